@@ -1,0 +1,319 @@
+"""The command line: a recipe by name, where things are, and single values to change.
+
+Imports of torch wait until a verb needs it, so that help is instant.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import NoReturn, TypeAlias
+
+OPTIONS = (
+    "--data",
+    "--out",
+    "--fresh",
+    "--dry-run",
+    "--weights",
+    "--which",
+    "--json",
+    "--device",
+    "--debug",
+    "--version",
+)
+STOPPED = {"Ctrl-C": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        choices = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choices:
+            known = re.findall(r"[\w-]+", choices[2])
+            close = get_close_matches(choices[1], known, n=1)
+            message = f"there is no {choices[1]!r}, " + (
+                f"did you mean {close[0]}" if close else f"choose {choices[2]}"
+            )
+        self.exit(2, f"fourstage: {message}; `{self.prog} --help` shows how\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = _Parser(prog="fourstage", description="Train, evaluate and compare four-stage vision backbones.")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    for add in (_models, _recipes, _train, _evaluate, _predict, _data, _doctor):
+        add(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 2 for what a user can get wrong, with one sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    args = _parse(arguments)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"fourstage {version('fourstage')}")
+        return 0
+    if args.verb is None:
+        parser().print_help()
+        return 0
+    try:
+        return args.run(args)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        print(f"fourstage: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfourstage: stopped", file=sys.stderr)
+        return STOPPED["Ctrl-C"]
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; words after an option may still be changes or images, which argparse alone does not allow."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    words = [word for word in rest if not word.startswith("-")]
+    for unknown in rest:
+        if unknown.startswith("-"):
+            close = get_close_matches(unknown.partition("=")[0], OPTIONS, n=1)
+            top.error(f"there is no option {unknown}" + (f", did you mean {close[0]}?" if close else ""))
+    for field in ("changes", "images"):
+        if hasattr(args, field):
+            getattr(args, field).extend(words)
+            return args
+    if words:
+        top.error(f"{words[0]!r} is not understood here")
+    return args
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _add(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=help, description=help)
+    verb.set_defaults(run=run)
+    return verb
+
+
+# ------------------------------------------------------------------------------------------------- models, recipes
+
+
+def _models(verbs: Verbs) -> None:
+    verb = _add(verbs, "models", _run_models, "names, parameters, MACs and published accuracy")
+    verb.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, such as 'swin*'")
+
+
+def _run_models(args: argparse.Namespace) -> int:
+    from fourstage.bench.count import model_rows
+
+    rows = model_rows(args.pattern)
+    if not rows:
+        raise ValueError(f"no model's name matches {args.pattern!r}; `fourstage models` lists all")
+    _table(["model", "M parameters", "G MACs", "image px", "published top-1 %"], rows)
+    return 0
+
+
+def _recipes(verbs: Verbs) -> None:
+    verb = _add(verbs, "recipes", _run_recipes, "every experiment that can be repeated by its name")
+    verb.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, such as '*_in1k'")
+
+
+def _run_recipes(args: argparse.Namespace) -> int:
+    from fourstage.recipe import list_recipes, resolve
+
+    names = list_recipes(args.pattern)
+    if not names:
+        raise ValueError(f"no recipe's name matches {args.pattern!r}; `fourstage recipes` lists all")
+    rows = []
+    for name in names:
+        recipe = resolve(name).recipe
+        expect = ", ".join(f"{metric} {value:g}" for metric, value in recipe.expect.items()) or "-"
+        rows.append([name, recipe.task, recipe.model, recipe.optimisation.length, expect])
+    _table(["recipe", "task", "model", "length", "published"], rows)
+    return 0
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    width = None if console.is_terminal else 200  # a pipe has no width: cut nothing off
+    console.print(table, width=width, crop=console.is_terminal)
+
+
+# -------------------------------------------------------------------------------------- train, evaluate, predict
+
+
+def _changes(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "changes", nargs="*", default=[], metavar="KEY=VALUE", help="values that differ from the recipe's"
+    )
+
+
+def _train(verbs: Verbs) -> None:
+    verb = _add(verbs, "train", _run_train, "train by a recipe; continues by itself where the run folder stands")
+    verb.add_argument("recipe", metavar="RECIPE", help="a name from `fourstage recipes`, or your own FILE.yaml")
+    verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: the recipe's")
+    verb.add_argument("--out", metavar="RUN", help="folder of the run; default: runs/<recipe>")
+    verb.add_argument("--fresh", action="store_true", help="set an earlier run in that folder aside, and start anew")
+    verb.add_argument("--dry-run", action="store_true", help="check and build everything, and write nothing")
+    _changes(verb)
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from fourstage.run import train
+
+    changes = _only_changes(args.changes)
+    done = train(args.recipe, data=args.data, out=args.out, changes=changes, fresh=args.fresh, dry_run=args.dry_run)
+    if args.dry_run:
+        return 0
+    if done.stopped_by is not None:
+        where = f"step {done.step} of {done.total}"
+        print(
+            f"Stopped by {done.stopped_by} at {where}; saved {done.folder}/checkpoints/last.pt. The same command continues."
+        )
+        return STOPPED[done.stopped_by]
+    metrics = "  ".join(f"{name} {value:.2f}" for name, value in (done.metrics or {}).items())
+    if done.already_finished:
+        print(f"{done.folder} is finished: {metrics}. Add --fresh to start another, or choose another --out.")
+    else:
+        print(
+            f"Finished: {metrics}  (best checkpoint, {done.folder}/checkpoints/best.pt)\n"
+            f"Report: {done.folder}/report.html"
+        )
+    return 0
+
+
+def _evaluate(verbs: Verbs) -> None:
+    verb = _add(verbs, "evaluate", _run_evaluate, "score a checkpoint on the validation split")
+    verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe's name or FILE.yaml, or the folder of a run")
+    verb.add_argument("--weights", metavar="FILE", help="the checkpoint; default: the best one of the run")
+    verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
+    verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: the recipe's")
+    verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    _changes(verb)
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    from fourstage.run import evaluate
+
+    found = evaluate(
+        args.recipe,
+        weights=args.weights,
+        data=args.data,
+        changes=_only_changes(args.changes),
+        which=args.which,
+        show=not args.json,
+    )
+    if args.json:
+        import json
+
+        print(json.dumps({"metrics": found.metrics, "expect": found.expect, "images": found.images}))
+        return 0
+    rows = [
+        [name, f"{value:.2f}", f"{found.expect[name]:.2f}" if name in found.expect else "-"]
+        for name, value in found.metrics.items()
+    ]
+    _table(["metric", "measured", "published"], rows)
+    print(f"{found.images} images")
+    return 0
+
+
+def _predict(verbs: Verbs) -> None:
+    verb = _add(verbs, "predict", _run_predict, "what a trained network sees in your images")
+    verb.add_argument("source", metavar="RUN|MODEL", help="a run's folder or checkpoint, or a model's name")
+    verb.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    verb.add_argument("--weights", metavar="FILE", help="the checkpoint, where a model is named")
+    verb.add_argument(
+        "--out", metavar="DIR", default="predictions", help="folder of the pictures; default: predictions"
+    )
+    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    from fourstage.run import predict
+
+    found = predict(
+        args.source, args.images, weights=args.weights, out=args.out, device=args.device, show=not args.json
+    )
+    if args.json:
+        import json
+
+        content = [
+            {
+                "image": str(one.image),
+                "picture": str(one.picture),
+                "top": [{"class": name, "probability": probability} for name, probability in one.top],
+            }
+            for one in found
+        ]
+        print(json.dumps(content, indent=2))
+        return 0
+    for one in found:
+        best = "   ".join(f"{name} {probability:.1%}" for name, probability in one.top)
+        print(f"{one.image}: {best}")
+    print(f"{len(found)} pictures in {args.out}")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- data, doctor
+
+
+def _data(verbs: Verbs) -> None:
+    data = verbs.add_parser("data", help="look after data sets", description="look after data sets")
+    data.set_defaults(run=lambda args: data.print_help() or 0)
+    inner = data.add_subparsers(dest="data_verb", metavar="VERB", parser_class=_Parser)
+    check = _add(inner, "check", _run_data_check, "read a data set and say what is wrong with it")
+    check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
+
+
+def _run_data_check(args: argparse.Namespace) -> int:
+    from fourstage.data.check import check, render
+    from fourstage.engine.log import Bar
+
+    with Bar("checking", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.resize(total)
+            bar.update(done)
+
+        findings, summary = check(args.path, progress=progress)
+    print(render(findings, summary))
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
+
+
+def _doctor(verbs: Verbs) -> None:
+    _add(verbs, "doctor", _run_doctor, "versions, devices, what would not work here and what mends it")
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from fourstage.doctor import examine
+
+    lines, healthy = examine()
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
+
+def _only_changes(words: Sequence[str]) -> list[str]:
+    """KEY=VALUE words; anything else was meant for somewhere else."""
+    for word in words:
+        if "=" not in word:
+            close = get_close_matches(word, OPTIONS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "a change is written key=value"
+            raise ValueError(f"{word!r} is not understood here; {hint}")
+    return list(words)

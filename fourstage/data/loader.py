@@ -1,0 +1,204 @@
+"""Batches whose content is a function of the step: nothing about the position is ever saved.
+
+Every random draw is keyed by its place (seed, epoch, index), so the same step gives the same batch whichever process
+loads it, with any number of workers, on the first try or after a restart.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
+
+ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
+
+
+def seed_everything(*key: int) -> None:
+    """Set every global generator that a transform may draw from, by a key of whole numbers."""
+    a, b = np.random.SeedSequence(key).generate_state(2, np.uint32).tolist()
+    random.seed((a << 32) | b)
+    np.random.seed(a)  # noqa: NPY002 - the generator that timm's policies draw from
+    torch.manual_seed((a << 31) ^ b)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
+    """The order of a data set in one epoch: (length,) int64, every index once."""
+    key = np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0]
+    return torch.randperm(length, generator=torch.Generator().manual_seed(int(key) >> 1))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Which samples make up each part of each step, for one process among several.
+
+    An epoch has `length // batch_size` steps; what is left over is seen in another epoch. The images of a step are the
+    same at any number of processes and accumulated parts that `batch_size` divides into.
+
+    Args:
+        batch_size: images per step, of all processes and parts together.
+    """
+
+    length: int
+    batch_size: int
+    seed: int = 0
+    accumulation: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.accumulation * self.ranks):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split evenly over {self.ranks} processes with "
+                f"accumulation={self.accumulation}; choose a multiple of {self.accumulation * self.ranks}"
+            )
+        if self.length < self.batch_size:
+            raise ValueError(
+                f"the training data has {self.length} images, fewer than one batch of {self.batch_size}; add "
+                f"batch_size={self._largest()} to the command"
+            )
+
+    def _largest(self) -> int:
+        unit = 2 * self.accumulation * self.ranks
+        return max(unit, self.length // 4 // unit * unit)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.length // self.batch_size
+
+    def part(self, step: int, part: int) -> "Request":
+        """What this process loads for one part of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.batch_size // (self.accumulation * self.ranks)
+        start = place * self.batch_size + (part * self.ranks + self.rank) * size
+        indices = epoch_order(self.seed, epoch, self.length)[start : start + size].tolist()
+        return Request((self.seed, epoch), tuple(indices), (self.seed, step, part, self.rank))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to load: indices, and the keys of its random draws (None: nothing is random)."""
+
+    sample_key: tuple[int, ...] | None
+    indices: tuple[int, ...]
+    mix_key: tuple[int, ...] | None = None
+
+
+class _Fetch(TorchDataset["Batch | BadImage"]):
+    """Turns requests into batches, in whichever process asks."""
+
+    def __init__(
+        self, dataset: Dataset, transform: Callable[[Sample], Sample], mix: Callable[[Batch], Batch] | None
+    ) -> None:
+        self.dataset, self.transform, self.mix = dataset, transform, mix
+
+    def __getitem__(self, request: Request) -> Batch | BadImage:
+        """A bad image is returned, not raised: an exception does not pass whole from a worker to the main process."""
+        try:
+            batch = collate([self._one(request.sample_key, index) for index in request.indices])
+        except BadImage as error:
+            return error
+        if self.mix and request.mix_key is not None:
+            seed_everything(MIX, *request.mix_key)
+            batch = self.mix(batch)
+        return batch
+
+    def _one(self, key: tuple[int, ...] | None, index: int) -> Sample:
+        sample = self.dataset.sample(index)
+        if key is not None:
+            seed_everything(SAMPLE, *key, index)
+        return self.transform(sample)
+
+
+def train_batches(
+    dataset: Dataset,
+    plan: TrainPlan,
+    transform: Callable[[Sample], Sample],
+    *,
+    first_step: int,
+    last_step: int,
+    mix: Callable[[Batch], Batch] | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[Batch]]:
+    """The batches of steps `first_step` to `last_step` - 1: for each step a list, one batch per accumulated part."""
+    order = (plan.part(step, part) for step in range(first_step, last_step) for part in range(plan.accumulation))
+    loader = _loader(_Fetch(dataset, transform, mix), order, workers, pin_memory)
+    parts: list[Batch] = []
+    for batch in loader:
+        parts.append(_good(batch))
+        if len(parts) == plan.accumulation:
+            yield parts
+            parts = []
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    transform: Callable[[Sample], Sample],
+    *,
+    batch_size: int,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This process's share of a data set, every sample in exactly one process."""
+    mine = range(rank, len(dataset), ranks)
+    order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
+    for batch in _loader(_Fetch(dataset, transform, None), iter(order), workers, pin_memory):
+        yield _good(batch)
+
+
+def _good(batch: Batch | BadImage) -> Batch:
+    if isinstance(batch, BadImage):
+        raise batch
+    return batch
+
+
+def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> DataLoader[Batch | BadImage]:
+    workers = min(workers, _cores())
+    return DataLoader(
+        fetch,
+        batch_size=None,
+        sampler=_Once(order),
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _cores() -> int:
+    """Processors that this process may use; more loader workers than that only get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class _Once:
+    """An iterator in the shape that torch's loader asks of a sampler."""
+
+    def __init__(self, order: Iterator[Request]) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.order
+
+
+def _start_worker(worker: int) -> None:
+    """Leave it to the main process to decide what Ctrl-C and SIGTERM mean; one thread a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

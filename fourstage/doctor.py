@@ -1,0 +1,86 @@
+"""`fourstage doctor`: what is installed, what would not work here, and the sentence that mends it."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+NEEDED = {
+    "core": ("torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "pydantic", "pyyaml", "rich"),
+    "train": ("timm", "scipy", "opencv-python-headless", "faster-coco-eval", "tensorboard", "matplotlib", "pillow"),
+    "demo": ("scikit-learn", "scikit-image"),
+}
+PURPOSE = {"core": "anything", "train": "training and evaluating", "demo": "the embedded data (--data digits)"}
+SMALL_SHARED_MEMORY = 256 * 2**20  # bytes; loader workers pass batches through it
+
+
+def examine() -> tuple[list[str], bool]:
+    """What there is to say, and whether nothing is wrong."""
+    wrong = [*_packages_missing(), *_pair(), *_shared_memory()]
+    lines = [f"fourstage {version('fourstage')}, Python {platform.python_version()}, {platform.platform()}"]
+    lines += [
+        f"{extra}: " + ", ".join(f"{name} {_version(name) or '-'}" for name in names) for extra, names in NEEDED.items()
+    ]
+    lines += _devices()
+    return lines + (
+        [f"! {sentence}" for sentence in wrong] or ["Everything that this machine needs is here."]
+    ), not wrong
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _packages_missing() -> list[str]:
+    out = []
+    for extra, names in NEEDED.items():
+        missing = [name for name in names if _version(name) is None]
+        if missing:
+            install = "pip install fourstage" if extra == "core" else f'pip install "fourstage[{extra}]"'
+            out.append(f"{', '.join(missing)} missing, needed for {PURPOSE[extra]}: {install}")
+    return out
+
+
+def _pair() -> list[str]:
+    """Torch and torchvision are built for each other."""
+    if find_spec("torch") is None or find_spec("torchvision") is None:
+        return []
+    try:
+        import torchvision
+
+        assert callable(torchvision.ops.nms)
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        return [f"torch and torchvision do not fit each other ({reason}): install both from one index in one command"]
+    return []
+
+
+def _shared_memory() -> list[str]:
+    if not Path("/dev/shm").is_dir():
+        return []
+    free = shutil.disk_usage("/dev/shm").free
+    if free >= SMALL_SHARED_MEMORY:
+        return []
+    return [
+        f"/dev/shm has {free / 2**20:.0f} MiB, too little for loader workers: give the container --shm-size=2g, or"
+        f" train with workers=0"
+    ]
+
+
+def _devices() -> list[str]:
+    if find_spec("torch") is None:
+        return []
+    import torch
+
+    lines = [f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    if not torch.cuda.is_available():
+        return [*lines, "GPU: none that torch sees; device=auto trains on the CPU"]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    return lines

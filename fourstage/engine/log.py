@@ -1,0 +1,162 @@
+"""What a run says while it works: lines for programs, curves for TensorBoard, a progress bar for a person."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+
+class RunLog:
+    """`log.jsonl` and TensorBoard's files in a run folder.
+
+    `position` is how far the log was written when a state was saved; a run that continues from that state first cuts
+    the log there, so that no step is told twice.
+    """
+
+    def __init__(self, folder: Path, position: int = 0, step: int = 0) -> None:
+        path = folder / "log.jsonl"
+        path.touch()
+        os.truncate(path, min(position, path.stat().st_size))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; its numbers also go to TensorBoard."""
+        self._file.write(json.dumps(_finite(line)) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _numbers(line):
+                self._board.add_scalar(name, value, line["step"])
+
+    def position(self) -> int:
+        """Bytes written so far, all of them safe on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """TensorBoard's writer, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
+    """("train/loss_class", 1.2) and the like."""
+    kind = line["kind"] if "which" not in line else f"{line['kind']}-{line['which']}"
+    flat = {**line, **line.get("losses", {}), **line.get("metrics", {}), **line.get("timing", {})}
+    skipped = ("step", "epoch", "kind", "which")
+    return [
+        (f"{kind}/{key}", value) for key, value in flat.items() if isinstance(value, float | int) and key not in skipped
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """The value with infinities and NaN as text, which JSON does not have as numbers."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Bar:
+    """A progress bar with time left and a free text; plain lines now and then where nobody watches a terminal."""
+
+    def __init__(self, what: str, total: int, done: int = 0, *, show: bool = True, every: float = 10.0) -> None:
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self._show, self._every, self._started, self._said = show, every, time.monotonic(), time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        console = Console(stderr=True)
+        if self._show and console.is_terminal:
+            columns: list[ProgressColumn] = [
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                _Done(),
+                _Left(self),
+            ]
+            columns.append(TextColumn("{task.fields[note]}", style="dim"))
+            self._progress = Progress(*columns, console=console, expand=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self.what, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of the total are through."""
+        self.done = done
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
+            self._said = time.monotonic()
+            print(f"{self.what} {done}/{self.total}  {self.left()} left  {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def resize(self, total: int) -> None:
+        """Learn late how much there is to do."""
+        self.total = total
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+    def left(self) -> str:
+        """Time left at the pace so far, as 1:02:03."""
+        through = self.done - self.first
+        if not through:
+            return "-:--"
+        return clock((time.monotonic() - self._started) / through * (self.total - self.done))
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self._show:
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """3723 as 1:02:03, 62 as 1:02."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class _Done(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
+
+
+class _Left(ProgressColumn):
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self.bar.left()} left")

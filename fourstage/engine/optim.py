@@ -1,0 +1,56 @@
+"""Parameter groups and optimisers."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+
+def param_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    spared: Callable[[str, nn.Parameter], bool],
+    lr_multipliers: Mapping[str, float] | None = None,
+) -> list[dict]:
+    """Group parameters by weight decay and rate.
+
+    Args:
+        spared: whether a parameter is never decayed.
+        lr_multipliers: beginning of a name -> factor on the rate; the longest beginning that fits wins.
+
+    Returns:
+        Groups for an optimiser. `lr_scale` is the factor on the schedule's rate; `names` lists who is in the group.
+    """
+    multipliers = sorted((lr_multipliers or {}).items(), key=lambda item: -len(item[0]))
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if spared(name, parameter) else weight_decay
+        scale = next((factor for beginning, factor in multipliers if name.startswith(beginning)), 1.0)
+        group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def norm_or_bias(name: str, parameter: nn.Parameter) -> bool:
+    """What nearly every recipe spares from decay: vectors, which are gains and biases."""
+    return parameter.ndim <= 1 or name.endswith(".bias")
+
+
+def build_optimizer(
+    groups: list[dict], *, name: str, lr: float, betas: tuple[float, float], eps: float, momentum: float
+) -> Optimizer:
+    """The optimiser of a recipe, in torch's fused form: one kernel for all parameters, on CPU as on GPU."""
+    if name == "adamw":
+        return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    assert name == "sgd", name
+    return SGD(groups, lr=lr, momentum=momentum, fused=True)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group the rate times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,0 +1,273 @@
+"""Names, files and `key=value` changes to one checked recipe. Each mistake is answered in a sentence.
+
+A recipe is a mapping. It may name a `base` whose values it inherits; named recipes live in `fourstage/recipes/*.yaml`,
+a user's own in any YAML file.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fourstage.recipe.schema import TASKS, Recipe
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with where it came from."""
+
+    recipe: Recipe
+    source: str  # the name or the file that was asked for
+    changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value of the named recipe, value here)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where yaml keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"the key {twice[0]!r} is given twice, near line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """One YAML mapping. Raises ValueError with the place of the first mistake."""
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{where} must hold keys and values, such as 'base: digits_visformer'; it holds {content!r:.60}"
+        )
+    return content
+
+
+@cache
+def named_recipes() -> dict[str, dict[str, Any]]:
+    """Every recipe of the package as written, by name; those that begin with an underscore are only bases."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(files("fourstage.recipes").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            for name, values in read_yaml(file.read_text(encoding="utf-8"), file.name).items():
+                assert name not in found, f"two recipes are called {name}"
+                found[name] = values
+    return found
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Names that match a wildcard, sorted."""
+    return sorted(name for name in named_recipes() if not name.startswith("_") and fnmatchcase(name, pattern))
+
+
+def resolve(source: str | Path, changes: Iterable[str] = ()) -> Resolved:
+    """The recipe of a name or a YAML file, with `key=value` changes.
+
+    Raises:
+        ValueError: an unknown name, key or value, with the nearest right one.
+        FileNotFoundError: `source` ends in .yaml and is not there.
+    """
+    values, name = _written(str(source))
+    plain = _validated({**values, "name": name})
+    wanted = dict(_parse_change(change, type(plain)) for change in changes)
+    changed = _deep_copy(values)
+    for key, value in wanted.items():
+        _put(changed, key.split("."), value)
+    _follow_batch_size(plain, changed, wanted)
+    recipe = _validated({**changed, "name": name})
+    return Resolved(recipe, str(source), difference(plain, recipe))
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> Resolved:
+    """A recipe that a run has stored in full."""
+    try:
+        return Resolved(_validated(dict(values)), where)
+    except ValueError as error:
+        raise ValueError(f"{where} is not a recipe of this version: {error}") from None
+
+
+def difference(a: Recipe, b: Recipe, ignore: frozenset[str] = frozenset({"name"})) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values."""
+    flat_a, flat_b = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
+    keys = [key for key in {**flat_a, **flat_b} if key.split(".")[0] not in ignore]
+    return {key: (flat_a.get(key), flat_b.get(key)) for key in keys if flat_a.get(key) != flat_b.get(key)}
+
+
+def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{before}{key}.")
+        else:
+            out[f"{before}{key}"] = value
+    return out
+
+
+def _written(source: str) -> tuple[dict[str, Any], str]:
+    """The values of a recipe with those of its bases below them, and its name."""
+    if source.endswith((".yaml", ".yml")):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
+        values = _with_files(read_yaml(path.read_text(encoding="utf-8"), source), path.parent)
+        return _inherit(values, source, ()), str(values.get("name", path.stem))
+    return _inherit(_named(source), source, (source,)), source
+
+
+def _named(name: str) -> dict[str, Any]:
+    recipes = named_recipes()
+    if name not in recipes:
+        close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
+        raise ValueError(
+            f"no recipe is called {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
+            f"file of your own ends in .yaml"
+        )
+    return recipes[name]
+
+
+def _inherit(values: Mapping[str, Any], where: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    own = {key: value for key, value in values.items() if key not in ("base", "name")}
+    base = values.get("base")
+    if base is None:
+        return own
+    if base in seen:
+        raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} lead back to where they began")
+    return _merge(_inherit(_named(str(base)), str(base), (*seen, str(base))), own)
+
+
+def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files that a recipe file names lie beside it."""
+    if isinstance(values.get("imports"), list):
+        values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
+    return values
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[path[-1]] = value
+
+
+def _follow_batch_size(plain: Recipe, changed: dict[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Scale the rates that the source scales with the batch size, unless the user set them too."""
+    optimisation = plain.optimisation
+    if "optimisation.batch_size" not in wanted or optimisation.lr_scaling == "none":
+        return
+    names = ("lr",) if optimisation.lr_scaling == "peak" else ("lr", "warmup_lr", "min_lr")
+    try:
+        factor = float(wanted["optimisation.batch_size"]) / optimisation.batch_size
+    except (TypeError, ValueError):
+        return  # validation says what is wrong with it
+    for name in names:
+        if f"optimisation.{name}" not in wanted:
+            changed["optimisation"][name] = getattr(optimisation, name) * factor
+
+
+def _parse_change(text: str, schema: type[BaseModel]) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{text!r} is not a change; write key=value, such as optimisation.lr=1e-3")
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        raise ValueError(f"the value of {key} cannot be read: {value!r}; quote it for the shell") from None
+    return _full_key(key.strip(), schema), parsed
+
+
+def _full_key(key: str, schema: type[BaseModel]) -> str:
+    """`lr` as `optimisation.lr`: a last name that only one section has needs no section."""
+    keys = known_keys(schema)
+    first = key.partition(".")[0]
+    if key in keys or (first in keys and "." in key and keys[first] is dict):
+        return key
+    if "." in key and key.rpartition(".")[0] in keys and keys[key.rpartition(".")[0]] is dict:
+        return key
+    ends = [known for known in keys if known.endswith("." + key)]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ValueError(f"{key!r} could be {' or '.join(ends)}; write one of them in full")
+    raise ValueError(_unknown(key, schema))
+
+
+def _unknown(key: str, schema: type[BaseModel]) -> str:
+    keys = sorted(known_keys(schema))
+    close = get_close_matches(key, keys, n=2, cutoff=0.5)
+    close = close or [
+        k for k in keys if k.rpartition(".")[2] in get_close_matches(key, [k.rpartition(".")[2] for k in keys])
+    ]
+    hint = f"did you mean {' or '.join(close[:2])}?" if close else f"there are {', '.join(keys[:12])}, ..."
+    return f"a {schema.__name__.lower()} recipe has no key {key!r}; {hint}"
+
+
+def known_keys(schema: type[BaseModel], before: str = "") -> dict[str, Any]:
+    """Dotted keys of a schema; the value is `dict` where any further key may follow."""
+    out: dict[str, Any] = {}
+    for name, info in schema.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            out |= known_keys(kind, f"{before}{name}.")
+        else:
+            out[before + name] = dict if getattr(kind, "__origin__", kind) is dict else kind
+    return out
+
+
+def _validated(values: dict[str, Any]) -> Recipe:
+    task = values.get("task", "classification")
+    if task not in TASKS:
+        close = get_close_matches(str(task), TASKS) or list(TASKS)
+        raise ValueError(f"no task is called {task!r}; did you mean {' or '.join(close)}?")
+    schema = TASKS[task]
+    try:
+        return schema.model_validate(values)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise ValueError(_sentence(error, schema)) from None
+
+
+def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
+    """The first thing wrong, in words; how many more there are."""
+    first, *others = error.errors()
+    context = first.get("ctx", {})
+    key = ".".join(str(part) for part in first["loc"])
+    given, kind = first["input"], first["type"]
+    if kind == "extra_forbidden":
+        text = _unknown(key, schema)
+    elif kind == "missing":
+        text = f"the recipe lacks {key}; add {key}=... or a base that has it"
+    elif kind == "value_error":
+        text = f"{key + ': ' if key else ''}{context['error']}"
+    elif kind == "literal_error":
+        close = get_close_matches(str(given), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        text = f"{key} must be {context['expected']}; got {given!r}" + (
+            f", did you mean {close[0]!r}?" if close else ""
+        )
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {given!r}"
+    return text + (f" (and {len(others)} more)" if others else "")

@@ -1,0 +1,157 @@
+"""What a recipe may hold, by task. Every value that can change a reported number stands here, with its unit."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _check_length(text: object) -> object:
+    if not isinstance(text, str) or not re.fullmatch(r"\d+(\.\d+)?ep|\d+it", text):
+        raise ValueError(f"a length is epochs such as '300ep' or optimiser steps such as '160000it'; got {text!r}")
+    return text
+
+
+Length = Annotated[str, BeforeValidator(_check_length)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def steps(length: str, steps_per_epoch: int) -> int:
+    """Optimiser steps in a length: "2ep" is twice `steps_per_epoch`, "160000it" is 160,000."""
+    value, unit = float(length[:-2]), length[-2:]
+    return round(value * steps_per_epoch) if unit == "ep" else int(value)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Optimisation(_Section):
+    """One update after another."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    batch_size: int = Field(gt=0)  # images per update, all devices and accumulated parts together
+    accumulation: int = Field(default=1, gt=0)  # parts that a device works through before it updates
+    length: Length  # the whole training
+    lr: float = Field(gt=0)  # the peak, at this batch_size
+    lr_scaling: Literal["none", "peak", "all"] = "none"  # which rates follow when a run changes batch_size
+    schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
+    warmup: Length = "0it"  # linear, from warmup_lr; the schedule spans what is left
+    warmup_lr: float = Field(default=0.0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    milestones: tuple[Length, ...] = ()  # of schedule "step"
+    gamma: float = Field(default=0.1, gt=0)  # factor at each milestone
+    power: float = Field(default=1.0, gt=0)  # of schedule "poly"
+    weight_decay: float = Field(default=0.05, ge=0)
+    decay_norms_and_biases: bool = False  # True where a source decays every parameter
+    no_decay: tuple[str, ...] = ()  # parts of parameter names that are spared, beside those the network names itself
+    lr_multipliers: dict[str, float] = {}  # beginning of a parameter name -> factor on the rate; the longest wins
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
+    grad_clip: float | None = Field(default=None, gt=0)  # global L2 norm
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Optimisation":
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split into accumulation={self.accumulation} equal parts; "
+                f"choose a multiple"
+            )
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule=step needs milestones, such as milestones=[8ep,11ep]")
+        if self.schedule != "step" and self.milestones:
+            raise ValueError(f"milestones belong to schedule=step, and the schedule is {self.schedule}")
+        if self.min_lr > self.lr or self.warmup_lr > self.lr:
+            raise ValueError(f"min_lr and warmup_lr lie below the peak lr={self.lr}")
+        return self
+
+
+class Augmentation(_Section):
+    """What happens to a training image; names and meaning are timm's."""
+
+    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a share of the image
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: Fraction = 0.5
+    color_jitter: float = Field(default=0.4, ge=0)  # without effect beside auto_augment
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    reprob: Fraction = 0.25
+    remode: Literal["pixel", "rand", "const"] = "pixel"
+    recount: int = Field(default=1, gt=0)
+    mixup: float = Field(default=0.8, ge=0)
+    cutmix: float = Field(default=1.0, ge=0)
+    mixup_prob: Fraction = 1.0
+    mixup_switch_prob: Fraction = 0.5
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @property
+    def mixes(self) -> bool:
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+
+class Evaluation(_Section):
+    """How a validation image reaches the network."""
+
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_mode: Literal["center", "squash"] = "center"
+
+
+class _Recipe(_Section):
+    """What every task has."""
+
+    name: str
+    imports: tuple[str, ...] = ()  # a user's own Python files, run before the model is built
+    data: str | None = None  # used where no --data is given
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    loss_scale: float = Field(default=65536.0, gt=0)  # the first one, of float16
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False  # only GPU kernels that give the same bits twice; on CPU they always do
+    workers: int = Field(default=2, ge=0)  # loader processes; without effect on any number
+    ema: float | None = Field(default=None, gt=0, lt=1)  # decay per update; the average is evaluated beside the model
+    optimisation: Optimisation
+    evaluate_every: Length = "1ep"
+    evaluation_batch_size: int | None = Field(default=None, gt=0)  # None: that of one training part
+    checkpoint_every: Length = "1ep"
+    log_every: int = Field(default=50, gt=0)  # updates per line of log.jsonl
+    skip_bad_images: bool = False
+    weights: str | None = None  # a checkpoint to start from
+    reconstructed: bool = False  # True where the source publishes a number but no configuration
+
+
+class Classification(_Recipe):
+    """Image classification."""
+
+    task: Literal["classification"] = "classification"
+    model: str
+    model_args: dict[str, Any] = {}
+    num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
+    image_size: int = Field(default=224, ge=32)  # pixels, square
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    augmentation: Augmentation = Augmentation()
+    evaluation: Evaluation = Evaluation()
+    expect: dict[Literal["top1", "top5"], float] = {}  # per cent, as published
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Classification":
+        part = self.optimisation.batch_size // self.optimisation.accumulation
+        if self.augmentation.mixes and part % 2:
+            raise ValueError(
+                f"mixing pairs images, and a part of the batch has {part}; choose an even batch_size, or turn mixing "
+                f"off with augmentation.mixup=0 augmentation.cutmix=0"
+            )
+        if not all(self.std):
+            raise ValueError("std divides the pixels, so none of its three numbers may be zero")
+        return self
+
+
+TASKS: dict[str, type[_Recipe]] = {"classification": Classification}
+Recipe = Classification  # a union, as tasks join
+
+# Values that change no number of a run: it may be continued with others.
+FREE = frozenset({"name", "workers", "checkpoint_every", "device"})

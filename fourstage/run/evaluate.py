@@ -1,0 +1,178 @@
+"""`fourstage evaluate`, and the evaluations during and after a training."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fourstage.api import load_checkpoint
+from fourstage.data.loader import evaluation_batches
+from fourstage.data.sample import Dataset
+from fourstage.engine.devices import Ranks, join, leave
+from fourstage.engine.log import Bar
+from fourstage.engine.loop import Training
+from fourstage.engine.state import load_state, write_text, write_whole
+from fourstage.engine.stop import StopWish
+from fourstage.engine.task import Record, Task
+from fourstage.recipe import Recipe, resolve
+from fourstage.run import build
+from fourstage.run.folder import RunFolder
+from fourstage.tasks.classification import Classification
+
+SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    expect: dict[str, float]  # the published numbers, where the recipe has them
+    tables: dict[str, Any]
+    records: Mapping[str, Record]
+    images: int
+
+
+class Evaluator:
+    """Predicts every validation sample, each in one process, and scores the records of all."""
+
+    def __init__(self, recipe: Recipe, val: Dataset, ranks: Ranks, device: torch.device) -> None:
+        self.recipe, self.val, self.ranks, self.device = recipe, val, ranks, device
+        self.batch_size = recipe.evaluation_batch_size or max(
+            1, recipe.optimisation.batch_size // recipe.optimisation.accumulation // ranks.size
+        )
+
+    def records(self, task: Task, wish: StopWish | None = None, bar: Bar | None = None) -> dict[str, Record] | None:
+        """All records, on every rank; None if a stop was wished for meanwhile."""
+        records: dict[str, Record] = {}
+        batches = evaluation_batches(
+            self.val,
+            build.transforms(self.recipe)[1],
+            batch_size=self.batch_size,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            workers=self.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in batches:
+            if wish is not None and wish.name is not None and self.ranks.size == 1:
+                return None
+            with build.autocast(self.recipe, self.device):
+                records |= task.predict(batch.to(self.device))
+            if bar is not None:
+                bar.update(min(len(records) * self.ranks.size, len(self.val)))
+        return self.ranks.gather(records)
+
+    def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
+        """What the loop asks for."""
+        assert isinstance(task, Classification)
+        records = self.records(task, wish)
+        return None if records is None else task.score(records)
+
+
+def evaluate(
+    recipe: str | Path,
+    *,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    changes: Iterable[str] = (),
+    which: str = "model",
+    show: bool = True,
+) -> Evaluated:
+    """Score a checkpoint on the validation split.
+
+    Args:
+        recipe: a run folder, a name from `list_recipes()`, or a YAML file.
+        weights: the checkpoint; default: the best one of the run.
+        data: folder of the data set; default: what the recipe names.
+        which: "model", or "ema" for the averaged weights of a checkpoint that has both.
+    """
+    run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
+    source = Path(recipe) / "recipe.yaml" if run else recipe
+    resolved = resolve(source, [*changes, *([f"data={build.data_path(data)}"] if data is not None else [])])
+    if weights is None and run is None:
+        raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
+    weights = weights or (run.best if run else None)
+    assert weights is not None
+    ranks, device = join(resolved.recipe.device)
+    try:
+        build.run_imports(resolved.recipe)
+        val, _ = build.open_split(resolved.recipe, "val", show=show)
+        task = build.build_task(resolved.recipe, val.classes)
+        load_checkpoint(task.network, weights, which=which)
+        task = task.to(device).eval()
+        evaluator = Evaluator(resolved.recipe, val, ranks, device)
+        with Bar("evaluating", len(val), show=show and ranks.first) as bar:
+            records = evaluator.records(task, bar=bar)
+        assert records is not None
+        expect = {str(name): value for name, value in resolved.recipe.expect.items()}
+        return Evaluated(task.score(records), expect, task.tables(records), records, len(val))
+    finally:
+        leave()
+
+
+def finish(folder: RunFolder, evaluator: Evaluator, training: Training) -> dict[str, float]:
+    """Evaluate the best checkpoint of a finished training once more, and write what the report shows."""
+    from fourstage.report import write_report
+
+    state = load_state(folder.best)
+    task = training.task
+    assert isinstance(task, Classification)
+    task.load_state_dict(state["model"])
+    alone = Evaluator(evaluator.recipe, evaluator.val, Ranks(), evaluator.device)
+    records = alone.records(task.eval())
+    assert records is not None
+    metrics = task.score(records)
+    write_evaluation(folder.path, task, records, metrics, step=state["step"], which=state["which"])
+    write_samples(folder.path, evaluator.val, records)
+    write_report(folder.path)
+    return metrics
+
+
+def write_evaluation(
+    folder: Path,
+    task: Classification,
+    records: Mapping[str, Record],
+    metrics: dict[str, float],
+    *,
+    step: int,
+    which: str,
+) -> None:
+    """`evaluation.json` and `records.jsonl`."""
+    summary = {
+        "step": step,
+        "which": which,
+        "metrics": metrics,
+        "main_metric": task.main_metric,
+        "classes": list(task.classes),
+        "tables": task.tables(records),
+    }
+    write_text(folder / "evaluation.json", json.dumps(summary))
+    lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
+    write_text(folder / "records.jsonl", "".join(line + "\n" for line in lines))
+
+
+def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record]) -> None:
+    """Pictures of the most confident mistakes, and of right predictions drawn evenly over the data."""
+    from PIL import Image
+
+    index = {val.id(i): i for i in range(len(val))}
+    wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
+    wrong.sort(key=lambda id: -records[id]["top"][0][1])
+    right = [id for id in sorted(records) if records[id]["top"][0][0] == records[id]["truth"]]
+    chosen = wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
+    (folder / "samples").mkdir(exist_ok=True)
+    lines = []
+    for number, id in enumerate(chosen):
+        image = val.sample(index[id]).image
+        assert isinstance(image, np.ndarray)
+        picture = Image.fromarray(image)
+        picture.thumbnail((192, 192))
+        write_whole(folder / "samples" / f"{number:03}.png", lambda file, p=picture: p.save(file, "PNG"))
+        lines.append({"file": f"{number:03}.png", "id": id, **records[id]})
+    write_text(folder / "samples" / "index.json", json.dumps(lines))

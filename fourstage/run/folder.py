@@ -1,0 +1,146 @@
+"""The run folder: what stands where, who may write it, and what it was made from."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from fourstage.engine.state import load_state, write_text
+from fourstage.recipe import FREE, Recipe, Resolved, difference, from_mapping, read_yaml
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "faster-coco-eval")
+
+
+class RunFolder:
+    """A folder with one training in it.
+
+    Raises:
+        ValueError: the folder holds something else, or the training of a different recipe.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.pt"
+
+    def recipe(self) -> Recipe:
+        """The recipe that the folder was made from."""
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no recipe.yaml")
+        return from_mapping(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)).recipe
+
+    def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:
+        """Make the folder, or make sure that it holds this very recipe; take it for this process."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written ({error.strerror or error}); choose another --out") from None
+        if (self.path / "recipe.yaml").exists():
+            self.check_same(resolved.recipe)
+            return
+        changes = {"recipe": resolved.source, "changes": resolved.changes}
+        write_text(self.path / "changes.json", json.dumps(changes, indent=2))
+        write_text(self.path / "environment.json", json.dumps(environment, indent=2))
+        values = resolved.recipe.model_dump(mode="json")
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Raise ValueError, with the first differences, unless the folder holds this recipe."""
+        differs = difference(self.recipe(), recipe, ignore=FREE)
+        if differs:
+            shown = ", ".join(
+                f"{key} {_brief(a)} there and {_brief(b)} here" for key, (a, b) in list(differs.items())[:3]
+            )
+            more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+            raise ValueError(
+                f"{self.path} holds a run of another recipe ({shown}{more}); choose another --out, or add --fresh to "
+                f"set that run aside and start anew"
+            )
+
+    def state(self) -> dict[str, Any] | None:
+        """Where the training stands, or None before its first checkpoint."""
+        for leftover in self.checkpoints.glob(".*.partial"):
+            leftover.unlink(missing_ok=True)
+        return load_state(self.last) if self.last.is_file() else None
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder so that its name is free; None if there was nothing."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}-before-{number}")).exists():
+            number += 1
+        return self.path.rename(aside)
+
+    def check_usable(self) -> None:
+        """Raise ValueError if the folder is there and is not a run's."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; choose another --out")
+        if not self.path.is_dir() or (self.path / "recipe.yaml").exists():
+            return
+        if {entry.name for entry in self.path.iterdir()} - {"checkpoints", ".lock", "changes.json", "environment.json"}:
+            raise ValueError(f"{self.path} holds files that are not a run's; choose another --out")
+
+    def _take(self) -> None:
+        """Hold a lock while this process lives. It is one that loader workers do not inherit and keep."""
+        if os.name != "posix":
+            return
+        import fcntl
+
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another process is training in {self.path}; wait for it, or choose another --out"
+            ) from None
+
+
+def environment(device: torch.device, parameters: int) -> dict[str, Any]:
+    """What a number depends on beside the recipe."""
+    return {
+        "fourstage": version("fourstage"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["fourstage", *sys.argv[1:]]) if sys.argv[0].endswith("fourstage") else " ".join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "parameters": parameters,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

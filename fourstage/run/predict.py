@@ -1,0 +1,160 @@
+"""`fourstage predict`: what a trained network sees in a picture."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage.api import create_model, list_models, load_checkpoint
+from fourstage.data.images import is_image_name, read_image
+from fourstage.data.sample import Sample, collate
+from fourstage.engine.devices import choose_device
+from fourstage.engine.log import Bar
+from fourstage.engine.state import load_state, write_whole
+from fourstage.recipe import Classification as ClassificationRecipe
+from fourstage.recipe import Recipe, from_mapping
+from fourstage.run import build
+from fourstage.run.folder import RunFolder
+from fourstage.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, best first."""
+
+    image: Path
+    top: tuple[tuple[str, float], ...]  # class name, probability
+    picture: Path | None = None  # where it is drawn
+
+
+def predict(
+    source: str | Path,
+    images: Sequence[str | Path],
+    *,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    show: bool = True,
+) -> list[Prediction]:
+    """Classify pictures.
+
+    Args:
+        source: a run folder, a checkpoint of a run, or the name of a model, which needs `weights`.
+        images: files, or folders whose images are taken.
+        out: folder for one picture per image; None draws none.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing is predicted or written when one of the files is not an image.
+    """
+    files = _files(images)
+    where = choose_device(device)
+    recipe, task = _task(str(source), weights)
+    task = task.to(where).eval()
+    transform = build.transforms(recipe)[1]
+    pictures = _pictures_paths(files, Path(out)) if out is not None else [None] * len(files)
+    for file in files:
+        read_image(file)  # all of them, before anything is written
+    found: list[Prediction] = []
+    with Bar("predicting", len(files), show=show) as bar:
+        for file, picture in zip(files, pictures, strict=True):
+            image = read_image(file)
+            sample = Sample(str(file), image, (image.shape[0], image.shape[1]))
+            [record] = task.predict(collate([transform(sample)]).to(where)).values()
+            top = tuple((task.classes[c], p) for c, p in record["top"])
+            if picture is not None:
+                _draw(picture, image, top, file.name)
+            found.append(Prediction(file, top, picture))
+            bar.update(len(found))
+    return found
+
+
+def _files(images: Iterable[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for image in map(Path, images):
+        if image.is_dir():
+            inside = sorted(path for path in image.iterdir() if is_image_name(path.name))
+            if not inside:
+                raise ValueError(f"the folder {image} holds no images; name files, or a folder with .jpg or .png files")
+            files += inside
+        elif image.is_file():
+            files.append(image)
+        else:
+            raise FileNotFoundError(f"there is no image {image}; check the path")
+    return files
+
+
+def _task(source: str, weights: str | Path | None) -> tuple[Recipe, Classification]:
+    """The network that `source` means, with its weights and the recipe that says how images reach it."""
+    path = Path(source)
+    if path.is_dir():
+        return _from_checkpoint(Path(weights) if weights else RunFolder(path).best, RunFolder(path).recipe())
+    if path.is_file():
+        return _from_checkpoint(path, None)
+    if source not in list_models():
+        near = f"neither a run folder nor a checkpoint nor a model is called {source!r}"
+        raise ValueError(f"{near}; `fourstage models` lists the models, `ls runs` your runs")
+    if weights is None:
+        raise ValueError(f"{source} has no weights of its own here; add --weights FILE")
+    return _named(source, weights)
+
+
+def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, Classification]:
+    """A checkpoint that a run wrote says itself what it is."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; the run was stopped before its first evaluation")
+    state = load_state(path)
+    recipe = recipe or from_mapping(state["recipe"], str(path)).recipe
+    build.run_imports(recipe)
+    task = build.build_task(recipe, tuple(state["classes"]))
+    load_checkpoint(task.network, path)
+    return recipe, task
+
+
+def _named(model: str, weights: str | Path) -> tuple[Recipe, Classification]:
+    """A published network with published weights, at the size it was published for."""
+    network: Any = create_model(model, checkpoint_path=str(weights))
+    config = network.default_cfg
+    values = {
+        "name": model,
+        "model": model,
+        "image_size": config["input_size"][-1],
+        "mean": config["mean"],
+        "std": config["std"],
+        "evaluation": {"crop_pct": config["crop_pct"]},
+        "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},
+    }
+    recipe = ClassificationRecipe.model_validate(values)
+    return recipe, Classification(network, _class_names(network.num_classes))
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    """ImageNet's names where a network has ImageNet's classes, numbers elsewhere."""
+    if count != 1000:
+        return tuple(f"class {i}" for i in range(count))
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo().index_to_description(i) for i in range(count))
+
+
+def _pictures_paths(files: Sequence[Path], out: Path) -> list[Path]:
+    """A free name in `out` for each image; images of one name in different folders do not overwrite each other."""
+    paths: list[Path] = []
+    for file in files:
+        path, number = out / f"{file.stem}.png", 2
+        while path in paths:
+            path, number = out / f"{file.stem}-{number}.png", number + 1
+        paths.append(path)
+    return paths
+
+
+def _draw(path: Path, image: np.ndarray, top: Sequence[tuple[str, float]], title: str) -> None:
+    from fourstage.report.pictures import draw_prediction
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path.parent} cannot be made ({error.strerror}); choose another --out") from None
+    picture = draw_prediction(image, list(top), title)
+    write_whole(path, lambda file: picture.save(file, "PNG"))

@@ -1,0 +1,224 @@
+"""`fourstage train`: from a recipe to a run folder."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fourstage.data.loader import TrainPlan, train_batches
+from fourstage.data.sample import Batch
+from fourstage.engine.devices import Ranks, join, leave
+from fourstage.engine.log import Bar, RunLog
+from fourstage.engine.loop import Loop, Plan, Training, averaged
+from fourstage.engine.stop import StopWish
+from fourstage.recipe import Recipe, Resolved, resolve, steps
+from fourstage.run import build
+from fourstage.run.evaluate import Evaluator, finish
+from fourstage.run.folder import RunFolder, environment
+from fourstage.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended."""
+
+    folder: Path
+    step: int
+    total: int
+    stopped_by: str | None = None  # "Ctrl-C", "SIGTERM"; None: it reached its end
+    metrics: dict[str, float] | None = None  # of the best checkpoint, once finished
+    already_finished: bool = False
+
+
+def train(
+    recipe: str | Path,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    changes: Iterable[str] = (),
+    fresh: bool = False,
+    dry_run: bool = False,
+    show: bool = True,
+) -> Trained:
+    """Train by a recipe; continue where the run folder stands.
+
+    Args:
+        recipe: a name from `list_recipes()`, or a YAML file.
+        data: folder of the data set, or "digits"; default: what the recipe names.
+        out: the run folder; default: runs/<recipe>.
+        changes: `key=value` strings, such as "optimisation.lr=1e-3".
+        fresh: set an earlier run in `out` aside and start anew.
+        dry_run: check everything, build everything, load one batch, and write nothing.
+        show: progress on the screen.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
+    """
+    resolved = resolve(recipe, [*changes, *([f"data={build.data_path(data)}"] if data is not None else [])])
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.recipe.name)
+    folder.check_usable()
+    ranks, device = join(resolved.recipe.device)
+    try:
+        if fresh and not dry_run and ranks.first:
+            aside = folder.set_aside()
+            if aside and show:
+                print(f"The earlier run is now in {aside}.")
+        ranks.wait()
+        done = None if fresh else _finished(folder, resolved.recipe)
+        if done is not None:
+            return done
+        return _train(resolved, folder, ranks, device, dry_run=dry_run, show=show and ranks.first)
+    finally:
+        leave()
+
+
+def _finished(folder: RunFolder, recipe: Recipe) -> Trained | None:
+    """A run that has nothing left to do, found without building anything."""
+    if not folder.last.is_file() or not (folder.path / "recipe.yaml").is_file():
+        return None
+    folder.check_same(recipe)
+    state = folder.state()
+    if state is None or not state["finished"] or not (folder.path / "report.html").exists():
+        return None
+    return Trained(
+        folder.path, state["step"], state["step"], metrics=state["best"].get("metrics"), already_finished=True
+    )
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Everything that stands before the first step."""
+
+    resolved: Resolved
+    splits: build.Splits
+    order: TrainPlan
+    ranks: Ranks
+    device: torch.device
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+    @property
+    def plan(self) -> Plan:
+        recipe, per_epoch = self.recipe, self.order.steps_per_epoch
+        return Plan(
+            total=max(1, steps(recipe.optimisation.length, per_epoch)),
+            steps_per_epoch=per_epoch,
+            evaluate_every=max(1, steps(recipe.evaluate_every, per_epoch)),
+            checkpoint_every=max(1, steps(recipe.checkpoint_every, per_epoch)),
+            log_every=recipe.log_every,
+        )
+
+    def batches(self, first: int, last: int) -> Iterator[list[Batch]]:
+        return train_batches(
+            self.splits.train,
+            self.order,
+            build.transforms(self.recipe)[0],
+            first_step=first,
+            last_step=last,
+            mix=build.mixer(self.recipe, len(self.splits.train.classes)),
+            workers=self.recipe.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def training(self, task: Classification) -> Training:
+        recipe = self.recipe
+        task = task.to(self.device)
+        if recipe.channels_last:
+            task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        fp16 = recipe.precision == "float16"
+        scaler = torch.amp.GradScaler(self.device.type, init_scale=recipe.loss_scale, enabled=fp16)
+        return Training(task, build.optimizer(task, recipe), scaler, averaged(task, recipe.ema))
+
+
+def _train(
+    resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, dry_run: bool, show: bool
+) -> Trained:
+    recipe = resolved.recipe
+    build.set_numerics(recipe, device)
+    build.run_imports(recipe)
+    splits = build.open_splits(recipe, show=show)
+    order = TrainPlan(
+        length=len(splits.train),
+        batch_size=recipe.optimisation.batch_size,
+        seed=recipe.seed,
+        accumulation=recipe.optimisation.accumulation,
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
+    setup = _Setup(resolved, splits, order, ranks, device)
+    task = build.build_task(recipe, splits.train.classes)
+    loaded = build.start_weights(task, recipe)
+    if show:
+        print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
+    if dry_run:
+        next(setup.batches(0, 1))
+        print("Dry run: everything is in place, and nothing was written.")
+        return Trained(folder.path, 0, setup.plan.total)
+    return _fit(setup, folder, setup.training(task), show=show)
+
+
+def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> Trained:
+    recipe, ranks, device, plan = setup.recipe, setup.ranks, setup.device, setup.plan
+    if ranks.first:
+        folder.begin(setup.resolved, environment(device, sum(p.numel() for p in training.task.parameters())))
+    ranks.wait()
+    state = folder.state()
+    if state is not None:
+        training.restore(state, device)
+        if show:
+            print(f"Continuing {folder.path} at step {training.step} of {plan.total}.", flush=True)
+    evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
+    loop = Loop(
+        training=training,
+        plan=plan,
+        schedule=build.schedule(recipe, plan.steps_per_epoch),
+        batches=setup.batches(training.step, plan.total),
+        evaluate=evaluator.metrics,
+        main_metric=Classification.main_metric,
+        checkpoints=folder.checkpoints,
+        keep={"classes": list(setup.splits.train.classes), "recipe": recipe.model_dump(mode="json")},
+        ranks=ranks,
+        device=device,
+        autocast=build.autocast(recipe, device),
+        grad_clip=recipe.optimisation.grad_clip,
+        seed=recipe.seed,
+        forward=_compiled if recipe.compile else _plain,
+    )
+    opened = RunLog(folder.path, state["log"] if state else 0, training.step) if ranks.first else nullcontext()
+    with opened as log, StopWish() as wish, Bar("training", plan.total, training.step, show=show) as bar:
+        finished = loop.run(bar, wish, log)
+    if not finished:
+        return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
+    metrics = finish(folder, evaluator, training) if ranks.first else None
+    return Trained(folder.path, training.step, plan.total, metrics=metrics)
+
+
+def _plain(task: nn.Module) -> nn.Module:
+    return task
+
+
+def _compiled(task: nn.Module) -> nn.Module:
+    """The task with its forward compiled; its parameters keep their names."""
+    task.compile()
+    return task
+
+
+def _summary(setup: _Setup, task: Classification) -> list[str]:
+    recipe, plan, splits = setup.recipe, setup.plan, setup.splits
+    parameters = sum(p.numel() for p in task.network.parameters()) / 1e6
+    where = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
+    epochs = plan.total / plan.steps_per_epoch
+    return [
+        f"{recipe.name}: {recipe.model}, {parameters:.2f} M parameters, {recipe.image_size} px, on {where}",
+        f"{recipe.data}: {len(splits.train)} training images, {len(splits.val)} validation images, "
+        f"{len(splits.train.classes)} classes",
+        f"{plan.total} steps of {recipe.optimisation.batch_size} images ({epochs:g} epochs), "
+        f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
+        *(f"changed: {key} = {new} (recipe: {old})" for key, (old, new) in setup.resolved.changes.items()),
+        *splits.notes,
+    ]

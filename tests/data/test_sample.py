@@ -1,0 +1,51 @@
+"""Samples become batches, padded as the conventions say."""
+
+import pickle
+
+import numpy as np
+import torch
+
+from fourstage.data.sample import IGNORE, BadImage, Objects, Sample, collate
+
+
+def sample(id: str, height: int, width: int) -> Sample:
+    masks = torch.ones(2, height, width, dtype=torch.bool)
+    objects = Objects(torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]]), torch.tensor([0, 1]), torch.zeros(2).bool(), masks)
+    label_map = torch.zeros(height, width, dtype=torch.uint8)
+    return Sample(id, torch.ones(3, height, width), (9, 9), label=1, objects=objects, label_map_HW=label_map)
+
+
+def test_padding_is_right_and_below_and_says_so() -> None:
+    batch = collate([sample("a", 4, 6), sample("b", 5, 3)])
+    assert batch.images_BCHW.shape == (2, 3, 5, 6)
+    assert batch.sizes == ((4, 6), (5, 3))
+    assert batch.images_BCHW[1, :, :, 3:].abs().sum() == 0
+    assert batch.label_maps_BHW is not None
+    assert (batch.label_maps_BHW[0, 4:] == IGNORE).all()
+    assert (batch.label_maps_BHW[0, :4] == 0).all()
+    assert batch.objects is not None
+    assert batch.objects[1].masks_NHW is not None
+    assert batch.objects[1].masks_NHW.shape == (2, 5, 6)
+    assert batch.objects[1].masks_NHW.sum() == 2 * 5 * 3
+    assert batch.labels_B is not None
+    assert batch.labels_B.tolist() == [1, 1]
+
+
+def test_truths_that_are_not_there_stay_away() -> None:
+    batch = collate([Sample("a", torch.zeros(3, 4, 4), (4, 4))])
+    assert (batch.labels_B, batch.objects, batch.label_maps_BHW) == (None, None, None)
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    batch = collate([sample("a", 4, 6)]).to(torch.device("meta"))
+    assert batch.images_BCHW.is_meta
+    assert batch.labels_B is not None
+    assert batch.labels_B.is_meta
+    assert batch.objects is not None
+    assert batch.objects[0].boxes_N4.is_meta
+
+
+def test_a_bad_image_passes_through_a_pipe() -> None:
+    error = pickle.loads(pickle.dumps(BadImage("cat.jpg", "truncated")))
+    assert str(error) == "cat.jpg cannot be read as an image: truncated"
+    assert np.array_equal([error.path, error.reason], ["cat.jpg", "truncated"])

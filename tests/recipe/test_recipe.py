@@ -1,0 +1,115 @@
+"""Names, files and changes become one checked recipe, and every mistake a sentence."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourstage.recipe import difference, from_mapping, list_recipes, read_yaml, resolve, steps
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_named_recipe_is_valid_and_survives_storage(name: str) -> None:
+    recipe = resolve(name).recipe
+    assert from_mapping(recipe.model_dump(mode="json"), "stored").recipe == recipe
+
+
+def test_a_change_is_noted_with_both_values() -> None:
+    resolved = resolve("digits_visformer", ["optimisation.grad_clip=1"])
+    assert resolved.changes == {"optimisation.grad_clip": (5.0, 1.0)}
+
+
+def test_a_last_name_is_enough_where_one_section_has_it() -> None:
+    assert resolve("digits_visformer", ["mixup=0.5", "cutmix=1"]).recipe.augmentation.mixup == 0.5
+
+
+def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
+    plain = resolve("digits_visformer").recipe.optimisation
+    double = resolve("digits_visformer", [f"batch_size={2 * plain.batch_size}"]).recipe.optimisation
+    assert (double.lr, double.min_lr, double.warmup_lr) == (2 * plain.lr, 2 * plain.min_lr, 2 * plain.warmup_lr)
+    peak = resolve("digits_visformer", [f"batch_size={2 * plain.batch_size}", "lr_scaling=peak"]).recipe.optimisation
+    assert peak.min_lr == 2 * plain.min_lr  # the rule is the recipe's, not the change's
+    own = resolve("digits_visformer", [f"batch_size={2 * plain.batch_size}", "lr=0.01"]).recipe.optimisation
+    assert own.lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optimisation.lrr=1", "did you mean optimisation.lr"),
+        ("lrr=1", "did you mean optimisation.lr"),
+        ("optimisation.lr=fast", "optimisation.lr"),
+        ("schedule=cosin", "did you mean 'cosine'?"),
+        ("precision=fp16", "'float32', 'bfloat16' or 'float16'"),
+        ("lr", "write key=value"),
+        ("length=30", "'300ep'"),
+        ("length=30epochs", "'300ep'"),
+        ("batch_size=63", "even batch_size"),
+        ("accumulation=3", "choose a multiple"),
+        ("schedule=step", "milestones=[8ep,11ep]"),
+        ("milestones=[8ep]", "belong to schedule=step"),
+        ("min_lr=1", "below the peak"),
+        ("lr=.nan", "finite"),
+        ("image_size=16", "32"),
+        ("seed=-1", "0"),
+        ("task=detektion", "did you mean"),
+        ("ema=1.5", "less than 1"),
+        ("std=[0, 1, 1]", "may be zero"),
+        ("imports={a: 1", "cannot be read"),
+    ],
+)
+def test_a_wrong_change_gets_a_sentence(change: str, words: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        resolve("digits_visformer", [change])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean digits_visformer"):
+        resolve("digit_visformer")
+    with pytest.raises(FileNotFoundError, match="no recipe file"):
+        resolve("nowhere.yaml")
+
+
+def test_a_file_inherits_and_its_imports_lie_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: digits_visformer\nimports: [my_backbone.py]\noptimisation: {lr: 1e-2}\n")
+    recipe = resolve(file).recipe
+    assert recipe.name == "mine"
+    assert recipe.optimisation.lr == 0.01
+    assert recipe.optimisation.batch_size == resolve("digits_visformer").recipe.optimisation.batch_size
+    assert recipe.imports == (str(tmp_path / "my_backbone.py"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nseed: 2\n", "given twice"),
+        ("seed: [1\n", "not YAML"),
+        ("- 1\n", "must hold keys and values"),
+        ("base: digit_visformer\n", "did you mean digits_visformer"),
+        ("model: swin_tiny\n", "lacks optimisation"),
+    ],
+)
+def test_a_broken_file_gets_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        resolve(tmp_path / "mine.yaml")
+
+
+def test_a_recipe_cannot_run_code() -> None:
+    with pytest.raises(ValueError, match="not YAML"):
+        read_yaml("a: !!python/object/apply:os.system ['true']\n", "here")
+
+
+@given(st.integers(1, 500), st.integers(1, 2000))
+def test_epochs_and_iterations_are_one_type(epochs: int, per_epoch: int) -> None:
+    assert steps(f"{epochs}ep", per_epoch) == steps(f"{epochs * per_epoch}it", per_epoch)
+
+
+def test_difference_is_empty_only_for_equals() -> None:
+    a, b = resolve("digits_visformer").recipe, resolve("digits_visformer", ["seed=7"]).recipe
+    assert difference(a, a) == {}
+    assert difference(a, b) == {"seed": (0, 7)}

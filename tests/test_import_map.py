@@ -1,0 +1,75 @@
+"""Who may import whom, and that nothing heavy is imported before it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "fourstage"
+ROOMS = {  # room -> the rooms that it may import from
+    "registry": set(),
+    "backbones": {"registry"},
+    "weights": {"backbones", "registry"},
+    "data": set(),
+    "tasks": {"backbones", "data"},
+    "engine": set(),
+    "recipe": set(),
+    "recipes": {"recipe"},
+    "report": {"recipe"},
+}  # run, api, cli, bench and doctor stand above the rooms
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "fourstage"}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room in ROOMS:
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("fourstage.")}
+        assert ours <= ROOMS[room] | {room}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "backbones" in p.parts], ids=lambda path: path.name)
+def test_backbones_import_torch_and_the_standard_library_only(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imported(path)}
+    assert roots <= {"torch", "fourstage"} | sys.stdlib_module_names
+
+
+def test_processes_are_named_in_one_file() -> None:
+    assert [p.name for p in FILES if any(n.startswith("torch.distributed") for n in imported(p))] == ["devices.py"]
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_import_fourstage_stays_light() -> None:
+    heavy = {"torchvision", "timm", "matplotlib", "PIL", "sklearn", "skimage", "cv2", "scipy", "pydantic"}
+    assert not loaded_by("import fourstage") & heavy
+
+
+def test_a_model_needs_no_torchvision_and_no_timm() -> None:
+    code = "import fourstage; fourstage.create_model('visformer_digits')"
+    assert not loaded_by(code) & {"torchvision", "timm", "matplotlib", "PIL", "sklearn", "cv2", "pydantic"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["recipes"], ["--version"]])
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    code = f"from fourstage.cli import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    assert "torch" not in loaded_by(code)
