@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates, counted without memory for either."""
 
+from typing import Any
+
 from fourstage.api import create_model, list_models
 from fourstage.weights.catalog import published
 
@@ -13,7 +15,7 @@ def count(name: str) -> tuple[int, int, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = create_model(name).eval()
+        model: Any = create_model(name).eval()
         side = int(model.default_cfg["input_size"][-1])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, 3, side, side))
@@ -25,7 +27,6 @@ def model_rows(pattern: str) -> list[list[str]]:
     rows = []
     for name in list_models(pattern):
         parameters, macs, side = count(name)
-        top1 = published(name)
-        shown = "-" if top1 is None else f"{top1:.1f}"
+        shown = next((f"{weight.top1:.1f}" for weight in published(name) if weight.top1 is not None), "-")
         rows.append([name, f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", str(side), shown])
     return rows

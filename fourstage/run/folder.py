@@ -103,6 +103,12 @@ class RunFolder:
         if {entry.name for entry in self.path.iterdir()} - {"checkpoints", ".lock", "changes.json", "environment.json"}:
             raise ValueError(f"{self.path} holds files that are not a run's; choose another --out")
 
+    def release(self) -> None:
+        """Let another process train here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def _take(self) -> None:
         """Hold a lock while this process lives. It is one that loader workers do not inherit and keep."""
         if os.name != "posix":

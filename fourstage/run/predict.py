@@ -48,8 +48,9 @@ def predict(
     Raises:
         ValueError, FileNotFoundError: nothing is predicted or written when one of the files is not an image.
     """
-    files = _files(images)
     where = choose_device(device)
+    _check_source(str(source), weights)
+    files = _files(images)
     recipe, task = _task(str(source), weights)
     task = task.to(where).eval()
     transform = build.transforms(recipe)[1]
@@ -68,6 +69,17 @@ def predict(
             found.append(Prediction(file, top, picture))
             bar.update(len(found))
     return found
+
+
+def _check_source(source: str, weights: str | Path | None) -> None:
+    """Raise ValueError unless something is called so, and has weights."""
+    if Path(source).exists():
+        return
+    if source not in list_models():
+        near = f"neither a run folder nor a checkpoint nor a model is called {source!r}"
+        raise ValueError(f"{near}; `fourstage models` lists the models, `ls runs` your runs")
+    if weights is None:
+        raise ValueError(f"{source} has no weights of its own here; add --weights FILE")
 
 
 def _files(images: Iterable[str | Path]) -> list[Path]:
@@ -92,11 +104,7 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, Classificati
         return _from_checkpoint(Path(weights) if weights else RunFolder(path).best, RunFolder(path).recipe())
     if path.is_file():
         return _from_checkpoint(path, None)
-    if source not in list_models():
-        near = f"neither a run folder nor a checkpoint nor a model is called {source!r}"
-        raise ValueError(f"{near}; `fourstage models` lists the models, `ls runs` your runs")
-    if weights is None:
-        raise ValueError(f"{source} has no weights of its own here; add --weights FILE")
+    assert weights is not None
     return _named(source, weights)
 
 

@@ -72,6 +72,7 @@ def train(
             return done
         return _train(resolved, folder, ranks, device, dry_run=dry_run, show=show and ranks.first)
     finally:
+        folder.release()
         leave()
 
 

@@ -1,0 +1,37 @@
+"""Four-stage vision backbones on today's PyTorch: train, evaluate, fine-tune and compare them.
+
+The names below are imported when they are first used, so that `import fourstage` does not even import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fourstage.api import create_backbone, create_model, load_checkpoint
+    from fourstage.registry import list_models, register
+
+    __version__: str
+
+__all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register"]
+
+_HOMES = {
+    "create_backbone": "fourstage.api",
+    "create_model": "fourstage.api",
+    "load_checkpoint": "fourstage.api",
+    "list_models": "fourstage.registry",
+    "register": "fourstage.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fourstage")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fourstage' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -1,0 +1,152 @@
+"""Parts that two families or more are made of. B images, C channels, H x W cells; BCHW maps are often views of BHWC."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map that a backbone gives."""
+
+    channels: int
+    stride: int  # image pixels per cell
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the whole branch of a sample, scale the others up so that the mean stays.
+
+    Source: https://arxiv.org/abs/1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_B: Tensor) -> Tensor:
+        """Any shape that starts with B."""
+        if not self.training or self.rate == 0:
+            return x_B
+        kept_B = x_B.new_empty(x_B.shape[0], *[1] * (x_B.ndim - 1)).bernoulli_(1 - self.rate)
+        return x_B * (kept_B / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+def drop_path(rate: float) -> nn.Module:
+    """Nothing at all where the rate is 0."""
+    return DropPath(rate) if rate > 0 else nn.Identity()
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates that grow linearly over all blocks, from 0 at the first to `last`, grouped by stage.
+
+    Raises:
+        ValueError: `last` is not in [0, 1).
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path_rate is the share of branches to drop, at least 0 and below 1; got {last}")
+    rates = iter(torch.linspace(0, last, sum(depths), device="cpu").tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a (B, C, H, W) map; no copy where the map lies channels-last in memory."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class Pointwise(nn.Linear):
+    """A linear layer over the last axis of (B, H, W, C).
+
+    On the CPU it runs as a 1x1 convolution over the permuted view: oneDNN takes channels-last memory as it lies and
+    computes the same product faster than the matrix library behind `F.linear`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or input.ndim != 4:
+            return super().forward(input)
+        return F.conv2d(input.movedim(-1, 1), self.weight[:, :, None, None], self.bias).movedim(1, -1)
+
+
+class Mlp(nn.Sequential):
+    """Widen, GELU, narrow, over the last axis of (B, H, W, C)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = Pointwise(dim, hidden)
+        self.act = nn.GELU()
+        self.reduce = Pointwise(hidden, dim)
+
+
+def zero_extend(x_BHWC: Tensor, height: int, width: int) -> Tensor:
+    """Zeros on the right and at the bottom up to `height` x `width`: what a convolution's own padding would read."""
+    batch, h, w, channels = x_BHWC.shape
+    if w < width:
+        x_BHWC = torch.cat([x_BHWC, x_BHWC.new_zeros(batch, h, width - w, channels)], dim=2)
+    if h < height:
+        x_BHWC = torch.cat([x_BHWC, x_BHWC.new_zeros(batch, height - h, width, channels)], dim=1)
+    return x_BHWC
+
+
+def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
+    """A position embedding for a map of this size: the table itself at its own size, else bicubic."""
+    if position_1CHW.shape[-2:] == (height, width):
+        return position_1CHW
+    return F.interpolate(position_1CHW, size=(height, width), mode="bicubic", align_corners=False)
+
+
+def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image size given as one side or as two.
+
+    Raises:
+        ValueError: a side is below 32 pixels.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(height, width) < 32:
+        raise ValueError(f"img_size {height} x {width} is below the smallest image, 32 x 32 pixels; give a larger one")
+    return height, width
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
+    """The blocks one after the other; with `recompute` each keeps only its input for the backward pass."""
+    for block in blocks:
+        x = recomputed(block, x) if recompute and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)` under activation checkpointing, the same to the last bit: batch statistics are counted once."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _uncounted(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _uncounted(block: nn.Module) -> Iterator[None]:
+    """The second forward pass of checkpointing must not move the running statistics again."""
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def init_linear(module: nn.Module) -> None:
+    """Linear layers: weights normal with std 0.02, cut at +-2 (which hardly ever happens), biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,143 @@
+"""Attention inside windows that every other block shifts (Swin, https://arxiv.org/abs/2103.14030).
+
+B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows an image; h heads of d channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.backbones.layers import Pointwise
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention inside square windows, with a learned bias for each relative position.
+
+    Two rules exist for maps that the windows do not fit:
+
+    * The classifier's (`dense=False`): where the shorter side of the map is not above the window, the window shrinks
+      to that side and nothing shifts; cells that only fill up the last windows are invisible.
+    * The detectors' (`dense=True`): the window stays, shifting goes on, and the zeros that fill up the last windows
+      take part like any cell.
+
+    A shifted window never mixes cells that were not neighbours before the shift.
+
+    Args:
+        dim: C.
+        window: w; `table` holds (2w - 1)^2 offsets, and a window that shrank reads the inner ones.
+        shifted: move the windows by half their side.
+        head_dim: d; default C / heads.
+        scale: factor on q k^T; default d^-0.5.
+        bias: whether the two linear layers have one.
+
+    Shapes:
+        x_BHWC: (B, H, W, C), any H and W. Returns the same shape.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        *,
+        shifted: bool,
+        dense: bool,
+        head_dim: int | None = None,
+        scale: float | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.window, self.shifted, self.dense = heads, window, shifted, dense
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.qkv = Pointwise(dim, 3 * heads * self.head_dim, bias)
+        self.proj = Pointwise(heads * self.head_dim, dim, bias)
+        self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        self.offsets_wwww: Tensor
+        self.register_buffer("offsets_wwww", relative_positions(window), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The table: normal with std 0.02, as all families with such tables have it."""
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        _, height, width, _ = x_BHWC.shape
+        window, shift = self.layout(height, width)
+        right, bottom = -width % window, -height % window
+        if right or bottom:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        if shift:
+            x_BHWC = x_BHWC.roll((-shift, -shift), dims=(1, 2))
+        visible_nNN = None
+        if shift or ((right or bottom) and not self.dense):
+            rows_nww, columns_nww = (
+                visible_along(side, window, shift, see_padding=self.dense, device=x_BHWC.device)
+                for side in (height, width)
+            )
+            visible_nNN = visible_pairs(rows_nww, columns_nww)
+        x_BHWC = self.attend(x_BHWC, window, visible_nNN)
+        if shift:
+            x_BHWC = x_BHWC.roll((shift, shift), dims=(1, 2))
+        if right or bottom:
+            x_BHWC = x_BHWC[:, :height, :width]
+        return self.proj(x_BHWC)
+
+    def layout(self, height: int, width: int) -> tuple[int, int]:
+        """Side of the windows and how far they shift on a map of this size."""
+        side = min(height, width)
+        if not self.dense and side <= self.window:
+            return side, 0
+        return self.window, self.window // 2 if self.shifted else 0
+
+    def attend(self, x_BHWC: Tensor, window: int, visible_nNN: Tensor | None) -> Tensor:
+        """Attention in each window of a map that the windows fit, before the last linear layer."""
+        batch, height, width, _ = x_BHWC.shape
+        down, across, cells = height // window, width // window, window * window
+        qkv = self.qkv(x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, windows down, windows across, h, w, w, d
+        bias_hNN = self.bias(window).to(qkv.dtype)
+        if visible_nNN is None:  # one bias for all windows: they count as batch
+            mask, groups = bias_hNN[None], self.heads
+        else:  # a mask of its own for each window: windows count as heads, the mask is shared by the images
+            hidden = torch.finfo(qkv.dtype).min / 2  # finite: a row that sees nothing stays a number
+            mask = torch.where(visible_nNN[:, None], bias_hNN, hidden).flatten(0, 1)[None]
+            groups = down * across * self.heads
+        q, k, v = qkv.reshape(3, -1, groups, cells, self.head_dim).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        out = out.reshape(batch, down, across, self.heads, window, window, self.head_dim)
+        return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * self.head_dim)
+
+    def bias(self, window: int) -> Tensor:
+        """(h, N, N): the bias between the cells of a window of this side, at most the one that was built for."""
+        offsets_NN = self.offsets_wwww[:window, :window, :window, :window].reshape(window**2, window**2)
+        return self.table[offsets_NN].movedim(-1, 0)
+
+
+def relative_positions(window: int) -> Tensor:
+    """(w, w, w, w) int64: row of the bias table for a query cell (y, x) and a key cell (y, x)."""
+    at = torch.arange(window)
+    apart_ww = at[:, None] - at[None, :] + window - 1  # query minus key, from 0
+    return apart_ww[:, None, :, None] * (2 * window - 1) + apart_ww[None, :, None, :]
+
+
+def visible_along(side: int, window: int, shift: int, *, see_padding: bool, device: torch.device) -> Tensor:
+    """(windows, w, w) bool: which query cells see which key cells, looking along one side of the map.
+
+    The map is padded to whole windows and rolled back by `shift`. The last window then holds cells from both ends;
+    these do not see each other.
+    """
+    padded = side + -side % window
+    at = torch.arange(padded, device=device)
+    end = ((at >= padded - shift) if shift else torch.zeros_like(at, dtype=torch.bool)).unflatten(0, (-1, window))
+    visible = end[:, :, None] == end[:, None, :]
+    if not see_padding:
+        real = ((at + shift) % padded < side).unflatten(0, (-1, window))
+        visible = visible & real[:, None, :]
+    return visible
+
+
+def visible_pairs(rows_nww: Tensor, columns_nww: Tensor) -> Tensor:
+    """(windows, N, N) from what is visible along the two sides: a pair of cells sees each other if it does in both."""
+    both = rows_nww[:, None, :, None, :, None] & columns_nww[None, :, None, :, None, :]
+    return both.flatten(0, 1).flatten(3, 4).flatten(1, 2)

@@ -1,0 +1,227 @@
+"""Swin (https://arxiv.org/abs/2103.14030): shifted windows; the classifier of microsoft/Swin-Transformer and the dense
+network of OpenMMLab's mim-example.
+
+B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+
+Maps have ceil(H / stride) cells a side: zeros complete the last patch and the last group of four that a merge joins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from fourstage import registry
+from fourstage.backbones.base import Classifier, Dense, Family
+from fourstage.backbones.layers import (
+    LayerNorm2d,
+    Level,
+    Mlp,
+    Pointwise,
+    drop_path,
+    drop_path_rates,
+    init_linear,
+    run_blocks,
+    sides,
+    zero_extend,
+)
+from fourstage.backbones.mixers.window import WindowAttention
+
+PATCH = 4  # pixels
+
+
+@dataclass(frozen=True)
+class Design:
+    """What makes one Swin differ from another. Sizes by stage."""
+
+    width: int  # channels of the first stage; they double with every stage
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int = 7  # cells
+
+    def levels(self) -> list[Level]:
+        return [Level(self.width * 2**i, PATCH * 2**i) for i in range(len(self.depths))]
+
+
+class PatchEmbed(nn.Sequential):
+    """Image to cells of 4 x 4 pixels: (B, in_chans, H, W) to (B, C, ceil(H / 4), ceil(W / 4))."""
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__(nn.Conv2d(in_chans, width, PATCH, PATCH), LayerNorm2d(width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[-2:]
+        if height % PATCH or width % PATCH:
+            image_BHWC = zero_extend(input.movedim(1, -1), height + -height % PATCH, width + -width % PATCH)
+            input = image_BHWC.movedim(-1, 1)
+        return super().forward(input)
+
+
+class PatchMerge(nn.Module):
+    """Four neighbours become one cell of twice the channels: (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), 2C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduce = Pointwise(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        height, width = x_BHWC.shape[1:3]
+        if height % 2 or width % 2:
+            x_BHWC = zero_extend(x_BHWC, height + height % 2, width + width % 2)
+        pairs = x_BHWC.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, rows, 2, columns, 2, C
+        # the neighbours' order in the checkpoints: down first, then across
+        return self.reduce(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+class Block(nn.Module):
+    """Window attention, then an MLP, each on its normed input and added to what came in. (B, H, W, C) to the same."""
+
+    def __init__(self, dim: int, attention: WindowAttention, rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = drop_path(rate)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
+        return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
+
+
+class Stage(nn.Module):
+    """Merge (but not in the first stage), then blocks. (B, C, H, W) to (B, C', H', W')."""
+
+    def __init__(self, embed: nn.Module, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.ModuleList(blocks)
+        self.recompute = False
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = self.embed(x_BCHW.movedim(1, -1))
+        return run_blocks(self.blocks, x_BHWC, recompute=self.recompute).movedim(-1, 1)
+
+
+def init(module: nn.Module) -> None:
+    """Swin's initialisation.
+
+    | part | value |
+    | --- | --- |
+    | linear layers | weights normal, std 0.02; biases 0 |
+    | bias tables | normal, std 0.02 |
+    | LayerNorm | gain 1, bias 0 |
+    | the patch convolution | as PyTorch has it |
+    """
+    init_linear(module)
+    if isinstance(module, WindowAttention):
+        module.reset_parameters()
+
+
+FAMILY = Family("swin", init, no_decay=("table",))
+
+
+def stages(design: Design, img_size: tuple[int, int], drop_path_rate: float, *, dense: bool) -> list[Stage]:
+    """The stages of either form. `img_size` sizes the windows of the classifier's small maps."""
+    out = []
+    side = min(img_size)
+    rates = drop_path_rates(drop_path_rate, design.depths)
+    for i, level in enumerate(design.levels()):
+        smallest = -(-side // level.stride)
+        window = design.window if dense else min(design.window, smallest)
+        blocks = [
+            Block(
+                level.channels,
+                WindowAttention(level.channels, design.heads[i], window, shifted=j % 2 == 1, dense=dense),
+                rate,
+            )
+            for j, rate in enumerate(rates[i])
+        ]
+        out.append(Stage(PatchMerge(level.channels // 2) if i else nn.Identity(), blocks))
+    return out
+
+
+def classifier(
+    design: Design,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] = 224,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Classifier:
+    """Swin as microsoft/Swin-Transformer trains it, for images of any size.
+
+    Where windows do not fit a map, padded cells are invisible, so that their content changes nothing.
+
+    Args:
+        num_classes: 0 gives pooled features.
+        img_size: pixels, a side or (H, W). Where a map's shorter side is below the window, this sizes the bias tables.
+        drop_rate: dropout on the pooled features.
+        drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
+    """
+    size = sides(img_size)
+    return Classifier(
+        FAMILY,
+        PatchEmbed(in_chans, design.width),
+        stages(design, size, drop_path_rate, dense=False),
+        design.levels(),
+        LayerNorm2d(design.levels()[-1].channels),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=size,
+        drop_rate=drop_rate,
+    )
+
+
+def dense(
+    design: Design,
+    *,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] = 224,
+    drop_path_rate: float = 0.0,
+    out_indices: Sequence[int] | None = None,
+) -> Dense:
+    """Swin as OpenMMLab's detectors and segmentors have it: a norm on each map, windows that never shrink.
+
+    Unlike the classifier it attends to the zeros that fill up the last windows, and shifts in maps of one window too.
+
+    Args:
+        img_size: pixels; only recorded, the network is the same for all sizes.
+        drop_path_rate: as for the classifier.
+        out_indices: which maps come out; None: all four.
+    """
+    size = sides(img_size)
+    return Dense(
+        FAMILY,
+        PatchEmbed(in_chans, design.width),
+        stages(design, size, drop_path_rate, dense=True),
+        design.levels(),
+        LayerNorm2d,
+        out_indices=out_indices,
+        in_chans=in_chans,
+        img_size=size,
+    )
+
+
+def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
+    """The smallest sensible Swin, for tests; nobody published it."""
+    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
+
+
+def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
+    """The dense form of `tiny`."""
+    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
+
+
+TEST_DESIGN = Design(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
+TINY = Design(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))
+
+registry.add(
+    "swin_tiny",
+    classifier=partial(classifier, TINY),
+    dense=partial(dense, TINY),
+    aliases=("swin_tiny_patch4_window7_224",),
+)

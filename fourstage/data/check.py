@@ -1,0 +1,56 @@
+"""What `fourstage data check` finds. One checker a format, in a table: a new format adds its line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from fourstage.data.check_coco import check_coco
+from fourstage.data.check_imagefolder import check_imagefolder
+from fourstage.data.digit_scenes import cached_digit_scenes
+from fourstage.data.digits import Digits
+from fourstage.data.findings import Checked, Finding, Progress, SplitSummary, Summary, render
+from fourstage.data.formats import find_format
+
+__all__ = ["Checked", "Finding", "Summary", "check", "render"]
+
+CHECKERS: dict[str, Callable[[Path, Progress], Checked]] = {  # by the name of the format
+    "COCO": check_coco,
+    "ImageFolder": check_imagefolder,
+}
+
+
+def check(data: str | Path, progress: Progress | None = None) -> Checked:
+    """Read a data set whole and say what is wrong with it.
+
+    Args:
+        data: what `open_dataset` takes.
+        progress: called with (images done, images in all).
+
+    Returns:
+        Findings, in the order in which they were met, and a summary. Nothing with severity "error": it will train.
+
+    Raises:
+        ValueError: there is no such folder, or no known layout fits.
+    """
+    started, progress = perf_counter(), progress or (lambda done, total: None)
+    if str(data) == "digits":
+        checked = _check_digits(progress)
+    else:
+        root = cached_digit_scenes() if str(data) == "digit_scenes" else Path(data)
+        checked = CHECKERS[find_format(root).name](root, progress)
+    checked.summary.seconds = perf_counter() - started
+    return checked
+
+
+def _check_digits(progress: Progress) -> Checked:
+    """The embedded data has nothing to find; its summary is worth seeing."""
+    summary = Summary("digits")
+    for split in ("train", "val"):
+        dataset = Digits(split)
+        sizes = [dataset.sample(index).original_size for index in range(len(dataset))]
+        counts = SplitSummary(images=len(dataset), sizes=sizes)
+        counts.per_class.update(dataset.classes[label] for label in dataset.labels_N)
+        summary.splits[split] = counts
+    total = sum(split.images for split in summary.splits.values())
+    progress(total, total)
+    return Checked([], summary)

@@ -1,0 +1,110 @@
+"""What can be wrong with a folder of images for classification."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fourstage.data import imagefolder as layouts
+from fourstage.data.findings import (
+    Checked,
+    Finding,
+    Inspected,
+    Progress,
+    SplitSummary,
+    Summary,
+    image_findings,
+    inspect_images,
+    leaks,
+)
+from fourstage.data.imagefolder import Layout, Split
+from fourstage.data.images import is_image_name
+
+UNEVEN = 10  # the largest class over the smallest
+
+
+def check_imagefolder(root: Path, progress: Progress) -> Checked:
+    """Look at every file: folders without images, unreadable and odd files, what is in both splits, uneven classes."""
+    layout, summary = layouts.find_layout(root), Summary("ImageFolder")
+    findings: list[Finding] = []
+    splits: dict[Split, dict[str, list[str]]] = {}
+    for split in ("train", "val"):
+        if split == "train" and layout.train is None:
+            findings.append(Finding("note", "no training split", str(root), "holds no train/", "evaluation works"))
+            continue
+        splits[split], found = _folders(layout, split)
+        findings += found if split == "train" or layout.val is not None else []
+    inspected = _inspect_splits(layout, splits, progress)
+    for split, files in splits.items():
+        summary.splits[split] = _summary(files, inspected[split])
+        findings += image_findings(inspected[split])
+        findings += _two_classes(inspected[split], [name for name, paths in files.items() for _ in paths])
+        findings += _uneven(layout.folder(split), summary.splits[split])
+    findings += leaks(inspected.get("train", []), inspected.get("val", []))
+    return Checked(findings, summary)
+
+
+def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[Finding]]:
+    """The images of each class that belong to `split`, and what names of folders and files tell."""
+    folder = layout.folder(split)
+    files = {name: list(layouts.image_files(folder / name)) for name in layouts.class_names(folder)}
+    classes = layouts.class_names(layout.train or folder)
+    findings = layouts.problems(layout, split, classes, files)
+    findings += [
+        Finding("warning", "other file", str(folder / path), "is no image by its name", "it is not read; move it away")
+        for path in layouts.all_files(folder)
+        if not is_image_name(path.rsplit("/", 1)[-1])
+    ]
+    findings += [
+        Finding("warning", "image outside", str(path), "lies in no class folder", "it is not read; move it into one")
+        for path in sorted(folder.iterdir())
+        if path.is_file() and is_image_name(path.name)
+    ]
+    if odd := layouts.note(layout, split, classes, files):
+        findings.append(odd)
+    return layouts.held_apart(layout, split, files), findings
+
+
+def _inspect_splits(
+    layout: Layout, splits: dict[Split, dict[str, list[str]]], progress: Progress
+) -> dict[Split, list[Inspected]]:
+    paths: dict[Split, list[Path]] = {
+        split: [layout.folder(split) / name / path for name, of_class in files.items() for path in of_class]
+        for split, files in splits.items()
+    }
+    inspected = inspect_images([path for of_split in paths.values() for path in of_split], progress)
+    results = iter(inspected)
+    return {split: [next(results) for _ in of_split] for split, of_split in paths.items()}
+
+
+def _summary(files: dict[str, list[str]], inspected: Sequence[Inspected]) -> SplitSummary:
+    summary = SplitSummary(images=len(inspected), sizes=[one.size for one in inspected if one.size is not None])
+    summary.per_class.update({name: len(paths) for name, paths in files.items()})
+    return summary
+
+
+def _two_classes(inspected: Sequence[Inspected], classes: Sequence[str]) -> list[Finding]:
+    """The same bytes under two names of classes: one of the labels must be wrong."""
+    seen: dict[bytes, tuple[Path, str]] = {}
+    findings = []
+    for one, name in zip(inspected, classes, strict=True):
+        if not one.digest:
+            continue
+        path, first = seen.setdefault(one.digest, (one.path, name))
+        if first != name:
+            what = f"is the same file as {path}, of another class"
+            findings.append(
+                Finding("warning", "two classes", str(one.path), what, "delete the one with the wrong label")
+            )
+    return findings
+
+
+def _uneven(folder: Path, summary: SplitSummary) -> list[Finding]:
+    ranked = [(name, count) for name, count in summary.per_class.most_common() if count]
+    if not ranked or ranked[0][1] <= UNEVEN * ranked[-1][1]:
+        return []
+    (most, many), (least, few) = ranked[0], ranked[-1]
+    what = f"has {many:,} images of {most!r} and {few:,} of {least!r}"
+    return [
+        Finding(
+            "note", "uneven classes", str(folder), what, "look at the accuracy of each class, not at the mean alone"
+        )
+    ]

@@ -1,0 +1,170 @@
+"""What a check of a data set says: findings, a summary, and both as text."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fourstage.data.images import open_image, read_image
+from fourstage.data.sample import BadImage
+
+Severity = Literal["error", "warning", "note"]
+Progress = Callable[[int, int], None]  # done, total
+
+SHOWN = 5  # findings of one kind that the text lists
+SMALL = 32  # pixels; a side below it leaves less than one cell of the last stage
+CHUNK = 1024  # images that wait in the thread pool at a time; a million futures would need a gigabyte
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong or odd. An error stops training or spoils it; a note is worth knowing."""
+
+    severity: Severity
+    kind: str  # findings of one kind are shown together
+    where: str
+    what: str
+    do: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.what}: {self.do}"
+
+
+@dataclass(slots=True)
+class SplitSummary:
+    """What is in one split."""
+
+    images: int = 0
+    per_class: Counter[str] = field(default_factory=Counter)  # images of a class, or objects where images hold several
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of every image that could be read
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was checked."""
+
+    format: str
+    counted: Literal["images", "objects"] = "images"  # what `per_class` counts
+    splits: dict[str, SplitSummary] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Checked(NamedTuple):
+    """The result of a check."""
+
+    findings: list[Finding]
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What one image file turned out to be."""
+
+    path: Path
+    size: tuple[int, int] | None = None  # (H, W)
+    format: str = ""  # PIL's name of it
+    digest: bytes = b""  # of the file's bytes
+    error: str = ""
+
+
+def inspect_images(paths: Sequence[Path], progress: Progress, *, orient: bool = False) -> list[Inspected]:
+    """Decode every file, in threads (PIL and hashing let others run), in order."""
+    found: list[Inspected] = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in range(0, len(paths), CHUNK):
+            for inspected in pool.map(lambda path: _inspect(path, orient), paths[start : start + CHUNK]):
+                found.append(inspected)
+                progress(len(found), len(paths))
+    return found
+
+
+def _inspect(path: Path, orient: bool) -> Inspected:
+    try:
+        with open_image(path) as image:
+            format = image.format or ""
+        height, width = read_image(path, orient=orient).shape[:2]
+        return Inspected(path, (height, width), format, blake2b(path.read_bytes(), digest_size=16).digest())
+    except BadImage as error:
+        return Inspected(path, error=error.reason)
+
+
+def image_findings(inspected: Sequence[Inspected]) -> list[Finding]:
+    """What is wrong with image files as such: unreadable, tiny, or something else than their names say."""
+    from PIL import Image
+
+    Image.init()
+    named = Image.registered_extensions()
+    findings: list[Finding] = []
+    for one in inspected:
+        where = str(one.path)
+        if one.size is None:
+            do = "replace or delete the file, or train with skip_bad_images=true"
+            findings.append(
+                Finding("error", "unreadable image", where, f"cannot be read as an image ({one.error})", do)
+            )
+            continue
+        if min(one.size) < SMALL:
+            what = f"is only {one.size[1]} x {one.size[0]} pixels"
+            findings.append(
+                Finding("warning", "tiny image", where, what, "enlarging adds nothing; look for a better copy")
+            )
+        expected = named.get(one.path.suffix.lower())
+        if expected != one.format and {expected, one.format} != {"JPEG", "MPO"}:
+            what = f"holds {one.format}, not {expected or 'what its name says'}"
+            findings.append(Finding("warning", "wrong extension", where, what, "it is read all the same; rename it"))
+    return findings
+
+
+def leaks(train: Sequence[Inspected], val: Sequence[Inspected]) -> list[Finding]:
+    """Files of the validation split whose bytes are also in the training split."""
+    seen = {one.digest: one.path for one in train if one.digest}
+    do = "delete one of them, or the score flatters"
+    return [
+        Finding("warning", "leak", str(one.path), f"is the same file as {seen[one.digest]}, which trains", do)
+        for one in val
+        if one.digest in seen
+    ]
+
+
+def render(findings: Sequence[Finding], summary: Summary) -> str:
+    """Summary and findings for people, errors first; of each kind the first few, and how many more there are."""
+    lines = [f"{summary.format}, checked in {summary.seconds:.1f} s"]
+    for name, split in summary.splits.items():
+        lines.append(f"  {name}: {split.images:,} images{_sizes(split)}")
+        lines += _per_class(split, summary.counted)
+    for severity in ("error", "warning", "note"):
+        kinds = dict.fromkeys(f.kind for f in findings if f.severity == severity)
+        for kind in kinds:
+            of_kind = [f for f in findings if (f.severity, f.kind) == (severity, kind)]
+            lines.append(f"{severity}: {kind} ({len(of_kind):,})")
+            lines += [f"  {finding}" for finding in of_kind[:SHOWN]]
+            if len(of_kind) > SHOWN:
+                lines.append(f"  ... and {len(of_kind) - SHOWN:,} more")
+    counts = Counter(f.severity for f in findings)
+    lines.append(", ".join(f"{counts[s]:,} {s}{'' if counts[s] == 1 else 's'}" for s in ("error", "warning", "note")))
+    return "\n".join(lines)
+
+
+def _sizes(split: SplitSummary) -> str:
+    if not split.sizes:
+        return ""
+    by_area = sorted(split.sizes, key=lambda size: size[0] * size[1])
+    low, middle, high = (f"{w} x {h}" for h, w in (by_area[0], by_area[len(by_area) // 2], by_area[-1]))
+    return f" of {low} pixels" if by_area[0] == by_area[-1] else f" of {low} to {high} pixels, {middle} in the middle"
+
+
+def _per_class(split: SplitSummary, counted: str) -> list[str]:
+    """All classes when they are few, else the largest and the smallest."""
+    if not split.per_class:
+        return []
+    ranked = split.per_class.most_common()
+    if len(ranked) > 12:
+        few = [f"{name} {count:,}" for name, count in (*ranked[:3], *ranked[-3:])]
+        text = f"{', '.join(few[:3])} ... {', '.join(few[3:])}"
+    else:
+        text = ", ".join(f"{name} {count:,}" for name, count in sorted(split.per_class.items()))
+    return [f"    {len(ranked):,} classes, {counted} of each: {text}"]

@@ -1,0 +1,120 @@
+"""Reading one image file, and telling image files from others by their names."""
+
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fourstage.data.sample import BadImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+)
+LARGEST = 178_956_970  # pixels; half a gigabyte as RGB, and where PIL itself suspects a decompression bomb and gives up
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+# PIL warns about odd EXIF and large sizes while it reads a header; catching warnings is not safe between threads.
+_header_lock = threading.Lock()
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name should hold an image. Hidden ones do not: macOS writes `._cat.jpg` beside cat.jpg."""
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
+    """Decode an image file by PIL.
+
+    Transparency is dropped as torchvision and timm do (the colour below it stays), of 16 bits the upper eight are kept,
+    of an animation the first frame is.
+
+    Args:
+        orient: turn the image as its EXIF says. Classification data does not (torchvision, timm); detection and
+            segmentation data does (OpenCV, so OpenMMLab).
+
+    Returns:
+        (H, W, 3) uint8 RGB, not writable.
+
+    Raises:
+        BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large.
+    """
+    from PIL import ImageOps
+
+    try:
+        with open_image(path, orient=orient) as image:
+            return np.asarray(_as_rgb(ImageOps.exif_transpose(image) if orient else image))
+    except BadImage:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file drives them to
+        raise BadImage(str(path), _reason(error)) from error
+
+
+def open_image(path: str | Path, *, orient: bool = False) -> "Image":
+    """The file's header as a PIL image: size, mode and format are known, no pixel is decoded yet.
+
+    Args:
+        orient: read EXIF now, where its warnings are caught, because it is wanted later.
+
+    Raises:
+        BadImage: as `read_image`.
+    """
+    from PIL import Image
+
+    try:
+        with _header_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+            if orient and image.format != "PNG":  # PIL would have to decode a PNG for it
+                image.getexif()
+    except Exception as error:
+        raise BadImage(str(path), _reason(error)) from error
+    width, height = image.size
+    if width * height > LARGEST:
+        image.close()
+        raise BadImage(str(path), f"{width} x {height} pixels are more than the {LARGEST:,} allowed; shrink it first")
+    return image
+
+
+def _as_rgb(image: "Image") -> "Image":
+    if image.mode == "RGB":
+        return image
+    if image.mode in SIXTEEN_BIT:
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no agreed range from black to white; save it with 8 or 16 bits")
+    if image.mode in ("P", "PA"):  # by way of RGBA, or PIL warns about palettes with transparency
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no image format that PIL knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than the {LARGEST:,} pixels allowed; shrink it first"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).strip().rstrip(".") or type(error).__name__

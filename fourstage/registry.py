@@ -1,0 +1,115 @@
+"""Names to models. A family is one file; the table below says which file a name belongs to.
+
+Nothing here imports torch: a family is imported when one of its names is asked for.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# name prefix -> file in fourstage/backbones
+FAMILIES = {"visformer_": "visformer", "swin_": "swin"}
+
+Build = TypeVar("Build", bound=Callable[..., "nn.Module"])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The two forms of one network."""
+
+    name: str
+    classifier: "Callable[..., nn.Module]"
+    dense: "Callable[..., nn.Module]"
+
+
+_entries: dict[str, Entry] = {}
+
+
+def add(
+    name: str,
+    *,
+    classifier: "Callable[..., nn.Module]",
+    dense: "Callable[..., nn.Module]",
+    aliases: tuple[str, ...] = (),
+) -> None:
+    """Make the two forms of a network reachable under `name` and under its other names.
+
+    Raises:
+        ValueError: a name is taken.
+    """
+    for each in (name, *aliases):
+        if each in _entries:
+            raise ValueError(f"two models are called {each!r}; give the new one another name")
+        _entries[each] = Entry(name, classifier, dense)
+
+
+def register(build: Build) -> Build:
+    """Make your own backbone reachable as `create_model(build.__name__)` and `create_backbone(build.__name__)`.
+
+    What `build` returns serves as a dense network if it has `levels` and its forward returns the list of maps.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    name = getattr(build, "__name__", "")
+    _import_family(name)  # so that a name of ours is found taken whichever comes first
+    add(name, classifier=build, dense=build)
+    return build
+
+
+def find(name: str) -> Entry:
+    """The entry called `name`. Imports one family, not all.
+
+    Raises:
+        ValueError: no model has this name; the sentence offers the nearest ones.
+    """
+    _import_family(name)
+    if name not in _entries:
+        known = list_models()
+        close = get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() names them all"
+        raise ValueError(f"no model is called {name!r}; {hint}")
+    return _entries[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """All names that match a shell-style wildcard, sorted; aliases included.
+
+    Args:
+        pattern: `*` any text, `?` one character, `[ab]` one of these.
+    """
+    for family in sorted(set(FAMILIES.values())):
+        import_module(f"fourstage.backbones.{family}")
+    return sorted(name for name in _entries if fnmatchcase(name, pattern))
+
+
+def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    """`build(**arguments)`, where None means the default and a wrong name is answered with the nearest right one.
+
+    Raises:
+        ValueError: `build` has no such argument.
+    """
+    parameters = inspect.signature(build).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # what a partial has filled in as a positional argument is no longer among the parameters
+        known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for argument in arguments:
+            if argument not in known:
+                close = get_close_matches(argument, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+                raise ValueError(f"{name} has no argument {argument}; {hint}")
+    return build(**{key: value for key, value in arguments.items() if value is not None})
+
+
+def _import_family(name: str) -> None:
+    for prefix, family in FAMILIES.items():
+        if name.startswith(prefix):
+            import_module(f"fourstage.backbones.{family}")
+            return

@@ -1,0 +1,297 @@
+"""Line charts as inline SVG. Colours and fonts come from the page's style, so both follow the light or dark choice.
+
+n points; coordinates are SVG units from the top left, about one to a screen pixel.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from fourstage.report.markup import Markup, tag
+from fourstage.report.words import significant
+
+LARGEST = 1e30  # a value beyond it is treated as infinite: axes would overflow
+FEW = 12  # up to so many points are also drawn as dots
+DRAWN = 600  # more points than that are thinned to about so many, extremes kept
+LETTER = 7.4  # width of a label's letter, generous
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line. `x_n` rises; a value that is not finite leaves a gap."""
+
+    name: str
+    x_n: np.ndarray
+    y_n: np.ndarray
+    look: Literal["accent", "quiet", "raw"] = "accent"  # raw: a faint line under its smoothed self, without a label
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A range of values laid over a range of pixels."""
+
+    low: float
+    high: float
+    start: float  # where `low` is drawn
+    end: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    def place(self, values_n: np.ndarray) -> np.ndarray:
+        low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
+        values_n = np.log10(values_n) if self.log else values_n
+        return self.start + (values_n - low) / (high - low) * (self.end - self.start)
+
+
+def line_chart(
+    key: str,
+    title: str,
+    series: Sequence[Series],
+    *,
+    size: tuple[int, int] = (440, 260),
+    percent: bool = False,
+    from_zero: bool = False,
+    x_name: str = "epoch",
+) -> Markup:
+    """Lines over epochs with their last values written at their ends.
+
+    Args:
+        key: names the chart's elements; unique in the page, letters only.
+        title: read aloud instead of the picture.
+        size: (width, height) of the view box.
+        percent: values never pass 100, so neither does the axis.
+        from_zero: the value axis begins at zero, unless it has to be logarithmic.
+
+    Returns:
+        An <svg>. Without a single finite value, a sentence.
+    """
+    known = [_clean(line) for line in series]
+    if not any(len(line.x_n[np.isfinite(line.y_n)]) for line in known):
+        return tag("p", "No finite value was logged.", class_="nothing")
+    x, y = _axes(known, size, percent, from_zero)
+    labels = _end_labels([line for line in known if line.look != "raw"], x, y, percent)
+    parts = [
+        tag("title", title, id=f"{key}-title"),
+        tag("desc", _spoken(known), id=f"{key}-desc"),
+        *_grid(x, y, x_name),
+        *(_line(line, x, y) for line in sorted(known, key=lambda line: ("raw", "quiet", "accent").index(line.look))),
+        *labels,
+    ]
+    hover = [_hover(line, x, y) for line in known if line.look != "raw"]
+    return tag(
+        "svg", *parts, class_="chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
+        aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc", data_lines=json.dumps(hover),
+        data_top=y.end, data_bottom=y.start,
+    )  # fmt: skip
+
+
+def sparkline(title: str, y_n: np.ndarray, *, size: tuple[int, int] = (140, 22)) -> Markup:
+    """A line within a sentence, from zero to its own maximum. Empty without a finite value."""
+    line = _clean(Series(title, np.arange(len(y_n), dtype=float), y_n))
+    finite_n = line.y_n[np.isfinite(line.y_n)]
+    if not len(finite_n):
+        return Markup()
+    x = Axis(0, max(len(y_n) - 1, 1), 2, size[0] - 2, ())
+    y = Axis(min(0.0, finite_n.min()), max(finite_n.max(), finite_n.min() + 1e-6, 1e-6), size[1] - 2, 2, ())
+    return tag(
+        "svg", tag("title", title), _line(line, x, y), class_="spark", viewBox=f"0 0 {size[0]} {size[1]}", role="img"
+    )
+
+
+def smooth(y_n: np.ndarray, spread: float = 1 / 40) -> np.ndarray:
+    """A centred Gaussian mean whose width is a share of all points; values that are not finite do not take part.
+
+    Where a value is not finite the result is NaN, so the line shows the same gap.
+    """
+    sigma = len(y_n) * spread
+    if sigma < 0.6:
+        return y_n
+    offsets = np.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    known_n = np.isfinite(y_n) & (np.abs(y_n) < LARGEST)
+    half = len(offsets) // 2
+    total_n = np.convolve(np.where(known_n, y_n, 0), kernel)[half : half + len(y_n)]
+    weight_n = np.convolve(known_n.astype(float), kernel)[half : half + len(y_n)]
+    return np.where(known_n, total_n / np.maximum(weight_n, 1e-12), np.nan)
+
+
+def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """Multiples of 1, 2 or 5 times a power of ten that lie in [low, high]; the finest step with at most `most`.
+
+    From five up there are at least two of them.
+    """
+    exponent = math.floor(math.log10((high - low) / most))
+    for step in (m * 10.0**e for e in (exponent, exponent + 1) for m in (1, 2, 5)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first + 1 <= most:
+            return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
+    raise AssertionError("a step of ten times the first always fits")
+
+
+def _clean(line: Series) -> Series:
+    """Floats, in the order of x, with NaN for what cannot be drawn."""
+    x_n, y_n = np.asarray(line.x_n, float), np.asarray(line.y_n, float).copy()
+    usable_n = np.isfinite(x_n) & (np.abs(np.nan_to_num(x_n)) < LARGEST)
+    x_n, y_n = x_n[usable_n], y_n[usable_n]
+    order_n = np.argsort(x_n, kind="stable")
+    y_n[~(np.abs(y_n) < LARGEST)] = np.nan
+    return replace(line, x_n=x_n[order_n], y_n=y_n[order_n])
+
+
+def _axes(lines: Sequence[Series], size: tuple[int, int], percent: bool, from_zero: bool) -> tuple[Axis, Axis]:
+    labelled = [line for line in lines if line.look != "raw"]
+    longest = max((len(_label(line, len(labelled) > 1, percent)) for line in labelled), default=0)
+    right, bottom = size[0] - max(12 + LETTER * longest, 24), size[1] - 32
+    x_n = np.concatenate([line.x_n for line in lines])
+    x_low, x_high = _widened(min(0.0, x_n.min()), x_n.max())
+    x = Axis(x_low, x_high, 48, right, ticks(x_low, x_high))
+    y_n = np.concatenate([line.y_n[np.isfinite(line.y_n)] for line in lines])
+    if _spread_over_decades(y_n):
+        return x, _log_axis(y_n.min(), y_n.max(), bottom, 14)
+    low, high = (min(0.0, y_n.min()), max(0.0, y_n.max())) if from_zero else (y_n.min(), y_n.max())
+    low, high = _widened(low, high)
+    y_ticks = ticks(low, high, most=5)
+    step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else high - low
+    low = min(low, math.floor(low / step + 1e-9) * step)  # the axis begins on a tick
+    if percent and high <= 100:
+        high = max(high, min(100.0, math.ceil(high / step - 1e-9) * step))
+    else:
+        high += 0.04 * (high - low)
+    return x, Axis(low, high, bottom, 14, ticks(low, high, most=7))
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range that is wide enough to divide by. One value alone gets room below it, down to zero at most."""
+    if high - low > 1e-9 * max(abs(low), abs(high), 1e-15):
+        return float(low), float(high)
+    room = max(abs(high) * 0.1, 1e-6)
+    return float(low - room), float(high + (0 if high else room))
+
+
+def _spread_over_decades(y_n: np.ndarray) -> bool:
+    """Whether a linear axis would press most values flat against its foot: a few explosions among many."""
+    return len(y_n) > 3 and y_n.min() > 1 / LARGEST and y_n.max() > 50 * np.median(y_n)
+
+
+def _log_axis(low: float, high: float, start: float, end: float) -> Axis:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9)
+    first = min(first, last - 1)
+    step = max(1, math.ceil((last - first) / 5))
+    return Axis(10.0**first, 10.0**last, start, end, tuple(10.0**e for e in range(first, last + 1, step)), log=True)
+
+
+def _grid(x: Axis, y: Axis, x_name: str) -> list[Markup]:
+    parts = []
+    for value, place in zip(y.ticks, y.place(np.array(y.ticks, float)), strict=True):
+        parts.append(tag("line", class_="grid", x1=_n(x.start), x2=_n(x.end), y1=_n(place), y2=_n(place)))
+        parts.append(tag("text", significant(value), x=_n(x.start - 8), y=_n(place + 4), text_anchor="end"))
+    for value, place in zip(x.ticks, x.place(np.array(x.ticks, float)), strict=True):
+        parts.append(tag("line", class_="tick", x1=_n(place), x2=_n(place), y1=_n(y.start), y2=_n(y.start + 4)))
+        parts.append(tag("text", significant(value), x=_n(place), y=_n(y.start + 20), text_anchor="middle"))
+    parts.append(tag("line", class_="axis", x1=_n(x.start), x2=_n(x.end), y1=_n(y.start), y2=_n(y.start)))
+    parts.append(tag("text", x_name, x=_n(x.start - 12), y=_n(y.start + 20), text_anchor="end"))
+    return parts
+
+
+def _line(line: Series, x: Axis, y: Axis) -> Markup:
+    """A path with gaps, and dots where points are few or stand alone."""
+    x_n, y_n = _thinned(line.x_n, line.y_n)
+    known_n = np.isfinite(y_n)
+    px_n, py_n = x.place(x_n), np.full(len(y_n), np.nan)
+    py_n[known_n] = y.place(y_n[known_n])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], known_n.astype(int), [0]])))
+    pieces, dots = [], []
+    for begin, end in edges.reshape(-1, 2):
+        points = [f"{_n(a)} {_n(b)}" for a, b in zip(px_n[begin:end], py_n[begin:end], strict=True)]
+        if len(points) > 1:
+            pieces.append("M" + "L".join(points))
+        if len(points) == 1 or known_n.sum() <= FEW:
+            dots += zip(px_n[begin:end], py_n[begin:end], strict=True)
+    drawn = [tag("path", d="".join(pieces))] if pieces else []
+    drawn += [tag("circle", cx=_n(a), cy=_n(b), r=3) for a, b in dots]
+    return tag("g", *drawn, class_=f"line {line.look}")
+
+
+def _thinned(x_n: np.ndarray, y_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest point of each stretch, and the first value that is not finite, so gaps stay."""
+    if len(x_n) <= DRAWN:
+        return x_n, y_n
+    kept: set[int] = {0, len(x_n) - 1}
+    for stretch in np.array_split(np.arange(len(x_n)), DRAWN // 2):
+        finite = stretch[np.isfinite(y_n[stretch])]
+        kept.update(int(i) for i in stretch[~np.isfinite(y_n[stretch])][:1])
+        if len(finite):
+            kept.update((int(finite[y_n[finite].argmin()]), int(finite[y_n[finite].argmax()])))
+    order = sorted(kept)
+    return x_n[order], y_n[order]
+
+
+def _label(line: Series, named: bool, percent: bool) -> str:
+    last = _last(line)[1]
+    if percent:
+        value = f"{last:.1f}"
+    else:
+        value = (
+            f"{last:#.3g}".removesuffix(".") if 1 <= abs(last) < 1000 else significant(last, 2 if abs(last) < 1 else 4)
+        )
+    return f"{line.name} {value}" if named else value
+
+
+def _last(line: Series) -> tuple[float, float]:
+    known = np.flatnonzero(np.isfinite(line.y_n))
+    return (float(line.x_n[known[-1]]), float(line.y_n[known[-1]])) if len(known) else (math.nan, math.nan)
+
+
+def _end_labels(lines: Sequence[Series], x: Axis, y: Axis, percent: bool) -> list[Markup]:
+    """Names and last values, right of the line's end, pushed apart where they would overlap."""
+    ends = [(*_last(line), line) for line in lines]
+    ends = [(at, float(y.place(np.array([value]))[0]), line) for at, value, line in ends if math.isfinite(value)]
+    ends.sort(key=lambda end: end[1])
+    heights = _apart([height for _, height, _ in ends], y.end, y.start, 17)
+    labels = []
+    for (at, _, line), height in zip(ends, heights, strict=True):
+        place = float(x.place(np.array([at]))[0]) + 8
+        text = _label(line, len(lines) > 1, percent)
+        labels.append(tag("text", text, x=_n(place), y=_n(height + 4), class_=f"label {line.look}"))
+    return labels
+
+
+def _apart(heights: Sequence[float], top: float, bottom: float, gap: float) -> list[float]:
+    """Rising heights at least `gap` apart, moved as little as that needs; never below `bottom`."""
+    out = [max(height, top) for height in heights]
+    for i in range(1, len(out)):
+        out[i] = max(out[i], out[i - 1] + gap)
+    limit = bottom
+    for i in reversed(range(len(out))):
+        out[i] = min(out[i], limit)
+        limit = out[i] - gap
+    return out
+
+
+def _spoken(lines: Sequence[Series]) -> str:
+    """What a reader of the chart would say first."""
+    sentences = []
+    for line in lines:
+        known = line.y_n[np.isfinite(line.y_n)]
+        if line.look != "raw" and len(known):
+            first, last, low, high = (significant(float(v), 3) for v in (known[0], known[-1], known.min(), known.max()))
+            sentences.append(f"{line.name}: from {first} to {last}; lowest {low}, highest {high}; {len(known)} points.")
+    return " ".join(sentences)
+
+
+def _hover(line: Series, x: Axis, y: Axis) -> dict[str, object]:
+    """What the script shows under the pointer: pixels to find a point by, and the words for it."""
+    x_n, y_n = _thinned(line.x_n, line.y_n)
+    x_n, y_n = x_n[np.isfinite(y_n)], y_n[np.isfinite(y_n)]
+    places = zip(x.place(x_n), y.place(y_n) if len(y_n) else y_n, x_n, y_n, strict=True)
+    points = [[float(_n(a)), float(_n(b)), significant(e, 4), significant(v, 4)] for a, b, e, v in places]
+    return {"name": line.name, "look": line.look, "points": points}
+
+
+def _n(value: float) -> str:
+    """A coordinate, to a tenth of a pixel."""
+    return f"{value:.1f}".removesuffix(".0")

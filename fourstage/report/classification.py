@@ -1,0 +1,244 @@
+"""Sections for image classification: who is mistaken for whom, how each class fares, and pictures of both."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fourstage.report.common import section
+from fourstage.report.markup import Markup, join, name, table, tag
+from fourstage.report.read import ClassRow, Evaluation, Run, Shown
+from fourstage.report.words import percent, plural
+
+LARGEST_MATRIX = 50  # classes; with more, only the most confused pairs are shown
+BESIDE = 12  # classes; up to so many, the pairs stand beside the matrix, else below
+DENSE = 20  # classes; with more, the cells are small
+PAIRS = 10
+CLASSES = 20  # rows of the accuracy table before the rest is folded
+SHEET = 24  # pictures in each sheet
+SMALL_FILE = 16_384  # bytes; a larger picture goes into the page as a smaller copy
+SIDE = 192  # longer side of that copy, pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    truth: int
+    guess: int
+    times: int
+    share: float  # of all images of that truth
+
+
+def confusion(run: Run) -> Markup | None:
+    evaluation = run.evaluation
+    if evaluation is None or evaluation.confusion is None:
+        return None
+    if len(evaluation.classes) > LARGEST_MATRIX:
+        pairs = _pairs(evaluation, most_confused(evaluation.confusion, 2 * PAIRS))
+        return section("confusion", "Most confused pairs", pairs)
+    matrix = _matrix(evaluation.classes, evaluation.confusion)
+    pairs = tag("h3", "Most confused pairs"), _pairs(evaluation, most_confused(evaluation.confusion, PAIRS))
+    wide = " alone" if len(evaluation.classes) > BESIDE else ""
+    return section("confusion", "Confusion matrix", tag("div", matrix, tag("div", *pairs), class_="confusion" + wide))
+
+
+def most_confused(confusion_CC: np.ndarray, most: int) -> list[Pair]:
+    """Pairs off the diagonal, most frequent first; of equally frequent ones, those that cost their class more."""
+    total_C = confusion_CC.sum(1)
+    truth_N, guess_N = np.nonzero(confusion_CC)
+    pairs = [
+        Pair(
+            int(truth), int(guess), int(confusion_CC[truth, guess]), float(confusion_CC[truth, guess] / total_C[truth])
+        )
+        for truth, guess in zip(truth_N, guess_N, strict=True)
+        if truth != guess
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.times, -pair.share, pair.truth, pair.guess))[:most]
+
+
+def per_class(run: Run) -> Markup | None:
+    """A bar per class, the worst first."""
+    rows = sorted(_class_rows(run.evaluation), key=lambda row: (row.top1, -row.count)) if run.evaluation else []
+    if not rows:
+        return None
+    empty = [row for row in rows if row.count == 0]
+    rows = [row for row in rows if row.count]
+    folded = None
+    if len(rows) > CLASSES + 5:  # folding away a handful would only hide them
+        rest = _bars(rows[CLASSES:], "Accuracy of the other classes")
+        folded = tag("details", tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}"), rest)
+        rows = rows[:CLASSES]
+    absent = (
+        tag("p", f"{plural(len(empty), 'class', 'classes')} without an image in this split.", class_="quiet")
+        if empty
+        else None
+    )
+    return section(
+        "classes",
+        "Accuracy by class",
+        tag("p", "The worst first.", class_="quiet"),
+        _bars(rows, "Accuracy by class"),
+        folded,
+        absent,
+    )
+
+
+def predictions(run: Run) -> Markup:
+    """Sheets of wrong and right predictions, each with what the model thought."""
+    wrong = sorted((shown for shown in run.shown if not shown.right), key=_confidence, reverse=True)
+    right = [shown for shown in run.shown if shown.right]
+    if not run.shown and not run.records:
+        return section(
+            "predictions",
+            "Predictions",
+            tag("p", "No predictions were kept; the run was not evaluated in full.", class_="nothing"),
+        )
+    return section("predictions", "Predictions", _how_sure(run), _wrong_sheet(run, wrong), _right_sheet(run, right))
+
+
+def _matrix(classes: Sequence[str], confusion_CC: np.ndarray) -> Markup:
+    """A heat map as a table: one colour for what is right, another for what is not, each by its share of the row."""
+    share_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
+    wrong_CC = np.where(np.eye(len(classes), dtype=bool), 0, share_CC)
+    # Mistakes are few. Their colour is relative to the worst, and its root keeps the single ones visible.
+    depth_CC = np.where(wrong_CC > 0, 0.6 * np.sqrt(wrong_CC / max(wrong_CC.max(), 0.05)), 0.5 * share_CC)
+    head = tag(
+        "tr", tag("th", "truth \\ prediction", class_="corner", scope="col"), *(_column_head(text) for text in classes)
+    )
+    rows = []
+    for i, text in enumerate(classes):
+        cells = [
+            _cell(int(n), float(depth), i == j)
+            for j, (n, depth) in enumerate(zip(confusion_CC[i], depth_CC[i], strict=True))
+        ]
+        rows.append(tag("tr", tag("th", name(text), scope="row", title=text), *cells))
+    dense = "matrix dense" if len(classes) > DENSE else "matrix"
+    legend = "Rows are the truth, columns the prediction, cells numbers of images."
+    inner = tag("table", tag("caption", "Confusion matrix"), tag("thead", head), tag("tbody", *rows), class_=dense)
+    box = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label="Confusion matrix")
+    return tag("div", box, tag("p", legend, class_="legend"))
+
+
+def _column_head(text: str) -> Markup:
+    upright = "up" if len(text) > 3 else None
+    return tag("th", tag("span", name(text)), scope="col", title=text, class_=upright)
+
+
+def _cell(number: int, depth: float, right: bool) -> Markup:
+    if not number:
+        return Markup("<td></td>")
+    return tag("td", number, class_="hit" if right else "miss", style=f"--v:{depth:.2f}")
+
+
+def _pairs(evaluation: Evaluation, pairs: Sequence[Pair]) -> Markup:
+    if not pairs:
+        return tag("p", "Nothing was taken for anything else.", class_="nothing")
+    classes = evaluation.classes
+    rows = [(name(classes[p.truth]), name(classes[p.guess]), f"{p.times:,}", percent(100 * p.share)) for p in pairs]
+    head = ("truth", "taken for", "times", "of its class")
+    return table(head, rows, caption="Most confused pairs", class_="pairs-list")
+
+
+def _class_rows(evaluation: Evaluation) -> tuple[ClassRow, ...]:
+    if evaluation.per_class or evaluation.confusion is None:
+        return evaluation.per_class
+    total_C, hit_C = evaluation.confusion.sum(1), evaluation.confusion.diagonal()
+    each = zip(evaluation.classes, total_C, hit_C, strict=True)
+    return tuple(ClassRow(text, int(total), 100 * float(hit) / max(int(total), 1)) for text, total, hit in each)
+
+
+def _bars(rows: Sequence[ClassRow], caption: str) -> Markup:
+    cells = [(name(row.name), _bar(row.top1 / 100), percent(row.top1), f"{row.count:,}") for row in rows]
+    short = all(len(row.name) <= 4 for row in rows)
+    return table(("class", "", "accuracy", "images"), cells, caption=caption, class_="bars short" if short else "bars")
+
+
+def _bar(share: float, class_: str = "bar") -> Markup:
+    return tag(
+        "span", tag("i", style=f"width:{100 * min(max(share, 0.0), 1.0):.1f}%"), class_=class_, aria_hidden="true"
+    )
+
+
+def _confidence(shown: Shown) -> float:
+    return shown.top[0][1] if shown.top else 0.0
+
+
+def _how_sure(run: Run) -> Markup | None:
+    records = run.records
+    if records is None:
+        return None
+    parts = [f"{records.count - records.wrong:,} of {plural(records.count, 'image')} right, {records.wrong:,} wrong."]
+    if records.wrong < records.count:
+        parts.append(f"When right, the model gave its answer {percent(100 * records.sure_when_right)} on average")
+        parts[-1] += f"; when wrong, {percent(100 * records.sure_when_wrong)}." if records.wrong else "."
+    return tag("p", " ".join(parts))
+
+
+def _wrong_sheet(run: Run, wrong: Sequence[Shown]) -> Markup:
+    if not wrong:
+        none = run.records is not None and run.records.wrong == 0
+        text = "None: every image was classified right." if none else "None of the wrong ones was kept as a picture."
+        return join([tag("h3", "Wrong"), tag("p", text, class_="nothing")])
+    total = run.records.wrong if run.records else len(wrong)
+    shown = wrong[:SHEET]
+    note = "the surest first" + (f"; {len(shown)} of {total:,}" if total > len(shown) else "")
+    return join([tag("h3", "Wrong ", tag("span", note, class_="quiet")), _sheet(run, shown)])
+
+
+def _right_sheet(run: Run, right: Sequence[Shown]) -> Markup:
+    if not right:
+        return join([tag("h3", "Right"), tag("p", "None of the right ones was kept as a picture.", class_="nothing")])
+    shown = right[:SHEET]
+    total = run.records.count - run.records.wrong if run.records else len(right)
+    note = f"{len(shown)} of {total:,}" if total > len(shown) else None
+    return join([tag("h3", "Right ", tag("span", note, class_="quiet") if note else None), _sheet(run, shown)])
+
+
+def _sheet(run: Run, shown: Sequence[Shown]) -> Markup:
+    return tag("ul", *(_card(run, one) for one in shown), class_="sheet")
+
+
+def _card(run: Run, shown: Shown) -> Markup:
+    guesses = [
+        tag(
+            "li", tag("span", name(run.label(label)), class_="who", title=run.label(label)),
+            tag("span", percent(100 * probability, 0), class_="share"), _bar(probability),
+            class_="truth" if label == shown.truth else None,
+        )
+        for label, probability in shown.top[:3]
+    ]  # fmt: skip
+    truth = run.label(shown.truth)
+    heading = tag("p", tag("span", "truth ", class_="quiet"), tag("b", name(truth)), class_="is", title=truth)
+    picture = _picture(shown, f"{shown.id}, truly {truth}")
+    return tag(
+        "li",
+        picture,
+        heading,
+        tag("ol", *guesses),
+        class_="card " + ("right" if shown.right else "wrong"),
+        title=shown.id,
+    )
+
+
+def _picture(shown: Shown, description: str) -> Markup:
+    """The picture itself, inlined. Small ones go in byte for byte and are shown with sharp pixels."""
+    content, kind = shown.file.read_bytes(), "png"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            sharp = max(image.size) <= 48
+            if image.format != "PNG" or len(content) > SMALL_FILE:
+                content, kind = _smaller(image), "jpeg"
+    except (UnidentifiedImageError, OSError):
+        return tag("p", "unreadable picture", class_="nothing")
+    data = base64.b64encode(content).decode()
+    return tag("img", src=f"data:image/{kind};base64,{data}", alt=description, class_="sharp" if sharp else None)
+
+
+def _smaller(image: Image.Image) -> bytes:
+    copy = image.convert("RGB")
+    copy.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    copy.save(out, "JPEG", quality=85)
+    return out.getvalue()

@@ -1,0 +1,354 @@
+"""Sections that every task's report has: the headline, the curves, the numbers, how to repeat it."""
+
+import math
+import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage.report.charts import Series, line_chart, smooth, sparkline
+from fourstage.report.markup import Markup, join, name, table, tag
+from fourstage.report.read import EvaluationLine, Run
+from fourstage.report.words import NOTHING, count, duration, metric, millions, percent, plural, signed, significant
+
+WEIGHTS = {"model": "model", "ema": "EMA"}  # what the log calls them, and what we do
+
+
+def section(key: str, heading: str, *content: object) -> Markup:
+    return tag("section", tag("h2", heading), *content, id=key)
+
+
+def main_metric(run: Run) -> str:
+    """The metric that decides; guessed from the log when the run stopped before its full evaluation."""
+    if run.evaluation:
+        return run.evaluation.main_metric
+    logged = run.evaluations[-1].metrics if run.evaluations else {}
+    return next((key for key in logged if metric(key).higher_is_better), next(iter(logged), "top1"))
+
+
+def best(lines: Iterable[EvaluationLine], key: str) -> EvaluationLine | None:
+    """The first of the best evaluations. A value that is not finite is never the best."""
+    sign = 1 if metric(key).higher_is_better else -1
+    known = [line for line in lines if math.isfinite(line.metrics.get(key, math.nan))]
+    return max(known, key=lambda line: sign * line.metrics[key], default=None)
+
+
+def headline(run: Run) -> Markup:
+    top = tag("p", "fourstage", tag("span", " training report", class_="quiet"), class_="brand")
+    return tag(
+        "header",
+        top,
+        tag("h1", name(run.name)),
+        _what(run),
+        tag("div", _result(run), _tiles(run), class_="result"),
+    )
+
+
+def curves(run: Run) -> Markup:
+    key, epoch_n = main_metric(run), _column(run, "epoch")
+    total_n, norm_n = _column(run, "total"), _column(run, "grad_norm")
+    large = [
+        _figure(
+            "Training loss", line_chart("loss", "Training loss", _with_raw("loss", epoch_n, total_n), from_zero=True)
+        ),
+        _metric_figure(run, key, (440, 260)),
+    ]
+    small = [
+        *(_metric_figure(run, other, (330, 210)) for other in _logged_metrics(run) if other == "loss" != key),
+        _figure("Learning rate", _small("rate", "Learning rate", [Series("rate", epoch_n, _column(run, "lr"))])),
+        _figure("Gradient norm", _small("norm", "Gradient norm", _with_raw("norm", epoch_n, norm_n))),
+    ]
+    content = tag("div", *large, class_="charts large"), tag("div", *small, class_="charts small")
+    return section("curves", "Curves", _not_finite(total_n), *content)
+
+
+def numbers(run: Run) -> Markup:
+    """Every metric of the last evaluation beside the best of the run and the published value."""
+    if not run.evaluations and not run.evaluation:
+        return section(
+            "numbers", "Numbers", tag("p", "The run was not evaluated before its log ends.", class_="nothing")
+        )
+    weights = [which for which in WEIGHTS if any(line.which == which for line in run.evaluations)]
+    keys = list(run.evaluation.metrics) if run.evaluation else _logged_metrics(run)
+    expect = _expected(run)
+    full = _full_column(run)
+    head = ["metric", *([full] if full else []), *(f"last, {WEIGHTS[w]}" for w in weights)]
+    head += ["best of the run", *(["published"] if expect else [])]
+    rows = [_number_row(run, key, weights, expect) for key in keys]
+    return section(
+        "numbers", "Numbers", table(head, rows, caption="Final numbers", class_="numbers"), _evaluated_on(run)
+    )
+
+
+def recipe(run: Run) -> Markup:
+    if run.changes:
+        rows = [(tag("code", key), _value(old), _value(new)) for key, (old, new) in run.changes.items()]
+        caption = f"What differs from the recipe {run.source}"
+        changed = join(
+            [tag("h3", "What differs from the recipe"), table(("setting", "recipe", "this run"), rows, caption=caption)]
+        )
+    else:
+        changed = tag("p", "Every value is the one of the recipe ", tag("code", run.source), ".")
+    text = tag("pre", tag("code", run.recipe_text), tabindex=0)
+    resolved = tag("details", tag("summary", "The full recipe as it ran"), text)
+    return section("recipe", "How it was made", changed, resolved, _environment(run), _waiting(run))
+
+
+def own_data(run: Run) -> Markup:
+    """Command lines to copy, with the names of this run in them."""
+    source = shlex.quote(run.source)
+    layout = "my_folder/train/cat/001.jpg\nmy_folder/train/dog/001.jpg\nmy_folder/val/cat/002.jpg"
+    return section(
+        "own",
+        "Do the same with your own folder",
+        tag(
+            "p", "One sub-folder per class is all it takes; without ", tag("code", "val/"), " a fixed part is held out."
+        ),
+        tag("pre", tag("code", layout), tabindex=0),
+        _command("Look for broken files and empty classes first", "fourstage data check my_folder"),
+        _command("Train the same model on it", f"fourstage train {source} --data my_folder --out runs/mine"),
+        *_with_this_run(run),
+    )
+
+
+def _with_this_run(run: Run) -> list[Markup]:
+    """What can be done with what the run left so far."""
+    folder, commands = shlex.quote(_shown_path(run.folder)), []
+    if not run.finished and run.environment.get("command"):
+        commands.append(_command("Go on with this run", str(run.environment["command"])))
+    if (run.folder / "checkpoints" / "best.pt").is_file():
+        commands.append(_command("Measure the best weights of this run again", f"fourstage evaluate {folder}"))
+        mine = f"fourstage evaluate {folder} --data my_folder"
+        commands.append(_command("Measure them on a folder of yours with the same classes", mine))
+        commands.append(_command("Ask them about a picture", f"fourstage predict {folder} image.png"))
+    return commands
+
+
+def _what(run: Run) -> Markup:
+    classes = (
+        f" ({plural(len(run.evaluation.classes), 'class', 'classes')})"
+        if run.evaluation and run.evaluation.classes
+        else ""
+    )
+    size = f" at {run.recipe['image_size']} pixels" if "image_size" in run.recipe else ""
+    model, data = run.recipe.get("model", "a model"), run.recipe.get("data", "data")
+    started = str(run.environment.get("started", "")).replace("T", " ")[:16]
+    when = f" Started {started}." if started else ""
+    first = tag("p", tag("b", name(model)), " trained on ", tag("b", name(data)), f"{classes}{size}.", class_="lede")
+    return join([first, tag("p", _state(run), when, class_="state " + ("done" if run.finished else "stopped"))])
+
+
+def _state(run: Run) -> Markup:
+    """Whether the run came to its end, in words."""
+    planned, epochs = run.planned_steps(), run.step / run.steps_per_epoch
+    of_epochs = f", {significant(epochs, 3)} epochs" if math.isfinite(epochs) else ""
+    if run.finished:
+        return tag("span", f"Finished: {plural(run.step, 'step')}{of_epochs}.")
+    reached = f"step {run.step:,}" + (f" of {count(planned)}" if math.isfinite(planned) else "") + of_epochs
+    again = " The same command goes on from the last checkpoint." if any(run.folder.glob("checkpoints/last.pt")) else ""
+    return tag("span", f"Not finished: the log ends at {reached}, so the run was stopped or is still going.{again}")
+
+
+def _result(run: Run) -> Markup:
+    """The main metric, large: that of the full evaluation, which all that follows belongs to; else the last one."""
+    key = main_metric(run)
+    lines = [line for line in run.evaluations if key in line.metrics]
+    if run.evaluation and key in run.evaluation.metrics:
+        value, which, step = run.evaluation.metrics[key], run.evaluation.which, run.evaluation.step
+    elif lines:
+        value, which, step = lines[-1].metrics[key], lines[-1].which, lines[-1].step
+    else:
+        return tag("div", tag("p", "Not evaluated yet", class_="big none"), class_="main")
+    number, unit = (metric(key).show(value).split("\u202f") + [""])[:2]
+    big = tag("p", number, tag("small", unit), class_="big")
+    return tag("div", big, tag("p", *_of(run, key, which, step), class_="of"), class_="main")
+
+
+def _of(run: Run, key: str, which: str, step: int) -> list[object]:
+    weights = (
+        f" of the {WEIGHTS.get(which, which)} weights" if len({line.which for line in run.evaluations}) > 1 else ""
+    )
+    epoch = f", epoch {significant(step / run.steps_per_epoch, 3)}" if math.isfinite(run.steps_per_epoch) else ""
+    top = best(run.evaluations, key)
+    parts: list[object] = [tag("b", metric(key).label), f"{weights}{epoch}"]
+    if top is None:
+        return parts
+    if top.step == step and top.which == which:
+        return [*parts, "; the best of the run"]
+    where = f"{WEIGHTS.get(top.which, top.which)}, epoch {significant(top.epoch, 3)}"
+    return [*parts, f"; best of the run {metric(key).show(top.metrics[key])} ({where})"]
+
+
+def _tiles(run: Run) -> Markup:
+    tiles: list[tuple[str, str]] = []
+    key, expect = main_metric(run), _expected(run)
+    if key in expect:
+        note = "published, recipe reconstructed" if run.recipe.get("reconstructed") else "published"
+        here = run.evaluation.metrics.get(key, math.nan) if run.evaluation else math.nan
+        note += f"; here {signed(here - expect[key])}" if math.isfinite(here) else ""
+        tiles.append((metric(key).show(expect[key]), note))
+    speed_n = _column(run, "images_per_second")
+    parameters = run.environment.get("parameters")
+    tiles += [
+        (duration(run.seconds), "training time"),
+        (count(float(np.nanmedian(speed_n))) if np.isfinite(speed_n).any() else NOTHING, "images per second"),
+        (millions(parameters) if isinstance(parameters, int | float) else NOTHING, "parameters"),
+    ]
+    return tag("dl", *(tag("div", tag("dt", label), tag("dd", value)) for value, label in tiles), class_="tiles")
+
+
+def _figure(title: object, chart: Markup, note: object = None) -> Markup:
+    small = tag("span", note, class_="quiet") if note else None
+    return tag("figure", tag("figcaption", tag("b", title), small, tag("output")), chart)
+
+
+def _small(key: str, title: str, series: list[Series]) -> Markup:
+    return line_chart(key, title, series, size=(330, 210), from_zero=True)
+
+
+def _with_raw(label: str, epoch_n: np.ndarray, y_n: np.ndarray) -> list[Series]:
+    """A faint line and its smoothed self; one line alone where there is too little to smooth."""
+    smoothed_n = smooth(y_n)
+    if smoothed_n is y_n:
+        return [Series(label, epoch_n, y_n)]
+    return [Series(f"{label}, as logged", epoch_n, y_n, "raw"), Series(label, epoch_n, smoothed_n)]
+
+
+def _metric_figure(run: Run, key: str, size: tuple[int, int]) -> Markup:
+    known, series = metric(key), []
+    shown = run.evaluation.which if run.evaluation else "ema"
+    several = len({line.which for line in run.evaluations}) > 1
+    for which, label in WEIGHTS.items():
+        lines = [line for line in run.evaluations if line.which == which and key in line.metrics]
+        if lines:
+            x_n, y_n = np.array([line.epoch for line in lines]), np.array([line.metrics[key] for line in lines])
+            series.append(Series(label, x_n, y_n, "quiet" if several and which != shown else "accent"))
+    title = known.label.capitalize() if key == "loss" else f"Validation {known.label}"
+    if not series:
+        return _figure(title, tag("p", "No evaluation yet.", class_="nothing"))
+    slug = "".join(letter for letter in key if letter.isascii() and letter.isalnum())
+    chart = line_chart(f"metric-{slug}", title, series, size=size, percent=known.percent, from_zero=not known.percent)
+    return _figure(title, chart, "per cent" if known.percent else None)
+
+
+def _not_finite(total_n: np.ndarray) -> Markup | None:
+    lost = int((~np.isfinite(total_n)).sum())
+    if not lost:
+        return None
+    return tag(
+        "p",
+        f"{lost} of {plural(len(total_n), 'logged loss', 'logged losses')} are not finite; the line has gaps there.",
+        class_="warn",
+    )
+
+
+def _logged_metrics(run: Run) -> list[str]:
+    return list(dict.fromkeys(key for line in run.evaluations for key in line.metrics))
+
+
+def _column(run: Run, field: str) -> np.ndarray:
+    return np.array([getattr(line, field) for line in run.train], dtype=float)
+
+
+def _expected(run: Run) -> dict[str, float]:
+    expect = run.recipe.get("expect") or {}
+    return {str(key): float(value) for key, value in expect.items()}
+
+
+def _full_column(run: Run) -> str | None:
+    """The heading of the full evaluation's column; None where the last logged evaluation is the same one."""
+    full = run.evaluation
+    if full is None:
+        return None
+    last = [line for line in run.evaluations if line.which == full.which][-1:]
+    if last and last[0].step == full.step and last[0].metrics == full.metrics:
+        return None
+    return f"{'best' if _is_best(run) else 'full'} checkpoint, {WEIGHTS.get(full.which, full.which)}"
+
+
+def _is_best(run: Run) -> bool:
+    """Whether the full evaluation is that of the checkpoint with the best logged main metric."""
+    top = best(run.evaluations, main_metric(run))
+    full = run.evaluation
+    return top is not None and full is not None and (top.step, top.which) == (full.step, full.which)
+
+
+def _number_row(run: Run, key: str, weights: list[str], expect: dict[str, float]) -> list[object]:
+    known, cells = metric(key), []
+    if run.evaluation and _full_column(run):
+        cells.append(known.show(run.evaluation.metrics.get(key, math.nan)))
+    for which in weights:
+        last = [line.metrics[key] for line in run.evaluations if line.which == which and key in line.metrics]
+        cells.append(known.show(last[-1]) if last else NOTHING)
+    top = best(run.evaluations, key)
+    where = f" {WEIGHTS.get(top.which, top.which)}, epoch {significant(top.epoch, 3)}" if top else ""
+    cells.append(join([known.show(top.metrics[key]), tag("span", where, class_="quiet")]) if top else NOTHING)
+    if expect:
+        now = run.evaluation.metrics.get(key, math.nan) if run.evaluation else math.nan
+        difference = f" here {signed(now - expect[key])}" if key in expect and math.isfinite(now) else ""
+        cells.append(
+            join([known.show(expect[key]), tag("span", difference, class_="quiet")]) if key in expect else NOTHING
+        )
+    return [known.label, *cells]
+
+
+def _evaluated_on(run: Run) -> Markup | None:
+    """Which evaluation the rest of the page shows, and what its choice means."""
+    if not run.evaluation:
+        return None
+    images = f" on {plural(run.records.count, 'image')}" if run.records else ""
+    which = WEIGHTS.get(run.evaluation.which, run.evaluation.which)
+    text = f"All that follows is the full evaluation of the {which} weights at step {run.evaluation.step:,}{images}."
+    if _is_best(run) and len(run.evaluations) > 1:
+        text += (
+            f" It was chosen as the best of {len(run.evaluations):,} on these same images, which favours it slightly."
+        )
+    return tag("p", text, class_="quiet")
+
+
+def _value(value: Any) -> Markup:
+    return tag("code", "not set" if value is None else value)
+
+
+def _environment(run: Run) -> Markup | None:
+    if not run.environment:
+        return None
+    packages = run.environment.get("packages") or {}
+    rows = [(key, _plain(value)) for key, value in run.environment.items() if key != "packages"]
+    rows += [(key, _plain(value)) for key, value in packages.items() if key not in run.environment]
+    listed = table(("what", "value"), rows, caption="The machine and the versions it ran with", class_="pairs")
+    shown = [run.environment.get(key) for key in ("device", "machine")]
+    versions = [f"{key} {run.environment[key]}" for key in ("fourstage", "torch", "python") if key in run.environment]
+    summary = ", ".join(str(part) for part in (*shown, *versions) if part)
+    return tag("details", tag("summary", "Environment: ", tag("span", summary, class_="quiet")), listed)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _waiting(run: Run) -> Markup | None:
+    """How long the device waited for data, in one line."""
+    share_n = 100 * _column(run, "data_wait")
+    known_n = share_n[np.isfinite(share_n)]
+    if not len(known_n):
+        return None
+    text = f"Waiting for data took {percent(float(known_n.mean()))} of the training time"
+    line = sparkline("Share of time spent waiting for data, from the first step to the last", share_n)
+    return tag("p", text, f" (at most {percent(float(known_n.max()))}) ", line, class_="waiting")
+
+
+def _shown_path(path: Path) -> str:
+    """Relative to where the report was written from, if it lies below."""
+    full = path.resolve()
+    here = Path.cwd()
+    return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)
+
+
+def _command(purpose: str, line: str) -> Markup:
+    return tag("div", tag("p", purpose), tag("pre", tag("code", line), class_="command", tabindex=0), class_="step")

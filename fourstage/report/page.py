@@ -1,0 +1,55 @@
+"""The report: sections in order, the style and the script inlined, written aside and renamed."""
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from fourstage.report import classification, common
+from fourstage.report.markup import Markup, tag
+from fourstage.report.read import Run, read_run
+
+Section = Callable[[Run], Markup | None]  # None: the run has nothing of the kind
+
+BEFORE: tuple[Section, ...] = (common.headline, common.curves, common.numbers)
+AFTER: tuple[Section, ...] = (common.recipe, common.own_data)
+OF_TASK: dict[str, tuple[Section, ...]] = {
+    "classification": (classification.confusion, classification.per_class, classification.predictions),
+}
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html` of the run in `folder`; see `fourstage.report.write_report`."""
+    content = page(read_run(folder)).encode("utf-8")
+    path, aside = folder / "report.html", folder / f".report.html.{os.getpid()}"
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def page(run: Run) -> str:
+    """The whole page. It asks for nothing outside itself, and its policy forbids it to."""
+    sections = [section(run) for section in (*BEFORE, *OF_TASK.get(run.task, ()), *AFTER)]
+    script = _file("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{run.name} – fourstage"),
+        tag("style", Markup(_file("style.css"))),
+    )
+    body = tag("body", tag("main", *sections), tag("script", Markup(script)))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _file(name: str) -> str:
+    return files("fourstage.report").joinpath(name).read_text(encoding="utf-8")

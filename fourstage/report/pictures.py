@@ -1,0 +1,140 @@
+"""Pictures for people: a prediction beside its image, and sheets of images. PIL draws; nothing else is needed.
+
+H x W pixels, uint8 RGB.
+"""
+
+from collections.abc import Sequence
+from unicodedata import combining, normalize
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, QUIET, TRACK, ACCENT = (255, 255, 255), (27, 31, 36), (89, 98, 109), (233, 236, 240), (31, 95, 191)
+SIDE = 400  # of the square that an image is fitted into
+MARGIN = 32
+BARS = 440  # width of the column of bars
+THICK = 12  # of a bar
+ROW = 60  # height of one bar with its name
+TINY = 64  # images up to this side are enlarged with sharp pixels: they are what the network saw
+CELL = 160  # of a contact sheet
+GUESSES = 5
+
+FALLBACKS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")  # for letters beyond ASCII
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def draw_prediction(image: np.ndarray, names_and_probabilities: Sequence[tuple[str, float]], title: str) -> Image.Image:
+    """The image beside the five most probable classes as bars.
+
+    Args:
+        image: (H, W, 3) uint8, from 1 x 1 up. Small ones are enlarged, large ones reduced; the shape is kept.
+        names_and_probabilities: most probable first, probabilities from 0 to 1; up to five are drawn.
+        title: above the bars, such as the file's name.
+
+    Returns:
+        RGB, always of the same size.
+
+    Raises:
+        ValueError: `image` is not (H, W, 3) uint8, or empty.
+    """
+    width, height = MARGIN + SIDE + MARGIN + BARS + MARGIN, MARGIN + SIDE + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
+    _paste(sheet, image, (MARGIN, MARGIN), SIDE)
+    draw, left = ImageDraw.Draw(sheet), MARGIN + SIDE + MARGIN
+    _write(draw, (left, MARGIN - 4), title, 22, width=BARS, ink=INK)
+    for i, (name, probability) in enumerate(names_and_probabilities[:GUESSES]):
+        _bar(sheet, (left, MARGIN + 56 + i * (ROW + 10)), name, probability, INK if i == 0 else QUIET)
+    return sheet
+
+
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
+    """Images in rows, each with its caption below it.
+
+    Args:
+        images: (H, W, 3) uint8 each, of any sizes.
+        captions: one an image; long ones are shortened.
+        columns: images a row; the last row may have fewer.
+
+    Raises:
+        ValueError: no image, not one caption an image, fewer than one column, or an image of another form.
+    """
+    if not images or len(images) != len(captions) or columns < 1:
+        raise ValueError(
+            f"a contact sheet needs images, a caption for each and a column or more; got {len(images)} images, "
+            f"{len(captions)} captions and {columns} columns"
+        )
+    columns, gap, line = min(columns, len(images)), 20, 24
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (gap + columns * (CELL + gap), gap + rows * (CELL + line + gap)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = gap + i % columns * (CELL + gap), gap + i // columns * (CELL + line + gap)
+        _paste(sheet, image, (x, y), CELL)
+        _write(draw, (x, y + CELL + 5), caption, 15, width=CELL, ink=INK)
+    return sheet
+
+
+def shorten(text: str, font: Font, width: float) -> str:
+    """The text in one line; its end gives way to an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)  # the longest beginning that fits lies in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if font.getlength(text[:middle].rstrip() + "…") <= width else (low, middle)
+    return text[:low].rstrip() + "…"
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, *, width: float, ink: tuple[int, int, int]
+) -> None:
+    font, text = _font_for(text, size)
+    draw.text(corner, shorten(text, font, width), fill=ink, font=font)
+
+
+def _font_for(text: str, size: int) -> tuple[Font, str]:
+    """PIL's own font knows ASCII only. Other letters need one of the system; without it they lose their accents."""
+    if not text.isascii():
+        for name in FALLBACKS:
+            try:
+                return ImageFont.truetype(name, size), text
+            except OSError:
+                continue
+        text = "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
+    return ImageFont.load_default(size=size), text
+
+
+def _bar(sheet: Image.Image, corner: tuple[int, int], name: str, probability: float, ink: tuple[int, int, int]) -> None:
+    """A name and its share over a bar."""
+    (x, y), draw, font = corner, ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
+    share = f"{100 * probability:.1f} %"
+    _write(draw, corner, name, 18, width=BARS - font.getlength(share) - 24, ink=ink)
+    draw.text((x + BARS, y), share, fill=ink, font=font, anchor="ra")
+    _pill(sheet, (x, y + 30), BARS, TRACK)
+    length = round(BARS * min(max(probability, 0.0), 1.0))
+    if length:
+        _pill(sheet, (x, y + 30), max(length, THICK), ACCENT if ink == INK else QUIET)
+
+
+def _pill(sheet: Image.Image, corner: tuple[int, int], length: int, colour: tuple[int, int, int]) -> None:
+    """A bar with round ends; drawn four times as large, because PIL's own edges are jagged."""
+    shape = Image.new("L", (4 * length, 4 * THICK))
+    ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * length - 1, 4 * THICK - 1), radius=2 * THICK, fill=255)
+    sheet.paste(colour, corner, shape.resize((length, THICK), Image.Resampling.BOX))
+
+
+def _paste(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], side: int) -> None:
+    """Fit the image into a square of `side` pixels, centred on a faint ground where it is not square itself."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"a picture must be (H, W, 3) uint8; got {image.shape} {image.dtype}; convert it to RGB first")
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    sharp = max(height, width) <= TINY
+    how = Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+    fitted = Image.fromarray(np.ascontiguousarray(image)).resize(size, how, reducing_gap=3.0)
+    x, y = corner[0] + (side - size[0]) // 2, corner[1] + (side - size[1]) // 2
+    ImageDraw.Draw(sheet).rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), fill=(246, 247, 249))
+    sheet.paste(fitted, (x, y))

@@ -1,0 +1,286 @@
+"""A run folder as typed values. What the folder lacks is None or empty; what is damaged is an error."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+
+@dataclass(frozen=True, slots=True)
+class TrainLine:
+    """One logged training step. Numbers that were not logged are NaN."""
+
+    step: int
+    epoch: float
+    total: float
+    lr: float
+    grad_norm: float
+    images_per_second: float
+    data_wait: float  # share of the time since the line before, 0 to 1
+    seconds: float  # since the run began
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationLine:
+    step: int
+    epoch: float
+    which: str  # "model" or "ema"
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    name: str
+    count: int
+    top1: float  # per cent
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The last full evaluation."""
+
+    step: int
+    which: str
+    metrics: dict[str, float]
+    main_metric: str
+    classes: tuple[str, ...]
+    confusion: np.ndarray | None  # (C, C) int64, rows truth, columns prediction
+    per_class: tuple[ClassRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What all predictions of the last evaluation come to."""
+
+    count: int
+    wrong: int
+    sure_when_right: float  # mean probability of the first guess; NaN when there is none
+    sure_when_wrong: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A prediction with its picture."""
+
+    file: Path
+    id: str
+    truth: int
+    top: tuple[tuple[int, float], ...]  # (label, probability), most probable first
+
+    @property
+    def right(self) -> bool:
+        return bool(self.top) and self.top[0][0] == self.truth
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    folder: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    name: str
+    source: str  # what `fourstage train` was asked for: the name of a recipe, or a file
+    changes: dict[str, tuple[Any, Any]]  # key -> (in the named recipe, in this run)
+    environment: dict[str, Any]
+    train: tuple[TrainLine, ...]
+    evaluations: tuple[EvaluationLine, ...]
+    ended: bool  # the log has its closing line
+    seconds: float  # of the whole run; NaN when nothing was logged
+    evaluation: Evaluation | None
+    records: Records | None
+    shown: tuple[Shown, ...]
+
+    @property
+    def task(self) -> str:
+        return str(self.recipe.get("task", "classification"))
+
+    @property
+    def step(self) -> int:
+        """The last step that the log knows of."""
+        return max((line.step for line in (*self.train, *self.evaluations)), default=0)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        lines = [line for line in (*self.train, *self.evaluations) if line.epoch > 0]
+        return lines[-1].step / lines[-1].epoch if lines else math.nan
+
+    @property
+    def finished(self) -> bool:
+        return self.ended or self.step > self.planned_steps() - 0.5
+
+    def planned_steps(self) -> float:
+        """The length that the recipe asks for, in steps; NaN when it cannot be told."""
+        optimisation = self.recipe.get("optimisation")
+        length = optimisation.get("length") if isinstance(optimisation, Mapping) else self.recipe.get("length")
+        match = re.fullmatch(r"([\d.]+)(ep|it)", str(length))
+        if not match:
+            return math.nan
+        return float(match[1]) * (self.steps_per_epoch if match[2] == "ep" else 1)
+
+    def label(self, index: int) -> str:
+        """The name of a class; its number when the names are not known."""
+        classes = self.evaluation.classes if self.evaluation else ()
+        return classes[index] if 0 <= index < len(classes) else f"class {index}"
+
+
+def read_run(folder: Path) -> Run:
+    """Read what `fourstage train` wrote.
+
+    Raises:
+        ValueError: the folder holds no recipe.yaml, or a file in it is not what it should be.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise ValueError(
+            f"{folder} is not a run folder, it holds no recipe.yaml; name a folder that `fourstage train` wrote"
+        )
+    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    changes, log = _mapping(folder / "changes.json"), list(_lines(folder / "log.jsonl"))
+    recipe = _recipe(folder / "recipe.yaml", recipe_text)
+    name = str(recipe.get("name") or folder.resolve().name)
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        name=name,
+        source=str(changes.get("recipe") or name),
+        changes={str(key): (old, new) for key, (old, new) in (changes.get("changes") or {}).items()},
+        environment=_mapping(folder / "environment.json"),
+        train=tuple(_train(line) for line in log if line.get("kind") == "train"),
+        evaluations=tuple(_evaluated(line) for line in log if line.get("kind") == "evaluation"),
+        ended=any(line.get("kind") == "end" for line in log),
+        seconds=_seconds(log),
+        evaluation=_evaluation(folder / "evaluation.json"),
+        records=_records(folder / "records.jsonl"),
+        shown=_shown(folder / "samples"),
+    )
+
+
+def number(value: object) -> float:
+    """A logged number; NaN for what was not logged. Writers differ in how they spell NaN."""
+    if not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _recipe(path: Path, text: str) -> dict[str, Any]:
+    try:
+        recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path} is not YAML any more ({str(error).splitlines()[0]}); train again into a new folder"
+        ) from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} should hold the recipe's keys and values, and holds {type(recipe).__name__}")
+    return recipe
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and write the report again") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = _read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, and holds a {type(content).__name__}; remove it")
+    return content
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line. A last line without its end is what a killed run leaves: skipped."""
+    if not path.is_file():
+        return
+    *whole, rest = path.read_bytes().split(b"\n")
+    for i, line in enumerate([*whole, rest]):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if i == len(whole):
+                return
+            raise ValueError(f"{path}, line {i + 1}, is damaged ({error}); remove that line") from error
+
+
+def _train(line: Mapping[str, Any]) -> TrainLine:
+    timing = line.get("timing") or {}
+    return TrainLine(
+        step=int(line["step"]),
+        epoch=number(line.get("epoch")),
+        total=number(line.get("total")),
+        lr=number(line.get("lr")),
+        grad_norm=number(line.get("grad_norm")),
+        images_per_second=number(timing.get("images_per_second")),
+        data_wait=number(timing.get("data_wait")),
+        seconds=number(timing.get("seconds")),
+    )
+
+
+def _evaluated(line: Mapping[str, Any]) -> EvaluationLine:
+    metrics = {str(key): number(value) for key, value in (line.get("metrics") or {}).items()}
+    return EvaluationLine(int(line["step"]), number(line.get("epoch")), str(line.get("which", "model")), metrics)
+
+
+def _seconds(log: list[dict[str, Any]]) -> float:
+    """When the last line was written, counted from the start."""
+    times = [number((line.get("timing") or {}).get("seconds")) for line in log if line.get("kind") in {"train", "end"}]
+    return next((seconds for seconds in reversed(times) if math.isfinite(seconds)), math.nan)
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    if not path.is_file():
+        return None
+    content = _mapping(path)
+    tables = content.get("tables") or {}
+    metrics = {str(key): number(value) for key, value in (content.get("metrics") or {}).items()}
+    classes = tuple(str(name) for name in content.get("classes") or ())
+    confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
+    if confusion is not None and confusion.shape != (len(classes), len(classes)):
+        raise ValueError(
+            f"{path} names {len(classes)} classes and holds a confusion table of shape {confusion.shape}; remove it"
+        )
+    return Evaluation(
+        step=int(content.get("step", 0)),
+        which=str(content.get("which", "model")),
+        metrics=metrics,
+        main_metric=str(content.get("main_metric") or next(iter(metrics), "top1")),
+        classes=classes,
+        confusion=confusion,
+        per_class=tuple(
+            ClassRow(str(row["name"]), int(row["count"]), number(row.get("top1")))
+            for row in tables.get("per_class") or ()
+        ),
+    )
+
+
+def _records(path: Path) -> Records | None:
+    right, wrong = [], []
+    for record in _lines(path):
+        label, probability = (record.get("top") or [(None, math.nan)])[0]
+        (right if label == record.get("truth") else wrong).append(number(probability))
+    if not right and not wrong:
+        return None
+    mean = [float(np.mean(values)) if values else math.nan for values in (right, wrong)]
+    return Records(len(right) + len(wrong), len(wrong), *mean)
+
+
+def _shown(folder: Path) -> tuple[Shown, ...]:
+    if not (folder / "index.json").is_file():
+        return ()
+    shown = []
+    for entry in _read_json(folder / "index.json"):
+        top = tuple((int(label), number(probability)) for label, probability in entry["top"])
+        file = folder / Path(entry["file"]).name  # only what lies in this folder
+        if file.is_file():
+            shown.append(Shown(file, str(entry["id"]), int(entry["truth"]), top))
+    return tuple(shown)

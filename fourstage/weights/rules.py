@@ -1,0 +1,65 @@
+"""Rename a foreign state dict by a table. Every key on both sides must be accounted for."""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the keys that match a pattern."""
+
+    pattern: str  # regular expression for the whole foreign key
+    name: str | Callable[[re.Match[str]], str] | None  # our key, a template or a function; None: dropped on purpose
+    change: Callable[[Tensor], Tensor] | None = None  # for entries that are stored in another order or shape
+
+    def ours(self, match: re.Match[str]) -> str | None:
+        return self.name(match) if callable(self.name) else self.name and match.expand(self.name)
+
+
+def claims(rules: Sequence[Rule], key: str) -> list[tuple[Rule, re.Match[str]]]:
+    """The rules that match the whole of `key`."""
+    return [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, key))]
+
+
+def rename(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """`state` under our keys, less what rules drop.
+
+    Raises:
+        ValueError: a key matches no rule or several, or two keys become one.
+    """
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        hits = claims(rules, key)
+        if len(hits) != 1:
+            raise ValueError(f"{key!r} is claimed by {len(hits)} rules; it must be exactly one")
+        [(rule, match)] = hits
+        ours = rule.ours(match)
+        if ours is None:
+            continue
+        if ours in out:
+            raise ValueError(f"{key!r} and another key both become {ours!r}")
+        out[ours] = rule.change(value) if rule.change else value
+    return out
+
+
+def convert(
+    state: Mapping[str, Tensor], rules: Sequence[Rule], wanted: Collection[str], fresh: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Rename each key by the one rule that matches it, and fill every key of ours.
+
+    Args:
+        wanted: every key of our model.
+        fresh: patterns of our keys that may stay as they were built (step counters, norms that only a detector has).
+
+    Raises:
+        ValueError: a key matches no rule or several, or the result is not `wanted` less `fresh`.
+    """
+    out = rename(state, rules)
+    missing = {key for key in set(wanted) - out.keys() if not any(re.fullmatch(pattern, key) for pattern in fresh)}
+    unknown = out.keys() - set(wanted)
+    if missing or unknown:
+        raise ValueError(f"never filled: {sorted(missing)}; not ours: {sorted(unknown)}")
+    return out

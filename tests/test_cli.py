@@ -1,0 +1,331 @@
+"""The command line from end to end: what a newcomer types, and what they get wrong."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fourstage.cli import main
+from fourstage.data.digits import Digits
+
+FAST = ["length=10it", "batch_size=16", "warmup=0it", "workers=0", "evaluate_every=5it"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def typed(*words: str | Path) -> tuple[int, str, str]:
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse leaves this way
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return typed
+
+
+def image_folder(root: Path, train: int = 60, val: int = 30) -> Path:
+    """Real scans as train/<digit>/*.png and val/<digit>/*.png."""
+    for split, count in (("train", train), ("val", val)):
+        digits = Digits("train" if split == "train" else "val")
+        for index in range(count):
+            sample = digits.sample(index)
+            folder = root / split / f"digit {sample.label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(sample.image)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of images, and a short finished run on it."""
+    root = tmp_path_factory.mktemp("trained")
+    data = image_folder(root / "images")
+    assert main(["train", "digits_visformer", "--data", str(data), "--out", str(root / "run"), *FAST]) == 0
+    return data, root / "run"
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 2, one line on stderr that holds the words, and no traceback."""
+    code, _, err = result
+    line = err.strip().splitlines()[-1]
+    assert code == 2, err
+    assert line.startswith("fourstage: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in line, line
+
+
+# ----------------------------------------------------------------------------------------------------- what works
+
+
+def test_a_run_folder_holds_all_that_is_promised(trained: tuple[Path, Path]) -> None:
+    _, out = trained
+    for name in ("recipe.yaml", "changes.json", "environment.json", "log.jsonl", "evaluation.json", "records.jsonl",
+                 "report.html", "checkpoints/last.pt", "checkpoints/best.pt", "samples/index.json"):  # fmt: skip
+        assert (out / name).stat().st_size, name
+    changes = json.loads((out / "changes.json").read_text())
+    assert changes["recipe"] == "digits_visformer"
+    assert changes["changes"]["optimisation.length"] == ["30ep", "10it"]
+    assert list((out / "tensorboard").glob("events.*"))
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 30
+    kinds = [json.loads(line)["kind"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert kinds.count("evaluation") == 4
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(trained: tuple[Path, Path], run: Run) -> None:
+    data, out = trained
+    before = (out / "checkpoints" / "last.pt").stat().st_mtime_ns
+    code, printed, _ = run("train", "digits_visformer", "--data", data, "--out", out, *FAST)
+    assert code == 0
+    assert "is finished" in printed
+    assert "--fresh" in printed
+    assert (out / "checkpoints" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_evaluate_gives_the_numbers_of_the_run(trained: tuple[Path, Path], run: Run) -> None:
+    _, out = trained
+    wanted = json.loads((out / "evaluation.json").read_text())["metrics"]
+    code, printed, _ = run("evaluate", out, "--json")
+    assert code == 0
+    assert json.loads(printed)["metrics"] == pytest.approx(wanted)
+    code, printed, _ = run("evaluate", out, "evaluation_batch_size=7")
+    assert code == 0
+    assert f"{wanted['top1']:.2f}" in printed
+    named = run(
+        "evaluate", "digits_visformer", "--data", trained[0], "--weights", out / "checkpoints/best.pt", "--json"
+    )
+    assert json.loads(named[1])["metrics"] == pytest.approx(wanted)
+
+
+def test_predict_names_and_draws(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    data, out = trained
+    images = sorted((data / "val" / "digit 3").glob("*.png"))[:2]
+    code, printed, _ = run("predict", out, *images, "--out", tmp_path / "pictures", "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert [Path(one["image"]) for one in found] == images
+    for one in found:
+        assert len(one["top"]) == 5
+        assert one["top"][0]["class"].startswith("digit ")
+        assert one["top"][0]["probability"] >= one["top"][4]["probability"]
+        with Image.open(one["picture"]) as picture:
+            assert picture.size[0] > 100
+    code, printed, _ = run("predict", out / "checkpoints/best.pt", data / "val/digit 3", "--out", tmp_path / "more")
+    assert code == 0
+    assert "%" in printed
+
+
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, printed, _ = run("train", "digits_visformer", "--out", out, "--dry-run", *FAST)
+    assert code == 0
+    assert "nothing was written" in printed
+    assert not out.exists()
+
+
+def test_models_recipes_and_doctor_answer(run: Run) -> None:
+    code, printed, _ = run("models", "visformer*")
+    assert code == 0
+    assert "visformer_tiny" in printed
+    assert "10.32" in printed
+    assert "swin" not in printed
+    assert "digits_visformer" in run("recipes")[1]
+    assert "torch" in run("doctor")[1]
+
+
+def test_another_recipe_in_the_folder_is_refused_and_fresh_sets_it_aside(run: Run, tmp_path: Path) -> None:
+    out, data = tmp_path / "run", image_folder(tmp_path / "images", 40, 20)
+    words = ["train", "digits_visformer", "--data", data, "--out", out, *FAST, "length=2it"]
+    assert run(*words)[0] == 0
+    refused(run(*words, "lr=0.5"), "optimisation.lr 0.00075 there and 0.5 here", "--fresh")
+    code, printed, _ = run(*words, "lr=0.5", "--fresh")
+    assert code == 0
+    assert "run-before-1" in printed
+    assert (tmp_path / "run-before-1" / "report.html").exists()
+
+
+BACKBONE = """
+import torch
+from torch import nn
+from fourstage import register
+
+class Plain(nn.Module):
+    def __init__(self, num_classes, width):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, width, 7, 7), nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.head(self.body(images).mean((2, 3)))
+
+@register
+def my_backbone(num_classes=10, img_size=32, width=8):
+    return Plain(num_classes, width)
+"""
+
+
+def test_a_backbone_of_ones_own_trains_by_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BACKBONE)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: digits_visformer\nimports: [mine.py]\nmodel: my_backbone\nmodel_args: {width: 16}\n")
+    code, printed, err = run("train", recipe, "--out", tmp_path / "run", *FAST, "length=2it")
+    assert code == 0, err
+    assert "my_backbone" in printed
+    assert run("evaluate", tmp_path / "run")[0] == 0
+
+
+def test_python_dash_m_works() -> None:
+    done = subprocess.run([sys.executable, "-m", "fourstage", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fourstage ")
+
+
+# ------------------------------------------------------------------------------------------- what users get wrong
+
+
+def test_a_bad_image_is_named_and_skipped_only_when_told(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    good = sorted((data / "train/digit 1").glob("*.png"))[0]
+    (data / "train/digit 1/cut.png").write_bytes(good.read_bytes()[:-60])
+    (data / "train/digit 2/text.jpg").write_text("not an image")
+    words = ["train", "digits_visformer", "--data", data, "--out", tmp_path / "run", *FAST]
+    refused(run(*words), "2 of 42 images in train cannot be read", "cut.png", "skip_bad_images=true")
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    code, printed, _ = run(*words, "skip_bad_images=true")
+    assert code == 0
+    assert "skipped: 2 of 42 images" in printed
+    assert "cut.png" in printed
+
+
+def test_class_folders_that_do_not_fit_are_named(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    words = ["train", "digits_visformer", "--data", data, "--out", tmp_path / "run"]
+    (data / "train" / "digit 99").mkdir()
+    refused(run(*words), "digit 99")
+    (data / "train" / "digit 99").rename(data / "val" / "digit 99")
+    Image.new("RGB", (8, 8)).save(data / "val" / "digit 99" / "a.png")
+    refused(run(*words), "digit 99", "train")
+
+
+def test_data_check_finds_them_too(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    code, printed, _ = run("data", "check", data)
+    assert code == 0, printed
+    (data / "train/digit 2/text.jpg").write_text("not an image")
+    code, printed, _ = run("data", "check", data)
+    assert code == 1
+    assert "text.jpg" in printed
+
+
+def test_things_that_are_not_there_are_named(run: Run, tmp_path: Path) -> None:
+    refused(run("train", "digits_visformer", "--data", tmp_path / "nowhere"), "nowhere")
+    refused(run("train", "digits_visformr"), "did you mean digits_visformer")
+    refused(run("evaluate", "digits_visformer"), "--weights")
+    refused(run("evaluate", "digits_visformer", "--weights", tmp_path / "gone.pth"), "gone.pth")
+    refused(run("predict", tmp_path / "nowhere", "a.png"), "nowhere")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: digits_visformer\nimports: [gone.py]\n")
+    refused(run("train", recipe, "--out", tmp_path / "run"), "gone.py")
+    refused(run("train", "digits_visformer", "model=visformer_tinny", "--dry-run"), "did you mean", "visformer_tiny")
+    refused(run("train", "digits_visformer", "model_args={drop_pth_rate: 0.1}", "--dry-run"), "drop_path_rate")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused(run: Run) -> None:
+    refused(run("train", "digits_visformer", "device=cuda"), "no GPU", "device=cpu", "fourstage doctor")
+
+
+def test_pictures_that_cannot_be_predicted_are_named(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    data, out = trained
+    (tmp_path / "text.png").write_text("not an image")
+    good = next((data / "val/digit 1").glob("*.png"))
+    refused(run("predict", out, good, tmp_path / "text.png", "--out", tmp_path / "pictures"), "text.png")
+    assert not (tmp_path / "pictures").exists()
+    refused(run("predict", out, tmp_path / "gone.png"), "gone.png")
+    (tmp_path / "empty").mkdir()
+    refused(run("predict", out, tmp_path / "empty"), "empty", "no images")
+
+
+class _Attack:
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("attack", ["os.system", "eval", "importlib", "getattr", "numpy", "torch"])
+def test_a_checkpoint_that_wants_to_run_code_is_refused(
+    trained: tuple[Path, Path], run: Run, tmp_path: Path, attack: str
+) -> None:
+    marker = tmp_path / "executed"
+    np.save(tmp_path / "x.npy", np.zeros(1))
+    payload = {
+        "os.system": _Attack(os.system, f"touch {marker}"),
+        "eval": _Attack(eval, f"open({str(marker)!r}, 'w')"),
+        "importlib": _Attack(__import__("importlib").import_module, "antigravity"),
+        "getattr": _Attack(getattr, _Attack(__import__, "os"), "system"),
+        "numpy": _Attack(np.ndarray.tofile, np.zeros(1), str(marker)),
+        "torch": _Attack(torch.save, torch.zeros(1), str(marker)),
+    }[attack]
+    path = tmp_path / "model.pth"
+    with path.open("wb") as file:
+        pickle.dump({"model": {"stem.0.weight": payload}}, file)
+    for words in (["evaluate", trained[1], "--weights", path], ["predict", path, trained[0] / "val/digit 1"]):
+        refused(run(*words), "model.pth")
+    assert not marker.exists()
+    torch.save({"model": payload}, path)
+    refused(run("evaluate", trained[1], "--weights", path), "model.pth")
+    assert not marker.exists()
+
+
+def test_checkpoints_that_do_not_fit_are_refused(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    from fourstage import create_model
+
+    data, out = trained
+    (tmp_path / "notes.pth").write_text("dear diary")
+    refused(run("evaluate", out, "--weights", tmp_path / "notes.pth"), "notes.pth", "text")
+    torch.save({"model": create_model("visformer_tiny").state_dict()}, tmp_path / "tiny.pth")
+    refused(run("evaluate", out, "--weights", tmp_path / "tiny.pth"), "visformer_tiny")
+    torch.save({"model": create_model("visformer_digits", num_classes=7).state_dict()}, tmp_path / "seven.pth")
+    refused(run("evaluate", out, "--weights", tmp_path / "seven.pth"), "7", "10")
+    code, printed, err = run(
+        "train",
+        "digits_visformer",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "tuned",
+        *FAST,
+        f"weights={tmp_path / 'seven.pth'}",
+    )
+    assert code == 0, err
+    assert "7 to 10 classes" in printed
+
+
+def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(run("train", "digits_visformer", "--out", tmp_path / "file", *FAST), "is a file", "--out")
+    refused(run("train", "digits_visformer", "--out", tmp_path / "file" / "run", *FAST), "choose another --out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    refused(run("train", "digits_visformer", "--out", tmp_path / "mine", *FAST), "not a run's")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
+    refused(run("train", "digits_visformer", "--datta", "x"), "did you mean --data")
+    refused(run("trian", "digits_visformer"), "did you mean train")
+    refused(run("train", "digits_visformer", "out"), "did you mean --out")
+    refused(run("train"), "RECIPE")
+    refused(run("models", "nothing*"), "nothing*")
