@@ -4,10 +4,12 @@ Imports of torch wait until a verb needs it, so that help is instant.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 OPTIONS = (
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 2 for what a user can get wrong, with one sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = [argument for argument in arguments if argument != "--debug"]
     args = _parse(arguments)
     if args.version:
@@ -183,9 +187,8 @@ def _run_train(args: argparse.Namespace) -> int:
         return 0
     if done.stopped_by is not None:
         where = f"step {done.step} of {done.total}"
-        print(
-            f"Stopped by {done.stopped_by} at {where}; saved {done.folder}/checkpoints/last.pt. The same command continues."
-        )
+        print(f"Stopped by {done.stopped_by} at {where}; saved {done.folder}/checkpoints/last.pt.")
+        print("The same command continues.")
         return STOPPED[done.stopped_by]
     metrics = "  ".join(f"{name} {value:.2f}" for name, value in (done.metrics or {}).items())
     if done.already_finished:
@@ -287,12 +290,7 @@ def _run_data_check(args: argparse.Namespace) -> int:
     from fourstage.engine.log import Bar
 
     with Bar("checking", 1) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.resize(total)
-            bar.update(done)
-
-        findings, summary = check(args.path, progress=progress)
+        findings, summary = check(args.path, progress=bar.of)
     print(render(findings, summary))
     return 1 if any(finding.severity == "error" for finding in findings) else 0
 

@@ -134,14 +134,17 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
     """The second forward pass of checkpointing must not move the running statistics again."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    for norm in norms:  # as many tensors as in the first pass, but none of them changes
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, counter in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def init_linear(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
+from fourstage.data.sample import Batch, Dataset, Sample, collate
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
 
@@ -93,7 +93,7 @@ class Request:
     mix_key: tuple[int, ...] | None = None
 
 
-class _Fetch(TorchDataset["Batch | BadImage"]):
+class _Fetch(TorchDataset["Batch | ValueError"]):
     """Turns requests into batches, in whichever process asks."""
 
     def __init__(
@@ -101,11 +101,11 @@ class _Fetch(TorchDataset["Batch | BadImage"]):
     ) -> None:
         self.dataset, self.transform, self.mix = dataset, transform, mix
 
-    def __getitem__(self, request: Request) -> Batch | BadImage:
-        """A bad image is returned, not raised: an exception does not pass whole from a worker to the main process."""
+    def __getitem__(self, request: Request) -> Batch | ValueError:
+        """What is wrong with the data is returned, not raised: an exception does not pass whole out of a worker."""
         try:
             batch = collate([self._one(request.sample_key, index) for index in request.indices])
-        except BadImage as error:
+        except ValueError as error:
             return error
         if self.mix and request.mix_key is not None:
             seed_everything(MIX, *request.mix_key)
@@ -158,13 +158,13 @@ def evaluation_batches(
         yield _good(batch)
 
 
-def _good(batch: Batch | BadImage) -> Batch:
-    if isinstance(batch, BadImage):
+def _good(batch: Batch | ValueError) -> Batch:
+    if isinstance(batch, ValueError):
         raise batch
     return batch
 
 
-def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> DataLoader[Batch | BadImage]:
+def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> DataLoader[Batch | ValueError]:
     workers = min(workers, _cores())
     return DataLoader(
         fetch,

@@ -1,7 +1,8 @@
 """Devices and processes. The only file that names `torch.distributed`."""
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +43,12 @@ class Ranks:
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, dict(records))
         return {key: value for part in parts for key, value in part.items()}
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
@@ -99,6 +106,8 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The task as the processes train it: gradients are averaged over them."""
     if ranks.size == 1:
         return task
+    # A 1x1 kernel has many equal strides; torch warns that it sees two of them.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 

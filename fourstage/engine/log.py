@@ -124,6 +124,11 @@ class Bar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
 
+    def of(self, done: int, total: int) -> None:
+        """`resize` and `update` in one, for callers that learn both together."""
+        self.resize(total)
+        self.update(done)
+
     def left(self) -> str:
         """Time left at the pace so far, as 1:02:03."""
         through = self.done - self.first

@@ -204,6 +204,7 @@ class Loop:
         found: dict[str, tuple[Mapping[str, float], float]] = {}
         for which, task in subjects.items():
             started = time.monotonic()
+            self.ranks.share(task.buffers())  # batch statistics are each process's own while it trains
             metrics = self.evaluate(task.eval(), wish)
             if metrics is None:
                 return
@@ -218,7 +219,7 @@ class Loop:
         line = {"kind": "evaluation", "step": step, "epoch": epoch, "which": which, "metrics": dict(metrics)}
         if self.log is not None:
             self.log.write({**line, "timing": {"seconds": seconds}})
-        bar.say(f"epoch {epoch:g}  {which:5}  " + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+        bar.say(f"epoch {epoch:.4g}  {which:5}  " + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
 
     def _keep_best(self, which: str, task: nn.Module, metrics: Mapping[str, float]) -> None:
         training, value = self.training, metrics[self.main_metric]

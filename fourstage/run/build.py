@@ -82,7 +82,13 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
     """One split and what there is to say about it; see `open_splits`."""
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
-    dataset = open_dataset(recipe.data, split)
+    with Bar(f"making {recipe.data}", 1, show=show, every=5) as bar:
+        dataset = open_dataset(recipe.data, split, progress=bar.of)
+    if len(dataset) and dataset.sample(0).label is None:
+        raise ValueError(
+            f"{recipe.data} has no class for each image, and {recipe.name} is a {recipe.task} recipe; give a folder "
+            f"with train/<class>/*.jpg"
+        )
     classes = len(dataset.classes)
     if recipe.num_classes is not None and recipe.num_classes != classes:
         raise ValueError(

@@ -240,6 +240,8 @@ def _fits_build(build: object, state: Mapping[str, Tensor]) -> bool:
 def _fits(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
     if model is None or (named := our_names(model, state)) is None:
         return False
+    if isinstance(model, Dense) and not any(key.startswith("norms.") for key in named[0]):
+        return False  # a classifier's file: it fills this form too, but is not called by it
     return not make_plan(model, model.state_dict(), named[0]).wrong
 
 

@@ -227,13 +227,12 @@ INERT = {
 # ---------------------------------------------------------------- what a pickle may name
 
 ALIASES = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray"}  # Python 2, numpy 1
-PYTHON_2 = {"commands", "cPickle", "exceptions", "popen2", "thread", "imp", "urllib2", "posixfile", "dl", "os2"}
 
 
 def _is_known(name: str) -> bool:
     """Say whether this names a library whose harmless names are all in the tables above."""
     root = name.partition(".")[0]
-    return root in sys.stdlib_module_names or root in PYTHON_2 or root in ("torch", "numpy")
+    return root in sys.stdlib_module_names or root in ("torch", "numpy")
 
 
 def _is_class(name: str) -> bool:
@@ -252,7 +251,7 @@ def _named(module: Any, name: Any) -> Any:
     if dotted in MAKERS or dotted in INERT:
         return Foreign(dotted)
     model = dotted.startswith(("torch.", "numpy.")) and _is_class(dotted)  # torch.nn.Linear, torch.FloatStorage, ...
-    if (_is_known(dotted) and not model):
+    if "." in name or (_is_known(dotted) and not model):
         raise RefusedError(f"to call {dotted}")
     return Foreign(dotted)
 
@@ -425,6 +424,6 @@ class Machine:
         self.unclaimed -= length
         if self.unclaimed < 0:
             raise UnreadableError(
-                f"is incomplete ({self.file_size:,} bytes are here, {-self.unclaimed:,} more are claimed): download it again"
+                f"is incomplete ({self.file_size:,} bytes, {-self.unclaimed:,} more are claimed): download it again"
             )
         return torch.empty(length, dtype=torch.uint8)

@@ -84,7 +84,7 @@ def kill_at(out: Path, data: Path, moment: str, rng: random.Random, workers: int
     return moment if alive else f"{moment} (had ended)"
 
 
-def wait_for(out: Path, moment: str, rng: random.Random, process: subprocess.Popen[bytes]) -> None:
+def wait_for(out: Path, moment: str, rng: random.Random, process: subprocess.Popen[Any]) -> None:
     deadline, before = time.monotonic() + 120, progress(out)
     while time.monotonic() < deadline and process.poll() is None:
         if moment == "while a checkpoint is written" and list(out.glob("checkpoints/.*.partial")):
@@ -99,7 +99,7 @@ def wait_for(out: Path, moment: str, rng: random.Random, process: subprocess.Pop
 
 
 def due(out: Path) -> bool:
-    """Whether the last line told is the one before an evaluation; log_every=3 and evaluate_every=8 meet at 24 and 48."""
+    """Whether the last line told is the one before an evaluation: both are due at step 24."""
     text = (out / "log.jsonl").read_text() if (out / "log.jsonl").exists() else ""
     return text.endswith("\n") and '"step": 24,' in text.splitlines()[-1] and '"kind": "train"' in text.splitlines()[-1]
 
@@ -113,7 +113,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("digits")
     for split, count in (("train", 128), ("val", 40)):
-        digits = Digits(split)
+        digits = Digits("train" if split == "train" else "val")
         for index in range(count):
             sample = digits.sample(index)
             folder = root / split / str(sample.label)

@@ -1,0 +1,90 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fourstage.data import digit_scenes
+from fourstage.data.coco import Coco
+from fourstage.data.digits import Digits
+from fourstage.data.formats import describe, open_dataset
+from fourstage.data.imagefolder import ImageFolder
+
+Picture = Callable[..., Path]
+
+
+@pytest.fixture
+def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(digit_scenes, "CACHED", {"train": 2, "val": 1, "size": 64, "seed": 0})
+
+
+def test_names_come_first(scenes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_dataset("digits", "train"), Digits)
+    assert isinstance(open_dataset(Path("digits"), "val"), Digits)
+    assert isinstance(open_dataset("digit_scenes", "val"), Coco)
+
+
+@pytest.mark.parametrize("paths", [("train/a/1.png", "train/b/1.png"), ("a/1.png", "b/deep/1.jpg")])
+def test_an_image_folder_is_recognised(paths: tuple[str, str], tmp_path: Path, picture: Picture) -> None:
+    for path in paths:
+        picture(path)
+    dataset = open_dataset(str(tmp_path), "train")
+    assert isinstance(dataset, ImageFolder)
+    assert dataset.classes == ("a", "b")
+
+
+def test_a_coco_folder_is_recognised_before_an_image_folder(tmp_path: Path, picture: Picture) -> None:
+    picture("train/a/1.png")
+    (tmp_path / "train/_annotations.coco.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": []})
+    )
+    assert isinstance(open_dataset(tmp_path, "train"), Coco)
+
+
+def test_nothing_that_is_known(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "list.csv").touch()
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(
+        ValueError, match=r"holds the folders texts and 1 file \(\.csv\), which is no layout that is known"
+    ) as caught:
+        open_dataset(tmp_path, "train")
+    assert "COCO (annotations/" in str(caught.value)
+    assert "ImageFolder (train/<class>/" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is empty, which is no layout"):
+        open_dataset(tmp_path, "train")
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path: Path, picture: Picture) -> None:
+    picture("pets/train/a/1.png")
+    with pytest.raises(ValueError, match=r"did you mean .*/pets\?"):
+        open_dataset(tmp_path, "train")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist: give the folder"):
+        open_dataset(tmp_path / "nowhere", "train")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        open_dataset(tmp_path / "file", "train")
+
+
+def test_descriptions(scenes: None, tmp_path: Path, picture: Picture) -> None:
+    assert describe("digits") == "digits: 10 classes, 1,437 training and 360 validation images"
+    assert describe("digit_scenes") == "digit_scenes: 10 classes, 2 training and 1 validation images"
+    for name in "abc":
+        for i in range(10):
+            picture(f"photos/{name}/{i}.png")
+    text = describe(tmp_path / "photos")
+    assert text.startswith(f"ImageFolder in {tmp_path}/photos: 3 classes, 27 training and 3 validation images\n")
+    assert "3 of its 30 images" in text
+    for name in ("a", "b"):
+        picture(f"only/val/{name}/1.png")
+    assert "2 validation images\n" in describe(tmp_path / "only")
+    assert "no train/" in describe(tmp_path / "only")

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fourstage.data.images import is_image_name, open_image, read_image
+from fourstage.data.sample import BadImage
+
+RED = np.full((6, 5, 3), (200, 30, 60), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "1", "CMYK", "YCbCr", "LAB", "RGB"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    Image.fromarray(RED).convert(mode if mode not in ("PA", "LAB") else "RGB").save(path)
+    image_HW3 = read_image(path)
+    assert image_HW3.shape == (6, 5, 3)
+    assert image_HW3.dtype == np.uint8
+    if mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+        assert np.abs(image_HW3.astype(int) - RED).max() <= 2
+
+
+def test_a_palette_with_transparency_warns_nobody(tmp_path: Path) -> None:
+    Image.fromarray(RED).convert("P").save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert read_image(tmp_path / "a.png").shape == (6, 5, 3)
+
+
+def test_transparent_pixels_keep_their_colour(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([RED, np.zeros((6, 5), np.uint8)])).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), RED)
+
+
+def test_of_sixteen_bits_the_upper_eight_stay(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 40000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, :, 1].tolist() == [0, 0, 1, 156, 255]
+
+
+def test_exif_turns_an_image_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(RED).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (6, 5, 3)
+    assert read_image(tmp_path / "a.jpg", orient=True).shape == (5, 6, 3)
+
+
+def write_bad_files(folder: Path) -> dict[str, str]:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    for name in ("short.jpg", "short.png"):
+        noise.save(folder / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:-900])
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "empty.png").touch()
+    (folder / "folder.jpg").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "float.tif")
+    Image.new("1", (15000, 12000)).save(folder / "large.png")
+    Image.new("1", (20000, 18000)).save(folder / "bomb.png")
+    return {
+        "short.jpg": "truncated", "short.png": "truncated", "text.jpg": "no image format",
+        "empty.png": "no image format", "folder.jpg": "directory", "float.tif": "black to white",
+        "large.png": "178,956,970", "bomb.png": "178,956,970", "missing.jpg": "no such file",
+    }  # fmt: skip
+
+
+def test_a_bad_file_is_named_with_the_reason(tmp_path: Path) -> None:
+    for name, reason in write_bad_files(tmp_path).items():
+        with pytest.raises(BadImage, match=reason) as caught:
+            read_image(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_large_image_is_no_reason_to_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (10000, 9000)).save(tmp_path / "large.png")  # PIL warns from 89 million pixels on
+    with open_image(tmp_path / "large.png") as image:
+        assert image.size == (10000, 9000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # what many programs do to be rid of the warning
+    Image.new("1", (15000, 12000)).save(tmp_path / "larger.png")
+    with pytest.raises(BadImage, match="15000 x 12000 pixels are more than"):
+        open_image(tmp_path / "larger.png")
+
+
+def test_names() -> None:
+    assert all(map(is_image_name, ("a.jpg", "a.JPEG", "a.b.Png", "a.webp", "a.tif", "a.bmp")))
+    assert not any(map(is_image_name, ("a.txt", "jpg", "._a.jpg", ".jpg", "a.jpg.zip", "Thumbs.db")))

@@ -1,0 +1,1 @@
+"""Numbers that the original code printed, and the rule that rebuilds the weights they were printed with."""
