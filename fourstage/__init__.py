@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
+    from fourstage.backbones.layers import Level
     from fourstage.registry import list_models, register
 
     __version__: str
 
-__all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register"]
+__all__ = ["Level", "create_backbone", "create_model", "list_models", "load_checkpoint", "register"]
 
 _HOMES = {
+    "Level": "fourstage.backbones.layers",
     "create_backbone": "fourstage.api",
     "create_model": "fourstage.api",
     "load_checkpoint": "fourstage.api",

@@ -146,10 +146,10 @@ def with_levels(model: nn.Module, name: str) -> nn.Module:
         ValueError: it does not say what its maps are.
     """
     levels = getattr(model, "levels", None)
-    if not levels or not all(isinstance(level, Level) for level in levels):
+    if not levels or not all(hasattr(level, "channels") and hasattr(level, "stride") for level in levels):
         raise ValueError(
             f"{name} does not say which maps it gives: set levels = (Level(channels=..., stride=...), ...), "
-            "finest first, with Level from fourstage.backbones.layers"
+            "finest first, with Level from fourstage"
         )
     return model
 

@@ -313,6 +313,37 @@ def test_checkpoints_that_do_not_fit_are_refused(trained: tuple[Path, Path], run
     assert "7 to 10 classes" in printed
 
 
+def test_other_classes_of_the_same_count_are_refused(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    for split in ("train", "val"):
+        (data / split / "digit 3").rename(data / split / "digit three")
+    refused(run("evaluate", trained[1], "--data", data), "'digit 3'", "--data")
+
+
+def test_a_run_does_not_go_on_with_other_classes(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    words = ["train", "digits_visformer", "--data", data, "--out", tmp_path / "run", *FAST, "length=2it"]
+    assert run(*words)[0] == 0
+    (tmp_path / "run" / "report.html").unlink()  # as if it had been killed just before
+    (data / "train" / "digit 3" / "more.png").write_bytes(next((data / "train/digit 1").glob("*.png")).read_bytes())
+    code, printed, _ = run(*words)
+    assert code == 0
+    assert "training images 40 before, 41 now" in printed
+    (tmp_path / "run" / "report.html").unlink()
+    for split in ("train", "val"):
+        (data / split / "digit 3").rename(data / split / "digit three")
+    refused(run(*words), "classes", "--out")
+
+
+def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
+    from fourstage.data.digit_scenes import write_digit_scenes
+
+    write_digit_scenes(tmp_path / "scenes", train=4, val=2, size=64)
+    refused(
+        run("train", "digits_visformer", "--data", tmp_path / "scenes", "--out", tmp_path / "run"), "no class for each"
+    )
+
+
 def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(run("train", "digits_visformer", "--out", tmp_path / "file", *FAST), "is a file", "--out")

@@ -63,27 +63,14 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
-class Pointwise(nn.Linear):
-    """A linear layer over the last axis of (B, H, W, C).
-
-    On the CPU it runs as a 1x1 convolution over the permuted view: oneDNN takes channels-last memory as it lies and
-    computes the same product faster than the matrix library behind `F.linear`.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or input.ndim != 4:
-            return super().forward(input)
-        return F.conv2d(input.movedim(-1, 1), self.weight[:, :, None, None], self.bias).movedim(1, -1)
-
-
 class Mlp(nn.Sequential):
     """Widen, GELU, narrow, over the last axis of (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = Pointwise(dim, hidden)
+        self.expand = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.reduce = Pointwise(hidden, dim)
+        self.reduce = nn.Linear(hidden, dim)
 
 
 def zero_extend(x_BHWC: Tensor, height: int, width: int) -> Tensor:

@@ -18,7 +18,6 @@ from fourstage.backbones.layers import (
     LayerNorm2d,
     Level,
     Mlp,
-    Pointwise,
     drop_path,
     drop_path_rates,
     init_linear,
@@ -64,7 +63,7 @@ class PatchMerge(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduce = Pointwise(4 * dim, 2 * dim, bias=False)
+        self.reduce = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         height, width = x_BHWC.shape[1:3]

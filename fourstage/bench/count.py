@@ -3,6 +3,7 @@
 from typing import Any
 
 from fourstage.api import create_model, list_models
+from fourstage.registry import find
 from fourstage.weights.catalog import published
 
 
@@ -27,6 +28,6 @@ def model_rows(pattern: str) -> list[list[str]]:
     rows = []
     for name in list_models(pattern):
         parameters, macs, side = count(name)
-        shown = next((f"{weight.top1:.1f}" for weight in published(name) if weight.top1 is not None), "-")
+        shown = next((f"{weight.top1:.1f}" for weight in published(find(name).name) if weight.top1 is not None), "-")
         rows.append([name, f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", str(side), shown])
     return rows

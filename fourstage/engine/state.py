@@ -9,6 +9,9 @@ from typing import IO, Any
 import torch
 
 
+PLAIN = (bool, int, float, str, type(None))
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that no one ever sees half of it, not after a power cut either.
 
@@ -51,7 +54,21 @@ def write_text(path: Path, text: str) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Save tensors and plain containers; see `write_whole`."""
+    _check_plain(state, "state")
     write_whole(path, lambda file: torch.save(state, file))
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Fail now, not when the file is needed: what is saved must be readable without running code."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            assert type(key) in PLAIN, f"{where} has a key of type {type(key).__name__}"
+            _check_plain(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, where)
+    else:
+        assert isinstance(value, torch.Tensor) or type(value) in PLAIN, f"{where} is a {type(value).__name__}"
 
 
 def load_state(path: Path) -> dict[str, Any]:

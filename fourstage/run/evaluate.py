@@ -23,6 +23,7 @@ from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
 from fourstage.tasks.classification import Classification
+from fourstage.weights.safe import read_checkpoint
 
 SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
 
@@ -105,6 +106,7 @@ def evaluate(
         val, _ = build.open_split(resolved.recipe, "val", show=show)
         task = build.build_task(resolved.recipe, val.classes)
         load_checkpoint(task.network, weights, which=which)
+        _check_classes(weights, val.classes)
         task = task.to(device).eval()
         evaluator = Evaluator(resolved.recipe, val, ranks, device)
         with Bar("evaluating", len(val), show=show and ranks.first) as bar:
@@ -114,6 +116,18 @@ def evaluate(
         return Evaluated(task.score(records), expect, task.tables(records), records, len(val))
     finally:
         leave()
+
+
+def _check_classes(weights: str | Path, classes: tuple[str, ...]) -> None:
+    """Raise ValueError if a checkpoint says which classes it knows, and the data has others."""
+    known = read_checkpoint(weights).content.get("classes")
+    if known is None or tuple(known) == classes:
+        return
+    mine, theirs = next((a, b) for a, b in zip(known, classes, strict=True) if a != b)
+    raise ValueError(
+        f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has {theirs!r}; "
+        f"give the data that it was trained for with --data"
+    )
 
 
 def finish(folder: RunFolder, evaluator: Evaluator, training: Training) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """`fourstage train`: from a recipe to a run folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,6 +115,18 @@ class _Setup:
             log_every=recipe.log_every,
         )
 
+    @property
+    def conditions(self) -> dict[str, str | int]:
+        """What must stay the same for a run that continues to end with the same bits, beside the recipe."""
+        return {
+            "training images": len(self.splits.train),
+            "validation images": len(self.splits.val),
+            "processes": self.ranks.size,
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "torch": str(torch.__version__),
+        }
+
     def batches(self, first: int, last: int) -> Iterator[list[Batch]]:
         return train_batches(
             self.splits.train,
@@ -170,9 +183,10 @@ def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) ->
     ranks.wait()
     state = folder.state()
     if state is not None:
+        told = _check_same_data(state, setup)
         training.restore(state, device)
         if show:
-            print(f"Continuing {folder.path} at step {training.step} of {plan.total}.", flush=True)
+            print("\n".join([f"Continuing {folder.path} at step {training.step} of {plan.total}.", *told]), flush=True)
     evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
     loop = Loop(
         training=training,
@@ -182,7 +196,11 @@ def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) ->
         evaluate=evaluator.metrics,
         main_metric=Classification.main_metric,
         checkpoints=folder.checkpoints,
-        keep={"classes": list(setup.splits.train.classes), "recipe": recipe.model_dump(mode="json")},
+        keep={
+            "classes": list(setup.splits.train.classes),
+            "recipe": recipe.model_dump(mode="json"),
+            "conditions": setup.conditions,
+        },
         ranks=ranks,
         device=device,
         autocast=build.autocast(recipe, device),
@@ -197,6 +215,21 @@ def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) ->
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
     metrics = finish(folder, evaluator, training) if ranks.first else None
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
+
+
+def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
+    """Raise ValueError if a run would go on with other classes; say what makes it no longer bitwise the same."""
+    then, now = tuple(state["classes"]), tuple(setup.splits.train.classes)
+    if then != now:
+        raise ValueError(
+            f"the run was started with {len(then)} classes and the data now has {len(now)}, or others by name; restore "
+            f"the data, or choose another --out"
+        )
+    before, after = state["conditions"], setup.conditions
+    changed = [
+        f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
+    ]
+    return [f"It goes on, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []
 
 
 def _plain(task: nn.Module) -> nn.Module:

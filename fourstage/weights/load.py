@@ -16,12 +16,15 @@ from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense
 from fourstage.weights import swin, visformer
 from fourstage.weights.resize import resize_position, resize_table
-from fourstage.weights.rules import Rule, claims, rename
+from fourstage.weights.rules import Rule, check_complete, claims, rename
 
 FAMILIES: dict[str, tuple[Rule, ...]] = {"swin": swin.RULES, "visformer": visformer.RULES}
 
-# around a whole state dict: DistributedDataParallel, torch.compile, a classification task of ours
-WRAPPERS = ("module.", "_orig_mod.", "network.")
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, around a whole state dict
+INNER = (
+    "backbone.",
+    "network.",
+)  # where detectors and segmentors keep a backbone, and our classification task its network
 COUNTER = r".*\bnum_batches_tracked"  # matters to no network of ours: momentum is fixed
 
 
@@ -84,6 +87,7 @@ def load_state(
         plan.take = [key for key in plan.take if not key.startswith("head.")]
         plan.fresh += [key for key in ("head.weight", "head.bias") if key not in plan.fresh]
     filled = {key: renamed[key] for key in plan.take} | {k: resized(renamed[k], wanted[k]) for k in plan.resize}
+    check_complete(filled, wanted, plan.fresh)
     model.load_state_dict({**wanted, **filled})
     return Report(
         source=source,
@@ -103,9 +107,9 @@ def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         wrapper = next((w for w in WRAPPERS if inner and all(key.startswith(w) for key in inner)), None)
         if wrapper:
             inner = {key.removeprefix(wrapper): value for key, value in inner.items()}
-        elif any(key.startswith("backbone.") for key in inner):
-            outside += [key for key in inner if not key.startswith("backbone.")]
-            inner = {k.removeprefix("backbone."): v for k, v in inner.items() if k.startswith("backbone.")}
+        elif part := next((p for p in INNER if any(key.startswith(p) for key in inner)), None):
+            outside += [key for key in inner if not key.startswith(part)]
+            inner = {key.removeprefix(part): value for key, value in inner.items() if key.startswith(part)}
         else:
             return inner, outside
 

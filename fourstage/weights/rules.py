@@ -45,21 +45,16 @@ def rename(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tens
     return out
 
 
-def convert(
-    state: Mapping[str, Tensor], rules: Sequence[Rule], wanted: Collection[str], fresh: Sequence[str] = ()
-) -> dict[str, Tensor]:
-    """Rename each key by the one rule that matches it, and fill every key of ours.
+def check_complete(state: Collection[str], wanted: Collection[str], fresh: Collection[str]) -> None:
+    """Raise ValueError unless every key of ours is either filled or named as one that stays as it was built.
 
     Args:
-        wanted: every key of our model.
-        fresh: patterns of our keys that may stay as they were built (step counters, norms that only a detector has).
-
-    Raises:
-        ValueError: a key matches no rule or several, or the result is not `wanted` less `fresh`.
+        state: the keys that are filled.
+        wanted: every key of our network.
+        fresh: those that may stay: step counters, norms that only a detector has, a new head.
     """
-    out = rename(state, rules)
-    missing = {key for key in set(wanted) - out.keys() if not any(re.fullmatch(pattern, key) for pattern in fresh)}
-    unknown = out.keys() - set(wanted)
-    if missing or unknown:
-        raise ValueError(f"never filled: {sorted(missing)}; not ours: {sorted(unknown)}")
-    return out
+    missing = set(wanted) - set(state) - set(fresh)
+    unknown = (set(state) | set(fresh)) - set(wanted)
+    both = set(state) & set(fresh)
+    if missing or unknown or both:
+        raise ValueError(f"never filled: {sorted(missing)}; not ours: {sorted(unknown)}; twice: {sorted(both)}")

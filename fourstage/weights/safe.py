@@ -119,7 +119,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")
     if not path.is_file():
-        raise ValueError(f"{path} is a folder, not a file: name the .pth, .pt or .safetensors file in it")
+        kind = "folder" if path.is_dir() else "device"
+        raise ValueError(f"{path} is a {kind}, not a file: name the .pth, .pt or .safetensors file in it")
     try:
         with path.open("rb") as file:
             return Checkpoint(path, *_read(path, file))
@@ -260,7 +261,8 @@ def _mapping(value: Any) -> Mapping:
 
 
 def _short(key: Any) -> str:
-    return ascii(key)[:60]
+    """Show a key of an unknown file: no control characters, no endless text, no repr of unknown objects."""
+    return ascii(key[:60]) if isinstance(key, str) else f"<{type(key).__name__}>"
 
 
 def _averages(state: Mapping) -> dict[str, str]:

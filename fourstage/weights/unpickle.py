@@ -123,9 +123,9 @@ def _dict(*args: Any) -> dict:
 
 def _key(key: Any) -> Any:
     """Keys are hashed, and a nested tuple can be built that takes years to hash: scalars and flat tuples only."""
-    flat = key if isinstance(key, tuple) else (key,)
-    if any(isinstance(part, tuple | frozenset | np.ndarray | Tensor) for part in flat):
-        raise UnreadableError("is damaged: it uses a container as a key")
+    for part in key if isinstance(key, tuple) else (key,):
+        if part is not None and not isinstance(part, str | bytes | int | float | np.generic | torch.dtype | Foreign):
+            raise UnreadableError(f"is damaged: it uses a {type(part).__name__} as a key")
     return key
 
 

@@ -71,7 +71,7 @@ def test_images_of_a_batch_do_not_see_each_other(form: str, height: int, width: 
         together = outputs(model(image_BCHW))
         alone = [outputs(model(x)) for x in image_BCHW.split(1)]
     for i, out in enumerate(together):
-        torch.testing.assert_close(out, torch.cat([x[i] for x in alone]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out, torch.cat([x[i] for x in alone]), rtol=1e-4, atol=1e-4 * float(out.std()))
 
 
 @every_form
@@ -80,7 +80,7 @@ def test_images_of_a_batch_do_not_see_each_other(form: str, height: int, width: 
 def test_gradients_reach_every_parameter(form: str, height: int, width: int) -> None:
     model = build(form).train()
     out = outputs(model(torch.randn(2, 3, max(height, 64), max(width, 64))))
-    sum((x * torch.randn_like(x)).sum() for x in out).backward()  # type: ignore[union-attr]
+    torch.stack([(x * torch.randn_like(x)).sum() for x in out]).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
     # a window of one cell attends to itself whatever the queries say
@@ -143,6 +143,9 @@ def test_the_head_can_be_reset(name: str) -> None:
     features = model.forward_features(image_BCHW)
     assert features.shape[:2] == (2, model.num_features)
     assert model.get_classifier().out_features == model.num_classes == 10
+    pooled = model.forward_head(features, pre_logits=True)
+    assert torch.equal(pooled, features.mean(dim=(2, 3)))
+    assert torch.equal(model.get_classifier()(pooled), model(image_BCHW))
     model.reset_classifier(7)
     assert model(image_BCHW).shape == (2, 7)
     model.reset_classifier(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourstage.engine.state import load_state, save_state, write_text
+from fourstage.engine.state import load_state, save_state, write_text, write_whole
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
@@ -21,17 +21,22 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="state.conditions.torch is a TorchVersion"):
+        save_state(tmp_path / "last.pt", {"fourstage": 1, "conditions": {"torch": torch.__version__}})
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
+
+    def explode(file: object) -> None:
+        raise KeyError("no")
+
     with pytest.raises(KeyError):
-        save_state(tmp_path / "a.txt", _Explodes())  # type: ignore[arg-type]
+        write_whole(tmp_path / "a.txt", explode)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
-
-
-class _Explodes:
-    def __reduce__(self) -> str:
-        raise KeyError("no")
 
 
 FULL_DISK = """

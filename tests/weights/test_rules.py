@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourstage.weights.rules import Rule, convert, rename
+from fourstage.weights.rules import Rule, check_complete, rename
 
 RULES = (
     Rule(r"a\.(\d)\.w", lambda m: f"b.{int(m[1]) + 1}.weight"),
@@ -18,7 +18,7 @@ def state(*names: str) -> dict[str, Tensor]:
 
 
 def test_keys_are_renamed_changed_and_dropped() -> None:
-    out = convert(state("a.0.w", "mask", "t"), RULES, ["b.1.weight", "turned", "steps"], fresh=["steps"])
+    out = rename(state("a.0.w", "mask", "t"), RULES)
     assert {name: tuple(x.shape) for name, x in out.items()} == {"b.1.weight": (2, 3), "turned": (3, 2)}
 
 
@@ -35,7 +35,16 @@ def test_a_key_has_exactly_one_rule_and_one_place(names: tuple, rules: tuple, se
         rename(state(*names), rules)
 
 
-@pytest.mark.parametrize(("wanted", "sentence"), [(["turned", "more"], r"never filled: \['more'\]"), ([], "not ours")])
-def test_all_of_ours_is_filled_and_nothing_else(wanted: list[str], sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("filled", "fresh", "sentence"),
+    [
+        (["a"], [], r"never filled: \['b'\]"),
+        (["a", "b", "c"], [], r"not ours: \['c'\]"),
+        (["a", "b"], ["z"], r"not ours: \['z'\]"),
+        (["a", "b"], ["b"], r"twice: \['b'\]"),
+    ],
+)
+def test_all_of_ours_is_filled_or_named_and_nothing_else(filled: list[str], fresh: list[str], sentence: str) -> None:
+    check_complete(["a"], ["a", "b"], ["b"])
     with pytest.raises(ValueError, match=sentence):
-        convert(state("t"), RULES, wanted)
+        check_complete(filled, ["a", "b"], fresh)

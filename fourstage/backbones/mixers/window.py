@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Pointwise
-
 
 class WindowAttention(nn.Module):
     """Multi-head attention inside square windows, with a learned bias for each relative position.
@@ -50,8 +48,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shifted, self.dense = heads, window, shifted, dense
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.qkv = Pointwise(dim, 3 * heads * self.head_dim, bias)
-        self.proj = Pointwise(heads * self.head_dim, dim, bias)
+        self.qkv = nn.Linear(dim, 3 * heads * self.head_dim, bias)
+        self.proj = nn.Linear(heads * self.head_dim, dim, bias)
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.offsets_wwww: Tensor
         self.register_buffer("offsets_wwww", relative_positions(window), persistent=False)

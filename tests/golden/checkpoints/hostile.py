@@ -184,6 +184,7 @@ BOMBS = {
     "nested tuples in a set": b"\x80\x04\x8f(" + NEST + b"\x90.",
     "nested tuples to getattr": b"cbuiltins\ngetattr\n(cyacs\nNode\n" + NEST + b"tR.",
     "nested tuples as storage keys": NEST + b".",
+    "storage as a key": b"}(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI0\ntQNs.",
     "copies of copies": b"(" + b"N" * 50_000 + b"lp0\n0" + b"cbuiltins\nlist\n(g0\ntR0" * 20_000 + b"}.",
     "encoded again and again": b"V"
     + b"a" * 100_000
