@@ -52,7 +52,7 @@ def create_model(
     model = _build(model_name, registry.find(model_name).classifier, arguments)
     path = _weights_file(model_name, pretrained, checkpoint_path)
     if path is not None:
-        _load(model, path, fresh_head=None if arguments.get("num_classes") is not None else False)
+        _load(model, path, fresh_head=arguments.get("num_classes") is not None)
     if not features_only:
         return model
     if not isinstance(model, Classifier):
@@ -110,7 +110,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
         model: from `create_model` or `create_backbone`.
         path: .pth, .pt or .safetensors; nothing in it is executed.
         which: `"model"`, or `"ema"` for the averaged weights if the file has them.
-        fresh_head: leave the head as it was built, whatever the file's head is.
+        fresh_head: where the file's head is for another number of classes, or missing, leave ours as it was built;
+            without this, that is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,7 +121,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
     return _load(model, path, which, fresh_head=fresh_head)
 
 
-def _load(model: nn.Module, path: str | Path, which: str = "model", *, fresh_head: bool | None) -> Report:
+def _load(model: nn.Module, path: str | Path, which: str = "model", *, fresh_head: bool) -> Report:
     return load_state(model, read_checkpoint(path).weights(which), source=Path(path).name, fresh_head=fresh_head)
 
 

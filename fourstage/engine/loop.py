@@ -157,7 +157,7 @@ class Loop:
     def _update(self, wrapped: nn.Module, batches: Sequence[Any]) -> None:
         """One step; every draw in it is keyed by its place, so a restart draws the same."""
         training = self.training
-        _seed(self.seed, training.step, self.ranks.rank)
+        _seed(self.device, self.seed, training.step, self.ranks.rank)
         set_lr(training.optimizer, self.schedule.lr(training.step))
         training.task.train()
         logged = train_step(
@@ -275,6 +275,9 @@ class _Meter:
         return f"{shown['images_per_second']:.0f} images/s  {shown['data_wait']:.0%} waiting for data" if shown else ""
 
 
-def _seed(seed: int, step: int, rank: int) -> None:
+def _seed(device: torch.device, seed: int, step: int, rank: int) -> None:
     """Key the draws of a step by its place; the leading number keeps them apart from those of the data."""
-    torch.manual_seed(int(np.random.SeedSequence((4, seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+    key = int(np.random.SeedSequence((4, seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)

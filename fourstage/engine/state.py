@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import torch
 
-
 PLAIN = (bool, int, float, str, type(None))
 
 

@@ -122,7 +122,7 @@ def start_weights(task: Classification, recipe: Recipe) -> str | None:
     """Load the checkpoint that a recipe starts from; returns what there is to say about it."""
     if recipe.weights is None:
         return None
-    return f"{recipe.weights}: {load_checkpoint(task.network, recipe.weights, fresh_head=True)}"
+    return f"starting from {load_checkpoint(task.network, recipe.weights, fresh_head=True)}"
 
 
 def transforms(recipe: Recipe) -> tuple[Callable[[Sample], Sample], Callable[[Sample], Sample]]:

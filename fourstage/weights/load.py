@@ -61,15 +61,13 @@ class Plan:
     wrong: list[str] = field(default_factory=list)  # why it does not fit, one reason a key
 
 
-def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh_head: bool | None = False
-) -> Report:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fresh_head: bool = False) -> Report:
     """Fill `model` from the tensors of a file.
 
     Args:
         source: the file's name, for messages.
-        fresh_head: False: another class count is an error. True: the head stays as built. None: it stays as built where
-            the counts differ.
+        fresh_head: where the file's head is for another number of classes, or missing, ours stays as it was built;
+            without this, that is an error.
 
     Raises:
         ValueError: the file holds another network or another number of classes.
@@ -188,7 +186,7 @@ def resized(theirs: Tensor, ours: Tensor) -> Tensor:
     return resize_position(theirs, ours.shape[-2], ours.shape[-1])
 
 
-def head_note(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool | None) -> str:
+def head_note(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool) -> str:
     """Why the file's head is left out; empty where it is read or where there is none.
 
     Raises:
@@ -196,19 +194,18 @@ def head_note(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source:
     """
     if "head.weight" not in wanted:
         return ""
-    if "head.weight" not in state:
-        if fresh_head is False:
-            raise ValueError(f"{source} has no head: give load_checkpoint fresh_head=True to keep the new one")
-        return "the file has none"
-    theirs, ours = len(state["head.weight"]), len(wanted["head.weight"])
-    if theirs != ours and fresh_head is False:
-        raise ValueError(
-            f"{source} predicts {theirs} classes and the network {ours}: build it with num_classes={theirs}, "
-            "or give load_checkpoint fresh_head=True to keep the new head"
-        )
-    if theirs != ours:
-        return f"{theirs} to {ours} classes"
-    return "a fresh one was asked for" if fresh_head else ""
+    theirs = len(state["head.weight"]) if "head.weight" in state else None
+    ours = len(wanted["head.weight"])
+    if theirs == ours:
+        return ""
+    if fresh_head:
+        return f"{theirs} to {ours} classes" if theirs else "the file has none"
+    if theirs is None:
+        raise ValueError(f"{source} has no head: give load_checkpoint fresh_head=True to keep the new one")
+    raise ValueError(
+        f"{source} predicts {theirs} classes and the network {ours}: use data or num_classes={theirs}; to train on "
+        f"from it with a new head, give a recipe weights={source}, or load_checkpoint fresh_head=True"
+    )
 
 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: list[str] | None = None) -> str:

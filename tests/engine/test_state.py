@@ -22,7 +22,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="state.conditions.torch is a TorchVersion"):
+    with pytest.raises(AssertionError, match=r"state\.conditions\.torch is a TorchVersion"):
         save_state(tmp_path / "last.pt", {"fourstage": 1, "conditions": {"torch": torch.__version__}})
     assert not (tmp_path / "last.pt").exists()
 
