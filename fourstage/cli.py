@@ -142,8 +142,8 @@ def _run_recipes(args: argparse.Namespace) -> int:
     for name in names:
         recipe = resolve(name).recipe
         expect = ", ".join(f"{metric} {value:g}" for metric, value in recipe.expect.items()) or "-"
-        rows.append([name, recipe.task, recipe.model, recipe.optimisation.length, expect])
-    _table(["recipe", "task", "model", "length", "published"], rows)
+        rows.append([name, recipe.task, recipe.subject, recipe.optimisation.length, expect])
+    _table(["recipe", "task", "trains", "length", "published"], rows)
     return 0
 
 
@@ -257,19 +257,11 @@ def _run_predict(args: argparse.Namespace) -> int:
     if args.json:
         import json
 
-        content = [
-            {
-                "image": str(one.image),
-                "picture": str(one.picture),
-                "top": [{"class": name, "probability": probability} for name, probability in one.top],
-            }
-            for one in found
-        ]
+        content = [{"image": str(one.image), "picture": str(one.picture), **one.values} for one in found]
         print(json.dumps(content, indent=2))
         return 0
     for one in found:
-        best = "   ".join(f"{name} {probability:.1%}" for name, probability in one.top)
-        print(f"{one.image}: {best}")
+        print(f"{one.image}: {one.text}")
     print(f"{len(found)} pictures in {args.out}")
     return 0
 

@@ -53,6 +53,7 @@ class Coco:
         self.place = find_split(Path(root), split)
         content = read_json(self.place.annotations)
         self.classes = tuple(str(category["name"]) for category in content["categories"])
+        self.truths = ("objects",)
         self.category_ids = tuple(category["id"] for category in content["categories"])
         self.image_ids = tuple(image["id"] for image in content["images"])
         self._images: list[dict[str, Any]] = content["images"]

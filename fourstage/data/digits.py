@@ -23,6 +23,7 @@ class Digits:
     """
 
     classes = CLASSES
+    truths = ("label",)
     note = ""
 
     def __init__(self, split: Literal["train", "val"]) -> None:

@@ -62,6 +62,7 @@ class ImageFolder:
         layout = find_layout(Path(root))
         self.folder = layout.folder(split)
         self.classes = tuple(class_names(layout.train or self.folder))
+        self.truths = ("label",)
         files = {name: list(image_files(self.folder / name)) for name in class_names(self.folder)}
         if broken := problems(layout, split, self.classes, files):
             raise ValueError(str(broken[0]))
@@ -221,7 +222,7 @@ class Without:
     def __init__(self, dataset: Dataset, ids: Collection[str]) -> None:
         self._dataset = dataset
         self._indices = np.array([i for i in range(len(dataset)) if dataset.id(i) not in ids], dtype=np.int64)
-        self.classes = dataset.classes
+        self.classes, self.truths = dataset.classes, dataset.truths
         self.note: str = getattr(dataset, "note", "")
 
     def __len__(self) -> int:

@@ -76,10 +76,15 @@ class TrainPlan:
     def steps_per_epoch(self) -> int:
         return self.length // self.batch_size
 
+    @property
+    def part_size(self) -> int:
+        """Images that one process works through at a time."""
+        return self.batch_size // (self.accumulation * self.ranks)
+
     def part(self, step: int, part: int) -> "Request":
         """What this process loads for one part of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        size = self.batch_size // (self.accumulation * self.ranks)
+        size = self.part_size
         start = place * self.batch_size + (part * self.ranks + self.rank) * size
         indices = epoch_order(self.seed, epoch, self.length)[start : start + size].tolist()
         return Request((self.seed, epoch), tuple(indices), (self.seed, step, part, self.rank))

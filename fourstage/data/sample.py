@@ -100,6 +100,11 @@ class Dataset(Protocol):
         """Class names; the label of a sample is a position in here."""
         ...
 
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """Which of "label", "objects" and "label_map_HW" its samples have."""
+        ...
+
     def __len__(self) -> int: ...
 
     def id(self, index: int) -> str:

@@ -246,7 +246,7 @@ def _validated(values: dict[str, Any]) -> Recipe:
         raise ValueError(f"no task is called {task!r}; did you mean {' or '.join(close)}?")
     schema = TASKS[task]
     try:
-        return schema.model_validate(values)  # type: ignore[return-value]
+        return schema.model_validate(values)
     except ValidationError as error:
         raise ValueError(_sentence(error, schema)) from None
 

@@ -1,9 +1,9 @@
 """What a recipe may hold, by task. Every value that can change a reported number stands here, with its unit."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 def _check_length(text: object) -> object:
@@ -97,10 +97,13 @@ class Evaluation(_Section):
     crop_mode: Literal["center", "squash"] = "center"
 
 
-class _Recipe(_Section):
+class Recipe(_Section):
     """What every task has."""
 
+    METRICS: ClassVar[tuple[str, ...]] = ()  # what `expect` may name
+
     name: str
+    task: str
     imports: tuple[str, ...] = ()  # a user's own Python files, run before the model is built
     data: str | None = None  # used where no --data is given
     seed: int = Field(default=0, ge=0)
@@ -119,13 +122,29 @@ class _Recipe(_Section):
     log_every: int = Field(default=50, gt=0)  # updates per line of log.jsonl
     skip_bad_images: bool = False
     weights: str | None = None  # a checkpoint to start from
+    expect: dict[str, float] = {}  # metric -> the number that was published
     reconstructed: bool = False  # True where the source publishes a number but no configuration
 
+    @property
+    def subject(self) -> str:
+        """What is trained, in a word or two."""
+        return self.task
 
-class Classification(_Recipe):
+    @field_validator("expect")
+    @classmethod
+    def _known_metrics(cls, expect: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in expect if name not in cls.METRICS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no metric of this task; its metrics are {', '.join(cls.METRICS)}")
+        return expect
+
+
+class Classification(Recipe):
     """Image classification."""
 
-    task: Literal["classification"] = "classification"
+    METRICS = ("top1", "top5")  # per cent
+
+    task: str = "classification"
     model: str
     model_args: dict[str, Any] = {}
     num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
@@ -135,7 +154,10 @@ class Classification(_Recipe):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     augmentation: Augmentation = Augmentation()
     evaluation: Evaluation = Evaluation()
-    expect: dict[Literal["top1", "top5"], float] = {}  # per cent, as published
+
+    @property
+    def subject(self) -> str:
+        return self.model
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classification":
@@ -150,8 +172,7 @@ class Classification(_Recipe):
         return self
 
 
-TASKS: dict[str, type[_Recipe]] = {"classification": Classification}
-Recipe = Classification  # a union, as tasks join
+TASKS: dict[str, type[Recipe]] = {"classification": Classification}
 
 # Values that change no number of a run: it may be continued with others.
 FREE = frozenset({"name", "workers", "checkpoint_every", "device"})

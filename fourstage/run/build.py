@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,17 +11,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fourstage.api import create_model, load_checkpoint
 from fourstage.data.formats import open_dataset
 from fourstage.data.imagefolder import find_bad_images, without
-from fourstage.data.mixing import mixing
-from fourstage.data.sample import Batch, Dataset, Sample
-from fourstage.data.transforms import eval_transform, train_transform
+from fourstage.data.sample import Dataset
 from fourstage.engine.log import Bar
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
 from fourstage.recipe import Recipe, steps
-from fourstage.tasks.classification import Classification
+from fourstage.run.kinds import kind_of
 
 SCAN_UP_TO = 20_000  # images that are all read once before training starts; larger sets are read as they come
 
@@ -84,17 +80,7 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
     with Bar(f"making {recipe.data}", 1, show=show, every=5) as bar:
         dataset = open_dataset(recipe.data, split, progress=bar.of)
-    if len(dataset) and dataset.sample(0).label is None:
-        raise ValueError(
-            f"{recipe.data} has no class for each image, and {recipe.name} is a {recipe.task} recipe; give a folder "
-            f"with train/<class>/*.jpg"
-        )
-    classes = len(dataset.classes)
-    if recipe.num_classes is not None and recipe.num_classes != classes:
-        raise ValueError(
-            f"{recipe.data} holds {classes} classes, and the recipe says num_classes={recipe.num_classes}; leave it "
-            f"out, or write num_classes={classes}"
-        )
+    kind_of(recipe).check_data(recipe, dataset)
     note = getattr(dataset, "note", "")
     if not recipe.skip_bad_images and len(dataset) > SCAN_UP_TO:
         return dataset, (note,) if note else ()
@@ -110,60 +96,14 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
     return without(dataset, bad), (note, f"skipped: {told}") if note else (f"skipped: {told}",)
 
 
-def build_task(recipe: Recipe, classes: tuple[str, ...]) -> Classification:
-    """The recipe's network with a head for these classes, as a task."""
-    torch.manual_seed(recipe.seed)
-    arguments = {"img_size": recipe.image_size, **recipe.model_args}
-    network = create_model(recipe.model, num_classes=len(classes), **arguments)
-    return Classification(network, classes, smoothing=recipe.augmentation.smoothing)
-
-
-def start_weights(task: Classification, recipe: Recipe) -> str | None:
-    """Load the checkpoint that a recipe starts from; returns what there is to say about it."""
-    if recipe.weights is None:
-        return None
-    return f"starting from {load_checkpoint(task.network, recipe.weights, fresh_head=True)}"
-
-
-def transforms(recipe: Recipe) -> tuple[Callable[[Sample], Sample], Callable[[Sample], Sample]]:
-    """What happens to training and to validation images."""
-    a, e = recipe.augmentation, recipe.evaluation
-    common = {"mean": recipe.mean, "std": recipe.std, "interpolation": recipe.interpolation}
-    train = train_transform(
-        recipe.image_size,
-        scale=a.scale,
-        ratio=a.ratio,
-        hflip=a.hflip,
-        color_jitter=a.color_jitter,
-        auto_augment=a.auto_augment,
-        reprob=a.reprob,
-        remode=a.remode,
-        recount=a.recount,
-        **common,
-    )
-    return train, eval_transform(recipe.image_size, crop_pct=e.crop_pct, crop_mode=e.crop_mode, **common)
-
-
-def mixer(recipe: Recipe, classes: int) -> Callable[[Batch], Batch] | None:
-    """The recipe's mixup and cutmix, or None."""
-    a = recipe.augmentation
-    if not a.mixes:
-        return None
-    return mixing(
-        classes,
-        mixup=a.mixup,
-        cutmix=a.cutmix,
-        prob=a.mixup_prob,
-        switch_prob=a.mixup_switch_prob,
-        mode=a.mixup_mode,
-        smoothing=a.smoothing,
-    )
-
-
-def optimizer(task: Classification, recipe: Recipe) -> Optimizer:
+def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser over the task's parameters."""
     o = recipe.optimisation
-    own = {f"network.{name}" for name in getattr(task.network, "no_weight_decay", set)()}
+    own = {
+        f"{where}.{name}" if where else name
+        for where, module in task.named_modules()
+        for name in getattr(module, "no_weight_decay", set)()
+    }
 
     def spared(name: str, parameter: nn.Parameter) -> bool:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)

@@ -1,7 +1,7 @@
 """`fourstage evaluate`, and the evaluations during and after a training."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from fourstage.api import load_checkpoint
 from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar
-from fourstage.engine.loop import Training
 from fourstage.engine.state import load_state, write_text, write_whole
 from fourstage.engine.stop import StopWish
-from fourstage.engine.task import Record, Task
+from fourstage.engine.task import Task
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.tasks.classification import Classification
-from fourstage.weights.safe import read_checkpoint
-
-SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
+from fourstage.run.kinds import AnyTask, Record, kind_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Evaluator:
         records: dict[str, Record] = {}
         batches = evaluation_batches(
             self.val,
-            build.transforms(self.recipe)[1],
+            kind_of(self.recipe).transforms(self.recipe)[1],
             batch_size=self.batch_size,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
@@ -71,7 +66,7 @@ class Evaluator:
 
     def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
         """What the loop asks for."""
-        assert isinstance(task, Classification)
+        assert isinstance(task, AnyTask)
         records = self.records(task, wish)
         return None if records is None else task.score(records)
 
@@ -104,82 +99,49 @@ def evaluate(
     try:
         build.run_imports(resolved.recipe)
         val, _ = build.open_split(resolved.recipe, "val", show=show)
-        task = build.build_task(resolved.recipe, val.classes)
-        load_checkpoint(task.network, weights, which=which)
-        _check_classes(weights, val.classes)
+        task = kind_of(resolved.recipe).build_task(resolved.recipe, val.classes)
+        kind_of(resolved.recipe).load(task, weights, which)
         task = task.to(device).eval()
         evaluator = Evaluator(resolved.recipe, val, ranks, device)
         with Bar("evaluating", len(val), show=show and ranks.first) as bar:
             records = evaluator.records(task, bar=bar)
         assert records is not None
-        expect = {str(name): value for name, value in resolved.recipe.expect.items()}
-        return Evaluated(task.score(records), expect, task.tables(records), records, len(val))
+        return Evaluated(task.score(records), dict(resolved.recipe.expect), task.tables(records), records, len(val))
     finally:
         leave()
 
 
-def _check_classes(weights: str | Path, classes: tuple[str, ...]) -> None:
-    """Raise ValueError if a checkpoint says which classes it knows, and the data has others."""
-    known = read_checkpoint(weights).content.get("classes")
-    if known is None or tuple(known) == classes:
-        return
-    mine, theirs = next((a, b) for a, b in zip(known, classes, strict=True) if a != b)
-    raise ValueError(
-        f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has {theirs!r}; "
-        f"give the data that it was trained for with --data"
-    )
-
-
-def finish(folder: RunFolder, evaluator: Evaluator, training: Training) -> dict[str, float]:
+def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
     """Evaluate the best checkpoint of a finished training once more, and write what the report shows."""
     from fourstage.report import write_report
 
     state = load_state(folder.best)
-    task = training.task
-    assert isinstance(task, Classification)
     task.load_state_dict(state["model"])
     alone = Evaluator(evaluator.recipe, evaluator.val, Ranks(), evaluator.device)
     records = alone.records(task.eval())
     assert records is not None
     metrics = task.score(records)
-    write_evaluation(folder.path, task, records, metrics, step=state["step"], which=state["which"])
-    write_samples(folder.path, evaluator.val, records)
-    write_report(folder.path)
-    return metrics
-
-
-def write_evaluation(
-    folder: Path,
-    task: Classification,
-    records: Mapping[str, Record],
-    metrics: dict[str, float],
-    *,
-    step: int,
-    which: str,
-) -> None:
-    """`evaluation.json` and `records.jsonl`."""
     summary = {
-        "step": step,
-        "which": which,
+        "step": state["step"],
+        "which": state["which"],
         "metrics": metrics,
         "main_metric": task.main_metric,
         "classes": list(task.classes),
         "tables": task.tables(records),
     }
-    write_text(folder / "evaluation.json", json.dumps(summary))
+    write_text(folder.path / "evaluation.json", json.dumps(summary))
     lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
-    write_text(folder / "records.jsonl", "".join(line + "\n" for line in lines))
+    write_text(folder.path / "records.jsonl", "".join(line + "\n" for line in lines))
+    write_samples(folder.path, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
+    write_report(folder.path)
+    return metrics
 
 
-def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record]) -> None:
-    """Pictures of the most confident mistakes, and of right predictions drawn evenly over the data."""
+def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record], chosen: Sequence[str]) -> None:
+    """Small pictures of the chosen samples, with what was predicted for them."""
     from PIL import Image
 
     index = {val.id(i): i for i in range(len(val))}
-    wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
-    wrong.sort(key=lambda id: -records[id]["top"][0][1])
-    right = [id for id in sorted(records) if records[id]["top"][0][0] == records[id]["truth"]]
-    chosen = wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
     (folder / "samples").mkdir(exist_ok=True)
     lines = []
     for number, id in enumerate(chosen):

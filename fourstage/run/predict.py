@@ -3,29 +3,30 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fourstage.api import create_model, list_models, load_checkpoint
+from fourstage.api import list_models
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample, collate
 from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
 from fourstage.engine.state import load_state, write_whole
-from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.recipe import Recipe, from_mapping
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.tasks.classification import Classification
+from fourstage.run.kinds import AnyTask, import_kind, kind_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first."""
+    """What was found in one image."""
 
     image: Path
-    top: tuple[tuple[str, float], ...]  # class name, probability
+    text: str  # for a person, one line
+    values: dict[str, Any]  # for a program: classes with probabilities, best first
     picture: Path | None = None  # where it is drawn
 
 
@@ -38,7 +39,7 @@ def predict(
     device: str = "auto",
     show: bool = True,
 ) -> list[Prediction]:
-    """Classify pictures.
+    """What a trained network sees in pictures.
 
     Args:
         source: a run folder, a checkpoint of a run, or the name of a model, which needs `weights`.
@@ -52,9 +53,9 @@ def predict(
     _check_source(str(source), weights)
     files = _files(images)
     recipe, task = _task(str(source), weights)
-    task = task.to(where).eval()
-    transform = build.transforms(recipe)[1]
-    pictures = _pictures_paths(files, Path(out)) if out is not None else [None] * len(files)
+    kind, task = kind_of(recipe), task.to(where).eval()
+    transform = kind.transforms(recipe)[1]
+    pictures = _picture_paths(files, Path(out)) if out is not None else [None] * len(files)
     for file in files:
         read_image(file)  # all of them, before anything is written
     found: list[Prediction] = []
@@ -63,10 +64,9 @@ def predict(
             image = read_image(file)
             sample = Sample(str(file), image, (image.shape[0], image.shape[1]))
             [record] = task.predict(collate([transform(sample)]).to(where)).values()
-            top = tuple((task.classes[c], p) for c, p in record["top"])
             if picture is not None:
-                _draw(picture, image, top, file.name)
-            found.append(Prediction(file, top, picture))
+                _write_picture(picture, kind.draw(task, image, record, file.name))
+            found.append(Prediction(file, *kind.told(task, record), picture))
             bar.update(len(found))
     return found
 
@@ -97,7 +97,7 @@ def _files(images: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _task(source: str, weights: str | Path | None) -> tuple[Recipe, Classification]:
+def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
     """The network that `source` means, with its weights and the recipe that says how images reach it."""
     path = Path(source)
     if path.is_dir():
@@ -105,48 +105,22 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, Classificati
     if path.is_file():
         return _from_checkpoint(path, None)
     assert weights is not None
-    return _named(source, weights)
+    return import_kind("classification").named(source, weights)
 
 
-def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, Classification]:
+def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:
     """A checkpoint that a run wrote says itself what it is."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; the run was stopped before its first evaluation")
     state = load_state(path)
     recipe = recipe or from_mapping(state["recipe"], str(path)).recipe
     build.run_imports(recipe)
-    task = build.build_task(recipe, tuple(state["classes"]))
-    load_checkpoint(task.network, path)
+    task = kind_of(recipe).build_task(recipe, tuple(state["classes"]))
+    kind_of(recipe).load(task, path, "model")
     return recipe, task
 
 
-def _named(model: str, weights: str | Path) -> tuple[Recipe, Classification]:
-    """A published network with published weights, at the size it was published for."""
-    network: Any = create_model(model, checkpoint_path=str(weights))
-    config = network.default_cfg
-    values = {
-        "name": model,
-        "model": model,
-        "image_size": config["input_size"][-1],
-        "mean": config["mean"],
-        "std": config["std"],
-        "evaluation": {"crop_pct": config["crop_pct"]},
-        "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},
-    }
-    recipe = ClassificationRecipe.model_validate(values)
-    return recipe, Classification(network, _class_names(network.num_classes))
-
-
-def _class_names(count: int) -> tuple[str, ...]:
-    """ImageNet's names where a network has ImageNet's classes, numbers elsewhere."""
-    if count != 1000:
-        return tuple(f"class {i}" for i in range(count))
-    from timm.data.imagenet_info import ImageNetInfo
-
-    return tuple(ImageNetInfo().index_to_description(i) for i in range(count))
-
-
-def _pictures_paths(files: Sequence[Path], out: Path) -> list[Path]:
+def _picture_paths(files: Sequence[Path], out: Path) -> list[Path]:
     """A free name in `out` for each image; images of one name in different folders do not overwrite each other."""
     paths: list[Path] = []
     for file in files:
@@ -157,12 +131,9 @@ def _pictures_paths(files: Sequence[Path], out: Path) -> list[Path]:
     return paths
 
 
-def _draw(path: Path, image: np.ndarray, top: Sequence[tuple[str, float]], title: str) -> None:
-    from fourstage.report.pictures import draw_prediction
-
+def _write_picture(path: Path, picture: "Image") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{path.parent} cannot be made ({error.strerror}); choose another --out") from None
-    picture = draw_prediction(image, list(top), title)
     write_whole(path, lambda file: picture.save(file, "PNG"))

@@ -19,7 +19,7 @@ from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment
-from fourstage.tasks.classification import Classification
+from fourstage.run.kinds import AnyTask, kind_of
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,16 @@ class _Setup:
         return train_batches(
             self.splits.train,
             self.order,
-            build.transforms(self.recipe)[0],
+            kind_of(self.recipe).transforms(self.recipe)[0],
             first_step=first,
             last_step=last,
-            mix=build.mixer(self.recipe, len(self.splits.train.classes)),
+            mix=kind_of(self.recipe).mixing(self.recipe, len(self.splits.train.classes), self.order.part_size),
             workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
         )
 
-    def training(self, task: Classification) -> Training:
+    def training(self, task: AnyTask) -> Training:
         recipe = self.recipe
-        task = task.to(self.device)
         if recipe.channels_last:
             task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         fp16 = recipe.precision == "float16"
@@ -165,21 +164,22 @@ def _train(
         ranks=ranks.size,
     )
     setup = _Setup(resolved, splits, order, ranks, device)
-    task = build.build_task(recipe, splits.train.classes)
-    loaded = build.start_weights(task, recipe)
+    task = kind_of(recipe).build_task(recipe, splits.train.classes)
+    loaded = kind_of(recipe).start_from(task, recipe.weights) if recipe.weights is not None else None
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     if dry_run:
         next(setup.batches(0, 1))
         print("Dry run: everything is in place, and nothing was written.")
         return Trained(folder.path, 0, setup.plan.total)
-    return _fit(setup, folder, setup.training(task), show=show)
+    return _fit(setup, folder, task.to(device), show=show)
 
 
-def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> Trained:
+def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trained:
     recipe, ranks, device, plan = setup.recipe, setup.ranks, setup.device, setup.plan
+    training = setup.training(task)
     if ranks.first:
-        folder.begin(setup.resolved, environment(device, sum(p.numel() for p in training.task.parameters())))
+        folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
     ranks.wait()
     state = folder.state()
     if state is not None:
@@ -194,7 +194,7 @@ def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) ->
         schedule=build.schedule(recipe, plan.steps_per_epoch),
         batches=setup.batches(training.step, plan.total),
         evaluate=evaluator.metrics,
-        main_metric=Classification.main_metric,
+        main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
         keep={
             "classes": list(setup.splits.train.classes),
@@ -213,7 +213,7 @@ def _fit(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) ->
         finished = loop.run(bar, wish, log)
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
-    metrics = finish(folder, evaluator, training) if ranks.first else None
+    metrics = finish(folder, evaluator, task) if ranks.first else None
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
 
 
@@ -242,13 +242,13 @@ def _compiled(task: nn.Module) -> nn.Module:
     return task
 
 
-def _summary(setup: _Setup, task: Classification) -> list[str]:
+def _summary(setup: _Setup, task: AnyTask) -> list[str]:
     recipe, plan, splits = setup.recipe, setup.plan, setup.splits
-    parameters = sum(p.numel() for p in task.network.parameters()) / 1e6
+    parameters = sum(p.numel() for p in task.parameters()) / 1e6
     where = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
     epochs = plan.total / plan.steps_per_epoch
     return [
-        f"{recipe.name}: {recipe.model}, {parameters:.2f} M parameters, {recipe.image_size} px, on {where}",
+        f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {where}",
         f"{recipe.data}: {len(splits.train)} training images, {len(splits.val)} validation images, "
         f"{len(splits.train.classes)} classes",
         f"{plan.total} steps of {recipe.optimisation.batch_size} images ({epochs:g} epochs), "

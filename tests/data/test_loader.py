@@ -18,6 +18,7 @@ class Numbers:
     """A data set of tiny images that say who they are; number `broken` cannot be read."""
 
     classes = ("even", "odd")
+    truths = ("label",)
 
     def __init__(self, length: int, broken: int | None = None) -> None:
         self.length, self.broken = length, broken

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourstage.recipe import difference, from_mapping, list_recipes, read_yaml, resolve, steps
+from fourstage.recipe import Classification, difference, from_mapping, list_recipes, read_yaml, resolve, steps
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -21,7 +21,9 @@ def test_a_change_is_noted_with_both_values() -> None:
 
 
 def test_a_last_name_is_enough_where_one_section_has_it() -> None:
-    assert resolve("digits_visformer", ["mixup=0.5", "cutmix=1"]).recipe.augmentation.mixup == 0.5
+    recipe = resolve("digits_visformer", ["mixup=0.5", "cutmix=1"]).recipe
+    assert isinstance(recipe, Classification)
+    assert (recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0.5, 1.0)
 
 
 def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
@@ -56,6 +58,7 @@ def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
         ("task=detektion", "did you mean"),
         ("ema=1.5", "less than 1"),
         ("std=[0, 1, 1]", "may be zero"),
+        ("expect={top2: 80}", "top1, top5"),
         ("imports={a: 1", "cannot be read"),
     ],
 )

@@ -1,0 +1,148 @@
+"""What a run asks of classification; see `kinds`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fourstage.api import create_model, load_checkpoint
+from fourstage.data.mixing import mixing as mixup_and_cutmix
+from fourstage.data.sample import Batch, Dataset
+from fourstage.data.transforms import eval_transform, train_transform
+from fourstage.recipe import Classification as ClassificationRecipe
+from fourstage.recipe import Recipe
+from fourstage.run.kinds import Record, Transform
+from fourstage.tasks.classification import Classification
+from fourstage.weights.safe import read_checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    if "label" not in dataset.truths:
+        raise ValueError(
+            f"{recipe.data} has no class for each image, and {recipe.name} is a classification recipe; give a folder "
+            f"with train/<class>/*.jpg"
+        )
+    wanted, found = _own(recipe).num_classes, len(dataset.classes)
+    if wanted is not None and wanted != found:
+        raise ValueError(
+            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
+            f"num_classes={found}"
+        )
+
+
+def build_task(recipe: Recipe, classes: tuple[str, ...]) -> Classification:
+    own = _own(recipe)
+    torch.manual_seed(own.seed)
+    network = create_model(own.model, num_classes=len(classes), **{"img_size": own.image_size, **own.model_args})
+    return Classification(network, classes, smoothing=own.augmentation.smoothing)
+
+
+def start_from(task: Classification, weights: str) -> str:
+    return f"starting from {load_checkpoint(task.network, weights, fresh_head=True)}"
+
+
+def transforms(recipe: Recipe) -> tuple[Transform, Transform]:
+    own = _own(recipe)
+    a, e = own.augmentation, own.evaluation
+    common: dict[str, Any] = {"mean": own.mean, "std": own.std, "interpolation": own.interpolation}
+    train = train_transform(
+        own.image_size,
+        scale=a.scale,
+        ratio=a.ratio,
+        hflip=a.hflip,
+        color_jitter=a.color_jitter,
+        auto_augment=a.auto_augment,
+        reprob=a.reprob,
+        remode=a.remode,
+        recount=a.recount,
+        **common,
+    )
+    return train, eval_transform(own.image_size, crop_pct=e.crop_pct, crop_mode=e.crop_mode, **common)
+
+
+def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:
+    a = _own(recipe).augmentation
+    if not a.mixes:
+        return None
+    if part % 2:
+        raise ValueError(
+            f"mixing pairs images, and each process has {part} of them at a time; choose another batch_size, or turn "
+            f"mixing off with augmentation.mixup=0 augmentation.cutmix=0"
+        )
+    return mixup_and_cutmix(
+        classes,
+        mixup=a.mixup,
+        cutmix=a.cutmix,
+        prob=a.mixup_prob,
+        switch_prob=a.mixup_switch_prob,
+        mode=a.mixup_mode,
+        smoothing=a.smoothing,
+    )
+
+
+def load(task: Classification, weights: str | Path, which: str) -> None:
+    load_checkpoint(task.network, weights, which=which)
+    known = read_checkpoint(weights).classes
+    if known is None or tuple(known) == task.classes:
+        return
+    mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
+    raise ValueError(
+        f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has {theirs!r}; "
+        f"give the data that it was trained for with --data"
+    )
+
+
+def named(model: str, weights: str | Path) -> tuple[Recipe, Classification]:
+    network: Any = create_model(model, checkpoint_path=str(weights))
+    config = network.default_cfg
+    values = {
+        "name": model,
+        "model": model,
+        "image_size": config["input_size"][-1],
+        "mean": config["mean"],
+        "std": config["std"],
+        "evaluation": {"crop_pct": config["crop_pct"]},
+        "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},
+    }
+    return ClassificationRecipe.model_validate(values), Classification(network, _class_names(network.num_classes))
+
+
+def samples(records: Mapping[str, Record]) -> Sequence[str]:
+    """The most confident mistakes, and right predictions drawn evenly over the data."""
+    wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
+    wrong.sort(key=lambda id: -records[id]["top"][0][1])
+    right = [id for id in sorted(records) if records[id]["top"][0][0] == records[id]["truth"]]
+    return wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
+
+
+def draw(task: Classification, image: np.ndarray, record: Record, title: str) -> "Image":
+    from fourstage.report.pictures import draw_prediction
+
+    return draw_prediction(image, [(task.classes[c], p) for c, p in record["top"]], title)
+
+
+def told(task: Classification, record: Record) -> tuple[str, dict[str, Any]]:
+    top = [(task.classes[c], p) for c, p in record["top"]]
+    values = {"top": [{"class": name, "probability": probability} for name, probability in top]}
+    return "   ".join(f"{name} {probability:.1%}" for name, probability in top), values
+
+
+def _own(recipe: Recipe) -> ClassificationRecipe:
+    assert isinstance(recipe, ClassificationRecipe)
+    return recipe
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    """ImageNet's names where a network has ImageNet's classes, numbers elsewhere."""
+    if count != 1000:
+        return tuple(f"class {i}" for i in range(count))
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo().index_to_description(i) for i in range(count))
