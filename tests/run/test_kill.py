@@ -2,16 +2,19 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fourstage.engine.state import load_state
 
@@ -55,8 +58,6 @@ def ending(out: Path) -> Ending:
 
 
 def assert_same(a: Ending, b: Ending) -> None:
-    import torch
-
     assert a.log == b.log
     assert a.state["step"] == b.state["step"] == 48
     for part in ("model", "ema"):
@@ -73,6 +74,12 @@ def progress(out: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
+def last_step(out: Path) -> int:
+    """The step of the last line in the log."""
+    lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
 def kill_at(out: Path, data: Path, moment: str, rng: random.Random, workers: int) -> str:
     """Start, wait for a moment, SIGKILL the whole group. Returns what the moment was, for a table."""
     process = start(out, data, f"workers={workers}")
@@ -81,7 +88,7 @@ def kill_at(out: Path, data: Path, moment: str, rng: random.Random, workers: int
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    return moment if alive else f"{moment} (had ended)"
+    return f"{moment} ({last_step(out)})" if alive else f"{moment} (had ended)"
 
 
 def wait_for(out: Path, moment: str, rng: random.Random, process: subprocess.Popen[Any]) -> None:
@@ -173,12 +180,15 @@ def test_a_polite_stop_saves_says_where_and_continues(
 
 @pytest.mark.torture
 def test_sigkill_at_thirty_moments(data: Path, whole: Ending, tmp_path: Path) -> None:
-    """Ten runs, three kills each; writes what happened as a table to torture.md."""
-    rows = ["| run | killed | same bits |", "| --- | --- | --- |"]
+    """Ten runs, three kills each; what happened goes into docs/log.md as a table."""
+    rows = ["| run | killed after log line of step | same bits |", "| --- | --- | --- |"]
     for number in range(10):
         rng = random.Random(number)
         out = tmp_path / f"run{number}"
         told = survive(out, data, [rng.choice(MOMENTS) for _ in range(3)], seed=number)
         assert_same(whole, ending(out))
         rows.append(f"| {number} | {'; '.join(told)} | yes |")
-    Path("torture.md").write_text("\n".join(rows) + "\n")
+    today, machine = datetime.now(UTC).date(), f"{platform.machine()}, Python {platform.python_version()}"
+    title = f"## {today}: thirty kills, each run with the bits of one that was never killed"
+    with (Path(__file__).parents[2] / "docs" / "log.md").open("a") as log:
+        log.write("\n".join(["", title, "", f"`make torture` on {machine}, torch {torch.__version__}.", "", *rows, ""]))
