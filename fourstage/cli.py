@@ -189,7 +189,7 @@ def _run_train(args: argparse.Namespace) -> int:
         where = f"step {done.step} of {done.total}"
         print(f"Stopped by {done.stopped_by} at {where}; saved {done.folder}/checkpoints/last.pt.")
         print("The same command continues.")
-        return STOPPED[done.stopped_by]
+        return STOPPED.get(done.stopped_by, 1)
     metrics = "  ".join(f"{name} {value:.2f}" for name, value in (done.metrics or {}).items())
     if done.already_finished:
         print(f"{done.folder} is finished: {metrics}. Add --fresh to start another, or choose another --out.")

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,70 @@ def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
     refused(
         run("train", "digits_visformer", "--data", tmp_path / "scenes", "--out", tmp_path / "run"), "no class for each"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("length=0it", "no step at all"),
+        ("warmup=9ep", "make it shorter"),
+        ("lr_multipliers={netwrok.head: 10}", "did you mean network.head"),
+        ("no_decay=[typo_name]", "'typo_name'"),
+    ],
+)
+def test_a_recipe_that_contradicts_its_data_or_model_is_refused(run: Run, change: str, words: str) -> None:
+    refused(run("train", "digits_visformer", "--dry-run", "length=3ep", change), words)
+
+
+def test_one_folder_is_for_one_process(run: Run, tmp_path: Path) -> None:
+    """Neither the same command nor --fresh may touch the folder of a living run."""
+    words = ["train", "digits_visformer", "--out", str(tmp_path / "run"), *FAST, "length=4000it"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "fourstage", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        while not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        refused(run(*words), "another process is training")
+        refused(run(*words, "--fresh"), "another process is training")
+        assert first.poll() is None
+        assert (tmp_path / "run" / "recipe.yaml").exists()
+    finally:
+        first.kill()
+        first.wait()
+    assert not (tmp_path / "run-before-1").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in (".recipe.yaml.7.partial", "checkpoints/.last.pt.7.partial"):
+        (out / name).write_text("half")
+    assert run("train", "digits_visformer", "--out", out, *FAST, "length=2it")[0] == 0
+    assert not list(out.rglob("*.partial"))
+
+
+def test_data_may_move_but_not_change(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    words = ["train", "digits_visformer", "--out", tmp_path / "run", *FAST, "length=2it"]
+    assert run(*words, "--data", data)[0] == 0
+    (tmp_path / "run" / "report.html").unlink()
+    moved = data.rename(tmp_path / "elsewhere")
+    code, printed, err = run(*words, "--data", moved)
+    assert code == 0, err
+    assert "not bit for bit" not in printed
+    assert run("evaluate", tmp_path / "run")[0] == 0  # the run knows the new place
+    (tmp_path / "run" / "report.html").unlink()
+    refused(run(*words, "--data", image_folder(tmp_path / "others", 41, 20)), "holds other images")
+
+
+def test_nothing_left_to_skip_to_is_an_error(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    for path in (data / "val").rglob("*.png"):
+        path.write_text("broken")
+    words = ["train", "digits_visformer", "--data", data, "--out", tmp_path / "run", *FAST, "skip_bad_images=true"]
+    refused(run(*words), "20 of 20 images in val")
 
 
 def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path) -> None:

@@ -64,13 +64,15 @@ class TrainPlan:
             )
         if self.length < self.batch_size:
             raise ValueError(
-                f"the training data has {self.length} images, fewer than one batch of {self.batch_size}; add "
-                f"batch_size={self._largest()} to the command"
+                f"the training data has {self.length} images, fewer than one batch of {self.batch_size}; "
+                f"{self._advice()}"
             )
 
-    def _largest(self) -> int:
-        unit = 2 * self.accumulation * self.ranks
-        return max(unit, self.length // 4 // unit * unit)
+    def _advice(self) -> str:
+        unit = 2 * self.accumulation * self.ranks  # mixing needs pairs
+        if self.length < unit:
+            return "give it more images"
+        return f"add batch_size={max(unit, self.length // 4 // unit * unit)} to the command"
 
     @property
     def steps_per_epoch(self) -> int:

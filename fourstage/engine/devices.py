@@ -51,12 +51,12 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Whether the flag is set in any process. Goes over the CPU, so no GPU waits for it."""
         if self.size == 1:
             return flag
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, flag)
-        return any(parts)
+        shared = torch.tensor(int(flag))
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -76,7 +76,8 @@ def join(device: str) -> tuple[Ranks, torch.device]:
     if size > 1 and not dist.is_initialized():
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return ranks, chosen
 
 

@@ -1,5 +1,6 @@
 """What a run says while it works: lines for programs, curves for TensorBoard, a progress bar for a person."""
 
+import contextlib
 import json
 import math
 import os
@@ -29,9 +30,19 @@ class RunLog:
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; its numbers also go to TensorBoard."""
-        self._file.write(json.dumps(_finite(line)) + "\n")
-        self._file.flush()
+        """Append one line; its numbers also go to TensorBoard.
+
+        Raises:
+            OSError: the disk is full; says that the last checkpoint is good.
+        """
+        try:
+            self._file.write(json.dumps(_finite(line)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._file.name} could not be written ({error.strerror}); the last checkpoint is good; free space, "
+                f"and start again with the same command"
+            ) from None
         if self._board is not None:
             for name, value in _numbers(line):
                 self._board.add_scalar(name, value, line["step"])
@@ -48,7 +59,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, where `write` has said so
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -59,7 +71,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    begun = step > 0 or (folder.is_dir() and any(folder.iterdir()))
+    return SummaryWriter(str(folder), purge_step=step + 1 if begun else None)
 
 
 def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
@@ -144,6 +157,39 @@ class Bar:
             self._progress.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+
+class Meter:
+    """Where the time goes. Its numbers are told, never computed with."""
+
+    def __init__(self) -> None:
+        self._mark = time.monotonic()
+        self._images, self._waited, self._worked = 0, 0.0, 0.0
+        self._shown = ""
+
+    def loading(self) -> None:
+        self._mark = time.monotonic()
+
+    def computing(self, images: int) -> None:
+        """Data has come; `images` are worked through from here to `done`."""
+        now = time.monotonic()
+        self._waited += now - self._mark
+        self._images += images
+        self._mark = now
+
+    def done(self) -> None:
+        self._worked += time.monotonic() - self._mark
+
+    def timing(self) -> dict[str, float]:
+        """Images per second, the share of time spent waiting for data, and the seconds since this was last asked."""
+        spent = max(self._waited + self._worked, 1e-9)
+        rate, wait = self._images / spent, self._waited / spent
+        self._shown = f"{rate:.0f} images/s  {wait:.0%} waiting for data"
+        self._images, self._waited, self._worked = 0, 0.0, 0.0
+        return {"images_per_second": rate, "data_wait": wait, "seconds": spent}
+
+    def note(self) -> str:
+        return self._shown
 
 
 def clock(seconds: float) -> str:

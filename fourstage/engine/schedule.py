@@ -7,9 +7,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a curve over the steps that are left.
+    """Linear warm-up, then a curve.
 
     Args:
+        spans: what the curve covers. "rest": the steps after warm-up, which climbs straight to the peak. "whole": all
+            steps; warm-up then climbs from the share `warmup_lr / peak` of the curve's own rate to all of it, as
+            OpenMMLab's older releases have it.
         peak: the rate after warm-up.
         total: optimiser steps of the whole training.
         warmup: steps of warm-up, from `warmup_lr` up to `peak`.
@@ -25,16 +28,22 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     power: float = 1.0
+    spans: Literal["rest", "whole"] = "rest"
 
     def lr(self, step: int) -> float:
         """The rate of update number `step`, counted from 0."""
+        if self.spans == "whole":
+            share = 1 - (1 - self.warmup_lr / self.peak) * max(0.0, 1 - step / max(1, self.warmup))
+            return self._plain(step, 0) * share
         if step < self.warmup:
             return self.warmup_lr + (self.peak - self.warmup_lr) * step / self.warmup
+        return self._plain(step, self.warmup)
+
+    def _plain(self, step: int, first: int) -> float:
+        """The rate without warm-up, for a curve that begins at step `first`."""
         if self.kind == "step":
             return self.peak * self.gamma ** sum(step >= milestone for milestone in self.milestones)
-        return self.min_lr + (self.peak - self.min_lr) * self._curve(
-            (step - self.warmup) / max(1, self.total - self.warmup)
-        )
+        return self.min_lr + (self.peak - self.min_lr) * self._curve((step - first) / max(1, self.total - first))
 
     def _curve(self, done: float) -> float:
         """From 1 at the beginning (`done` = 0) to 0 at the end."""

@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+ELSEWHERE = "another process"
+
 
 class StopWish:
     """While entered, the first Ctrl-C or SIGTERM only sets `name`; a second Ctrl-C ends the process at once."""

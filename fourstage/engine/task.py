@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-Record = Mapping[str, Any]  # what was predicted for one sample: plain numbers, strings, lists and CPU tensors
+Record = Mapping[str, Any]  # what was predicted for one sample, as JSON has it: numbers, strings, lists, mappings
 
 
 class Task(Protocol):
@@ -18,7 +18,10 @@ class Task(Protocol):
     main_metric: str
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        """Named losses, scalars; their sum is minimised."""
+        """Named losses, scalars; their sum is minimised.
+
+        Every batch gives the same names, none of them `total`, `grad_norm` or `skipped`; a loss without targets is 0.
+        """
         ...
 
     def predict(self, batch: Any) -> dict[str, Record]:

@@ -36,7 +36,8 @@ class Optimisation(_Section):
     lr: float = Field(gt=0)  # the peak, at this batch_size
     lr_scaling: Literal["none", "peak", "all"] = "none"  # which rates follow when a run changes batch_size
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
-    warmup: Length = "0it"  # linear, from warmup_lr; the schedule spans what is left
+    schedule_spans: Literal["rest", "whole"] = "rest"  # the steps after warm-up, or all (OpenMMLab's older way)
+    warmup: Length = "0it"  # linear, from warmup_lr
     warmup_lr: float = Field(default=0.0, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
     milestones: tuple[Length, ...] = ()  # of schedule "step"
@@ -175,4 +176,4 @@ class Classification(Recipe):
 TASKS: dict[str, type[Recipe]] = {"classification": Classification}
 
 # Values that change no number of a run: it may be continued with others.
-FREE = frozenset({"name", "workers", "checkpoint_every", "device"})
+FREE = frozenset({"name", "workers", "checkpoint_every", "device", "data", "expect"})

@@ -1,11 +1,14 @@
 """Objects from a recipe: data, network, task, optimiser."""
 
+import hashlib
 import importlib.util
+import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from torch.optim import Optimizer
 from fourstage.data.formats import open_dataset
 from fourstage.data.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
+from fourstage.engine.devices import Ranks
 from fourstage.engine.log import Bar
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
@@ -23,6 +27,13 @@ from fourstage.run.kinds import kind_of
 SCAN_UP_TO = 20_000  # images that are all read once before training starts; larger sets are read as they come
 
 
+class Scan(TypedDict):
+    """What is known of the images of one split."""
+
+    ids: str  # a fingerprint of all ids in their order
+    bad: dict[str, str]  # id -> why it cannot be read
+
+
 @dataclass(frozen=True)
 class Splits:
     """The data of a run, and what a person should know about it."""
@@ -30,6 +41,7 @@ class Splits:
     train: Dataset
     val: Dataset
     notes: tuple[str, ...] = ()
+    scans: dict[str, Scan] = field(default_factory=dict)
 
 
 def run_imports(recipe: Recipe) -> None:
@@ -64,36 +76,66 @@ def data_path(data: str | Path) -> str:
     return text if text in ("digits", "digit_scenes") else str(Path(text).expanduser().resolve())
 
 
-def open_splits(recipe: Recipe, *, show: bool) -> Splits:
+def open_splits(recipe: Recipe, ranks: Ranks, known: Path | None = None, *, show: bool) -> Splits:
     """Both splits of the recipe's data, without images that cannot be read where the recipe says to skip them.
+
+    Args:
+        known: a file with the scans of an earlier start, which need not be made again.
 
     Raises:
         ValueError: the data's classes are not the recipe's, or images cannot be read.
     """
-    (train, train_notes), (val, val_notes) = (open_split(recipe, split, show=show) for split in ("train", "val"))
-    return Splits(train, val, tuple(dict.fromkeys(train_notes + val_notes)))
+    before: dict[str, Scan] = json.loads(known.read_text()) if known is not None and known.is_file() else {}
+    train, train_scan, train_notes = open_split(recipe, "train", ranks, before.get("train"), show=show)
+    val, val_scan, val_notes = open_split(recipe, "val", ranks, before.get("val"), show=show)
+    notes = tuple(dict.fromkeys(train_notes + val_notes))
+    return Splits(train, val, notes, {"train": train_scan, "val": val_scan})
 
 
-def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) -> tuple[Dataset, tuple[str, ...]]:
-    """One split and what there is to say about it; see `open_splits`."""
+def open_split(
+    recipe: Recipe, split: Literal["train", "val"], ranks: Ranks, known: Scan | None = None, *, show: bool
+) -> tuple[Dataset, Scan, tuple[str, ...]]:
+    """One split, its scan and what there is to say about it; see `open_splits`."""
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
     with Bar(f"making {recipe.data}", 1, show=show, every=5) as bar:
         dataset = open_dataset(recipe.data, split, progress=bar.of)
     kind_of(recipe).check_data(recipe, dataset)
-    note = getattr(dataset, "note", "")
-    if not recipe.skip_bad_images and len(dataset) > SCAN_UP_TO:
-        return dataset, (note,) if note else ()
-    with Bar(f"reading {split}", len(dataset), show=show, every=5) as bar:
-        bad = find_bad_images(dataset, progress=lambda done, total: bar.update(done))
-    if not bad:
-        return dataset, (note,) if note else ()
-    told = f"{len(bad)} of {len(dataset)} images in {split} cannot be read, the first: {next(iter(bad.values()))}"
+    scan = (
+        known
+        if known is not None and known["ids"] == fingerprint(dataset)
+        else _scan(recipe, dataset, split, ranks, show)
+    )
+    notes = tuple(note for note in (getattr(dataset, "note", ""),) if note)
+    if not scan["bad"]:
+        return dataset, scan, notes
+    first = next(iter(scan["bad"].values()))
+    told = f"{len(scan['bad'])} of {len(dataset)} images in {split} cannot be read, the first: {first}"
     if not recipe.skip_bad_images:
         raise ValueError(
             f"{told}; mend them (`fourstage data check {recipe.data}` lists all), or add skip_bad_images=true"
         )
-    return without(dataset, bad), (note, f"skipped: {told}") if note else (f"skipped: {told}",)
+    if len(scan["bad"]) == len(dataset):
+        raise ValueError(f"{told}; nothing is left to skip to, so give other --data")
+    return without(dataset, scan["bad"]), scan, (*notes, f"skipped: {told}")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of all ids in their order: the same data set in another place has the same."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        digest.update(dataset.id(index).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _scan(recipe: Recipe, dataset: Dataset, split: str, ranks: Ranks, show: bool) -> Scan:
+    """Read every image once, in the first process, and tell the others; large sets are read as they come."""
+    bad: dict[str, str] = {}
+    if ranks.first and (recipe.skip_bad_images or len(dataset) <= SCAN_UP_TO):
+        with Bar(f"reading {split}", len(dataset), show=show, every=5) as bar:
+            found = find_bad_images(dataset, progress=lambda done, total: bar.update(done))
+        bad = {id: str(error) for id, error in found.items()}
+    return {"ids": fingerprint(dataset), "bad": ranks.gather(bad)}
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
@@ -109,6 +151,16 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)
         return plain or name in own or any(part in name for part in o.no_decay)
 
+    names = [name for name, _ in task.named_parameters()]
+    for key, words, fits in (
+        ("no_decay", o.no_decay, str.__contains__),
+        ("lr_multipliers", o.lr_multipliers, str.startswith),
+    ):
+        for word in words:
+            if not any(fits(name, word) for name in names):
+                close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; names begin like {names[0]}"
+                raise ValueError(f"optimisation.{key} names {word!r}, and no parameter is called so{hint}")
     groups = param_groups(
         task.named_parameters(), weight_decay=o.weight_decay, spared=spared, lr_multipliers=o.lr_multipliers
     )
@@ -116,18 +168,34 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
-    """The recipe's learning rates, in steps of this data."""
+    """The recipe's learning rates, in steps of this data.
+
+    Raises:
+        ValueError: lengths that contradict each other.
+    """
     o = recipe.optimisation
+    total, warmup = steps(o.length, steps_per_epoch), steps(o.warmup, steps_per_epoch)
+    milestones = tuple(steps(milestone, steps_per_epoch) for milestone in o.milestones)
+    if total == 0:
+        raise ValueError(f"length={o.length} is no step at all; an epoch of this data has {steps_per_epoch} steps")
+    if warmup >= total:
+        raise ValueError(f"warmup={o.warmup} is {warmup} steps, and the whole training is {total}; make it shorter")
+    if list(milestones) != sorted(set(milestones)) or (milestones and milestones[-1] >= total):
+        raise ValueError(
+            f"milestones={list(o.milestones)} must rise and lie before the end, length={o.length}; here they are steps "
+            f"{list(milestones)} of {total}"
+        )
     return Schedule(
         peak=o.lr,
-        total=max(1, steps(o.length, steps_per_epoch)),
+        total=total,
         kind=o.schedule,
-        warmup=steps(o.warmup, steps_per_epoch),
+        warmup=warmup,
         warmup_lr=o.warmup_lr,
         min_lr=o.min_lr,
-        milestones=tuple(steps(milestone, steps_per_epoch) for milestone in o.milestones),
+        milestones=milestones,
         gamma=o.gamma,
         power=o.power,
+        spans=o.schedule_spans,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fourstage.api import create_model, load_checkpoint
-from fourstage.data.mixing import mixing as mixup_and_cutmix
+from fourstage.data.mixing import Mixing
 from fourstage.data.sample import Batch, Dataset
 from fourstage.data.transforms import eval_transform, train_transform
 from fourstage.recipe import Classification as ClassificationRecipe
@@ -76,7 +76,7 @@ def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] 
             f"mixing pairs images, and each process has {part} of them at a time; choose another batch_size, or turn "
             f"mixing off with augmentation.mixup=0 augmentation.cutmix=0"
         )
-    return mixup_and_cutmix(
+    return Mixing(
         classes,
         mixup=a.mixup,
         cutmix=a.cutmix,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fourstage.data.loader import evaluation_batches
-from fourstage.data.sample import Dataset
+from fourstage.data.sample import BadImage, Dataset
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar
 from fourstage.engine.state import load_state, write_text, write_whole
@@ -55,13 +55,19 @@ class Evaluator:
             workers=self.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
-        for batch in batches:
-            if wish is not None and wish.name is not None and self.ranks.size == 1:
-                return None
-            with build.autocast(self.recipe, self.device):
-                records |= task.predict(batch.to(self.device))
-            if bar is not None:
-                bar.update(min(len(records) * self.ranks.size, len(self.val)))
+        error = None
+        try:
+            for batch in batches:
+                if wish is not None and wish.name is not None and self.ranks.size == 1:
+                    return None
+                with build.autocast(self.recipe, self.device):
+                    records |= task.predict(batch.to(self.device))
+                if bar is not None:
+                    bar.update(min(len(records) * self.ranks.size, len(self.val)))
+        except BadImage as unreadable:
+            error = unreadable
+        if self.ranks.any(error is not None):  # the others wait for records that would never come
+            raise error or ValueError("another process met an image that cannot be read; its message names the file")
         return self.ranks.gather(records)
 
     def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
@@ -98,7 +104,7 @@ def evaluate(
     ranks, device = join(resolved.recipe.device)
     try:
         build.run_imports(resolved.recipe)
-        val, _ = build.open_split(resolved.recipe, "val", show=show)
+        val, _, _ = build.open_split(resolved.recipe, "val", ranks, show=show and ranks.first)
         task = kind_of(resolved.recipe).build_task(resolved.recipe, val.classes)
         kind_of(resolved.recipe).load(task, weights, which)
         task = task.to(device).eval()

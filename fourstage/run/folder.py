@@ -44,6 +44,10 @@ class RunFolder:
     def best(self) -> Path:
         return self.checkpoints / "best.pt"
 
+    @property
+    def bad_images(self) -> Path:
+        return self.path / "bad_images.json"
+
     def recipe(self) -> Recipe:
         """The recipe that the folder was made from."""
         path = self.path / "recipe.yaml"
@@ -58,13 +62,19 @@ class RunFolder:
             self._take()
         except OSError as error:
             raise OSError(f"{self.path} cannot be written ({error.strerror or error}); choose another --out") from None
+        for leftover in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         if (self.path / "recipe.yaml").exists():
             self.check_same(resolved.recipe)
+            self._write_recipe(resolved.recipe)  # what is free to change may have
             return
         changes = {"recipe": resolved.source, "changes": resolved.changes}
         write_text(self.path / "changes.json", json.dumps(changes, indent=2))
         write_text(self.path / "environment.json", json.dumps(environment, indent=2))
-        values = resolved.recipe.model_dump(mode="json")
+        self._write_recipe(resolved.recipe)
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        values = recipe.model_dump(mode="json")
         write_text(self.path / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
     def check_same(self, recipe: Recipe) -> None:
@@ -81,27 +91,33 @@ class RunFolder:
             )
 
     def state(self) -> dict[str, Any] | None:
-        """Where the training stands, or None before its first checkpoint."""
-        for leftover in self.checkpoints.glob(".*.partial"):
-            leftover.unlink(missing_ok=True)
+        """Where the training stands, or None before its first checkpoint. Only reads: another process may write."""
         return load_state(self.last) if self.last.is_file() else None
 
     def set_aside(self) -> Path | None:
         """Rename the folder so that its name is free; None if there was nothing."""
         if not self.path.exists():
             return None
+        self._take()
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}-before-{number}")).exists():
             number += 1
-        return self.path.rename(aside)
+        moved = self.path.rename(aside)
+        self.release()
+        return moved
 
-    def check_usable(self) -> None:
-        """Raise ValueError if the folder is there and is not a run's."""
+    def check_usable(self, recipe: Recipe, *, fresh: bool) -> None:
+        """Raise ValueError if the folder is there and is not a run's, or that of another recipe."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file; choose another --out")
-        if not self.path.is_dir() or (self.path / "recipe.yaml").exists():
+        if not self.path.is_dir():
             return
-        if {entry.name for entry in self.path.iterdir()} - {"checkpoints", ".lock", "changes.json", "environment.json"}:
+        if (self.path / "recipe.yaml").exists():
+            if not fresh:
+                self.check_same(recipe)
+            return
+        early = {"checkpoints", ".lock", "changes.json", "environment.json"}  # what a run writes before its recipe
+        if {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")} - early:
             raise ValueError(f"{self.path} holds files that are not a run's; choose another --out")
 
     def release(self) -> None:
@@ -136,12 +152,13 @@ def environment(device: torch.device, parameters: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
         "parameters": parameters,
     }
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,5 +1,7 @@
 """`fourstage train`: from a recipe to a run folder."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,12 +15,14 @@ from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar, RunLog
-from fourstage.engine.loop import Loop, Plan, Training, averaged
+from fourstage.engine.loop import Loop, Plan
+from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
+from fourstage.engine.training import Training, averaged
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
-from fourstage.run.folder import RunFolder, environment
+from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.kinds import AnyTask, kind_of
 
 
@@ -60,7 +64,7 @@ def train(
     """
     resolved = resolve(recipe, [*changes, *([f"data={build.data_path(data)}"] if data is not None else [])])
     folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.recipe.name)
-    folder.check_usable()
+    folder.check_usable(resolved.recipe, fresh=fresh)
     ranks, device = join(resolved.recipe.device)
     try:
         if fresh and not dry_run and ranks.first:
@@ -68,7 +72,7 @@ def train(
             if aside and show:
                 print(f"The earlier run is now in {aside}.")
         ranks.wait()
-        done = None if fresh else _finished(folder, resolved.recipe)
+        done = None if fresh else _finished(folder)
         if done is not None:
             return done
         return _train(resolved, folder, ranks, device, dry_run=dry_run, show=show and ranks.first)
@@ -77,13 +81,12 @@ def train(
         leave()
 
 
-def _finished(folder: RunFolder, recipe: Recipe) -> Trained | None:
+def _finished(folder: RunFolder) -> Trained | None:
     """A run that has nothing left to do, found without building anything."""
-    if not folder.last.is_file() or not (folder.path / "recipe.yaml").is_file():
+    if not (folder.path / "report.html").is_file() or not (folder.path / "recipe.yaml").is_file():
         return None
-    folder.check_same(recipe)
     state = folder.state()
-    if state is None or not state["finished"] or not (folder.path / "report.html").exists():
+    if state is None or not state["finished"]:
         return None
     return Trained(
         folder.path, state["step"], state["step"], metrics=state["best"].get("metrics"), already_finished=True
@@ -118,9 +121,13 @@ class _Setup:
     @property
     def conditions(self) -> dict[str, str | int]:
         """What must stay the same for a run that continues to end with the same bits, beside the recipe."""
+        imports = [Path(name).read_bytes() for name in self.recipe.imports]
         return {
             "training images": len(self.splits.train),
             "validation images": len(self.splits.val),
+            "data": "".join(str(scan["ids"])[:8] for scan in self.splits.scans.values()),
+            "imports": hashlib.sha256(b"".join(imports)).hexdigest()[:8] if imports else "none",
+            **{name: installed(name) or "none" for name in ("numpy", "pillow", "timm", "torchvision")},
             "processes": self.ranks.size,
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
@@ -154,7 +161,7 @@ def _train(
     recipe = resolved.recipe
     build.set_numerics(recipe, device)
     build.run_imports(recipe)
-    splits = build.open_splits(recipe, show=show)
+    splits = build.open_splits(recipe, ranks, folder.bad_images, show=show)
     order = TrainPlan(
         length=len(splits.train),
         batch_size=recipe.optimisation.batch_size,
@@ -164,11 +171,13 @@ def _train(
         ranks=ranks.size,
     )
     setup = _Setup(resolved, splits, order, ranks, device)
+    build.schedule(recipe, order.steps_per_epoch)  # its sentences, before anything heavy
     task = kind_of(recipe).build_task(recipe, splits.train.classes)
     loaded = kind_of(recipe).start_from(task, recipe.weights) if recipe.weights is not None else None
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     if dry_run:
+        setup.training(task)
         next(setup.batches(0, 1))
         print("Dry run: everything is in place, and nothing was written.")
         return Trained(folder.path, 0, setup.plan.total)
@@ -180,13 +189,9 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     training = setup.training(task)
     if ranks.first:
         folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
+        write_text(folder.bad_images, json.dumps(setup.splits.scans))
     ranks.wait()
-    state = folder.state()
-    if state is not None:
-        told = _check_same_data(state, setup)
-        training.restore(state, device)
-        if show:
-            print("\n".join([f"Continuing {folder.path} at step {training.step} of {plan.total}.", *told]), flush=True)
+    log_position = _continue(setup, folder, training, show=show)
     evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
     loop = Loop(
         training=training,
@@ -208,13 +213,28 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         seed=recipe.seed,
         forward=_compiled if recipe.compile else _plain,
     )
-    opened = RunLog(folder.path, state["log"] if state else 0, training.step) if ranks.first else nullcontext()
+    opened = RunLog(folder.path, log_position, training.step) if ranks.first else nullcontext()
     with opened as log, StopWish() as wish, Bar("training", plan.total, training.step, show=show) as bar:
         finished = loop.run(bar, wish, log)
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
     metrics = finish(folder, evaluator, task) if ranks.first else None
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
+
+
+def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> int:
+    """Put a training where its last checkpoint stands, if it has one. Returns how far its log was written."""
+    state = folder.state()
+    if state is None:
+        return 0
+    told = _check_same_data(state, setup)
+    training.restore(state)
+    window = state["windows"].get(str(setup.ranks.rank), {})
+    training.window = {name: value.to(setup.device) for name, value in window.items()}
+    if show:
+        here = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
+        print("\n".join([here, *told]), flush=True)
+    return state["log"]
 
 
 def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
@@ -226,9 +246,16 @@ def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
             f"the data, or choose another --out"
         )
     before, after = state["conditions"], setup.conditions
+    if before["data"] != after["data"] and state["recipe"]["data"] != setup.recipe.data:
+        raise ValueError(
+            f"the run was trained on {state['recipe']['data']}, and {setup.recipe.data} holds other images; give "
+            f"that data, or choose another --out"
+        )
     changed = [
         f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
     ]
+    if setup.device.type == "cuda" and not setup.recipe.deterministic:
+        changed.append("GPU kernels that do not give the same bits twice; deterministic=true has those that do")
     return [f"It goes on, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []
 
 

@@ -1,6 +1,7 @@
 """Batches are a function of the step."""
 
 import dataclasses
+import pickle
 import random
 
 import numpy as np
@@ -9,8 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourstage.data.loader import TrainPlan, epoch_order, evaluation_batches, seed_everything, train_batches
-from fourstage.data.mixing import mixing
+from fourstage.data.loader import (
+    Request,
+    TrainPlan,
+    _Fetch,
+    epoch_order,
+    evaluation_batches,
+    seed_everything,
+    train_batches,
+)
+from fourstage.data.mixing import Mixing
 from fourstage.data.sample import BadImage, Batch, Sample
 
 
@@ -45,7 +54,7 @@ def collect(
     first: int, last: int, workers: int = 0, rank: int = 0, ranks: int = 1, accumulation: int = 1
 ) -> list[Batch]:
     plan = TrainPlan(50, 8, seed=3, accumulation=accumulation, rank=rank, ranks=ranks)
-    mix = mixing(2, mixup=0.8, cutmix=1.0, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1)
+    mix = Mixing(2, mixup=0.8, cutmix=1.0, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1)
     found = train_batches(Numbers(50), plan, noisy, first_step=first, last_step=last, mix=mix, workers=workers)
     return [batch for parts in found for batch in parts]
 
@@ -115,6 +124,13 @@ def test_evaluation_reads_each_sample_once(length: int, batch_size: int, ranks: 
 def test_an_unreadable_image_is_named_from_any_process(workers: int) -> None:
     with pytest.raises(BadImage, match="7 cannot be read as an image: made to fail"):
         list(evaluation_batches(Numbers(20, broken=7), noisy, batch_size=4, workers=workers))
+
+
+def test_work_for_another_process_can_be_pickled() -> None:
+    """Where processes are spawned, not forked, everything that a worker needs travels."""
+    mix = Mixing(2, mixup=0.8, cutmix=1.0, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1)
+    fetch = pickle.loads(pickle.dumps(_Fetch(Numbers(8), noisy, mix)))
+    assert fetch[Request((0, 0), (1, 2), (0, 0, 0, 0))].ids == ("1", "2")
 
 
 def test_impossible_batches_get_a_sentence() -> None:

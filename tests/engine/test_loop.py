@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fourstage.engine.devices import Ranks
 from fourstage.engine.log import Bar, RunLog
-from fourstage.engine.loop import Loop, Plan, Training, averaged
+from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import load_state
 from fourstage.engine.stop import StopWish
+from fourstage.engine.training import Training, averaged
 
 CPU = torch.device("cpu")
 
@@ -77,7 +78,8 @@ def run(
     state = load_state(folder / "last.pt") if (folder / "last.pt").exists() else None
     at = training()
     if state:
-        at.restore(state, CPU)
+        at.restore(state)
+        at.window = dict(state["windows"]["0"])
     wish = StopWish()
 
     def evaluate(task: nn.Module, wish: StopWish) -> Mapping[str, float]:
@@ -177,6 +179,51 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path
 def _blow_up(loop: Loop, batch: Numbers) -> None:
     if loop.training.step == 6:
         batch.x_BC.fill_(float("nan"))
+
+
+def test_nan_is_never_the_best(tmp_path: Path) -> None:
+    values = iter([1.0, 2.0, float("nan"), 0.5, 0.1, 0.2])
+
+    def scripted(loop: Loop) -> None:
+        loop.evaluate = lambda task, wish: {"box_ap": next(values)}
+
+    run(tmp_path, 11, change=scripted)
+    assert load_state(tmp_path / "best.pt")["value"] == 2.0
+
+
+def test_a_loss_that_comes_and_goes_is_refused() -> None:
+    at = training()
+    at.add({"loss_box": torch.tensor(1.0)})
+    with pytest.raises(AssertionError, match="not left out"):
+        at.add({"loss_mask": torch.tensor(1.0)})
+
+
+def test_the_average_of_an_index_is_the_index() -> None:
+    from fourstage import create_model
+
+    network = create_model("swin_tiny")
+    ema = averaged(network, 0.9999)
+    assert ema is not None
+    for _ in range(3):
+        ema.update_parameters(network)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, ema.module.get_buffer(name)), name
+    with torch.no_grad():
+        network.get_parameter("head.bias").fill_(1.0)
+    ema.update_parameters(network)
+    assert 0 < ema.module.get_parameter("head.bias").mean() < 1e-3
+
+
+def test_float16_counts_what_the_scaler_skips() -> None:
+    from fourstage.engine.step import train_step
+
+    at = training()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    off = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    before = [p.clone() for p in at.task.parameters()]
+    logged = train_step(at.task, [numbers(0)], at.optimizer, scaler, autocast=off, grad_clip=1.0)
+    assert (logged["skipped"].item(), logged["grad_norm"].item()) == (1.0, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, at.task.parameters(), strict=True))
 
 
 def test_accumulated_parts_are_one_batch() -> None:

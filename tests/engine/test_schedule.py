@@ -1,6 +1,7 @@
 """Rates by the step."""
 
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -30,10 +31,22 @@ def test_poly_and_linear() -> None:
     assert Schedule(peak=1.0, total=10, kind="constant").lr(9) == 1.0
 
 
-@given(st.sampled_from(["cosine", "linear", "poly"]), st.integers(0, 50), st.integers(51, 500))
-def test_after_warm_up_the_rate_only_falls(kind: str, warmup: int, total: int) -> None:
-    schedule = Schedule(peak=1.0, total=total, kind=kind, warmup=warmup, min_lr=0.01)  # type: ignore[arg-type]
+KINDS: tuple[Literal["cosine", "linear", "poly"], ...] = ("cosine", "linear", "poly")
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 50), st.integers(51, 500))
+def test_after_warm_up_the_rate_only_falls(kind: Literal["cosine", "linear", "poly"], warmup: int, total: int) -> None:
+    schedule = Schedule(peak=1.0, total=total, kind=kind, warmup=warmup, min_lr=0.01)
     rates = [schedule.lr(step) for step in range(warmup, total + 1)]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == 1.0
     assert rates[-1] == pytest.approx(0.01)
+
+
+def test_a_curve_over_the_whole_warms_up_towards_itself() -> None:
+    """OpenMMLab's older poly: the regular rate from step 0, times a share that climbs to 1."""
+    schedule = Schedule(peak=6e-5, total=160, kind="poly", warmup=15, warmup_lr=6e-11, spans="whole")
+    for step in (0, 1, 7, 14, 15, 80, 159):
+        regular = 6e-5 * (1 - step / 160)
+        share = 1 - (1 - step / 15) * (1 - 1e-6) if step < 15 else 1.0
+        assert schedule.lr(step) == pytest.approx(regular * share)

@@ -1,0 +1,74 @@
+"""All that changes while a network learns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+@dataclass
+class Training:
+    """Network, optimiser and what they have been through. `state` and `restore` are each other's inverse."""
+
+    task: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None = None
+    step: int = 0  # updates made
+    evaluated: int = 0  # the step of the last evaluation that ended
+    best: dict[str, Any] = field(default_factory=dict)  # {"value", "step", "which", "metrics"} by the main metric
+    window: dict[str, Tensor] = field(default_factory=dict)  # this process's sums since the last log line
+    seconds: float = 0.0  # spent training, over all starts
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the window, which is each process's own."""
+        return {
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "best": dict(self.best),
+            "seconds": self.seconds,
+            "model": self.task.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.evaluated, self.best = state["step"], state["evaluated"], dict(state["best"])
+        self.seconds = state["seconds"]
+        self.task.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(self.step)
+
+    def add(self, logged: Mapping[str, Tensor]) -> None:
+        """Add a step's losses to the window. Every step has the same names."""
+        assert not self.window or self.window.keys() == logged.keys(), (
+            f"the task gave {sorted(self.window)} before and {sorted(logged)} at step {self.step}; a loss without "
+            f"targets is 0, not left out"
+        )
+        self.window = {name: self.window[name] + value if self.window else value for name, value in logged.items()}
+
+
+def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A slowly moving average of a task's weights and buffers, or None. Whole numbers, such as indices, are copied."""
+    if decay is None:
+        return None
+
+    average_floats = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def move(average: Any, now: Any, count: Any) -> None:
+        if average[0].is_floating_point():
+            average_floats(average, now, count)
+        else:
+            for old, new in zip(average, now, strict=True):
+                old.copy_(new)
+
+    return AveragedModel(task, multi_avg_fn=move, use_buffers=True)
