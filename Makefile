@@ -1,5 +1,5 @@
 # `make demo` and `make test` each set up all they need in one .venv and install nothing twice.
-#   TORCH_INDEX=https://...   take torch and torchvision from another package index
+#   TORCH_INDEX=https://...   take the newest torch and torchvision of another package index, not the pinned pair
 #   PYTHON=python3.12         use another interpreter
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -16,11 +16,15 @@ help:
 	@echo "make lock      pin the versions that are installed now"
 
 # A torch that the interpreter already has is used; else torch and torchvision come as a pair from one index.
+HAS_TORCH := -c "import torch, torchvision; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)"
+
 $(READY):
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || { \
-	  if $(PYTHON) -c "import torch, torchvision" 2>/dev/null; \
+	  if $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
 	  then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi; }
-	@$(BIN)/python -c "import torch, torchvision" 2>/dev/null || { \
+	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || { \
 	  echo "Installing torch and torchvision (a few gigabytes; once)."; \
 	  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),$$(grep -E '^(torch|torchvision)==' requirements.lock)) \
 	    $(if $(TORCH_INDEX),torch torchvision,); }

@@ -262,7 +262,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         return 0
     for one in found:
         print(f"{one.image}: {one.text}")
-    print(f"{len(found)} pictures in {args.out}")
+    print(f"{len(found)} {'picture' if len(found) == 1 else 'pictures'} in {args.out}")
     return 0
 
 

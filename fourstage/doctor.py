@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 NEEDED = {
-    "core": ("torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "pydantic", "pyyaml", "rich"),
-    "train": ("timm", "scipy", "opencv-python-headless", "faster-coco-eval", "tensorboard", "matplotlib", "pillow"),
+    "core": ("torch", "torchvision", "numpy", "safetensors", "pydantic", "pyyaml", "rich"),
+    "train": ("timm", "faster-coco-eval", "tensorboard", "pillow"),
     "demo": ("scikit-learn", "scikit-image"),
 }
 PURPOSE = {"core": "anything", "train": "training and evaluating", "demo": "the embedded data (--data digits)"}

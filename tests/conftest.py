@@ -1,11 +1,7 @@
-"""What every test shares: few threads, and no test that leaves the global random state to the next."""
-
-import os
+"""What every test shares: one seed, and no more threads than help."""
 
 import pytest
 import torch
-
-os.environ.setdefault("PYTHONWARNINGS", "default")
 
 
 @pytest.fixture(autouse=True)

@@ -22,15 +22,6 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert "create_model" in out
 
 
-def test_using_the_package_imports_no_heavy_friends() -> None:
-    code = (
-        "import sys, fourstage; fourstage.create_model('visformer_digits')\n"
-        "print([m for m in ('torchvision', 'timm', 'matplotlib', 'PIL', 'sklearn') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
-
-
 def test_unknown_attributes_of_the_package_are_errors() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'create_modle'"):
         operator.attrgetter("create_modle")(fourstage)

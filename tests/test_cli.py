@@ -186,6 +186,20 @@ def test_a_backbone_of_ones_own_trains_by_a_file(run: Run, tmp_path: Path) -> No
     assert run("evaluate", tmp_path / "run")[0] == 0
 
 
+def test_what_breaks_inside_a_run_ends_the_process(tmp_path: Path) -> None:
+    """An error that nobody foresaw ends with its traceback, and does not wait for loader workers for ever."""
+    (tmp_path / "mine.py").write_text(
+        BACKBONE.replace("return self.head", "assert not self.training\n        return self.head")
+    )
+    (tmp_path / "mine.yaml").write_text("base: digits_visformer\nimports: [mine.py]\nmodel: my_backbone\n")
+    command = ["train", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run"), "workers=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fourstage", *command], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "AssertionError" in done.stderr
+
+
 def test_python_dash_m_works() -> None:
     done = subprocess.run([sys.executable, "-m", "fourstage", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("fourstage ")
@@ -239,6 +253,37 @@ def test_things_that_are_not_there_are_named(run: Run, tmp_path: Path) -> None:
     refused(run("train", recipe, "--out", tmp_path / "run"), "gone.py")
     refused(run("train", "digits_visformer", "model=visformer_tinny", "--dry-run"), "did you mean", "visformer_tiny")
     refused(run("train", "digits_visformer", "model_args={drop_pth_rate: 0.1}", "--dry-run"), "drop_path_rate")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import nothing_here", "line 1: ModuleNotFoundError"),
+        ("def broken(:\n    pass", "SyntaxError"),
+        ("x = 1\n{}['key']", "line 2: KeyError"),
+        (BACKBONE.replace("my_backbone", "swin_tiny"), "two models are called 'swin_tiny'"),
+    ],
+)
+def test_a_module_of_ones_own_that_does_not_run_is_named(run: Run, tmp_path: Path, code: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text("base: digits_visformer\nimports: [mine.py]\n")
+    refused(run("train", tmp_path / "mine.yaml", "--dry-run"), str(tmp_path / "mine.py"), words)
+
+
+def test_a_network_that_gives_no_logits_is_refused(run: Run, tmp_path: Path) -> None:
+    listed = BACKBONE.replace("self.head(self.body(images).mean((2, 3)))", "[self.body(images)]")
+    (tmp_path / "mine.py").write_text(listed.replace("my_backbone", "my_maps"))
+    (tmp_path / "mine.yaml").write_text("base: digits_visformer\nimports: [mine.py]\nmodel: my_maps\n")
+    refused(run("train", tmp_path / "mine.yaml", "--dry-run"), "needs logits of shape (1, 10)", "a list")
+
+
+def test_a_run_without_an_evaluation_has_no_best(run: Run, tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "images", 40, 20)
+    words = ["train", "digits_visformer", "--data", data, "--out", tmp_path / "run", *FAST, "length=2it"]
+    assert run(*words)[0] == 0
+    (tmp_path / "run" / "checkpoints" / "best.pt").unlink()
+    refused(run("evaluate", tmp_path / "run"), "no best checkpoint yet", "--weights")
+    refused(run("predict", tmp_path / "run", data / "val/digit 1"), "no best checkpoint yet")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -348,7 +393,7 @@ def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("length=0it", "no step at all"),
+        ("length=0.001ep", "no step at all"),
         ("warmup=9ep", "make it shorter"),
         ("lr_multipliers={netwrok.head: 10}", "did you mean network.head"),
         ("no_decay=[typo_name]", "'typo_name'"),

@@ -7,7 +7,7 @@ loads it, with any number of workers, on the first try or after a restart.
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -137,7 +137,7 @@ def train_batches(
     mix: Callable[[Batch], Batch] | None = None,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """The batches of steps `first_step` to `last_step` - 1: for each step a list, one batch per accumulated part."""
     order = (plan.part(step, part) for step in range(first_step, last_step) for part in range(plan.accumulation))
     loader = _loader(_Fetch(dataset, transform, mix), order, workers, pin_memory)
@@ -158,7 +158,7 @@ def evaluation_batches(
     ranks: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This process's share of a data set, every sample in exactly one process."""
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]

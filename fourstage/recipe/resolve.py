@@ -219,6 +219,8 @@ def _full_key(key: str, schema: type[BaseModel]) -> str:
 
 def _unknown(key: str, schema: type[BaseModel]) -> str:
     keys = sorted(known_keys(schema))
+    if inside := [known for known in keys if known.startswith(f"{key}.")]:
+        return f"{key} is a section; write one of its keys, such as {inside[0]}=..."
     close = get_close_matches(key, keys, n=2, cutoff=0.5)
     close = close or [
         k for k in keys if k.rpartition(".")[2] in get_close_matches(key, [k.rpartition(".")[2] for k in keys])
@@ -259,6 +261,11 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     given, kind = first["input"], first["type"]
     if kind == "extra_forbidden":
         text = _unknown(key, schema)
+    elif kind in ("tuple_type", "list_type", "dict_type"):
+        example = "{key: value}" if kind == "dict_type" else "[a, b]"
+        text = f"{key} must be written {example}; got {given!r}"
+    elif first["loc"] and isinstance(first["loc"][-1], int):
+        text = f"{key.rpartition('.')[0]}, entry {first['loc'][-1] + 1}: {first['msg'].lower()}; got {given!r}"
     elif kind == "missing":
         text = f"the recipe lacks {key}; add {key}=... or a base that has it"
     elif kind == "value_error":

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 def _check_length(text: object) -> object:
@@ -12,7 +12,14 @@ def _check_length(text: object) -> object:
     return text
 
 
+def _check_some(text: str) -> str:
+    if not float(text[:-2]):
+        raise ValueError(f"it must be at least one step; got {text!r}")
+    return text
+
+
 Length = Annotated[str, BeforeValidator(_check_length)]
+SomeLength = Annotated[Length, AfterValidator(_check_some)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,7 +39,7 @@ class Optimisation(_Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch_size: int = Field(gt=0)  # images per update, all devices and accumulated parts together
     accumulation: int = Field(default=1, gt=0)  # parts that a device works through before it updates
-    length: Length  # the whole training
+    length: SomeLength  # the whole training
     lr: float = Field(gt=0)  # the peak, at this batch_size
     lr_scaling: Literal["none", "peak", "all"] = "none"  # which rates follow when a run changes batch_size
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
@@ -86,6 +93,13 @@ class Augmentation(_Section):
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Augmentation":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"augmentation.{name} is [smallest, largest], above 0; got [{low:g}, {high:g}]")
+        return self
+
     @property
     def mixes(self) -> bool:
         return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
@@ -117,9 +131,9 @@ class Recipe(_Section):
     workers: int = Field(default=2, ge=0)  # loader processes; without effect on any number
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per update; the average is evaluated beside the model
     optimisation: Optimisation
-    evaluate_every: Length = "1ep"
+    evaluate_every: SomeLength = "1ep"
     evaluation_batch_size: int | None = Field(default=None, gt=0)  # None: that of one training part
-    checkpoint_every: Length = "1ep"
+    checkpoint_every: SomeLength = "1ep"
     log_every: int = Field(default=50, gt=0)  # updates per line of log.jsonl
     skip_bad_images: bool = False
     weights: str | None = None  # a checkpoint to start from

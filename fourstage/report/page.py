@@ -1,15 +1,13 @@
-"""The report: sections in order, the style and the script inlined, written aside and renamed."""
+"""The report: sections in order, the style and the script inlined."""
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 
 from fourstage.report import classification, common
 from fourstage.report.markup import Markup, tag
-from fourstage.report.read import Run, read_run
+from fourstage.report.read import Run
 
 Section = Callable[[Run], Markup | None]  # None: the run has nothing of the kind
 
@@ -18,18 +16,6 @@ AFTER: tuple[Section, ...] = (common.recipe, common.own_data)
 OF_TASK: dict[str, tuple[Section, ...]] = {
     "classification": (classification.confusion, classification.per_class, classification.predictions),
 }
-
-
-def write(folder: Path) -> Path:
-    """Write `report.html` of the run in `folder`; see `fourstage.report.write_report`."""
-    content = page(read_run(folder)).encode("utf-8")
-    path, aside = folder / "report.html", folder / f".report.html.{os.getpid()}"
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
 
 
 def page(run: Run) -> str:

@@ -89,7 +89,6 @@ class Run:
     environment: dict[str, Any]
     train: tuple[TrainLine, ...]
     evaluations: tuple[EvaluationLine, ...]
-    ended: bool  # the log has its closing line
     seconds: float  # of the whole run; NaN when nothing was logged
     evaluation: Evaluation | None
     records: Records | None
@@ -111,7 +110,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.ended or self.step > self.planned_steps() - 0.5
+        return self.step > self.planned_steps() - 0.5
 
     def planned_steps(self) -> float:
         """The length that the recipe asks for, in steps; NaN when it cannot be told."""
@@ -152,7 +151,6 @@ def read_run(folder: Path) -> Run:
         environment=_mapping(folder / "environment.json"),
         train=tuple(_train(line) for line in log if line.get("kind") == "train"),
         evaluations=tuple(_evaluated(line) for line in log if line.get("kind") == "evaluation"),
-        ended=any(line.get("kind") == "end" for line in log),
         seconds=_seconds(log),
         evaluation=_evaluation(folder / "evaluation.json"),
         records=_records(folder / "records.jsonl"),
@@ -233,7 +231,7 @@ def _evaluated(line: Mapping[str, Any]) -> EvaluationLine:
 
 def _seconds(log: list[dict[str, Any]]) -> float:
     """When the last line was written, counted from the start."""
-    times = [number((line.get("timing") or {}).get("seconds")) for line in log if line.get("kind") in {"train", "end"}]
+    times = [number((line.get("timing") or {}).get("seconds")) for line in log if line.get("kind") == "train"]
     return next((seconds for seconds in reversed(times) if math.isfinite(seconds)), math.nan)
 
 

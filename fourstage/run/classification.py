@@ -15,6 +15,7 @@ from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.recipe import Recipe
 from fourstage.run.kinds import Record, Transform
 from fourstage.tasks.classification import Classification
+from fourstage.weights.load import load_state
 from fourstage.weights.safe import read_checkpoint
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def build_task(recipe: Recipe, classes: tuple[str, ...]) -> Classification:
     own = _own(recipe)
     torch.manual_seed(own.seed)
     network = create_model(own.model, num_classes=len(classes), **{"img_size": own.image_size, **own.model_args})
+    _check_logits(network, own, len(classes))
     return Classification(network, classes, smoothing=own.augmentation.smoothing)
 
 
@@ -88,8 +90,9 @@ def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] 
 
 
 def load(task: Classification, weights: str | Path, which: str) -> None:
-    load_checkpoint(task.network, weights, which=which)
-    known = read_checkpoint(weights).classes
+    file = read_checkpoint(weights)
+    load_state(task.network, file.weights(which), source=Path(weights).name)
+    known = file.classes
     if known is None or tuple(known) == task.classes:
         return
     mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
@@ -137,6 +140,23 @@ def told(task: Classification, record: Record) -> tuple[str, dict[str, Any]]:
 def _own(recipe: Recipe) -> ClassificationRecipe:
     assert isinstance(recipe, ClassificationRecipe)
     return recipe
+
+
+def _check_logits(network: torch.nn.Module, recipe: ClassificationRecipe, classes: int) -> None:
+    """Raise ValueError unless one image becomes one row of logits; networks of one's own may give anything."""
+    with torch.inference_mode():
+        found = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
+    network.train()
+    if not isinstance(found, torch.Tensor) or found.shape != (1, classes):
+        what = (
+            f"a tensor of shape {tuple(found.shape)}"
+            if isinstance(found, torch.Tensor)
+            else f"a {type(found).__name__}"
+        )
+        raise ValueError(
+            f"a classification recipe needs logits of shape (1, {classes}) for one image, and {recipe.model} gives "
+            f"{what}; let its forward return (B, num_classes)"
+        )
 
 
 def _class_names(count: int) -> tuple[str, ...]:

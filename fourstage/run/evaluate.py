@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, Record, kind_of
+from fourstage.run.splits import data_path, open_split, readable
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,17 @@ class Evaluator:
             pin_memory=self.device.type == "cuda",
         )
         error = None
-        try:
-            for batch in batches:
-                if wish is not None and wish.name is not None and self.ranks.size == 1:
-                    return None
-                with build.autocast(self.recipe, self.device):
-                    records |= task.predict(batch.to(self.device))
-                if bar is not None:
-                    bar.update(min(len(records) * self.ranks.size, len(self.val)))
-        except BadImage as unreadable:
-            error = unreadable
+        with closing(batches):
+            try:
+                for batch in batches:
+                    if wish is not None and wish.name is not None and self.ranks.size == 1:
+                        return None
+                    with build.autocast(self.recipe, self.device):
+                        records |= task.predict(batch.to(self.device))
+                    if bar is not None:
+                        bar.update(min(len(records) * self.ranks.size, len(self.val)))
+            except BadImage as unreadable:
+                error = unreadable
         if self.ranks.any(error is not None):  # the others wait for records that would never come
             raise error or ValueError("another process met an image that cannot be read; its message names the file")
         return self.ranks.gather(records)
@@ -96,17 +99,18 @@ def evaluate(
     """
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
-    resolved = resolve(source, [*changes, *([f"data={build.data_path(data)}"] if data is not None else [])])
+    resolved = resolve(source, [*changes, *([f"data={data_path(data)}"] if data is not None else [])])
     if weights is None and run is None:
         raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
-    weights = weights or (run.best if run else None)
+    weights = weights or (run.require_best() if run else None)
     assert weights is not None
     ranks, device = join(resolved.recipe.device)
     try:
         build.run_imports(resolved.recipe)
-        val, _, _ = build.open_split(resolved.recipe, "val", ranks, show=show and ranks.first)
-        task = kind_of(resolved.recipe).build_task(resolved.recipe, val.classes)
+        opened = open_split(resolved.recipe, "val", show=show and ranks.first)
+        task = kind_of(resolved.recipe).build_task(resolved.recipe, opened.classes)
         kind_of(resolved.recipe).load(task, weights, which)
+        val, _, _ = readable(opened, "val", resolved.recipe, ranks, show=show and ranks.first)
         task = task.to(device).eval()
         evaluator = Evaluator(resolved.recipe, val, ranks, device)
         with Bar("evaluating", len(val), show=show and ranks.first) as bar:
@@ -119,7 +123,7 @@ def evaluate(
 
 def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
     """Evaluate the best checkpoint of a finished training once more, and write what the report shows."""
-    from fourstage.report import write_report
+    from fourstage.report import render_report
 
     state = load_state(folder.best)
     task.load_state_dict(state["model"])
@@ -139,7 +143,7 @@ def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, 
     lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
     write_text(folder.path / "records.jsonl", "".join(line + "\n" for line in lines))
     write_samples(folder.path, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
-    write_report(folder.path)
+    write_text(folder.path / "report.html", render_report(folder.path))
     return metrics
 
 

@@ -48,6 +48,15 @@ class RunFolder:
     def bad_images(self) -> Path:
         return self.path / "bad_images.json"
 
+    def require_best(self) -> Path:
+        """The best checkpoint. Raises FileNotFoundError before the run's first evaluation."""
+        if not self.best.is_file():
+            raise FileNotFoundError(
+                f"{self.path} has no best checkpoint yet: it was stopped before its first evaluation; continue it, or "
+                f"name a file with --weights"
+            )
+        return self.best
+
     def recipe(self) -> Recipe:
         """The recipe that the folder was made from."""
         path = self.path / "recipe.yaml"

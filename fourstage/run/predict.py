@@ -101,7 +101,7 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
     """The network that `source` means, with its weights and the recipe that says how images reach it."""
     path = Path(source)
     if path.is_dir():
-        return _from_checkpoint(Path(weights) if weights else RunFolder(path).best, RunFolder(path).recipe())
+        return _from_checkpoint(Path(weights) if weights else RunFolder(path).require_best(), RunFolder(path).recipe())
     if path.is_file():
         return _from_checkpoint(path, None)
     assert weights is not None
@@ -111,7 +111,7 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
 def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:
     """A checkpoint that a run wrote says itself what it is."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; the run was stopped before its first evaluation")
+        raise FileNotFoundError(f"there is no checkpoint {path}; check the path")
     state = load_state(path)
     recipe = recipe or from_mapping(state["recipe"], str(path)).recipe
     build.run_imports(recipe)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.kinds import AnyTask, kind_of
+from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def train(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
-    resolved = resolve(recipe, [*changes, *([f"data={build.data_path(data)}"] if data is not None else [])])
+    resolved = resolve(recipe, [*changes, *([f"data={data_path(data)}"] if data is not None else [])])
     folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.recipe.name)
     folder.check_usable(resolved.recipe, fresh=fresh)
     ranks, device = join(resolved.recipe.device)
@@ -98,7 +99,7 @@ class _Setup:
     """Everything that stands before the first step."""
 
     resolved: Resolved
-    splits: build.Splits
+    splits: Splits
     order: TrainPlan
     ranks: Ranks
     device: torch.device
@@ -134,7 +135,7 @@ class _Setup:
             "torch": str(torch.__version__),
         }
 
-    def batches(self, first: int, last: int) -> Iterator[list[Batch]]:
+    def batches(self, first: int, last: int) -> Generator[list[Batch]]:
         return train_batches(
             self.splits.train,
             self.order,
@@ -158,30 +159,38 @@ class _Setup:
 def _train(
     resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, dry_run: bool, show: bool
 ) -> Trained:
-    recipe = resolved.recipe
+    recipe, kind = resolved.recipe, kind_of(resolved.recipe)
     build.set_numerics(recipe, device)
     build.run_imports(recipe)
-    splits = build.open_splits(recipe, ranks, folder.bad_images, show=show)
-    order = TrainPlan(
-        length=len(splits.train),
+    opened = open_splits(recipe, show=show)
+    order = _order(recipe, len(opened.train), ranks)  # what can be wrong with a recipe is said before images are read
+    build.schedule(recipe, order.steps_per_epoch)
+    kind.transforms(recipe)
+    kind.mixing(recipe, len(opened.train.classes), order.part_size)
+    task = kind.build_task(recipe, opened.train.classes)
+    build.optimizer(task, recipe)
+    loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
+    splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
+    setup = _Setup(resolved, splits, _order(recipe, len(splits.train), ranks), ranks, device)
+    if show:
+        print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
+    if dry_run:
+        with closing(setup.batches(0, 1)) as batches:
+            next(batches)
+        print("Dry run: everything is in place, and nothing was written.")
+        return Trained(folder.path, 0, setup.plan.total)
+    return _fit(setup, folder, task.to(device), show=show)
+
+
+def _order(recipe: Recipe, images: int, ranks: Ranks) -> TrainPlan:
+    return TrainPlan(
+        length=images,
         batch_size=recipe.optimisation.batch_size,
         seed=recipe.seed,
         accumulation=recipe.optimisation.accumulation,
         rank=ranks.rank,
         ranks=ranks.size,
     )
-    setup = _Setup(resolved, splits, order, ranks, device)
-    build.schedule(recipe, order.steps_per_epoch)  # its sentences, before anything heavy
-    task = kind_of(recipe).build_task(recipe, splits.train.classes)
-    loaded = kind_of(recipe).start_from(task, recipe.weights) if recipe.weights is not None else None
-    if show:
-        print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
-    if dry_run:
-        setup.training(task)
-        next(setup.batches(0, 1))
-        print("Dry run: everything is in place, and nothing was written.")
-        return Trained(folder.path, 0, setup.plan.total)
-    return _fit(setup, folder, task.to(device), show=show)
 
 
 def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trained:
@@ -193,11 +202,12 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     ranks.wait()
     log_position = _continue(setup, folder, training, show=show)
     evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
+    batches = setup.batches(training.step, plan.total)
     loop = Loop(
         training=training,
         plan=plan,
         schedule=build.schedule(recipe, plan.steps_per_epoch),
-        batches=setup.batches(training.step, plan.total),
+        batches=batches,
         evaluate=evaluator.metrics,
         main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
@@ -214,7 +224,12 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         forward=_compiled if recipe.compile else _plain,
     )
     opened = RunLog(folder.path, log_position, training.step) if ranks.first else nullcontext()
-    with opened as log, StopWish() as wish, Bar("training", plan.total, training.step, show=show) as bar:
+    with (
+        closing(batches),
+        opened as log,
+        StopWish() as wish,
+        Bar("training", plan.total, training.step, show=show) as bar,
+    ):
         finished = loop.run(bar, wish, log)
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
@@ -278,7 +293,7 @@ def _summary(setup: _Setup, task: AnyTask) -> list[str]:
         f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {where}",
         f"{recipe.data}: {len(splits.train)} training images, {len(splits.val)} validation images, "
         f"{len(splits.train.classes)} classes",
-        f"{plan.total} steps of {recipe.optimisation.batch_size} images ({epochs:g} epochs), "
+        f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epochs), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
         *(f"changed: {key} = {new} (recipe: {old})" for key, (old, new) in setup.resolved.changes.items()),
         *splits.notes,

@@ -133,6 +133,11 @@ def test_work_for_another_process_can_be_pickled() -> None:
     assert fetch[Request((0, 0), (1, 2), (0, 0, 0, 0))].ids == ("1", "2")
 
 
+def test_another_seed_is_another_order() -> None:
+    assert not torch.equal(epoch_order(0, 0, 50), epoch_order(1, 0, 50))
+    assert not torch.equal(epoch_order(0, 0, 50), epoch_order(0, 1, 50))
+
+
 def test_impossible_batches_get_a_sentence() -> None:
     with pytest.raises(ValueError, match="fewer than one batch of 64; add batch_size=4"):
         TrainPlan(17, 64)

@@ -181,6 +181,98 @@ def _blow_up(loop: Loop, batch: Numbers) -> None:
         batch.x_BC.fill_(float("nan"))
 
 
+def test_every_step_has_the_schedules_rate_and_draws_of_its_own(tmp_path: Path) -> None:
+    rates: list[float] = []
+    masks: list[Tensor] = []
+
+    def watch(loop: Loop) -> None:
+        loop.training.optimizer.register_step_pre_hook(
+            lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"])
+        )
+        task = loop.training.task
+        assert isinstance(task, TwoLosses)
+        task.body[3].register_forward_hook(
+            lambda module, inputs, out: masks.append((out == 0).float()) if module.training else None
+        )
+
+    run(tmp_path, 11, change=watch)
+    schedule = Schedule(1e-2, 11, warmup=3)
+    assert rates == [schedule.lr(step) for step in range(11)]
+    assert [line["lr"] for line in lines(tmp_path) if line["kind"] == "train"] == [rates[3], rates[7], rates[10]]
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == len(masks)
+
+
+def test_a_gradient_is_clipped_to_its_norm() -> None:
+    from fourstage.engine.step import train_step
+
+    task = TwoLosses().eval()
+    before = [p.detach().clone() for p in task.parameters()]
+    off = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    logged = train_step(
+        task, [numbers(0)], torch.optim.SGD(task.parameters(), lr=0.5), scaler, autocast=off, grad_clip=1e-3
+    )
+    moved = torch.cat([(a - b).flatten() for a, b in zip(task.parameters(), before, strict=True)]).norm()
+    assert logged["grad_norm"] > 0.1
+    assert moved.item() == pytest.approx(0.5e-3, rel=1e-3)
+
+
+def test_an_infinite_gradient_stops_too(tmp_path: Path) -> None:
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0] * float("inf")
+
+    def break_backward(loop: Loop) -> None:
+        task = loop.training.task
+        assert isinstance(task, TwoLosses)
+        task.body[0].register_forward_hook(
+            lambda module, inputs, out: Steep.apply(out) if loop.training.step == 2 else None
+        )
+
+    with pytest.raises(ValueError, match="grad_norm is no longer a finite number"):
+        run(tmp_path, 11, change=break_backward)
+
+
+def test_the_first_of_equals_is_the_best(tmp_path: Path) -> None:
+    def level(loop: Loop) -> None:
+        loop.evaluate = lambda task, wish: {"box_ap": 1.0}
+
+    run(tmp_path, 11, change=level)
+    state = load_state(tmp_path / "best.pt")
+    assert (state["step"], state["which"]) == (4, "model")
+
+
+def test_data_that_cannot_be_read_costs_no_step_that_was_made(tmp_path: Path) -> None:
+    def break_data(loop: Loop) -> None:
+        def some() -> Iterator[list[Numbers]]:
+            yield from batches(0, 5)
+            raise ValueError("cat.jpg cannot be read")
+
+        loop.batches = some()
+
+    with pytest.raises(ValueError, match="cat"):
+        run(tmp_path, 11, change=break_data)
+    assert load_state(tmp_path / "last.pt")["step"] == 5
+
+
+def test_a_second_ctrl_c_is_heard_at_once() -> None:
+    import signal
+
+    with StopWish() as wish:
+        signal.raise_signal(signal.SIGINT)
+        assert wish.name == "Ctrl-C"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with StopWish() as wish:
+        signal.raise_signal(signal.SIGTERM)
+        assert wish.name == "SIGTERM"
+
+
 def test_nan_is_never_the_best(tmp_path: Path) -> None:
     values = iter([1.0, 2.0, float("nan"), 0.5, 0.1, 0.2])
 
@@ -221,7 +313,9 @@ def test_float16_counts_what_the_scaler_skips() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     off = torch.autocast("cpu", torch.bfloat16, enabled=False)
     before = [p.clone() for p in at.task.parameters()]
-    logged = train_step(at.task, [numbers(0)], at.optimizer, scaler, autocast=off, grad_clip=1.0)
+    large = Numbers(("a", "b"), torch.full((2, 8), 1e3))
+    at.task.eval()
+    logged = train_step(at.task, [large], at.optimizer, scaler, autocast=off, grad_clip=1.0)
     assert (logged["skipped"].item(), logged["grad_norm"].item()) == (1.0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, at.task.parameters(), strict=True))
 

@@ -59,6 +59,12 @@ def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
         ("ema=1.5", "less than 1"),
         ("std=[0, 1, 1]", "may be zero"),
         ("expect={top2: 80}", "top1, top5"),
+        ("betas=[0.9]", "optimisation.betas, entry 2"),
+        ("imports=my.py", "must be written [a, b]"),
+        ("optimisation=3", "optimisation is a section"),
+        ("scale=[1.0, 0.2]", "[smallest, largest]"),
+        ("length=0it", "at least one step"),
+        ("evaluate_every=0ep", "at least one step"),
         ("imports={a: 1", "cannot be read"),
     ],
 )

@@ -1,0 +1,95 @@
+"""What a recipe says reaches the objects."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fourstage.data.sample import Sample
+from fourstage.recipe import Recipe, resolve
+from fourstage.run import build
+from fourstage.run.classification import build_task, mixing, transforms
+from fourstage.run.folder import RunFolder
+
+
+def recipe(*changes: str) -> Recipe:
+    return resolve("digits_visformer", changes).recipe
+
+
+def test_decay_spares_vectors_and_what_the_network_names() -> None:
+    swin = recipe("model=swin_tiny", "image_size=32")
+    optimizer = build.optimizer(build_task(swin, ("a", "b")), swin)
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert decay["network.stages.0.blocks.0.attn.table"] == 0
+    assert decay["network.stages.0.blocks.0.attn.qkv.bias"] == 0
+    assert decay["network.stages.0.blocks.0.norm1.weight"] == 0
+    assert decay["network.stages.0.blocks.0.attn.qkv.weight"] == swin.optimisation.weight_decay
+    everything = recipe("model=swin_tiny", "image_size=32", "decay_norms_and_biases=true", "no_decay=[qkv]")
+    optimizer = build.optimizer(build_task(everything, ("a", "b")), everything)
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert decay["network.stages.0.blocks.0.norm1.weight"] > 0
+    assert decay["network.stages.0.blocks.0.attn.qkv.weight"] == 0
+
+
+def test_sgd_and_adamw_are_what_they_are_called() -> None:
+    for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        chosen = recipe(f"optimizer={name}", "momentum=0.7")
+        assert isinstance(build.optimizer(build_task(chosen, ("a", "b")), chosen), kind)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_precision_is_that_of_products(precision: str, dtype: torch.dtype) -> None:
+    weight = torch.ones(2, 2)
+    with build.autocast(recipe(f"precision={precision}"), torch.device("cpu")):
+        assert (weight @ weight).dtype == dtype
+    with build.autocast(recipe(), torch.device("cpu")):
+        assert (weight @ weight).dtype == torch.float32
+
+
+def test_smoothing_reaches_the_loss_and_mixing_is_only_there_when_asked_for() -> None:
+    assert build_task(recipe("smoothing=0.25"), ("a", "b")).smoothing == 0.25
+    assert mixing(recipe("mixup=0", "cutmix=0"), 2, 3) is None
+    assert mixing(recipe(), 2, 4) is not None
+    with pytest.raises(ValueError, match="each process has 3 of them"):
+        mixing(recipe(), 2, 3)
+
+
+def test_evaluation_prepares_images_as_the_recipe_says() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3)).astype(np.uint8)
+    sample = Sample("a", noise, (50, 70), label=0)
+
+    def seen(*changes: str) -> torch.Tensor:
+        image = transforms(recipe(*changes))[1](sample).image
+        assert isinstance(image, torch.Tensor)
+        return image
+
+    plain = seen()
+    assert plain.shape == (3, 32, 32)
+    for change in (
+        "interpolation=bilinear",
+        "crop_pct=0.5",
+        "crop_mode=squash",
+        "mean=[0.1, 0.1, 0.1]",
+        "std=[1, 1, 1]",
+    ):
+        assert not torch.equal(plain, seen(change)), change
+    assert seen("image_size=64").shape == (3, 64, 64)
+
+
+def test_the_seed_is_that_of_the_first_weights() -> None:
+    one, same, other = (build_task(recipe(f"seed={seed}"), ("a", "b")).state_dict() for seed in (1, 1, 2))
+    key = "network.stages.0.blocks.0.mlp.expand.weight"
+    assert torch.equal(one[key], same[key])
+    assert not torch.equal(one[key], other[key])
+
+
+def test_a_run_folder_knows_its_recipe_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    resolved = resolve("digits_visformer", ["lr=0.01"])
+    folder.begin(resolved, {})
+    assert folder.recipe() == resolved.recipe
+    folder.check_same(resolve("digits_visformer", ["lr=0.01", "workers=7"]).recipe)
+    with pytest.raises(ValueError, match=r"optimisation\.lr 0\.01 there and 0\.02 here"):
+        folder.check_same(resolve("digits_visformer", ["lr=0.02"]).recipe)
+    folder.release()
