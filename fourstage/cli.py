@@ -69,12 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - whoever read the output has left
+            return 141
         if debug:
             raise
         print(f"fourstage: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nfourstage: stopped", file=sys.stderr)
+        print("\nfourstage: stopped at once; what was saved before is whole", file=sys.stderr)
         return STOPPED["Ctrl-C"]
 
 
@@ -85,8 +88,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = [word for word in rest if not word.startswith("-")]
     for unknown in rest:
         if unknown.startswith("-"):
-            close = get_close_matches(unknown.partition("=")[0], OPTIONS, n=1)
-            top.error(f"there is no option {unknown}" + (f", did you mean {close[0]}?" if close else ""))
+            top.error(f"there is no option {unknown} here{_meant(unknown)}")
     for field in ("changes", "images"):
         if hasattr(args, field):
             getattr(args, field).extend(words)
@@ -94,6 +96,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if words:
         top.error(f"{words[0]!r} is not understood here")
     return args
+
+
+def _meant(option: str) -> str:
+    """What an unknown option may have been meant for: a value of a recipe, or another option."""
+    from fourstage.recipe import TASKS, known_keys
+
+    key = option.lstrip("-").partition("=")[0].replace("-", "_")
+    if any(known == key or known.endswith(f".{key}") for schema in TASKS.values() for known in known_keys(schema)):
+        return f"; a value of a recipe is written {key}=VALUE, without dashes"
+    close = [word for word in get_close_matches(option.partition("=")[0], OPTIONS, n=1) if word != option]
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _one_line(error: Exception) -> str:
@@ -151,7 +164,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, title in enumerate(head):
+        table.add_column(title, no_wrap=i == 0, overflow="fold")  # names stay whole, to be copied
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
@@ -225,14 +240,16 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         import json
 
-        print(json.dumps({"metrics": found.metrics, "expect": found.expect, "images": found.images}))
+        print(
+            json.dumps({"metrics": found.metrics, "expect": found.expect, "images": found.images, "notes": found.notes})
+        )
         return 0
     rows = [
         [name, f"{value:.2f}", f"{found.expect[name]:.2f}" if name in found.expect else "-"]
         for name, value in found.metrics.items()
     ]
     _table(["metric", "measured", "published"], rows)
-    print(f"{found.images} images")
+    print("\n".join([f"{found.images} images", *found.notes]))
     return 0
 
 

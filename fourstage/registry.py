@@ -70,6 +70,8 @@ def find(name: str) -> Entry:
     Raises:
         ValueError: no model has this name; the sentence offers the nearest ones.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a model is asked for by its name, got {name!r}; list_models() names them all")
     _import_family(name)
     if name not in _entries:
         known = list_models()
@@ -105,7 +107,10 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
                 close = get_close_matches(argument, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
                 raise ValueError(f"{name} has no argument {argument}; {hint}")
-    return build(**{key: value for key, value in arguments.items() if value is not None})
+    try:
+        return build(**{key: value for key, value in arguments.items() if value is not None})
+    except TypeError as error:
+        raise ValueError(f"{name} was given an argument of the wrong type ({error}); see its values") from error
 
 
 def _import_family(name: str) -> None:

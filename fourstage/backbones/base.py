@@ -55,6 +55,8 @@ class Backbone(nn.Module):
         img_size: tuple[int, int],
     ) -> None:
         super().__init__()
+        if in_chans < 1:
+            raise ValueError(f"in_chans counts the channels of an image, at least 1; got {in_chans}")
         self.family = family
         self.levels = tuple(levels)
         self.in_chans = in_chans
@@ -262,6 +264,8 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, .
     """
     if out_indices is None:
         return tuple(range(count))
+    if isinstance(out_indices, int):
+        raise ValueError(f"out_indices lists maps, such as ({out_indices},); got {out_indices}")
     kept = sorted(i + count if i < 0 else i for i in out_indices)
     if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= count:
         raise ValueError(

@@ -96,7 +96,10 @@ def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: a side is below 32 pixels.
     """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    both = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(both) != 2 or not all(isinstance(side, int) for side in both):
+        raise ValueError(f"img_size is one side in pixels, or (height, width); got {img_size!r}")
+    height, width = both
     if min(height, width) < 32:
         raise ValueError(f"img_size {height} x {width} is below the smallest image, 32 x 32 pixels; give a larger one")
     return height, width

@@ -147,6 +147,9 @@ def problems(layout: Layout, split: Split, classes: Sequence[str], files: dict[s
     if not any(files.values()):
         what = f"holds no images in its {len(files)} class folders"
         return [Finding("error", "no images", str(folder), what, "file names must end in .jpg, .png or the like")]
+    if len(files) < 2 and len(classes) < 2:
+        do = f"give {folder} one sub-folder for each class; perhaps the path is one level too deep or too high"
+        return [Finding("error", "one class", str(folder), "holds one class, so there is nothing to tell apart", do)]
     do = f"rename or delete the folder, or add training images to {layout.train}"
     unknown = [
         Finding("error", "unknown class", str(folder / name), f"is a class that {layout.train} lacks", do)

@@ -7,7 +7,7 @@ loads it, with any number of workers, on the first try or after a restart.
 import os
 import random
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -142,7 +142,7 @@ def train_batches(
     order = (plan.part(step, part) for step in range(first_step, last_step) for part in range(plan.accumulation))
     loader = _loader(_Fetch(dataset, transform, mix), order, workers, pin_memory)
     parts: list[Batch] = []
-    for batch in loader:
+    for batch in _whole(loader):
         parts.append(_good(batch))
         if len(parts) == plan.accumulation:
             yield parts
@@ -162,8 +162,21 @@ def evaluation_batches(
     """This process's share of a data set, every sample in exactly one process."""
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
-    for batch in _loader(_Fetch(dataset, transform, None), iter(order), workers, pin_memory):
+    for batch in _whole(_loader(_Fetch(dataset, transform, None), iter(order), workers, pin_memory)):
         yield _good(batch)
+
+
+def _whole(loader: Iterable[Batch | ValueError]) -> Generator[Batch | ValueError]:
+    """What a loader gives; a worker that the system has killed is told in a sentence."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            "a loader process was killed, most likely because memory ran out; the same command continues, perhaps with "
+            "workers=0"
+        ) from error
 
 
 def _good(batch: Batch | ValueError) -> Batch:

@@ -89,12 +89,15 @@ def leave() -> None:
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """`auto`, `cpu` or `cuda` as a torch device; see `join`."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"there is no device {device!r}; choose auto, cpu or cuda")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and not found):
         return torch.device("cpu")
     if not found:
         raise ValueError(
-            "device=cuda was asked for, and torch sees no GPU here; write device=cpu, or see `fourstage doctor`"
+            "the device cuda was asked for, and torch sees no GPU here; choose device=cpu (predict: --device cpu), or "
+            "see `fourstage doctor`"
         )
     if local_rank >= found:
         raise ValueError(

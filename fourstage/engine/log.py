@@ -12,6 +12,7 @@ from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -25,7 +26,8 @@ class RunLog:
     def __init__(self, folder: Path, position: int = 0, step: int = 0) -> None:
         path = folder / "log.jsonl"
         path.touch()
-        os.truncate(path, min(position, path.stat().st_size))
+        whole = path.read_bytes()[:position].rfind(b"\n") + 1 if path.stat().st_size < position else position
+        os.truncate(path, whole)  # a log that was damaged meanwhile keeps its whole lines
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
 
@@ -105,12 +107,13 @@ class Bar:
         console = Console(stderr=True)
         if self._show and console.is_terminal:
             columns: list[ProgressColumn] = [
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None),
                 _Done(),
                 _Left(self),
             ]
-            columns.append(TextColumn("{task.fields[note]}", style="dim"))
+            if console.width >= 80:
+                columns.append(TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True)))
             self._progress = Progress(*columns, console=console, expand=True)
             self._progress.start()
             self._task = self._progress.add_task(self.what, total=self.total, completed=self.done, note="")
@@ -200,11 +203,17 @@ def clock(seconds: float) -> str:
 
 
 class _Done(ProgressColumn):
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
     def render(self, task: Task) -> Text:
         return Text(f"{int(task.completed)}/{int(task.total or 0)}")
 
 
 class _Left(ProgressColumn):
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
     def __init__(self, bar: Bar) -> None:
         super().__init__()
         self.bar = bar

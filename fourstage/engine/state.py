@@ -30,6 +30,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         _remove(aside)
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer takes it for an error of its own
+            raise KeyboardInterrupt from None
         kept = f"{path} is still the last good one" if path.exists() else f"no {path.name} was written before"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise OSError(
@@ -80,11 +82,10 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of a run ({first}); start afresh with --fresh") from None
+    except Exception:
+        raise ValueError(f"{path} is damaged, or is not a checkpoint of a run; start anew with --fresh") from None
     if not isinstance(state, dict) or "fourstage" not in state:
-        raise ValueError(f"{path} is not a checkpoint of a run; start afresh with --fresh")
+        raise ValueError(f"{path} is not a checkpoint of a run; start anew with --fresh")
     return state
 
 

@@ -1,9 +1,20 @@
 """A recipe: every value that can change a reported number, checked before anything heavy starts."""
 
-from fourstage.recipe.resolve import Resolved, difference, flatten, from_mapping, list_recipes, read_yaml, resolve
+from fourstage.recipe.resolve import (
+    EMBEDDED,
+    Resolved,
+    difference,
+    flatten,
+    from_mapping,
+    known_keys,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
 from fourstage.recipe.schema import FREE, TASKS, Augmentation, Classification, Evaluation, Optimisation, Recipe, steps
 
 __all__ = [
+    "EMBEDDED",
     "FREE",
     "TASKS",
     "Augmentation",
@@ -15,6 +26,7 @@ __all__ = [
     "difference",
     "flatten",
     "from_mapping",
+    "known_keys",
     "list_recipes",
     "read_yaml",
     "resolve",

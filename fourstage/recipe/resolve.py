@@ -19,6 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from fourstage.recipe.schema import TASKS, Recipe
 
+PATHS = ("data", "weights")  # keys that name a file or a folder
+EMBEDDED = ("digits", "digit_scenes")  # data without a path
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -33,7 +36,8 @@ class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice, where yaml keeps the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # <<: *other
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"the key {twice[0]!r} is given twice, near line {node.start_mark.line + 1}")
@@ -72,17 +76,26 @@ def list_recipes(pattern: str = "*") -> list[str]:
     return sorted(name for name in named_recipes() if not name.startswith("_") and fnmatchcase(name, pattern))
 
 
-def resolve(source: str | Path, changes: Iterable[str] = ()) -> Resolved:
+def resolve(source: str | Path, changes: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Resolved:
     """The recipe of a name or a YAML file, with `key=value` changes.
+
+    Args:
+        values: changes that are values already and not text.
 
     Raises:
         ValueError: an unknown name, key or value, with the nearest right one.
         FileNotFoundError: `source` ends in .yaml and is not there.
     """
-    values, name = _written(str(source))
-    plain = _validated({**values, "name": name})
-    wanted = dict(_parse_change(change, type(plain)) for change in changes)
-    changed = _deep_copy(values)
+    written, name = _written(str(source))
+    plain = _validated({**written, "name": name})
+    wanted = {key: value for change in changes for key, value in _parse_change(change, type(plain)).items()}
+    twice = sorted(wanted.keys() & (values or {}).keys())
+    if "name" in wanted:
+        raise ValueError("a run has the name of its recipe; choose its folder with --out")
+    if twice:
+        raise ValueError(f"{twice[0]}=... and --{twice[0]} say the same thing twice; leave one out")
+    wanted |= values or {}
+    changed = _deep_copy(written)
     for key, value in wanted.items():
         _put(changed, key.split("."), value)
     _follow_batch_size(plain, changed, wanted)
@@ -122,7 +135,11 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
-        values = _with_files(read_yaml(path.read_text(encoding="utf-8"), source), path.parent)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{source} is not text in UTF-8, so it is no recipe") from None
+        values = _with_files(read_yaml(text, source), path.parent)
         return _inherit(values, source, ()), str(values.get("name", path.stem))
     return _inherit(_named(source), source, (source,)), source
 
@@ -143,6 +160,8 @@ def _inherit(values: Mapping[str, Any], where: str, seen: tuple[str, ...]) -> di
     base = values.get("base")
     if base is None:
         return own
+    if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
+        raise ValueError(f"{where}: base is the name of one of `fourstage recipes`, not {base!r}")
     if base in seen:
         raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} lead back to where they began")
     return _merge(_inherit(_named(str(base)), str(base), (*seen, str(base))), own)
@@ -152,7 +171,14 @@ def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Files that a recipe file names lie beside it."""
     if isinstance(values.get("imports"), list):
         values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
-    return values
+    return {key: _beside(folder, value) if key in PATHS else value for key, value in values.items()}
+
+
+def _beside(folder: Path, value: object) -> object:
+    """A path as seen from `folder`; the names of embedded data are no paths."""
+    if not isinstance(value, str) or value in EMBEDDED:
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +216,7 @@ def _follow_batch_size(plain: Recipe, changed: dict[str, Any], wanted: Mapping[s
             changed["optimisation"][name] = getattr(optimisation, name) * factor
 
 
-def _parse_change(text: str, schema: type[BaseModel]) -> tuple[str, Any]:
+def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ValueError(f"{text!r} is not a change; write key=value, such as optimisation.lr=1e-3")
@@ -198,7 +224,13 @@ def _parse_change(text: str, schema: type[BaseModel]) -> tuple[str, Any]:
         parsed = yaml.safe_load(value) if value else None
     except yaml.YAMLError:
         raise ValueError(f"the value of {key} cannot be read: {value!r}; quote it for the shell") from None
-    return _full_key(key.strip(), schema), parsed
+    if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):
+        parts = flatten(parsed, f"{key}.")
+        return {_full_key(part, schema): value for part, value in parts.items()}
+    full = _full_key(key.strip(), schema)
+    if full in PATHS:
+        parsed = _beside(Path(), value)
+    return {full: parsed}
 
 
 def _full_key(key: str, schema: type[BaseModel]) -> str:
@@ -243,7 +275,7 @@ def known_keys(schema: type[BaseModel], before: str = "") -> dict[str, Any]:
 
 def _validated(values: dict[str, Any]) -> Recipe:
     task = values.get("task", "classification")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         close = get_close_matches(str(task), TASKS) or list(TASKS)
         raise ValueError(f"no task is called {task!r}; did you mean {' or '.join(close)}?")
     schema = TASKS[task]
@@ -261,6 +293,8 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     given, kind = first["input"], first["type"]
     if kind == "extra_forbidden":
         text = _unknown(key, schema)
+    elif kind.startswith("model_"):
+        text = f"{key} is a section: its keys stand below it, indented; got {given!r}"
     elif kind in ("tuple_type", "list_type", "dict_type"):
         example = "{key: value}" if kind == "dict_type" else "[a, b]"
         text = f"{key} must be written {example}; got {given!r}"

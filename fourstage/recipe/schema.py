@@ -3,7 +3,16 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 def _check_length(text: object) -> object:
@@ -31,6 +40,15 @@ def steps(length: str, steps_per_epoch: int) -> int:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads yes and on as true, and Python takes true for 1."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"{info.field_name} is not a yes-or-no value; got {str(value).lower()}")
+        return value
 
 
 class Optimisation(_Section):
@@ -70,6 +88,8 @@ class Optimisation(_Section):
             raise ValueError("schedule=step needs milestones, such as milestones=[8ep,11ep]")
         if self.schedule != "step" and self.milestones:
             raise ValueError(f"milestones belong to schedule=step, and the schedule is {self.schedule}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie from 0 to below 1; got {list(self.betas)}")
         if self.min_lr > self.lr or self.warmup_lr > self.lr:
             raise ValueError(f"min_lr and warmup_lr lie below the peak lr={self.lr}")
         return self
@@ -117,11 +137,11 @@ class Recipe(_Section):
 
     METRICS: ClassVar[tuple[str, ...]] = ()  # what `expect` may name
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")  # also that of the run folder
     task: str
     imports: tuple[str, ...] = ()  # a user's own Python files, run before the model is built
     data: str | None = None  # used where no --data is given
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     loss_scale: float = Field(default=65536.0, gt=0)  # the first one, of float16
@@ -182,6 +202,10 @@ class Classification(Recipe):
                 f"mixing pairs images, and a part of the batch has {part}; choose an even batch_size, or turn mixing "
                 f"off with augmentation.mixup=0 augmentation.cutmix=0"
             )
+        for theirs, ours in (("num_classes", "num_classes"), ("img_size", "image_size"), ("in_chans", None)):
+            if theirs in self.model_args:
+                hint = f"write {ours}=..." if ours else "images have three"
+                raise ValueError(f"model_args may not name {theirs}, which follows from the recipe; {hint}")
         if not all(self.std):
             raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self

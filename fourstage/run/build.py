@@ -24,9 +24,10 @@ def run_imports(recipe: Recipe) -> None:
     """
     for i, name in enumerate(recipe.imports):
         path = Path(name)
-        if not path.is_file():
+        if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(
-                f"the recipe imports {name}, and there is no such file; paths are relative to the recipe's own folder"
+                f"the recipe imports {name}, and there is no such Python file; paths are relative to the recipe's "
+                f"folder"
             )
         title = f"fourstage_import_{i}_{path.stem}"
         if title in sys.modules and sys.modules[title].__file__ == str(path):
@@ -37,7 +38,7 @@ def run_imports(recipe: Recipe) -> None:
         sys.modules[title] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[title]
             where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
             line = where[-1] if where else getattr(error, "lineno", None) or 1

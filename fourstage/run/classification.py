@@ -142,8 +142,10 @@ def _own(recipe: Recipe) -> ClassificationRecipe:
     return recipe
 
 
-def _check_logits(network: torch.nn.Module, recipe: ClassificationRecipe, classes: int) -> None:
+def _check_logits(network: object, recipe: ClassificationRecipe, classes: int) -> None:
     """Raise ValueError unless one image becomes one row of logits; networks of one's own may give anything."""
+    if not isinstance(network, torch.nn.Module):
+        raise ValueError(f"{recipe.model} gives a {type(network).__name__}; it must return a torch.nn.Module")
     with torch.inference_mode():
         found = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     network.train()

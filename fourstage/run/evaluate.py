@@ -34,6 +34,7 @@ class Evaluated:
     tables: dict[str, Any]
     records: Mapping[str, Record]
     images: int
+    notes: tuple[str, ...] = ()  # what is unusual about the data
 
 
 class Evaluator:
@@ -99,7 +100,9 @@ def evaluate(
     """
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
-    resolved = resolve(source, [*changes, *([f"data={data_path(data)}"] if data is not None else [])])
+    if run is not None:
+        run.recipe()  # its sentence where the folder is no run's
+    resolved = resolve(source, changes, {} if data is None else {"data": data_path(data)})
     if weights is None and run is None:
         raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
     weights = weights or (run.require_best() if run else None)
@@ -110,13 +113,15 @@ def evaluate(
         opened = open_split(resolved.recipe, "val", show=show and ranks.first)
         task = kind_of(resolved.recipe).build_task(resolved.recipe, opened.classes)
         kind_of(resolved.recipe).load(task, weights, which)
-        val, _, _ = readable(opened, "val", resolved.recipe, ranks, show=show and ranks.first)
+        val, _, notes = readable(opened, "val", resolved.recipe, ranks, show=show and ranks.first)
         task = task.to(device).eval()
         evaluator = Evaluator(resolved.recipe, val, ranks, device)
         with Bar("evaluating", len(val), show=show and ranks.first) as bar:
             records = evaluator.records(task, bar=bar)
         assert records is not None
-        return Evaluated(task.score(records), dict(resolved.recipe.expect), task.tables(records), records, len(val))
+        return Evaluated(
+            task.score(records), dict(resolved.recipe.expect), task.tables(records), records, len(val), notes
+        )
     finally:
         leave()
 

@@ -48,6 +48,16 @@ class RunFolder:
     def bad_images(self) -> Path:
         return self.path / "bad_images.json"
 
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def check_writable(self) -> None:
+        """Raise OSError unless the folder can be made or written; makes nothing."""
+        there = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK) or there.is_relative_to("/proc"):
+            raise OSError(f"{self.path} cannot be written; choose another --out")
+
     def require_best(self) -> Path:
         """The best checkpoint. Raises FileNotFoundError before the run's first evaluation."""
         if not self.best.is_file():

@@ -10,11 +10,12 @@ from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample, collate
 from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
-from fourstage.engine.state import load_state, write_whole
+from fourstage.engine.state import write_whole
 from fourstage.recipe import Recipe, from_mapping
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, import_kind, kind_of
+from fourstage.weights.safe import read_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +33,7 @@ class Prediction:
 
 def predict(
     source: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     weights: str | Path | None = None,
     out: str | Path | None = None,
@@ -51,7 +52,7 @@ def predict(
     """
     where = choose_device(device)
     _check_source(str(source), weights)
-    files = _files(images)
+    files = _files([images] if isinstance(images, str | Path) else images)
     recipe, task = _task(str(source), weights)
     kind, task = kind_of(recipe), task.to(where).eval()
     transform = kind.transforms(recipe)[1]
@@ -112,20 +113,23 @@ def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, AnyTask
     """A checkpoint that a run wrote says itself what it is."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; check the path")
-    state = load_state(path)
-    recipe = recipe or from_mapping(state["recipe"], str(path)).recipe
+    content = read_checkpoint(path).content
+    if content.get("fourstage") != 1 or "recipe" not in content:
+        raise ValueError(f"{path} does not say which network it is for; add it: predict MODEL ... --weights {path}")
+    recipe = recipe or from_mapping(content["recipe"], str(path)).recipe
     build.run_imports(recipe)
-    task = kind_of(recipe).build_task(recipe, tuple(state["classes"]))
+    task = kind_of(recipe).build_task(recipe, tuple(content["classes"]))
     kind_of(recipe).load(task, path, "model")
     return recipe, task
 
 
 def _picture_paths(files: Sequence[Path], out: Path) -> list[Path]:
-    """A free name in `out` for each image; images of one name in different folders do not overwrite each other."""
+    """A free name in `out` for each image: no picture takes the place of another one or of an image that was given."""
     paths: list[Path] = []
+    given = {file.resolve() for file in files}
     for file in files:
         path, number = out / f"{file.stem}.png", 2
-        while path in paths:
+        while path in paths or path.resolve() in given:
             path, number = out / f"{file.stem}-{number}.png", number + 1
         paths.append(path)
     return paths

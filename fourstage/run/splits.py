@@ -12,11 +12,10 @@ from fourstage.data.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks
 from fourstage.engine.log import Bar
-from fourstage.recipe import Recipe
+from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.kinds import kind_of
 
 SCAN_UP_TO = 20_000  # images that are all read once before training starts; larger sets are read as they come
-EMBEDDED = ("digits", "digit_scenes")
 
 
 class Scan(TypedDict):
@@ -39,6 +38,8 @@ class Splits:
 def data_path(data: str | Path) -> str:
     """A data set as a recipe stores it: the name of an embedded one, or an absolute path."""
     text = str(data)
+    if not text:
+        raise ValueError("--data is empty; name a folder, or digits")
     return text if text in EMBEDDED else str(Path(text).expanduser().resolve())
 
 
@@ -50,9 +51,11 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
     """
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
-    with Bar(f"making {recipe.data}", 1, show=show, every=5) as bar:
+    with Bar("making digit_scenes", 1, show=show and recipe.data == "digit_scenes", every=5) as bar:
         dataset = open_dataset(recipe.data, split, progress=bar.of)
     kind_of(recipe).check_data(recipe, dataset)
+    if not len(dataset):
+        raise ValueError(f"{recipe.data} has no images for {split}; add some, at least two for each class")
     return dataset
 
 

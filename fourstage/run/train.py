@@ -63,20 +63,29 @@ def train(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
-    resolved = resolve(recipe, [*changes, *([f"data={data_path(data)}"] if data is not None else [])])
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / resolved.recipe.name)
+    resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)})
+    if out is not None and not str(out):
+        raise ValueError("--out is empty; name the folder of the run")
+    folder = RunFolder(Path(out).resolve() if out is not None else Path("runs") / resolved.recipe.name)
     folder.check_usable(resolved.recipe, fresh=fresh)
     ranks, device = join(resolved.recipe.device)
     try:
-        if fresh and not dry_run and ranks.first:
+        done = None if fresh else _finished(folder)
+        if done is not None:
+            return done
+        setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
+        if dry_run:
+            folder.check_writable()
+            with closing(setup.batches(0, 1)) as batches:
+                next(batches)
+            print("Dry run: everything is in place, and nothing was written.")
+            return Trained(folder.path, 0, setup.plan.total)
+        if fresh and ranks.first:
             aside = folder.set_aside()
             if aside and show:
                 print(f"The earlier run is now in {aside}.")
         ranks.wait()
-        done = None if fresh else _finished(folder)
-        if done is not None:
-            return done
-        return _train(resolved, folder, ranks, device, dry_run=dry_run, show=show and ranks.first)
+        return _fit(setup, folder, task.to(device), show=show and ranks.first)
     finally:
         folder.release()
         leave()
@@ -156,9 +165,10 @@ class _Setup:
         return Training(task, build.optimizer(task, recipe), scaler, averaged(task, recipe.ema))
 
 
-def _train(
-    resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, dry_run: bool, show: bool
-) -> Trained:
+def _prepare(
+    resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, show: bool
+) -> tuple[_Setup, AnyTask]:
+    """Everything up to the first step; writes nothing. What is cheap to see is checked first."""
     recipe, kind = resolved.recipe, kind_of(resolved.recipe)
     build.set_numerics(recipe, device)
     build.run_imports(recipe)
@@ -174,12 +184,7 @@ def _train(
     setup = _Setup(resolved, splits, _order(recipe, len(splits.train), ranks), ranks, device)
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
-    if dry_run:
-        with closing(setup.batches(0, 1)) as batches:
-            next(batches)
-        print("Dry run: everything is in place, and nothing was written.")
-        return Trained(folder.path, 0, setup.plan.total)
-    return _fit(setup, folder, task.to(device), show=show)
+    return setup, task
 
 
 def _order(recipe: Recipe, images: int, ranks: Ranks) -> TrainPlan:
@@ -241,9 +246,16 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
     """Put a training where its last checkpoint stands, if it has one. Returns how far its log was written."""
     state = folder.state()
     if state is None:
+        if folder.best.exists():
+            raise ValueError(f"{folder.last} is gone, and only {folder.best.name} is left; put it back, or add --fresh")
         return 0
     told = _check_same_data(state, setup)
     training.restore(state)
+    if training.best and not folder.best.is_file():
+        training.best, training.evaluated = {}, 0
+        told.append(f"{folder.best} is gone; the best of the evaluations from here on takes its place.")
+    if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
+        told.append(f"{folder.log} has lost lines that were written before.")
     window = state["windows"].get(str(setup.ranks.rank), {})
     training.window = {name: value.to(setup.device) for name, value in window.items()}
     if show:

@@ -72,7 +72,7 @@ def test_an_unwritable_folder_gets_a_sentence(tmp_path: Path) -> None:
 
 def test_what_is_not_a_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.pt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="not a checkpoint of a run"):
+    with pytest.raises(ValueError, match="is damaged, or is not a checkpoint"):
         load_state(tmp_path / "notes.pt")
     torch.save({"model": {}}, tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match="not a checkpoint of a run"):
