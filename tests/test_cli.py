@@ -205,6 +205,33 @@ def test_python_dash_m_works() -> None:
     assert done.stdout.startswith("fourstage ")
 
 
+def test_predict_never_overwrites_what_it_was_given(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "mine.png"
+    image.write_bytes(next((trained[0] / "val/digit 1").glob("*.png")).read_bytes())
+    before = image.read_bytes()
+    assert run("predict", trained[1], image, "--out", tmp_path)[0] == 0
+    assert image.read_bytes() == before
+    assert (tmp_path / "mine-2.png").exists()
+
+
+def test_python_functions_take_one_image(trained: tuple[Path, Path]) -> None:
+    from fourstage.run import evaluate, predict
+
+    [found] = predict(trained[1], next((trained[0] / "val/digit 1").glob("*.png")), show=False)
+    assert found.picture is None
+    assert found.values["top"][0]["probability"] > 0
+    assert evaluate(trained[1], show=False).images == 30
+    with pytest.raises(ValueError, match="choose auto, cpu or cuda"):
+        predict(trained[1], "a.png", device="gpu")
+
+
+def test_evaluate_says_what_is_unusual_about_its_data(trained: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    image_folder(tmp_path, 60, 0)
+    code, printed, err = run("evaluate", trained[1], "--data", tmp_path)
+    assert code == 0, err
+    assert "held out" in printed
+
+
 # ------------------------------------------------------------------------------------------- what users get wrong
 
 
@@ -446,6 +473,102 @@ def test_data_may_move_but_not_change(run: Run, tmp_path: Path) -> None:
     refused(run(*words, "--data", image_folder(tmp_path / "others", 41, 20)), "holds other images")
 
 
+def test_damage_is_told_when_a_run_continues_not_at_its_end(run: Run, tmp_path: Path) -> None:
+    data, out = image_folder(tmp_path / "images", 40, 20), tmp_path / "run"
+    words = ["train", "digits_visformer", "--data", data, "--out", out, *FAST, "length=4it", "evaluate_every=2it"]
+    assert run(*words)[0] == 0
+    (out / "report.html").unlink()
+    (out / "checkpoints/best.pt").unlink()
+    (out / "log.jsonl").write_text((out / "log.jsonl").read_text()[:150])
+    code, printed, err = run(*words)
+    assert code == 0, err
+    assert "best.pt is gone" in printed
+    assert "lost lines" in printed
+    assert (out / "checkpoints/best.pt").exists()
+    assert (out / "report.html").exists()
+    (out / "report.html").unlink()
+    (out / "checkpoints/last.pt").unlink()
+    refused(run(*words), "last.pt is gone", "--fresh")
+
+
+def test_fresh_moves_nothing_before_all_is_checked(run: Run, tmp_path: Path) -> None:
+    words = ["train", "digits_visformer", "--out", tmp_path / "run", *FAST, "length=2it", "--fresh"]
+    assert run(*words)[0] == 0
+    refused(run(*words, "--data", tmp_path / "nowhere"), "nowhere")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_dry_run_sees_what_the_run_would_meet(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(run("train", "digits_visformer", "--out", tmp_path / "file" / "run", "--dry-run"), "choose another --out")
+    for change, words in (
+        ("model_args={num_classes: 3}", "write num_classes"),
+        ("model_args={drop_path_rate: a}", "wrong type"),
+        ("betas=[1, 2]", "betas lie from 0"),
+        ("auto_augment=foo", "foo"),
+        ("batch_size=true", "not a yes-or-no value"),
+        ("name=other", "--out"),
+    ):
+        refused(run("train", "digits_visformer", "--dry-run", change), words)
+
+
+def test_one_class_or_no_validation_image_is_an_error(run: Run, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "two" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "two" / "train" / name / "a.png")
+    words = ["train", "digits_visformer", "batch_size=2", "--out", tmp_path / "run", "--data"]
+    refused(run(*words, tmp_path / "two"), "no images for val")
+    (tmp_path / "two" / "train" / "dog" / "a.png").unlink()
+    (tmp_path / "two" / "train" / "dog").rmdir()
+    refused(run(*words, tmp_path / "two"), "one class")
+
+
+def test_a_hostile_file_for_predict_is_refused_in_our_words(
+    trained: tuple[Path, Path], run: Run, tmp_path: Path
+) -> None:
+    torch.save({"model": _Attack(os.system, f"touch {tmp_path / 'executed'}")}, tmp_path / "evil.pth")
+    result = run("predict", tmp_path / "evil.pth", trained[0] / "val/digit 1")
+    refused(result, "evil.pth", "system")
+    assert "weights_only" not in result[2]
+    assert not (tmp_path / "executed").exists()
+
+
+def test_paths_in_a_recipe_file_lie_beside_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "recipes" / "images", 40, 20)
+    (tmp_path / "recipes" / "mine.yaml").write_text("base: digits_visformer\ndata: images\nworkers: 0\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", "recipes/mine.yaml", "--out", "run", *FAST, "length=2it")
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path / "recipes")
+    assert run("evaluate", "../run")[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_killed_loader_process_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [
+        "train",
+        "digits_visformer",
+        "--out",
+        str(out),
+        *FAST,
+        "length=4000it",
+        "workers=1",
+        "evaluate_every=4000it",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "fourstage", *words], stderr=subprocess.PIPE, text=True)
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    for worker in found:
+        os.kill(int(worker), 9)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a loader process was killed" in errors
+    assert (out / "checkpoints" / "last.pt").exists()
+
+
 def test_nothing_left_to_skip_to_is_an_error(run: Run, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 40, 20)
     for path in (data / "val").rglob("*.png"):
@@ -466,6 +589,9 @@ def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path)
 
 def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("train", "digits_visformer", "--datta", "x"), "did you mean --data")
+    refused(run("train", "digits_visformer", "--lr", "3"), "written lr=VALUE")
+    refused(run("train", "digits_visformer", "--data", "digits", "data=digits"), "same thing twice")
+    refused(run("train", "digits_visformer", "--data", ""), "--data is empty")
     refused(run("trian", "digits_visformer"), "did you mean train")
     refused(run("train", "digits_visformer", "out"), "did you mean --out")
     refused(run("train"), "RECIPE")

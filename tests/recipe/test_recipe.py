@@ -100,6 +100,10 @@ def test_a_file_inherits_and_its_imports_lie_beside_it(tmp_path: Path) -> None:
         ("- 1\n", "must hold keys and values"),
         ("base: digit_visformer\n", "did you mean digits_visformer"),
         ("model: swin_tiny\n", "lacks optimisation"),
+        ("base: other.yaml\n", "base is the name of one"),
+        ("base: digits_visformer\ntask: [x]\n", "no task is called"),
+        ("base: digits_visformer\noptimisation:\nlr: 1\n", "optimisation is a section"),
+        ("base: digits_visformer\nname: ../../evil\n", "name"),
     ],
 )
 def test_a_broken_file_gets_a_sentence(tmp_path: Path, text: str, words: str) -> None:
@@ -116,6 +120,21 @@ def test_a_recipe_cannot_run_code() -> None:
 @given(st.integers(1, 500), st.integers(1, 2000))
 def test_epochs_and_iterations_are_one_type(epochs: int, per_epoch: int) -> None:
     assert steps(f"{epochs}ep", per_epoch) == steps(f"{epochs * per_epoch}it", per_epoch)
+
+
+def test_yaml_merge_keys_and_sections_as_values_work(tmp_path: Path) -> None:
+    text = "base: digits_visformer\nmodel_args: &a {drop_rate: 0.1}\nexpect: {}\naugmentation:\n  <<: {mixup: 0.3}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = resolve(tmp_path / "mine.yaml", ["optimisation={lr: 0.5, grad_clip: null}"]).recipe
+    assert isinstance(recipe, Classification)
+    assert recipe.augmentation.mixup == 0.3
+    assert (recipe.optimisation.lr, recipe.optimisation.grad_clip) == (0.5, None)
+
+
+def test_a_binary_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not text in UTF-8"):
+        resolve(tmp_path / "mine.yaml")
 
 
 def test_difference_is_empty_only_for_equals() -> None:
