@@ -7,6 +7,7 @@ loads it, with any number of workers, on the first try or after a restart.
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -168,8 +169,12 @@ def evaluation_batches(
 
 def _whole(loader: Iterable[Batch | ValueError]) -> Generator[Batch | ValueError]:
     """What a loader gives; a worker that the system has killed is told in a sentence."""
+    batches = iter(loader)
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # torch would raise in the middle of a step when a worker dies; without that it is found when data is asked for
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
