@@ -62,24 +62,6 @@ def find_format(root: Path) -> Format:
     raise ValueError(f"{root} {_content(root)}, which is no layout that is known{_nearby(root)}: {known}")
 
 
-def describe(data: str | Path) -> str:
-    """A line or more for people: what it is, how many classes and images, and what is unusual."""
-    name = str(data) if str(data) in ("digits", "digit_scenes") else f"{find_format(Path(data)).name} in {data}"
-    counts, notes, classes = {}, [], 0
-    for split in ("train", "val"):
-        try:
-            dataset = open_dataset(data, split)
-        except ValueError as error:
-            notes.append(str(error))
-            continue
-        counts[split], classes = len(dataset), max(classes, len(dataset.classes))
-        notes.append(getattr(dataset, "note", ""))
-    words = {"train": "training", "val": "validation"}
-    images = " and ".join(f"{count:,} {words[split]}" for split, count in counts.items())
-    line = f"{name}: {classes:,} classes, {images} images" if counts else name
-    return "\n".join([line, *dict.fromkeys(filter(None, notes))])
-
-
 def _content(root: Path) -> str:
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     folders = [path.name for path in entries if path.is_dir()]

@@ -22,7 +22,6 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
 
     @property
     def first(self) -> bool:
@@ -71,7 +70,7 @@ def join(device: str) -> tuple[Ranks, torch.device]:
         ValueError: a GPU is asked for where there is none, or fewer than processes.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    ranks = Ranks(int(os.environ.get("RANK", "0")), size, local)
+    ranks = Ranks(int(os.environ.get("RANK", "0")), size)
     chosen = choose_device(device, local)
     if size > 1 and not dist.is_initialized():
         if chosen.type == "cuda":

@@ -7,7 +7,7 @@ import pytest
 from fourstage.data import digit_scenes
 from fourstage.data.coco import Coco
 from fourstage.data.digits import Digits
-from fourstage.data.formats import describe, open_dataset
+from fourstage.data.formats import open_dataset
 from fourstage.data.imagefolder import ImageFolder
 
 Picture = Callable[..., Path]
@@ -73,18 +73,3 @@ def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file, not a folder"):
         open_dataset(tmp_path / "file", "train")
-
-
-def test_descriptions(scenes: None, tmp_path: Path, picture: Picture) -> None:
-    assert describe("digits") == "digits: 10 classes, 1,437 training and 360 validation images"
-    assert describe("digit_scenes") == "digit_scenes: 10 classes, 2 training and 1 validation images"
-    for name in "abc":
-        for i in range(10):
-            picture(f"photos/{name}/{i}.png")
-    text = describe(tmp_path / "photos")
-    assert text.startswith(f"ImageFolder in {tmp_path}/photos: 3 classes, 27 training and 3 validation images\n")
-    assert "3 of its 30 images" in text
-    for name in ("a", "b"):
-        picture(f"only/val/{name}/1.png")
-    assert "2 validation images\n" in describe(tmp_path / "only")
-    assert "no train/" in describe(tmp_path / "only")
