@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -543,7 +544,7 @@ def test_paths_in_a_recipe_file_lie_beside_it(run: Run, tmp_path: Path, monkeypa
     assert run("evaluate", "../run")[0] == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="needs pgrep to find the loader process")
 def test_a_killed_loader_process_is_told_and_costs_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [
