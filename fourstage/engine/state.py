@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -80,9 +81,9 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception:
+    except OSError:
+        raise  # missing, or not to be read: the system says why
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError):  # what torch meets in odd bytes
         raise ValueError(f"{path} is damaged, or is not a checkpoint of a run; start anew with --fresh") from None
     if not isinstance(state, dict) or "fourstage" not in state:
         raise ValueError(f"{path} is not a checkpoint of a run; start anew with --fresh")
