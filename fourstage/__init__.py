@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
     from fourstage.backbones.layers import Level
-    from fourstage.registry import list_models, register
+    from fourstage.registry import list_models, register, register_mixer
 
     __version__: str
 
-__all__ = ["Level", "create_backbone", "create_model", "list_models", "load_checkpoint", "register"]
+__all__ = ["Level", "create_backbone", "create_model", "list_models", "load_checkpoint", "register", "register_mixer"]
 
 _HOMES = {
     "Level": "fourstage.backbones.layers",
@@ -22,6 +22,7 @@ _HOMES = {
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
     "register": "fourstage.registry",
+    "register_mixer": "fourstage.registry",
 }
 
 

@@ -3,21 +3,30 @@
 B images, C channels, H x W cells.
 """
 
-from collections.abc import Sequence
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Classifier, FeatureMaps, chosen_levels
 from fourstage.backbones.layers import Level
-from fourstage.registry import list_models, register
-from fourstage.weights import catalog
+from fourstage.registry import list_models, register, register_mixer
+from fourstage.weights import catalog, metadata
+from fourstage.weights.catalog import Weight
 from fourstage.weights.load import Report, load_state
-from fourstage.weights.safe import read_checkpoint
+from fourstage.weights.safe import Checkpoint, read_checkpoint
 
-__all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register"]
+if TYPE_CHECKING:
+    from fourstage.weights.download import Progress
+
+__all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register", "register_mixer"]
 
 
 def create_model(
@@ -32,10 +41,14 @@ def create_model(
     """Build an image classifier.
 
     Args:
-        model_name: one of `list_models()`.
-        pretrained: start from the published weights.
+        model_name: one of `list_models()`. With the tag of a published weight behind it, `smt_large.in22k`, the network
+            is the one that this file is for: its image size, number of classes and what else it needs, where you do not
+            say otherwise.
+        pretrained: start from the published weights, which are fetched once; docs/checkpoints.md says which a name
+            without a tag means.
         checkpoint_path: start from this file, ours or the original code's. A head for another number of classes is left
-            out if `num_classes` is given, and an error if it is not.
+            out if `num_classes` is given, and an error if it is not. What `fourstage convert` wrote brings its own
+            arguments, where you do not say otherwise.
         features_only: the list of maps instead of logits, as timm gives it: `.feature_info.channels()`, `.reduction()`.
         out_indices: with `features_only`, which maps come out.
         **arguments: of the model: num_classes, in_chans, img_size, drop_rate, drop_path_rate and what its family adds.
@@ -46,13 +59,14 @@ def create_model(
 
     Raises:
         ValueError: an unknown name or argument, a checkpoint that does not fit, no weights to download.
+        OSError: no such file, or weights that could not be fetched; says how to give them by hand.
     """
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices chooses maps; create_model({model_name!r}, features_only=True) gives maps")
-    model = _build(model_name, registry.find(model_name).classifier, arguments)
-    path = _weights_file(model_name, pretrained, checkpoint_path)
-    if path is not None:
-        _load(model, path, fresh_head=arguments.get("num_classes") is not None)
+    start = _start(model_name, pretrained, checkpoint_path, "create_model")
+    model = _build(start, start.entry.classifier, arguments)
+    if (file := start.read("create_model")) is not None:
+        _fill(model, file, fresh_head=arguments.get("num_classes") is not None)
     if not features_only:
         return model
     if not isinstance(model, Classifier):
@@ -73,7 +87,7 @@ def create_backbone(
     Args:
         backbone: one of `list_models()`, `"timm/<name>"` for a network of timm, or a module that has `levels` and
             returns its maps: that one comes back as it is.
-        pretrained: start from the published weights.
+        pretrained: start from the published weights, as in `create_model`. A detector's tag is for its backbone.
         checkpoint_path: start from this file: a classifier's or a detector's, ours or the original code's.
         out_indices: which maps come out, finest first; None: all.
         **arguments: of the model: in_chans, img_size, drop_path_rate and what its family adds. None means the default.
@@ -83,21 +97,22 @@ def create_backbone(
 
     Raises:
         ValueError: an unknown name or argument, a checkpoint that does not fit, a module without `levels`.
+        OSError: as `create_model`.
     """
     if isinstance(backbone, nn.Module):
         if pretrained or checkpoint_path is not None or out_indices is not None or arguments:
             raise ValueError("the backbone is built already; give its arguments and weights where it is built")
         return with_levels(backbone, type(backbone).__name__)
-    if backbone.startswith("timm/"):
+    if isinstance(backbone, str) and backbone.startswith("timm/"):
         if checkpoint_path is not None:
             arguments["checkpoint_path"] = str(checkpoint_path)
         return TimmBackbone(backbone.removeprefix("timm/"), pretrained, out_indices, arguments)
     if out_indices is not None:
         arguments["out_indices"] = out_indices
-    model = with_levels(_build(backbone, registry.find(backbone).dense, arguments), backbone)
-    path = _weights_file(backbone, pretrained, checkpoint_path)
-    if path is not None:
-        _load(model, path, fresh_head=False)
+    start = _start(backbone, pretrained, checkpoint_path, "create_backbone")
+    model = with_levels(_build(start, start.entry.dense, arguments), backbone)
+    if (file := start.read("create_backbone")) is not None:
+        _fill(model, file, fresh_head=False)
     return model
 
 
@@ -118,26 +133,87 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
         ValueError: the file cannot be read, or holds another network (the sentence names the one it fits), or another
             number of classes.
     """
-    return _load(model, path, which, fresh_head=fresh_head)
+    return _fill(model, read_checkpoint(path), which, fresh_head=fresh_head)
 
 
-def _load(model: nn.Module, path: str | Path, which: str = "model", *, fresh_head: bool) -> Report:
-    return load_state(model, read_checkpoint(path).weights(which), source=Path(path).name, fresh_head=fresh_head)
+@dataclass(frozen=True)
+class Start:
+    """What a network is built from: its entry, and the published weight or the file that it starts from."""
+
+    entry: registry.Entry
+    weight: Weight | None  # the row that the name's tag or `pretrained` means
+    file: Checkpoint | None  # given by hand
+    pretrained: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those that the weight or the file needs."""
+        own = metadata.arguments_of(self.file.metadata, self.entry.name, self.file.path) if self.file else {}
+        return {**(self.weight.network if self.weight else {}), **own}
+
+    def read(self, call: str) -> Checkpoint | None:
+        """The file, fetched where that is wished."""
+        if self.file is not None or not self.pretrained:
+            return self.file
+        assert self.weight is not None
+        from fourstage.weights.download import fetch
+
+        with _progress(self.weight) as progress:
+            return read_checkpoint(fetch(self.weight, call, progress))
 
 
-def _build(name: str, build: Any, arguments: dict[str, Any]) -> nn.Module:
-    model = registry.call(build, name, arguments)
+def _start(name: str, pretrained: bool, checkpoint_path: str | Path | None, call: str) -> Start:
+    """What a name with or without a tag means.
+
+    Raises:
+        ValueError: an unknown name or tag, or weights that this form cannot have.
+    """
+    bare, tag = catalog.split(name) if isinstance(name, str) else (name, None)
+    entry = registry.find(bare)
+    weight = catalog.find(entry.name, tag) if tag is not None or pretrained else None
+    if weight is not None and weight.method is not None and call == "create_model":
+        raise ValueError(
+            f"{weight.name} is a {weight.method}; create_backbone({weight.name!r}, pretrained=True) takes its backbone"
+        )
+    file = None if checkpoint_path is None else read_checkpoint(checkpoint_path)
+    return Start(entry, weight, file, pretrained)
+
+
+def _build(start: Start, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    known = inspect.signature(build).parameters
+    needed = {key: value for key, value in start.arguments.items() if key in known}  # the dense form has no classes
+    given = {key: value for key, value in arguments.items() if value is not None}
+    model = registry.call(build, start.entry.name, {**needed, **given})
     if isinstance(cfg := getattr(model, "default_cfg", None), dict):
-        cfg["architecture"] = registry.find(name).name
+        cfg["architecture"] = start.entry.name
+        if start.weight is not None:
+            cfg |= {"tag": start.weight.tag, "license": start.weight.licence, "origin_url": start.weight.origin}
     return model
 
 
-def _weights_file(name: str, pretrained: bool, checkpoint_path: str | Path | None) -> Path | None:
-    if checkpoint_path is not None:
-        return Path(checkpoint_path)
-    if pretrained:
-        raise ValueError(catalog.by_hand(name, registry.find(name).name))
-    return None
+def _fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:
+    return load_state(model, file.weights(which), source=file.path.name, fresh_head=fresh_head)
+
+
+@contextmanager
+def _progress(weight: Weight) -> Iterator["Progress"]:
+    """A bar in megabytes that appears with the first of them; of several processes the first one shows it."""
+    from fourstage.engine.log import Bar
+
+    bar = None
+    with ExitStack() as stack:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            now, end = (math.ceil(size / 2**20) for size in (done, total))
+            if bar is None:
+                show = os.environ.get("RANK", "0") == "0"
+                bar = stack.enter_context(Bar(f"{weight.file}, MB", end, now, show=show))
+                bar.say(f"fetching {weight.address}  (licence: {weight.licence})")
+            bar.resize(end)
+            bar.update(now)
+
+        yield progress
 
 
 def with_levels(model: nn.Module, name: str) -> nn.Module:

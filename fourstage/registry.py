@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 # name prefix -> file in fourstage/backbones
-FAMILIES = {"visformer_": "visformer", "swin_": "swin"}
+FAMILIES = {
+    "visformer_": "visformer",
+    "swin_visformer_": "swin_visformer",
+    "swin_": "swin",
+    "scalable_vit_": "scalablevit",
+    "unified_": "unified",
+    "official_": "official",
+    "smt_": "smt",
+}
 
 Build = TypeVar("Build", bound=Callable[..., "nn.Module"])
 
@@ -30,6 +38,10 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
+
+# token mixers of the unified architecture that have a name from the start; they are built in backbones/mixers/build.py
+MIXERS = ("convnext", "dcn_v3", "halo", "pvt", "pvt_v2", "swin")
+_mixers: dict[str, "Callable[..., nn.Module]"] = {}
 
 
 def add(
@@ -62,6 +74,34 @@ def register(build: Build) -> Build:
     _import_family(name)  # so that a name of ours is found taken whichever comes first
     add(name, classifier=build, dense=build)
     return build
+
+
+def register_mixer(build: Build) -> Build:
+    """Make your own token mixer reachable by its name: `create_model("unified_swin_tiny", mixer=build.__name__)`.
+
+    `build` is a class or a function; docs/mixers.md says what it is called with.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    name = getattr(build, "__name__", "")
+    if name in _mixers or name in MIXERS:
+        raise ValueError(f"two mixers are called {name!r}; give the new one another name")
+    _mixers[name] = build
+    return build
+
+
+def find_mixer(name: str) -> "Callable[..., nn.Module]":
+    """The mixer that was registered as `name`; not for those in `MIXERS`.
+
+    Raises:
+        ValueError: no mixer has this name; the sentence offers the nearest ones.
+    """
+    if name not in _mixers:
+        known = sorted({*MIXERS, *_mixers})
+        hint = f"did you mean {' or '.join(close)}?" if (close := get_close_matches(name, known, n=3)) else ""
+        raise ValueError(f"no mixer is called {name!r}; {hint or 'there are ' + ', '.join(known)}")
+    return _mixers[name]
 
 
 def find(name: str) -> Entry:
@@ -114,7 +154,6 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
 
 
 def _import_family(name: str) -> None:
-    for prefix, family in FAMILIES.items():
-        if name.startswith(prefix):
-            import_module(f"fourstage.backbones.{family}")
-            return
+    prefix = max((prefix for prefix in FAMILIES if name.startswith(prefix)), key=len, default=None)
+    if prefix is not None:
+        import_module(f"fourstage.backbones.{FAMILIES[prefix]}")

@@ -4,7 +4,7 @@ import operator
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,8 +61,15 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         (lambda: fourstage.create_model("swin_tiny", img_size=16), "img_size 16 x 16 is below"),
         (lambda: fourstage.create_model("swin_tiny", out_indices=(1,)), "features_only=True"),
         (lambda: fourstage.create_model("swin_tiny", features_only=True, out_indices=(4,)), "out_indices"),
+        (
+            lambda: fourstage.create_model("swin_tiny", features_only=True, out_indices=cast(Any, "2")),
+            "by whole numbers",
+        ),
+        (lambda: fourstage.create_model("swin_tiny", num_classes="10"), "num_classes is a count"),
+        (lambda: fourstage.create_model("swin_tiny", img_size=224.0), "img_size is one side in pixels"),
+        (lambda: fourstage.create_backbone(cast(Any, 5)), "a model is asked for by its name"),
         (lambda: fourstage.create_model("visformer_tiny", pretrained=True), "checkpoint_path='visformer_tiny.pth'"),
-        (lambda: fourstage.create_model("swin_tiny", pretrained=True), "fetch https://github.com/SwinTransformer/"),
+        (lambda: fourstage.create_model("swin_tiny.in1", pretrained=True), "did you mean swin_tiny.in1k"),
         (lambda: fourstage.create_model("visformer_digits", pretrained=True), "nobody has published weights"),
         (lambda: fourstage.create_backbone(nn.Linear(1, 1)), "Linear does not say which maps it gives"),
         (lambda: fourstage.create_backbone("timm/resnet_zzz"), "timm has no model called 'resnet_zzz'"),

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Level
+from fourstage.backbones.layers import Level, in_parts
 
 SMALLEST = 32  # pixels a side: one cell of the coarsest map
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB values in [0, 1]
@@ -20,11 +20,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB va
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family share beside their modules."""
+    """What the members of a family share beside their modules. Patterns match the beginning of a state dict's keys."""
 
     name: str
     init: Callable[[nn.Module], None]  # initialises one module, without its children
+    cells: Callable[[int, int], int]  # how many cells of a map of some stride lie along a side of so many pixels
     no_decay: tuple[str, ...] = ()  # last parts of names of parameters that weight decay leaves alone
+    classifier_only: tuple[str, ...] = (r"final\.", r"pre_logits\.", r"head\.")  # parts that the dense form lacks
+    dense_only: tuple[str, ...] = (r"norms\.",)  # parts that the classifier lacks; a new one starts as it was built
 
 
 class Stage(Protocol):
@@ -65,13 +68,14 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *img_size),
+            "pool_size": tuple(family.cells(side, levels[-1].stride) for side in img_size),
             "min_input_size": (in_chans, SMALLEST, SMALLEST),
             "fixed_input_size": False,
             "mean": MEAN,
             "std": STD,
             "crop_pct": 0.875,
             "interpolation": "bicubic",
-            "first_conv": "stem.0",
+            "first_conv": next(name for name, m in self.named_modules() if isinstance(m, nn.Conv2d)),
             "classifier": "head",
         }
 
@@ -86,11 +90,12 @@ class Backbone(nn.Module):
         rows = enumerate(self.levels)
         return [{"num_chs": x.channels, "reduction": x.stride, "module": f"stages.{i}"} for i, x in rows]
 
-    def forward_maps(self, image_BCHW: Tensor) -> list[Tensor]:
+    def forward_maps(self, image_BCHW: Tensor, count: int | None = None) -> list[Tensor]:
         """What the main path carries out of each stage, before any output norm.
 
         Args:
             image_BCHW: (B, in_chans, H, W), H and W at least 32.
+            count: run only so many stages.
 
         Returns:
             One (B, level.channels, H_i, W_i) per level.
@@ -99,9 +104,9 @@ class Backbone(nn.Module):
             ValueError: another number of axes or channels, or an image that is too small.
         """
         check_image(image_BCHW, self.in_chans)
-        x_BCHW, maps = self.stem(image_BCHW), []
-        for stage in self.stages:
-            x_BCHW = stage(x_BCHW)
+        x_BCHW, maps = in_parts(self.stem, image_BCHW), []
+        for stage in self.stages[:count]:
+            x_BCHW = in_parts(stage, x_BCHW)
             maps.append(x_BCHW)
         return maps
 
@@ -116,7 +121,8 @@ class Backbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns, as timm reads them, that give each parameter a layer: for learning rates that decay with depth."""
-        fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), (r"^norms?\b", (99999,))]
+        last = (r"^(?:final|pre_logits|norms)\.", (99999,))
+        fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), last]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
 
@@ -124,7 +130,12 @@ class Classifier(Backbone):
     """Image in, one logit per class out.
 
     Attributes:
+        final: what the last map passes before it is pooled: a norm in most families.
+        pre_logits: what the pooled features pass before the head: nothing in most families.
+        num_features: channels of the map that `forward_features` gives.
+        head_hidden_size: features that the head takes.
         num_classes: 0 means that the pooled features come out.
+        global_pool: "avg", or "" for the map as it is (without a head).
     """
 
     def __init__(
@@ -133,19 +144,26 @@ class Classifier(Backbone):
         stem: nn.Module,
         stages: Sequence[nn.Module],
         levels: Sequence[Level],
-        norm: nn.Module,
+        final: nn.Module,
         *,
         num_classes: int,
         in_chans: int,
         img_size: tuple[int, int],
         drop_rate: float,
+        global_pool: str,
+        num_features: int | None = None,
+        pre_logits: nn.Module | None = None,
+        head_hidden_size: int | None = None,
     ) -> None:
         super().__init__(family, stem, stages, levels, in_chans=in_chans, img_size=img_size)
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate is the share of pooled features to drop, from 0 to below 1; got {drop_rate}")
         self.drop_rate = drop_rate
-        self.norm = norm
-        self.reset_classifier(num_classes)
+        self.final = final
+        self.num_features = num_features or levels[-1].channels
+        self.pre_logits = nn.Identity() if pre_logits is None else pre_logits
+        self.head_hidden_size = head_hidden_size or self.num_features
+        self.reset_classifier(num_classes, global_pool)
         self.apply(family.init)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -154,33 +172,77 @@ class Classifier(Backbone):
 
     def forward_features(self, image_BCHW: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the last map, normed: (B, num_features, h, w)."""
-        return self.norm(self.forward_maps(image_BCHW)[-1])
+        return self.final(self.forward_maps(image_BCHW)[-1])
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` gave to logits; with `pre_logits` to the pooled features."""
-        pooled_BC = F.dropout(x_BCHW.mean(dim=(2, 3)), self.drop_rate, self.training)
-        return pooled_BC if pre_logits else self.head(pooled_BC)
+        """What `forward_features` gave to logits; with `pre_logits` to what the head would take."""
+        if not self.global_pool:
+            return x_BCHW
+        hidden_BC = self.pre_logits(F.dropout(x_BCHW.mean(dim=(2, 3)), self.drop_rate, self.training))
+        return hidden_BC if pre_logits else self.head(hidden_BC)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps by timm's other way: what `forward_features` gives, and the maps of stages.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: which stages' maps; an int: so many of the last; None: all.
+            norm: pass a map of the last stage through the norm that follows it.
+            stop_early: skip the stages after the last index, where only maps are asked for; changes no number.
+            output_fmt: "NCHW".
+            intermediates_only: leave out the first of the two.
+
+        Raises:
+            ValueError: another format, or indices that there are not.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is 'NCHW': every map is (B, C, H, W); got {output_fmt!r}")
+        count = len(self.stages)
+        kept = chosen_levels(range(count - indices, count) if isinstance(indices, int) else indices, count)
+        maps = self.forward_maps(x, count=kept[-1] + 1 if stop_early and intermediates_only else None)
+        chosen = [self.final(maps[i]) if norm and i == count - 1 else maps[i] for i in kept]
+        return chosen if intermediates_only else (self.final(maps[-1]), chosen)
 
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for another number of classes; 0 takes the head away.
 
+        Args:
+            num_classes: how many.
+            global_pool: "avg" or "", which gives the unpooled map and needs num_classes 0; None leaves it as it is.
+
         Raises:
-            ValueError: a negative number.
+            ValueError: a negative number, an unknown pooling, or classes without pooling.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes is a count, or 0 for pooled features; got {num_classes}")
+        global_pool = self.global_pool if global_pool is None else global_pool
+        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
+            raise ValueError(f"num_classes is a count, or 0 for pooled features; got {num_classes!r}")
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool is 'avg', or '' for the map without pooling; got {global_pool!r}")
+        if num_classes and not global_pool:
+            raise ValueError(f"a head for {num_classes} classes needs pooled features; use global_pool='avg'")
         like = next(self.parameters())
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         head.apply(self.family.init)
         self.head = head.to(like.device, like.dtype)
+        self.global_pool = global_pool
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 
 
 class Dense(Backbone):
-    """Image in, a list of normed maps out: what detectors and segmentors are built on.
+    """Image in, a list of maps out: what detectors and segmentors are built on.
+
+    Each map passes a norm of its own, unless the family norms its main path.
 
     Attributes:
         out_indices: which stages' maps come out, finest first.
@@ -192,7 +254,7 @@ class Dense(Backbone):
         stem: nn.Module,
         stages: Sequence[nn.Module],
         levels: Sequence[Level],
-        norm: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module] | None,
         *,
         out_indices: Sequence[int] | None,
         in_chans: int,
@@ -202,18 +264,21 @@ class Dense(Backbone):
         stages = stages[: kept[-1] + 1]  # what nothing reads would only lack gradients
         super().__init__(family, stem, stages, levels[: len(stages)], in_chans=in_chans, img_size=img_size)
         self.out_indices = kept
-        self.norms = nn.ModuleDict({str(i): norm(levels[i].channels) for i in kept})
+        self.norms = nn.ModuleDict({str(i): norm(levels[i].channels) for i in kept} if norm else {})
         self.levels = tuple(levels[i] for i in kept)
         self.apply(family.init)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         rows = zip(self.out_indices, self.levels, strict=True)
-        return [{"num_chs": x.channels, "reduction": x.stride, "module": f"norms.{i}"} for i, x in rows]
+        where = "norms" if self.norms else "stages"
+        return [{"num_chs": x.channels, "reduction": x.stride, "module": f"{where}.{i}"} for i, x in rows]
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level, each normed; the main path is not."""
+        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level."""
         maps = self.forward_maps(image_BCHW)
+        if not self.norms:
+            return [maps[i] for i in self.out_indices]
         return [norm(maps[int(i)]) for i, norm in self.norms.items()]
 
 
@@ -244,7 +309,8 @@ class FeatureMaps(nn.Module):
         self.default_cfg = classifier.default_cfg
         self.model = classifier
         classifier.stages = classifier.stages[: self.out_indices[-1] + 1]
-        classifier.norm = nn.Identity()
+        classifier.final = nn.Identity()
+        classifier.pre_logits = nn.Identity()
         classifier.reset_classifier(0)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
@@ -266,6 +332,8 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, .
         return tuple(range(count))
     if isinstance(out_indices, int):
         raise ValueError(f"out_indices lists maps, such as ({out_indices},); got {out_indices}")
+    if not all(isinstance(i, int) for i in out_indices):
+        raise ValueError(f"out_indices lists maps by whole numbers, such as (1, 3); got {out_indices!r}")
     kept = sorted(i + count if i < 0 else i for i in out_indices)
     if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= count:
         raise ValueError(

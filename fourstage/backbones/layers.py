@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fourstage.backbones.products import Linear, LinearGelu, by_rows
+
+IN_CACHE = 5 * 2**19  # bytes of the map that enters a stage; the widest map within is some four times as large
+
 
 @dataclass(frozen=True)
 class Level:
@@ -68,24 +72,72 @@ class Mlp(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.reduce = nn.Linear(hidden, dim)
+        self.expand = LinearGelu(dim, hidden)
+        self.reduce = Linear(hidden, dim)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return by_rows(super().forward, input, self.expand.out_features)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch, over the last axis of (B, H, W, C).
+
+    Source: https://arxiv.org/abs/2103.17239.
+    """
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.scale = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every factor: `value`."""
+        nn.init.constant_(self.scale, self.value)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return x_BHWC * self.scale
+
+
+def surely(condition: bool) -> bool:
+    """Whether `condition` on sizes holds for every size that the code at hand serves.
+
+    Run eagerly that is the condition itself. While a graph for many sizes is traced it is True only if the condition
+    holds for all of them, so that the branch which is right for any size is taken and no size is baked in.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+def cells_up(side: int, stride: int) -> int:
+    """Cells along a side of `side` pixels where what does not fill a cell is completed."""
+    return -(-side // stride)
 
 
 def zero_extend(x_BHWC: Tensor, height: int, width: int) -> Tensor:
     """Zeros on the right and at the bottom up to `height` x `width`: what a convolution's own padding would read."""
-    batch, h, w, channels = x_BHWC.shape
-    if w < width:
-        x_BHWC = torch.cat([x_BHWC, x_BHWC.new_zeros(batch, h, width - w, channels)], dim=2)
-    if h < height:
-        x_BHWC = torch.cat([x_BHWC, x_BHWC.new_zeros(batch, height - h, width, channels)], dim=1)
+    h, w = x_BHWC.shape[1:3]
+    if surely(h == height) and surely(w == width):
+        return x_BHWC
+    return F.pad(x_BHWC, (0, 0, 0, width - w, 0, height - h))
+
+
+def top_left(x_BHWC: Tensor, height: int, width: int) -> Tensor:
+    """The map without what `zero_extend` or other padding has added."""
+    if not torch.compiler.is_compiling():
+        return x_BHWC[:, :height, :width]
+    # a slice's strides depend on whether anything was cut off, and a graph for all sizes may not ask that
+    for axis, side in ((1, height), (2, width)):
+        x_BHWC = x_BHWC.index_select(axis, torch.arange(side, device=x_BHWC.device))
     return x_BHWC
 
 
 def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
     """A position embedding for a map of this size: the table itself at its own size, else bicubic."""
-    if position_1CHW.shape[-2:] == (height, width):
+    if surely(position_1CHW.shape[-2] == height) and surely(position_1CHW.shape[-1] == width):
         return position_1CHW
     return F.interpolate(position_1CHW, size=(height, width), mode="bicubic", align_corners=False)
 
@@ -96,8 +148,8 @@ def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: a side is below 32 pixels.
     """
-    both = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(both) != 2 or not all(isinstance(side, int) for side in both):
+    both = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if not isinstance(both, Sequence) or len(both) != 2 or not all(isinstance(side, int) for side in both):
         raise ValueError(f"img_size is one side in pixels, or (height, width); got {img_size!r}")
     height, width = both
     if min(height, width) < 32:
@@ -110,6 +162,21 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Te
     for block in blocks:
         x = recomputed(block, x) if recompute and torch.is_grad_enabled() else block(x)
     return x
+
+
+def in_parts(stage: nn.Module, x_B: Tensor) -> Tensor:
+    """`stage(x)`; on a CPU without gradients few images at a time.
+
+    What passes between layers then stays in the processor's cache, in memory that the process has already.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x_B.device.type != "cpu":
+        return stage(x_B)
+    if x_B.numel() * x_B.element_size() <= IN_CACHE:  # an empty batch too
+        return stage(x_B)
+    if any(m.training or m._forward_hooks or m._forward_pre_hooks for m in stage.modules()):
+        return stage(x_B)  # batch statistics and whoever looks in need the whole batch
+    images = IN_CACHE * len(x_B) // (x_B.numel() * x_B.element_size())
+    return torch.cat([stage(part) for part in x_B.split(max(1, images))])
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from fourstage import registry
@@ -17,10 +18,13 @@ from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
     LayerNorm2d,
     Level,
+    Linear,
     Mlp,
+    cells_up,
     drop_path,
     drop_path_rates,
     init_linear,
+    resized_position,
     run_blocks,
     sides,
     zero_extend,
@@ -37,7 +41,7 @@ class Design:
     width: int  # channels of the first stage; they double with every stage
     depths: tuple[int, ...]
     heads: tuple[int, ...]
-    window: int = 7  # cells
+    window: int = 7  # cells a side, unless `window_size` says otherwise
 
     def levels(self) -> list[Level]:
         return [Level(self.width * 2**i, PATCH * 2**i) for i in range(len(self.depths))]
@@ -50,11 +54,25 @@ class PatchEmbed(nn.Sequential):
         super().__init__(nn.Conv2d(in_chans, width, PATCH, PATCH), LayerNorm2d(width))
 
     def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[-2:]
-        if height % PATCH or width % PATCH:
-            image_BHWC = zero_extend(input.movedim(1, -1), height + -height % PATCH, width + -width % PATCH)
-            input = image_BHWC.movedim(-1, 1)
-        return super().forward(input)
+        height, width = (cells_up(side, PATCH) * PATCH for side in input.shape[-2:])
+        image_BCHW = zero_extend(input.movedim(1, -1), height, width).movedim(-1, 1)
+        return super().forward(image_BCHW.contiguous(memory_format=torch.channels_last))
+
+
+class Position(nn.Module):
+    """A position embedding, added to the map of the first stage and resized to it: (B, H, W, C) to the same."""
+
+    def __init__(self, width: int, map_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(1, width, *map_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with std 0.02."""
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return x_BHWC + resized_position(self.position, *x_BHWC.shape[1:3]).movedim(1, -1)
 
 
 class PatchMerge(nn.Module):
@@ -63,13 +81,12 @@ class PatchMerge(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduce = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduce = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        height, width = x_BHWC.shape[1:3]
-        if height % 2 or width % 2:
-            x_BHWC = zero_extend(x_BHWC, height + height % 2, width + width % 2)
-        pairs = x_BHWC.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, rows, 2, columns, 2, C
+        rows, columns = (cells_up(side, 2) for side in x_BHWC.shape[1:3])
+        x_BHWC = zero_extend(x_BHWC, 2 * rows, 2 * columns)
+        pairs = x_BHWC.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B, rows, 2, columns, 2, C
         # the neighbours' order in the checkpoints: down first, then across
         return self.reduce(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
@@ -91,7 +108,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Merge (but not in the first stage), then blocks. (B, C, H, W) to (B, C', H', W')."""
+    """Merge (the first stage adds positions, or nothing), then blocks. (B, C, H, W) to (B, C', H', W')."""
 
     def __init__(self, embed: nn.Module, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -110,26 +127,38 @@ def init(module: nn.Module) -> None:
     | part | value |
     | --- | --- |
     | linear layers | weights normal, std 0.02; biases 0 |
-    | bias tables | normal, std 0.02 |
+    | bias tables, the position embedding | normal, std 0.02 |
     | LayerNorm | gain 1, bias 0 |
     | the patch convolution | as PyTorch has it |
     """
     init_linear(module)
-    if isinstance(module, WindowAttention):
+    if isinstance(module, WindowAttention | Position):
         module.reset_parameters()
 
 
-FAMILY = Family("swin", init, no_decay=("table",))
+FAMILY = Family("swin", init, cells_up, no_decay=("table", "position"))
 
 
-def stages(design: Design, img_size: tuple[int, int], drop_path_rate: float, *, dense: bool) -> list[Stage]:
-    """The stages of either form. `img_size` sizes the windows of the classifier's small maps."""
+def stages(
+    design: Design, img_size: tuple[int, int], window_size: int | None, drop_path_rate: float, *, ape: bool, dense: bool
+) -> list[Stage]:
+    """The stages of either form. `img_size` sizes the windows of the classifier's small maps, and position embeddings.
+
+    Raises:
+        ValueError: a window of no cells.
+    """
+    largest = design.window if window_size is None else window_size
+    if largest < 1:
+        raise ValueError(f"window_size is the side of a window in cells, at least 1; got {largest}")
     out = []
-    side = min(img_size)
     rates = drop_path_rates(drop_path_rate, design.depths)
     for i, level in enumerate(design.levels()):
-        smallest = -(-side // level.stride)
-        window = design.window if dense else min(design.window, smallest)
+        height, width = (cells_up(side, level.stride) for side in img_size)
+        window = largest if dense else min(largest, height, width)
+        if i:
+            embed: nn.Module = PatchMerge(level.channels // 2)
+        else:
+            embed = Position(level.channels, (height, width)) if ape else nn.Identity()
         blocks = [
             Block(
                 level.channels,
@@ -138,7 +167,7 @@ def stages(design: Design, img_size: tuple[int, int], drop_path_rate: float, *, 
             )
             for j, rate in enumerate(rates[i])
         ]
-        out.append(Stage(PatchMerge(level.channels // 2) if i else nn.Identity(), blocks))
+        out.append(Stage(embed, blocks))
     return out
 
 
@@ -150,6 +179,9 @@ def classifier(
     img_size: int | tuple[int, int] = 224,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    window_size: int | None = None,
+    ape: bool = False,
 ) -> Classifier:
     """Swin as microsoft/Swin-Transformer trains it, for images of any size.
 
@@ -157,21 +189,26 @@ def classifier(
 
     Args:
         num_classes: 0 gives pooled features.
-        img_size: pixels, a side or (H, W). Where a map's shorter side is below the window, this sizes the bias tables.
+        img_size: pixels, a side or (H, W). Where a map's shorter side is below the window, this sizes the bias tables;
+            it sizes the position embedding, which is resized bicubically for other images.
         drop_rate: dropout on the pooled features.
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
+        global_pool: "avg"; "" with num_classes=0 gives the last map.
+        window_size: cells a side of the windows; None: as the network's name says.
+        ape: add an absolute position embedding to the first map.
     """
     size = sides(img_size)
     return Classifier(
         FAMILY,
         PatchEmbed(in_chans, design.width),
-        stages(design, size, drop_path_rate, dense=False),
+        stages(design, size, window_size, drop_path_rate, ape=ape, dense=False),
         design.levels(),
         LayerNorm2d(design.levels()[-1].channels),
         num_classes=num_classes,
         in_chans=in_chans,
         img_size=size,
         drop_rate=drop_rate,
+        global_pool=global_pool,
     )
 
 
@@ -182,21 +219,23 @@ def dense(
     img_size: int | tuple[int, int] = 224,
     drop_path_rate: float = 0.0,
     out_indices: Sequence[int] | None = None,
+    window_size: int | None = None,
+    ape: bool = False,
 ) -> Dense:
     """Swin as OpenMMLab's detectors and segmentors have it: a norm on each map, windows that never shrink.
 
     Unlike the classifier it attends to the zeros that fill up the last windows, and shifts in maps of one window too.
 
     Args:
-        img_size: pixels; only recorded, the network is the same for all sizes.
-        drop_path_rate: as for the classifier.
+        img_size: pixels; sizes the position embedding, which is resized bicubically for other images; nothing else.
+        drop_path_rate, window_size, ape: as for the classifier.
         out_indices: which maps come out; None: all four.
     """
     size = sides(img_size)
     return Dense(
         FAMILY,
         PatchEmbed(in_chans, design.width),
-        stages(design, size, drop_path_rate, dense=True),
+        stages(design, size, window_size, drop_path_rate, ape=ape, dense=True),
         design.levels(),
         LayerNorm2d,
         out_indices=out_indices,
@@ -217,10 +256,41 @@ def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None
 
 TEST_DESIGN = Design(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
 TINY = Design(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))
+SMALL = Design(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24))
+BASE = Design(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32))
+LARGE = Design(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48))
 
 registry.add(
     "swin_tiny",
     classifier=partial(classifier, TINY),
     dense=partial(dense, TINY),
     aliases=("swin_tiny_patch4_window7_224",),
+)
+registry.add(
+    "swin_small",
+    classifier=partial(classifier, SMALL),
+    dense=partial(dense, SMALL),
+    aliases=("swin_small_patch4_window7_224",),
+)
+registry.add(
+    "swin_base",
+    classifier=partial(classifier, BASE),
+    dense=partial(dense, BASE),
+    aliases=("swin_base_patch4_window7_224",),
+)
+registry.add(
+    "swin_large",
+    classifier=partial(classifier, LARGE),
+    dense=partial(dense, LARGE),
+    aliases=("swin_large_patch4_window7_224",),
+)
+registry.add(
+    "swin_base_patch4_window12_384",
+    classifier=partial(classifier, BASE, img_size=384, window_size=12),
+    dense=partial(dense, BASE, img_size=384, window_size=12),
+)
+registry.add(
+    "swin_large_patch4_window12_384",
+    classifier=partial(classifier, LARGE, img_size=384, window_size=12),
+    dense=partial(dense, LARGE, img_size=384, window_size=12),
 )

@@ -5,10 +5,25 @@ that attention reads cells without a copy.
 
 Maps have the sizes that the convolutions give: floor at every patch embedding. Position embeddings are as large as the
 maps of `img_size`; for other images they are resized bicubically.
+
+Beside Visformer itself, the steps that lead from a plain transformer to a convolutional network are here:
+
+| name | what it is |
+| --- | --- |
+| visformer_net1 | a transformer on patches of 16 x 16 pixels, with LayerNorm; one map, at stride 16 |
+| visformer_net2 | + the convolutional stem and three patch embeddings; all 12 blocks in the second stage |
+| visformer_net3 | + four blocks in each stage; heads of the first stage are half as wide |
+| visformer_net4 | BatchNorm instead of LayerNorm |
+| visformer_net5 | + 3x3 convolutions inside all MLPs |
+| visformer_net6 | no position embeddings |
+| visformer_net7 | no attention; 6, 7 and 7 blocks |
+
+In the source net1, net2 and net3 can be built but not run: their LayerNorm takes maps of one cell only. Here it norms
+the channels of each cell, as the paper means it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,6 +33,7 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    LayerNorm2d,
     Level,
     drop_path,
     drop_path_rates,
@@ -27,21 +43,29 @@ from fourstage.backbones.layers import (
     sides,
 )
 
-GROUPS = 8  # of the 3x3 convolution inside the first stage's blocks
-
 
 @dataclass(frozen=True)
 class Design:
     """What makes one Visformer differ from another. Sizes by stage."""
 
-    stem: int  # channels of the stem
+    stem: int  # channels of the stem; 0: none, the first patch embedding reads the image
     widths: tuple[int, ...]
     depths: tuple[int, ...]
-    heads: tuple[int, ...]  # 0: convolution instead of attention
+    heads: tuple[int, ...]  # 0: no attention
+    head_ratio: tuple[float, ...] = (0.5, 1, 1)  # width of a head, as a share of what is there for each
+    spatial: tuple[bool, ...] = (True, False, False)  # whether MLPs look at the neighbours
+    groups: int = 8  # of the convolution that does
     patches: tuple[int, ...] = (4, 2, 2)  # cells of the map before that a patch embedding joins, a side
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d  # of blocks and maps; stem and patch embeddings have BatchNorm
+    embed_norm: bool = True  # whether patch embeddings have a norm
+    position: bool = True  # whether there are position embeddings
+
+    @property
+    def family(self) -> Family:
+        return FAMILY if self.stem else PATCH_FAMILY
 
     def levels(self) -> list[Level]:
-        out, stride = [], 2  # of the stem
+        out, stride = [], 2 if self.stem else 1
         for width, patch in zip(self.widths, self.patches, strict=True):
             stride *= patch
             out.append(Level(width, stride))
@@ -49,12 +73,9 @@ class Design:
 
     def map_sizes(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of each map for images of `img_size`."""
-        height, width = ((side + 1) // 2 for side in img_size)  # the stem rounds up
-        out = []
-        for patch in self.patches:
-            height, width = height // patch, width // patch
-            out.append((height, width))
-        return out
+        height, width = img_size
+        cells = self.family.cells
+        return [(cells(height, level.stride), cells(width, level.stride)) for level in self.levels()]
 
 
 class Stem(nn.Sequential):
@@ -68,19 +89,33 @@ class Stem(nn.Sequential):
         return super().forward(input.contiguous(memory_format=torch.channels_last))
 
 
+class ChannelsLast(nn.Module):
+    """The image itself, from here on channels-last: what stands for a stem where there is none."""
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return image_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def patch_embed(before: int, width: int, patch: int, *, norm: bool) -> nn.Sequential:
+    """Squares of `patch` cells a side become one cell: (B, before, H, W) to (B, width, H // patch, W // patch)."""
+    conv = nn.Conv2d(before, width, patch, patch)
+    return nn.Sequential(conv, nn.BatchNorm2d(width)) if norm else nn.Sequential(conv)
+
+
 class Attention(nn.Module):
     """Every cell looks at every cell. (B, C, H, W) to the same.
 
     Args:
+        head_dim: d.
         exponent: q and k are each multiplied by d ** exponent.
     """
 
-    def __init__(self, dim: int, heads: int, exponent: float) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, exponent: float) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, dim // heads
-        self.scale = self.head_dim ** (2 * exponent)
-        self.qkv = nn.Conv2d(dim, 3 * heads * self.head_dim, 1, bias=False)
-        self.proj = nn.Conv2d(heads * self.head_dim, dim, 1, bias=False)
+        self.heads, self.head_dim = heads, head_dim
+        self.scale = head_dim ** (2 * exponent)
+        self.qkv = nn.Conv2d(dim, 3 * heads * head_dim, 1, bias=False)
+        self.proj = nn.Conv2d(heads * head_dim, dim, 1, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[-2:]
@@ -102,24 +137,24 @@ class Mlp(nn.Sequential):
 
 
 class SpatialMlp(nn.Sequential):
-    """Widen twice, look at the 3 x 3 neighbours in eight groups of channels, narrow. (B, C, H, W) to the same."""
+    """Widen or narrow, look at the 3 x 3 neighbours in groups of channels, go back. (B, C, H, W) to the same."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int, groups: int) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(dim, 2 * dim, 1, bias=False)
+        self.expand = nn.Conv2d(dim, hidden, 1, bias=False)
         self.act1 = nn.GELU()
-        self.spatial = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=GROUPS, bias=False)
+        self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups, bias=False)
         self.act2 = nn.GELU()
-        self.reduce = nn.Conv2d(2 * dim, dim, 1, bias=False)
+        self.reduce = nn.Conv2d(hidden, dim, 1, bias=False)
 
 
 class ConvBlock(nn.Module):
-    """A spatial MLP on the normed input, added to what came in. (B, C, H, W) to the same."""
+    """An MLP on the normed input, added to what came in. (B, C, H, W) to the same."""
 
-    def __init__(self, dim: int, rate: float) -> None:
+    def __init__(self, norm: nn.Module, mlp: nn.Module, rate: float) -> None:
         super().__init__()
-        self.norm2 = nn.BatchNorm2d(dim)
-        self.mlp = SpatialMlp(dim)
+        self.norm2 = norm
+        self.mlp = mlp
         self.drop_path = drop_path(rate)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -129,12 +164,12 @@ class ConvBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention, then an MLP, each on its own normed input and added to what came in. (B, C, H, W) to the same."""
 
-    def __init__(self, dim: int, heads: int, exponent: float, rate: float) -> None:
+    def __init__(self, norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module, rate: float) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(dim)
-        self.attn = Attention(dim, heads, exponent)
-        self.norm2 = nn.BatchNorm2d(dim)
-        self.mlp = Mlp(dim)
+        self.norm1 = norm1
+        self.attn = attention
+        self.norm2 = norm2
+        self.mlp = mlp
         self.drop_path = drop_path(rate)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -143,24 +178,37 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A patch embedding, a position embedding, then blocks. (B, C, H, W) to (B, C', H', W')."""
+    """A patch embedding, a position embedding, then blocks. (B, C, H, W) to (B, C', H', W').
 
-    def __init__(self, embed: nn.Module, width: int, map_size: tuple[int, int], blocks: Sequence[nn.Module]) -> None:
+    Args:
+        position_CHW: shape of the position embedding; None: there is none.
+    """
+
+    def __init__(
+        self, embed: nn.Module, position_CHW: tuple[int, int, int] | None, blocks: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
         self.embed = embed
-        self.position = nn.Parameter(torch.empty(1, width, *map_size))
+        self.position = nn.Parameter(torch.empty(1, *position_CHW)) if position_CHW else None
         self.blocks = nn.ModuleList(blocks)
         self.recompute = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The position embedding: normal with std 0.02."""
-        nn.init.trunc_normal_(self.position, std=0.02)
+        if self.position is not None:
+            nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.embed(x_BCHW)
-        x_BCHW = x_BCHW + resized_position(self.position, *x_BCHW.shape[-2:])
+        if self.position is not None:
+            x_BCHW = x_BCHW + resized_position(self.position, *x_BCHW.shape[-2:])
         return run_blocks(self.blocks, x_BCHW, recompute=self.recompute)
+
+
+def cells(side: int, stride: int) -> int:
+    """Cells along a side: the stem rounds up, all patch embeddings round down."""
+    return (side + 1) // 2 // (stride // 2)
 
 
 def init(module: nn.Module) -> None:
@@ -171,29 +219,59 @@ def init(module: nn.Module) -> None:
     | convolutions | weights normal, variance 2 / fan-out; biases 0 |
     | the head | weights normal, std 0.02; bias 0 |
     | position embeddings | normal, std 0.02 |
-    | BatchNorm | gain 1, bias 0 |
+    | BatchNorm, LayerNorm | gain 1, bias 0 |
     """
     init_linear(module)
     if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        init_conv(module)
     if isinstance(module, Stage):
         module.reset_parameters()
 
 
-FAMILY = Family("visformer", init)  # the source decays its position embeddings
+def init_conv(module: nn.Conv2d | nn.Linear) -> None:
+    """A convolution, or a linear layer that stands for one of 1 x 1: variance 2 / fan-out, bias 0."""
+    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
-def stages(design: Design, img_size: tuple[int, int], drop_path_rate: float, exponent: float) -> list[Stage]:
+def whole_patches(side: int, stride: int) -> int:
+    """Cells along a side without a stem: what does not fill a patch is left out."""
+    return side // stride
+
+
+FAMILY = Family("visformer", init, cells)  # the source decays its position embeddings
+PATCH_FAMILY = Family("visformer_net1", init, whole_patches)
+
+
+def block(design: Design, stage: int, exponent: float, rate: float) -> nn.Module:
+    """One block of a stage."""
+    dim, heads, norm = design.widths[stage], design.heads[stage], design.norm
+    if not heads:
+        return ConvBlock(norm(dim), mlp(design, stage), rate)
+    attention = Attention(dim, heads, round(dim // heads * design.head_ratio[stage]), exponent)
+    return AttentionBlock(norm(dim), attention, norm(dim), mlp(design, stage), rate)
+
+
+def mlp(design: Design, stage: int) -> nn.Module:
+    """The MLP of a block. Where a convolution sees all channels at once, it is narrow, so that the cost stays."""
+    dim = design.widths[stage]
+    if not design.spatial[stage]:
+        return Mlp(dim)
+    return SpatialMlp(dim, 2 * dim if design.groups > 1 else dim * 5 // 6, design.groups)
+
+
+def stages(
+    design: Design, in_chans: int, img_size: tuple[int, int], drop_path_rate: float, exponent: float
+) -> list[Stage]:
     """The stages of either form."""
     out = []
-    before = design.stem
+    before = design.stem or in_chans
     sizes, rates = design.map_sizes(img_size), drop_path_rates(drop_path_rate, design.depths)
-    for i, (width, patch, heads) in enumerate(zip(design.widths, design.patches, design.heads, strict=True)):
-        embed = nn.Sequential(nn.Conv2d(before, width, patch, patch), nn.BatchNorm2d(width))
-        blocks = [AttentionBlock(width, heads, exponent, r) if heads else ConvBlock(width, r) for r in rates[i]]
-        out.append(Stage(embed, width, sizes[i], blocks))
+    for i, (width, patch) in enumerate(zip(design.widths, design.patches, strict=True)):
+        embed = patch_embed(before, width, patch, norm=design.embed_norm)
+        blocks = [block(design, i, exponent, rate) for rate in rates[i]]
+        out.append(Stage(embed, (width, *sizes[i]) if design.position else None, blocks))
         before = width
     return out
 
@@ -206,6 +284,7 @@ def classifier(
     img_size: int | tuple[int, int] = 224,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
     qk_scale_factor: float = -0.25,
 ) -> Classifier:
     """Visformer as its source trains it, for images of any size.
@@ -215,20 +294,22 @@ def classifier(
         img_size: pixels, a side or (H, W); sizes the position embeddings.
         drop_rate: dropout on the pooled features.
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
+        global_pool: "avg"; "" with num_classes=0 gives the last map.
         qk_scale_factor: queries and keys are each multiplied by head_dim ** qk_scale_factor. The default is the usual
             head_dim ** -0.5 on their product; -0.5, as the source's later recipes have it, is safer in half precision.
     """
     size = sides(img_size)
     return Classifier(
-        FAMILY,
-        Stem(in_chans, design.stem),
-        stages(design, size, drop_path_rate, qk_scale_factor),
+        design.family,
+        Stem(in_chans, design.stem) if design.stem else ChannelsLast(),
+        stages(design, in_chans, size, drop_path_rate, qk_scale_factor),
         design.levels(),
-        nn.BatchNorm2d(design.widths[-1]),
+        design.norm(design.widths[-1]),
         num_classes=num_classes,
         in_chans=in_chans,
         img_size=size,
         drop_rate=drop_rate,
+        global_pool=global_pool,
     )
 
 
@@ -241,7 +322,7 @@ def dense(
     qk_scale_factor: float = -0.25,
     out_indices: Sequence[int] | None = None,
 ) -> Dense:
-    """Visformer as a backbone for detection and segmentation: three maps, each with a BatchNorm of its own.
+    """Visformer as a backbone for detection and segmentation: three maps, each with a norm of its own.
 
     The source has no dense form of this network. This one is our choice: output norms as the source's SwinVisformer
     detectors have them, the main path without them, and the position embeddings stay (resized), so that a classifier's
@@ -249,11 +330,11 @@ def dense(
     """
     size = sides(img_size)
     return Dense(
-        FAMILY,
-        Stem(in_chans, design.stem),
-        stages(design, size, drop_path_rate, qk_scale_factor),
+        design.family,
+        Stem(in_chans, design.stem) if design.stem else ChannelsLast(),
+        stages(design, in_chans, size, drop_path_rate, qk_scale_factor),
         design.levels(),
-        nn.BatchNorm2d,
+        design.norm,
         out_indices=out_indices,
         in_chans=in_chans,
         img_size=size,
@@ -274,9 +355,31 @@ TEST_DESIGN = Design(stem=8, widths=(16, 32, 64), depths=(1, 2, 1), heads=(0, 2,
 TINY = Design(stem=16, widths=(96, 192, 384), depths=(7, 4, 4), heads=(0, 3, 3))
 SMALL = Design(stem=32, widths=(192, 384, 768), depths=(7, 4, 4), heads=(0, 6, 6))
 DIGITS = Design(stem=32, widths=(64, 128, 256), depths=(2, 2, 1), heads=(0, 4, 4), patches=(2, 2, 2))
+NET3 = Design(
+    stem=32,
+    widths=(192, 384, 768),
+    depths=(4, 4, 4),
+    heads=(6, 6, 6),
+    spatial=(False, False, False),
+    norm=LayerNorm2d,
+    embed_norm=False,
+)
+NET1 = replace(NET3, stem=0, widths=(384,), depths=(12,), heads=(6,), head_ratio=(1,), spatial=(False,), patches=(16,))
+NET2 = replace(NET3, depths=(0, 12, 0))
+NET4 = replace(NET3, norm=nn.BatchNorm2d)
+NET5 = replace(NET4, spatial=(True, True, True), groups=1)
+NET6 = replace(NET5, position=False)
+NET7 = replace(NET6, depths=(6, 7, 7), heads=(0, 0, 0))
 
 registry.add("visformer_tiny", classifier=partial(classifier, TINY), dense=partial(dense, TINY))
 registry.add("visformer_small", classifier=partial(classifier, SMALL), dense=partial(dense, SMALL))
+registry.add("visformer_net1", classifier=partial(classifier, NET1), dense=partial(dense, NET1))
+registry.add("visformer_net2", classifier=partial(classifier, NET2), dense=partial(dense, NET2))
+registry.add("visformer_net3", classifier=partial(classifier, NET3), dense=partial(dense, NET3))
+registry.add("visformer_net4", classifier=partial(classifier, NET4), dense=partial(dense, NET4))
+registry.add("visformer_net5", classifier=partial(classifier, NET5), dense=partial(dense, NET5))
+registry.add("visformer_net6", classifier=partial(classifier, NET6), dense=partial(dense, NET6))
+registry.add("visformer_net7", classifier=partial(classifier, NET7), dense=partial(dense, NET7))
 # Ours, published nowhere: a Visformer for the demo, whose 32-pixel digits are too small for a first patch of 8 pixels.
 registry.add(
     "visformer_digits",

@@ -1,33 +1,160 @@
-"""Parameters and multiply-accumulates, counted without memory for either."""
+"""Parameters and multiply-accumulates (MACs), counted on the meta device: nothing is computed, nothing is allocated.
 
+B images, C channels, H x W cells.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Any
 
-from fourstage.api import create_model, list_models
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from fourstage.api import create_backbone, create_model, list_models
 from fourstage.registry import find
 from fourstage.weights.catalog import published
 
+LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d)  # products with a layer's weights
+PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
+SAME_SHAPE = (F.layer_norm, F.batch_norm, F.gelu)  # no products: only their output's shape is wanted
+CORNERS = 4  # cells that a bilinear sample is the weighted sum of
 
-def count(name: str) -> tuple[int, int, int]:
-    """Parameters, multiply-accumulates of one image, and the image's side in pixels, for a model at its own size.
 
-    Counted are convolutions and matrix products, those of attention included; norms, activations and sampling are not.
+@dataclass(frozen=True)
+class Count:
+    """What a network costs for one image."""
+
+    parameters: int
+    macs: int  # of convolutions and matrix products; norms, activations and sampling are left out
+    layer_macs: int  # the part of `macs` that convolutions and linear layers do: all but the products of attention
+    sampling_macs: int  # of bilinear sampling (DCNv3), never part of `macs`
+    activations: int  # numbers that convolutions and matrix products put out
+    size: tuple[int, int]  # H and W of that image, in pixels
+
+
+def count(name: str, img_size: int | tuple[int, int] | None = None, *, dense: bool = False) -> Count:
+    """What a model of ours costs, at its own image size unless another is given.
+
+    Args:
+        name: one of `list_models()`.
+        img_size: pixels, a side or (H, W).
+        dense: the network of `create_backbone` instead of the classifier.
+
+    Raises:
+        ValueError: an unknown name, or a size that the model cannot have.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    return _count(find(name).name, img_size, dense)
 
+
+@cache
+def _count(name: str, img_size: int | tuple[int, int] | None, dense: bool) -> Count:
+    build = create_backbone if dense else create_model
     with torch.device("meta"):
-        model: Any = create_model(name).eval()
-        side = int(model.default_cfg["input_size"][-1])
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, side, side))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, side
+        model = build(name, img_size=img_size)
+    return count_module(model, image_shape(model))
 
 
-def model_rows(pattern: str) -> list[list[str]]:
-    """One row per model: name, parameters in millions, MACs in billions, side in pixels, published top-1."""
+def image_shape(model: Any) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network is built for, where it says so as timm's and ours do; else 224 pixels."""
+    cfg = getattr(model, "default_cfg", None) or {}
+    channels, height, width = cfg.get("input_size", (3, 224, 224))
+    return channels, height, width
+
+
+def count_module(model: nn.Module, image_CHW: Sequence[int]) -> Count:
+    """What any network costs for one image of this shape, in evaluation mode. The network itself is not touched.
+
+    Args:
+        model: on any device; its parameters and buffers stand in by shape alone.
+        image_CHW: channels, height and width in pixels.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    image_BCHW = torch.empty(1, *image_CHW, device="meta")
+    products = _Products()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), products.counter, products:
+            torch.func.functional_call(model, shapes, (image_BCHW,))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    counts: dict[Any, int] = products.counter.get_flop_counts().get("Global", {})
+    return Count(
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=sum(counts.values()) // 2,
+        layer_macs=products.layer_flops // 2,
+        sampling_macs=products.sampling_macs,
+        activations=products.activations,
+        size=(image_CHW[1], image_CHW[2]),
+    )
+
+
+class _Products(TorchFunctionMode):
+    """Notes which products are those of layers, and what is sampled, while `counter` counts all products.
+
+    A layer is told by the function that it calls: what `F.linear` breaks into depends on its input's memory layout.
+    What has no products is answered by its shape: PyTorch finds that by taking it apart, which is most of the time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_flops = self.sampling_macs = self.activations = 0
+        mapping = {op: self._noted(formula) for op, formula in flop_registry.items() if op in PRODUCTS}
+        self.counter = FlopCounterMode(display=False, custom_mapping=mapping)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in SAME_SHAPE:
+            return torch.empty_like(args[0] if args else kwargs["input"])
+        if func is F.grid_sample:
+            return self._sampled(*args, **kwargs)
+        before = self.counter.get_total_flops() if func in LAYERS else 0
+        out = func(*args, **kwargs)
+        if func in LAYERS:
+            self.layer_flops += self.counter.get_total_flops() - before
+        return out
+
+    def _sampled(self, input: Tensor, grid: Tensor, *how: Any, **known: Any) -> Tensor:
+        """Bilinear sampling: each sample is the sum of four cells by four weights."""
+        out_BCHW = input.new_empty(*input.shape[:2], *grid.shape[1:-1])
+        self.sampling_macs += CORNERS * out_BCHW.numel()
+        return out_BCHW
+
+    def _noted(self, formula: Callable[..., int]) -> Callable[..., int]:
+        def noted(*shapes: Any, out_shape: Any, **kwargs: Any) -> int:
+            self.activations += prod(out_shape)
+            return formula(*shapes, out_val=out_shape, **kwargs)
+
+        return noted
+
+
+def side(size: tuple[int, int]) -> str:
+    """224, or 800x1280: height, then width."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def model_rows(pattern: str, progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
+    """One row per model: name, parameters in millions, MACs in billions, those of layers alone, pixels, top-1.
+
+    Args:
+        pattern: wildcard on names.
+        progress: is told how many models of how many are counted.
+    """
     rows = []
-    for name in list_models(pattern):
-        parameters, macs, side = count(name)
+    names = list_models(pattern)
+    for done, name in enumerate(names, start=1):
+        cost = count(name)
         shown = next((f"{weight.top1:.1f}" for weight in published(find(name).name) if weight.top1 is not None), "-")
-        rows.append([name, f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", str(side), shown])
+        millions, billions, layers = cost.parameters / 1e6, cost.macs / 1e9, cost.layer_macs / 1e9
+        rows.append([name, f"{millions:.2f}", f"{billions:.2f}", f"{layers:.2f}", side(cost.size), shown])
+        if progress is not None:
+            progress(done, len(names))
     return rows

@@ -175,8 +175,9 @@ def _whole(loader: Iterable[Batch | ValueError]) -> Generator[Batch | ValueError
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # a worker that dies while it hands over a batch breaks the connection before torch has missed it
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ValueError(
             "a loader process was killed, most likely because memory ran out; the same command continues, perhaps with "

@@ -1,6 +1,8 @@
 """Devices and processes. The only file that names `torch.distributed`."""
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ def join(device: str) -> tuple[Ranks, torch.device]:
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     ranks = Ranks(int(os.environ.get("RANK", "0")), size)
     chosen = choose_device(device, local)
+    if chosen.type == "cpu":
+        keep_memory()
     if size > 1 and not dist.is_initialized():
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -103,6 +108,20 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
             f"process {local_rank + 1} of this machine has no GPU of its own, there are {found}; start {found}"
         )
     return torch.device("cuda", local_rank)
+
+
+def keep_memory() -> None:
+    """On Linux, let the C library keep memory that was freed, instead of asking the system for fresh pages each step.
+
+    Fresh pages cost a tenth to a fifth of a training step on a CPU. Elsewhere, and with other allocators, it does
+    nothing.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:

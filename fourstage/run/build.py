@@ -4,13 +4,17 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fourstage.backbones import products
+from fourstage.engine.devices import Ranks
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
 from fourstage.recipe import Recipe, steps
@@ -51,6 +55,17 @@ def set_numerics(recipe: Recipe, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
+
+
+def take_products(state: Mapping[str, Any] | None, ranks: Ranks, device: torch.device) -> None:
+    """Compute linear layers and attention as the run did before, or all processes as the first one does."""
+    if device.type != "cpu":
+        return
+    before = None if state is None else state["conditions"].get("products")
+    try:
+        products.take(before or "")
+    except ValueError:  # a new run, or another machine that has not these ways: `_check_same_data` says so
+        products.take(ranks.gather({str(ranks.rank): str(products.ways())})["0"])
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:

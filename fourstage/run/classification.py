@@ -102,8 +102,9 @@ def load(task: Classification, weights: str | Path, which: str) -> None:
     )
 
 
-def named(model: str, weights: str | Path) -> tuple[Recipe, Classification]:
-    network: Any = create_model(model, checkpoint_path=str(weights))
+def named(model: str, weights: str | Path | None) -> tuple[Recipe, Classification]:
+    network: Any = create_model(model, weights is None, checkpoint_path=weights)
+    classes = read_checkpoint(weights).classes if weights is not None else None
     config = network.default_cfg
     values = {
         "name": model,
@@ -114,7 +115,9 @@ def named(model: str, weights: str | Path) -> tuple[Recipe, Classification]:
         "evaluation": {"crop_pct": config["crop_pct"]},
         "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},
     }
-    return ClassificationRecipe.model_validate(values), Classification(network, _class_names(network.num_classes))
+    return ClassificationRecipe.model_validate(values), Classification(
+        network, tuple(classes or _class_names(network.num_classes))
+    )
 
 
 def samples(records: Mapping[str, Record]) -> Sequence[str]:
@@ -167,4 +170,5 @@ def _class_names(count: int) -> tuple[str, ...]:
         return tuple(f"class {i}" for i in range(count))
     from timm.data.imagenet_info import ImageNetInfo
 
-    return tuple(ImageNetInfo().index_to_description(i) for i in range(count))
+    info = ImageNetInfo()  # reads its tables when it is made
+    return tuple(info.index_to_description(i) for i in range(count))

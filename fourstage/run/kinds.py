@@ -48,7 +48,7 @@ class Kind(Protocol):
         """Fill a task from a checkpoint that must fit it whole."""
         ...
 
-    def named(self, model: str, weights: str | Path) -> tuple[Recipe, AnyTask]:
+    def named(self, model: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
         """A published model with its weights, and how images reach it."""
         ...
 

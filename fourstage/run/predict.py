@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
 from fourstage.recipe import Recipe, from_mapping
+from fourstage.registry import find
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, import_kind, kind_of
+from fourstage.weights import catalog
 from fourstage.weights.safe import read_checkpoint
 
 if TYPE_CHECKING:
@@ -76,11 +79,16 @@ def _check_source(source: str, weights: str | Path | None) -> None:
     """Raise ValueError unless something is called so, and has weights."""
     if Path(source).exists():
         return
-    if source not in list_models():
-        near = f"neither a run folder nor a checkpoint nor a model is called {source!r}"
-        raise ValueError(f"{near}; `fourstage models` lists the models, `ls runs` your runs")
-    if weights is None:
-        raise ValueError(f"{source} has no weights of its own here; add --weights FILE")
+    model, tag = catalog.split(source)
+    if model not in (known := list_models()):
+        close = get_close_matches(model, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`fourstage models` lists the models, `ls runs` your runs"
+        raise ValueError(f"neither a run folder nor a checkpoint nor a model is called {source!r}; {hint}")
+    if weights is not None:
+        return
+    if not catalog.published(find(model).name):
+        raise ValueError(f"nobody has published weights of {model}; add --weights FILE")
+    catalog.find(find(model).name, tag)  # this one will be fetched
 
 
 def _files(images: Iterable[str | Path]) -> list[Path]:
@@ -104,8 +112,10 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
     if path.is_dir():
         return _from_checkpoint(Path(weights) if weights else RunFolder(path).require_best(), RunFolder(path).recipe())
     if path.is_file():
-        return _from_checkpoint(path, None)
-    assert weights is not None
+        converted = read_checkpoint(path).metadata.get("model")
+        return (
+            _from_checkpoint(path, None) if converted is None else import_kind("classification").named(converted, path)
+        )
     return import_kind("classification").named(source, weights)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fourstage.backbones import products
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch
 from fourstage.engine.devices import Ranks, join, leave
@@ -142,6 +143,7 @@ class _Setup:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch": str(torch.__version__),
+            "products": str(products.ways()) if self.device.type == "cpu" else "of the device",
         }
 
     def batches(self, first: int, last: int) -> Generator[list[Batch]]:
@@ -205,6 +207,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
         write_text(folder.bad_images, json.dumps(setup.splits.scans))
     ranks.wait()
+    build.take_products(folder.state(), ranks, device)
     log_position = _continue(setup, folder, training, show=show)
     evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)

@@ -1,30 +1,38 @@
 """From the tensors of any file to a filled network, with an account of every key.
 
-A file is ours or an original's; `FAMILIES` says which table renames an original's keys. `Plan` compares names and
+A file is ours or an original's; `FAMILIES` says which tables rename an original's keys. `Plan` compares names and
 shapes only, so the same code that fills a network also finds, on failure, the network that a file would fill.
 """
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 from fourstage import registry
-from fourstage.backbones.base import Backbone, Classifier, Dense
-from fourstage.weights import swin, visformer
-from fourstage.weights.resize import resize_position, resize_table
+from fourstage.backbones.base import Backbone, Classifier, Dense, Family
+from fourstage.weights import imagenet22k, openmmlab, scalablevit, smt, swin, unified, visformer
+from fourstage.weights.resize import way
 from fourstage.weights.rules import Rule, check_complete, claims, rename
 
-FAMILIES: dict[str, tuple[Rule, ...]] = {"swin": swin.RULES, "visformer": visformer.RULES}
+# family -> the tables of those who write its checkpoints
+FAMILIES: dict[str, tuple[tuple[Rule, ...], ...]] = {
+    "scalablevit": (scalablevit.RULES,),
+    "smt": (smt.RULES,),
+    "swin": (swin.RULES, openmmlab.SWIN),
+    "swin_visformer": (visformer.SWIN_RULES,),
+    "unified": (unified.RULES, unified.OFFICIAL_SWIN, unified.OFFICIAL_PVT_V2),
+    "visformer": (visformer.RULES,),
+    "visformer_net1": (visformer.NET1_RULES,),
+}
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, around a whole state dict
-INNER = (
-    "backbone.",
-    "network.",
-)  # where detectors and segmentors keep a backbone, and our classification task its network
+# where detectors and segmentors keep a backbone, MoBY its student, and our classification task its network
+INNER = ("backbone.", "encoder.", "network.")
+HEAD = ("head.weight", "head.bias")
 COUNTER = r".*\bnum_batches_tracked"  # matters to no network of ours: momentum is fixed
 
 
@@ -36,17 +44,22 @@ class Report:
     read: int  # tensors that went into the network
     renamed: int  # of these, under another name
     resized: tuple[str, ...]  # our names
-    dropped: tuple[str, ...]  # their names: buffers that follow from sizes, and parts that this network has not
+    dropped: tuple[str, ...]  # their names, or ours of a part that this form has not: went nowhere
     fresh: tuple[str, ...]  # our names: stay as they were built
-    head: str = ""  # why the head was left out
+    head: str = ""  # what became of a head for another number of classes
+    rebuilt: tuple[
+        str, ...
+    ] = ()  # of the dropped ones, the buffers that follow from sizes, which this network computes
 
     def __str__(self) -> str:
+        left = [key for key in self.dropped if key not in self.rebuilt]
+        fresh = [key for key in self.fresh if not (self.head and key.startswith("head."))]
         parts = [f"{self.read} read"]
-        parts += [f"{self.renamed} of them renamed"] if self.renamed else []
         parts += [f"{len(self.resized)} resized"] if self.resized else []
-        parts += [f"head dropped: {self.head}"] if self.head else []
-        parts += [f"{len(self.dropped)} left out ({_listed(self.dropped)})"] if self.dropped else []
-        parts += [f"{len(self.fresh)} as built ({_listed(self.fresh)})"] if self.fresh else []
+        parts += [self.head] if self.head else []
+        parts += [f"{len(self.rebuilt)} buffers rebuilt"] if self.rebuilt else []
+        parts += [f"{len(left)} left out ({_kinds(left)})"] if left else []
+        parts += [f"{len(fresh)} as built ({_kinds(fresh)})"] if fresh else []
         return f"{self.source}: {', '.join(parts)}"
 
 
@@ -72,7 +85,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     Raises:
         ValueError: the file holds another network or another number of classes.
     """
-    inner, outside = unwrap(state)
+    inner, outside = (dict(state), []) if _shares_names(model, state) else unwrap(state)
     named = our_names(model, inner)
     if named is None:
         raise ValueError(misfit(model, inner, source))
@@ -80,12 +93,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     wanted = model.state_dict()
     if (plan := make_plan(model, wanted, renamed)).wrong:
         raise ValueError(misfit(model, inner, source, plan.wrong))
-    head = head_note(renamed, wanted, source, fresh_head)
-    if head:
-        plan.take = [key for key in plan.take if not key.startswith("head.")]
-        plan.fresh += [key for key in ("head.weight", "head.bias") if key not in plan.fresh]
-    filled = {key: renamed[key] for key in plan.take} | {k: resized(renamed[k], wanted[k]) for k in plan.resize}
-    check_complete(filled, wanted, plan.fresh)
+    head, note = fit_head(renamed, wanted, source, fresh_head)
+    filled = {key: renamed[key] for key in plan.take if not key.startswith("head.")} | head
+    for key in plan.resize:
+        kind = way(_family(model), key)
+        assert kind is not None, key
+        filled[key] = kind.change(renamed[key], wanted[key])
+    fresh = [*plan.fresh, *(key for key in HEAD if key in wanted and key not in head and key not in plan.fresh)]
+    check_complete(filled, wanted, fresh)
     model.load_state_dict({**wanted, **filled})
     return Report(
         source=source,
@@ -93,8 +108,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         renamed=len(filled.keys() - inner.keys()),
         resized=tuple(plan.resize),
         dropped=(*outside, *gone, *plan.leave),
-        fresh=tuple(key for key in plan.fresh if not re.fullmatch(COUNTER, key)),
-        head=head,
+        fresh=tuple(key for key in fresh if not re.fullmatch(COUNTER, key)),
+        head=note,
+        rebuilt=tuple(gone),
     )
 
 
@@ -114,18 +130,32 @@ def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 def our_names(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
     """`state` under our names, and the keys that the original's table drops; None if the names are nobody's we know."""
-    rules = FAMILIES.get(model.family.name, ()) if isinstance(model, Backbone) else ()
-    if state and all(len(claims(rules, key)) == 1 for key in state):
-        gone = [key for key in state for rule, _ in claims(rules, key) if rule.name is None]
-        return rename(state, rules), gone
-    shared = state.keys() & model.state_dict().keys()
-    return (dict(state), []) if len(shared) * 2 > len(state) else None
+    foreign = _from_an_original(_family(model), state)
+    return foreign or ((dict(state), []) if _shares_names(model, state) else None)
+
+
+def _family(model: nn.Module) -> str:
+    return model.family.name if isinstance(model, Backbone) else ""
+
+
+def _from_an_original(family: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+    for rules in FAMILIES.get(family, ()):
+        if state and all(len(claims(rules, key)) == 1 for key in state):
+            gone = [key for key in state for rule, _ in claims(rules, key) if rule.name is None]
+            return rename(state, rules), gone
+    return None
+
+
+def _shares_names(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether most keys are the model's own, or most of its keys are there: `out_indices` leaves stages out."""
+    own = model.state_dict().keys()
+    return len(state.keys() & own) * 2 > min(len(state), len(own))
 
 
 def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Plan:
-    """Compare names and shapes. The class count is another question, see `head_note`."""
+    """Compare names and shapes. The class count is another question, see `fit_head`."""
     plan = Plan()
-    from_classifier = not any(key.startswith("norms.") for key in state)
+    from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
     for key, value in state.items():
         if key not in wanted:
             if _other_form(model, key):
@@ -134,7 +164,7 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
                 plan.wrong.append(f"{key} is not in it")
         elif _same_shape(key, value, wanted[key]):
             plan.take.append(key)
-        elif _resizable(key, value, wanted[key]):
+        elif (kind := way(_family(model), key)) and kind.fits(value, wanted[key]):
             plan.resize.append(key)
         else:
             plan.wrong.append(
@@ -142,8 +172,8 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
             )
     for key in wanted:
         if key not in state:
-            new_norm = isinstance(model, Dense) and from_classifier and key.startswith("norms.")
-            if new_norm or key.startswith("head.") or re.fullmatch(COUNTER, key):
+            new = isinstance(model, Dense) and from_classifier and matches(key, model.family.dense_only)
+            if new or key.startswith("head.") or re.fullmatch(COUNTER, key):
                 plan.fresh.append(key)
             else:
                 plan.wrong.append(f"{key} is missing from the file")
@@ -162,7 +192,7 @@ def _other_form(model: nn.Module, key: str) -> bool:
         return model.num_classes == 0 and key.startswith("head.")
     if not isinstance(model, Dense):
         return False
-    if key.startswith(("norm.", "head.")):
+    if matches(key, model.family.classifier_only):
         return True
     match = re.match(r"(?:stages|norms)\.(\d+)\.", key)  # what out_indices took away
     return (
@@ -172,38 +202,39 @@ def _other_form(model: nn.Module, key: str) -> bool:
     )
 
 
-def _resizable(key: str, theirs: Tensor, ours: Tensor) -> bool:
-    part = key.rpartition(".")[2]
-    if part == "table":
-        return theirs.ndim == 2 and theirs.shape[1] == ours.shape[1] and math.isqrt(len(theirs)) ** 2 == len(theirs)
-    return part == "position" and theirs.ndim == 4 and theirs.shape[:2] == ours.shape[:2]
+def matches(key: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns matches the beginning of a key."""
+    return any(re.match(pattern, key) for pattern in patterns)
 
 
-def resized(theirs: Tensor, ours: Tensor) -> Tensor:
-    """A table or position embedding at our size."""
-    if theirs.ndim == 2:
-        return resize_table(theirs, len(ours))
-    return resize_position(theirs, ours.shape[-2], ours.shape[-1])
+def fit_head(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool
+) -> tuple[dict[str, Tensor], str]:
+    """What goes into our head, and a note where that is not simply the file's head.
 
-
-def head_note(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool) -> str:
-    """Why the file's head is left out; empty where it is read or where there is none.
+    A head for ImageNet-22K serves one for ImageNet-1K: its rows for the same classes are taken, as the originals do it.
 
     Raises:
-        ValueError: the class counts differ and nobody said that this is meant.
+        ValueError: the class counts differ otherwise and nobody said that this is meant.
     """
     if "head.weight" not in wanted:
-        return ""
-    theirs = len(state["head.weight"]) if "head.weight" in state else None
+        return {}, ""
+    head = {key: state[key] for key in HEAD if key in state}
+    theirs = len(head["head.weight"]) if "head.weight" in head else None
     ours = len(wanted["head.weight"])
     if theirs == ours:
-        return ""
+        return head, ""
+    if (theirs, ours) == (imagenet22k.CLASSES, len(imagenet22k.ROWS)):
+        return {
+            key: value[[*imagenet22k.ROWS]] for key, value in head.items()
+        }, f"head mapped: {theirs} to {ours} classes"
     if fresh_head:
-        return f"{theirs} to {ours} classes" if theirs else "the file has none"
+        return {}, f"head dropped: {theirs} to {ours} classes" if theirs else "head new: the file has none"
     if theirs is None:
         raise ValueError(f"{source} has no head: give load_checkpoint fresh_head=True to keep the new one")
+    counts = f"{theirs} or, mapped, {len(imagenet22k.ROWS)}" if theirs == imagenet22k.CLASSES else theirs
     raise ValueError(
-        f"{source} predicts {theirs} classes and the network {ours}: use data or num_classes={theirs}; to train on "
+        f"{source} predicts {theirs} classes and the network {ours}: use data or num_classes={counts}; to train on "
         f"from it with a new head, give a recipe weights={source}, or load_checkpoint fresh_head=True"
     )
 
@@ -211,39 +242,85 @@ def head_note(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source:
 def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: list[str] | None = None) -> str:
     """One sentence on a file that does not fill `model`: what it would fill, or what is strange about it."""
     mine = getattr(model, "default_cfg", {}).get("architecture", "this network")
-    if isinstance(model, Classifier) and state and _fits(_dense_twin(model), state):
+    if isinstance(model, Classifier) and state and _fills(_dense_twin(model), state):
         return f"{source} holds the dense form of {mine}, without a head: load it into create_backbone({mine!r})"
-    if fits := which_models(state):
-        names = " or ".join(fits)
-        return f"{source} does not fit {mine}, it is {names}: type create_model({fits[0]!r}) or give another file"
     strange = _listed(wrong or list(state)) if state else "it holds no tensors"
+    fits = which_models(state, mine)
+    if mine in fits:
+        return (
+            f"{source} is a {mine}, but this network was built with other arguments ({strange}): build it without them"
+        )
+    if fits:
+        headless = not any(key.startswith("head") for key in state)
+        call = "create_backbone" if isinstance(model, Dense) or headless else "create_model"
+        names = " or ".join(fits)
+        return f"{source} does not fit {mine}, it is {names}: type {call}({fits[0]!r}) or give another file"
     return f"{source} does not fit {mine}, nor any other network here ({strange}); give a checkpoint of {mine}"
 
 
-def which_models(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of our networks that `state` would fill, in either form, whatever its class count."""
-    fits = []
-    for prefix in registry.FAMILIES:
-        for name in registry.list_models(prefix + "*"):
-            entry = registry.find(name)
-            if name == entry.name and (_fits_build(entry.classifier, state) or _fits_build(entry.dense, state)):
-                fits.append(name)
-    return sorted(set(fits))
+def which_models(state: Mapping[str, Tensor], first: str = "") -> list[str]:
+    """Names of our networks that `state` would fill, in either form, whatever its class count.
+
+    Those that it fills as it is, else those that it fills resized. Since networks take time to build, those of
+    families whose names the keys are not are left alone, and so are all others where the family of `first`, a network's
+    name, has the answer.
+    """
+    named = {family for family in FAMILIES if _from_an_original(family, state)}
+    if not named and not any(key.startswith("stages.") for key in state):
+        return []  # neither an original's names nor ours
+    files: dict[str, list[str]] = {}
+    for name in registry.list_models():
+        if (file := _file_of(name)) and name == registry.find(name).name:
+            files.setdefault(file, []).append(name)
+    resized: list[str] = []
+    for file, names in sorted(files.items(), key=lambda item: item[0] != _file_of(first)):
+        if named and not named & _families_in(file):
+            continue
+        plans = {name: _plan_of_either_form(registry.find(name), state) for name in names}
+        if exact := [name for name, plan in plans.items() if plan is not None and not plan.resize]:
+            return exact
+        resized += [name for name, plan in plans.items() if plan is not None]
+    return sorted(resized)
 
 
-def _fits_build(build: object, state: Mapping[str, Tensor]) -> bool:
-    assert callable(build)
-    with torch.device("meta"):  # shapes without memory
-        model = build()
-    return isinstance(model, Backbone) and _fits(model, state)
+def _file_of(name: str) -> str | None:
+    """The file of `fourstage/backbones` that a network is in; None for a user's own."""
+    prefix = max((prefix for prefix in registry.FAMILIES if name.startswith(prefix)), key=len, default=None)
+    return prefix and registry.FAMILIES[prefix]
 
 
-def _fits(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
-    if model is None or (named := our_names(model, state)) is None:
-        return False
-    if isinstance(model, Dense) and not any(key.startswith("norms.") for key in named[0]):
-        return False  # a classifier's file: it fills this form too, but is not called by it
-    return not make_plan(model, model.state_dict(), named[0]).wrong
+def _families_in(file: str) -> set[str]:
+    """Names of the families that a file of `fourstage/backbones` is about."""
+    module = import_module(f"fourstage.backbones.{file}")
+    return {value.name for value in vars(module).values() if isinstance(value, Family)}
+
+
+def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> Plan | None:
+    for build in (entry.classifier, entry.dense):
+        with torch.device("meta"):  # shapes without memory
+            model = build()
+        named = our_names(model, state)
+        if not isinstance(model, Backbone) or named is None:
+            return None  # the names are not this family's, whatever the form
+        if (plan := _plan(model, named[0])) is not None:
+            return plan
+        if not _of_dense_form(model.family, named[0]):
+            return None
+    return None
+
+
+def _plan(model: nn.Module, renamed: Mapping[str, Tensor]) -> Plan | None:
+    """How `renamed` would fill the model; None if it would not, or if it is not called by this form."""
+    if isinstance(model, Dense) and not _of_dense_form(model.family, renamed):
+        return None  # a classifier's file: it fills this form too, but is not called by it
+    plan = make_plan(model, model.state_dict(), renamed)
+    return None if plan.wrong else plan
+
+
+def _of_dense_form(family: Family, state: Mapping[str, Tensor]) -> bool:
+    if family.dense_only:
+        return any(matches(key, family.dense_only) for key in state)
+    return not any(matches(key, family.classifier_only) for key in state)
 
 
 def _dense_twin(model: Classifier) -> nn.Module | None:
@@ -254,5 +331,19 @@ def _dense_twin(model: Classifier) -> nn.Module | None:
         return registry.find(name).dense()
 
 
-def _listed(keys: list[str] | tuple[str, ...], most: int = 3) -> str:
+def _fills(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
+    if model is None or (named := our_names(model, state)) is None:
+        return False
+    return _plan(model, named[0]) is not None
+
+
+def _kinds(keys: Sequence[str], most: int = 3) -> str:
+    """Keys for a person: those that differ in numbers alone count as one; of many kinds only the first parts."""
+    kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys))
+    if len(kinds) > most:
+        kinds = list(dict.fromkeys(key.partition(".")[0] + ".*" for key in keys))
+    return _listed(kinds, most)
+
+
+def _listed(keys: Sequence[str], most: int = 3) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,10 +1,23 @@
-"""Tables that depend on the size of maps or windows, taken to another size. h heads, C channels, H x W cells."""
+"""Parameters whose size follows from that of maps or windows, taken to another size as the originals' loaders do it.
+
+h heads, C channels, H x W cells, N offsets.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A way from one size to another: functions of the file's tensor and of ours, whose shape alone counts."""
+
+    fits: Callable[[Tensor, Tensor], bool]  # whether these two sizes are of the kind that this way is for
+    change: Callable[[Tensor, Tensor], Tensor]
 
 
 def resize_table(table_Nh: Tensor, entries: int) -> Tensor:
@@ -20,14 +33,58 @@ def resize_table(table_Nh: Tensor, entries: int) -> Tensor:
     old, new = math.isqrt(len(table_Nh)), math.isqrt(entries)
     assert (old * old, new * new) == (len(table_Nh), entries), "tables of square windows"
     grid_1hHW = table_Nh.T.unflatten(1, (old, old))[None]
-    return _bicubic(grid_1hHW, new, new)[0].flatten(1).T.contiguous()
+    return _interpolated(grid_1hHW, (new, new), "bicubic")[0].flatten(1).T.contiguous()
+
+
+def resize_rows(table_NC: Tensor, entries: int) -> Tensor:
+    """A table of offsets along one side for another window: linear, its first and last rows stay what they are.
+
+    Args:
+        table_NC: (2w - 1, channels).
+        entries: how many rows the other table has.
+    """
+    return _interpolated(table_NC.T[None], (entries,), "linear", align_corners=True)[0].T.contiguous()
 
 
 def resize_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
-    """A position embedding for a map of another size, of the same dtype: what the network itself would interpolate."""
-    return _bicubic(position_1CHW, height, width)
+    """A position embedding for a map of another size: bicubic, as the networks themselves do it at run time."""
+    return _interpolated(position_1CHW, (height, width), "bicubic")
 
 
-def _bicubic(grid: Tensor, height: int, width: int) -> Tensor:
-    resized = F.interpolate(grid.to(torch.float32), size=(height, width), mode="bicubic", align_corners=False)
-    return resized.to(grid.dtype)
+def resize_position_by_corners(position_1CHW: Tensor, height: int, width: int) -> Tensor:
+    """A position embedding for a map of another size: bilinear, its corner cells stay what they are."""
+    return _interpolated(position_1CHW, (height, width), "bilinear", align_corners=True)
+
+
+def _interpolated(grid: Tensor, size: tuple[int, ...], mode: str, *, align_corners: bool = False) -> Tensor:
+    out = F.interpolate(grid.to(torch.float32), size=size, mode=mode, align_corners=align_corners)
+    return out.to(grid.dtype)
+
+
+def _square_tables(theirs: Tensor, ours: Tensor) -> bool:
+    squares = all(x.ndim == 2 and math.isqrt(len(x)) ** 2 == len(x) for x in (theirs, ours))
+    return squares and theirs.shape[1] == ours.shape[1]
+
+
+def _maps(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == ours.ndim == 4 and theirs.shape[:2] == ours.shape[:2]
+
+
+def _tables_of_rows(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == ours.ndim == 2 and theirs.shape[1] == ours.shape[1]
+
+
+SQUARE_TABLE = Resize(_square_tables, lambda theirs, ours: resize_table(theirs, len(ours)))
+ROWS = Resize(_tables_of_rows, lambda theirs, ours: resize_rows(theirs, len(ours)))
+POSITION = Resize(_maps, lambda theirs, ours: resize_position(theirs, *ours.shape[2:]))
+POSITION_BY_CORNERS = Resize(_maps, lambda theirs, ours: resize_position_by_corners(theirs, *ours.shape[2:]))
+
+# last part of our parameter's name -> its way to another size
+WAYS = {"table": SQUARE_TABLE, "position": POSITION, "height_rel": ROWS, "width_rel": ROWS}
+WAYS_OF_FAMILY = {"unified": {"position": POSITION_BY_CORNERS}}  # where a family's source does it otherwise
+
+
+def way(family: str, key: str) -> Resize | None:
+    """How the parameter `key` of a family is resized; None if its size follows from nothing that may change."""
+    part = key.rpartition(".")[2]
+    return WAYS_OF_FAMILY.get(family, WAYS).get(part) or WAYS.get(part)

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from fourstage.weights.metadata import classes_of
 from fourstage.weights.unpickle import Foreign, Machine, RefusedError, UnreadableError
 
 __all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
@@ -49,13 +50,16 @@ class Checkpoint:
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names where the file gives them: at the top, in `meta` (mmcv 1), in its `dataset_meta` (mmengine)."""
+        """Class names where the file gives them.
+
+        At the top, in `meta` (mmcv 1), in its `dataset_meta` (mmengine), in the metadata of what we converted.
+        """
         meta = _mapping(self.content.get("meta"))
         inner = _mapping(meta.get("dataset_meta"))
         for found in (self.content.get("classes"), meta.get("CLASSES"), inner.get("classes"), inner.get("CLASSES")):
             if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
                 return list(found)
-        return None
+        return classes_of(self.metadata)
 
     def weights(self, which: str = "model") -> dict[str, Tensor]:
         """Return the state dict, under whatever key the writer put it, without a `module.` before every name.

@@ -10,25 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import fourstage
 from fourstage.backbones import swin
+from fourstage.backbones.mixers import window
 from fourstage.backbones.mixers.window import WindowAttention, visible_along, visible_pairs
 
 side = st.integers(1, 13)
 
 
-@given(height=side, width=side, window=st.integers(1, 5), shift=st.booleans(), see_padding=st.booleans())
+@given(height=side, width=side, w=st.integers(1, 5), shift=st.booleans(), see_padding=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_cells_see_each_other_if_they_share_a_window_that_the_roll_did_not_wrap(
-    height: int, width: int, window: int, shift: bool, see_padding: bool
+    height: int, width: int, w: int, shift: bool, see_padding: bool
 ) -> None:
-    by = window // 2 if shift else 0
+    by = w // 2 if shift else 0
     rows, columns = (
-        visible_along(s, window, by, see_padding=see_padding, device=torch.device("cpu")) for s in (height, width)
+        visible_along(s, w, by, see_padding=see_padding, device=torch.device("cpu")) for s in (height, width)
     )
     visible = visible_pairs(rows, columns)
-    padded = [s + -s % window for s in (height, width)]
-    for n, corner in enumerate(product(range(0, padded[0], window), range(0, padded[1], window))):
-        rolled = [(corner[0] + dy, corner[1] + dx) for dy, dx in product(range(window), range(window))]
+    padded = [s + -s % w for s in (height, width)]
+    for n, corner in enumerate(product(range(0, padded[0], w), range(0, padded[1], w))):
+        rolled = [(corner[0] + dy, corner[1] + dx) for dy, dx in product(range(w), range(w))]
         for (i, query), (j, key) in product(enumerate(rolled), enumerate(rolled)):
             was_query, was_key = ([(at + by) % p for at, p in zip(c, padded, strict=True)] for c in (query, key))
             together = all(
@@ -45,14 +47,15 @@ def test_what_fills_up_the_last_windows_changes_nothing(height: int, width: int)
     model = swin.tiny().eval()
     image_BCHW = torch.randn(1, 3, height, width)
 
-    def noise(x: Tensor, pad: tuple[int, ...], *_: Any) -> Tensor:
-        return zeros(x, pad) + zeros(torch.zeros_like(x), pad, value=1e3) * torch.randn(zeros(x, pad).shape)
+    def noise(x_BHWC: Tensor, height: int, width: int) -> Tensor:
+        extra_BHWC = 1e3 * torch.randn(x_BHWC.shape[0], height, width, x_BHWC.shape[-1])
+        extra_BHWC[:, : x_BHWC.shape[1], : x_BHWC.shape[2]] = x_BHWC
+        return extra_BHWC
 
-    zeros = F.pad
     with torch.inference_mode():
         expected = model.forward_maps(image_BCHW)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(F, "pad", noise)
+            patch.setattr(window, "zero_extend", noise)
             noisy = model.forward_maps(image_BCHW)
     for a, b in zip(noisy, expected, strict=True):
         assert float((a - b).abs().max()) < 1e-6
@@ -122,3 +125,60 @@ def test_a_window_sees_its_own_cells_only(seed: int) -> None:
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:6, 2:6] = True
     assert torch.equal(touched, expected)
+
+
+PARAMETERS = {  # of the classifier, of the dense form
+    "swin_tiny": (28_288_354, 27_520_698),
+    "swin_small": (49_606_258, 48_838_602),
+    "swin_base": (87_768_224, 86_745_016),
+    "swin_large": (196_532_476, 194_998_164),
+    "swin_base_patch4_window12_384": (87_903_584, 86_880_376),
+    "swin_large_patch4_window12_384": (196_735_516, 195_201_204),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_size_is_the_originals(name: str) -> None:
+    large = "384" in name
+    with torch.device("meta"):
+        classifier: Any = fourstage.create_model(name)
+        dense = fourstage.create_backbone(name)
+    assert tuple(sum(p.numel() for p in model.parameters()) for model in (classifier, dense)) == PARAMETERS[name]
+    assert classifier.default_cfg["input_size"] == ((3, 384, 384) if large else (3, 224, 224))
+    windows = {m.window for m in classifier.modules() if isinstance(m, WindowAttention)}
+    assert windows == {12 if large else 7}
+    alias = name if large else f"{name}_patch4_window7_224"
+    assert fourstage.list_models(alias) == [alias]
+
+
+@pytest.mark.parametrize("form", [fourstage.create_model, fourstage.create_backbone])
+def test_windows_and_positions_can_be_asked_for(form: Any) -> None:
+    with torch.device("meta"):
+        model = form("swin_tiny", window_size=8, ape=True, img_size=(96, 160))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name in model.no_weight_decay()}
+    assert shapes.pop("stages.0.embed.position") == (1, 96, 24, 40)
+    sides = {"stages.0": 8, "stages.1": 8, "stages.2": 6, "stages.3": 3} if form is fourstage.create_model else {}
+    assert len(shapes) == 12
+    for name, (entries, _) in shapes.items():
+        assert entries == (2 * sides.get(name[:8], 8) - 1) ** 2
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"window_size is the side of a window in cells, at least 1; got {wrong}"):
+            form("swin_tiny", window_size=wrong)
+
+
+@pytest.mark.parametrize("form", [swin.classifier, swin.dense])
+def test_positions_are_added_to_the_first_map_and_resized_to_it(form: Any) -> None:
+    torch.manual_seed(0)
+    with_positions, without = form(swin.TEST_DESIGN, img_size=64, ape=True), form(swin.TEST_DESIGN, img_size=64)
+    state = with_positions.state_dict()
+    position_1CHW = state.pop("stages.0.embed.position")
+    assert 0.015 < float(position_1CHW.std()) < 0.025
+    without.load_state_dict(state)
+    for size in ((64, 64), (45, 70)):
+        image_BCHW = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            first_BCHW = without.stem(image_BCHW)
+            resized = F.interpolate(position_1CHW, first_BCHW.shape[2:], mode="bicubic", align_corners=False)
+            expected = without.stages[0](first_BCHW + (position_1CHW if size == (64, 64) else resized))
+            actual = with_positions.forward_maps(image_BCHW, count=1)[0]
+        torch.testing.assert_close(actual, expected)

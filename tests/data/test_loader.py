@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fourstage.data.loader import (
     Request,
     TrainPlan,
     _Fetch,
+    _whole,
     epoch_order,
     evaluation_batches,
     seed_everything,
@@ -124,6 +126,18 @@ def test_evaluation_reads_each_sample_once(length: int, batch_size: int, ranks: 
 def test_an_unreadable_image_is_named_from_any_process(workers: int) -> None:
     with pytest.raises(BadImage, match="7 cannot be read as an image: made to fail"):
         list(evaluation_batches(Numbers(20, broken=7), noisy, batch_size=4, workers=workers))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker 7")])
+def test_a_worker_that_dies_while_it_hands_over_is_told(error: Exception) -> None:
+    def dying() -> Iterator[Batch]:
+        yield Batch(("0",), torch.zeros(1, 3, 4, 4), ((4, 4),), ((4, 4),))
+        raise error
+
+    batches = _whole(dying())
+    assert isinstance(next(batches), Batch)
+    with pytest.raises(ValueError, match="a loader process was killed"):
+        next(batches)
 
 
 def test_work_for_another_process_can_be_pickled() -> None:

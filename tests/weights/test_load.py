@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign import MICROSOFT, renamed
 from golden.fill import original_state, read_manifest
 from torch import Tensor
 
 import fourstage
 from fourstage.backbones import swin
-from fourstage.backbones.base import Classifier, Dense
-from fourstage.weights import catalog
-from fourstage.weights.load import FAMILIES, load_state, our_names, unwrap
-from fourstage.weights.resize import resize_position, resize_table
+from fourstage.backbones.base import Classifier
+from fourstage.weights.load import FAMILIES, load_state, our_names, unwrap, which_models
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones"
 
@@ -39,9 +38,10 @@ def visformer_state() -> dict[str, Tensor]:
 def test_a_classifier_of_the_original_is_read_in_full(swin_state: dict[str, Tensor]) -> None:
     model = fourstage.create_model("swin_tiny")
     report = load_state(model, swin_state, source="swin.pth")
-    assert (report.read, report.renamed, report.resized, report.fresh, report.head) == (173, 169, (), (), "")
+    assert (report.read, report.renamed, report.resized, report.fresh, report.head) == (173, 171, (), (), "")
     assert all(key.endswith(("relative_position_index", "attn_mask")) for key in report.dropped)
-    assert str(report).startswith("swin.pth: 173 read, 169 of them renamed, 17 left out (layers.0.blocks.0.attn.rel")
+    assert report.dropped == report.rebuilt
+    assert str(report) == "swin.pth: 173 read, 17 buffers rebuilt"
 
 
 def test_counters_are_read_where_the_file_has_them(visformer_state: dict[str, Tensor]) -> None:
@@ -66,17 +66,29 @@ def test_a_classifier_and_a_detector_fill_the_dense_form(swin_state: dict[str, T
     backbone = fourstage.create_backbone("swin_tiny")
     report = load_state(backbone, swin_state, source="swin.pth")
     assert report.fresh == tuple(f"norms.{i}.{part}" for i in range(4) for part in ("weight", "bias"))
-    assert {"norm.weight", "norm.bias", "head.weight", "head.bias"} <= set(report.dropped)
+    left_out = "4 left out (final.*, head.*), 8 as built (norms.*.weight, norms.*.bias)"
+    assert str(report) == f"swin.pth: 169 read, 17 buffers rebuilt, {left_out}"
+    assert {"final.weight", "final.bias", "head.weight", "head.bias"} <= set(report.dropped)
     dense_state = original("swin/swin_tiny_det_backbone")
     detector = {f"backbone.{key}": value for key, value in dense_state.items()} | {"rpn_head.x": torch.zeros(1)}
     report = load_state(backbone, detector, source="mask_rcnn.pth")
     assert (report.read, report.fresh) == (177, ())
+    assert str(report) == "mask_rcnn.pth: 177 read, 12 buffers rebuilt, 1 left out (rpn_head.x)"
     assert torch.equal(backbone.state_dict()["norms.3.weight"], dense_state["norm3.weight"])
     two = fourstage.create_backbone("swin_tiny", out_indices=(0, 2))
     report = load_state(two, dense_state, source="swin.pth")
     assert {"norms.1.weight", "norms.3.weight", "stages.3.embed.reduce.weight"} <= set(report.dropped)
     with pytest.raises(ValueError, match="holds the dense form of swin_tiny, without a head: load it into create_back"):
         load_state(fourstage.create_model("swin_tiny"), dense_state, source="swin.pth")
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2)])
+def test_a_classifier_fills_a_dense_form_of_few_stages(out_indices: tuple[int, ...]) -> None:
+    model = swin.tiny()
+    dense = swin.tiny_dense(out_indices=out_indices)
+    report = load_state(dense, model.state_dict(), source="file.pth")
+    assert torch.equal(dense.state_dict()["stem.0.weight"], model.state_dict()["stem.0.weight"])
+    assert report.fresh == tuple(f"norms.{i}.{key}" for i in out_indices for key in ("weight", "bias"))
 
 
 def test_our_own_files_are_read(tmp_path: Path) -> None:
@@ -103,13 +115,13 @@ def test_another_class_count_names_both_and_what_to_type(visformer_state: dict[s
     with pytest.raises(ValueError, match=r"v.pth predicts 1000 classes and the network 10: .*num_classes=1000"):
         load_state(model, visformer_state, source="v.pth")
     report = load_state(model, visformer_state, source="v.pth", fresh_head=True)
-    assert "head dropped: 1000 to 10 classes" in str(report)
+    assert str(report) == f"v.pth: {len(model.state_dict()) - 2} read, head dropped: 1000 to 10 classes"
     assert report.fresh == ("head.weight", "head.bias")
     assert torch.equal(model.state_dict()["head.weight"], before)
     headless = {key: value for key, value in visformer_state.items() if not key.startswith("head.")}
     with pytest.raises(ValueError, match=r"v\.pth has no head: give load_checkpoint fresh_head=True"):
         load_state(model, headless, source="v.pth")
-    assert load_state(model, headless, source="v.pth", fresh_head=True).head == "the file has none"
+    assert load_state(model, headless, source="v.pth", fresh_head=True).head == "head new: the file has none"
     pooled = fourstage.create_model("visformer_tiny", num_classes=0)
     assert load_state(pooled, visformer_state, source="v.pth").dropped == ("head.weight", "head.bias")
 
@@ -120,24 +132,40 @@ def test_the_same_class_count_keeps_the_files_head(visformer_state: dict[str, Te
     assert torch.equal(model.state_dict()["head.weight"], visformer_state["head.weight"])
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_a_sibling_and_another_family_are_refused_by_name(ours: bool, visformer_state: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("other", "ours"), [("visformer_small", False), ("visformer_small", True), ("swin_tiny", False)]
+)
+def test_a_sibling_and_another_family_are_refused_by_name(
+    other: str, ours: bool, visformer_state: dict[str, Tensor]
+) -> None:
     state = visformer_state
     if ours:
         state = fourstage.create_model("visformer_tiny", num_classes=3).state_dict()
-    for other in ("visformer_small", "swin_tiny"):
-        model = fourstage.create_model(other)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        sentence = rf"v.pth does not fit {other}, it is visformer_tiny: type create_model\('visformer_tiny'\)"
-        with pytest.raises(ValueError, match=sentence):
-            load_state(model, state, source="v.pth")
-        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model = fourstage.create_model(other)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    sentence = rf"v.pth does not fit {other}, it is visformer_tiny: type create_model\('visformer_tiny'\)"
+    with pytest.raises(ValueError, match=sentence):
+        load_state(model, state, source="v.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_file_that_fits_as_it_is_goes_before_those_that_would_be_resized() -> None:
+    base, base_384 = "swin_base", "swin_base_patch4_window12_384"
+    with torch.device("meta"):
+        small, large = (fourstage.create_model(name).state_dict() for name in (base, base_384))
+        other = fourstage.create_model(base, window_size=5).state_dict()
+        detector = fourstage.create_backbone(base_384).state_dict()
+    assert which_models(small, first="swin_tiny") == [base]
+    assert which_models(large, first="swin_tiny") == [base_384]
+    assert which_models(renamed(detector, MICROSOFT)) == [base_384]
+    assert which_models(renamed(other, MICROSOFT)) == [base, base_384]
+    assert which_models({"a": torch.zeros(1)}) == []
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.pop("norm.bn.weight"), r"norm.weight is missing from the file"),
+        (lambda s: s.pop("norm.bn.weight"), r"final.weight is missing from the file"),
         (lambda s: s.update({"zzz": torch.zeros(1)}), r"nor any other network here"),
         (
             lambda s: s.update({"stem.0.weight": torch.zeros(16, 1, 7, 7)}),
@@ -175,19 +203,6 @@ def test_tables_are_resized_to_the_network(visformer_state: dict[str, Tensor]) -
     assert large.state_dict()["stages.0.blocks.0.attn.table"].shape == (169, 1)
 
 
-def test_resizing_keeps_constants_and_a_native_table(visformer_state: dict[str, Tensor]) -> None:
-    table = torch.randn(49, 3)
-    torch.testing.assert_close(resize_table(table, 49), table)
-    torch.testing.assert_close(resize_table(torch.ones(49, 3), 169), torch.ones(169, 3))
-    rising = torch.arange(7.0).repeat(7, 1).reshape(49, 1)  # grows along the second side of the square
-    square = resize_table(rising, 169).reshape(13, 13)
-    torch.testing.assert_close(square, square[:1].expand(13, -1))
-    assert bool((square[0].diff() > 0)[1:-1].all())
-    position = torch.randn(1, 4, 6, 5, dtype=torch.float16)
-    assert resize_position(position, 6, 5).dtype == torch.float16
-    assert resize_position(position, 9, 7).shape == (1, 4, 9, 7)
-
-
 def test_running_at_another_size_is_loading_for_that_size(visformer_state: dict[str, Tensor]) -> None:
     here, there = (fourstage.create_model("visformer_tiny", img_size=size).eval() for size in (224, 128))
     for model in (here, there):
@@ -195,14 +210,3 @@ def test_running_at_another_size_is_loading_for_that_size(visformer_state: dict[
     image_BCHW = torch.randn(1, 3, 128, 128)
     with torch.inference_mode():
         torch.testing.assert_close(here(image_BCHW), there(image_BCHW), rtol=1e-5, atol=1e-5)
-
-
-def test_the_catalog_names_models_that_exist() -> None:
-    names = fourstage.list_models()
-    assert len({weight.name for weight in catalog.WEIGHTS}) == len(catalog.WEIGHTS)
-    for weight in catalog.WEIGHTS:
-        assert weight.model in names
-        assert weight.licence
-        assert weight.top1 is not None
-        assert 70 < weight.top1 < 90
-    assert isinstance(fourstage.create_backbone("swin_tiny"), Dense)

@@ -4,8 +4,10 @@ B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fourstage.backbones.layers import cells_up, surely, top_left, zero_extend
+from fourstage.backbones.products import Linear, attend
 
 
 class WindowAttention(nn.Module):
@@ -48,8 +50,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shifted, self.dense = heads, window, shifted, dense
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.qkv = nn.Linear(dim, 3 * heads * self.head_dim, bias)
-        self.proj = nn.Linear(heads * self.head_dim, dim, bias)
+        self.qkv = Linear(dim, 3 * heads * self.head_dim, bias)
+        self.proj = Linear(heads * self.head_dim, dim, bias)
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.offsets_wwww: Tensor
         self.register_buffer("offsets_wwww", relative_positions(window), persistent=False)
@@ -62,13 +64,13 @@ class WindowAttention(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         _, height, width, _ = x_BHWC.shape
         window, shift = self.layout(height, width)
-        right, bottom = -width % window, -height % window
-        if right or bottom:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        fits = surely(height % window == 0) and surely(width % window == 0)
+        if not fits:
+            x_BHWC = zero_extend(x_BHWC, cells_up(height, window) * window, cells_up(width, window) * window)
         if shift:
             x_BHWC = x_BHWC.roll((-shift, -shift), dims=(1, 2))
         visible_nNN = None
-        if shift or ((right or bottom) and not self.dense):
+        if shift or not (fits or self.dense):
             rows_nww, columns_nww = (
                 visible_along(side, window, shift, see_padding=self.dense, device=x_BHWC.device)
                 for side in (height, width)
@@ -77,15 +79,14 @@ class WindowAttention(nn.Module):
         x_BHWC = self.attend(x_BHWC, window, visible_nNN)
         if shift:
             x_BHWC = x_BHWC.roll((shift, shift), dims=(1, 2))
-        if right or bottom:
-            x_BHWC = x_BHWC[:, :height, :width]
+        if not fits:
+            x_BHWC = top_left(x_BHWC, height, width)
         return self.proj(x_BHWC)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
         """Side of the windows and how far they shift on a map of this size."""
-        side = min(height, width)
-        if not self.dense and side <= self.window:
-            return side, 0
+        if not self.dense and (height <= self.window or width <= self.window):
+            return min(height, width), 0
         return self.window, self.window // 2 if self.shifted else 0
 
     def attend(self, x_BHWC: Tensor, window: int, visible_nNN: Tensor | None) -> Tensor:
@@ -94,15 +95,15 @@ class WindowAttention(nn.Module):
         down, across, cells = height // window, width // window, window * window
         qkv = self.qkv(x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, windows down, windows across, h, w, w, d
-        bias_hNN = self.bias(window).to(qkv.dtype)
+        masks = [self.bias(window).to(qkv.dtype)]
         if visible_nNN is None:  # one bias for all windows: they count as batch
-            mask, groups = bias_hNN[None], self.heads
-        else:  # a mask of its own for each window: windows count as heads, the mask is shared by the images
+            front = (batch * down * across, self.heads)
+        else:  # a mask of its own for each window, shared by the images
+            front = (batch, down * across, self.heads)
             hidden = torch.finfo(qkv.dtype).min / 2  # finite: a row that sees nothing stays a number
-            mask = torch.where(visible_nNN[:, None], bias_hNN, hidden).flatten(0, 1)[None]
-            groups = down * across * self.heads
-        q, k, v = qkv.reshape(3, -1, groups, cells, self.head_dim).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+            masks.append(torch.zeros_like(visible_nNN, dtype=qkv.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
+        q, k, v = qkv.reshape(3, *front, cells, self.head_dim).unbind(0)
+        out = attend(q, k, v, masks, scale=self.scale)
         out = out.reshape(batch, down, across, self.heads, window, window, self.head_dim)
         return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * self.head_dim)
 
@@ -125,12 +126,13 @@ def visible_along(side: int, window: int, shift: int, *, see_padding: bool, devi
     The map is padded to whole windows and rolled back by `shift`. The last window then holds cells from both ends;
     these do not see each other.
     """
-    padded = side + -side % window
+    windows = cells_up(side, window)
+    padded = windows * window
     at = torch.arange(padded, device=device)
-    end = ((at >= padded - shift) if shift else torch.zeros_like(at, dtype=torch.bool)).unflatten(0, (-1, window))
+    end = ((at >= padded - shift) if shift else torch.zeros_like(at, dtype=torch.bool)).view(windows, window)
     visible = end[:, :, None] == end[:, None, :]
     if not see_padding:
-        real = ((at + shift) % padded < side).unflatten(0, (-1, window))
+        real = ((at + shift) % padded < side).view(windows, window)
         visible = visible & real[:, None, :]
     return visible
 

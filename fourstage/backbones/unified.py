@@ -1,0 +1,437 @@
+"""One architecture for many token mixers (the STM study, https://arxiv.org/abs/2211.05781, OpenGVLab/STM-Evaluation).
+
+Networks of one size differ in the mixer and in what belongs to it. docs/mixers.md says how to put in another one.
+B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+
+Maps have ceil(H / stride) cells a side, as the source's 3x3 convolutions of stride 2 give them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage import registry
+from fourstage.backbones.base import Classifier, Dense, Family
+from fourstage.backbones.layers import (
+    LayerNorm2d,
+    LayerScale,
+    Level,
+    Mlp,
+    cells_up,
+    drop_path,
+    drop_path_rates,
+    run_blocks,
+    sides,
+    surely,
+)
+from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer, check_shape
+from fourstage.backbones.mixers.halo import HaloMixer
+from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.backbones.products import Linear
+
+HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
+
+
+class Norm(LayerNorm2d):
+    """The norm of everything but blocks."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+
+class Stem(nn.Sequential):
+    """Image to a quarter of its size: (B, in_chans, H, W) to (B, C, ceil(H / 4), ceil(W / 4)), then channels-last."""
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_chans, width // 2, 3, stride=2, padding=1),
+            Norm(width // 2),
+            nn.GELU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+            Norm(width),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous(memory_format=torch.channels_last))
+
+
+class Down(nn.Sequential):
+    """(B, C, H, W) to (B, C', ceil(H / 2), ceil(W / 2))."""
+
+    def __init__(self, before: int, width: int) -> None:
+        conv = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)
+        super().__init__(conv, Norm(width))
+
+
+class Head(nn.Module):
+    """What the last map passes before it is pooled: (B, C, H, W) to (B, 1.5 C, H, W)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        width = int(HEAD_RATIO * dim)
+        self.expand = Linear(dim, width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.expand(x_BCHW.movedim(1, -1)).movedim(-1, 1)))
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What surrounds the blocks."""
+
+    stem: Callable[[int, int], nn.Module] = Stem  # channels of the image, of the first map
+    down: Callable[[int, int], nn.Module] = Down  # channels before and after
+    stage_norm: Callable[[int], nn.Module] = Norm  # after each stage of the classifier
+    final: Callable[[int], nn.Module] = Head
+    head_ratio: float = HEAD_RATIO  # channels that `final` gives for each that it takes
+
+
+UNIFIED = Shell()
+
+
+class DecayedScale(LayerScale):
+    """A layer scale that weight decay reaches: four axes, as this source stores some of its own."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__(dim, value)
+        self.scale = nn.Parameter(torch.empty(1, 1, 1, dim))
+        self.reset_parameters()
+
+
+class DepthwiseMlp(nn.Module):
+    """PVTv2's MLP: between widening and GELU each channel looks at its 3 x 3 neighbours. (B, H, W, C) to the same."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = Linear(dim, hidden)
+        self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.reduce = Linear(hidden, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        hidden_BCHW = self.spatial(self.expand(x_BHWC).movedim(-1, 1))
+        return self.reduce(F.gelu(hidden_BCHW.movedim(1, -1)))
+
+
+@dataclass(frozen=True)
+class Design:
+    """What makes one unified network differ from another. Sizes by stage."""
+
+    mixer: str
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    eps: float  # of the norms inside blocks
+    mlp_ratios: tuple[int, ...] = (4, 4, 4, 4)
+    mlp: Callable[[int, int], nn.Module] = Mlp
+    scale: Callable[[int, float], nn.Module] = LayerScale
+    shell: Shell = UNIFIED
+
+    def levels(self) -> list[Level]:
+        return [Level(width, 4 * 2**i) for i, width in enumerate(self.widths)]
+
+
+class Block(nn.Module):
+    """The mixer, then an MLP, each on its normed input, scaled and added to what came in. (B, H, W, C) to the same."""
+
+    def __init__(self, design: Design, mixer: nn.Module, place: Place, init_values: float, rate: float) -> None:
+        super().__init__()
+        dim = place.dim
+        self.norm1 = nn.LayerNorm(dim, eps=design.eps)
+        self.mixer = mixer
+        self.scale1 = design.scale(dim, init_values) if init_values else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=design.eps)
+        self.mlp = design.mlp(dim, design.mlp_ratios[place.stage] * dim)
+        self.scale2 = design.scale(dim, init_values) if init_values else nn.Identity()
+        self.drop_path = drop_path(rate)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = x_BHWC + self.mixed(x_BHWC)
+        return x_BHWC + self.drop_path(self.scale2(self.mlp(self.norm2(x_BHWC))))
+
+    def mixed(self, x_BHWC: Tensor) -> Tensor:
+        """The mixer's branch."""
+        mixed_BHWC = self.mixer(self.norm1(x_BHWC))
+        check_shape(self.mixer, x_BHWC, mixed_BHWC)
+        return self.drop_path(self.scale1(mixed_BHWC))
+
+
+class PositionedBlock(Block):
+    """A block that first adds a position embedding: U-PVT's first one of a stage.
+
+    In the classifier it stays on the main path; in the dense form only the mixer sees it, as the source's detectors
+    have it. For maps of another size than the embedding's it is resized bilinearly, corners to corners.
+    """
+
+    def __init__(self, design: Design, mixer: nn.Module, place: Place, init_values: float, rate: float) -> None:
+        super().__init__(design, mixer, place, init_values, rate)
+        self.dense = place.dense
+        self.position = nn.Parameter(torch.empty(1, place.dim, *place.map_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The position embedding: normal with std 0.02."""
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        if not self.dense:
+            return super().forward(x_BHWC + self.position_at(x_BHWC))
+        x_BHWC = x_BHWC + self.mixed(x_BHWC + self.position_at(x_BHWC))
+        return x_BHWC + self.drop_path(self.scale2(self.mlp(self.norm2(x_BHWC))))
+
+    def position_at(self, x_BHWC: Tensor) -> Tensor:
+        """(1, H, W, C) for a map of this size."""
+        height, width = x_BHWC.shape[1:3]
+        position = self.position
+        if not (surely(height == position.shape[2]) and surely(width == position.shape[3])):
+            position = F.interpolate(position, size=(height, width), mode="bilinear", align_corners=True)
+        return position.movedim(1, -1)
+
+
+class Stage(nn.Module):
+    """Down-sampling (but not in the first stage), blocks, then a norm. (B, C, H, W) to (B, C', H', W')."""
+
+    def __init__(self, embed: nn.Module, blocks: Sequence[Block], norm: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.recompute = False
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = run_blocks(self.blocks, self.embed(x_BCHW).movedim(1, -1), recompute=self.recompute)
+        return self.norm(x_BHWC.movedim(-1, 1))
+
+
+def init(module: nn.Module) -> None:
+    """The initialisation of the unified architecture, the same for all that mixers are made of.
+
+    | part | value |
+    | --- | --- |
+    | linear layers and convolutions | weights normal, std 0.02; biases 0 |
+    | layer scales | `init_values` |
+    | position embeddings of U-PVT, bias tables of U-Swin | normal, std 0.02 |
+    | tables of U-HaloNet | normal, std 1 / sqrt(channels of a head) |
+    | LayerNorm, BatchNorm | gain 1, bias 0 |
+    | other parameters of a mixer of your own | as it builds them |
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, LayerScale | PositionedBlock | WindowAttention | HaloMixer):
+        module.reset_parameters()
+
+
+FAMILY = Family(
+    "unified",
+    init,
+    cells_up,
+    no_decay=("table",),
+    classifier_only=(r"stages\.\d+\.norm\.", r"final\.", r"head\."),
+)
+
+
+def stages(
+    design: Design,
+    img_size: tuple[int, int],
+    drop_path_rate: float,
+    mixer: Mixer | None,
+    init_values: float,
+    *,
+    dense: bool,
+) -> list[Stage]:
+    """The stages of either form. `img_size` sizes position embeddings, and windows in the classifier's small maps."""
+    if init_values < 0:
+        raise ValueError(f"init_values is what layer scales begin with, or 0 for none; got {init_values}")
+    mixer = design.mixer if mixer is None else mixer
+    out = []
+    rates = drop_path_rates(drop_path_rate, design.depths)
+    for i, level in enumerate(design.levels()):
+        map_size = cells_up(img_size[0], level.stride), cells_up(img_size[1], level.stride)
+        blocks = []
+        for j, rate in enumerate(rates[i]):
+            place = Place(level.channels, design.heads[i], i, j, map_size, dense)
+            kind = PositionedBlock if j == 0 and mixer in POSITIONED else Block
+            blocks.append(kind(design, build_mixer(mixer, place), place, init_values, rate))
+        embed = design.shell.down(design.widths[i - 1], level.channels) if i else nn.Identity()
+        out.append(Stage(embed, blocks, nn.Identity() if dense else design.shell.stage_norm(level.channels)))
+    return out
+
+
+def classifier(
+    design: Design,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] = 224,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    mixer: Mixer | None = None,
+    init_values: float = 1e-6,
+) -> Classifier:
+    """A unified network as the STM study trains it, for images of any size.
+
+    Where windows or blocks do not fit a map, padded cells are invisible, so that their content changes nothing.
+
+    Args:
+        num_classes: 0 gives pooled features.
+        img_size: pixels, a side or (H, W). Sizes U-PVT's position embeddings, and U-Swin's windows in maps that are
+            smaller than these.
+        drop_rate: dropout on the pooled features.
+        drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
+        global_pool: "avg"; "" with num_classes=0 gives the last map.
+        mixer: another token mixer for all blocks, by name or as a class; see docs/mixers.md.
+        init_values: what the scales of both branches begin with; 0: no scales.
+    """
+    size = sides(img_size)
+    return Classifier(
+        FAMILY,
+        design.shell.stem(in_chans, design.widths[0]),
+        stages(design, size, drop_path_rate, mixer, init_values, dense=False),
+        design.levels(),
+        design.shell.final(design.widths[-1]),
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=size,
+        drop_rate=drop_rate,
+        global_pool=global_pool,
+        num_features=int(design.shell.head_ratio * design.widths[-1]),
+    )
+
+
+def dense(
+    design: Design,
+    *,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] = 224,
+    drop_path_rate: float = 0.0,
+    out_indices: Sequence[int] | None = None,
+    mixer: Mixer | None = None,
+    init_values: float = 1e-6,
+) -> Dense:
+    """A unified network as the source's detectors have it: norms on the maps that come out, none on the main path.
+
+    Differences inside blocks: U-Swin and U-HaloNet attend to the zeros that fill up the last windows, U-Swin shifts in
+    maps of one window too, and U-PVT's position embedding is seen by the mixer alone. The arguments are those of
+    `classifier`; `img_size` sizes U-PVT's position embeddings.
+
+    Args:
+        out_indices: which maps come out; None: all four.
+    """
+    size = sides(img_size)
+    return Dense(
+        FAMILY,
+        design.shell.stem(in_chans, design.widths[0]),
+        stages(design, size, drop_path_rate, mixer, init_values, dense=True),
+        design.levels(),
+        Norm,
+        out_indices=out_indices,
+        in_chans=in_chans,
+        img_size=size,
+    )
+
+
+def tiny(
+    *, design: Design | None = None, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0
+) -> Classifier:
+    """The smallest sensible unified network, by default with Swin's mixer, for tests; nobody published it."""
+    return classifier(
+        design or TEST_DESIGNS["unified_swin"],
+        img_size=img_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+        init_values=0.5,
+    )
+
+
+def tiny_dense(
+    *, design: Design | None = None, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None
+) -> Dense:
+    """The dense form of `tiny`."""
+    return dense(
+        design or TEST_DESIGNS["unified_swin"],
+        img_size=64,
+        drop_path_rate=drop_path_rate,
+        out_indices=out_indices,
+        init_values=0.5,
+    )
+
+
+def _doubling(width: int) -> tuple[int, ...]:
+    return tuple(width * 2**i for i in range(4))
+
+
+def _convnext(width: int, depths: tuple[int, ...]) -> Design:
+    return Design("convnext", _doubling(width), depths, _doubling(width // 32), eps=1e-6, scale=DecayedScale)
+
+
+def _dcn_v3(width: int, depths: tuple[int, ...]) -> Design:
+    return Design("dcn_v3", _doubling(width), depths, _doubling(width // 16), eps=1e-5)
+
+
+def _halo(width: int, depths: tuple[int, ...]) -> Design:
+    return Design("halo", _doubling(width), depths, _doubling(width // 32), eps=1e-5, scale=DecayedScale)
+
+
+def _swin(width: int, depths: tuple[int, ...]) -> Design:
+    return Design("swin", _doubling(width), depths, _doubling(width // 32), eps=1e-6)
+
+
+PVT_MICRO = Design("pvt", (32, 64, 160, 256), (2, 2, 3, 2), heads=(1, 2, 5, 8), eps=1e-5, mlp_ratios=(8, 8, 4, 4))
+PVT_TINY = replace(PVT_MICRO, widths=(64, 128, 320, 512), depths=(3, 4, 9, 3))
+PVT_SMALL = replace(PVT_TINY, depths=(3, 4, 21, 3))
+PVT_BASE = replace(PVT_TINY, depths=(3, 8, 45, 3), mlp_ratios=(4, 4, 4, 4))
+PVT_V2_MICRO = replace(PVT_MICRO, mixer="pvt_v2", mlp=DepthwiseMlp)
+
+DESIGNS = {
+    "unified_convnext_micro": _convnext(32, (3, 3, 8, 3)),
+    "unified_convnext_tiny": _convnext(96, (2, 2, 9, 2)),
+    "unified_convnext_small": _convnext(96, (2, 2, 24, 2)),
+    "unified_convnext_base": _convnext(128, (2, 2, 24, 2)),
+    "unified_dcn_v3_micro": _dcn_v3(32, (2, 2, 9, 2)),
+    "unified_dcn_v3_tiny": _dcn_v3(64, (4, 4, 18, 4)),
+    "unified_dcn_v3_small": _dcn_v3(80, (4, 4, 21, 4)),
+    "unified_dcn_v3_base": _dcn_v3(112, (4, 4, 21, 4)),
+    "unified_dcn_v3_large": _dcn_v3(160, (5, 5, 22, 5)),
+    "unified_halo_micro": _halo(32, (2, 2, 9, 2)),
+    "unified_halo_tiny": _halo(96, (2, 2, 6, 2)),
+    "unified_halo_small": _halo(96, (2, 2, 18, 2)),
+    "unified_halo_base": _halo(128, (2, 2, 18, 2)),
+    "unified_pvt_micro": PVT_MICRO,
+    "unified_pvt_tiny": PVT_TINY,
+    "unified_pvt_small": PVT_SMALL,
+    "unified_pvt_base": PVT_BASE,
+    "unified_pvt_v2_micro": PVT_V2_MICRO,
+    "unified_pvt_v2_tiny": replace(PVT_V2_MICRO, widths=PVT_TINY.widths, depths=(3, 3, 9, 3)),
+    "unified_pvt_v2_small": replace(PVT_V2_MICRO, widths=PVT_TINY.widths, depths=(3, 3, 21, 3)),
+    "unified_pvt_v2_base": replace(
+        PVT_V2_MICRO, widths=PVT_TINY.widths, depths=(3, 6, 45, 3), mlp_ratios=PVT_BASE.mlp_ratios
+    ),
+    "unified_swin_micro": _swin(32, (2, 2, 9, 2)),
+    "unified_swin_tiny": _swin(96, (2, 2, 6, 2)),
+    "unified_swin_small": _swin(96, (2, 2, 18, 2)),
+    "unified_swin_base": _swin(128, (2, 2, 18, 2)),
+}
+TEST_DESIGNS = {
+    name.removesuffix("_micro"): replace(
+        design, widths=(8, 16, 32, 64), depths=(1, 2, 1, 1), heads=(1, 2, 4, 8), mlp_ratios=(2,) * 4
+    )
+    for name, design in DESIGNS.items()
+    if name.endswith("_micro")
+}
+CHECKPOINTS_SAY = {"unified_halo": "unified_halonet", "unified_dcn_v3": "unified_internimage"}  # of the same networks
+
+for _name, _design in DESIGNS.items():
+    _begin, _, _size = _name.rpartition("_")
+    registry.add(
+        _name,
+        classifier=partial(classifier, _design),
+        dense=partial(dense, _design),
+        aliases=(f"{CHECKPOINTS_SAY[_begin]}_{_size}",) if _begin in CHECKPOINTS_SAY else (),
+    )

@@ -1,0 +1,197 @@
+"""Peak memory, and the largest batch that fits.
+
+On a GPU it is what the allocator handed out at most (`max_memory_allocated`) over a step, less what it had handed out
+before the model was built. On the CPU it is how far the resident memory of a process of its own grew, from before the
+model was built to its highest: parameters, activations, gradients, the optimiser's state and the work space of the
+engines. That process gives freed memory back at once, so that what is measured is what was in use.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fourstage.bench.options import Options
+
+NO_MEMORY = 3  # exit code of the process when memory ran out
+KILLED = -9  # what the process is left with when the system ran out of memory
+STEPS = 2  # the second one finds the optimiser's state in place
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # of the C library: give memory back
+
+Probe = Callable[[Sequence[str], int], Mapping[str, int | None]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A batch that fits, and the bytes that it needs; None: not known here."""
+
+    batch: int
+    peak: int | None
+
+
+def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], None]) -> dict[str, Fit]:
+    """The batch for each mode: halved until memory is enough.
+
+    Args:
+        probe: tries modes at a batch, and gives the peak of those that fit.
+        say: is told when a batch is halved.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    found: dict[str, Fit] = {}
+    while True:
+        left = [mode for mode in modes if mode not in found]
+        if not left:
+            return found
+        found |= {mode: Fit(batch, peak) for mode, peak in probe(left, batch).items()}
+        left = [mode for mode in left if mode not in found]
+        if not left:
+            return found
+        if batch == 1:
+            raise ValueError("memory is not enough for a single image; give a smaller --img-size or another --device")
+        say(f"memory is not enough for {batch} images ({left[0]}); going on with {batch // 2}")
+        batch //= 2
+
+
+def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) -> dict[str, int | None]:
+    """Peak bytes of each mode that fits, measured in a process of its own; None where the system cannot tell.
+
+    Raises:
+        ValueError: the process failed for another reason than memory.
+    """
+    request = json.dumps({"name": name, "options": asdict(options), "modes": list(modes), "batch": batch})
+    done = subprocess.run(
+        [sys.executable, "-m", "fourstage.bench.memory"],
+        input=request,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **AT_ONCE},
+    )
+    if done.returncode not in (0, NO_MEMORY, KILLED):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ValueError(f"the process that measures the memory of {name} failed: {last}")
+    out: dict[str, int | None] = {}
+    for line in done.stdout.splitlines():
+        out |= json.loads(line)
+    return out
+
+
+def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str], batch: int) -> dict[str, int | None]:
+    """Peak bytes of each mode that fits.
+
+    Args:
+        run: gives the step of a mode at a batch.
+        base: bytes that were in use before the model was built.
+    """
+    import torch
+
+    from fourstage.bench.work import OutOfMemoryError, memory_errors
+
+    out: dict[str, int | None] = {}
+    for mode in modes:
+        try:
+            with memory_errors():
+                step = run(mode, batch)
+                for _ in range(STEPS):  # kernels are chosen, and the graph is compiled
+                    step()
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                torch.cuda.synchronize()
+                out[mode] = torch.cuda.max_memory_allocated() - base
+        except OutOfMemoryError:
+            break
+    return out
+
+
+# ------------------------------------------------------------------------------------------ the process of its own
+
+
+def main() -> int:
+    """Read a request from the standard input; write one JSON line per mode that fitted."""
+    request = json.load(sys.stdin)
+    size = request["options"]["img_size"]
+    options = Options(**{**request["options"], "img_size": tuple(size) if size else None})
+    from fourstage.bench.work import OutOfMemoryError, memory_errors
+
+    try:
+        with memory_errors():
+            for mode, peak in _peaks(request["name"], options, request["modes"], request["batch"]):
+                print(json.dumps({mode: peak}), flush=True)
+    except (OutOfMemoryError, MemoryError):
+        return NO_MEMORY
+    return 0
+
+
+def _peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> Iterator[tuple[str, int | None]]:
+    import torch
+
+    from fourstage.bench.subjects import build, expand, image_for
+    from fourstage.bench.work import Setting
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    setting = Setting(options, torch.device("cpu"))
+    expand([name])  # imports what the name needs
+    _wake_engines()
+    base = _start()
+    model = setting.place(build(name, options.img_size, dense=options.dense))
+    image_CHW = image_for(model, options.img_size)
+    for mode in modes:
+        model.train(mode == "train")
+        step = setting.step(mode, model, batch, image_CHW)
+        for _ in range(STEPS):
+            step()
+        highest = _highest()
+        yield mode, None if highest is None or base is None else highest - base
+
+
+def _wake_engines() -> None:
+    """A little of everything, so that the libraries' own pages are there before anything is measured."""
+    import torch
+    from torch import nn
+
+    small = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.GELU(), nn.Flatten(), nn.Linear(16 * 36, 8))
+    small(torch.randn(2, 3, 8, 8)).sum().backward()
+    torch.optim.AdamW(small.parameters()).step()
+
+
+def _start() -> int | None:
+    """Resident bytes now; the record of the highest starts anew where the system allows it."""
+    try:
+        with open("/proc/self/clear_refs", "w") as control:  # noqa: PTH123 - not a file to keep
+            control.write("5")
+    except OSError:
+        return _highest()
+    return _from_status("VmRSS")
+
+
+def _highest() -> int | None:
+    """The most resident bytes so far; None where nobody keeps a record."""
+    found = _from_status("VmHWM")
+    if found is not None:
+        return found
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _from_status(key: str) -> int | None:
+    try:
+        with open("/proc/self/status") as status:  # noqa: PTH123
+            lines = [line.split() for line in status]
+    except OSError:
+        return None
+    return next((int(words[1]) * 1024 for words in lines if words[0] == f"{key}:"), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

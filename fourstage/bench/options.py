@@ -1,0 +1,100 @@
+"""What a measurement is of: checked before anything heavy begins, and before torch is imported."""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Clock = Literal["wall", "cpu"]
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+SMALLEST = 32  # pixels a side
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are measured.
+
+    Attributes:
+        device: "auto" takes a GPU where there is one.
+        dtype: other than float32: autocast; parameters stay in float32.
+        channels_last: memory layout of parameters and images.
+        compile: torch.compile, once for each batch size.
+        img_size: (H, W) in pixels; None: each model's own.
+        batch_size: None: 8 on the CPU, 128 on a GPU.
+        seconds: for each model in inference, and as many again in training.
+        threads: None: as torch has it.
+        dense: the network of `create_backbone` instead of the classifier.
+        train: measure a training step too.
+        clock: "cpu" counts the processor time of this process (all threads together) instead of the time on the wall.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    img_size: tuple[int, int] | None = None
+    batch_size: int | None = None
+    seconds: float = 10.0
+    threads: int | None = None
+    dense: bool = False
+    train: bool = False
+    clock: Clock = "wall"
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"there is no device {self.device!r}; choose {', '.join(DEVICES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"there is no dtype {self.dtype!r}; choose {', '.join(DTYPES)}")
+        for name, value in (("batch size", self.batch_size), ("number of threads", self.threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"the {name} counts from 1; got {value}")
+        if not 0 < self.seconds <= 3600:
+            raise ValueError(f"seconds is the time for each model, above 0 and at most 3600; got {self.seconds:g}")
+        if self.img_size is not None and min(self.img_size) < SMALLEST:
+            height, width = self.img_size
+            raise ValueError(f"images of {height} x {width} pixels are too small; the smallest are 32 x 32")
+        if self.clock == "cpu" and self.device == "cuda":
+            raise ValueError("processor time says nothing of a GPU's work; measure on the cpu, or by the wall clock")
+
+    def modes(self) -> tuple[str, ...]:
+        """What is measured: "infer", and "train" where it is asked for."""
+        return ("infer", "train") if self.train else ("infer",)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`224` or `800x1280` (height, then width) as (H, W).
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ValueError(f"an image size is a side in pixels, such as 224, or HEIGHTxWIDTH; got {text!r}")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def check_output(path: str | Path) -> Path:
+    """`path`, if a file can be written there.
+
+    Raises:
+        ValueError: it is a folder, its folder does not exist, or nothing may be written there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} for {path.name}; create it, or choose another place")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} may not be written by you; choose another place")
+    return path
+
+
+def check_compiler() -> None:
+    """Raise ValueError where torch.compile has no C++ compiler to work with on the CPU."""
+    asked = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([asked] if asked else ["g++", "clang++", "c++"])):
+        raise ValueError("--compile on the CPU needs a C++ compiler, and none is here; install g++, or leave it out")

@@ -1,0 +1,173 @@
+"""`fourstage convert`: anybody's checkpoint as a .safetensors file in our names that says what it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fourstage.api import create_backbone, create_model
+from fourstage.backbones.base import Backbone
+from fourstage.engine.state import write_whole
+from fourstage.registry import find
+from fourstage.weights import catalog
+from fourstage.weights.catalog import Weight
+from fourstage.weights.download import hash_of
+from fourstage.weights.load import Report, load_state, our_names, unwrap
+from fourstage.weights.metadata import arguments_of, describe
+from fourstage.weights.safe import Checkpoint, read_checkpoint
+
+SIZES = {"img_size", "window_size"}  # arguments that say that tables are to be resized
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file that was written."""
+
+    path: Path
+    report: Report  # of reading the source
+    weight: Weight | None  # the published file that the source is
+    metadata: dict[str, str]
+
+
+def convert(
+    source: str | Path,
+    model: str,
+    out: str | Path,
+    *,
+    which: str = "model",
+    dense: bool = False,
+    force: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> Converted:
+    """Read a checkpoint into our network, which checks it, and write what it filled as .safetensors in our names.
+
+    The network has as many classes as the file's head. `create_model(..., checkpoint_path=)` builds it again from the
+    file alone. What no tensor of the source filled is not written.
+
+    Args:
+        source: any file that `load_checkpoint` reads.
+        model: one of `list_models()`; with the tag of a published weight, the source is taken for that weight.
+        which: "model" or "ema".
+        dense: write the form that `create_backbone` builds.
+        force: replace a file that is there.
+        arguments: of the network, where they are not the usual ones, nor those that the published weight needs.
+
+    Raises:
+        ValueError: the source does not fit, is for another image size, or a file would be lost.
+        OSError: a file cannot be read or written.
+    """
+    source, out, given = Path(source), Path(out), dict(arguments or {})
+    _check(source, out, force, given)
+    file, sha256 = read_checkpoint(source), hash_of(source)
+    state = file.weights(which)
+    bare, tag = catalog.split(model)
+    name = find(bare).name
+    weight, known_by = _published(name, tag, file, sha256)
+    usual = {**(weight.network if weight else {}), **arguments_of(file.metadata, name, source)}
+    network = _network(name, usual, given, state, dense)
+    if not isinstance(network, Backbone):
+        raise ValueError(f"only networks of this package are converted, and {name} is your own")
+    report = _filled(network, name, state, source)
+    if report.resized and not given.keys() & SIZES:
+        raise ValueError(
+            f"{source} is for another image size or window than {name} has ({report.resized[0]} would be resized): add "
+            "the size that it was trained at, img_size=PX"
+        )
+    described = describe(
+        model=name,
+        form="dense" if dense else "classifier",
+        arguments=_arguments(network, usual, given, dense),
+        source=source.name,
+        sha256=sha256,
+        which=which,
+        classes=file.classes if not dense and len(file.classes or ()) == network.num_classes else None,
+        weight=weight,
+        known_by=known_by,
+    )
+    new = {*report.fresh, *(f"{key.rpartition('.')[0]}.num_batches_tracked" for key in report.fresh)}
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items() if key not in new}
+    write_whole(out, lambda stream: _write(tensors, described, stream))
+    return Converted(out, report, weight, described)
+
+
+def _check(source: Path, out: Path, force: bool, given: Mapping[str, Any]) -> None:
+    """Raise ValueError before anything is read that takes long."""
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must end in .safetensors: that is what is written")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} to write {out.name} into: make it, or name another --out")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out} is the file that is converted: name another --out")
+    if out.exists() and not force:
+        raise ValueError(f"{out} is there already: add --force to replace it, or name another --out")
+    for key, value in given.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(f"{key}={value!r} cannot be written into a file: give numbers or text") from None
+
+
+def _published(name: str, tag: str | None, file: Checkpoint, sha256: str) -> tuple[Weight | None, str]:
+    """The published weight that a file is, and how that is known."""
+    if tag is not None:
+        return catalog.find(name, tag), "the name that was given"
+    before = catalog.split(file.metadata.get("published_as", ""))
+    if before[0] == name and before[1] in {weight.tag for weight in catalog.published(name)}:
+        return catalog.find(*before), file.metadata.get("known_by", "")
+    weight = catalog.recognise(name, file.path.name, sha256)
+    return weight, "" if weight is None else "its sha256" if weight.sha256 else "its file name"
+
+
+def _network(
+    name: str, usual: Mapping[str, Any], given: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool
+) -> Any:
+    if dense:
+        return create_backbone(name, **{**_but_classes(usual), **given})
+    with torch.device("meta"):  # names without memory
+        template = create_model(name, **{**usual, **given})
+    classes = _classes(template, state)
+    return create_model(name, **{**usual, **({} if classes is None else {"num_classes": classes}), **given})
+
+
+def _classes(template: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """How many the head in a file has; 0: it has no head. None: the names in it are none that we know."""
+    for inner in (dict(state), unwrap(state)[0]):
+        if (named := our_names(template, inner)) is not None:
+            return len(named[0].get("head.weight", ()))
+    return None
+
+
+def _filled(network: nn.Module, name: str, state: Mapping[str, Tensor], source: Path) -> Report:
+    try:
+        return load_state(network, state, source=source.name)
+    except ValueError as error:
+        if "create_backbone" in str(error):  # the loader has found that it is the other form
+            raise ValueError(f"{source} holds the dense form of {name}, without a head: add --dense") from error
+        raise
+
+
+def _arguments(network: Any, usual: Mapping[str, Any], given: Mapping[str, Any], dense: bool) -> dict[str, Any]:
+    """All that the network was built with and that a reader of the file must know."""
+    _, height, width = network.default_cfg["input_size"]
+    known = {"img_size": height if height == width else [height, width]}
+    known |= {} if dense else {"num_classes": network.num_classes}
+    return {**_but_classes(usual), **given, **known}
+
+
+def _write(tensors: dict[str, Tensor], described: dict[str, str], stream: IO[bytes]) -> None:
+    """Write .safetensors with its header sorted, so that the same content gives the same bytes."""
+    data = memoryview(save(tensors, described))
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(bytes(data[8:start])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    stream.write(len(header).to_bytes(8, "little") + header)
+    stream.write(data[start:])
+
+
+def _but_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key != "num_classes"}

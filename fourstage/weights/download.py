@@ -1,0 +1,215 @@
+"""Published weights into torch's cache: continued where a connection broke, checked, and whole or not there at all.
+
+On the standard library: torch.hub's own download does not continue, and huggingface_hub's is for addresses of its hub.
+"""
+
+import hashlib
+import os
+import re
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock, Timeout  # torch depends on it too
+
+from fourstage.weights.catalog import Weight, by_hand, no_address
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 30.0  # seconds without a byte
+TRIES = 4  # in a row that bring nothing new
+PAUSE = 0.5  # seconds before the second of them; doubles
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others in a moment
+BROKEN = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+Progress = Callable[[int, int], None]  # bytes here, bytes in all
+
+
+class FailedError(OSError):
+    """The other side does not give the file."""
+
+
+class _UselessError(HTTPException):
+    """An answer that will not be another one on asking again."""
+
+
+class _ChangedError(Exception):
+    """What is here is not the beginning of what the server has now."""
+
+
+def folder() -> Path:
+    """Where weights are kept, as torch.hub and timm keep theirs: hub/checkpoints in TORCH_HOME or ~/.cache/torch."""
+    from torch.hub import get_dir
+
+    return Path(get_dir()) / "checkpoints"
+
+
+def fetch(weight: Weight, call: str = "create_model", progress: Progress | None = None) -> Path:
+    """The file of a published weight: from the cache, else from its address. Of several processes one fetches it.
+
+    Args:
+        call: the function that takes a file fetched by hand, for messages.
+        progress: is told how far it is, about once a megabyte.
+
+    Raises:
+        ValueError: nobody published an address, or by its hash the file is another one.
+        OSError: the file could not be fetched, or not be written.
+    """
+    if weight.address is None or weight.file is None:
+        raise ValueError(no_address(weight, call))
+    path = folder() / weight.file
+    try:
+        if path.exists():
+            _check(path, weight.sha256)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if not path.exists():
+                download(weight.address, path, sha256=weight.sha256, progress=progress)
+    except (FailedError, ValueError) as error:
+        raise type(error)(f"{error}; or {by_hand(weight, call)}") from error
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}); free space, or name another folder: TORCH_HOME="
+        ) from error
+    return path
+
+
+def download(address: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
+    """Fetch a file. It takes its name when it is whole; until then it is `<name>.part`, which another call continues.
+
+    Args:
+        sha256: the hash or its first digits.
+
+    Raises:
+        FailedError: the file could not be fetched.
+        ValueError: it has another hash.
+        OSError: it could not be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    tries, most = 0, 0
+    while True:
+        try:
+            _continue(address, part, progress)
+            break
+        except _ChangedError:
+            part.unlink()
+            error: Exception = FailedError("the file there keeps changing")
+        except BROKEN as broken:
+            error = broken
+        here = _size(part)
+        tries, most = (1, here) if here > most else (tries + 1, most)
+        if tries == TRIES or _is_final(error):
+            kept = f"; the {here:,} bytes that came are kept, and the same call continues" if here else ""
+            raise FailedError(f"{path.name} could not be fetched from {address} ({_reason(error)}){kept}") from error
+        time.sleep(PAUSE * 2 ** (tries - 1))
+    _version_file(part).unlink(missing_ok=True)
+    try:
+        _check(part, sha256, of=address)
+    except ValueError:
+        part.unlink()
+        raise
+    part.replace(path)
+
+
+def _continue(address: str, part: Path, progress: Progress | None) -> None:
+    """Ask for what is missing of a file and append it. Raises one of `BROKEN` where something is still missing."""
+    here = _size(part)
+    missing = {"Range": f"bytes={here}-"} if here else {}
+    asked = Request(address, headers={"User-Agent": "fourstage", "Accept-Encoding": "identity", **missing})
+    try:
+        answer = urlopen(asked, timeout=TIMEOUT)
+    except HTTPError as error:
+        error.close()
+        if error.code == 416 and here:  # nothing lies behind what is here
+            raise _ChangedError from error
+        raise
+    with answer:
+        here, total = _span(answer, here)
+        version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
+        beside = _version_file(part)
+        if here and (not beside.exists() or beside.read_text() != version):
+            raise _ChangedError
+        beside.write_text(version)
+        with part.open("ab" if here else "wb") as file:
+            while chunk := answer.read1(CHUNK):  # what there is, so that a break loses nothing
+                file.write(chunk)
+                before, here = here, here + len(chunk)
+                if progress is not None and (here == total or here // CHUNK > before // CHUNK):
+                    progress(here, total or here)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and here != total:
+        raise ConnectionError(f"the connection ended after {here:,} of {total:,} bytes")
+
+
+def _span(answer: HTTPResponse, here: int) -> tuple[int, int | None]:
+    """Where the bytes that come have their place, and how many the whole file has; None: chunks say where it ends."""
+    if answer.headers.get_content_type() == "text/html":
+        raise _UselessError("a web page came instead")
+    if answer.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers["Content-Range"] or "")
+        if match is None or int(match[1]) != here:
+            raise _ChangedError
+        return here, int(match[2])
+    if answer.length is None and not answer.chunked:
+        raise _UselessError("the server does not say how long the file is")
+    return 0, answer.length
+
+
+def _check(path: Path, sha256: str | None, of: str | None = None) -> None:
+    """Raise ValueError unless a file has this hash, or begins with it; None: any."""
+    if sha256 is None:
+        return
+    found = hash_of(path)
+    if not found.startswith(sha256):
+        what = f"what came from {of}" if of else f"{path}"
+        again = "fetch it again" if of else "remove it to have it fetched again"
+        raise ValueError(f"{what} is not the published file: its sha256 is {found}, not {sha256}...; {again}")
+
+
+def hash_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from fetching the same file. The lock ends with the process, however that ends."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is fetching {path.name}; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _version_file(part: Path) -> Path:
+    """What the server said of the version that a part is of."""
+    return part.with_name(f"{part.name}.version")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, _UselessError) or (isinstance(error, HTTPError) and error.code not in PASSING)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {TIMEOUT:g} seconds"
+    return str(error.reason if isinstance(error, URLError) else error) or type(error).__name__

@@ -1,0 +1,91 @@
+"""What a .safetensors file of ours says about itself: text entries beside the tensors, JSON where they are not text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fourstage.weights.catalog import Weight
+
+FORMAT = 1
+
+
+def describe(
+    *,
+    model: str,
+    form: str,
+    arguments: Mapping[str, Any],
+    source: str,
+    sha256: str,
+    which: str,
+    classes: Sequence[str] | None = None,
+    weight: Weight | None = None,
+    known_by: str = "",
+) -> dict[str, str]:
+    """The entries for a file that was converted.
+
+    Args:
+        form: "classifier" or "dense".
+        arguments: those with which `model` is the network in the file.
+        source: name of the file that it comes from; `sha256` is that file's.
+        which: "model" or "ema".
+        weight: the published file that the source is, and by what it was recognised.
+    """
+    entries: dict[str, Any] = {
+        "format": "pt",  # by which other readers of safetensors know whose tensors these are
+        "fourstage_format": FORMAT,
+        "fourstage_version": version("fourstage"),
+        "model": model,
+        "form": form,
+        "arguments": dict(arguments),
+        "source_file": source,
+        "source_sha256": sha256,
+        "which": which,
+    }
+    entries |= {key: arguments[key] for key in ("num_classes", "img_size") if key in arguments}
+    if classes is not None:
+        entries["classes"] = list(classes)
+    if weight is not None:
+        entries |= {
+            "published_as": weight.name,
+            "known_by": known_by,
+            "origin": weight.origin,
+            "licence": weight.licence,
+            "data": weight.data,
+            "metrics": dict(weight.metrics),
+        }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}
+
+
+def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str, Any]:
+    """The arguments with which `model` is the network in a file; none where the file is not one of ours for it.
+
+    Raises:
+        ValueError: a newer version wrote it, or its entries are damaged.
+    """
+    if "fourstage_format" not in entries or entries.get("model") != model:
+        return {}
+    try:
+        written, found = json.loads(entries["fourstage_format"]), json.loads(entries.get("arguments", "{}"))
+    except ValueError as error:
+        raise ValueError(f"the metadata of {path} is damaged ({error}); convert its original again") from error
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(
+            f"a newer fourstage wrote {path} (format {written}, this one knows {FORMAT}); type: pip install --upgrade "
+            "fourstage"
+        )
+    if not isinstance(found, dict):
+        raise ValueError(f"the metadata of {path} is damaged (arguments: {found!r}); convert its original again")
+    return found
+
+
+def classes_of(entries: Mapping[str, str]) -> list[str] | None:
+    """Class names where a file of ours has them."""
+    if "fourstage_format" not in entries or "classes" not in entries:
+        return None
+    try:
+        found = json.loads(entries["classes"])
+    except ValueError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
