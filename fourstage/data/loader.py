@@ -44,10 +44,13 @@ class TrainPlan:
     """Which samples make up each part of each step, for one process among several.
 
     An epoch has `length // batch_size` steps; what is left over is seen in another epoch. The images of a step are the
-    same at any number of processes and accumulated parts that `batch_size` divides into.
+    same at any number of processes and accumulated parts that `batch_size` divides into. Neighbours in the order go to
+    different processes.
 
     Args:
         batch_size: images per step, of all processes and parts together.
+        repeats: so often each image comes in a row; an epoch of the same length then shows a part of the images only,
+            another one each time. Source: repeated augmentation, https://arxiv.org/abs/1902.05509, as DeiT has it.
     """
 
     length: int
@@ -56,6 +59,7 @@ class TrainPlan:
     accumulation: int = 1
     rank: int = 0
     ranks: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulation * self.ranks):
@@ -88,18 +92,24 @@ class TrainPlan:
         """What this process loads for one part of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.part_size
-        start = place * self.batch_size + (part * self.ranks + self.rank) * size
-        indices = epoch_order(self.seed, epoch, self.length)[start : start + size].tolist()
-        return Request((self.seed, epoch), tuple(indices), (self.seed, step, part, self.rank))
+        start = place * self.batch_size + part * size * self.ranks + self.rank
+        places = range(start, start + size * self.ranks, self.ranks)
+        order = epoch_order(self.seed, epoch, self.length)[[place // self.repeats for place in places]]
+        copies = tuple(place % self.repeats for place in places) if self.repeats > 1 else ()
+        return Request((self.seed, epoch), tuple(order.tolist()), (self.seed, step, part, self.rank), copies)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One batch to load: indices, and the keys of its random draws (None: nothing is random)."""
+    """One batch to load: indices, and the keys of its random draws (None: nothing is random).
+
+    `copies` says of each index which of several copies in a row it is; empty where there is one of each.
+    """
 
     sample_key: tuple[int, ...] | None
     indices: tuple[int, ...]
     mix_key: tuple[int, ...] | None = None
+    copies: tuple[int, ...] = ()
 
 
 class _Fetch(TorchDataset["Batch | ValueError"]):
@@ -113,7 +123,9 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
     def __getitem__(self, request: Request) -> Batch | ValueError:
         """What is wrong with the data is returned, not raised: an exception does not pass whole out of a worker."""
         try:
-            batch = collate([self._one(request.sample_key, index) for index in request.indices])
+            copies = request.copies or (0,) * len(request.indices)
+            pairs = zip(request.indices, copies, strict=True)
+            batch = collate([self._one(request.sample_key, index, copy) for index, copy in pairs])
         except ValueError as error:
             return error
         if self.mix and request.mix_key is not None:
@@ -121,10 +133,10 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
             batch = self.mix(batch)
         return batch
 
-    def _one(self, key: tuple[int, ...] | None, index: int) -> Sample:
+    def _one(self, key: tuple[int, ...] | None, index: int, copy: int) -> Sample:
         sample = self.dataset.sample(index)
         if key is not None:
-            seed_everything(SAMPLE, *key, index)
+            seed_everything(SAMPLE, *key, index, *([copy] if copy else []))
         return self.transform(sample)
 
 

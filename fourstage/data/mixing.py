@@ -24,11 +24,12 @@ class Mixing:
         switch_prob: float,
         mode: str,
         smoothing: float,
+        cutmix_minmax: tuple[float, float] | None = None,
     ) -> None:
         from timm.data.mixup import Mixup
 
         self.blend: Any = Mixup(
-            mixup, cutmix, None, prob, switch_prob, mode, label_smoothing=smoothing, num_classes=num_classes
+            mixup, cutmix, cutmix_minmax, prob, switch_prob, mode, label_smoothing=smoothing, num_classes=num_classes
         )
 
     def __call__(self, batch: Batch) -> Batch:

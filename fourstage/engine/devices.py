@@ -4,16 +4,18 @@ import ctypes
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fourstage.engine import slurm
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -60,6 +62,12 @@ class Ranks:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return bool(shared)
 
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on each of them, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -67,11 +75,12 @@ class Ranks:
 
 
 def join(device: str) -> tuple[Ranks, torch.device]:
-    """Find this process's place among those that a launcher such as `torchrun` started, and its device.
+    """Find this process's place among those that `torchrun`, or Slurm's `srun`, started, and its device.
 
     Raises:
         ValueError: a GPU is asked for where there is none, or fewer than processes.
     """
+    slurm.translate()
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     ranks = Ranks(int(os.environ.get("RANK", "0")), size)
     chosen = choose_device(device, local)
@@ -126,7 +135,7 @@ def keep_memory() -> None:
 
 def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The task as the processes train it: gradients are averaged over them."""
-    if ranks.size == 1:
+    if ranks.size == 1 or _is_sharded(task):
         return task
     # A 1x1 kernel has many equal strides; torch warns that it sees two of them.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -134,6 +143,94 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     return DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def unsynced(task: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def unsynced(task: nn.Module) -> Generator[None]:
     """A context in which backward leaves gradients local, for all but the last accumulated part."""
-    return task.no_sync() if isinstance(task, DistributedDataParallel) else nullcontext()
+    if _is_sharded(task):
+        cast(Any, task).set_requires_gradient_sync(False)
+        yield
+        cast(Any, task).set_requires_gradient_sync(True)
+        return
+    with task.no_sync() if isinstance(task, DistributedDataParallel) else nullcontext():
+        yield
+
+
+def shard(task: nn.Module, ranks: Ranks, device: torch.device) -> None:
+    """Give each process its share of every parameter (FSDP2), block by block; with one process nothing changes."""
+    if ranks.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh  # these two take half a second to import
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    for module in task.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(task, mesh=mesh)
+
+
+def whole(value: Any) -> Any:
+    """What `state_dict()` gives with every sharded tensor put together. All processes must call it."""
+    if isinstance(value, Tensor) and hasattr(value, "full_tensor"):
+        return cast(Any, value).full_tensor()
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
+def share_of(whole_tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `whole`: a tensor sharded as `like` is, which may not be sharded at all."""
+    if not hasattr(like, "placements"):
+        return whole_tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded = cast(Any, like)
+    return distribute_tensor(whole_tensor.to(like.device), sharded.device_mesh, sharded.placements)
+
+
+def _is_sharded(task: nn.Module) -> bool:
+    """Whether `shard` divided it; asked without importing what FSDP2 needs."""
+    return hasattr(task, "set_requires_gradient_sync")
+
+
+def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The task with batch statistics over all processes; with one process nothing changes."""
+    if ranks.size == 1:
+        return task
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(task)
+    for name, module in task.named_children():
+        sync_batch_norms(module, ranks, device)
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SharedBatchNorm
+            assert isinstance(module, _SharedBatchNorm)
+            module.ranks = ranks
+            setattr(task, name, module)
+    return task
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """`nn.SyncBatchNorm` for CPUs, which torch's own does not serve."""
+
+    ranks: Ranks
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # this one passes gradients
+
+        assert self.momentum is not None
+        sums = all_reduce(torch.stack([input.sum((0, 2, 3)), input.square().sum((0, 2, 3))]))
+        count = self.ranks.sum(input.new_tensor(float(input.numel() // input.shape[1])))
+        mean_C = sums[0] / count
+        var_C = sums[1] / count - mean_C.square()
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean_C, self.momentum)
+                self.running_var.lerp_(var_C * count / (count - 1), self.momentum)
+                self.num_batches_tracked.add_(1)
+        scale_C = (var_C + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        shift_C = (0 if self.bias is None else self.bias) - mean_C * scale_C
+        return input * scale_C[:, None, None] + shift_C[:, None, None]

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.engine.devices import Ranks, wrap
+from fourstage.engine.devices import Ranks, whole, wrap
+from fourstage.engine.diagnosis import NOWHERE, first_bad_number
 from fourstage.engine.log import Bar, Meter, RunLog
 from fourstage.engine.optim import set_lr
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import save_state
-from fourstage.engine.step import train_step
+from fourstage.engine.step import Halt, train_step
 from fourstage.engine.stop import ELSEWHERE, StopWish
-from fourstage.engine.training import Training
+from fourstage.engine.training import Training, learn
 
 Evaluate = Callable[[nn.Module, StopWish], Mapping[str, float] | None]  # None: a stop was wished for meanwhile
 
@@ -40,6 +41,7 @@ class Loop:
 
     Args:
         batches: from the step where `training` stands, one list of batches per step.
+        batches_of: the batches of any step, to look for what went wrong in it.
         evaluate: the metrics of a task on the validation data, the same on every rank.
         keep: what every checkpoint holds beside the state (recipe, classes), plain containers.
     """
@@ -48,6 +50,7 @@ class Loop:
     plan: Plan
     schedule: Schedule
     batches: Iterator[Sequence[Any]]
+    batches_of: Callable[[int], Sequence[Any]]
     evaluate: Evaluate
     main_metric: str
     checkpoints: Path
@@ -57,8 +60,10 @@ class Loop:
     autocast: torch.autocast
     grad_clip: float | None
     seed: int
+    weight_decay: Callable[[int], float] | None = None
     forward: Callable[[nn.Module], nn.Module] = lambda task: task  # such as torch.compile
     log: RunLog | None = field(default=None, init=False)
+    halt: Halt = field(init=False)
 
     def run(self, bar: Bar, wish: StopWish, log: RunLog | None) -> bool:
         """Train to the end, or until a stop is wished for. Returns whether the end was reached.
@@ -70,7 +75,9 @@ class Loop:
                 every step that was made is saved.
         """
         training, plan, self.log = self.training, self.plan, log
-        wrapped = self.forward(wrap(training.task.train(), self.ranks, self.device))
+        self.halt = Halt(self.device, training.step)
+        learn(training.task)
+        wrapped = self.forward(wrap(training.task, self.ranks, self.device))
         meter = Meter()
         if training.step and self._due(plan.evaluate_every) and training.evaluated < training.step:
             self._evaluate(bar, wish)
@@ -116,9 +123,16 @@ class Loop:
         """One step; every draw in it is keyed by its place, so a restart draws the same."""
         training = self.training
         _seed(self.device, self.seed, training.step, self.ranks.rank)
-        set_lr(training.optimizer, self.schedule.lr(training.step))
+        decay = None if self.weight_decay is None else self.weight_decay(training.step)
+        set_lr(training.optimizer, self.schedule.lr(training.step), decay)
         logged = train_step(
-            wrapped, batches, training.optimizer, training.scaler, autocast=self.autocast, grad_clip=self.grad_clip
+            wrapped,
+            batches,
+            training.optimizer,
+            training.scaler,
+            autocast=self.autocast,
+            grad_clip=self.grad_clip,
+            halt=self.halt,
         )
         if training.ema is not None:
             training.ema.update_parameters(training.task)
@@ -164,10 +178,24 @@ class Loop:
     def _check_finite(self, sums: Mapping[str, float]) -> None:
         bad = [name for name, value in sums.items() if not math.isfinite(value)]
         if bad:
+            step = self.halt.step_number
+            where = "" if step is None else f" ({self._origin(step)})"
             raise ValueError(
-                f"{bad[0]} is no longer a finite number at step {self.training.step}; what is in {self.checkpoints} is "
-                f"from before; try a lower optimisation.lr, or optimisation.grad_clip=1"
+                f"{bad[0]} is no longer a finite number at step {(self.training.step if step is None else step) + 1}"
+                f"{where}; what is in {self.checkpoints} is from before; try a lower optimisation.lr, or "
+                f"optimisation.grad_clip=1"
             )
+
+    def _origin(self, step: int) -> str:
+        """Where the numbers of a step went wrong, found by making it once more; the weights still are what they were.
+
+        All processes look, each at its own part of the batch.
+        """
+        _seed(self.device, self.seed, step, self.ranks.rank)
+        batches = [batch.to(self.device) for batch in self.batches_of(step)]
+        learn(self.training.task)
+        found = first_bad_number(self.training.task, batches, self.autocast)
+        return next((text for text in self.ranks.gather({str(self.ranks.rank): found}).values() if text), NOWHERE)
 
     def _evaluate(self, bar: Bar, wish: StopWish) -> None:
         """Evaluate the network and its average; keep the better one if it is the best so far."""
@@ -178,7 +206,7 @@ class Loop:
             started = time.monotonic()
             self.ranks.share(task.buffers())  # batch statistics are each process's own while it trains
             metrics = self.evaluate(task.eval(), wish)
-            task.train()
+            learn(task)
             if metrics is None:
                 return
             found[which] = ({name: float(value) for name, value in metrics.items()}, time.monotonic() - started)
@@ -201,8 +229,8 @@ class Loop:
         if training.best and value <= training.best["value"]:
             return
         training.best = {"value": value, "step": training.step, "which": which, "metrics": dict(metrics)}
+        state = {"fourstage": 1, **self.keep, **training.best, "model": whole(task.state_dict())}
         if self.ranks.first:
-            state = {"fourstage": 1, **self.keep, **training.best, "model": task.state_dict()}
             save_state(self.checkpoints / "best.pt", state)
 
     def _save(self, finished: bool = False) -> None:
@@ -212,9 +240,9 @@ class Loop:
         windows: dict[str, dict[str, Tensor]] = self.ranks.gather({str(self.ranks.rank): window})
         for each in windows.values():
             self._check_finite({name: float(value) for name, value in each.items()})
+        state = {"fourstage": 1, **self.keep, **training.state(), "windows": windows}
         if self.log is None:
             return
-        state = {"fourstage": 1, **self.keep, **training.state(), "windows": windows}
         save_state(self.checkpoints / "last.pt", {**state, "log": self.log.position(), "finished": finished})
 
 

@@ -12,12 +12,14 @@ def param_groups(
     weight_decay: float,
     spared: Callable[[str, nn.Parameter], bool],
     lr_multipliers: Mapping[str, float] | None = None,
+    layer_scales: Mapping[str, float] | None = None,
 ) -> list[dict]:
     """Group parameters by weight decay and rate.
 
     Args:
         spared: whether a parameter is never decayed.
         lr_multipliers: beginning of a name -> factor on the rate; the longest beginning that fits wins.
+        layer_scales: name -> a further factor on the rate, 1 where there is none; see `decayed_rates`.
 
     Returns:
         Groups for an optimiser. `lr_scale` is the factor on the schedule's rate; `names` lists who is in the group.
@@ -29,6 +31,7 @@ def param_groups(
             continue
         decay = 0.0 if spared(name, parameter) else weight_decay
         scale = next((factor for beginning, factor in multipliers if name.startswith(beginning)), 1.0)
+        scale *= (layer_scales or {}).get(name, 1.0)
         group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -46,11 +49,27 @@ def build_optimizer(
     """The optimiser of a recipe, in torch's fused form: one kernel for all parameters, on CPU as on GPU."""
     if name == "adamw":
         return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if name == "lamb":
+        from timm.optim.lamb import Lamb
+
+        return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)  # the loop clips
     assert name == "sgd", name
     return SGD(groups, lr=lr, momentum=momentum, fused=True)
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group the rate times its own factor."""
+def decayed_rates(layers: Mapping[str, int], decay: float) -> dict[str, float]:
+    """Name -> factor on the rate: `decay` to the power of how many layers lie between a parameter's and the last.
+
+    Args:
+        layers: name -> layer, counted from 0 at the image.
+    """
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
+
+
+def set_lr(optimizer: Optimizer, lr: float, weight_decay: float | None = None) -> None:
+    """Give every group the rate times its own factor, and the groups that decay the weight decay if there is one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+        if weight_decay is not None and group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from fourstage.engine.devices import unsynced
+from fourstage.engine.devices import unsynced, whole
 
 RESERVED = {"total", "grad_norm", "skipped"}
 
@@ -22,6 +22,7 @@ def train_step(
     *,
     autocast: torch.autocast,
     grad_clip: float | None,
+    halt: "Halt",
 ) -> dict[str, Tensor]:
     """Make one update.
 
@@ -29,6 +30,7 @@ def train_step(
         task: what DDP wraps: `task(batch)` gives named losses.
         batches: one per accumulated part.
         grad_clip: largest global L2 norm of the gradient; None leaves it as it is.
+        halt: takes note of the first gradient that is no finite number; from there on no step changes the weights.
 
     Returns:
         Every loss (mean over `batches`), their `total`, and `grad_norm` before clipping: detached scalars still on the
@@ -41,7 +43,7 @@ def train_step(
         with nullcontext() if i == len(batches) - 1 else unsynced(task):
             with autocast:
                 losses: dict[str, Tensor] = task(batch)
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            total = torch.stack([_float(loss) for loss in losses.values()]).sum()
             scaler.scale(total / len(batches)).backward()
         assert not losses.keys() & RESERVED, f"a loss may not be called {losses.keys() & RESERVED}"
         for name, value in {**losses, "total": total}.items():
@@ -52,13 +54,57 @@ def train_step(
         fits = logged["grad_norm"].isfinite()
         logged["grad_norm"] = torch.where(fits, logged["grad_norm"], 0.0)
         logged["skipped"] = 1 - fits.float()
-    scaler.step(optimizer)
-    scaler.update()
+        halt.note(logged["total"])
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        halt.step(optimizer, logged["grad_norm"])
     return logged
 
 
+class Halt:
+    """Stops the weights at the first gradient that is not finite, without waiting for the device at each step.
+
+    When that is noticed, many steps later, the weights are still those that met the bad step.
+
+    Attributes:
+        step_1: (1,) int64: the number of that step, -1 while all is well.
+    """
+
+    def __init__(self, device: torch.device, first_step: int) -> None:
+        self.step_1 = torch.full((1,), -1, device=device)
+        self._now_1 = torch.full((1,), first_step, device=device)
+
+    def note(self, value: Tensor) -> None:
+        """Remember this step if `value` is not finite and none before was; called once each step."""
+        bad = (self.step_1 < 0) & ~value.isfinite()
+        self.step_1 = torch.where(bad, self._now_1, self.step_1)
+        self._now_1 += 1
+
+    def step(self, optimizer: Optimizer, grad_norm: Tensor) -> None:
+        """`optimizer.step()` unless this gradient or one before is not finite."""
+        self.note(grad_norm)
+        halted_1 = self.step_1 >= 0
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's fused ones look at it on the device
+            optimizer.found_inf = halted_1.float().squeeze()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif not halted_1.item():
+            optimizer.step()
+
+    @property
+    def step_number(self) -> int | None:
+        """The step whose gradient was not finite, or None."""
+        found = int(self.step_1.item())
+        return None if found < 0 else found
+
+
+def _float(loss: Tensor) -> Tensor:
+    """Halves as float32; double precision stays."""
+    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+
+
 def _norm_and_clip(task: nn.Module, grad_clip: float | None) -> Tensor:
-    """The gradient's L2 norm, from before it is clipped."""
+    """The gradient's L2 norm over all processes, from before it is clipped."""
     if grad_clip is not None:
-        return clip_grad_norm_(task.parameters(), grad_clip)
-    return get_total_norm([p.grad for p in task.parameters() if p.grad is not None])
+        return whole(clip_grad_norm_(task.parameters(), grad_clip))
+    return whole(get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))

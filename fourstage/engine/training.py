@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fourstage.engine.devices import share_of, whole
+
 
 @dataclass
 class Training:
@@ -25,27 +27,39 @@ class Training:
     seconds: float = 0.0  # spent training, over all starts
 
     def state(self) -> dict[str, Any]:
-        """Everything but the window, which is each process's own."""
+        """Everything but the window, which is each process's own. All processes must call it."""
         return {
             "step": self.step,
             "evaluated": self.evaluated,
             "best": dict(self.best),
             "seconds": self.seconds,
-            "model": self.task.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.task.state_dict()),
+            "ema": None if self.ema is None else whole(self.ema.module.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], dict(state["best"])
         self.seconds = state["seconds"]
-        self.task.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        fill(self.task, state["model"])
+        self.optimizer.load_state_dict(self._sharded(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-            self.ema.n_averaged.fill_(self.step)
+            fill(self.ema.module, state["ema"])
+
+    def _sharded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimiser's state with each tensor divided over the processes as its parameter is."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        moments = {
+            number: {
+                name: share_of(value, parameter) if getattr(value, "shape", None) == parameter.shape else value
+                for name, value in state["state"].get(number, {}).items()
+            }
+            for number, parameter in zip(numbers, parameters, strict=True)
+        }
+        return {**state, "state": {number: values for number, values in moments.items() if values}}
 
     def add(self, logged: Mapping[str, Tensor]) -> None:
         """Add a step's losses to the window. Every step has the same names."""
@@ -56,8 +70,26 @@ class Training:
         self.window = {name: self.window[name] + value if self.window else value for name, value in logged.items()}
 
 
+def fill(task: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a task all its weights, divided over the processes where it is."""
+    own = task.state_dict()
+    task.load_state_dict({name: share_of(value, own[name]) if name in own else value for name, value in state.items()})
+
+
+def learn(task: nn.Module) -> None:
+    """Training mode for all but frozen parts, which go on as in evaluation: their norms and their drop path too."""
+    task.train()
+    for module in task.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A slowly moving average of a task's weights and buffers, or None. Whole numbers, such as indices, are copied."""
+    """A slowly moving average of a task's weights and buffers, or None. Whole numbers, such as indices, are copied.
+
+    It begins with the weights as they are now; torch's own would begin with those after the first step.
+    """
     if decay is None:
         return None
 
@@ -71,4 +103,6 @@ def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
             for old, new in zip(average, now, strict=True):
                 old.copy_(new)
 
-    return AveragedModel(task, multi_avg_fn=move, use_buffers=True)
+    average = AveragedModel(task, multi_avg_fn=move, use_buffers=True)
+    average.n_averaged += 1
+    return average

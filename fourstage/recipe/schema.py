@@ -54,24 +54,30 @@ class _Section(BaseModel):
 class Optimisation(_Section):
     """One update after another."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     batch_size: int = Field(gt=0)  # images per update, all devices and accumulated parts together
     accumulation: int = Field(default=1, gt=0)  # parts that a device works through before it updates
     length: SomeLength  # the whole training
     lr: float = Field(gt=0)  # the peak, at this batch_size
     lr_scaling: Literal["none", "peak", "all"] = "none"  # which rates follow when a run changes batch_size
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
-    schedule_spans: Literal["rest", "whole"] = "rest"  # the steps after warm-up, or all (OpenMMLab's older way)
+    schedule_spans: Literal["rest", "whole", "behind"] = "rest"  # what the curve covers, see engine/schedule.py
+    schedule_every: SomeLength = "1it"  # the rate is set anew each so often: "1ep" in loops like DeiT's
+    schedule_lag: Length = "0it"  # the rate is that of so much earlier: of loops that set it after the step
     warmup: Length = "0it"  # linear, from warmup_lr
     warmup_lr: float = Field(default=0.0, ge=0)
+    warmup_inclusive: bool = False  # True: the last step of warm-up has the peak, not the first one after it
     min_lr: float = Field(default=0.0, ge=0)
     milestones: tuple[Length, ...] = ()  # of schedule "step"
     gamma: float = Field(default=0.1, gt=0)  # factor at each milestone
     power: float = Field(default=1.0, gt=0)  # of schedule "poly"
     weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay_end: float | None = Field(default=None, ge=0)  # where a cosine over all steps takes it
     decay_norms_and_biases: bool = False  # True where a source decays every parameter
     no_decay: tuple[str, ...] = ()  # parts of parameter names that are spared, beside those the network names itself
     lr_multipliers: dict[str, float] = {}  # beginning of a parameter name -> factor on the rate; the longest wins
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on the rate for each layer further from the head
+    layer_groups: Literal["blocks", "convnext"] = "blocks"  # what a layer is: a block, or ConvNeXt's twelve groups
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
@@ -106,8 +112,10 @@ class Augmentation(_Section):
     reprob: Fraction = 0.25
     remode: Literal["pixel", "rand", "const"] = "pixel"
     recount: int = Field(default=1, gt=0)
+    repeats: int = Field(default=1, gt=0)  # so often an image comes in a row, differently augmented; see data/loader.py
     mixup: float = Field(default=0.8, ge=0)
     cutmix: float = Field(default=1.0, ge=0)
+    cutmix_minmax: tuple[float, float] | None = None  # share of the image's sides; in place of a draw by cutmix
     mixup_prob: Fraction = 1.0
     mixup_switch_prob: Fraction = 0.5
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
@@ -118,11 +126,14 @@ class Augmentation(_Section):
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"augmentation.{name} is [smallest, largest], above 0; got [{low:g}, {high:g}]")
+        low, high = self.cutmix_minmax or (0.0, 1.0)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"augmentation.cutmix_minmax is [smallest, largest] from 0 to 1; got [{low:g}, {high:g}]")
         return self
 
     @property
     def mixes(self) -> bool:
-        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+        return (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None) and self.mixup_prob > 0
 
 
 class Evaluation(_Section):
@@ -143,10 +154,14 @@ class Recipe(_Section):
     data: str | None = None  # used where no --data is given
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # 64: to check, not to train fast
     loss_scale: float = Field(default=65536.0, gt=0)  # the first one, of float16
     channels_last: bool = False
     compile: bool = False
+    grad_checkpointing: bool = False  # keep less for the backward pass and compute it again: no other number
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole network, or its share of it (FSDP2)
+    sync_batchnorm: bool = False  # batch statistics over all processes, not each one's own
+    frozen_stages: int = Field(default=0, ge=0)  # stem and so many stages stay as they are
     deterministic: bool = False  # only GPU kernels that give the same bits twice; on CPU they always do
     workers: int = Field(default=2, ge=0)  # loader processes; without effect on any number
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay per update; the average is evaluated beside the model
@@ -155,6 +170,7 @@ class Recipe(_Section):
     evaluation_batch_size: int | None = Field(default=None, gt=0)  # None: that of one training part
     checkpoint_every: SomeLength = "1ep"
     log_every: int = Field(default=50, gt=0)  # updates per line of log.jsonl
+    tracker: Literal["none", "wandb", "trackio"] = "none"  # beside log.jsonl and TensorBoard
     skip_bad_images: bool = False
     weights: str | None = None  # a checkpoint to start from
     expect: dict[str, float] = {}  # metric -> the number that was published
@@ -214,4 +230,4 @@ class Classification(Recipe):
 TASKS: dict[str, type[Recipe]] = {"classification": Classification}
 
 # Values that change no number of a run: it may be continued with others.
-FREE = frozenset({"name", "workers", "checkpoint_every", "device", "data", "expect"})
+FREE = frozenset({"name", "workers", "checkpoint_every", "device", "data", "expect", "tracker", "parallel"})

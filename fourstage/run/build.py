@@ -4,20 +4,22 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fourstage.backbones import products
-from fourstage.engine.devices import Ranks
-from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
-from fourstage.engine.schedule import Schedule
+from fourstage.engine.devices import Ranks, sync_batch_norms
+from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
+from fourstage.engine.schedule import Schedule, cosine
 from fourstage.recipe import Recipe, steps
+from fourstage.run.kinds import AnyTask
+from fourstage.run.layers import backbone_of, freeze, layers_of
 
 
 def run_imports(recipe: Recipe) -> None:
@@ -68,6 +70,24 @@ def take_products(state: Mapping[str, Any] | None, ranks: Ranks, device: torch.d
         products.take(ranks.gather({str(ranks.rank): str(products.ways())})["0"])
 
 
+def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
+    """What a recipe asks of a task before its optimiser is built; the weights are there already.
+
+    Raises:
+        ValueError: stages to freeze that the network does not have.
+    """
+    if recipe.precision == "float64":
+        task.double()
+    if recipe.channels_last:
+        task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if recipe.grad_checkpointing:
+        cast(Any, backbone_of(task)[1]).set_grad_checkpointing(True)
+    if recipe.frozen_stages:
+        freeze(task, recipe.frozen_stages)
+    if recipe.sync_batchnorm:
+        sync_batch_norms(task, ranks, device)
+
+
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser over the task's parameters."""
     o = recipe.optimisation
@@ -92,7 +112,11 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
                 hint = f"; did you mean {close[0]}?" if close else f"; names begin like {names[0]}"
                 raise ValueError(f"optimisation.{key} names {word!r}, and no parameter is called so{hint}")
     groups = param_groups(
-        task.named_parameters(), weight_decay=o.weight_decay, spared=spared, lr_multipliers=o.lr_multipliers
+        task.named_parameters(),
+        weight_decay=o.weight_decay,
+        spared=spared,
+        lr_multipliers=o.lr_multipliers,
+        layer_scales=decayed_rates(layers_of(task, o.layer_groups), o.layer_decay) if o.layer_decay < 1 else None,
     )
     return build_optimizer(groups, name=o.optimizer, lr=o.lr, betas=o.betas, eps=o.eps, momentum=o.momentum)
 
@@ -126,10 +150,20 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
         gamma=o.gamma,
         power=o.power,
         spans=o.schedule_spans,
+        every=steps(o.schedule_every, steps_per_epoch),
+        lag=steps(o.schedule_lag, steps_per_epoch),
+        inclusive=o.warmup_inclusive,
     )
+
+
+def weight_decay(recipe: Recipe, total: int) -> Callable[[int], float] | None:
+    """The weight decay of each step, where it changes."""
+    o = recipe.optimisation
+    end = o.weight_decay_end
+    return None if end is None else lambda step: cosine(o.weight_decay, end, step / total)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """The recipe's precision as a context."""
     dtype = torch.float16 if recipe.precision == "float16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=recipe.precision != "float32")
+    return torch.autocast(device.type, dtype, enabled=recipe.precision in ("bfloat16", "float16"))

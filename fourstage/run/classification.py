@@ -86,7 +86,12 @@ def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] 
         switch_prob=a.mixup_switch_prob,
         mode=a.mixup_mode,
         smoothing=a.smoothing,
+        cutmix_minmax=a.cutmix_minmax,
     )
+
+
+def repeats(recipe: Recipe) -> int:
+    return _own(recipe).augmentation.repeats
 
 
 def load(task: Classification, weights: str | Path, which: str) -> None:

@@ -44,6 +44,10 @@ class Kind(Protocol):
         """What happens to a whole batch of `part` images, if anything."""
         ...
 
+    def repeats(self, recipe: Recipe) -> int:
+        """So often each training image comes in a row."""
+        ...
+
     def load(self, task: AnyTask, weights: str | Path, which: str) -> None:
         """Fill a task from a checkpoint that must fit it whole."""
         ...

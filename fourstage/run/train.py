@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fourstage.backbones import products
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch
-from fourstage.engine.devices import Ranks, join, leave
+from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import Bar, RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.state import write_text
@@ -77,8 +77,7 @@ def train(
         setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
         if dry_run:
             folder.check_writable()
-            with closing(setup.batches(0, 1)) as batches:
-                next(batches)
+            setup.batches_of(0)
             print("Dry run: everything is in place, and nothing was written.")
             return Trained(folder.path, 0, setup.plan.total)
         if fresh and ranks.first:
@@ -158,13 +157,19 @@ class _Setup:
             pin_memory=self.device.type == "cuda",
         )
 
+    def batches_of(self, step: int) -> list[Batch]:
+        with closing(self.batches(step, step + 1)) as batches:
+            return next(batches)
+
     def training(self, task: AnyTask) -> Training:
         recipe = self.recipe
-        if recipe.channels_last:
-            task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         fp16 = recipe.precision == "float16"
         scaler = torch.amp.GradScaler(self.device.type, init_scale=recipe.loss_scale, enabled=fp16)
-        return Training(task, build.optimizer(task, recipe), scaler, averaged(task, recipe.ema))
+        ema = averaged(task, recipe.ema)
+        if recipe.parallel == "fsdp":
+            for part in (task, *([ema.module] if ema is not None else [])):
+                shard(part, self.ranks, self.device)
+        return Training(task, build.optimizer(task, recipe), scaler, ema)
 
 
 def _prepare(
@@ -180,6 +185,7 @@ def _prepare(
     kind.transforms(recipe)
     kind.mixing(recipe, len(opened.train.classes), order.part_size)
     task = kind.build_task(recipe, opened.train.classes)
+    build.prepare(task, recipe, ranks, device)
     build.optimizer(task, recipe)
     loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
@@ -197,6 +203,7 @@ def _order(recipe: Recipe, images: int, ranks: Ranks) -> TrainPlan:
         accumulation=recipe.optimisation.accumulation,
         rank=ranks.rank,
         ranks=ranks.size,
+        repeats=kind_of(recipe).repeats(recipe),
     )
 
 
@@ -216,6 +223,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         plan=plan,
         schedule=build.schedule(recipe, plan.steps_per_epoch),
         batches=batches,
+        batches_of=setup.batches_of,
         evaluate=evaluator.metrics,
         main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
@@ -229,6 +237,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         autocast=build.autocast(recipe, device),
         grad_clip=recipe.optimisation.grad_clip,
         seed=recipe.seed,
+        weight_decay=build.weight_decay(recipe, plan.total),
         forward=_compiled if recipe.compile else _plain,
     )
     opened = RunLog(folder.path, log_position, training.step) if ranks.first else nullcontext()
@@ -259,12 +268,19 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
         told.append(f"{folder.best} is gone; the best of the evaluations from here on takes its place.")
     if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
         told.append(f"{folder.log} has lost lines that were written before.")
-    window = state["windows"].get(str(setup.ranks.rank), {})
-    training.window = {name: value.to(setup.device) for name, value in window.items()}
+    training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
     if show:
         here = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
         print("\n".join([here, *told]), flush=True)
     return state["log"]
+
+
+def _window(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:
+    """This process's sums since the last log line; each has the mean of all if there were more or fewer processes."""
+    if len(windows) == ranks.size:
+        return windows[str(ranks.rank)]
+    parts = [windows[rank] for rank in sorted(windows)]
+    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
 
 
 def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:

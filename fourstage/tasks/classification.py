@@ -29,16 +29,22 @@ class Classification(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The cross-entropy of a batch, against its soft targets where mixing made some."""
-        logits_BC = self.network(batch.images_BCHW).float()
+        logits_BC = self._logits(batch)
         if batch.targets_BC is not None:
-            return {"loss_class": F.cross_entropy(logits_BC, batch.targets_BC)}
+            return {"loss_class": F.cross_entropy(logits_BC, batch.targets_BC.to(logits_BC.dtype))}
         assert batch.labels_B is not None, "training needs labels"
         return {"loss_class": F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=self.smoothing)}
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """(B, C), in float32 or better."""
+        dtype = next(self.network.parameters()).dtype
+        logits_BC = self.network(batch.images_BCHW.to(dtype))
+        return logits_BC if dtype == torch.float64 else logits_BC.float()
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> dict[str, Record]:
         """By id: `top`, up to five [class, probability], best first; `truth` and `loss` where the label is known."""
-        log_p_BC = self.network(batch.images_BCHW).float().log_softmax(dim=1)
+        log_p_BC = self._logits(batch).log_softmax(dim=1)
         scores, classes = log_p_BC.exp().topk(min(5, log_p_BC.shape[1]))
         records: dict[str, dict[str, Any]] = {
             id: {"top": [list(pair) for pair in zip(c, s, strict=True)]}

@@ -102,12 +102,36 @@ def test_an_epoch_shows_no_sample_twice(length: int, batch_size: int, epoch: int
 def test_processes_and_parts_share_the_images_of_one_process(step: int, shape: tuple[int, int]) -> None:
     ranks, accumulation = shape
     alone = TrainPlan(100, 16, seed=2).part(step, 0).indices
-    shared = [
-        TrainPlan(100, 16, seed=2, accumulation=accumulation, rank=rank, ranks=ranks).part(step, part).indices
-        for part in range(accumulation)
-        for rank in range(ranks)
+    for part in range(accumulation):
+        size = 16 // accumulation
+        here = alone[part * size : (part + 1) * size]
+        for rank in range(ranks):
+            plan = TrainPlan(100, 16, seed=2, accumulation=accumulation, rank=rank, ranks=ranks)
+            assert plan.part(step, part).indices == here[rank::ranks]
+
+
+@given(st.integers(0, 40), st.sampled_from([1, 2, 4]))
+@settings(max_examples=40, deadline=None)
+def test_repeated_images_follow_each_other_in_different_processes(step: int, ranks: int) -> None:
+    """DeiT's sampler: an epoch of the same length shows a third of the images three times, spread over processes."""
+    plans = [TrainPlan(100, 8, seed=2, rank=rank, ranks=ranks, repeats=3) for rank in range(ranks)]
+    asked = [plan.part(step, 0) for plan in plans]
+    found = [
+        (index, copy)
+        for row in zip(*(zip(r.indices, r.copies, strict=True) for r in asked), strict=True)
+        for index, copy in row
     ]
-    assert sum(shared, ()) == alone
+    epoch, place = divmod(step, 12)
+    places = range(place * 8, place * 8 + 8)
+    order = epoch_order(2, epoch, 100).tolist()
+    assert found == [(order[place // 3], place % 3) for place in places]
+
+
+def test_copies_of_an_image_are_augmented_each_in_its_own_way() -> None:
+    plan = TrainPlan(50, 6, seed=3, repeats=3)
+    [[batch]] = train_batches(Numbers(50), plan, noisy, first_step=0, last_step=1)
+    assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
+    assert len({float(image.mean()) for image in batch.images_BCHW}) == 6
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4))

@@ -16,6 +16,7 @@ from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import load_state
+from fourstage.engine.step import Halt, train_step
 from fourstage.engine.stop import StopWish
 from fourstage.engine.training import Training, averaged
 
@@ -95,7 +96,9 @@ def run(
 
     plan = Plan(total=total, steps_per_epoch=5, evaluate_every=4, checkpoint_every=3, log_every=4)
     loop = Loop(
-        training=at, plan=plan, schedule=Schedule(1e-2, total, warmup=3), batches=watched(), evaluate=evaluate,
+        training=at, plan=plan, schedule=Schedule(1e-2, total, warmup=3), batches=watched(),
+        batches_of=lambda step: next(batches(step, total)),
+        evaluate=evaluate,
         main_metric="box_ap", checkpoints=folder, keep={"classes": []}, ranks=Ranks(), device=CPU,
         autocast=torch.autocast("cpu", torch.bfloat16, enabled=False), grad_clip=1.0, seed=0,
     )  # fmt: skip
@@ -204,14 +207,18 @@ def test_every_step_has_the_schedules_rate_and_draws_of_its_own(tmp_path: Path) 
 
 
 def test_a_gradient_is_clipped_to_its_norm() -> None:
-    from fourstage.engine.step import train_step
-
     task = TwoLosses().eval()
     before = [p.detach().clone() for p in task.parameters()]
     off = torch.autocast("cpu", torch.bfloat16, enabled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     logged = train_step(
-        task, [numbers(0)], torch.optim.SGD(task.parameters(), lr=0.5), scaler, autocast=off, grad_clip=1e-3
+        task,
+        [numbers(0)],
+        torch.optim.SGD(task.parameters(), lr=0.5),
+        scaler,
+        autocast=off,
+        grad_clip=1e-3,
+        halt=Halt(CPU, 0),
     )
     moved = torch.cat([(a - b).flatten() for a, b in zip(task.parameters(), before, strict=True)]).norm()
     assert logged["grad_norm"] > 0.1
@@ -308,28 +315,25 @@ def test_the_average_of_an_index_is_the_index() -> None:
 
 
 def test_float16_counts_what_the_scaler_skips() -> None:
-    from fourstage.engine.step import train_step
-
     at = training()
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     off = torch.autocast("cpu", torch.bfloat16, enabled=False)
     before = [p.clone() for p in at.task.parameters()]
     large = Numbers(("a", "b"), torch.full((2, 8), 1e3))
     at.task.eval()
-    logged = train_step(at.task, [large], at.optimizer, scaler, autocast=off, grad_clip=1.0)
+    logged = train_step(at.task, [large], at.optimizer, scaler, autocast=off, grad_clip=1.0, halt=Halt(CPU, 0))
     assert (logged["skipped"].item(), logged["grad_norm"].item()) == (1.0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, at.task.parameters(), strict=True))
 
 
 def test_accumulated_parts_are_one_batch() -> None:
     """Two parts of six give the gradient of one batch of twelve, for a network without batch statistics."""
-    from fourstage.engine.step import train_step
 
     def updated(parts: list[Numbers]) -> list[Tensor]:
         at = training()
         at.task.eval()
         off = torch.autocast("cpu", torch.bfloat16, enabled=False)
-        train_step(at.task, parts, at.optimizer, at.scaler, autocast=off, grad_clip=None)
+        train_step(at.task, parts, at.optimizer, at.scaler, autocast=off, grad_clip=None, halt=Halt(CPU, 0))
         return [p.grad.clone() for p in at.task.parameters() if p.grad is not None]
 
     a, b = numbers(0), numbers(1)

@@ -43,7 +43,7 @@ def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
         ("lrr=1", "did you mean optimisation.lr"),
         ("optimisation.lr=fast", "optimisation.lr"),
         ("schedule=cosin", "did you mean 'cosine'?"),
-        ("precision=fp16", "'float32', 'bfloat16' or 'float16'"),
+        ("precision=fp16", "'float32', 'bfloat16', 'float16' or 'float64'"),
         ("lr", "write key=value"),
         ("length=30", "'300ep'"),
         ("length=30epochs", "'300ep'"),
