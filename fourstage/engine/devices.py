@@ -13,6 +13,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fourstage.engine import slurm
@@ -90,7 +92,11 @@ def join(device: str) -> tuple[Ranks, torch.device]:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        patience = timedelta(minutes=30)
+        store, rank, size = next(rendezvous("env://", ranks.rank, size, timeout=patience))
+        # After a restart torchrun may offer the old store, where addresses of processes that are dead still stand.
+        fresh = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=patience)
     return ranks, chosen
 
 
@@ -160,24 +166,29 @@ def shard(task: nn.Module, ranks: Ranks, device: torch.device) -> None:
     if ranks.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh  # these two take half a second to import
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (ranks.size,))
-    for module in task.modules():
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=mesh)
+    blocks = [block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module]
+    for block in reversed(blocks):  # what is inside comes first
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(task, "predict")  # it too needs the parameters whole
 
 
-def whole(value: Any) -> Any:
-    """What `state_dict()` gives with every sharded tensor put together. All processes must call it."""
+def whole(value: Any, *, keep: bool = True) -> Any:
+    """What `state_dict()` gives with every sharded tensor put together. All processes must call it.
+
+    Args:
+        keep: whether this process wants it; the others hold no more than one whole tensor at a time.
+    """
     if isinstance(value, Tensor) and hasattr(value, "full_tensor"):
-        return cast(Any, value).full_tensor()
+        together = cast(Any, value).full_tensor()
+        return together if keep else together.new_empty(0)
     if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
+        return {key: whole(item, keep=keep) for key, item in value.items()}
+    return [whole(item, keep=keep) for item in value] if isinstance(value, list) else value
 
 
 def share_of(whole_tensor: Tensor, like: Tensor) -> Tensor:

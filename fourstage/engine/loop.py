@@ -229,7 +229,7 @@ class Loop:
         if training.best and value <= training.best["value"]:
             return
         training.best = {"value": value, "step": training.step, "which": which, "metrics": dict(metrics)}
-        state = {"fourstage": 1, **self.keep, **training.best, "model": whole(task.state_dict())}
+        state = {"fourstage": 1, **self.keep, **training.best, "model": whole(task.state_dict(), keep=self.ranks.first)}
         if self.ranks.first:
             save_state(self.checkpoints / "best.pt", state)
 
@@ -240,7 +240,7 @@ class Loop:
         windows: dict[str, dict[str, Tensor]] = self.ranks.gather({str(self.ranks.rank): window})
         for each in windows.values():
             self._check_finite({name: float(value) for name, value in each.items()})
-        state = {"fourstage": 1, **self.keep, **training.state(), "windows": windows}
+        state = {"fourstage": 1, **self.keep, **training.state(keep=self.ranks.first), "windows": windows}
         if self.log is None:
             return
         save_state(self.checkpoints / "last.pt", {**state, "log": self.log.position(), "finished": finished})

@@ -26,16 +26,16 @@ class Training:
     window: dict[str, Tensor] = field(default_factory=dict)  # this process's sums since the last log line
     seconds: float = 0.0  # spent training, over all starts
 
-    def state(self) -> dict[str, Any]:
-        """Everything but the window, which is each process's own. All processes must call it."""
+    def state(self, *, keep: bool = True) -> dict[str, Any]:
+        """Everything but the window, which is each process's own. All processes must call it; `keep` as in `whole`."""
         return {
             "step": self.step,
             "evaluated": self.evaluated,
             "best": dict(self.best),
             "seconds": self.seconds,
-            "model": whole(self.task.state_dict()),
-            "ema": None if self.ema is None else whole(self.ema.module.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "model": whole(self.task.state_dict(), keep=keep),
+            "ema": None if self.ema is None else whole(self.ema.module.state_dict(), keep=keep),
+            "optimizer": whole(self.optimizer.state_dict(), keep=keep),
             "scaler": self.scaler.state_dict(),
         }
 

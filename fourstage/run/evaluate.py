@@ -1,6 +1,7 @@
 """`fourstage evaluate`, and the evaluations during and after a training."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import torch
 from torch import nn
 
 from fourstage.data.loader import evaluation_batches
-from fourstage.data.sample import BadImage, Dataset
+from fourstage.data.sample import BadImage, Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar
 from fourstage.engine.state import load_state, write_text, write_whole
 from fourstage.engine.stop import StopWish
 from fourstage.engine.task import Task
+from fourstage.engine.training import fill
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
@@ -58,21 +60,35 @@ class Evaluator:
             workers=self.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
-        error = None
+        error, done, batch = None, 0, None
         with closing(batches):
             try:
                 for batch in batches:
+                    done += 1
                     if wish is not None and wish.name is not None and self.ranks.size == 1:
                         return None
-                    with build.autocast(self.recipe, self.device):
-                        records |= task.predict(batch.to(self.device))
+                    records |= self._predict(task, batch)
                     if bar is not None:
                         bar.update(min(len(records) * self.ranks.size, len(self.val)))
             except BadImage as unreadable:
                 error = unreadable
+        if batch is not None:
+            self._go_along(task, batch, done)
         if self.ranks.any(error is not None):  # the others wait for records that would never come
             raise error or ValueError("another process met an image that cannot be read; its message names the file")
         return self.ranks.gather(records)
+
+    def _predict(self, task: Task, batch: Batch) -> Mapping[str, Record]:
+        with build.autocast(self.recipe, self.device):
+            return task.predict(batch.to(self.device))
+
+    def _go_along(self, task: Task, batch: Batch, done: int) -> None:
+        """Run a sharded network as often as the process with most batches does: its parts are gathered from all."""
+        if self.recipe.parallel != "fsdp" or self.ranks.size == 1:
+            return
+        most = math.ceil(math.ceil(len(self.val) / self.ranks.size) / self.batch_size)
+        for _ in range(done, most):
+            self._predict(task, batch)
 
     def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
         """What the loop asks for."""
@@ -127,15 +143,30 @@ def evaluate(
 
 
 def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
-    """Evaluate the best checkpoint of a finished training once more, and write what the report shows."""
-    from fourstage.report import render_report
+    """Evaluate the best checkpoint of a finished training once more, and write what the report shows.
 
+    All processes call it and have the metrics; the first one writes.
+    """
     state = load_state(folder.best)
-    task.load_state_dict(state["model"])
-    alone = Evaluator(evaluator.recipe, evaluator.val, Ranks(), evaluator.device)
-    records = alone.records(task.eval())
+    fill(task, state["model"])
+    records = evaluator.records(task.eval())
     assert records is not None
     metrics = task.score(records)
+    if evaluator.ranks.first:
+        _write(folder, evaluator, task, records, state, metrics)
+    return metrics
+
+
+def _write(
+    folder: RunFolder,
+    evaluator: Evaluator,
+    task: AnyTask,
+    records: Mapping[str, Record],
+    state: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
+    from fourstage.report import render_report
+
     summary = {
         "step": state["step"],
         "which": state["which"],
@@ -149,7 +180,6 @@ def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, 
     write_text(folder.path / "records.jsonl", "".join(line + "\n" for line in lines))
     write_samples(folder.path, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
     write_text(folder.path / "report.html", render_report(folder.path))
-    return metrics
 
 
 def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record], chosen: Sequence[str]) -> None:

@@ -248,9 +248,11 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         Bar("training", plan.total, training.step, show=show) as bar,
     ):
         finished = loop.run(bar, wish, log)
+        ranks.wait()  # a launcher may end all processes when one has left, and the first one may still write
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
-    metrics = finish(folder, evaluator, task) if ranks.first else None
+    metrics = finish(folder, evaluator, task)
+    ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
 
 

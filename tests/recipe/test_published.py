@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backbones.forms import CLASSIFIERS
 from torch import nn
 
 from fourstage.api import list_models
@@ -18,9 +19,9 @@ from fourstage.run import build
 from fourstage.run.classification import build_task
 from fourstage.tasks.classification import Classification
 from fourstage.weights.catalog import WEIGHTS
-from backbones.forms import CLASSIFIERS
 
-PUBLISHED = json.loads((Path(__file__).parents[1] / "golden" / "published_numbers.json").read_text())["classification"]
+GOLDEN = Path(__file__).parents[1] / "golden"
+PUBLISHED = json.loads((GOLDEN / "published_numbers.json").read_text())["classification"]
 CPU = torch.device("cpu")
 
 
@@ -49,7 +50,7 @@ def test_what_recipes_expect_is_what_the_catalogue_says() -> None:
     assert checked > 30
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes("*_in*k*")])
+@pytest.mark.parametrize("name", list_recipes("*_in*k*"))
 def test_every_recipe_builds(name: str) -> None:
     recipe = resolve(name).recipe
     assert recipe.subject in list_models()

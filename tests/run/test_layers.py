@@ -1,0 +1,37 @@
+"""Frozen stages stay as they are, their norms too."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fourstage.backbones import visformer
+from fourstage.engine.training import learn
+from fourstage.run.layers import freeze, layers_of
+from fourstage.tasks.classification import Classification
+
+
+def test_frozen_stages_keep_weights_and_statistics() -> None:
+    task = Classification(visformer.tiny(num_classes=4, drop_path_rate=0.5), ["a", "b", "c", "d"])
+    frozen = freeze(task, 1)
+    assert {name.split(".")[1] for name in frozen} == {"stem", "stages"}
+    assert not any(name.startswith(("network.stages.1", "network.stages.2", "network.head")) for name in frozen)
+    learn(task)
+    network: Any = task.network
+    before = {name: value.clone() for name, value in network.stages[0].state_dict().items()}
+    images = torch.randn(4, 3, 64, 64)
+    assert torch.equal(network.stages[0](network.stem(images)), network.stages[0](network.stem(images)))
+    network(images).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.stages[0].state_dict().items())
+    norms = [module for module in network.stages[1].modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.training for norm in norms)
+
+
+def test_too_many_stages_get_a_sentence() -> None:
+    task = Classification(visformer.tiny(num_classes=4), ["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="frozen_stages=9, and the network has 3 stages"):
+        freeze(task, 9)
+    with pytest.raises(ValueError, match="group_matcher"):
+        layers_of(nn.Linear(2, 2), "blocks")
