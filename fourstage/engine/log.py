@@ -1,4 +1,4 @@
-"""What a run says while it works: lines for programs, curves for TensorBoard, a progress bar for a person."""
+"""What a run says while it works: lines for programs, curves for TensorBoard and trackers, a bar for a person."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -15,24 +16,44 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from fourstage.engine.tracker import Entry, begin
+
 
 class RunLog:
-    """`log.jsonl` and TensorBoard's files in a run folder.
+    """`log.jsonl` and TensorBoard's files in a run folder, and the tracker that the recipe names.
 
-    `position` is how far the log was written when a state was saved; a run that continues from that state first cuts
-    the log there, so that no step is told twice.
+    Args:
+        position: how far the log was written when a state was saved; a run that continues from that state first cuts
+            the log there, so that no step is told twice.
+        step: that of the state.
+        tracker: "none", "wandb" or "trackio"; see engine/tracker.py.
+        config: the recipe, which a tracker shows beside the curves.
+
+    Raises:
+        ValueError: the tracker is not installed or does not begin.
     """
 
-    def __init__(self, folder: Path, position: int = 0, step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        position: int = 0,
+        step: int = 0,
+        *,
+        tracker: str = "none",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         path = folder / "log.jsonl"
         path.touch()
-        whole = path.read_bytes()[:position].rfind(b"\n") + 1 if path.stat().st_size < position else position
+        before = path.read_bytes()
+        whole = before[:position].rfind(b"\n") + 1 if len(before) < position else position
         os.truncate(path, whole)  # a log that was damaged meanwhile keeps its whole lines
+        written, kept = (_entries(lines) if tracker != "none" else () for lines in (before, before[:whole]))
+        self._tracker = begin(tracker, folder, config or {}, written=written, kept=kept)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; its numbers also go to TensorBoard.
+        """Append one line; its numbers also go to TensorBoard and to the tracker.
 
         Raises:
             OSError: the disk is full; says that the last checkpoint is good.
@@ -48,6 +69,8 @@ class RunLog:
         if self._board is not None:
             for name, value in _numbers(line):
                 self._board.add_scalar(name, value, line["step"])
+        if self._tracker is not None:
+            self._tracker.send(_entry(line))
 
     def position(self) -> int:
         """Bytes written so far, all of them safe on the disk."""
@@ -65,6 +88,8 @@ class RunLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
@@ -77,9 +102,24 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1 if begun else None)
 
 
-def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
+def _kind(line: Mapping[str, Any]) -> str:
+    return line["kind"] if "which" not in line else f"{line['kind']}-{line['which']}"
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    return Entry(_kind(line), line["step"], dict(_numbers(line)))
+
+
+def _entries(lines: bytes) -> Iterable[Entry]:
+    """The lines of a log as a tracker takes them, without those that are damaged."""
+    for text in lines.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield _entry(json.loads(text))
+
+
+def _numbers(line: Mapping[str, Any]) -> list[tuple[str, float]]:
     """("train/loss_class", 1.2) and the like."""
-    kind = line["kind"] if "which" not in line else f"{line['kind']}-{line['which']}"
+    kind = _kind(line)
     flat = {**line, **line.get("losses", {}), **line.get("metrics", {}), **line.get("timing", {})}
     skipped = ("step", "epoch", "kind", "which")
     return [

@@ -135,7 +135,7 @@ class RunFolder:
             if not fresh:
                 self.check_same(recipe)
             return
-        early = {"checkpoints", ".lock", "changes.json", "environment.json"}  # what a run writes before its recipe
+        early = {"slurm", "checkpoints", ".lock", "changes.json", "environment.json"}  # what stands before its recipe
         if {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")} - early:
             raise ValueError(f"{self.path} holds files that are not a run's; choose another --out")
 

@@ -19,6 +19,7 @@ from fourstage.engine.log import Bar, RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
+from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.run import build
@@ -177,6 +178,7 @@ def _prepare(
 ) -> tuple[_Setup, AnyTask]:
     """Everything up to the first step; writes nothing. What is cheap to see is checked first."""
     recipe, kind = resolved.recipe, kind_of(resolved.recipe)
+    check_tracker(recipe.tracker)
     build.set_numerics(recipe, device)
     build.run_imports(recipe)
     opened = open_splits(recipe, show=show)
@@ -240,7 +242,11 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         weight_decay=build.weight_decay(recipe, plan.total),
         forward=_compiled if recipe.compile else _plain,
     )
-    opened = RunLog(folder.path, log_position, training.step) if ranks.first else nullcontext()
+    opened = (
+        RunLog(folder.path, log_position, training.step, tracker=recipe.tracker, config=recipe.model_dump(mode="json"))
+        if ranks.first
+        else nullcontext()
+    )
     with (
         closing(batches),
         opened as log,
