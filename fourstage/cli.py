@@ -38,6 +38,9 @@ OPTIONS = (
     "--jsonl",
     "--model",
     "--force",
+    "--max-size",
+    "--count",
+    "--recipe",
     "--partition",
     "--gpus",
     "--gpus-per-node",
@@ -251,6 +254,7 @@ def _evaluate(verbs: Verbs) -> None:
     verb.add_argument("--weights", metavar="FILE", help="the checkpoint; default: the best one of the run")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: the recipe's")
+    verb.add_argument("--csv", metavar="FILE", help="write the results of each class, as a table")
     verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
     _changes(verb)
 
@@ -264,6 +268,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         data=args.data,
         changes=_only_changes(args.changes),
         which=args.which,
+        csv=args.csv,
         show=not args.json,
     )
     if args.json:
@@ -278,7 +283,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         for name, value in found.metrics.items()
     ]
     _table(["metric", "measured", "published"], rows)
-    print("\n".join([f"{found.images} images", *found.notes]))
+    print("\n".join([f"{found.images} images", *found.notes, *([f"wrote {args.csv}"] if args.csv else [])]))
     return 0
 
 
@@ -321,6 +326,16 @@ def _data(verbs: Verbs) -> None:
     inner = data.add_subparsers(dest="data_verb", metavar="VERB", parser_class=_Parser)
     check = _add(inner, "check", _run_data_check, "read a data set and say what is wrong with it")
     check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
+    shard = _add(inner, "shard", _run_data_shard, "write a classification data set as WebDataset tar shards")
+    shard.add_argument("source", metavar="SRC", help="a data set that can be read, or `digits`")
+    shard.add_argument("folder", metavar="DST", help="a new folder; one that was interrupted is continued")
+    shard.add_argument("--max-size", metavar="BYTES", help="of a shard, such as 500MB; default: 256MB")
+    shard.add_argument("--count", type=int, metavar="N", help="images of a shard")
+    show = _add(inner, "show", _run_data_show, "a sheet of images as the training sees them")
+    show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`")
+    show.add_argument("--recipe", metavar="NAME", help="whose augmentation; default: smt_tiny_in1k, or that of digits")
+    show.add_argument("--out", metavar="FILE.png", default="samples.png", help="default: samples.png")
+    _changes(show)
 
 
 def _run_data_check(args: argparse.Namespace) -> int:
@@ -331,6 +346,27 @@ def _run_data_check(args: argparse.Namespace) -> int:
         findings, summary = check(args.path, progress=bar.of)
     print(render(findings, summary))
     return 1 if any(finding.severity == "error" for finding in findings) else 0
+
+
+def _run_data_shard(args: argparse.Namespace) -> int:
+    from fourstage.data.shard_write import parse_size, write_shards
+    from fourstage.engine.log import Bar
+
+    size = None if args.max_size is None else parse_size(args.max_size)
+    with Bar("writing shards", 1) as bar:
+        written = write_shards(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)
+    for split, images in written.images.items():
+        shards = written.shards[split]
+        print(f"{split}: {images:,} images in {shards:,} shard{'' if shards == 1 else 's'}")
+    print(f"{args.folder} is complete; train with --data {args.folder}")
+    return 0
+
+
+def _run_data_show(args: argparse.Namespace) -> int:
+    from fourstage.run.show import show
+
+    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=_only_changes(args.changes))}")
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- bench
@@ -439,6 +475,7 @@ def _slurm(verbs: Verbs) -> None:
     verb.add_argument("--out", metavar="RUN", help="of train: folder of the run; default: runs/<recipe>")
     verb.add_argument("--weights", metavar="FILE", help="of evaluate: the checkpoint")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="of evaluate")
+    verb.add_argument("--csv", metavar="FILE", help="of evaluate")
     verb.add_argument("--json", action="store_true", help="of evaluate")
     _changes(verb)
 
@@ -446,7 +483,7 @@ def _slurm(verbs: Verbs) -> None:
 def _run_slurm(args: argparse.Namespace) -> int:
     from fourstage import slurm
 
-    own = slurm.words_of(args.weights, args.which, None, json=args.json)
+    own = slurm.words_of(args.weights, args.which, args.csv, json=args.json)
     if args.command == "train" and own:
         raise ValueError(f"{own[0]} is an option of evaluate; a training starts from a checkpoint by weights=FILE")
     if args.command == "evaluate" and args.out is not None:

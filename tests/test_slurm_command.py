@@ -137,7 +137,7 @@ def test_a_node_has_eight_unless_told_otherwise(run: Run, gpus: int, nodes: int,
 
 def test_an_evaluation_is_not_started_again_when_its_time_is_over(run: Run, tmp_path: Path) -> None:
     (tmp_path / "smt.pth").write_text("")
-    words = ["--data", "digits", "--which", "ema", "--json", "--weights", "smt.pth"]
+    words = ["--data", "digits", "--which", "ema", "--json", "--csv", "a.csv", "--weights", "smt.pth"]
     words.append("evaluation_batch_size=64")
     code, script, _ = run("evaluate", "smt_tiny_in1k", *WHERE, "--dry-run", *words)
     assert code == 0
@@ -145,7 +145,7 @@ def test_an_evaluation_is_not_started_again_when_its_time_is_over(run: Run, tmp_
     assert "scontrol" not in script
     assert f"--output={tmp_path}/slurm/smt_tiny_in1k-%j.out" in script
     assert last_command(script)[5:] == [
-        "evaluate", "smt_tiny_in1k", "--data", "digits", "--weights", "smt.pth", "--which", "ema",
+        "evaluate", "smt_tiny_in1k", "--data", "digits", "--weights", "smt.pth", "--which", "ema", "--csv", "a.csv",
         "--json", "evaluation_batch_size=64",
     ]  # fmt: skip
 

@@ -4,17 +4,28 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+from fourstage.data import huggingface, imagenet, inaturalist
 from fourstage.data.check_coco import check_coco
 from fourstage.data.check_imagefolder import check_imagefolder
+from fourstage.data.check_listed import check_cifar, check_listed, check_shards
 from fourstage.data.digit_scenes import cached_digit_scenes
 from fourstage.data.digits import Digits
 from fourstage.data.findings import Checked, Finding, Progress, SplitSummary, Summary, render
 from fourstage.data.formats import find_format
+from fourstage.data.shards import is_pattern
 
 __all__ = ["Checked", "Finding", "Summary", "check", "render"]
 
 CHECKERS: dict[str, Callable[[Path, Progress], Checked]] = {  # by the name of the format
     "COCO": check_coco,
+    "ImageNet lists": check_listed("ImageNet lists", imagenet.survey_meta_lists),
+    "ImageNet zip": check_listed("ImageNet zip", imagenet.survey_zip_maps),
+    "ImageNet-22K": check_listed("ImageNet-22K", imagenet.survey_fall),
+    "ImageNet of Kaggle": check_listed("ImageNet of Kaggle", imagenet.survey_kaggle),
+    "iNaturalist": check_listed("iNaturalist", inaturalist.survey_inaturalist),
+    "CIFAR": check_cifar,
+    "Hugging Face": check_listed("Hugging Face", huggingface.survey_huggingface),
+    "WebDataset": check_shards,
     "ImageFolder": check_imagefolder,
 }
 
@@ -36,8 +47,9 @@ def check(data: str | Path, progress: Progress | None = None) -> Checked:
     if str(data) == "digits":
         checked = _check_digits(progress)
     else:
-        root = cached_digit_scenes() if str(data) == "digit_scenes" else Path(data)
-        checked = CHECKERS[find_format(root).name](root, progress)
+        data = cached_digit_scenes() if str(data) == "digit_scenes" else data
+        format = find_format(data)  # of an address, which no Path can be
+        checked = check_shards(data, progress) if is_pattern(data) else CHECKERS[format.name](Path(data), progress)
     checked.summary.seconds = perf_counter() - started
     return checked
 

@@ -14,11 +14,11 @@ from fourstage.data.findings import (
     image_findings,
     inspect_images,
     leaks,
+    two_classes,
+    uneven,
 )
 from fourstage.data.imagefolder import Layout, Split
 from fourstage.data.images import is_image_name
-
-UNEVEN = 10  # the largest class over the smallest
 
 
 def check_imagefolder(root: Path, progress: Progress) -> Checked:
@@ -36,8 +36,8 @@ def check_imagefolder(root: Path, progress: Progress) -> Checked:
     for split, files in splits.items():
         summary.splits[split] = _summary(files, inspected[split])
         findings += image_findings(inspected[split])
-        findings += _two_classes(inspected[split], [name for name, paths in files.items() for _ in paths])
-        findings += _uneven(layout.folder(split), summary.splits[split])
+        findings += two_classes(inspected[split], [name for name, paths in files.items() for _ in paths])
+        findings += uneven(str(layout.folder(split)), summary.splits[split])
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
 
@@ -79,32 +79,3 @@ def _summary(files: dict[str, list[str]], inspected: Sequence[Inspected]) -> Spl
     summary = SplitSummary(images=len(inspected), sizes=[one.size for one in inspected if one.size is not None])
     summary.per_class.update({name: len(paths) for name, paths in files.items()})
     return summary
-
-
-def _two_classes(inspected: Sequence[Inspected], classes: Sequence[str]) -> list[Finding]:
-    """The same bytes under two names of classes: one of the labels must be wrong."""
-    seen: dict[bytes, tuple[Path, str]] = {}
-    findings = []
-    for one, name in zip(inspected, classes, strict=True):
-        if not one.digest:
-            continue
-        path, first = seen.setdefault(one.digest, (one.path, name))
-        if first != name:
-            what = f"is the same file as {path}, of another class"
-            findings.append(
-                Finding("warning", "two classes", str(one.path), what, "delete the one with the wrong label")
-            )
-    return findings
-
-
-def _uneven(folder: Path, summary: SplitSummary) -> list[Finding]:
-    ranked = [(name, count) for name, count in summary.per_class.most_common() if count]
-    if not ranked or ranked[0][1] <= UNEVEN * ranked[-1][1]:
-        return []
-    (most, many), (least, few) = ranked[0], ranked[-1]
-    what = f"has {many:,} images of {most!r} and {few:,} of {least!r}"
-    return [
-        Finding(
-            "note", "uneven classes", str(folder), what, "look at the accuracy of each class, not at the mean alone"
-        )
-    ]

@@ -41,9 +41,15 @@ class Digits:
     def id(self, index: int) -> str:
         return f"{self.split}/{self.numbers_N[index]:04d}"
 
+    def where(self, index: int) -> str:
+        return f"digits/{self.id(index)}"
+
+    def raw(self, index: int) -> np.ndarray:
+        """(32, 32, 3) uint8: there is no file for one image."""
+        return np.repeat(self._images_NHW[index][:, :, None], 3, axis=2)
+
     def sample(self, index: int) -> Sample:
-        image_HW3 = np.repeat(self._images_NHW[index][:, :, None], 3, axis=2)
-        return Sample(self.id(index), image_HW3, (SIZE, SIZE), label=int(self.labels_N[index]))
+        return Sample(self.id(index), self.raw(index), (SIZE, SIZE), label=int(self.labels_N[index]))
 
 
 def scans(split: Literal["train", "val"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

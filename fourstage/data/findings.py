@@ -6,16 +6,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from fourstage.data.images import open_image, read_image
+import numpy as np
+
+from fourstage.data.images import decode_image, open_image, read_image
 from fourstage.data.sample import BadImage
 
 Severity = Literal["error", "warning", "note"]
 Progress = Callable[[int, int], None]  # done, total
 
 SHOWN = 5  # findings of one kind that the text lists
+UNEVEN = 10  # the largest class over the smallest
 SMALL = 32  # pixels; a side below it leaves less than one cell of the last stage
 CHUNK = 1024  # images that wait in the thread pool at a time; a million futures would need a gigabyte
 
@@ -60,6 +64,14 @@ class Checked(NamedTuple):
     summary: Summary
 
 
+class Stored(Protocol):
+    """A data set that gives what it stores of a sample: a file's bytes, or (H, W, 3) pixels where there is no file."""
+
+    def where(self, index: int) -> str: ...
+
+    def raw(self, index: int) -> bytes | np.ndarray: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Inspected:
     """What one image file turned out to be."""
@@ -73,12 +85,21 @@ class Inspected:
 
 def inspect_images(paths: Sequence[Path], progress: Progress, *, orient: bool = False) -> list[Inspected]:
     """Decode every file, in threads (PIL and hashing let others run), in order."""
+    return _in_threads(lambda i: _inspect(paths[i], orient), len(paths), progress)
+
+
+def inspect_samples(dataset: Stored, indices: Sequence[int], progress: Progress) -> list[Inspected]:
+    """The same for samples that may lie in archives and tables."""
+    return _in_threads(lambda i: _inspect_sample(dataset, indices[i]), len(indices), progress)
+
+
+def _in_threads(inspect: Callable[[int], Inspected], total: int, progress: Progress) -> list[Inspected]:
     found: list[Inspected] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(paths), CHUNK):
-            for inspected in pool.map(lambda path: _inspect(path, orient), paths[start : start + CHUNK]):
+        for start in range(0, total, CHUNK):
+            for inspected in pool.map(inspect, range(start, min(start + CHUNK, total))):
                 found.append(inspected)
-                progress(len(found), len(paths))
+                progress(len(found), total)
     return found
 
 
@@ -88,6 +109,20 @@ def _inspect(path: Path, orient: bool) -> Inspected:
             format = image.format or ""
         height, width = read_image(path, orient=orient).shape[:2]
         return Inspected(path, (height, width), format, blake2b(path.read_bytes(), digest_size=16).digest())
+    except BadImage as error:
+        return Inspected(path, error=error.reason)
+
+
+def _inspect_sample(dataset: Stored, index: int) -> Inspected:
+    path = Path(dataset.where(index))
+    try:
+        data, format = dataset.raw(index), ""
+        if not isinstance(data, bytes):  # pixels, which have no file to be broken
+            return Inspected(path, data.shape[:2], "", blake2b(data.tobytes(), digest_size=16).digest())
+        with open_image(BytesIO(data), name=str(path)) as image:
+            format = image.format or ""
+        size = decode_image(data, str(path)).shape[:2]
+        return Inspected(path, size, format, blake2b(data, digest_size=16).digest())
     except BadImage as error:
         return Inspected(path, error=error.reason)
 
@@ -113,7 +148,8 @@ def image_findings(inspected: Sequence[Inspected]) -> list[Finding]:
                 Finding("warning", "tiny image", where, what, "enlarging adds nothing; look for a better copy")
             )
         expected = named.get(one.path.suffix.lower())
-        if expected != one.format and {expected, one.format} != {"JPEG", "MPO"}:
+        named_so = one.path.suffix.lower() and one.format  # rows of a table have no name, pixels no format
+        if named_so and expected != one.format and {expected, one.format} != {"JPEG", "MPO"}:
             what = f"holds {one.format}, not {expected or 'what its name says'}"
             findings.append(Finding("warning", "wrong extension", where, what, "it is read all the same; rename it"))
     return findings
@@ -127,6 +163,33 @@ def leaks(train: Sequence[Inspected], val: Sequence[Inspected]) -> list[Finding]
         Finding("warning", "leak", str(one.path), f"is the same file as {seen[one.digest]}, which trains", do)
         for one in val
         if one.digest in seen
+    ]
+
+
+def two_classes(inspected: Sequence[Inspected], classes: Sequence[str]) -> list[Finding]:
+    """The same bytes under two names of classes: one of the labels must be wrong."""
+    seen: dict[bytes, tuple[Path, str]] = {}
+    findings: list[Finding] = []
+    for one, name in zip(inspected, classes, strict=True):
+        if not one.digest:
+            continue
+        path, first = seen.setdefault(one.digest, (one.path, name))
+        if first != name:
+            what = f"is the same file as {path}, of another class"
+            findings.append(
+                Finding("warning", "two classes", str(one.path), what, "delete the one with the wrong label")
+            )
+    return findings
+
+
+def uneven(folder: str, summary: SplitSummary) -> list[Finding]:
+    ranked = [(name, count) for name, count in summary.per_class.most_common() if count]
+    if not ranked or ranked[0][1] <= UNEVEN * ranked[-1][1]:
+        return []
+    (most, many), (least, few) = ranked[0], ranked[-1]
+    what = f"has {many:,} images of {most!r} and {few:,} of {least!r}"
+    return [
+        Finding("note", "uneven classes", folder, what, "look at the accuracy of each class, not at the mean alone")
     ]
 
 

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fourstage.data import huggingface, imagenet, inaturalist
+from fourstage.data.cifar import Cifar, is_cifar
 from fourstage.data.coco import Coco, is_coco
 from fourstage.data.digit_scenes import cached_digit_scenes
 from fourstage.data.digits import Digits
 from fourstage.data.imagefolder import ImageFolder, is_imagefolder
+from fourstage.data.listing import Listed, opener
 from fourstage.data.sample import Dataset
+from fourstage.data.shards import is_pattern, is_shards, survey_shards
 
 Split = Literal["train", "val"]
 Progress = Callable[[int, int], None]  # done, total
@@ -28,6 +32,34 @@ class Format:
 
 FORMATS = (  # the first that fits is taken; the more particular come first
     Format("COCO", "annotations/instances_train*.json, or train/_annotations.coco.json", is_coco, Coco),
+    Format(
+        "ImageNet lists",
+        "meta/train.txt, with lines PATH LABEL",
+        imagenet.is_meta_lists,
+        opener(imagenet.survey_meta_lists),
+    ),
+    Format("ImageNet zip", "train.zip with train_map.txt", imagenet.is_zip_maps, opener(imagenet.survey_zip_maps)),
+    Format("ImageNet-22K", imagenet.FALL.format("train"), imagenet.is_fall, opener(imagenet.survey_fall)),
+    Format(
+        "ImageNet of Kaggle",
+        f"{imagenet.KAGGLE}/train with LOC_val_solution.csv",
+        imagenet.is_kaggle,
+        opener(imagenet.survey_kaggle),
+    ),
+    Format(
+        "iNaturalist",
+        "train2018.json with train_val2018/",
+        inaturalist.is_inaturalist,
+        opener(inaturalist.survey_inaturalist),
+    ),
+    Format("CIFAR", "cifar-10-batches-py, cifar-100-python or the binary ones", is_cifar, Cifar),
+    Format(
+        "Hugging Face",
+        "dataset_dict.json, or data/train-*.parquet",
+        huggingface.is_huggingface,
+        opener(huggingface.survey_huggingface),
+    ),
+    Format("WebDataset", "train-*.tar and val-*.tar", is_shards, opener(survey_shards)),
     Format("ImageFolder", "train/<class>/*.jpg, or <class>/*.jpg", is_imagefolder, ImageFolder),
 )
 
@@ -36,8 +68,9 @@ def open_dataset(data: str | Path, split: Split, *, progress: Progress | None = 
     """Open one split.
 
     Args:
-        data: `digits`, `digit_scenes`, or a folder. The names win over folders of that name, which are `./digits`.
-        progress: called with (done, total) while `digit_scenes` are made, which happens once.
+        data: `digits`, `digit_scenes`, a folder, or shards by a pattern or an address (`s3://bucket/train-{000..063}.tar`).
+            The names win over folders of that name, which are `./digits`.
+        progress: called with (done, total) while `digit_scenes` are made or shards are indexed, which happens once.
 
     Raises:
         ValueError: there is no such folder, no known layout fits, or the data is broken; one sentence.
@@ -46,12 +79,17 @@ def open_dataset(data: str | Path, split: Split, *, progress: Progress | None = 
         return Digits(split)
     if str(data) == "digit_scenes":
         data = cached_digit_scenes(progress)
-    root = Path(data)
-    return find_format(root).open(root, split)
+    format = find_format(data)
+    if format.name == "WebDataset":
+        return Listed(survey_shards(data, split, progress))
+    return format.open(Path(data), split)
 
 
-def find_format(root: Path) -> Format:
+def find_format(data: str | Path) -> Format:
     """The layout of a folder. Raises ValueError when there is no folder, or none fits."""
+    if is_pattern(data):
+        return next(format for format in FORMATS if format.name == "WebDataset")
+    root = Path(data)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder of a data set, or one of the names digits and digit_scenes")

@@ -13,7 +13,7 @@ import numpy as np
 from fourstage.data.findings import CHUNK, Finding, Progress
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.order import by_hash
-from fourstage.data.sample import BadImage, Dataset, Sample
+from fourstage.data.sample import BadImage, Dataset, NoSplitError, Sample
 
 Split = Literal["train", "val"]
 
@@ -36,7 +36,7 @@ class Layout:
         """The folder whose sub-folders are the classes of `split`. Raises ValueError when there is none."""
         folder = self.val or self.train if split == "val" else self.train
         if folder is None:
-            raise ValueError(
+            raise NoSplitError(
                 f"{self.root} holds {self.val and self.val.name}/ but no train/: add train/<class>/ to train, "
                 "or use this data for evaluation only"
             )
@@ -82,6 +82,16 @@ class ImageFolder:
 
     def path(self, index: int) -> Path:
         return self.folder / self.id(index)
+
+    def where(self, index: int) -> str:
+        return str(self.path(index))
+
+    def raw(self, index: int) -> bytes:
+        """The image file's bytes. Raises BadImage when they cannot be read."""
+        try:
+            return self.path(index).read_bytes()
+        except OSError as error:
+            raise BadImage(str(self.path(index)), str(error.strerror).lower()) from error
 
     def sample(self, index: int) -> Sample:
         image_HW3 = read_image(self.path(index))
@@ -227,6 +237,9 @@ class Without:
         self._indices = np.array([i for i in range(len(dataset)) if dataset.id(i) not in ids], dtype=np.int64)
         self.classes, self.truths = dataset.classes, dataset.truths
         self.note: str = getattr(dataset, "note", "")
+        sizes: tuple[int, ...] = getattr(dataset, "shard_sizes", ())
+        shards_N = np.searchsorted(np.cumsum(sizes), self._indices, side="right") if sizes else self._indices[:0]
+        self.shard_sizes = tuple(np.bincount(shards_N, minlength=len(sizes)).tolist()) if sizes else ()
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,22 +56,37 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
     Raises:
         BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large.
     """
-    from PIL import ImageOps
-
     try:
-        with open_image(path, orient=orient) as image:
-            return np.asarray(_as_rgb(ImageOps.exif_transpose(image) if orient else image))
+        return _decoded(open_image(path, orient=orient), orient)
     except BadImage:
         raise
     except Exception as error:  # decoders raise whatever a broken file drives them to
         raise BadImage(str(path), _reason(error)) from error
 
 
-def open_image(path: str | Path, *, orient: bool = False) -> "Image":
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of an image file that lies in an archive or a table; `name` says where. See `read_image`."""
+    try:
+        return _decoded(open_image(BytesIO(data), name=name), orient=False)
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(name, _reason(error)) from error
+
+
+def _decoded(image: "Image", orient: bool) -> np.ndarray:
+    from PIL import ImageOps
+
+    with image:
+        return np.asarray(_as_rgb(ImageOps.exif_transpose(image) if orient else image))
+
+
+def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = "") -> "Image":
     """The file's header as a PIL image: size, mode and format are known, no pixel is decoded yet.
 
     Args:
         orient: read EXIF now, where its warnings are caught, because it is wanted later.
+        name: what errors call it, where `path` is not a path.
 
     Raises:
         BadImage: as `read_image`.
@@ -84,11 +100,13 @@ def open_image(path: str | Path, *, orient: bool = False) -> "Image":
             if orient and image.format != "PNG":  # PIL would have to decode a PNG for it
                 image.getexif()
     except Exception as error:
-        raise BadImage(str(path), _reason(error)) from error
+        raise BadImage(name or str(path), _reason(error)) from error
     width, height = image.size
     if width * height > LARGEST:
         image.close()
-        raise BadImage(str(path), f"{width} x {height} pixels are more than the {LARGEST:,} allowed; shrink it first")
+        raise BadImage(
+            name or str(path), f"{width} x {height} pixels are more than the {LARGEST:,} allowed; shrink it first"
+        )
     return image
 
 

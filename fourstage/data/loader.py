@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
+TOGETHER = 16  # shards whose samples are mixed: at any time no others are read; of 1,000 images each, 16,000 images
 
 
 def seed_everything(*key: int) -> None:
@@ -33,10 +34,25 @@ def seed_everything(*key: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
-    """The order of a data set in one epoch: (length,) int64, every index once."""
+def epoch_order(seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = ()) -> torch.Tensor:
+    """The order of a data set in one epoch: (length,) int64, every index once.
+
+    Args:
+        shard_sizes: samples in each shard, in the order of the data set. The shards are shuffled, and the samples of
+            `TOGETHER` neighbouring ones among each other, so that an epoch passes over the shards once.
+    """
     key = np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0]
-    return torch.randperm(length, generator=torch.Generator().manual_seed(int(key) >> 1))
+    generator = torch.Generator().manual_seed(int(key) >> 1)
+    if not shard_sizes:
+        return torch.randperm(length, generator=generator)
+    assert sum(shard_sizes) == length, "shards hold all samples"
+    shards = torch.arange(length).split(list(shard_sizes))
+    order = torch.randperm(len(shards), generator=generator).tolist()
+    parts: list[torch.Tensor] = []
+    for start in range(0, len(order), TOGETHER):
+        group = torch.cat([shards[i] for i in order[start : start + TOGETHER]])
+        parts.append(group[torch.randperm(len(group), generator=generator)])
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class TrainPlan:
         batch_size: images per step, of all processes and parts together.
         repeats: so often each image comes in a row; an epoch of the same length then shows a part of the images only,
             another one each time. Source: repeated augmentation, https://arxiv.org/abs/1902.05509, as DeiT has it.
+        shard_sizes: see `epoch_order`; empty where any order reads equally fast.
     """
 
     length: int
@@ -60,6 +77,7 @@ class TrainPlan:
     rank: int = 0
     ranks: int = 1
     repeats: int = 1
+    shard_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulation * self.ranks):
@@ -94,7 +112,8 @@ class TrainPlan:
         size = self.part_size
         start = place * self.batch_size + part * size * self.ranks + self.rank
         places = range(start, start + size * self.ranks, self.ranks)
-        order = epoch_order(self.seed, epoch, self.length)[[place // self.repeats for place in places]]
+        whole = epoch_order(self.seed, epoch, self.length, self.shard_sizes)
+        order = whole[[place // self.repeats for place in places]]
         copies = tuple(place % self.repeats for place in places) if self.repeats > 1 else ()
         return Request((self.seed, epoch), tuple(order.tolist()), (self.seed, step, part, self.rank), copies)
 

@@ -127,6 +127,10 @@ class BadImage(ValueError):
         return BadImage, (self.path, self.reason)
 
 
+class NoSplitError(ValueError):
+    """A data set that has no such split: one for evaluation alone has no training images."""
+
+
 def collate(samples: list[Sample]) -> Batch:
     """Transformed samples as one batch, padded on the right and at the bottom to the largest height and width."""
     images = [sample.image for sample in samples]

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Colours and fonts come from the page's style, so both follow the light or dark choice.
+"""Charts as inline SVG. Colours and fonts come from the page's style, so both follow the light or dark choice.
 
 n points; coordinates are SVG units from the top left, about one to a screen pixel.
 """
@@ -86,6 +86,56 @@ def line_chart(
         "svg", *parts, class_="chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
         aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc", data_lines=json.dumps(hover),
         data_top=y.end, data_bottom=y.start,
+    )  # fmt: skip
+
+
+def bar_chart(
+    key: str,
+    title: str,
+    edges: np.ndarray,
+    times_n: np.ndarray,
+    *,
+    size: tuple[int, int] = (620, 230),
+    x_name: str,
+    of: str,
+) -> Markup:
+    """How often values lie between neighbouring edges.
+
+    Args:
+        key, title, size: as in `line_chart`.
+        edges: (n + 1) rising numbers. A value on an edge counts on its right, on the last one to its left.
+        times_n: whole numbers.
+        x_name: what is counted by, for the axis; the words for the pointer say it too.
+        of: what is counted, such as `classes`.
+    """
+    y_high = max(int(times_n.max(initial=0)), 1)
+    x = Axis(float(edges[0]), float(edges[-1]), 48, size[0] - 12, ticks(float(edges[0]), float(edges[-1]), most=11))
+    whole = tuple(value for value in ticks(0.0, float(y_high), most=5) if value == int(value))
+    y = Axis(0.0, 1.04 * y_high, size[1] - 48, 14, whole)
+    left_n, right_n = x.place(edges[:-1].astype(float)), x.place(edges[1:].astype(float))
+    tops_n = y.place(times_n.astype(float))
+    bars = [
+        tag(
+            "rect", tag("title", f"{significant(low)} to {significant(high)}: {int(n):,} {of}"),
+            x=_n(a + 1), width=_n(b - a - 2), y=_n(top), height=_n(y.start - top), rx=2,
+        )
+        for a, b, top, low, high, n in zip(left_n, right_n, tops_n, edges[:-1], edges[1:], times_n, strict=True)
+        if n
+    ]  # fmt: skip
+    peak = int(times_n.argmax())
+    spoken = (
+        f"Most {of}, {int(times_n[peak]):,} of {int(times_n.sum()):,}, lie from {edges[peak]} to {edges[peak + 1]}."
+    )
+    parts = [
+        tag("title", title, id=f"{key}-title"),
+        tag("desc", spoken, id=f"{key}-desc"),
+        *_grid(x, y, ""),
+        tag("text", x_name, x=_n((x.start + x.end) / 2), y=_n(y.start + 40), text_anchor="middle"),
+        tag("g", *bars, class_="filled"),
+    ]
+    return tag(
+        "svg", *parts, class_="chart bar-chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
+        aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc",
     )  # fmt: skip
 
 
@@ -193,7 +243,8 @@ def _grid(x: Axis, y: Axis, x_name: str) -> list[Markup]:
         parts.append(tag("line", class_="tick", x1=_n(place), x2=_n(place), y1=_n(y.start), y2=_n(y.start + 4)))
         parts.append(tag("text", significant(value), x=_n(place), y=_n(y.start + 20), text_anchor="middle"))
     parts.append(tag("line", class_="axis", x1=_n(x.start), x2=_n(x.end), y1=_n(y.start), y2=_n(y.start)))
-    parts.append(tag("text", x_name, x=_n(x.start - 12), y=_n(y.start + 20), text_anchor="end"))
+    if x_name:
+        parts.append(tag("text", x_name, x=_n(x.start - 12), y=_n(y.start + 20), text_anchor="end"))
     return parts
 
 

@@ -2,13 +2,15 @@
 
 import base64
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fourstage.report.common import section
+from fourstage.report.charts import bar_chart
+from fourstage.report.common import figure, section, shown_path
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import ClassRow, Evaluation, Run, Shown
 from fourstage.report.words import percent, plural
@@ -18,6 +20,8 @@ BESIDE = 12  # classes; up to so many, the pairs stand beside the matrix, else b
 DENSE = 20  # classes; with more, the cells are small
 PAIRS = 10
 CLASSES = 20  # rows of the accuracy table before the rest is folded
+MANY = 100  # classes; with more, only the worst and the best are listed
+EXTREMES = 15  # so many of each
 SHEET = 24  # pictures in each sheet
 SMALL_FILE = 16_384  # bytes; a larger picture goes into the page as a smaller copy
 SIDE = 192  # longer side of that copy, pixels
@@ -33,8 +37,10 @@ class Pair:
 
 def confusion(run: Run) -> Markup | None:
     evaluation = run.evaluation
-    if evaluation is None or evaluation.confusion is None:
+    if evaluation is None or (evaluation.confusion is None and not evaluation.per_class):
         return None
+    if evaluation.confusion is None:
+        return section("confusion", "Most confused pairs", _pairs(evaluation, _listed(evaluation)[: 2 * PAIRS]))
     if len(evaluation.classes) > LARGEST_MATRIX:
         pairs = _pairs(evaluation, most_confused(evaluation.confusion, 2 * PAIRS))
         return section("confusion", "Most confused pairs", pairs)
@@ -58,30 +64,69 @@ def most_confused(confusion_CC: np.ndarray, most: int) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (-pair.times, -pair.share, pair.truth, pair.guess))[:most]
 
 
+def _listed(evaluation: Evaluation) -> list[Pair]:
+    """The pairs that the evaluation kept, in its order."""
+    rows = evaluation.per_class
+    known = [pair for pair in evaluation.confused if max(pair[:2]) < min(len(rows), len(evaluation.classes))]
+    return [Pair(truth, guess, times, times / max(rows[truth].count, 1)) for truth, guess, times in known]
+
+
 def per_class(run: Run) -> Markup | None:
-    """A bar per class, the worst first."""
-    rows = sorted(_class_rows(run.evaluation), key=lambda row: (row.top1, -row.count)) if run.evaluation else []
+    """A bar per class, the worst first; of many classes how their accuracies spread, the worst and the best."""
+    every = _class_rows(run.evaluation) if run.evaluation else ()
+    rows = sorted((row for row in every if row.count), key=lambda row: (row.top1, -row.count))
     if not rows:
         return None
-    empty = [row for row in rows if row.count == 0]
-    rows = [row for row in rows if row.count]
+    absent = len(every) - len(rows)
+    without = f"{plural(absent, 'class', 'classes')} without an image in this split."
+    left_out = tag("p", without, class_="quiet") if absent else None
+    return _all_classes(rows, left_out) if len(rows) <= MANY else _extremes(run, rows, left_out)
+
+
+def _extremes(run: Run, rows: Sequence[ClassRow], left_out: Markup | None) -> Markup:
+    """Of equally good classes, the one with the larger mean loss is the worse."""
+    ordered = sorted(rows, key=lambda row: (row.top1, -np.nan_to_num(row.loss)))
+    worst, best = ordered[:EXTREMES], ordered[: -EXTREMES - 1 : -1]
+    lists = [
+        tag("div", tag("h3", f"The {word} {len(some)}"), _bars(some, f"The {word} classes"))
+        for word, some in (("worst", worst), ("best", best))
+    ]
+    command = f"fourstage evaluate {shlex.quote(shown_path(run.folder))} --csv classes.csv"
+    all_of_them = tag("p", "All of them as a table: ", tag("code", command), class_="quiet")
+    spread = _spread(np.array([row.top1 for row in rows]), [row.count for row in rows])
+    content = spread, tag("div", *lists, class_="extremes"), left_out, all_of_them
+    return section("classes", "Accuracy by class", *content)
+
+
+def _spread(top1_C: np.ndarray, counts: Sequence[int]) -> Markup:
+    """How many classes have which accuracy."""
+    images = float(np.median(counts))
+    width = 4 if images >= 100 or images % 25 == 0 else 10  # per cent; equally many accuracies are possible in each
+    edges = np.arange(0, 101, width)
+    times_n = np.histogram(np.clip(top1_C, 0, 100), edges)[0]
+    below, middle = int((top1_C < 50).sum()), float(np.median(top1_C))
+    perfect = int((top1_C >= 100).sum())
+    told = f"Half of the {plural(len(top1_C), 'class', 'classes')} reach {percent(middle)}"
+    told += " or more" if middle < 100 else ""
+    told += f"; {below:,} {'stays' if below == 1 else 'stay'} below {percent(50, 0)}" if below else ""
+    told += f"; {perfect:,} {'has' if perfect == 1 else 'have'} no mistake" if perfect else ""
+    chart = bar_chart("spread", "Classes by their accuracy", edges, times_n, x_name="accuracy, per cent", of="classes")
+    return join([tag("p", f"{told}."), figure("Classes by their accuracy", chart, "number of classes")])
+
+
+def _all_classes(rows: Sequence[ClassRow], left_out: Markup | None) -> Markup:
     folded = None
     if len(rows) > CLASSES + 5:  # folding away a handful would only hide them
         rest = _bars(rows[CLASSES:], "Accuracy of the other classes")
         folded = tag("details", tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}"), rest)
         rows = rows[:CLASSES]
-    absent = (
-        tag("p", f"{plural(len(empty), 'class', 'classes')} without an image in this split.", class_="quiet")
-        if empty
-        else None
-    )
     return section(
         "classes",
         "Accuracy by class",
         tag("p", "The worst first.", class_="quiet"),
         _bars(rows, "Accuracy by class"),
         folded,
-        absent,
+        left_out,
     )
 
 

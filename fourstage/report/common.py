@@ -51,15 +51,15 @@ def curves(run: Run) -> Markup:
     key, epoch_n = main_metric(run), _column(run, "epoch")
     total_n, norm_n = _column(run, "total"), _column(run, "grad_norm")
     large = [
-        _figure(
+        figure(
             "Training loss", line_chart("loss", "Training loss", _with_raw("loss", epoch_n, total_n), from_zero=True)
         ),
         _metric_figure(run, key, (440, 260)),
     ]
     small = [
         *(_metric_figure(run, other, (330, 210)) for other in _logged_metrics(run) if other == "loss" != key),
-        _figure("Learning rate", _small("rate", "Learning rate", [Series("rate", epoch_n, _column(run, "lr"))])),
-        _figure("Gradient norm", _small("norm", "Gradient norm", _with_raw("norm", epoch_n, norm_n))),
+        figure("Learning rate", _small("rate", "Learning rate", [Series("rate", epoch_n, _column(run, "lr"))])),
+        figure("Gradient norm", _small("norm", "Gradient norm", _with_raw("norm", epoch_n, norm_n))),
     ]
     content = tag("div", *large, class_="charts large"), tag("div", *small, class_="charts small")
     return section("curves", "Curves", _not_finite(total_n), *content)
@@ -116,7 +116,7 @@ def own_data(run: Run) -> Markup:
 
 def _with_this_run(run: Run) -> list[Markup]:
     """What can be done with what the run left so far."""
-    folder, commands = shlex.quote(_shown_path(run.folder)), []
+    folder, commands = shlex.quote(shown_path(run.folder)), []
     if not run.finished and run.environment.get("command"):
         commands.append(_command("Go on with this run", str(run.environment["command"])))
     if (run.folder / "checkpoints" / "best.pt").is_file():
@@ -200,7 +200,7 @@ def _tiles(run: Run) -> Markup:
     return tag("dl", *(tag("div", tag("dt", label), tag("dd", value)) for value, label in tiles), class_="tiles")
 
 
-def _figure(title: object, chart: Markup, note: object = None) -> Markup:
+def figure(title: object, chart: Markup, note: object = None) -> Markup:
     small = tag("span", note, class_="quiet") if note else None
     return tag("figure", tag("figcaption", tag("b", title), small, tag("output")), chart)
 
@@ -228,10 +228,10 @@ def _metric_figure(run: Run, key: str, size: tuple[int, int]) -> Markup:
             series.append(Series(label, x_n, y_n, "quiet" if several and which != shown else "accent"))
     title = known.label.capitalize() if key == "loss" else f"Validation {known.label}"
     if not series:
-        return _figure(title, tag("p", "No evaluation yet.", class_="nothing"))
+        return figure(title, tag("p", "No evaluation yet.", class_="nothing"))
     slug = "".join(letter for letter in key if letter.isascii() and letter.isalnum())
     chart = line_chart(f"metric-{slug}", title, series, size=size, percent=known.percent, from_zero=not known.percent)
-    return _figure(title, chart, "per cent" if known.percent else None)
+    return figure(title, chart, "per cent" if known.percent else None)
 
 
 def _not_finite(total_n: np.ndarray) -> Markup | None:
@@ -343,7 +343,7 @@ def _waiting(run: Run) -> Markup | None:
     return tag("p", text, f" (at most {percent(float(known_n.max()))}) ", line, class_="waiting")
 
 
-def _shown_path(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Relative to where the report was written from, if it lies below."""
     full = path.resolve()
     here = Path.cwd()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what HTML or UTF-8 forbids
-VOID = {"img", "meta", "circle", "line", "path", "rect"}  # have no content; SVG ones are closed by a slash
+VOID = {"img", "meta", "circle", "line", "path"}  # have no content; SVG ones are closed by a slash
 
 
 class Markup(str):

@@ -48,7 +48,7 @@ const svg = (name, attributes) => {
 };
 const nearest = (points, x) => points.reduce((a, b) => (Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a));
 
-for (const chart of document.querySelectorAll("svg.chart")) {
+for (const chart of document.querySelectorAll("svg.chart[data-lines]")) {
   const lines = JSON.parse(chart.dataset.lines).filter((line) => line.points.length);
   const output = chart.closest("figure").querySelector("output");
   const marks = svg("g", { class: "marks" });

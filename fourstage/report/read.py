@@ -38,7 +38,9 @@ class EvaluationLine:
 class ClassRow:
     name: str
     count: int
-    top1: float  # per cent
+    top1: float  # per cent; NaN where no image is of this class
+    top5: float = math.nan
+    loss: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Evaluation:
     classes: tuple[str, ...]
     confusion: np.ndarray | None  # (C, C) int64, rows truth, columns prediction
     per_class: tuple[ClassRow, ...]
+    confused: tuple[tuple[int, int, int], ...] = ()  # truth, prediction, count: where there is no `confusion`
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,7 @@ def _evaluation(path: Path) -> Evaluation | None:
     content = _mapping(path)
     tables = content.get("tables") or {}
     metrics = {str(key): number(value) for key, value in (content.get("metrics") or {}).items()}
-    classes = tuple(str(name) for name in content.get("classes") or ())
+    classes = tuple(str(name) for name in content.get("labels") or content.get("classes") or ())
     confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise ValueError(
@@ -255,9 +258,14 @@ def _evaluation(path: Path) -> Evaluation | None:
         classes=classes,
         confusion=confusion,
         per_class=tuple(
-            ClassRow(str(row["name"]), int(row["count"]), number(row.get("top1")))
-            for row in tables.get("per_class") or ()
+            ClassRow(
+                classes[i] if i < len(classes) else str(row["name"]),
+                int(row["count"]),
+                *(number(row.get(key)) for key in ("top1", "top5", "loss")),
+            )
+            for i, row in enumerate(tables.get("per_class") or ())
         ),
+        confused=tuple((int(a), int(b), int(n)) for a, b, n in tables.get("confused") or ()),
     )
 
 

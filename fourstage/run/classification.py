@@ -8,15 +8,20 @@ import numpy as np
 import torch
 
 from fourstage.api import create_model, load_checkpoint
+from fourstage.data import imagenet_variants as imagenet
+from fourstage.data.formats import find_format
 from fourstage.data.mixing import Mixing
 from fourstage.data.sample import Batch, Dataset
 from fourstage.data.transforms import eval_transform, train_transform
+from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.recipe import Classification as ClassificationRecipe
-from fourstage.recipe import Recipe
+from fourstage.run.evaluate import Opened, Scores
 from fourstage.run.kinds import Record, Transform
-from fourstage.tasks.classification import Classification
-from fourstage.weights.load import load_state
-from fourstage.weights.safe import read_checkpoint
+from fourstage.run.splits import open_split
+from fourstage.tasks.classification import Classification, share_within
+from fourstage.weights import imagenet22k
+from fourstage.weights.load import HEAD, load_state, our_names, unwrap
+from fourstage.weights.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,6 +112,60 @@ def load(task: Classification, weights: str | Path, which: str) -> None:
     )
 
 
+def open_evaluation(recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
+    """The recipe's validation split, or a test set for ImageNet's classes where the checkpoint knows these."""
+    variant = _variant(recipe, weights, which)
+    if variant is None:
+        data, expect = open_split(recipe, "val", show=show), dict(recipe.expect)
+        return Opened(data, expect, further=_real(recipe, data))
+    check_data(recipe, variant)
+    if variant.own_validation:
+        return Opened(variant, dict(recipe.expect), _limit_to(variant.among), _real(recipe, variant))
+    note = "not ImageNet's own validation images, so no published number stands beside" if recipe.expect else ""
+    return Opened(variant, {}, _limit_to(variant.among), notes=(note,) if note else ())
+
+
+def _limit_to(among: tuple[int, ...] | None) -> Callable[[Classification], None]:
+    def limit(task: Classification) -> None:
+        task.among = among
+
+    return limit
+
+
+def _real(recipe: Recipe, data: Dataset) -> Scores:
+    """`real`, where the data has ImageNet-ReaL's labels."""
+    valid = None if recipe.data in (None, *EMBEDDED) else imagenet.read_real(Path(str(recipe.data)), data)
+    if valid is None:
+        return lambda records: {}
+    return lambda records: {"real": share_within(records, valid)}
+
+
+def _variant(recipe: Recipe, weights: str | Path, which: str) -> imagenet.Variant | None:
+    """The recipe's data as a test set for ImageNet's 1000 classes; None where data or checkpoint are something else."""
+    if recipe.data in (None, *EMBEDDED) or _own(recipe).num_classes not in (None, imagenet.CLASSES):
+        return None
+    folder = imagenet.find_variant(Path(str(recipe.data)))
+    if folder is None or find_format(Path(str(recipe.data))).name != "ImageFolder":  # lists say what they are
+        return None
+    file = read_checkpoint(weights)
+    trained_by = file.content.get("recipe")
+    if isinstance(trained_by, dict) and trained_by.get("data") == recipe.data:
+        return None  # its own data: what it was trained on must not be tested
+    if file.classes is not None:
+        return imagenet.Variant(folder) if tuple(file.classes) == imagenet.wnids() else None
+    known = _classes_of_head(_own(recipe), file, which) in (imagenet.CLASSES, imagenet22k.CLASSES)
+    return imagenet.Variant(folder) if known else None
+
+
+def _classes_of_head(recipe: ClassificationRecipe, file: Checkpoint, which: str) -> int | None:
+    """Rows of the head of a checkpoint that does not name its classes; None where no head is found."""
+    with torch.device("meta"):  # names without memory
+        network = create_model(recipe.model, **{"img_size": recipe.image_size, **recipe.model_args})
+    state, _ = unwrap(file.weights(which))
+    named = our_names(network, state)
+    return next((len(named[0][key]) for key in HEAD if key in named[0]), None) if named else None
+
+
 def named(model: str, weights: str | Path | None) -> tuple[Recipe, Classification]:
     network: Any = create_model(model, weights is None, checkpoint_path=weights)
     classes = read_checkpoint(weights).classes if weights is not None else None
@@ -128,7 +187,7 @@ def named(model: str, weights: str | Path | None) -> tuple[Recipe, Classificatio
 def samples(records: Mapping[str, Record]) -> Sequence[str]:
     """The most confident mistakes, and right predictions drawn evenly over the data."""
     wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
-    wrong.sort(key=lambda id: -records[id]["top"][0][1])
+    wrong.sort(key=lambda id: (-records[id]["top"][0][1], id))  # the same ones, whoever gathered the records
     right = [id for id in sorted(records) if records[id]["top"][0][0] == records[id]["truth"]]
     return wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
 

@@ -1,19 +1,23 @@
 """`fourstage evaluate`, and the evaluations during and after a training."""
 
+import csv as csv_format
+import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from fourstage.data.imagenet_variants import readable_names
 from fourstage.data.loader import evaluation_batches
-from fourstage.data.sample import BadImage, Batch, Dataset
+from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar
 from fourstage.engine.state import load_state, write_text, write_whole
@@ -23,8 +27,10 @@ from fourstage.engine.training import fill
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.run.kinds import AnyTask, Record, kind_of
-from fourstage.run.splits import data_path, open_split, readable
+from fourstage.run.kinds import AnyTask, Kind, Record, kind_of
+from fourstage.run.splits import data_path, readable
+
+Scores = Callable[[Mapping[str, Record]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,31 @@ class Evaluated:
     records: Mapping[str, Record]
     images: int
     notes: tuple[str, ...] = ()  # what is unusual about the data
+
+
+def _nothing_to_tell(task: AnyTask) -> None:
+    pass
+
+
+def _no_scores(records: Mapping[str, Record]) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a checkpoint is evaluated on, no image read yet, and how."""
+
+    data: Dataset
+    expect: dict[str, float]  # what was published for this very data
+    tell: Callable[[AnyTask], None] = _nothing_to_tell  # tells the task what it must know of the data
+    further: Scores = _no_scores  # what this data can be scored by beside the task's own metrics
+    notes: tuple[str, ...] = ()
+
+
+class _Evaluated(Kind, Protocol):
+    def open_evaluation(self, recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
+        """What the checkpoint is to be evaluated on. Raises ValueError for data that the task cannot be scored on."""
+        ...
 
 
 class Evaluator:
@@ -60,20 +91,19 @@ class Evaluator:
             workers=self.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
-        error, done, batch = None, 0, None
+        error, done = None, 0
         with closing(batches):
             try:
                 for batch in batches:
-                    done += 1
                     if wish is not None and wish.name is not None and self.ranks.size == 1:
                         return None
                     records |= self._predict(task, batch)
+                    done += 1
                     if bar is not None:
                         bar.update(min(len(records) * self.ranks.size, len(self.val)))
             except BadImage as unreadable:
                 error = unreadable
-        if batch is not None:
-            self._go_along(task, batch, done)
+        self._go_along(task, done)
         if self.ranks.any(error is not None):  # the others wait for records that would never come
             raise error or ValueError("another process met an image that cannot be read; its message names the file")
         return self.ranks.gather(records)
@@ -82,11 +112,13 @@ class Evaluator:
         with build.autocast(self.recipe, self.device):
             return task.predict(batch.to(self.device))
 
-    def _go_along(self, task: Task, batch: Batch, done: int) -> None:
+    def _go_along(self, task: Task, done: int) -> None:
         """Run a sharded network as often as the process with most batches does: its parts are gathered from all."""
         if self.recipe.parallel != "fsdp" or self.ranks.size == 1:
             return
         most = math.ceil(math.ceil(len(self.val) / self.ranks.size) / self.batch_size)
+        black = Sample("", np.zeros((64, 64, 3), np.uint8), (64, 64), label=0)
+        batch = collate([kind_of(self.recipe).transforms(self.recipe)[1](black)])
         for _ in range(done, most):
             self._predict(task, batch)
 
@@ -104,15 +136,23 @@ def evaluate(
     data: str | Path | None = None,
     changes: Iterable[str] = (),
     which: str = "model",
+    csv: str | Path | None = None,
     show: bool = True,
 ) -> Evaluated:
     """Score a checkpoint on the validation split.
+
+    A checkpoint that knows ImageNet's 1000 classes is also scored on the test sets that were made for these; see
+    `data.imagenet_variants`.
 
     Args:
         recipe: a run folder, a name from `list_recipes()`, or a YAML file.
         weights: the checkpoint; default: the best one of the run.
         data: folder of the data set; default: what the recipe names.
         which: "model", or "ema" for the averaged weights of a checkpoint that has both.
+        csv: a file for the results of each class: class, count, top1, top5 (per cent), mean loss.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
@@ -123,23 +163,58 @@ def evaluate(
         raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
     weights = weights or (run.require_best() if run else None)
     assert weights is not None
+    table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
     ranks, device = join(resolved.recipe.device)
     try:
         build.run_imports(resolved.recipe)
-        opened = open_split(resolved.recipe, "val", show=show and ranks.first)
-        task = kind_of(resolved.recipe).build_task(resolved.recipe, opened.classes)
-        kind_of(resolved.recipe).load(task, weights, which)
-        val, _, notes = readable(opened, "val", resolved.recipe, ranks, show=show and ranks.first)
-        task = task.to(device).eval()
-        evaluator = Evaluator(resolved.recipe, val, ranks, device)
-        with Bar("evaluating", len(val), show=show and ranks.first) as bar:
-            records = evaluator.records(task, bar=bar)
-        assert records is not None
-        return Evaluated(
-            task.score(records), dict(resolved.recipe.expect), task.tables(records), records, len(val), notes
-        )
+        found = _evaluate(resolved.recipe, weights, which, ranks, device, show=show and ranks.first)
+        if table is not None and ranks.first:
+            write_text(table, class_table(found.tables["per_class"]))
+        return found
     finally:
         leave()
+
+
+def _evaluate(
+    recipe: Recipe, weights: str | Path, which: str, ranks: Ranks, device: torch.device, *, show: bool
+) -> Evaluated:
+    kind = cast(_Evaluated, kind_of(recipe))
+    opened = kind.open_evaluation(recipe, weights, which, show=show)
+    task = kind.build_task(recipe, opened.data.classes)
+    kind.load(task, weights, which)
+    opened.tell(task)
+    val, _, notes = readable(opened.data, "val", recipe, ranks, show=show)
+    task = task.to(device).eval()
+    with Bar("evaluating", len(val), show=show) as bar:
+        records = Evaluator(recipe, val, ranks, device).records(task, bar=bar)
+    assert records is not None
+    metrics = {**task.score(records), **opened.further(records)}
+    return Evaluated(metrics, opened.expect, task.tables(records), records, len(val), (*notes, *opened.notes))
+
+
+def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
+    """`path`, if a file can be written there. Raises ValueError; also if it is one of the files to keep."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give --csv the name of a file in it")
+    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in keep):
+        raise ValueError(f"{path} is what is to be evaluated; give --csv another name")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):  # files get their names in one step: the folder counts
+            return path
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place for --csv") from None
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results of each class as CSV: per cent and mean loss; empty where no image is of the class."""
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")
+    writer.writerow(["class", "count", "top1", "top5", "loss"])
+    for row in rows:
+        name = str(row["name"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        numbers = (row["top1"], 4), (row["top5"], 4), (row["loss"], 6)
+        writer.writerow([name, row["count"], *("" if value is None else f"{value:.{n}f}" for value, n in numbers)])
+    return text.getvalue()
 
 
 def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
@@ -153,33 +228,28 @@ def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, 
     assert records is not None
     metrics = task.score(records)
     if evaluator.ranks.first:
-        _write(folder, evaluator, task, records, state, metrics)
+        about = {"step": state["step"], "which": state["which"], "metrics": metrics}
+        _write(folder.path, evaluator, task, records, about)
     return metrics
 
 
 def _write(
-    folder: RunFolder,
-    evaluator: Evaluator,
-    task: AnyTask,
-    records: Mapping[str, Record],
-    state: Mapping[str, Any],
-    metrics: Mapping[str, float],
+    folder: Path, evaluator: Evaluator, task: AnyTask, records: Mapping[str, Record], about: Mapping[str, Any]
 ) -> None:
     from fourstage.report import render_report
 
     summary = {
-        "step": state["step"],
-        "which": state["which"],
-        "metrics": metrics,
+        **about,
         "main_metric": task.main_metric,
         "classes": list(task.classes),
+        "labels": readable_names(task.classes),
         "tables": task.tables(records),
     }
-    write_text(folder.path / "evaluation.json", json.dumps(summary))
+    write_text(folder / "evaluation.json", json.dumps(summary))
     lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
-    write_text(folder.path / "records.jsonl", "".join(line + "\n" for line in lines))
-    write_samples(folder.path, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
-    write_text(folder.path / "report.html", render_report(folder.path))
+    write_text(folder / "records.jsonl", "".join(line + "\n" for line in lines))
+    write_samples(folder, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
+    write_text(folder / "report.html", render_report(folder))
 
 
 def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record], chosen: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Literal, TypedDict
 from fourstage.data.formats import open_dataset
 from fourstage.data.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
+from fourstage.data.shard_cache import is_address
+from fourstage.data.shards import is_pattern, is_shards
 from fourstage.engine.devices import Ranks
 from fourstage.engine.log import Bar
 from fourstage.recipe import EMBEDDED, Recipe
@@ -36,11 +38,11 @@ class Splits:
 
 
 def data_path(data: str | Path) -> str:
-    """A data set as a recipe stores it: the name of an embedded one, or an absolute path."""
+    """A data set as a recipe stores it: the name of an embedded one, an address, or an absolute path."""
     text = str(data)
     if not text:
         raise ValueError("--data is empty; name a folder, or digits")
-    return text if text in EMBEDDED else str(Path(text).expanduser().resolve())
+    return text if text in EMBEDDED or is_address(text) else str(Path(text).expanduser().resolve())
 
 
 def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) -> Dataset:
@@ -51,7 +53,9 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
     """
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
-    with Bar("making digit_scenes", 1, show=show and recipe.data == "digit_scenes", every=5) as bar:
+    what = "making digit_scenes" if recipe.data == "digit_scenes" else "indexing shards"
+    long = recipe.data == "digit_scenes" or is_pattern(recipe.data) or is_shards(Path(recipe.data))
+    with Bar(what, 1, show=show and long, every=5) as bar:
         dataset = open_dataset(recipe.data, split, progress=bar.of)
     kind_of(recipe).check_data(recipe, dataset)
     if not len(dataset):

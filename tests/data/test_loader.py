@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourstage.data.loader import (
+    TOGETHER,
     Request,
     TrainPlan,
     _Fetch,
@@ -125,6 +126,63 @@ def test_repeated_images_follow_each_other_in_different_processes(step: int, ran
     places = range(place * 8, place * 8 + 8)
     order = epoch_order(2, epoch, 100).tolist()
     assert found == [(order[place // 3], place % 3) for place in places]
+
+
+sizes = st.lists(st.integers(0, 9), min_size=1, max_size=50).filter(lambda sizes: sum(sizes) > 0)
+
+
+@given(sizes, st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_passes_over_shards_once(sizes: list[int], seed: int, epoch: int) -> None:
+    """Every sample once; and once a shard of a later group has been read, none of an earlier one is."""
+    order = epoch_order(seed, epoch, sum(sizes), tuple(sizes)).tolist()
+    assert sorted(order) == list(range(sum(sizes)))
+    shard = np.repeat(np.arange(len(sizes)), sizes)[order]
+    first = {number: int(np.flatnonzero(shard == number)[0]) for number in set(shard.tolist())}
+    last = {number: int(np.flatnonzero(shard == number)[-1]) for number in first}
+    for place in range(len(order)):
+        assert sum(first[number] <= place <= last[number] for number in first) <= TOGETHER
+
+
+@given(sizes, st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]), st.sampled_from([1, 3]), st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_shards_are_split_over_processes_without_overlap_or_loss(
+    sizes: list[int], shape: tuple[int, int], repeats: int, step: int
+) -> None:
+    ranks, accumulation = shape
+    length, batch_size = sum(sizes) + 8, 4
+    shards = (*sizes, 8)
+
+    def indices(rank: int, ranks: int, accumulation: int, step: int) -> list[list[int]]:
+        plan = TrainPlan(length, batch_size, 2, accumulation, rank, ranks, repeats, shards)
+        return [list(plan.part(step, part).indices) for part in range(accumulation)]
+
+    [alone] = indices(0, 1, 1, step)
+    size = batch_size // accumulation
+    for part in range(accumulation):
+        for rank in range(ranks):
+            assert indices(rank, ranks, accumulation, step)[part] == alone[part * size : (part + 1) * size][rank::ranks]
+    if repeats == 1:
+        steps = length // batch_size
+        epoch = [i for s in range(steps) for part in indices(0, 1, 1, step // steps * steps + s) for i in part]
+        assert len(set(epoch)) == len(epoch) == steps * batch_size
+
+
+def test_epochs_of_shards_differ() -> None:
+    orders = [epoch_order(0, epoch, 100, (10,) * 10).tolist() for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert epoch_order(1, 0, 100, (10,) * 10).tolist() != orders[0]
+
+
+@pytest.mark.parametrize("start", [1, 5, 6, 13])
+def test_any_step_of_shards_can_be_the_first(start: int) -> None:
+    plan = TrainPlan(50, 8, seed=3, shard_sizes=(20, 5, 25))
+    whole, later = (
+        [batch for parts in train_batches(Numbers(50), plan, noisy, first_step=first, last_step=14) for batch in parts]
+        for first in (0, start)
+    )
+    assert [batch.ids for batch in whole[start:]] == [batch.ids for batch in later]
+    assert all(torch.equal(a.images_BCHW, b.images_BCHW) for a, b in zip(whole[start:], later, strict=True))
 
 
 def test_copies_of_an_image_are_augmented_each_in_its_own_way() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourstage.report.charts import DRAWN, Series, line_chart, smooth, sparkline, ticks
+from fourstage.report.charts import DRAWN, Series, bar_chart, line_chart, smooth, sparkline, ticks
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 sane = st.floats(-1e6, 1e6)
@@ -171,3 +171,19 @@ def test_a_sparkline_stays_inside(y: list[float]) -> None:
     if text:
         svg = ElementTree.fromstring(text)
         assert all(0 <= a <= 140 and 0 <= b <= 22 for a, b in drawn(svg))
+
+
+@given(times=st.lists(st.integers(0, 30_000), min_size=1, max_size=25))
+@settings(max_examples=50, deadline=None)
+def test_bars_lie_inside_and_are_as_high_as_often_they_count(times: list[int]) -> None:
+    edges = np.linspace(0, 100, len(times) + 1)
+    svg = ElementTree.fromstring(
+        bar_chart("key", "Title", edges, np.array(times), size=(920, 220), x_name="per cent", of="classes")
+    )
+    bars = [{key: float(value) for key, value in rect.attrib.items()} for rect in svg.iter("rect")]
+    assert len(bars) == sum(n > 0 for n in times)
+    assert all(b["x"] >= 48 and b["x"] + b["width"] <= 920 and 14 <= b["y"] <= b["y"] + b["height"] for b in bars)
+    highest = max([b["height"] for b in bars], default=1)
+    for bar, n in zip(bars, [n for n in times if n], strict=True):
+        assert bar["height"] / highest == pytest.approx(n / max(times), abs=0.002)
+    assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(bars))

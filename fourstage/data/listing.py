@@ -1,0 +1,268 @@
+"""Images with one label each, whose bytes lie in files, archives or tables. N images, C classes."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from fourstage.data.findings import Finding
+from fourstage.data.images import decode_image
+from fourstage.data.order import by_hash
+from fourstage.data.sample import BadImage, Sample
+
+Split = Literal["train", "val"]
+
+VAL_SHARE = 0.1
+SYNSETS = {  # classes -> timm's table with the folder of each, in the order that published labels count
+    1000: "imagenet_synsets.txt",
+    21841: "imagenet21k_goog_synsets.txt",  # its last two rows are classes a second time, and lists leave them out
+}
+
+
+class Store(Protocol):
+    """Where images lie. A row is a position among all images of a split."""
+
+    def id(self, row: int) -> str:
+        """The sample's id."""
+        ...
+
+    def where(self, row: int) -> str:
+        """The file, or the archive and the place in it, for messages."""
+        ...
+
+    def read(self, row: int) -> bytes:
+        """The image file's bytes, as they were stored. Raises BadImage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is known of one split before an image is opened.
+
+    Attributes:
+        source: the list, archive or folder that it comes from, for messages.
+        rows_N: which rows of the store belong to the split, in the order of the samples.
+        problems: what is wrong; a data set with an error among them cannot be opened.
+        missing: places, in the order of the samples, of images that are named and not there.
+        shards_N: the shard that each image lies in, rising; None where images can be read in any order.
+        note: what is unusual and fine, one sentence.
+        held_out: whether the validation split is a part of the training images.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    labels_N: np.ndarray
+    store: Store
+    rows_N: np.ndarray
+    problems: list[Finding] = field(default_factory=list)
+    missing: tuple[int, ...] = ()
+    shards_N: np.ndarray | None = None
+    note: str = ""
+    held_out: bool = False
+
+    def take(self, places: np.ndarray) -> "Listing":
+        """The same with some of the images, by their places."""
+        kept = {int(place): i for i, place in enumerate(places)} if self.missing else {}
+        return replace(
+            self,
+            labels_N=self.labels_N[places],
+            rows_N=self.rows_N[places],
+            shards_N=None if self.shards_N is None else self.shards_N[places],
+            missing=tuple(kept[place] for place in self.missing if place in kept),
+        )
+
+
+class Listed:
+    """One split of a data set as a listing tells it.
+
+    Attributes:
+        note: one sentence about what is unusual; empty otherwise.
+        shard_sizes: images in each shard, in the order of the samples; empty where any order reads equally fast.
+
+    Raises:
+        ValueError: the listing has an error; its sentence.
+    """
+
+    truths = ("label",)
+
+    def __init__(self, listing: Listing) -> None:
+        if errors := [problem for problem in listing.problems if problem.severity == "error"]:
+            more = f" (and {len(errors) - 1:,} errors more; `fourstage data check` lists them)" if errors[1:] else ""
+            raise ValueError(f"{errors[0]}{more}")
+        self._store, self._rows_N = listing.store, listing.rows_N
+        _refuse_missing(listing)
+        self.classes, self.labels_N, self.note = listing.classes, listing.labels_N, listing.note
+        self.shard_sizes: tuple[int, ...] = ()
+        if listing.shards_N is not None and len(listing.shards_N):
+            self.shard_sizes = tuple(np.bincount(listing.shards_N).tolist())
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def id(self, index: int) -> str:
+        return self._store.id(int(self._rows_N[index]))
+
+    def where(self, index: int) -> str:
+        return self._store.where(int(self._rows_N[index]))
+
+    def raw(self, index: int) -> bytes:
+        """The image file's bytes. Raises BadImage when they cannot be read."""
+        return self._store.read(int(self._rows_N[index]))
+
+    def sample(self, index: int) -> Sample:
+        image_HW3 = decode_image(self.raw(index), self.where(index))
+        return Sample(self.id(index), image_HW3, image_HW3.shape[:2], label=int(self.labels_N[index]))
+
+
+def _refuse_missing(listing: Listing) -> None:
+    if listing.missing:
+        first = [listing.store.where(int(listing.rows_N[place])) for place in listing.missing[:3]]
+        count = len(listing.missing)
+        raise ValueError(
+            f"{listing.source} names {count:,} image{'s' * (count > 1)} that {'are' if count > 1 else 'is'} not there, "
+            f"such as {', '.join(first)}; fetch {'them' if count > 1 else 'it'}, or take the lines out of the list"
+        )
+
+
+class FileStore:
+    """Image files below a folder. `names_N` are their paths below it, as bytes."""
+
+    def __init__(self, folder: Path, names_N: np.ndarray) -> None:
+        self.folder, self.names_N = folder, names_N
+
+    def id(self, row: int) -> str:
+        return os.fsdecode(self.names_N[row])
+
+    def where(self, row: int) -> str:
+        return str(self.folder / self.id(row))
+
+    def read(self, row: int) -> bytes:
+        try:
+            return Path(self.where(row)).read_bytes()
+        except OSError as error:
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
+            raise BadImage(self.where(row), reason) from error
+
+
+def missing_files(folder: Path, names: Sequence[bytes]) -> tuple[int, ...]:
+    """Places of the names that no file below `folder` has. Each folder is read once: look-ups take minutes."""
+    root, there = os.fsencode(folder), dict[bytes, frozenset[bytes]]()
+    missing: list[int] = []
+    for place, name in enumerate(names):
+        parent, _, file = name.rpartition(b"/")
+        if parent not in there:
+            there[parent] = _files_in(os.path.join(root, parent))  # noqa: PTH118 - paths as bytes
+        if file not in there[parent]:
+            missing.append(place)
+    return tuple(missing)
+
+
+def _files_in(folder: bytes) -> frozenset[bytes]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names as bytes
+    except OSError:
+        return frozenset()
+
+
+def hold_out(listing: Listing, split: Split) -> Listing:
+    """The part of a listing without a validation split of its own that belongs to `split`.
+
+    A tenth of each class, at least one image of every class that has two, is held out; a hash of the ids decides.
+    """
+    held = np.zeros(len(listing.labels_N), dtype=bool)
+    order = np.argsort(listing.labels_N, kind="stable")
+    _, starts = np.unique(listing.labels_N[order], return_index=True)
+    for places in np.split(order, starts[1:]) if len(order) else []:
+        count = max(1, round(len(places) * VAL_SHARE)) if len(places) > 1 else 0
+        ids = [listing.store.id(int(listing.rows_N[place])) for place in places] if count else []
+        held[places[by_hash(ids)[:count]]] = True
+    note = (
+        f"{listing.source} has no validation split: {held.sum():,} of its {len(held):,} images, about {VAL_SHARE:.0%} "
+        "of each class and always the same ones, are held out for validation"
+    )
+    return replace(listing.take(np.flatnonzero(held if split == "val" else ~held)), note=note, held_out=True)
+
+
+def label_problems(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> list[Finding]:
+    """No image at all, labels that no class has, and classes without an image."""
+    if not len(labels_N):
+        return [Finding("error", "empty list", source, "names no image", "a line is needed for each: a path, a label")]
+    if len(classes) < 2:
+        what = "has one class, so there is nothing to tell apart"
+        return [Finding("error", "one class", source, what, "give images of two classes or more")]
+    found: list[Finding] = []
+    values, counts = np.unique(labels_N, return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if not 0 <= value < len(classes):
+            what = f"gives {count:,} image{'s' * (count > 1)} the label {value}, and the classes are 0 to "
+            do = "labels count from 0, and training and validation data share their classes; correct them"
+            found.append(Finding("error", "label out of range", source, f"{what}{len(classes) - 1}", do))
+    return found
+
+
+def empty_classes(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> list[Finding]:
+    """Classes that no training image shows."""
+    counts = np.bincount(labels_N[(labels_N >= 0) & (labels_N < len(classes))], minlength=len(classes))
+    empty = np.flatnonzero(counts == 0).tolist()
+    do = "add some; where labels begin with 1, subtract one" if empty[:1] == [0] else "add some"
+    return [Finding("warning", "empty class", source, f"has no image of class {i} ({classes[i]})", do) for i in empty]
+
+
+def class_names(root: Path | None, names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
+    """Names for classes that a list gives as numbers.
+
+    The first that there is: the lines of `classes.txt` or `meta/classes.txt` in `root`; the folders of the images,
+    where each class has one of its own; ImageNet's folders (`n01440764`, ...) where the labels are 0 to 999 or 0 to
+    21840; the numbers themselves. So a network trained from class folders knows the same classes.
+    """
+    for path in (root / "classes.txt", root / "meta" / "classes.txt") if root is not None else ():
+        if path.is_file():
+            return read_classes(path.read_bytes(), str(path))
+    count = int(labels_N.max()) + 1 if len(labels_N) else 0
+    return _folder_names(names, labels_N) or numbered_classes(count)
+
+
+def read_classes(text: bytes, source: str) -> tuple[str, ...]:
+    """Lines as class names. Raises ValueError for names that are not text or not told apart."""
+    try:
+        found = tuple(line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no UTF-8 text; save it with one class name a line") from error
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ValueError(f"{source} has the class {twice!r} twice; each line must name another class")
+    return found
+
+
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """ImageNet's folders where the number of classes is its own, else the numbers from 0 on."""
+    spec = find_spec("timm") if count in SYNSETS else None  # only its table is read: importing timm takes seconds
+    for place in spec.submodule_search_locations or () if spec is not None else ():
+        path = Path(place) / "data" / "_info" / SYNSETS[count]
+        if path.is_file():
+            return tuple(path.read_text().split()[:count])
+    return tuple(map(str, range(count)))
+
+
+def _folder_names(names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
+    """The folder of each class where every label has exactly one, and no other label; else nothing."""
+    of_label: dict[int, bytes] = {}
+    for name, label in zip(names, labels_N.tolist(), strict=True):
+        folder = name.rpartition(b"/")[0].rpartition(b"/")[2]
+        if not folder or of_label.setdefault(label, folder) != folder:
+            return ()
+    whole = sorted(of_label) == list(range(len(of_label))) and len(set(of_label.values())) == len(of_label)
+    return tuple(os.fsdecode(of_label[label]) for label in sorted(of_label)) if whole else ()
+
+
+def opener(survey: Callable[[Path, Split], Listing]) -> Callable[[Path, Split], Listed]:
+    """A survey as what the table of formats asks for."""
+
+    def open_split(root: Path, split: Split) -> Listed:
+        return Listed(survey(root, split))
+
+    return open_split

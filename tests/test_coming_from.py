@@ -1,0 +1,193 @@
+"""No line of docs/coming-from.md and docs/clusters.md can rot: each is resolved, and what is light is run."""
+
+import json
+import re
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fourstage import cli, create_model, list_models
+from fourstage.recipe import Classification, Recipe, list_recipes, resolve
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "coming-from.md"
+FLAGS: dict[str, list[str]] = json.loads((Path(__file__).parent / "golden" / "flags.json").read_text())
+LIGHT = ("smt_tiny", "swin_tiny", "visformer_tiny", "swin_visformer_tiny_v2", "unified_halo_tiny", "visformer_digits")
+SMALL = ["image_size=64", "workers=0", "device=cpu"]
+CLASSES = ("cat", "dog", "eel")
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Our lines in fenced blocks, those that end in a backslash joined with the next."""
+    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        lines = [line for line in block.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+        yield from (line.partition("  #")[0].strip() for line in lines if "fourstage " in line)
+
+
+COMMANDS = sorted({*commands(PAGE), *commands(DOCS / "clusters.md")})
+
+
+def words_of(command: str) -> list[str]:
+    """The words behind `fourstage`, however its processes are started."""
+    words = shlex.split(command)
+    return words[words.index("fourstage") + 1 :]
+
+
+def parsed(command: str) -> Namespace:
+    return cli._parse(words_of(command))
+
+
+def recipe_of(args: Namespace) -> Recipe:
+    values = {"data": args.data} if args.data is not None else {}
+    return resolve(args.recipe, args.changes, values).recipe
+
+
+def is_light(command: str) -> bool:
+    """Whether a line runs in seconds."""
+    args = parsed(command)
+    if args.verb == "bench":
+        return args.dtype != "float32"  # one measurement is enough
+    if not hasattr(args, "recipe"):
+        return True
+    recipe = recipe_of(args)
+    return isinstance(recipe, Classification) and recipe.model in LIGHT
+
+
+HEAVY = [command for command in COMMANDS if not is_light(command)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set in the place of ImageNet."""
+    root = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 4), ("val", 1)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((72, 80, 3), 40 + 60 * label + i, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a line on small things: those that would train, without training; all others for real."""
+    args = parsed(command)
+    words = [re.sub(r"^/data/\w+", str(data), word) for word in words_of(command)]
+    if args.verb == "train":
+        words += ["--dry-run", *fewer(args), *SMALL]
+        for change in args.changes:
+            if change.startswith("weights="):
+                checkpoint(folder / change.partition("=")[2], recipe_of(args))
+    elif args.verb == "slurm":
+        words.append("--dry-run")
+    elif args.verb == "evaluate":
+        words += SMALL
+        checkpoint(folder / args.weights, recipe_of(args))
+    elif args.verb == "bench":
+        assert set(args.subjects) <= set(list_models())
+        words = ["visformer_digits" if word in args.subjects else word for word in words]  # measuring takes its time
+        words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
+    elif args.verb == "convert":
+        torch.save({"model": create_model(args.model).state_dict()}, folder / args.file)
+    elif args.verb == "predict":
+        torch.save({"model": create_model(args.source).state_dict()}, folder / args.weights)
+        Image.new("RGB", (64, 64)).save(folder / args.images[0])
+    assert cli.main(words) == 0, (command, capsys.readouterr())
+
+
+def fewer(args: Namespace) -> list[str]:
+    """Changes that let a training of any length begin on a dozen images."""
+    if args.verb != "train":
+        return []
+    classes = ["num_classes=3"] if getattr(recipe_of(args), "num_classes", None) else []
+    return ["batch_size=4", "accumulation=1", "warmup=0it", "length=20ep", "lr=1e-3", *classes]
+
+
+def checkpoint(path: Path, recipe: Recipe) -> None:
+    """Weights of the recipe's network at the size that the test gives it."""
+    assert isinstance(recipe, Classification)
+    network = create_model(recipe.model, num_classes=len(CLASSES), img_size=64, **recipe.model_args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network.state_dict()}, path)
+
+
+def test_the_page_has_lines_of_every_kind() -> None:
+    assert len(COMMANDS) > 35
+    verbs = {parsed(command).verb for command in COMMANDS}
+    assert verbs >= {"train", "evaluate", "slurm", "bench", "convert", "predict", "data"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_line_is_understood(command: str) -> None:
+    args = parsed(command)
+    if hasattr(args, "recipe"):
+        recipe_of(args)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in HEAVY])
+def test_a_line_runs(
+    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(command, data, tmp_path, capsys)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("command", HEAVY)
+def test_a_line_with_a_large_network_runs(
+    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(command, data, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_of_the_sources_is_on_the_page(flag: str) -> None:
+    named = set(re.findall(r"`(--[\w-]+)`", PAGE.read_text()))
+    assert set(flag.split(", ")) <= named
+
+
+@pytest.mark.parametrize(
+    "changes",
+    sorted(
+        {
+            code
+            for row in re.findall(r"^\| `--.*$", PAGE.read_text(), flags=re.MULTILINE)
+            for code in re.findall(r"`(\w[\w.]*=[^`]*)`", row.split("|")[3])
+        }
+    ),
+)
+def test_a_change_in_the_table_is_one(changes: str) -> None:
+    words = re.findall(r"[\w.]+=(?:\[[^\]]*\]|\S+)", changes)
+    assert " ".join(words) == changes
+    found = resolve("smt_tiny_in1k", words).recipe
+    assert isinstance(found, Classification)
+    plain = resolve("smt_tiny_in1k").recipe
+    assert isinstance(plain, Classification)
+    added = {key: value for key, value in found.model_args.items() if value != plain.model_args.get(key)}
+    if "model_args" not in changes:
+        return
+    taken = 0
+    for model in ("smt_tiny", "visformer_tiny", "unified_swin_micro"):
+        with torch.device("meta"):
+            try:
+                create_model(model, **added)
+                taken += 1
+            except ValueError:
+                continue
+    assert taken
+
+
+def test_recipes_that_the_text_abbreviates_exist() -> None:
+    names = set(re.findall(r"`((?:smt|swin|scalable_vit|visformer|unified)_\w+_in(?:1k|22k)\w*)`", PAGE.read_text()))
+    assert {"smt_large_in22k", "smt_large_in22k_ft_in1k", "smt_large_384_in22k_ft_in1k"} <= names
+    assert {name for name in names if "X" not in name} <= set(list_recipes())
+    for end in ("in1k", "in22k", "in22k_ft_in1k"):
+        assert {f"swin_{size}_{end}" for size in ("tiny", "small", "base")} <= set(list_recipes())
