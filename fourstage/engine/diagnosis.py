@@ -41,9 +41,9 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, tuple[Any, ...],
         if found or all(_finite(tensor) for tensor in _tensors([output])):
             return
         if all(_finite(tensor) for tensor in _tensors(inputs)):
-            found.append(f"the first layer that gave it is {name}, a {type(module).__name__}")
+            found.append(f"the first layer that gave it is {name} ({type(module).__name__})")
         else:
-            found.append(f"what came into {name}, a {type(module).__name__}, was not finite already")
+            found.append(f"what came into {name} ({type(module).__name__}) was not finite already")
 
     return look
 

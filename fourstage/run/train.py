@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones import products
 from fourstage.data.loader import TrainPlan, train_batches
-from fourstage.data.sample import Batch
+from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import Bar, RunLog
 from fourstage.engine.loop import Loop, Plan
@@ -182,7 +182,7 @@ def _prepare(
     build.set_numerics(recipe, device)
     build.run_imports(recipe)
     opened = open_splits(recipe, show=show)
-    order = _order(recipe, len(opened.train), ranks)  # what can be wrong with a recipe is said before images are read
+    order = _order(recipe, opened.train, ranks)  # what can be wrong with a recipe is said before images are read
     build.schedule(recipe, order.steps_per_epoch)
     kind.transforms(recipe)
     kind.mixing(recipe, len(opened.train.classes), order.part_size)
@@ -191,21 +191,22 @@ def _prepare(
     build.optimizer(task, recipe)
     loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
-    setup = _Setup(resolved, splits, _order(recipe, len(splits.train), ranks), ranks, device)
+    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks), ranks, device)
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     return setup, task
 
 
-def _order(recipe: Recipe, images: int, ranks: Ranks) -> TrainPlan:
+def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> TrainPlan:
     return TrainPlan(
-        length=images,
+        length=len(dataset),
         batch_size=recipe.optimisation.batch_size,
         seed=recipe.seed,
         accumulation=recipe.optimisation.accumulation,
         rank=ranks.rank,
         ranks=ranks.size,
         repeats=kind_of(recipe).repeats(recipe),
+        shard_sizes=getattr(dataset, "shard_sizes", ()),
     )
 
 

@@ -38,7 +38,7 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("forward", "the first layer that gave it is body.2, a Bad"),
+        ("forward", "the first layer that gave it is body.2 (Bad)"),
         ("backward", "the gradient of body.1.bias is the first that is not"),
         ("fine", ""),
     ],
