@@ -33,7 +33,7 @@ class Resolved:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where yaml keeps the last one silently."""
+    """YAML that refuses a key given twice, where yaml keeps the last one silently, and reads 1e-6 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         merge = "tag:yaml.org,2002:merge"  # <<: *other
@@ -42,6 +42,11 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise ValueError(f"the key {twice[0]!r} is given twice, near line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(  # of YAML 1.2; that of 1.1 wants 1.0e-6
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     if not equals or not key:
         raise ValueError(f"{text!r} is not a change; write key=value, such as optimisation.lr=1e-3")
     try:
-        parsed = yaml.safe_load(value) if value else None
+        parsed = yaml.load(value, Loader=_Loader) if value else None
     except yaml.YAMLError:
         raise ValueError(f"the value of {key} cannot be read: {value!r}; quote it for the shell") from None
     if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):

@@ -26,6 +26,17 @@ def test_a_last_name_is_enough_where_one_section_has_it() -> None:
     assert (recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0.5, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("-2.5E3", -2500.0), ("1.0e-2", 0.01), ("7", 7), ("1e6it", "1e6it"), ("e5", "e5")],
+)
+def test_numbers_may_have_an_exponent_without_a_point(text: str, value: object) -> None:
+    args = resolve("digits_visformer", [f"model_args.x={text}"]).recipe.model_dump()["model_args"]
+    assert args["x"] == value
+    assert type(args["x"]) is type(value)
+    assert read_yaml(f"a: {text}", "here")["a"] == value
+
+
 def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
     plain = resolve("digits_visformer").recipe.optimisation
     double = resolve("digits_visformer", [f"batch_size={2 * plain.batch_size}"]).recipe.optimisation
