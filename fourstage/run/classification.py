@@ -1,5 +1,6 @@
 """What a run asks of classification; see `kinds`."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ from fourstage.api import create_model, load_checkpoint
 from fourstage.data import imagenet_variants as imagenet
 from fourstage.data.formats import find_format
 from fourstage.data.mixing import Mixing
-from fourstage.data.sample import Batch, Dataset
+from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms import eval_transform, train_transform
+from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.recipe import Classification as ClassificationRecipe
-from fourstage.run.evaluate import Opened, Scores
-from fourstage.run.kinds import Record, Transform
+from fourstage.run.kinds import Opened, Record, Records, Scores, Seen, Transform
 from fourstage.run.splits import open_split
 from fourstage.tasks.classification import Classification, share_within
 from fourstage.weights import imagenet22k
@@ -26,6 +27,7 @@ from fourstage.weights.safe import Checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+COLUMNS = (("top1", 4), ("top5", 4), ("loss", 6))  # per cent, per cent, mean
 SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
 
 
@@ -184,6 +186,32 @@ def named(model: str, weights: str | Path | None) -> tuple[Recipe, Classificatio
     )
 
 
+def class_names(task: Classification) -> Sequence[str]:
+    return imagenet.readable_names(task.classes)
+
+
+def keep_samples(folder: Path, task: Classification, recipe: Recipe, val: Dataset, records: Records) -> None:
+    """Small pictures of the most confident mistakes and of some right predictions."""
+    index = {val.id(i): i for i in range(len(val))}
+    (folder / "samples").mkdir(exist_ok=True)
+    lines = []
+    for number, id in enumerate(samples(records)):
+        image = val.sample(index[id]).image
+        assert isinstance(image, np.ndarray)
+        write_small(folder / "samples" / f"{number:03}.png", image)
+        lines.append({"file": f"{number:03}.png", "id": id, **records[id]})
+    write_text(folder / "samples" / "index.json", json.dumps(lines))
+
+
+def write_small(path: Path, image_HW3: np.ndarray, side: int = 192) -> None:
+    """The image as a PNG whose longer side has at most `side` pixels."""
+    from PIL import Image
+
+    picture = Image.fromarray(image_HW3)
+    picture.thumbnail((side, side))
+    write_whole(path, lambda file: picture.save(file, "PNG"))
+
+
 def samples(records: Mapping[str, Record]) -> Sequence[str]:
     """The most confident mistakes, and right predictions drawn evenly over the data."""
     wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
@@ -192,16 +220,19 @@ def samples(records: Mapping[str, Record]) -> Sequence[str]:
     return wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
 
 
-def draw(task: Classification, image: np.ndarray, record: Record, title: str) -> "Image":
-    from fourstage.report.pictures import draw_prediction
-
-    return draw_prediction(image, [(task.classes[c], p) for c, p in record["top"]], title)
-
-
-def told(task: Classification, record: Record) -> tuple[str, dict[str, Any]]:
+def see(task: Classification, recipe: Recipe, sample: Sample, title: str) -> Seen:
+    device = next(task.parameters()).device
+    [record] = task.predict(collate([transforms(recipe)[1](sample)]).to(device)).values()
     top = [(task.classes[c], p) for c, p in record["top"]]
+
+    def pictures() -> "dict[str, Image]":
+        from fourstage.report.pictures import draw_prediction
+
+        assert isinstance(sample.image, np.ndarray), "images come as they were read"
+        return {"": draw_prediction(sample.image, top, title)}
+
     values = {"top": [{"class": name, "probability": probability} for name, probability in top]}
-    return "   ".join(f"{name} {probability:.1%}" for name, probability in top), values
+    return Seen("   ".join(f"{name} {probability:.1%}" for name, probability in top), values, pictures)
 
 
 def _own(recipe: Recipe) -> ClassificationRecipe:

@@ -5,32 +5,29 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fourstage.data.imagenet_variants import readable_names
 from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import Bar
-from fourstage.engine.state import load_state, write_text, write_whole
+from fourstage.engine.state import load_state, write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.task import Task
 from fourstage.engine.training import fill
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.run.kinds import AnyTask, Kind, Record, kind_of
+from fourstage.run.kinds import AnyTask, Record, kind_of
 from fourstage.run.splits import data_path, readable
-
-Scores = Callable[[Mapping[str, Record]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -43,31 +40,6 @@ class Evaluated:
     records: Mapping[str, Record]
     images: int
     notes: tuple[str, ...] = ()  # what is unusual about the data
-
-
-def _nothing_to_tell(task: AnyTask) -> None:
-    pass
-
-
-def _no_scores(records: Mapping[str, Record]) -> dict[str, float]:
-    return {}
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What a checkpoint is evaluated on, no image read yet, and how."""
-
-    data: Dataset
-    expect: dict[str, float]  # what was published for this very data
-    tell: Callable[[AnyTask], None] = _nothing_to_tell  # tells the task what it must know of the data
-    further: Scores = _no_scores  # what this data can be scored by beside the task's own metrics
-    notes: tuple[str, ...] = ()
-
-
-class _Evaluated(Kind, Protocol):
-    def open_evaluation(self, recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
-        """What the checkpoint is to be evaluated on. Raises ValueError for data that the task cannot be scored on."""
-        ...
 
 
 class Evaluator:
@@ -169,7 +141,7 @@ def evaluate(
         build.run_imports(resolved.recipe)
         found = _evaluate(resolved.recipe, weights, which, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:
-            write_text(table, class_table(found.tables["per_class"]))
+            write_text(table, class_table(found.tables["per_class"], kind_of(resolved.recipe).COLUMNS))
         return found
     finally:
         leave()
@@ -178,7 +150,7 @@ def evaluate(
 def _evaluate(
     recipe: Recipe, weights: str | Path, which: str, ranks: Ranks, device: torch.device, *, show: bool
 ) -> Evaluated:
-    kind = cast(_Evaluated, kind_of(recipe))
+    kind = kind_of(recipe)
     opened = kind.open_evaluation(recipe, weights, which, show=show)
     task = kind.build_task(recipe, opened.data.classes)
     kind.load(task, weights, which)
@@ -205,15 +177,15 @@ def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place for --csv") from None
 
 
-def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results of each class as CSV: per cent and mean loss; empty where no image is of the class."""
+def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:
+    """The results of each class as CSV: its name, the count, and these columns; empty where there is no result."""
     text = io.StringIO()
     writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(["class", "count", "top1", "top5", "loss"])
+    writer.writerow(["class", "count", *(name for name, _ in columns)])
     for row in rows:
         name = str(row["name"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        numbers = (row["top1"], 4), (row["top5"], 4), (row["loss"], 6)
-        writer.writerow([name, row["count"], *("" if value is None else f"{value:.{n}f}" for value, n in numbers)])
+        values = [(row[column], places) for column, places in columns]
+        writer.writerow([name, row["count"], *("" if value is None else f"{value:.{n}f}" for value, n in values)])
     return text.getvalue()
 
 
@@ -242,28 +214,11 @@ def _write(
         **about,
         "main_metric": task.main_metric,
         "classes": list(task.classes),
-        "labels": readable_names(task.classes),
+        "labels": list(kind_of(evaluator.recipe).class_names(task)),
         "tables": task.tables(records),
     }
     write_text(folder / "evaluation.json", json.dumps(summary))
     lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
     write_text(folder / "records.jsonl", "".join(line + "\n" for line in lines))
-    write_samples(folder, evaluator.val, records, kind_of(evaluator.recipe).samples(records))
+    kind_of(evaluator.recipe).keep_samples(folder, task, evaluator.recipe, evaluator.val, records)
     write_text(folder / "report.html", render_report(folder))
-
-
-def write_samples(folder: Path, val: Dataset, records: Mapping[str, Record], chosen: Sequence[str]) -> None:
-    """Small pictures of the chosen samples, with what was predicted for them."""
-    from PIL import Image
-
-    index = {val.id(i): i for i in range(len(val))}
-    (folder / "samples").mkdir(exist_ok=True)
-    lines = []
-    for number, id in enumerate(chosen):
-        image = val.sample(index[id]).image
-        assert isinstance(image, np.ndarray)
-        picture = Image.fromarray(image)
-        picture.thumbnail((192, 192))
-        write_whole(folder / "samples" / f"{number:03}.png", lambda file, p=picture: p.save(file, "PNG"))
-        lines.append({"file": f"{number:03}.png", "id": id, **records[id]})
-    write_text(folder / "samples" / "index.json", json.dumps(lines))

@@ -1,11 +1,10 @@
 """What a run asks of a task's own corner. A task is one module beside `classification`, and one row in KINDS."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
-
-import numpy as np
 
 from fourstage.data.sample import Batch, Dataset, Sample
 from fourstage.recipe import Recipe
@@ -16,13 +15,45 @@ if TYPE_CHECKING:
 
 AnyTask: TypeAlias = Classification  # a union, as tasks join
 Record = Mapping[str, Any]
+Records = Mapping[str, Record]  # by the sample's id
 Transform = Callable[[Sample], Sample]
+Scores = Callable[[Mapping[str, Record]], dict[str, float]]
 
 KINDS = {"classification": "fourstage.run.classification"}
 
 
+def _nothing_to_tell(task: AnyTask) -> None:
+    pass
+
+
+def _no_scores(records: Mapping[str, Record]) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a checkpoint is evaluated on, no image read yet, and how."""
+
+    data: Dataset
+    expect: dict[str, float]  # what was published for this very data
+    tell: Callable[[AnyTask], None] = _nothing_to_tell  # tells the task what it must know of the data
+    further: Scores = _no_scores  # what this data can be scored by beside the task's own metrics
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network saw in one image."""
+
+    text: str  # for a person, one line
+    values: dict[str, Any]  # for a program, as JSON has it
+    pictures: "Callable[[], dict[str, Image]]"  # what its file's name ends in -> picture; "" is the one to look at
+
+
 class Kind(Protocol):
-    """The functions of such a module."""
+    """What such a module has."""
+
+    COLUMNS: tuple[tuple[str, int], ...]  # of the table with the results of each class, with decimal places
 
     def check_data(self, recipe: Recipe, dataset: Dataset) -> None:
         """Raise ValueError unless the data has the truth that the task learns from."""
@@ -56,16 +87,20 @@ class Kind(Protocol):
         """A published model with its weights, and how images reach it."""
         ...
 
-    def samples(self, records: Mapping[str, Record]) -> Sequence[str]:
-        """Ids of the samples whose pictures a report shows."""
+    def open_evaluation(self, recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
+        """What the checkpoint is to be evaluated on. Raises ValueError for data that the task cannot be scored on."""
         ...
 
-    def draw(self, task: AnyTask, image: np.ndarray, record: Record, title: str) -> "Image":
-        """One image with what was predicted for it."""
+    def class_names(self, task: AnyTask) -> Sequence[str]:
+        """The task's classes for a person."""
         ...
 
-    def told(self, task: AnyTask, record: Record) -> tuple[str, dict[str, Any]]:
-        """A prediction in one line for a person, and as values for JSON."""
+    def keep_samples(self, folder: Path, task: AnyTask, recipe: Recipe, val: Dataset, records: Records) -> None:
+        """Write the pictures that a report shows, and what was predicted for them, into a run's folder."""
+        ...
+
+    def see(self, task: AnyTask, recipe: Recipe, sample: Sample, title: str) -> Seen:
+        """What the task, in evaluation mode on its device, sees in one image as it was read."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourstage.api import list_models
 from fourstage.data.images import is_image_name, read_image
-from fourstage.data.sample import Sample, collate
+from fourstage.data.sample import Sample
 from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
@@ -58,7 +58,6 @@ def predict(
     files = _files([images] if isinstance(images, str | Path) else images)
     recipe, task = _task(str(source), weights)
     kind, task = kind_of(recipe), task.to(where).eval()
-    transform = kind.transforms(recipe)[1]
     pictures = _picture_paths(files, Path(out)) if out is not None else [None] * len(files)
     for file in files:
         read_image(file)  # all of them, before anything is written
@@ -67,10 +66,11 @@ def predict(
         for file, picture in zip(files, pictures, strict=True):
             image = read_image(file)
             sample = Sample(str(file), image, (image.shape[0], image.shape[1]))
-            [record] = task.predict(collate([transform(sample)]).to(where)).values()
+            seen = kind.see(task, recipe, sample, file.name)
             if picture is not None:
-                _write_picture(picture, kind.draw(task, image, record, file.name))
-            found.append(Prediction(file, *kind.told(task, record), picture))
+                for ending, drawn in seen.pictures().items():
+                    _write_picture(picture.with_name(f"{picture.stem}{ending}.png"), drawn)
+            found.append(Prediction(file, seen.text, seen.values, picture))
             bar.update(len(found))
     return found
 

@@ -19,8 +19,9 @@ from fourstage.data.digits import Digits
 from fourstage.data.imagenet_variants import wnids
 from fourstage.recipe import resolve
 from fourstage.run import evaluate
-from fourstage.run.classification import open_evaluation
-from fourstage.run.evaluate import Opened, check_csv, class_table
+from fourstage.run.classification import COLUMNS, open_evaluation
+from fourstage.run.evaluate import check_csv, class_table
+from fourstage.run.kinds import Opened
 from fourstage.run.splits import open_split
 
 CHOSEN = [6, 11, 500, 999]
@@ -153,7 +154,7 @@ def test_the_results_of_each_class_go_into_a_table(tmp_path: Path, capsys: pytes
 
 def test_a_class_name_that_is_no_text_is_written_all_the_same() -> None:
     row = {"name": os.fsdecode(b"caf\xe9"), "count": 1, "top1": 100.0, "top5": 100.0, "loss": 0.25}
-    assert class_table([row]).encode().decode().splitlines()[1] == "caf\ufffd,1,100.0000,100.0000,0.250000"
+    assert class_table([row], COLUMNS).encode().decode().splitlines()[1] == "caf\ufffd,1,100.0000,100.0000,0.250000"
 
 
 def test_where_no_table_can_be_written_is_told_before_anything_else(
