@@ -9,16 +9,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
     from fourstage.backbones.layers import Level
+    from fourstage.dense import create_detector, create_segmentor
     from fourstage.registry import list_models, register, register_mixer
 
     __version__: str
 
-__all__ = ["Level", "create_backbone", "create_model", "list_models", "load_checkpoint", "register", "register_mixer"]
+__all__ = [
+    "Level",
+    "create_backbone",
+    "create_detector",
+    "create_model",
+    "create_segmentor",
+    "list_models",
+    "load_checkpoint",
+    "register",
+    "register_mixer",
+]
 
 _HOMES = {
     "Level": "fourstage.backbones.layers",
     "create_backbone": "fourstage.api",
+    "create_detector": "fourstage.dense",
     "create_model": "fourstage.api",
+    "create_segmentor": "fourstage.dense",
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
     "register": "fourstage.registry",

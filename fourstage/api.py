@@ -122,7 +122,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
     Keys are renamed, position tables resized to the network's size. Nothing is left out silently: the report names it.
 
     Args:
-        model: from `create_model` or `create_backbone`.
+        model: from `create_model`, `create_backbone`, `create_detector` or `create_segmentor`.
         path: .pth, .pt or .safetensors; nothing in it is executed.
         which: `"model"`, or `"ema"` for the averaged weights if the file has them.
         fresh_head: where the file's head is for another number of classes, or missing, leave ours as it was built;
@@ -192,6 +192,12 @@ def _build(start: Start, build: Callable[..., nn.Module], arguments: Mapping[str
 
 
 def _fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:
+    method = getattr(model, "method", None)
+    if isinstance(method, str):  # a detector or segmentor
+        from fourstage.weights.dense import load_dense_state
+
+        state = file.weights(which)
+        return load_dense_state(model, state, method=method, source=file.path.name, fresh_head=fresh_head)
     return load_state(model, file.weights(which), source=file.path.name, fresh_head=fresh_head)
 
 

@@ -7,17 +7,23 @@ from time import perf_counter
 from fourstage.data import huggingface, imagenet, inaturalist
 from fourstage.data.check_coco import check_coco
 from fourstage.data.check_imagefolder import check_imagefolder
+from fourstage.data.check_labelmaps import check_labelmaps
 from fourstage.data.check_listed import check_cifar, check_listed, check_shards
+from fourstage.data.check_voc import check_voc
+from fourstage.data.check_yolo import check_yolo
 from fourstage.data.digit_scenes import cached_digit_scenes
 from fourstage.data.digits import Digits
 from fourstage.data.findings import Checked, Finding, Progress, SplitSummary, Summary, render
-from fourstage.data.formats import find_format
+from fourstage.data.formats import Truth, find_format
 from fourstage.data.shards import is_pattern
 
 __all__ = ["Checked", "Finding", "Summary", "check", "render"]
 
 CHECKERS: dict[str, Callable[[Path, Progress], Checked]] = {  # by the name of the format
     "COCO": check_coco,
+    "label maps": check_labelmaps,
+    "YOLO": check_yolo,
+    "Pascal VOC": check_voc,
     "ImageNet lists": check_listed("ImageNet lists", imagenet.survey_meta_lists),
     "ImageNet zip": check_listed("ImageNet zip", imagenet.survey_zip_maps),
     "ImageNet-22K": check_listed("ImageNet-22K", imagenet.survey_fall),
@@ -30,12 +36,13 @@ CHECKERS: dict[str, Callable[[Path, Progress], Checked]] = {  # by the name of t
 }
 
 
-def check(data: str | Path, progress: Progress | None = None) -> Checked:
+def check(data: str | Path, progress: Progress | None = None, truth: Truth | None = None) -> Checked:
     """Read a data set whole and say what is wrong with it.
 
     Args:
         data: what `open_dataset` takes.
         progress: called with (images done, images in all).
+        truth: as which of several kinds of data a folder is read that could be more than one; see `open_dataset`.
 
     Returns:
         Findings, in the order in which they were met, and a summary. Nothing with severity "error": it will train.
@@ -48,7 +55,7 @@ def check(data: str | Path, progress: Progress | None = None) -> Checked:
         checked = _check_digits(progress)
     else:
         data = cached_digit_scenes() if str(data) == "digit_scenes" else data
-        format = find_format(data)  # of an address, which no Path can be
+        format = find_format(data, truth)  # of an address, which no Path can be
         checked = check_shards(data, progress) if is_pattern(data) else CHECKERS[format.name](Path(data), progress)
     checked.summary.seconds = perf_counter() - started
     return checked

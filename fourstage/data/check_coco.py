@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from fourstage.data.coco import Annotated, decode_mask, find_split, read_json
+from fourstage.data.coco import Annotated, find_split, read_json
 from fourstage.data.findings import (
     Checked,
     Finding,
@@ -18,6 +18,7 @@ from fourstage.data.findings import (
     inspect_images,
     leaks,
 )
+from fourstage.data.rle import decode_mask
 
 Split = Literal["train", "val"]
 Content = dict[str, Any]
@@ -91,11 +92,12 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
                 "error", "unknown category", where, what, "it is left out; correct the id or add the category"
             )
         size, where = (image["height"], image["width"]), f"{where} ({image['file_name']})"
-        yield from _box(where, annotation["bbox"], size)
-        yield from _mask(where, annotation.get("segmentation"), size)
+        yield from box_findings(where, annotation["bbox"], size)
+        yield from mask_findings(where, annotation.get("segmentation"), size)
 
 
-def _box(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
+def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
+    """What is wrong with one box of x, y, width, height in an image of (H, W) pixels."""
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not all(math.isfinite(v) for v in box):
         yield Finding(
@@ -119,7 +121,8 @@ def _box(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
         yield Finding("warning", "box beyond the border", where, text, do)
 
 
-def _mask(where: str, segmentation: Any, size: tuple[int, int]) -> Iterator[Finding]:
+def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Iterator[Finding]:
+    """What is wrong with one mask in a form of COCO, in an image of (H, W) pixels."""
     if not segmentation:
         return
     try:

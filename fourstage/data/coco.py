@@ -5,21 +5,30 @@ N objects.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from fourstage.data.images import read_image
+from fourstage.data.json_scan import entries
+from fourstage.data.object_table import ObjectTable, ObjectWriter, Row
+from fourstage.data.rle import decode_mask, encode_mask
 from fourstage.data.sample import BadImage, Objects, Sample
+
+__all__ = ["Coco", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
 Split = Literal["train", "val"]
 
 BESIDE = "_annotations.coco.json"
+NEEDED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
@@ -34,7 +43,7 @@ class Annotated:
 class Coco:
     """One split of a folder in COCO layout, images in the order of the json.
 
-    Annotations are left out when they are marked `ignore`, do not meet their image, or have no area or a side below one
+    Annotations do not train when they are marked `ignore`, do not meet their image, or have no area or a side below one
     pixel. The other boxes are as written, not clipped to the image. Crowd regions, and objects whose polygons are all
     too short to enclose anything, are flagged in `crowd_N`. Masks are decoded when a sample is read. Labels are
     positions in the `categories` list.
@@ -43,6 +52,7 @@ class Coco:
         image_ids: the json's id of each image, for results in COCO's format.
         category_ids: the json's id of each class.
         has_masks: whether every object that is no crowd region has a mask; if not, samples carry boxes only.
+        with_reference: whether samples carry what predictions are scored against; so in the validation split.
         note: one sentence about what is unusual; empty otherwise.
 
     Raises:
@@ -51,56 +61,58 @@ class Coco:
 
     def __init__(self, root: str | Path, split: Split) -> None:
         self.place = find_split(Path(root), split)
-        content = read_json(self.place.annotations)
-        self.classes = tuple(str(category["name"]) for category in content["categories"])
-        self.truths = ("objects",)
-        self.category_ids = tuple(category["id"] for category in content["categories"])
-        self.image_ids = tuple(image["id"] for image in content["images"])
-        self._images: list[dict[str, Any]] = content["images"]
-        self._kept = _kept(content, self.place.annotations)
-        objects = [a for of_image in self._kept.values() for a in of_image if not a.get("iscrowd")]
-        self.has_masks = bool(objects) and all(a.get("segmentation") for a in objects)
+        said = _read(self.place.annotations)
+        self.classes, self.category_ids, self.truths = said.classes, said.category_ids, ("objects",)
+        self.image_ids, self._names = said.image_ids, said.names
+        self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
+        self.with_reference = split == "val"
         self.note = ""
-        if not self.has_masks and any(a.get("segmentation") for a in objects):
+        if self._table.some_masks and not self.has_masks:
             self.note = f"only some objects in {self.place.annotations} have masks: boxes alone are used."
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
     def id(self, index: int) -> str:
-        return self._images[index]["file_name"]
+        return self._names[index]
 
     def path(self, index: int) -> Path:
         return self.place.images / self.id(index)
 
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image, as the json says."""
+        return self._sizes_I2
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: annotations of each image, those that do not train too."""
+        return self._table.counts_I
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W), as the json says."""
+        height, width = self._sizes_I2[index].tolist()
+        return height, width
+
     def sample(self, index: int) -> Sample:
         """Read one image and its objects. Raises BadImage, also when the image's size is not the one in the json."""
         image_HW3 = read_image(self.path(index), orient=True)
-        height, width = image_HW3.shape[:2]
-        said = (self._images[index]["height"], self._images[index]["width"])
+        (height, width), said = image_HW3.shape[:2], self.size(index)
         if said != (height, width):
             reason = f"it is {width} x {height}, but {self.place.annotations} says {said[1]} x {said[0]}"
             raise BadImage(str(self.path(index)), reason)
-        return Sample(self.id(index), image_HW3, (height, width), objects=self.objects(index))
+        reference = self.reference(index) if self.with_reference else None
+        return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
 
     def objects(self, index: int) -> Objects:
         """What is in one image, without reading the image. Raises ValueError for a mask that cannot be decoded."""
-        image = self._images[index]
-        kept = self._kept.get(image["id"], [])
-        boxes_N4 = np.array([a["bbox"] for a in kept], dtype=np.float64).reshape(-1, 4)
-        boxes_N4[:, 2:] += boxes_N4[:, :2]  # in double precision, as MMDetection does, then rounded once
-        label = {category: position for position, category in enumerate(self.category_ids)}
-        crowd = [bool(a.get("iscrowd")) for a in kept]
-        masks_NHW = None
-        if self.has_masks:
-            size = (image["height"], image["width"])
-            masks = [_mask(a, size, self.place.annotations) for a in kept]
-            crowd = [flag or mask is None for flag, mask in zip(crowd, masks, strict=True)]
-            empty = np.zeros(size, dtype=bool)
-            stacked = np.array([empty if mask is None else mask for mask in masks], dtype=bool)
-            masks_NHW = torch.from_numpy(stacked.reshape(-1, *size))
-        labels_N = torch.tensor([label[a["category_id"]] for a in kept], dtype=torch.int64)
-        return Objects(torch.from_numpy(boxes_N4).float(), labels_N, torch.tensor(crowd, dtype=torch.bool), masks_NHW)
+        return self._table.objects(index, self.size(index), partial(self._where, index))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """What predictions for an image are scored against, see `ObjectTable.reference`, and the json's `image_id`."""
+        found = self._table.reference(index, self.size(index), partial(self._where, index))
+        return {"image_id": self.image_ids[index]} | found
+
+    def _where(self, index: int, name: Any) -> str:
+        return f"{self.place.annotations}: annotation {name} of image {self.image_ids[index]}"
 
 
 def find_split(root: Path, split: Split) -> Annotated:
@@ -132,107 +144,145 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not json: {error}") from error
-    needed = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for part, keys in needed.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise ValueError(f"{path} is json, but not COCO's: it has no list called {part!r}")
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not all(key in entry for key in keys):
-                raise ValueError(f"{path} is not COCO json: {part}[{position}] needs the keys {', '.join(keys)}")
+    for part in NEEDED:
+        listed = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(listed, list):
+            raise _missing(path, part)
+        for position, entry in enumerate(listed):
+            _check_entry(path, part, position, entry)
     return content
 
 
-def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
-    """A boolean mask in COCO's compressed run-length form, ready for json."""
-    rle = _library().encode(np.asfortranarray(mask_HW, dtype=np.uint8))
-    return {"size": list(mask_HW.shape), "counts": _text(rle["counts"])}
+@dataclass(frozen=True, eq=False)
+class _Annotations:
+    """A json as it is kept."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[Any, ...]
+    image_ids: tuple[Any, ...]
+    names: tuple[str, ...]  # of the image files
+    sizes_I2: np.ndarray
+    table: ObjectTable
 
 
-def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """The mask of one object.
-
-    Args:
-        segmentation: polygons (lists of x, y, x, y ... in pixels), or a mapping with `size` and `counts`, where counts
-            are numbers or COCO's compressed string.
-        size: (H, W) of the image.
-
-    Returns:
-        (H, W) bool. None when no polygon has three points or all have a coordinate too many.
-
-    Raises:
-        ValueError: neither form, or a mask of another size.
-    """
-    if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
-        raise ValueError(f"its mask is of size {segmentation.get('size')}, the image of {list(size)}")
-    library = _library()
+def _read(path: Path) -> _Annotations:
+    """Read a json; the same file is not read twice in a row, for that takes half a minute where it is large."""
     try:
-        if isinstance(segmentation, dict):
-            in_numbers = isinstance(segmentation["counts"], list)
-            rle = library.frPyObjects(segmentation, *size) if in_numbers else segmentation
-        else:
-            polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
-            if not polygons:
-                return None
-            rle = library.merge(library.frPyObjects(polygons, *size))
-        return library.decode(rle).astype(bool)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:  # whatever the library meets in a broken mask
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"its mask is neither polygons nor run lengths of the image ({reason})") from error
+        state = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return _read_once(path, state.st_mtime_ns, state.st_size)
 
 
-def _kept(content: dict[str, Any], path: Path) -> dict[Any, list[dict[str, Any]]]:
-    """The annotations that count, by image id, in the order of the json."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    kept: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for position, annotation in enumerate(content["annotations"]):
-        if annotation["image_id"] not in sizes or annotation["category_id"] not in categories:
-            continue
+@lru_cache(maxsize=2)
+def _read_once(path: Path, changed: int, size: int) -> _Annotations:
+    content = _Content(path)
+    sizes_I2 = content.sizes()
+    return _Annotations(
+        classes=tuple(name for _, name in content.categories),
+        category_ids=tuple(id for id, _ in content.categories),
+        image_ids=tuple(content.image_ids),
+        names=tuple(content.names),
+        sizes_I2=sizes_I2,
+        table=content.table(sizes_I2),
+    )
+
+
+class _Content:
+    """What is kept of a json while it is read, an entry at a time: a large one as Python objects takes gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.names, self.image_ids = path, list[str](), list[Any]()
+        self.categories: list[tuple[Any, str]] = []
+        self._sides: list[tuple[Any, Any]] = []
+        self._written, self._broken = ObjectWriter(), dict[int, str]()
+        self._images, self._labels = dict[Any, int](), dict[Any, int]()  # what annotations name: ids, numbered
+        parts: set[str] = set()
+        for part, position, entry in self._entries():
+            if position < 0 and isinstance(entry, list):
+                parts.add(part)
+            elif position >= 0 and part in NEEDED:
+                _check_entry(path, part, position, entry)
+                try:
+                    self._take(part, position, entry)
+                except TypeError as error:
+                    raise ValueError(f"{path} is not COCO json: {part}[{position}] has a list as an id") from error
+        for part in NEEDED:
+            if part not in parts:
+                raise _missing(path, part)
+
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image."""
         try:
-            counts = not annotation.get("ignore") and _has_extent(annotation, sizes[annotation["image_id"]])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: annotations[{position}] has the box {annotation['bbox']!r}; "
+            return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path}: height and width of an image are no whole numbers ({error})") from error
+
+    def table(self, sizes_I2: np.ndarray) -> ObjectTable:
+        """The annotations of images and categories that are listed, in the order of the json."""
+        images = {id: position for position, id in enumerate(self.image_ids)}
+        labels = {id: position for position, (id, _) in enumerate(self.categories)}
+        image_of = np.array([images.get(id, -1) for id in self._images], dtype=np.int64)
+        label_of = np.array([labels.get(id, -1) for id in self._labels], dtype=np.int64)
+        for row, sentence in self._broken.items():
+            if image_of[self._written.images[row]] >= 0 and label_of[self._written.labels[row]] >= 0:
+                raise ValueError(sentence)
+        return ObjectTable(
+            self._written, len(self.names), image_of=image_of, label_of=label_of, sizes_I2=sizes_I2
+        )  # fmt: skip
+
+    def _entries(self) -> Iterator[tuple[str, int, Any]]:
+        try:
+            data = self.path.read_bytes()
+            text = data.decode(json.detect_encoding(data), "surrogatepass")
+            if text.lstrip()[:1] == "{":
+                yield from entries(text)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{self.path} is not json: {error}") from error
+        if text.lstrip()[:1] != "{":
+            read_json(self.path)  # says what it is
+
+    def _take(self, part: str, position: int, entry: dict[str, Any]) -> None:
+        if part == "categories":
+            hash(entry["id"])
+            self.categories.append((entry["id"], str(entry["name"])))
+        elif part == "images":
+            hash(entry["id"])
+            self.image_ids.append(entry["id"])
+            self.names.append(str(entry["file_name"]))
+            self._sides.append((entry["height"], entry["width"]))
+        else:
+            self._annotation(position, entry)
+
+    def _annotation(self, position: int, entry: dict[str, Any]) -> None:
+        image = self._images.setdefault(entry["image_id"], len(self._images))
+        label = self._labels.setdefault(entry["category_id"], len(self._labels))
+        area, box = None, (np.nan, np.nan, np.nan, np.nan)
+        try:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            area, box = None if entry.get("area") is None else float(entry["area"]), (x, y, width, height)
+        except (TypeError, ValueError, OverflowError):
+            self._broken[position] = (
+                f"{self.path}: annotations[{position}] has the box {entry['bbox']!r}; "
                 "it must be four numbers x, y, width, height"
-            ) from error
-        if counts:
-            kept[annotation["image_id"]].append(annotation)
-    return dict(kept)
+            )
+        name = entry.get("id", entry["bbox"])
+        flags = bool(entry.get("iscrowd")), bool(entry.get("ignore"))
+        self._written.add(Row(image, label, box, area, *flags, entry.get("segmentation"), name))
 
 
-def _has_extent(annotation: dict[str, Any], size: tuple[int, int]) -> bool:
-    x, y, width, height = annotation["bbox"]
-    inside_x = max(0, min(x + width, size[1]) - max(x, 0))
-    inside_y = max(0, min(y + height, size[0]) - max(y, 0))
-    area = annotation.get("area", width * height)
-    return inside_x * inside_y > 0 and area > 0 and width >= 1 and height >= 1
+def _check_entry(path: Path, part: str, position: int, entry: Any) -> None:
+    keys = NEEDED[part]
+    if not isinstance(entry, dict) or not all(key in entry for key in keys):
+        raise ValueError(f"{path} is not COCO json: {part}[{position}] needs the keys {', '.join(keys)}")
 
 
-def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> np.ndarray | None:
-    try:
-        return decode_mask(annotation["segmentation"], size) if annotation.get("segmentation") else None
-    except ValueError as error:
-        name = annotation.get("id", annotation["bbox"])
-        raise ValueError(f"{path}: annotation {name} of image {annotation['image_id']}: {error}") from error
+def _missing(path: Path, part: str) -> ValueError:
+    return ValueError(f"{path} is json, but not COCO's: it has no list called {part!r}")
 
 
 def _image_folder(root: Path, name: str) -> Path:
     candidates: Sequence[Path] = (root / name, root / "images" / name, root / "images")
     return next((folder for folder in candidates if folder.is_dir()), root / name)
-
-
-def _text(counts: bytes | str) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
-
-
-def _library() -> Any:
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise ValueError('masks need faster-coco-eval, which is missing: pip install "fourstage[train]"') from error
-    return mask

@@ -12,11 +12,15 @@ from fourstage.data.coco import Coco, is_coco
 from fourstage.data.digit_scenes import cached_digit_scenes
 from fourstage.data.digits import Digits
 from fourstage.data.imagefolder import ImageFolder, is_imagefolder
+from fourstage.data.labelmaps import LabelMaps, is_labelmaps
 from fourstage.data.listing import Listed, opener
 from fourstage.data.sample import Dataset
 from fourstage.data.shards import is_pattern, is_shards, survey_shards
+from fourstage.data.voc import Voc, is_voc
+from fourstage.data.yolo import Yolo, is_yolo
 
 Split = Literal["train", "val"]
+Truth = Literal["label", "objects", "label_map_HW"]
 Progress = Callable[[int, int], None]  # done, total
 
 
@@ -28,10 +32,20 @@ class Format:
     layout: str  # how it looks, for the sentence that lists what is known
     fits: Callable[[Path], bool]
     open: Callable[[Path, Split], Dataset]
+    truth: Truth = "label"  # what its samples have; one folder may be read in two ways
 
 
 FORMATS = (  # the first that fits is taken; the more particular come first
-    Format("COCO", "annotations/instances_train*.json, or train/_annotations.coco.json", is_coco, Coco),
+    Format("COCO", "annotations/instances_train*.json, or train/_annotations.coco.json", is_coco, Coco, "objects"),
+    Format("YOLO", "data.yaml with names, train and val", is_yolo, Yolo, "objects"),
+    Format("Pascal VOC", "Annotations/*.xml with JPEGImages/, or train/*.xml", is_voc, Voc, "objects"),
+    Format(
+        "label maps",
+        "images/train with masks/train, ADE20K, Cityscapes, or Pascal VOC with SegmentationClass",
+        is_labelmaps,
+        LabelMaps,
+        "label_map_HW",
+    ),
     Format(
         "ImageNet lists",
         "meta/train.txt, with lines PATH LABEL",
@@ -64,12 +78,16 @@ FORMATS = (  # the first that fits is taken; the more particular come first
 )
 
 
-def open_dataset(data: str | Path, split: Split, *, progress: Progress | None = None) -> Dataset:
+def open_dataset(
+    data: str | Path, split: Split, *, truth: Truth | None = None, progress: Progress | None = None
+) -> Dataset:
     """Open one split.
 
     Args:
         data: `digits`, `digit_scenes`, a folder, or shards by a pattern or an address (`s3://bucket/train-{000..063}.tar`).
             The names win over folders of that name, which are `./digits`.
+        truth: what the samples should have, for folders that can be read in more than one way; a folder that cannot be
+            read in this way is read in another.
         progress: called with (done, total) while `digit_scenes` are made or shards are indexed, which happens once.
 
     Raises:
@@ -79,23 +97,26 @@ def open_dataset(data: str | Path, split: Split, *, progress: Progress | None = 
         return Digits(split)
     if str(data) == "digit_scenes":
         data = cached_digit_scenes(progress)
-    format = find_format(data)
+    format = find_format(data, truth)
     if format.name == "WebDataset":
         return Listed(survey_shards(data, split, progress))
     return format.open(Path(data), split)
 
 
-def find_format(data: str | Path) -> Format:
-    """The layout of a folder. Raises ValueError when there is no folder, or none fits."""
+def find_format(data: str | Path, truth: Truth | None = None) -> Format:
+    """The layout of a folder; see `open_dataset`. Raises ValueError when there is no folder, or none fits."""
     if is_pattern(data):
         return next(format for format in FORMATS if format.name == "WebDataset")
     root = Path(data)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder of a data set, or one of the names digits and digit_scenes")
-    for format in FORMATS:
-        if format.fits(root):
-            return format
+    fitting = (format for format in FORMATS if format.fits(root))
+    if truth in (None, "label"):  # folders with boxes or label maps look like class folders too
+        if (first := next(fitting, None)) is not None:
+            return first
+    elif found := list(fitting):
+        return next((format for format in found if format.truth == truth), found[0])
     known = "; ".join(f"{format.name} ({format.layout})" for format in FORMATS)
     raise ValueError(f"{root} {_content(root)}, which is no layout that is known{_nearby(root)}: {known}")
 

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
 from fourstage.data.findings import CHUNK, Finding, Progress
 from fourstage.data.images import is_image_name, read_image
+from fourstage.data.object_data import ObjectData, Part
 from fourstage.data.order import by_hash
 from fourstage.data.sample import BadImage, Dataset, NoSplitError, Sample
 
@@ -253,4 +254,7 @@ class Without:
 
 def without(dataset: Dataset, ids: Collection[str]) -> Dataset:
     """`dataset` less the samples with these ids, such as what `find_bad_images` returns."""
+    if hasattr(dataset, "counts"):  # data with objects, which says more of itself
+        kept_I = np.array([dataset.id(i) not in ids for i in range(len(dataset))])
+        return Part(cast(ObjectData, dataset), kept_I)
     return Without(dataset, ids)

@@ -1,5 +1,6 @@
 """Reading one image file, and telling image files from others by their names."""
 
+import ctypes
 import threading
 import warnings
 from io import BytesIO
@@ -51,7 +52,7 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
             segmentation data does (OpenCV, so OpenMMLab).
 
     Returns:
-        (H, W, 3) uint8 RGB, not writable.
+        (H, W, 3) uint8 RGB, not writable; neighbours in a line may lie four bytes apart.
 
     Raises:
         BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large.
@@ -78,7 +79,9 @@ def _decoded(image: "Image", orient: bool) -> np.ndarray:
     from PIL import ImageOps
 
     with image:
-        return np.asarray(_as_rgb(ImageOps.exif_transpose(image) if orient else image))
+        picture = _as_rgb(ImageOps.exif_transpose(image) if orient else image)
+        picture.load()
+    return as_pixels(picture)
 
 
 def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = "") -> "Image":
@@ -108,6 +111,60 @@ def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = 
             name or str(path), f"{width} x {height} pixels are more than the {LARGEST:,} allowed; shrink it first"
         )
     return image
+
+
+class _Memory:
+    """The pixels of a PIL image where they are, for numpy: PIL stores four bytes for each, the fourth unused.
+
+    Raises:
+        ValueError, AttributeError: Pillow does not lend them: it is older than 11.2, or the image lies in many pieces.
+    """
+
+    def __init__(self, picture: "Image") -> None:
+        self.picture = picture  # keeps the memory
+        width, height = picture.size
+        _, capsule = picture.__arrow_c_array__()
+        values = _Arrow.from_address(_pointer(capsule, b"arrow_array")).children[0].contents
+        if picture.mode != "RGB" or values.length != width * height * 4:
+            raise ValueError("not four bytes for each pixel")
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (values.buffers[1], True),  # read only
+            "shape": (height, width, 3),
+            "strides": (width * 4, 4, 1),
+            "typestr": "|u1",
+        }
+
+
+class _Arrow(ctypes.Structure):
+    """`ArrowArray` of https://arrow.apache.org/docs/format/CDataInterface.html."""
+
+
+_Arrow._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_Arrow))),
+    *((name, ctypes.c_void_p) for name in ("dictionary", "release", "private_data")),
+]
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+def as_pixels(picture: "Image") -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB image: PIL's own memory where it lends that, else a copy."""
+    try:
+        return np.asarray(_Memory(picture))
+    except (ValueError, AttributeError):
+        return np.asarray(picture)
+
+
+def as_picture(pixels_HW3: np.ndarray) -> "Image":
+    """The PIL image of an array: without a copy where `read_image` gave the array. It must not be written to."""
+    from PIL import Image
+
+    memory = pixels_HW3.base  # of a part of the array it is the array
+    return memory.picture if isinstance(memory, _Memory) else Image.fromarray(pixels_HW3)
 
 
 def _as_rgb(image: "Image") -> "Image":

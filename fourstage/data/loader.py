@@ -4,18 +4,21 @@ Every random draw is keyed by its place (seed, epoch, index), so the same step g
 loads it, with any number of workers, on the first try or after a restart.
 """
 
+import math
 import os
 import random
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from fourstage.data.sample import Batch, Dataset, Sample, collate
@@ -34,13 +37,18 @@ def seed_everything(*key: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = ()) -> torch.Tensor:
+def epoch_order(
+    seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = (), kinds: bytes = b"", together: int = 2
+) -> torch.Tensor:
     """The order of a data set in one epoch: (length,) int64, every index once.
 
     Args:
         shard_sizes: samples in each shard, in the order of the data set. The shards are shuffled, and the samples of
             `TOGETHER` neighbouring ones among each other, so that an epoch passes over the shards once.
+        kinds: a byte for each sample; then `together` samples in a row are of one kind, but for the last few.
     """
+    if kinds:
+        return _by_kind(epoch_order(seed, epoch, length, shard_sizes), kinds, together)
     key = np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(key) >> 1)
     if not shard_sizes:
@@ -53,6 +61,21 @@ def epoch_order(seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...]
         group = torch.cat([shards[i] for i in order[start : start + TOGETHER]])
         parts.append(group[torch.randperm(len(group), generator=generator)])
     return torch.cat(parts)
+
+
+def _by_kind(order_N: Tensor, kinds: bytes, together: int) -> Tensor:
+    """The order with each sample moved back to where `together` of its kind have come; incomplete ones at the end."""
+    assert len(kinds) == len(order_N), "every sample has a kind"
+    kinds_N = torch.frombuffer(bytearray(kinds), dtype=torch.uint8)[order_N]
+    groups: list[Tensor] = []  # places in the order, (groups of this kind, together)
+    rest: list[Tensor] = []
+    for kind in kinds_N.unique():
+        places_n = (kinds_N == kind).nonzero()[:, 0]
+        whole = len(places_n) // together * together
+        groups.append(places_n[:whole].reshape(-1, together))
+        rest.append(places_n[whole:])
+    all_groups = torch.cat(groups)
+    return order_N[torch.cat([all_groups[all_groups[:, -1].argsort()].flatten(), torch.cat(rest).sort().values])]
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,8 @@ class TrainPlan:
         repeats: so often each image comes in a row; an epoch of the same length then shows a part of the images only,
             another one each time. Source: repeated augmentation, https://arxiv.org/abs/1902.05509, as DeiT has it.
         shard_sizes: see `epoch_order`; empty where any order reads equally fast.
+        kinds, together: see `epoch_order`: landscape and portrait images apart, for less padding. Then neighbours in
+            the order go to the same process.
     """
 
     length: int
@@ -78,6 +103,8 @@ class TrainPlan:
     ranks: int = 1
     repeats: int = 1
     shard_sizes: tuple[int, ...] = ()
+    kinds: bytes = b""
+    together: int = 2
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulation * self.ranks):
@@ -110,9 +137,11 @@ class TrainPlan:
         """What this process loads for one part of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.part_size
-        start = place * self.batch_size + part * size * self.ranks + self.rank
-        places = range(start, start + size * self.ranks, self.ranks)
-        whole = epoch_order(self.seed, epoch, self.length, self.shard_sizes)
+        start = place * self.batch_size + part * size * self.ranks
+        places = range(start + self.rank, start + size * self.ranks, self.ranks)
+        if self.kinds:
+            places = range(start + self.rank * size, start + (self.rank + 1) * size)
+        whole = epoch_order(self.seed, epoch, self.length, self.shard_sizes, self.kinds, self.together)
         order = whole[[place // self.repeats for place in places]]
         copies = tuple(place % self.repeats for place in places) if self.repeats > 1 else ()
         return Request((self.seed, epoch), tuple(order.tolist()), (self.seed, step, part, self.rank), copies)
@@ -131,20 +160,34 @@ class Request:
     copies: tuple[int, ...] = ()
 
 
+class Placing(ABC):
+    """A transform that can write its image to a place in a batch."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return self.into(sample, None)
+
+    @abstractmethod
+    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
+        """Transform a sample; the image is `place_CHW` afterwards, which must be as large, unless that is None."""
+
+
 class _Fetch(TorchDataset["Batch | ValueError"]):
     """Turns requests into batches, in whichever process asks."""
 
     def __init__(
-        self, dataset: Dataset, transform: Callable[[Sample], Sample], mix: Callable[[Batch], Batch] | None
+        self,
+        dataset: Dataset,
+        transform: Callable[[Sample], Sample],
+        mix: Callable[[Batch], Batch] | None,
+        divisor: int = 1,
     ) -> None:
-        self.dataset, self.transform, self.mix = dataset, transform, mix
+        self.dataset, self.transform, self.mix, self.divisor = dataset, transform, mix, divisor
 
     def __getitem__(self, request: Request) -> Batch | ValueError:
         """What is wrong with the data is returned, not raised: an exception does not pass whole out of a worker."""
         try:
             copies = request.copies or (0,) * len(request.indices)
-            pairs = zip(request.indices, copies, strict=True)
-            batch = collate([self._one(request.sample_key, index, copy) for index, copy in pairs])
+            batch = self._gather(request.sample_key, list(zip(request.indices, copies, strict=True)))
         except ValueError as error:
             return error
         if self.mix and request.mix_key is not None:
@@ -152,11 +195,54 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
             batch = self.mix(batch)
         return batch
 
-    def _one(self, key: tuple[int, ...] | None, index: int, copy: int) -> Sample:
+    def _gather(self, key: tuple[int, ...] | None, asked: list[tuple[int, int]]) -> Batch:
+        """A batch as `collate` makes it; images that are as large as the first go to their places as they come.
+
+        So each is written once, and in a loader's process to where the main process will read it.
+        """
+        first, *rest = asked
+        samples = [self._one(key, *first, None)]
+        image_CHW = samples[0].image
+        assert isinstance(image_CHW, Tensor), "transforms end with a tensor"
+        if samples[0].objects is not None or samples[0].label_map_HW is not None:  # of these, images differ in size
+            return collate([*samples, *(self._one(key, *one, None) for one in rest)], self.divisor)
+        room_BCHW = _room((len(asked), *image_CHW.shape), image_CHW.dtype)
+        samples[0] = replace(samples[0], image=room_BCHW[0].copy_(image_CHW))
+        for place_CHW, one in zip(room_BCHW[1:], rest, strict=True):
+            sample = self._one(key, *one, place_CHW)
+            assert isinstance(sample.image, Tensor), "transforms end with a tensor"
+            if sample.image is not place_CHW and sample.image.shape == place_CHW.shape:
+                sample = replace(sample, image=place_CHW.copy_(sample.image))
+            samples.append(sample)
+        return _as_batch(samples, room_BCHW, self.divisor)
+
+    def _one(self, key: tuple[int, ...] | None, index: int, copy: int, place_CHW: Tensor | None) -> Sample:
         sample = self.dataset.sample(index)
         if key is not None:
             seed_everything(SAMPLE, *key, index, *([copy] if copy else []))
+        if isinstance(self.transform, Placing):
+            return self.transform.into(sample, place_CHW)
         return self.transform(sample)
+
+
+def _as_batch(samples: list[Sample], room_BCHW: Tensor, divisor: int) -> Batch:
+    """What `collate` makes of samples whose images lie in a batch already, where all do and none is to be padded."""
+    height, width = room_BCHW.shape[-2:]
+    same = all(isinstance(s.image, Tensor) and s.image.shape[-2:] == (height, width) for s in samples)
+    same = same and height % divisor == 0 and width % divisor == 0
+    if not same or any(sample.objects is not None or sample.label_map_HW is not None for sample in samples):
+        return collate(samples, divisor)
+    rest = collate([replace(sample, image=room_BCHW[0, :, :0, :0]) for sample in samples])  # all but the images
+    return replace(rest, images_BCHW=room_BCHW, sizes=((height, width),) * len(samples))
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a loader's process in memory that the main process shares."""
+    room = torch.empty(0, dtype=dtype)
+    if get_worker_info() is not None:
+        bytes_ = math.prod(shape) * room.element_size()
+        room = room.new(room.untyped_storage()._new_shared(bytes_, device="cpu"))  # as torch's own collate does
+    return room.resize_(shape)
 
 
 def train_batches(
@@ -167,12 +253,17 @@ def train_batches(
     first_step: int,
     last_step: int,
     mix: Callable[[Batch], Batch] | None = None,
+    divisor: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[list[Batch]]:
-    """The batches of steps `first_step` to `last_step` - 1: for each step a list, one batch per accumulated part."""
+    """The batches of steps `first_step` to `last_step` - 1: for each step a list, one batch per accumulated part.
+
+    Args:
+        divisor: images are padded to multiples of it, see `collate`.
+    """
     order = (plan.part(step, part) for step in range(first_step, last_step) for part in range(plan.accumulation))
-    loader = _loader(_Fetch(dataset, transform, mix), order, workers, pin_memory)
+    loader = _loader(_Fetch(dataset, transform, mix, divisor), order, workers, pin_memory)
     parts: list[Batch] = []
     for batch in _whole(loader):
         parts.append(_good(batch))
@@ -188,13 +279,14 @@ def evaluation_batches(
     batch_size: int,
     rank: int = 0,
     ranks: int = 1,
+    divisor: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """This process's share of a data set, every sample in exactly one process."""
+    """This process's share of a data set, every sample in exactly one process; `divisor` as in `train_batches`."""
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
-    for batch in _whole(_loader(_Fetch(dataset, transform, None), iter(order), workers, pin_memory)):
+    for batch in _whole(_loader(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory)):
         yield _good(batch)
 
 

@@ -7,8 +7,9 @@ counts the pixel. Padding is on the right and at the bottom: zeros in normalised
 B images, H x W pixels, N objects, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class Sample:
     """One image and the truth that comes with it. A data set fills the truths it has.
 
     `image` is (H, W, 3) uint8 as read from disk; transforms end with a normalised (3, H, W) float32 tensor.
+
+    `reference` is what predictions are scored against, as JSON has it and in pixels of the image on disk; transforms
+    leave it alone. Detection data fills it for evaluation, see `ObjectTable.reference`.
     """
 
     id: str  # unique within its split and stable: mostly the file's path below the split's folder
@@ -44,6 +48,7 @@ class Sample:
     label: int | None = None
     objects: Objects | None = None
     label_map_HW: Tensor | None = None  # uint8
+    reference: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Batch:
     targets_BC: Tensor | None = None  # float32, rows sum to 1: what mixing made of the labels
     objects: tuple[Objects, ...] | None = None
     label_maps_BHW: Tensor | None = None  # uint8
+    references: tuple[Mapping[str, Any], ...] | None = None  # see `Sample.reference`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,15 +137,20 @@ class NoSplitError(ValueError):
     """A data set that has no such split: one for evaluation alone has no training images."""
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Transformed samples as one batch, padded on the right and at the bottom to the largest height and width."""
+def collate(samples: list[Sample], divisor: int = 1) -> Batch:
+    """Transformed samples as one batch, padded on the right and at the bottom to the largest height and width.
+
+    Args:
+        divisor: the padded height and width are rounded up to multiples of it.
+    """
     images = [sample.image for sample in samples]
     assert all(isinstance(image, Tensor) for image in images), "transforms end with a tensor"
     sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True))
     labels = [sample.label for sample in samples if sample.label is not None]
     objects = tuple(sample.objects for sample in samples if sample.objects is not None)
     maps = [sample.label_map_HW for sample in samples if sample.label_map_HW is not None]
+    references = tuple(sample.reference for sample in samples if sample.reference is not None)
     return Batch(
         ids=tuple(sample.id for sample in samples),
         images_BCHW=_padded([i for i in images if isinstance(i, Tensor)], height, width, 0),
@@ -148,6 +159,7 @@ def collate(samples: list[Sample]) -> Batch:
         labels_B=torch.tensor(labels) if labels else None,
         objects=tuple(_pad_masks(o, height, width) for o in objects) or None,
         label_maps_BHW=_padded(maps, height, width, IGNORE) if maps else None,
+        references=references or None,
     )
 
 

@@ -6,17 +6,27 @@ Random transforms draw from the global generators of `random`, `numpy.random` an
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import lru_cache
+from math import gcd
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.data.images import as_picture, as_pixels
+from fourstage.data.loader import Placing
 from fourstage.data.sample import Sample
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Transform = Callable[[Sample], Sample]
+Pair = tuple[int, int]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
+NEAREST = 0  # of PIL's filters, the one that weighs no neighbours
+REACH = 3  # pixels to each side that PIL's widest filter, lanczos, looks at when it enlarges
 ERASING = ("pixel", "rand", "const")
 
 
@@ -75,6 +85,7 @@ def train_transform(
             f"auto_augment {auto_augment!r} is no policy that timm reads; the recipes use rand-m9-mstd0.5-inc1, "
             "and null switches policies off"
         ) from error
+    _mend(change.transforms)
     erase = _erasing(reprob, remode, recount) if reprob > 0 else None
     return _Train(crop.transforms[0], [*crop.transforms[1:], *change.transforms], _Normalise(mean, std), erase)
 
@@ -114,44 +125,104 @@ def eval_transform(
         image_size, crop_pct=1.0 if crop_mode == "squash" else crop_pct, crop_mode=crop_mode,
         interpolation=interpolation, normalize=False,
     )  # fmt: skip
-    return _Eval(resize.transforms[:-1], _Normalise(mean, std))
+    return _Eval(resize.transforms[0], image_size, _Normalise(mean, std))
 
 
-class _Train:
+class _Train(Placing):
     def __init__(self, crop: Any, change: list[Any], normalise: "_Normalise", erase: Any) -> None:
-        from torchvision.transforms import Resize
+        from torchvision.transforms.functional import pil_modes_mapping
 
         modes = crop.interpolation if isinstance(crop.interpolation, tuple) else (crop.interpolation,)
-        self._resizes = [Resize(crop.size, mode) for mode in modes]
+        self._filters = [pil_modes_mapping[mode] for mode in modes]
         self._crop, self._change, self._normalise, self._erase = crop, change, normalise, erase
 
-    def __call__(self, sample: Sample) -> Sample:
-        from PIL import Image
-
-        pixels_HW3 = _pixels(sample)
-        shape_only = torch.empty(1).expand(pixels_HW3.shape[:2])  # all that get_params asks for
-        top, left, height, width = self._crop.get_params(shape_only, self._crop.scale, self._crop.ratio)
-        image = Image.fromarray(
-            pixels_HW3[top : top + height, left : left + width]
-        )  # copies what the crop covers alone
-        image = (random.choice(self._resizes) if len(self._resizes) > 1 else self._resizes[0])(image)
+    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
+        image = as_picture(_pixels(sample))
+        top, left, height, width = self._crop.get_params(image, self._crop.scale, self._crop.ratio)
+        image = image.crop((left, top, left + width, top + height))
+        filter = random.choice(self._filters) if len(self._filters) > 1 else self._filters[0]
+        image = image.resize(self._crop.size[::-1], filter)
         for change in self._change:
             image = change(image)
-        image_CHW = self._normalise(image)
+        image_CHW = self._normalise(image, place_CHW)
         return replace(sample, image=image_CHW if self._erase is None else self._erase(image_CHW))
 
 
-class _Eval:
-    def __init__(self, steps: list[Any], normalise: "_Normalise") -> None:
-        self._steps, self._normalise = steps, normalise
+class _Eval(Placing):
+    """Resize, then cut out the middle; of what would be cut off, little is computed.
 
-    def __call__(self, sample: Sample) -> Sample:
-        from PIL import Image
+    Args:
+        resize: torchvision's, to a short side (one number) or to (H, W).
+        side: height and width of the result, no larger than what `resize` gives.
+    """
 
-        image = Image.fromarray(_pixels(sample))
-        for step in self._steps:
-            image = step(image)
-        return replace(sample, image=self._normalise(image))
+    def __init__(self, resize: Any, side: int, normalise: "_Normalise") -> None:
+        from torchvision.transforms.functional import pil_modes_mapping
+
+        self._size = [resize.size] if isinstance(resize.size, int) else list(resize.size)
+        self._side, self._normalise = side, normalise
+        self._filter = pil_modes_mapping[resize.interpolation]
+
+    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
+        image = as_picture(_pixels(sample))
+        whole = self._resized(*image.size)
+        # In these two cases PIL does not resize the lines first and the columns then.
+        lost = image.height - whole[1]
+        if self._filter == NEAREST or lost > max(0, 2 * (image.width - whole[0])):
+            left, top = (_middle(length, self._side) for length in whole)
+            image = image.resize(whole, self._filter).crop((left, top, left + self._side, top + self._side))
+        else:
+            image = _middle_of_resized(image, whole, self._side, self._filter)
+        return replace(sample, image=self._normalise(image, place_CHW))
+
+    def _resized(self, width: int, height: int) -> Pair:
+        """(W, H) of the image before anything is cut off, by torchvision's rule."""
+        if len(self._size) == 2:
+            return self._size[1], self._size[0]
+        [short] = self._size
+        return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+
+
+def _middle_of_resized(image: "Image", whole: Pair, side: int, filter: int) -> "Image":
+    """The middle of an image that is resized to `whole` (W, H), with the bits of resizing it whole.
+
+    Lines first, of those rows that the middle needs; then columns, of the middle's alone.
+    """
+    (width, height), (wide, high) = image.size, whole
+    across, down = _axis(width, wide, side), _axis(height, high, side)
+    reach = REACH * max(1, height / high) + 1
+    top, bottom = max(0, int(down.start - reach)), min(height, int(down.end + reach) + 1)
+    rows = image.crop((0, top, width, bottom))
+    rows = rows.resize((across.made, bottom - top), filter, box=(across.start, 0, across.end, bottom - top))
+    rows = rows.crop((across.first, 0, across.first + side, bottom - top))
+    middle = rows.resize((side, down.made), filter, box=(0, down.start - top, side, down.end - top))
+    return middle.crop((0, down.first, side, down.first + side))
+
+
+class _Axis(NamedTuple):
+    made: int  # pixels that PIL makes
+    start: float  # of the part of the image that they show, in its pixels
+    end: float
+    first: int  # of the pixels made that is kept
+
+
+@lru_cache(maxsize=4096)
+def _axis(length: int, whole: int, side: int) -> _Axis:
+    """One axis of an image that is resized to `whole` pixels, of which the middle is kept.
+
+    PIL can make the middle alone with the same bits where the step from place to place and the first place, which it
+    has in single precision, are exact: as for the 256 pixels that the short side mostly becomes.
+    """
+    first = _middle(whole, side)
+    start, end = length * first / whole, length * (first + side) / whole
+    parts = whole // gcd(length, whole)  # of a pixel; all places are whole numbers of them
+    if parts & (parts - 1) == 0 and np.float32(start) == start and np.float32(end) == end:
+        return _Axis(side, start, end, 0)
+    return _Axis(whole, 0, length, first)
+
+
+def _middle(whole: int, side: int) -> int:
+    return round((whole - side) / 2)
 
 
 class _Normalise:
@@ -160,9 +231,10 @@ class _Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self._mean_C11, self._std_C11 = (torch.tensor(list(v), dtype=torch.float32)[:, None, None] for v in (mean, std))
 
-    def __call__(self, image: Any) -> Tensor:
-        image_HWC = torch.from_numpy(np.array(image))
-        image_CHW = image_HWC.movedim(-1, 0).to(torch.float32, memory_format=torch.contiguous_format)
+    def __call__(self, image: Any, place_CHW: Tensor | None) -> Tensor:
+        bytes_CHW = as_pixels(image).transpose(2, 0, 1)
+        image_CHW = torch.empty(bytes_CHW.shape) if place_CHW is None else place_CHW
+        np.copyto(image_CHW.numpy(), bytes_CHW)
         return image_CHW.div_(255).sub_(self._mean_C11).div_(self._std_C11)
 
 
@@ -180,6 +252,24 @@ def _erasing(probability: float, mode: str, count: int) -> Any:
     from timm.data.random_erasing import RandomErasing
 
     return RandomErasing(probability, mode=mode, max_count=count, device="cpu")
+
+
+def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    """The highest bits of each channel, as timm has it; none leave black, which Pillow gave before version 13."""
+    from PIL import ImageOps
+
+    if bits_to_keep >= 8:
+        return image
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else image.point([0] * 256 * len(image.getbands()))
+
+
+def _mend(policies: list[Any]) -> None:
+    """Replace the operation of timm's policies that asks Pillow for no bits at all, which version 13 refuses."""
+    for policy in policies:
+        chains = getattr(policy, "policy", None) or [getattr(policy, "ops", ())]  # AutoAugment; RandAugment, AugMix
+        for operation in (operation for chain in chains for operation in chain):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
 
 
 def _check(interpolation: str, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -97,12 +97,19 @@ def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
 
     @torch.no_grad()
     def move(average: Any, now: Any, count: Any) -> None:
-        if average[0].is_floating_point():
-            average_floats(average, now, count)
-        else:
+        if not average[0].is_floating_point():
             for old, new in zip(average, now, strict=True):
                 old.copy_(new)
+            return
+        for divided in (False, True):  # FSDP2 divides parameters, not buffers, and no single call takes both
+            pairs = [(old, new) for old, new in zip(average, now, strict=True) if _is_divided(old) == divided]
+            if pairs:
+                average_floats([old for old, _ in pairs], [new for _, new in pairs], count)
 
     average = AveragedModel(task, multi_avg_fn=move, use_buffers=True)
     average.n_averaged += 1
     return average
+
+
+def _is_divided(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements")

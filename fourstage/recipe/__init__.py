@@ -11,7 +11,18 @@ from fourstage.recipe.resolve import (
     read_yaml,
     resolve,
 )
-from fourstage.recipe.schema import FREE, TASKS, Augmentation, Classification, Evaluation, Optimisation, Recipe, steps
+from fourstage.recipe.schema import (
+    FREE,
+    TASKS,
+    Augmentation,
+    Classification,
+    Detection,
+    Evaluation,
+    Optimisation,
+    Recipe,
+    Segmentation,
+    steps,
+)
 
 __all__ = [
     "EMBEDDED",
@@ -19,10 +30,12 @@ __all__ = [
     "TASKS",
     "Augmentation",
     "Classification",
+    "Detection",
     "Evaluation",
     "Optimisation",
     "Recipe",
     "Resolved",
+    "Segmentation",
     "difference",
     "flatten",
     "from_mapping",

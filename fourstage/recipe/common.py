@@ -73,7 +73,8 @@ class Optimisation(Section):
     power: float = Field(default=1.0, gt=0)  # of schedule "poly"
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: float | None = Field(default=None, ge=0)  # where a cosine over all steps takes it
-    decay_norms_and_biases: bool = False  # True where a source decays every parameter
+    decay_norms_and_biases: bool = False  # True where a source decays every parameter, whatever the network says
+    decay_backbone_norms: bool = True  # False where such a source spares the gains and biases of the backbone's norms
     no_decay: tuple[str, ...] = ()  # parts of parameter names that are spared, beside those the network names itself
     lr_multipliers: dict[str, float] = {}  # beginning of a parameter name -> factor on the rate; the longest wins
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on the rate for each layer further from the head

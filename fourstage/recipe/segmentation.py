@@ -49,8 +49,12 @@ class SegmentationEvaluation(Section):
         return self
 
 
-def check_arguments(method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:
-    """Raise ValueError where arguments of a dense network contradict the rest of its recipe."""
+def check_dense(recipe: Recipe, method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:
+    """Raise ValueError where values of a dense network's recipe contradict each other."""
+    if recipe.parallel == "fsdp":  # its parts run more or less often in one process than in another
+        raise ValueError(
+            "parallel=fsdp is for classification; detectors and segmentors fit one device, so leave it out"
+        )
     named = {"method_args": (method_args, ("num_classes", "backbone")), "backbone_args": (backbone_args, ("in_chans",))}
     for section, (arguments, theirs) in named.items():
         for name in theirs:
@@ -61,7 +65,15 @@ def check_arguments(method_args: dict[str, Any], backbone_args: dict[str, Any]) 
 class Segmentation(Recipe):
     """Semantic segmentation."""
 
-    METRICS: ClassVar[tuple[str, ...]] = ("miou", "miou_ms_flip", "macc", "acc")  # per cent
+    METRICS: ClassVar[tuple[str, ...]] = (
+        "miou_ss",
+        "macc_ss",
+        "aacc_ss",
+        "miou_ms_flip",
+        "macc_ms_flip",
+        "aacc_ms_flip",
+        "boundary_f1_ss",
+    )  # per cent
 
     task: str = "segmentation"
     method: Literal["upernet", "semantic_fpn"]
@@ -81,7 +93,7 @@ class Segmentation(Recipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Segmentation":
-        check_arguments(self.method_args, self.backbone_args)
+        check_dense(self, self.method_args, self.backbone_args)
         if not all(self.std):
             raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self

@@ -1,16 +1,14 @@
 """Sections for image classification: who is mistaken for whom, how each class fares, and pictures of both."""
 
-import base64
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from fourstage.report.charts import bar_chart
 from fourstage.report.common import figure, section, shown_path
+from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import ClassRow, Evaluation, Run, Shown
 from fourstage.report.words import percent, plural
@@ -23,8 +21,6 @@ CLASSES = 20  # rows of the accuracy table before the rest is folded
 MANY = 100  # classes; with more, only the worst and the best are listed
 EXTREMES = 15  # so many of each
 SHEET = 24  # pictures in each sheet
-SMALL_FILE = 16_384  # bytes; a larger picture goes into the page as a smaller copy
-SIDE = 192  # longer side of that copy, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +191,12 @@ def _class_rows(evaluation: Evaluation) -> tuple[ClassRow, ...]:
 
 
 def _bars(rows: Sequence[ClassRow], caption: str) -> Markup:
-    cells = [(name(row.name), _bar(row.top1 / 100), percent(row.top1), f"{row.count:,}") for row in rows]
+    cells = [(name(row.name), bar(row.top1 / 100), percent(row.top1), f"{row.count:,}") for row in rows]
     short = all(len(row.name) <= 4 for row in rows)
     return table(("class", "", "accuracy", "images"), cells, caption=caption, class_="bars short" if short else "bars")
 
 
-def _bar(share: float, class_: str = "bar") -> Markup:
+def bar(share: float, class_: str = "bar") -> Markup:
     return tag(
         "span", tag("i", style=f"width:{100 * min(max(share, 0.0), 1.0):.1f}%"), class_=class_, aria_hidden="true"
     )
@@ -249,14 +245,14 @@ def _card(run: Run, shown: Shown) -> Markup:
     guesses = [
         tag(
             "li", tag("span", name(run.label(label)), class_="who", title=run.label(label)),
-            tag("span", percent(100 * probability, 0), class_="share"), _bar(probability),
+            tag("span", percent(100 * probability, 0), class_="share"), bar(probability),
             class_="truth" if label == shown.truth else None,
         )
         for label, probability in shown.top[:3]
     ]  # fmt: skip
     truth = run.label(shown.truth)
     heading = tag("p", tag("span", "truth ", class_="quiet"), tag("b", name(truth)), class_="is", title=truth)
-    picture = _picture(shown, f"{shown.id}, truly {truth}")
+    picture = inline(shown.file, f"{shown.id}, truly {truth}")
     return tag(
         "li",
         picture,
@@ -265,25 +261,3 @@ def _card(run: Run, shown: Shown) -> Markup:
         class_="card " + ("right" if shown.right else "wrong"),
         title=shown.id,
     )
-
-
-def _picture(shown: Shown, description: str) -> Markup:
-    """The picture itself, inlined. Small ones go in byte for byte and are shown with sharp pixels."""
-    content, kind = shown.file.read_bytes(), "png"
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            sharp = max(image.size) <= 48
-            if image.format != "PNG" or len(content) > SMALL_FILE:
-                content, kind = _smaller(image), "jpeg"
-    except (UnidentifiedImageError, OSError):
-        return tag("p", "unreadable picture", class_="nothing")
-    data = base64.b64encode(content).decode()
-    return tag("img", src=f"data:image/{kind};base64,{data}", alt=description, class_="sharp" if sharp else None)
-
-
-def _smaller(image: Image.Image) -> bytes:
-    copy = image.convert("RGB")
-    copy.thumbnail((SIDE, SIDE))
-    out = io.BytesIO()
-    copy.save(out, "JPEG", quality=85)
-    return out.getvalue()

@@ -14,6 +14,22 @@ from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import EvaluationLine, Run
 from fourstage.report.words import NOTHING, count, duration, metric, millions, percent, plural, signed, significant
 
+LAYOUTS = {  # task -> what a folder needs, and how it looks
+    "classification": (
+        "One sub-folder per class is all it takes; without val/ a fixed part is held out.",
+        "my_folder/train/cat/001.jpg\nmy_folder/train/dog/001.jpg\nmy_folder/val/cat/002.jpg",
+    ),
+    "detection": (
+        "A json in COCO's format for each split; folders of YOLO and of Pascal VOC are read as well.",
+        "my_folder/annotations/instances_train.json\nmy_folder/train/001.jpg\n"
+        "my_folder/annotations/instances_val.json\nmy_folder/val/002.jpg",
+    ),
+    "segmentation": (
+        "A PNG of the same name for each image, whose pixels are the numbers of classes (255: not counted).",
+        "my_folder/images/train/001.jpg\nmy_folder/masks/train/001.png\nmy_folder/images/val/002.jpg\n"
+        "my_folder/masks/val/002.png\nmy_folder/masks/classes.txt",
+    ),
+}
 WEIGHTS = {"model": "model", "ema": "EMA"}  # what the log calls them, and what we do
 
 
@@ -100,13 +116,11 @@ def recipe(run: Run) -> Markup:
 def own_data(run: Run) -> Markup:
     """Command lines to copy, with the names of this run in them."""
     source = shlex.quote(run.source)
-    layout = "my_folder/train/cat/001.jpg\nmy_folder/train/dog/001.jpg\nmy_folder/val/cat/002.jpg"
+    words, layout = LAYOUTS.get(run.task, LAYOUTS["classification"])
     return section(
         "own",
         "Do the same with your own folder",
-        tag(
-            "p", "One sub-folder per class is all it takes; without ", tag("code", "val/"), " a fixed part is held out."
-        ),
+        tag("p", words),
         tag("pre", tag("code", layout), tabindex=0),
         _command("Look for broken files and empty classes first", "fourstage data check my_folder"),
         _command("Train the same model on it", f"fourstage train {source} --data my_folder --out runs/mine"),

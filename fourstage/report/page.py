@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from importlib.resources import files
 
-from fourstage.report import classification, common
+from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.markup import Markup, tag
 from fourstage.report.read import Run
 
@@ -15,6 +15,8 @@ BEFORE: tuple[Section, ...] = (common.headline, common.curves, common.numbers)
 AFTER: tuple[Section, ...] = (common.recipe, common.own_data)
 OF_TASK: dict[str, tuple[Section, ...]] = {
     "classification": (classification.confusion, classification.per_class, classification.predictions),
+    "detection": (detection.precision_recall, detection.per_class, detection.predictions),
+    "segmentation": (segmentation.per_class, segmentation.confused, segmentation.predictions),
 }
 
 

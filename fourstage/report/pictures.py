@@ -42,7 +42,7 @@ def draw_prediction(image: np.ndarray, names_and_probabilities: Sequence[tuple[s
     sheet = Image.new("RGB", (width, height), PAPER)
     _paste(sheet, image, (MARGIN, MARGIN), SIDE)
     draw, left = ImageDraw.Draw(sheet), MARGIN + SIDE + MARGIN
-    _write(draw, (left, MARGIN - 4), title, 22, width=BARS, ink=INK)
+    write_line(draw, (left, MARGIN - 4), title, 22, width=BARS, ink=INK)
     for i, (name, probability) in enumerate(names_and_probabilities[:GUESSES]):
         _bar(sheet, (left, MARGIN + 56 + i * (ROW + 10)), name, probability, INK if i == 0 else QUIET)
     return sheet
@@ -71,7 +71,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = gap + i % columns * (CELL + gap), gap + i // columns * (CELL + line + gap)
         _paste(sheet, image, (x, y), CELL)
-        _write(draw, (x, y + CELL + 5), caption, 15, width=CELL, ink=INK)
+        write_line(draw, (x, y + CELL + 5), caption, 15, width=CELL, ink=INK)
     return sheet
 
 
@@ -87,7 +87,7 @@ def shorten(text: str, font: Font, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
-def _write(
+def write_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, *, width: float, ink: tuple[int, int, int]
 ) -> None:
     font, text = _font_for(text, size)
@@ -110,7 +110,7 @@ def _bar(sheet: Image.Image, corner: tuple[int, int], name: str, probability: fl
     """A name and its share over a bar."""
     (x, y), draw, font = corner, ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
     share = f"{100 * probability:.1f} %"
-    _write(draw, corner, name, 18, width=BARS - font.getlength(share) - 24, ink=ink)
+    write_line(draw, corner, name, 18, width=BARS - font.getlength(share) - 24, ink=ink)
     draw.text((x + BARS, y), share, fill=ink, font=font, anchor="ra")
     _pill(sheet, (x, y + 30), BARS, TRACK)
     length = round(BARS * min(max(probability, 0.0), 1.0))

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Evaluation:
     confusion: np.ndarray | None  # (C, C) int64, rows truth, columns prediction
     per_class: tuple[ClassRow, ...]
     confused: tuple[tuple[int, int, int], ...] = ()  # truth, prediction, count: where there is no `confusion`
+    tables: Mapping[str, Any] = field(default_factory=dict)  # as they were written
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,15 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture of what was predicted for an image, of tasks whose predictions are seen rather than read."""
+
+    file: Path
+    id: str
+    about: Mapping[str, Any]  # what else the task noted of it
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     folder: Path
     recipe: dict[str, Any]
@@ -96,6 +106,7 @@ class Run:
     evaluation: Evaluation | None
     records: Records | None
     shown: tuple[Shown, ...]
+    drawn: tuple[Drawn, ...] = ()
 
     @property
     def task(self) -> str:
@@ -144,6 +155,7 @@ def read_run(folder: Path) -> Run:
     changes, log = _mapping(folder / "changes.json"), list(_lines(folder / "log.jsonl"))
     recipe = _recipe(folder / "recipe.yaml", recipe_text)
     name = str(recipe.get("name") or folder.resolve().name)
+    classifies = recipe.get("task", "classification") == "classification"
     return Run(
         folder=folder,
         recipe=recipe,
@@ -155,9 +167,10 @@ def read_run(folder: Path) -> Run:
         train=tuple(_train(line) for line in log if line.get("kind") == "train"),
         evaluations=tuple(_evaluated(line) for line in log if line.get("kind") == "evaluation"),
         seconds=_seconds(log),
-        evaluation=_evaluation(folder / "evaluation.json"),
-        records=_records(folder / "records.jsonl"),
-        shown=_shown(folder / "samples"),
+        evaluation=_evaluation(folder / "evaluation.json", classifies=classifies),
+        records=_records(folder / "records.jsonl") if classifies else None,
+        shown=_shown(folder / "samples") if classifies else (),
+        drawn=() if classifies else _drawn(folder / "samples"),
     )
 
 
@@ -238,13 +251,24 @@ def _seconds(log: list[dict[str, Any]]) -> float:
     return next((seconds for seconds in reversed(times) if math.isfinite(seconds)), math.nan)
 
 
-def _evaluation(path: Path) -> Evaluation | None:
+def _evaluation(path: Path, *, classifies: bool) -> Evaluation | None:
     if not path.is_file():
         return None
     content = _mapping(path)
     tables = content.get("tables") or {}
     metrics = {str(key): number(value) for key, value in (content.get("metrics") or {}).items()}
     classes = tuple(str(name) for name in content.get("labels") or content.get("classes") or ())
+    if not classifies:
+        return Evaluation(
+            step=int(content.get("step", 0)),
+            which=str(content.get("which", "model")),
+            metrics=metrics,
+            main_metric=str(content.get("main_metric") or next(iter(metrics), "")),
+            classes=classes,
+            confusion=None,
+            per_class=(),
+            tables=tables,
+        )
     confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise ValueError(
@@ -290,3 +314,10 @@ def _shown(folder: Path) -> tuple[Shown, ...]:
         if file.is_file():
             shown.append(Shown(file, str(entry["id"]), int(entry["truth"]), top))
     return tuple(shown)
+
+
+def _drawn(folder: Path) -> tuple[Drawn, ...]:
+    if not (folder / "index.json").is_file():
+        return ()
+    entries = [(folder / Path(entry["file"]).name, entry) for entry in _read_json(folder / "index.json")]
+    return tuple(Drawn(file, str(entry["id"]), entry) for file, entry in entries if file.is_file())

@@ -1,6 +1,7 @@
 """Numbers as a reader expects them, and what metrics are called."""
 
 import math
+import re
 from dataclasses import dataclass
 
 SPACE = "\u202f"  # narrow and unbreakable, between a number and its unit
@@ -23,15 +24,37 @@ class Metric:
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else significant(value)
 
 
+SIZES = {"s": "small", "m": "medium", "l": "large"}
 METRICS = {
     "top1": Metric("top-1 accuracy"),
     "top5": Metric("top-5 accuracy"),
     "loss": Metric("validation loss", percent=False, higher_is_better=False),
+    "box_map": Metric("box AP"),
+    "box_map50": Metric("box AP at 0.50"),
+    "box_map75": Metric("box AP at 0.75"),
+    "box_map_s": Metric("box AP, small"),
+    "box_map_m": Metric("box AP, medium"),
+    "box_map_l": Metric("box AP, large"),
+    "mask_map": Metric("mask AP"),
+    "mask_map50": Metric("mask AP at 0.50"),
+    "mask_map75": Metric("mask AP at 0.75"),
+    "mask_map_s": Metric("mask AP, small"),
+    "mask_map_m": Metric("mask AP, medium"),
+    "mask_map_l": Metric("mask AP, large"),
+    "miou_ss": Metric("mean IoU"),
+    "macc_ss": Metric("mean accuracy"),
+    "aacc_ss": Metric("pixel accuracy"),
+    "boundary_f1_ss": Metric("boundary F1"),
+    "miou_ms_flip": Metric("mean IoU, multi-scale and mirrored"),
+    "macc_ms_flip": Metric("mean accuracy, multi-scale and mirrored"),
+    "aacc_ms_flip": Metric("pixel accuracy, multi-scale and mirrored"),
 }
 
 
 def metric(name: str) -> Metric:
     """What is known of a metric; an unknown one is a bare number under its own name, the higher the better."""
+    if match := re.fullmatch(r"(box|mask)_recall_?(\w+)", name):
+        return Metric(f"{match[1]} recall, {SIZES.get(match[2], match[2] + ' an image')}")
     return METRICS.get(name, Metric(name, percent=False))
 
 

@@ -19,7 +19,7 @@ from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias,
 from fourstage.engine.schedule import Schedule, cosine
 from fourstage.recipe import Recipe, steps
 from fourstage.run.kinds import AnyTask
-from fourstage.run.layers import backbone_of, freeze, layers_of
+from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
 
 
 def run_imports(recipe: Recipe) -> None:
@@ -91,11 +91,15 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser over the task's parameters."""
     o = recipe.optimisation
-    own = {
-        f"{where}.{name}" if where else name
-        for where, module in task.named_modules()
-        for name in getattr(module, "no_weight_decay", set)()
-    }
+    own: set[str] = set()
+    if not o.decay_norms_and_biases:
+        own |= {
+            f"{where}.{name}" if where else name
+            for where, module in task.named_modules()
+            for name in getattr(module, "no_weight_decay", set)()
+        }
+    if not o.decay_backbone_norms:
+        own |= set(norms_of_backbone(task))
 
     def spared(name: str, parameter: nn.Parameter) -> bool:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)

@@ -27,7 +27,8 @@ from fourstage.weights.safe import Checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COLUMNS = (("top1", 4), ("top5", 4), ("loss", 6))  # per cent, per cent, mean
+TRUTH = "label"
+COLUMNS = (("count", 0), ("top1", 4), ("top5", 4), ("loss", 6))  # per cent, per cent, mean
 SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
 
 
@@ -45,7 +46,11 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def build_task(recipe: Recipe, classes: tuple[str, ...]) -> Classification:
+def about(dataset: Dataset) -> dict[str, Any]:
+    return {}
+
+
+def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Classification:
     own = _own(recipe)
     torch.manual_seed(own.seed)
     network = create_model(own.model, num_classes=len(classes), **{"img_size": own.image_size, **own.model_args})
@@ -74,6 +79,18 @@ def transforms(recipe: Recipe) -> tuple[Transform, Transform]:
         **common,
     )
     return train, eval_transform(own.image_size, crop_pct=e.crop_pct, crop_mode=e.crop_mode, **common)
+
+
+def for_training(recipe: Recipe, dataset: Dataset) -> Dataset:
+    return dataset
+
+
+def groups(recipe: Recipe, dataset: Dataset) -> bytes:
+    return b""
+
+
+def divisor(recipe: Recipe) -> int:
+    return 1
 
 
 def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:

@@ -28,6 +28,7 @@ from fourstage.run import build
 from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, Record, kind_of
 from fourstage.run.splits import data_path, readable
+from fourstage.weights.safe import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _evaluate(
 ) -> Evaluated:
     kind = kind_of(recipe)
     opened = kind.open_evaluation(recipe, weights, which, show=show)
-    task = kind.build_task(recipe, opened.data.classes)
+    known = read_checkpoint(weights).content.get("about")
+    task = kind.build_task(recipe, opened.data.classes, known if isinstance(known, dict) else kind.about(opened.data))
     kind.load(task, weights, which)
     opened.tell(task)
     val, _, notes = readable(opened.data, "val", recipe, ranks, show=show)
@@ -178,14 +180,14 @@ def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
 
 
 def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:
-    """The results of each class as CSV: its name, the count, and these columns; empty where there is no result."""
+    """The results of each class as CSV: its name and these columns, decimal places given; empty without a result."""
     text = io.StringIO()
     writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(["class", "count", *(name for name, _ in columns)])
+    writer.writerow(["class", *(name for name, _ in columns)])
     for row in rows:
         name = str(row["name"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        values = [(row[column], places) for column, places in columns]
-        writer.writerow([name, row["count"], *("" if value is None else f"{value:.{n}f}" for value, n in values)])
+        values = [(row.get(column), places) for column, places in columns]
+        writer.writerow([name, *("" if value is None else f"{value:.{n}f}" for value, n in values)])
     return text.getvalue()
 
 

@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from fourstage.data.sample import Batch, Dataset, Sample
 from fourstage.recipe import Recipe
 from fourstage.tasks.classification import Classification
+from fourstage.tasks.detection.task import Detection
+from fourstage.tasks.segmentation.task import Segmentation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-AnyTask: TypeAlias = Classification  # a union, as tasks join
+AnyTask: TypeAlias = Classification | Detection | Segmentation
 Record = Mapping[str, Any]
 Records = Mapping[str, Record]  # by the sample's id
 Transform = Callable[[Sample], Sample]
 Scores = Callable[[Mapping[str, Record]], dict[str, float]]
 
-KINDS = {"classification": "fourstage.run.classification"}
+KINDS = {task: f"fourstage.run.{task}" for task in ("classification", "detection", "segmentation")}
 
 
-def _nothing_to_tell(task: AnyTask) -> None:
+def _nothing_to_tell(task: object) -> None:
     pass
 
 
@@ -36,7 +38,7 @@ class Opened:
 
     data: Dataset
     expect: dict[str, float]  # what was published for this very data
-    tell: Callable[[AnyTask], None] = _nothing_to_tell  # tells the task what it must know of the data
+    tell: Callable[[Any], None] = _nothing_to_tell  # tells the task what it must know of the data
     further: Scores = _no_scores  # what this data can be scored by beside the task's own metrics
     notes: tuple[str, ...] = ()
 
@@ -53,13 +55,18 @@ class Seen:
 class Kind(Protocol):
     """What such a module has."""
 
+    TRUTH: str  # what the task learns from, a name of `Sample`
     COLUMNS: tuple[tuple[str, int], ...]  # of the table with the results of each class, with decimal places
 
     def check_data(self, recipe: Recipe, dataset: Dataset) -> None:
         """Raise ValueError unless the data has the truth that the task learns from."""
         ...
 
-    def build_task(self, recipe: Recipe, classes: tuple[str, ...]) -> AnyTask:
+    def about(self, dataset: Dataset) -> dict[str, Any]:
+        """What the task must know of its data beside the classes, as JSON has it; checkpoints keep it."""
+        ...
+
+    def build_task(self, recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> AnyTask:
         """The recipe's network for these classes, as a task with fresh weights."""
         ...
 
@@ -69,6 +76,18 @@ class Kind(Protocol):
 
     def transforms(self, recipe: Recipe) -> tuple[Transform, Transform]:
         """What happens to training and to validation images."""
+        ...
+
+    def for_training(self, recipe: Recipe, dataset: Dataset) -> Dataset:
+        """The training images that the recipe learns from. Raises ValueError when none is left."""
+        ...
+
+    def groups(self, recipe: Recipe, dataset: Dataset) -> bytes:
+        """A byte for each image; those of one value come in the same batch. Empty: any go together."""
+        ...
+
+    def divisor(self, recipe: Recipe) -> int:
+        """Height and width of a training batch are multiples of it."""
         ...
 
     def mixing(self, recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:

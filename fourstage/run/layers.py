@@ -70,6 +70,18 @@ def freeze(task: nn.Module, stages: int) -> list[str]:
     return [f"{where}.{name}" if where else name for name in frozen]
 
 
+def norms_of_backbone(task: nn.Module) -> list[str]:
+    """Names of the gains and biases of all norms in the task's backbone."""
+    network = cast(Any, task).network
+    where, inner = ("network.backbone", network.backbone) if hasattr(network, "backbone") else ("network", network)
+    return [
+        f"{where}.{name}.{own}"
+        for name, module in inner.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for own, _ in module.named_parameters(recurse=False)
+    ]
+
+
 def _by_matcher(network: nn.Module, *, coarse: bool = False) -> dict[str, int]:
     """Name -> 0 for the stem, then blocks (`coarse`: stages) in order, then what follows them."""
     from timm.models import group_parameters

@@ -128,7 +128,7 @@ def _from_checkpoint(path: Path, recipe: Recipe | None) -> tuple[Recipe, AnyTask
         raise ValueError(f"{path} does not say which network it is for; add it: predict MODEL ... --weights {path}")
     recipe = recipe or from_mapping(content["recipe"], str(path)).recipe
     build.run_imports(recipe)
-    task = kind_of(recipe).build_task(recipe, tuple(content["classes"]))
+    task = kind_of(recipe).build_task(recipe, tuple(content["classes"]), content.get("about") or {})
     kind_of(recipe).load(task, path, "model")
     return recipe, task
 

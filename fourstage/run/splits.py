@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
-from fourstage.data.formats import open_dataset
+from fourstage.data.formats import Truth, open_dataset
 from fourstage.data.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
 from fourstage.data.shard_cache import is_address
@@ -55,8 +55,9 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
     what = "making digit_scenes" if recipe.data == "digit_scenes" else "indexing shards"
     long = recipe.data == "digit_scenes" or is_pattern(recipe.data) or is_shards(Path(recipe.data))
+    truth = cast(Truth, kind_of(recipe).TRUTH)
     with Bar(what, 1, show=show and long, every=5) as bar:
-        dataset = open_dataset(recipe.data, split, progress=bar.of)
+        dataset = open_dataset(recipe.data, split, truth=truth, progress=bar.of)
     kind_of(recipe).check_data(recipe, dataset)
     if not len(dataset):
         raise ValueError(f"{recipe.data} has no images for {split}; add some, at least two for each class")

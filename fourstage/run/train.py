@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class _Setup:
     resolved: Resolved
     splits: Splits
     order: TrainPlan
+    about: dict[str, Any]  # see `Kind.about`
     ranks: Ranks
     device: torch.device
 
@@ -156,6 +157,7 @@ class _Setup:
             mix=kind_of(self.recipe).mixing(self.recipe, len(self.splits.train.classes), self.order.part_size),
             workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
+            divisor=kind_of(self.recipe).divisor(self.recipe),
         )
 
     def batches_of(self, step: int) -> list[Batch]:
@@ -186,18 +188,22 @@ def _prepare(
     build.schedule(recipe, order.steps_per_epoch)
     kind.transforms(recipe)
     kind.mixing(recipe, len(opened.train.classes), order.part_size)
-    task = kind.build_task(recipe, opened.train.classes)
+    about = kind.about(opened.train)
+    task = kind.build_task(recipe, opened.train.classes, about)
     build.prepare(task, recipe, ranks, device)
     build.optimizer(task, recipe)
     loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
-    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks), ranks, device)
+    splits = replace(splits, train=kind.for_training(recipe, splits.train))
+    kinds = kind.groups(recipe, splits.train)
+    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks, kinds), about, ranks, device)
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     return setup, task
 
 
-def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> TrainPlan:
+def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks, kinds: bytes = b"") -> TrainPlan:
+    o = recipe.optimisation
     return TrainPlan(
         length=len(dataset),
         batch_size=recipe.optimisation.batch_size,
@@ -207,6 +213,8 @@ def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> TrainPlan:
         ranks=ranks.size,
         repeats=kind_of(recipe).repeats(recipe),
         shard_sizes=getattr(dataset, "shard_sizes", ()),
+        kinds=kinds,
+        together=max(1, o.batch_size // o.accumulation // ranks.size),
     )
 
 
@@ -232,6 +240,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         checkpoints=folder.checkpoints,
         keep={
             "classes": list(setup.splits.train.classes),
+            "about": setup.about,
             "recipe": recipe.model_dump(mode="json"),
             "conditions": setup.conditions,
         },

@@ -155,7 +155,10 @@ def test_a_missing_split_is_said_in_one_sentence(write: Callable[..., Path]) -> 
         ('{"images": [], "annotations": {}}', "no list called 'annotations'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] needs the keys id, file_name"),
         ('{"images": [], "annotations": [3], "categories": []}', r"annotations\[0\] needs the keys"),
+        ('{"images": [], "annotations": [], "categories": [{"id": [], "name": "a"}]}', r"categories\[0\] has a list"),
+        ('{"images": [], "annotations": [], "categories": []', "is not json"),
         ("[" * 10**6, "is not json"),
+        ('{"images": ' + "[" * 10**6, "is not json"),
         ('\udcff{"images"', "is not json"),
     ],
 )
@@ -166,6 +169,14 @@ def test_json_that_is_not_cocos_is_said_in_one_sentence(text: str, sentence: str
         Coco(root, "train")
     assert "instances_train2017.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_other_encodings_are_read(encoding: str, write: Callable[..., Path]) -> None:
+    root = write([annotation([1, 2, 30, 20])])
+    path = root / "annotations/instances_train2017.json"
+    path.write_bytes(path.read_text().replace('"cat"', '"k\u00e4tzchen"').encode(encoding))
+    assert Coco(root, "train").classes[0] == "kätzchen"
 
 
 def test_a_box_that_is_no_box_is_named(write: Callable[..., Path]) -> None:

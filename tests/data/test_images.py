@@ -1,10 +1,13 @@
+import gc
+import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from fourstage.data.images import is_image_name, open_image, read_image
+from fourstage.data.images import as_picture, is_image_name, open_image, read_image
 from fourstage.data.sample import BadImage
 
 RED = np.full((6, 5, 3), (200, 30, 60), dtype=np.uint8)
@@ -29,6 +32,36 @@ def test_a_palette_with_transparency_warns_nobody(tmp_path: Path) -> None:
 def test_transparent_pixels_keep_their_colour(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([RED, np.zeros((6, 5), np.uint8)])).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png"), RED)
+
+
+@pytest.mark.parametrize("lends", [True, False])
+def test_pixels_are_those_of_pil_whether_it_lends_them_or_not(
+    lends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not lends:  # as Pillow before 11.2
+        monkeypatch.delattr(Image.Image, "__arrow_c_array__")
+    pixels = np.random.default_rng(0).integers(0, 255, (31, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")
+    assert found.shape == (31, 47, 3)
+    assert not found.flags.writeable
+    assert found.strides == ((47 * 4, 4, 1) if lends else (47 * 3, 3, 1))
+    gc.collect()
+    [read_image(tmp_path / "a.png") for _ in range(5)]  # would write over memory that was given back
+    assert np.array_equal(found, pixels)
+    assert np.array_equal(found[3:20, ::2], pixels[3:20, ::2])
+    assert np.array_equal(np.asarray(as_picture(found)), pixels)
+    assert np.array_equal(np.asarray(as_picture(found[3:20, ::2])), pixels[3:20, ::2])
+    assert np.array_equal(pickle.loads(pickle.dumps(found)), pixels)
+    assert np.array_equal(cv2.resize(found, (20, 30)), cv2.resize(pixels, (20, 30)))
+
+
+def test_an_image_in_many_pieces_is_copied(tmp_path: Path) -> None:
+    """PIL cuts the memory of large images into pieces of 16 MB, and lends none of them."""
+    Image.new("RGB", (2600, 2000), (10, 20, 30)).save(tmp_path / "a.bmp")
+    found = read_image(tmp_path / "a.bmp")
+    assert found.shape == (2000, 2600, 3)
+    assert (found == (10, 20, 30)).all()
 
 
 def test_of_sixteen_bits_the_upper_eight_stay(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fourstage.data.loader import (
     TOGETHER,
+    Placing,
     Request,
     TrainPlan,
     _Fetch,
@@ -23,7 +24,7 @@ from fourstage.data.loader import (
     train_batches,
 )
 from fourstage.data.mixing import Mixing
-from fourstage.data.sample import BadImage, Batch, Sample
+from fourstage.data.sample import BadImage, Batch, Objects, Sample, collate
 
 
 class Numbers:
@@ -220,6 +221,68 @@ def test_a_worker_that_dies_while_it_hands_over_is_told(error: Exception) -> Non
     assert isinstance(next(batches), Batch)
     with pytest.raises(ValueError, match="a loader process was killed"):
         next(batches)
+
+
+class Growing(Placing):
+    """Images whose size depends on their number, written to their place where they fit."""
+
+    def __init__(self, grows: bool) -> None:
+        self.grows = grows
+
+    def into(self, sample: Sample, place_CHW: torch.Tensor | None) -> Sample:
+        side = 4 + int(sample.id) if self.grows else 4
+        image_CHW = torch.full((3, side, side), float(sample.id))
+        if place_CHW is not None and place_CHW.shape == image_CHW.shape:
+            image_CHW = place_CHW.copy_(image_CHW)
+        return dataclasses.replace(sample, image=image_CHW)
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """Adds truths that have the size of the image, after a transform that does not write to places."""
+
+    transform: Growing
+    objects: bool = False
+    label_map: bool = False
+
+    def __call__(self, sample: Sample) -> Sample:
+        sample = self.transform(sample)
+        side = sample.image.shape[-1]
+        masks = torch.ones(1, side, side) > 0
+        objects = Objects(torch.ones(1, 4), torch.ones(1).long(), torch.zeros(1).bool(), masks)
+        label_map_HW = torch.ones(side, side, dtype=torch.uint8)
+        return dataclasses.replace(
+            sample,
+            objects=objects if self.objects else None,
+            label_map_HW=label_map_HW if self.label_map else None,
+        )
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("way", ["placed", "copied", "with objects", "with a label map"])
+def test_a_batch_is_what_collate_makes_of_its_samples(grows: bool, way: str) -> None:
+    plain = Marked(Growing(grows), objects=way == "with objects", label_map=way == "with a label map")
+    transform = Growing(grows) if way == "placed" else plain
+    found = _Fetch(Numbers(8), transform, None)[Request(None, (2, 0, 5))]
+    wanted = collate([transform(Numbers(8).sample(i)) for i in (2, 0, 5)])
+    assert isinstance(found, Batch)
+    assert torch.equal(found.images_BCHW, wanted.images_BCHW)
+    assert (found.ids, found.sizes, found.original_sizes) == (wanted.ids, wanted.sizes, wanted.original_sizes)
+    assert found.labels_B is not None
+    assert found.labels_B.tolist() == [0, 0, 1]
+    for ours, theirs in zip(found.objects or (), wanted.objects or (), strict=True):
+        assert ours.masks_NHW is not None
+        assert theirs.masks_NHW is not None
+        assert torch.equal(ours.masks_NHW, theirs.masks_NHW)
+    assert (found.label_maps_BHW is None) == (wanted.label_maps_BHW is None) == (way != "with a label map")
+    if found.label_maps_BHW is not None and wanted.label_maps_BHW is not None:
+        assert torch.equal(found.label_maps_BHW, wanted.label_maps_BHW)
+
+
+def test_a_loader_process_makes_batches_where_the_main_process_reads_them() -> None:
+    for workers in (0, 1):
+        [batch, *_] = evaluation_batches(Numbers(8), noisy, batch_size=4, workers=workers)
+        assert batch.images_BCHW.is_shared() == (workers > 0)
 
 
 def test_work_for_another_process_can_be_pickled() -> None:

@@ -1,6 +1,7 @@
 """Samples become batches, padded as the conventions say."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,9 +32,25 @@ def test_padding_is_right_and_below_and_says_so() -> None:
     assert batch.labels_B.tolist() == [1, 1]
 
 
+def test_sides_are_rounded_up_to_multiples() -> None:
+    batch = collate([sample("a", 4, 6), sample("b", 8, 3)], divisor=4)
+    assert batch.images_BCHW.shape == (2, 3, 8, 8)
+    assert batch.sizes == ((4, 6), (8, 3))
+    assert batch.images_BCHW[0, :, :4, :6].min() == 1
+    assert batch.images_BCHW.sum() == 3 * (4 * 6 + 8 * 3)
+    assert batch.objects is not None
+    assert batch.objects[0].masks_NHW is not None
+    assert batch.objects[0].masks_NHW.shape == (2, 8, 8)
+
+
+def test_references_travel_with_the_batch() -> None:
+    samples = [replace(sample(id, 4, 6), reference={"id": id}) for id in "ab"]
+    assert collate(samples).to(torch.device("meta")).references == ({"id": "a"}, {"id": "b"})
+
+
 def test_truths_that_are_not_there_stay_away() -> None:
     batch = collate([Sample("a", torch.zeros(3, 4, 4), (4, 4))])
-    assert (batch.labels_B, batch.objects, batch.label_maps_BHW) == (None, None, None)
+    assert (batch.labels_B, batch.objects, batch.label_maps_BHW, batch.references) == (None, None, None, None)
 
 
 def test_a_batch_moves_as_a_whole() -> None:

@@ -1,5 +1,6 @@
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from PIL import Image
 from timm.data import transforms_factory
 from torch import Tensor
 
+from fourstage.data.images import read_image
+from fourstage.data.loader import Placing
 from fourstage.data.sample import Objects, Sample
-from fourstage.data.transforms import Transform, eval_transform, train_transform
+from fourstage.data.transforms import Transform, eval_transform, posterize, train_transform
 
 create_transform: Any = transforms_factory.create_transform
 COLOURS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -83,6 +86,83 @@ def test_evaluation_is_timms_to_the_last_bit(shape: tuple[int, int], pct: float)
     pixels = photo(*shape)
     reference = create_transform(64, interpolation="bicubic", crop_pct=pct, **COLOURS)
     assert torch.equal(run(eval_transform(64, **COLOURS, crop_pct=pct), pixels), reference(Image.fromarray(pixels)))
+
+
+SIDES = st.integers(24, 500) | st.sampled_from([64 * n for n in range(1, 8)] + [37 * n for n in range(1, 14)])
+
+
+@given(
+    height=SIDES,
+    width=SIDES,
+    sizes=st.sampled_from([(64, 0.875), (112, 0.875), (56, 0.875), (32, 0.5), (64, 1.0)]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "lanczos", "nearest"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_what_is_not_computed_changes_no_bit(
+    height: int, width: int, sizes: tuple[int, float], interpolation: str
+) -> None:
+    """Lines and columns that the crop would cut off are left out where PIL then samples the same places."""
+    side, pct = sizes
+    pixels = np.random.default_rng(height * 1000 + width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    reference = create_transform(side, interpolation=interpolation, crop_pct=pct, **COLOURS)
+    transform = eval_transform(side, interpolation=interpolation, crop_pct=pct, **COLOURS)
+    assert torch.equal(run(transform, pixels), reference(Image.fromarray(pixels)))
+
+
+def test_the_usual_crop_leaves_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
+        made.append(size)
+        return resize(image, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    run(eval_transform(224, **COLOURS), np.zeros((375, 500, 3), np.uint8))
+    assert made == [(341, 339), (224, 224)]  # of 375 lines those that the middle needs, then the middle's columns
+
+
+def test_a_file_gives_what_its_pixels_give(tmp_path: Path) -> None:
+    """A file's memory is PIL's own and is not copied; an array that somebody made is."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo(70, 90)).save(path)
+    for transform in (TRAIN, eval_transform(32, **COLOURS)):
+        seed(3)
+        from_file = run(transform, read_image(path))
+        seed(3)
+        assert torch.equal(from_file, run(transform, photo(70, 90)))
+        seed(3)
+        assert torch.equal(from_file, run(transform, np.ascontiguousarray(read_image(path))))
+
+
+@pytest.mark.parametrize("transform", ["TRAIN", "evaluation"])
+def test_an_image_can_be_written_to_its_place_in_a_batch(transform: str) -> None:
+    chosen: Any = TRAIN if transform == "TRAIN" else eval_transform(32, **COLOURS)
+    assert isinstance(chosen, Placing)
+    sample, room_BCHW = Sample("a", photo(40, 50), (40, 50), label=3), torch.full((2, 3, 32, 32), torch.nan)
+    seed(5)
+    placed = chosen.into(sample, room_BCHW[1])
+    assert isinstance(placed.image, Tensor)
+    assert placed.image.data_ptr() == room_BCHW[1].data_ptr()
+    seed(5)
+    assert torch.equal(room_BCHW[1], run(chosen, photo(40, 50)))
+    assert room_BCHW[0].isnan().all()
+
+
+@pytest.mark.parametrize("bits", range(9))
+def test_posterize_keeps_the_highest_bits(bits: int) -> None:
+    pixels = photo(20, 30)
+    found = np.asarray(posterize(Image.fromarray(pixels), bits))
+    assert np.array_equal(found, pixels & (256 - 2 ** (8 - bits)))
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-p1-n15-inc1", "v0r", "original", "originalr", "augmix-m10-mstd0"])
+def test_no_policy_asks_pillow_for_no_bits(policy: str) -> None:
+    """At full strength timm's do, and Pillow 13 refuses: a training would stop at some random image."""
+    transform = train_transform(16, **COLOURS, auto_augment=policy)
+    for value in range(60):
+        seed(value)
+        run(transform, photo(20, 20))
 
 
 def test_squash_is_a_direct_resize() -> None:

@@ -123,6 +123,18 @@ def test_any_division_gives_the_losses_of_one_process(way: str, alone: Path) -> 
     assert_same(out, alone)
 
 
+def test_fsdp_averages_batch_norms_as_ddp_does(alone: Path) -> None:
+    """Its parameters are divided, its running statistics are not; both move in the average."""
+    folders = {way: alone.with_name(f"batch-norms-{way}") for way in ("ddp", "fsdp")}
+    for way, out in folders.items():
+        wait(torchrun(2, out, f"parallel={way}", "model=visformer_digits"))
+    assert_same(folders["fsdp"], folders["ddp"])
+    found = load_state(folders["fsdp"] / "checkpoints" / "last.pt")
+    means = [key for key in found["ema"] if key.endswith("running_mean")]
+    assert means
+    assert all(not torch.equal(found["ema"][key], found["model"][key]) for key in means)
+
+
 def until(out: Path, lines: int, agents: Agents) -> None:
     """Wait until a run has so many lines in its log."""
     while not (out / "log.jsonl").is_file() or (out / "log.jsonl").read_text().count("\n") < lines:

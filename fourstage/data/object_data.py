@@ -1,0 +1,122 @@
+"""What data sets with objects have beyond others, and views of them. I images, H x W pixels."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fourstage.data.images import open_image
+from fourstage.data.sample import Dataset, Objects, Sample
+
+TURNED = (5, 6, 7, 8)  # values of EXIF's orientation under which width and height change places
+ORIENTATION = 0x0112  # its number
+
+
+class ObjectData(Dataset, Protocol):
+    """A data set with boxes, perhaps with masks.
+
+    Attributes:
+        has_masks: whether its objects have masks.
+        with_reference: whether samples carry what predictions are scored against.
+        note: one sentence about what is unusual; empty otherwise.
+    """
+
+    has_masks: bool
+    with_reference: bool
+    note: str
+
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image, as it is shown."""
+        ...
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: annotations of each image, crowd regions and those that do not train too."""
+        ...
+
+    def path(self, index: int) -> Path:
+        """The image file."""
+        ...
+
+    def objects(self, index: int) -> Objects:
+        """What is in one image, in its pixels."""
+        ...
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        ...
+
+
+class Part:
+    """Some images of a data set with objects, in the same order and with the same classes."""
+
+    def __init__(self, dataset: ObjectData, kept_I: np.ndarray) -> None:
+        self._dataset, self._indices = dataset, np.flatnonzero(kept_I)
+        self.classes, self.truths, self.note = dataset.classes, dataset.truths, dataset.note
+        self.has_masks, self.with_reference = dataset.has_masks, dataset.with_reference
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def sizes(self) -> np.ndarray:
+        return self._dataset.sizes()[self._indices]
+
+    def counts(self) -> np.ndarray:
+        return self._dataset.counts()[self._indices]
+
+    def id(self, index: int) -> str:
+        return self._dataset.id(int(self._indices[index]))
+
+    def path(self, index: int) -> Path:
+        return self._dataset.path(int(self._indices[index]))
+
+    def sample(self, index: int) -> Sample:
+        return self._dataset.sample(int(self._indices[index]))
+
+    def objects(self, index: int) -> Objects:
+        return self._dataset.objects(int(self._indices[index]))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        return self._dataset.reference(int(self._indices[index]))
+
+
+def for_training(dataset: ObjectData, *, filter_empty: bool = True, min_size: int = 32) -> ObjectData:
+    """Without the images that MMDetection does not train on either.
+
+    Args:
+        filter_empty: leave out images without annotations. Those that have only crowd regions or broken boxes stay.
+        min_size: leave out images with a shorter side below it, pixels; 0 keeps all.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    kept_I = np.ones(len(dataset), dtype=bool)
+    if filter_empty:
+        kept_I &= dataset.counts() > 0
+    if min_size > 0:
+        kept_I &= dataset.sizes().min(axis=1, initial=2**62) >= min_size
+    if len(dataset) and not kept_I.any():
+        raise ValueError(
+            f"no image of {len(dataset):,} is left to train on: all are without objects or below {min_size} pixels; "
+            "add filter_empty=false to train on images without objects"
+        )
+    return dataset if kept_I.all() else Part(dataset, kept_I)
+
+
+def portraits(dataset: ObjectData) -> bytes:
+    """For each image one byte: 1 where it is higher than wide, else 0; what `TrainPlan` groups by."""
+    height_I, width_I = dataset.sizes().T
+    return (width_I < height_I).astype(np.uint8).tobytes()
+
+
+def read_sizes(paths: list[Path]) -> np.ndarray:
+    """(I, 2) int64: height and width of image files as they are shown, from their headers. Raises BadImage."""
+    with ThreadPoolExecutor() as pool:
+        return np.array(list(pool.map(_read_size, paths)), dtype=np.int64).reshape(-1, 2)
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    with open_image(path, orient=True) as image:
+        width, height = image.size
+        turned = image.format != "PNG" and image.getexif().get(ORIENTATION) in TURNED
+    return (width, height) if turned else (height, width)

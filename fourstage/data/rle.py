@@ -1,0 +1,75 @@
+"""Masks in the forms of COCO: polygons, and run lengths as numbers or as a compressed string. H x W pixels."""
+
+from typing import Any
+
+import numpy as np
+
+
+def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
+    """A boolean mask in COCO's compressed run-length form, ready for json."""
+    rle = _library().encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return {"size": list(mask_HW.shape), "counts": _text(rle["counts"])}
+
+
+def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """The mask of one object.
+
+    Args:
+        segmentation: polygons (lists of x, y, x, y ... in pixels), or a mapping with `size` and `counts`, where counts
+            are numbers or COCO's compressed string.
+        size: (H, W) of the image.
+
+    Returns:
+        (H, W) bool. None when no polygon has three points or all have a coordinate too many.
+
+    Raises:
+        ValueError: neither form, or a mask of another size.
+    """
+    return _run_lengths(segmentation, size, decode=True)
+
+
+def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
+    """The compressed string of a mask in any form; of None or of no whole polygon that of an empty mask.
+
+    Args and errors as `decode_mask`.
+    """
+    rle = _run_lengths(segmentation, size) if segmentation else None
+    return encode_mask(np.zeros(size, dtype=bool))["counts"] if rle is None else _text(rle["counts"])
+
+
+def area_of(counts: str, size: tuple[int, int]) -> float:
+    """Pixels of a mask in compressed run lengths."""
+    return float(_library().area({"size": list(size), "counts": counts}))
+
+
+def _run_lengths(segmentation: Any, size: tuple[int, int], *, decode: bool = False) -> Any:
+    """The library's form, or None without a whole polygon; with `decode` the mask."""
+    if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
+        raise ValueError(f"its mask is of size {segmentation.get('size')}, the image of {list(size)}")
+    library = _library()
+    try:
+        if isinstance(segmentation, dict):
+            in_numbers = isinstance(segmentation["counts"], list)
+            rle = library.frPyObjects(segmentation, *size) if in_numbers else segmentation
+        else:
+            polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
+            if not polygons:
+                return None
+            rle = library.merge(library.frPyObjects(polygons, *size))
+        mask_HW = library.decode(rle) if decode else None
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:  # whatever the library meets in a broken mask
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"its mask is neither polygons nor run lengths of the image ({reason})") from error
+    return rle if mask_HW is None else mask_HW.astype(bool)
+
+
+def _text(counts: bytes | str) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+
+
+def _library() -> Any:
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError as error:
+        raise ValueError('masks need faster-coco-eval, which is missing: pip install "fourstage[train]"') from error
+    return mask

@@ -1,0 +1,99 @@
+"""Sections for detection: precision over recall, how each class fares, and objects over images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fourstage.report.charts import Series, line_chart
+from fourstage.report.classification import bar
+from fourstage.report.common import figure, section
+from fourstage.report.inline import inline
+from fourstage.report.markup import Markup, join, name, table, tag
+from fourstage.report.read import Drawn, Run
+from fourstage.report.words import NOTHING, percent, plural
+
+CLASSES = 40  # rows before the rest is folded
+WIDE = 900  # pixels, of the picture of truth and prediction
+KINDS = {"box": "boxes", "mask": "masks"}
+
+
+def precision_recall(run: Run) -> Markup | None:
+    """A chart each for boxes and masks."""
+    curves: Mapping[str, Any] = run.evaluation.tables.get("curves", {}) if run.evaluation else {}
+    charts = [_chart(kind, curves[kind]) for kind in KINDS if kind in curves]
+    if not charts:
+        return None
+    note = tag(
+        "p",
+        "Of what is found, the share that is right, as more and more of what is there is found. An object is found "
+        "where intersection over union reaches the threshold.",
+        class_="quiet",
+    )
+    return section("precision", "Precision over recall", note, tag("div", *charts, class_="charts large"))
+
+
+def _chart(kind: str, curves: Mapping[str, Any]) -> Markup:
+    recall_n = 100 * np.asarray(curves["recall"], dtype=np.float64)
+    looks = {"0.50": "accent", "0.75": "quiet", "0.50:0.95": "quiet"}
+    lines = [
+        Series(threshold, recall_n, 100 * np.asarray(curves["mean"][threshold], dtype=np.float64), look)  # pyright: ignore[reportArgumentType]
+        for threshold, look in looks.items()
+        if threshold in curves["mean"]
+    ]
+    title = f"Precision over recall of {KINDS[kind]}"
+    chart = line_chart(f"pr{kind}", title, lines, percent=True, from_zero=True, x_name="recall, per cent")
+    return figure(KINDS[kind].capitalize(), chart)
+
+
+def per_class(run: Run) -> Markup | None:
+    """Average precision of each class, the worst first."""
+    if run.evaluation is None:
+        return None
+    every: list[Mapping[str, Any]] = list(run.evaluation.tables.get("per_class") or ())
+    rows = sorted((row for row in every if row.get("box_map") is not None), key=lambda row: row["box_map"])
+    if not rows:
+        return None
+    absent = len(every) - len(rows)
+    words = f"{plural(absent, 'class', 'classes')} without an object in this split."
+    left_out = tag("p", words, class_="quiet") if absent else None
+    folded = None
+    if len(rows) > CLASSES + 5:
+        summary = tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}")
+        folded = tag("details", summary, _bars(rows[CLASSES:]))
+        rows = rows[:CLASSES]
+    first = tag("p", "The worst first.", class_="quiet")
+    return section("classes", "Average precision by class", first, _bars(rows), folded, left_out)
+
+
+def _bars(rows: list[Mapping[str, Any]]) -> Markup:
+    masks = any(row.get("mask_map") is not None for row in rows)
+    cells = [
+        (
+            name(row["name"]),
+            bar(row["box_map"] / 100),
+            percent(row["box_map"]),
+            *([NOTHING if row.get("mask_map") is None else percent(row["mask_map"])] if masks else []),
+            f"{row['count']:,}",
+        )
+        for row in rows
+    ]
+    head = ("class", "", "box AP", *(["mask AP"] if masks else []), "objects")
+    return table(head, cells, caption="Average precision by class", class_="bars")
+
+
+def predictions(run: Run) -> Markup:
+    """Images with their true and their predicted objects."""
+    if not run.drawn:
+        words = "No predictions were kept; the run was not evaluated in full."
+        return section("predictions", "Predictions", tag("p", words, class_="nothing"))
+    note = tag("p", "Left: what is there. Right: what was found, with its score.", class_="quiet")
+    sheet = tag("ul", *(_card(one) for one in run.drawn), class_="wide-sheet")
+    return section("predictions", "Predictions", note, sheet)
+
+
+def _card(drawn: Drawn) -> Markup:
+    there, found = int(drawn.about.get("true", 0)), int(drawn.about.get("found", 0))
+    told = f"  {plural(there, 'object')} there, {found} found"
+    picture = inline(drawn.file, f"{drawn.id}: true and predicted objects", WIDE)
+    return tag("li", picture, tag("p", join([name(drawn.id), tag("span", told, class_="quiet")])))

@@ -1,0 +1,103 @@
+"""Label maps as pictures: a colour for each class, over the image, with its name. H x W pixels, C classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fourstage.report.pictures import INK, MARGIN, PAPER, write_line
+
+Colours = Sequence[tuple[int, int, int]]
+
+IGNORED = (255, 255, 255)
+OPACITY = 0.6
+SIDE = 360  # of the square that an image is fitted into
+SWATCH, LINE, LEGEND = 18, 26, 220
+GAP = 8
+
+
+def colours_of(classes: int, palette: Colours | None = None) -> list[tuple[int, int, int]]:
+    """A colour for each class: the data's own where it has one for each, else colours that stand far apart."""
+    if palette is not None and len(palette) >= classes:
+        return [(int(r), int(g), int(b)) for r, g, b in palette[:classes]]
+    return [_spread(i) for i in range(classes)]
+
+
+def _spread(i: int) -> tuple[int, int, int]:
+    """The bits of a number dealt to red, green and blue, most significant first, as Pascal VOC colours its classes."""
+    colour, i = [0, 0, 0], i + 1
+    for place in range(7, -1, -1):
+        for channel in range(3):
+            colour[channel] |= (i >> channel & 1) << place
+        i >>= 3
+    return colour[0], colour[1], colour[2]
+
+
+def index_picture(labels_HW: np.ndarray, colours: Colours) -> Image.Image:
+    """The label map as a PNG of indices with a palette: its pixels are the labels."""
+    picture = Image.fromarray(labels_HW.astype(np.uint8)).convert("P")
+    picture.putdata(labels_HW.reshape(-1).tolist())
+    picture.putpalette(_table(colours).reshape(-1).tolist())
+    return picture
+
+
+def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, colours: Colours) -> np.ndarray:
+    """(H, W, 3) uint8: the image below the colours of its classes; pixels that nobody counts stay as they are."""
+    coloured_HW3 = _table(colours)[labels_HW].astype(np.float32)
+    mixed_HW3 = (1 - OPACITY) * image_HW3 + OPACITY * coloured_HW3
+    seen_HW1 = (labels_HW < len(colours))[..., None]
+    return np.where(seen_HW1, mixed_HW3, image_HW3).round().clip(0, 255).astype(np.uint8)
+
+
+def truth_and_prediction(
+    image_HW3: np.ndarray, truth_HW: np.ndarray, guess_HW: np.ndarray, colours: Colours, side: int = 256
+) -> Image.Image:
+    """The image, its true label map over it, and the predicted one, side by side."""
+    parts = [image_HW3, overlay(image_HW3, truth_HW, colours), overlay(image_HW3, guess_HW, colours)]
+    pictures = [_fitted(part, side) for part in parts]
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, height), PAPER)
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i * (width + GAP), 0))
+    return sheet
+
+
+def overlay_with_legend(
+    image_HW3: np.ndarray, labels_HW: np.ndarray, names: Sequence[str], colours: Colours, title: str
+) -> Image.Image:
+    """The image, the same below the colours of its classes, and the names of those that occur, largest first."""
+    pictures = [_fitted(part, SIDE) for part in (image_HW3, overlay(image_HW3, labels_HW, colours))]
+    found, pixels = np.unique(labels_HW[labels_HW < len(names)], return_counts=True)
+    order = [int(found[i]) for i in np.argsort(-pixels, kind="stable")]
+    shares = {int(c): n / labels_HW.size for c, n in zip(found, pixels, strict=True)}
+    width, height = pictures[0].size
+    tall = max(height, LINE * len(order[:40]))
+    size = (4 * MARGIN + 2 * width + LEGEND, 2 * MARGIN + LINE + tall)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write_line(draw, (MARGIN, MARGIN // 2), title, 18, width=size[0] - 2 * MARGIN, ink=INK)
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (MARGIN + i * (width + MARGIN), MARGIN + LINE))
+    left = 3 * MARGIN + 2 * width
+    for row, c in enumerate(order[:40]):
+        top = MARGIN + LINE + row * LINE
+        draw.rectangle((left, top, left + SWATCH, top + SWATCH), fill=tuple(colours[c]), outline=INK)
+        text = f"{names[c]}  {shares[c]:.1%}"
+        write_line(draw, (left + SWATCH + GAP, top), text, 15, width=LEGEND - SWATCH - GAP, ink=INK)
+    return sheet
+
+
+def _table(colours: Colours) -> np.ndarray:
+    """(256, 3) uint8: a colour for every byte."""
+    table = np.full((256, 3), IGNORED, dtype=np.uint8)
+    table[: len(colours)] = np.asarray(colours, dtype=np.uint8).reshape(-1, 3)
+    return table
+
+
+def _fitted(image_HW3: np.ndarray, side: int) -> Image.Image:
+    """The image with its longer side `side` pixels; small ones stay sharp, for their pixels are what was labelled."""
+    height, width = image_HW3.shape[:2]
+    scale = side / max(height, width)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(np.ascontiguousarray(image_HW3)).resize(size, how)

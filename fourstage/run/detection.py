@@ -1,0 +1,181 @@
+"""What a run asks of detection; see `kinds`."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from fourstage.api import load_checkpoint
+from fourstage.data import object_data
+from fourstage.data.det_transforms import evaluation_transform, train_transform
+from fourstage.data.object_data import ObjectData, portraits
+from fourstage.data.sample import Batch, Dataset, Sample, collate
+from fourstage.dense import create_detector
+from fourstage.engine.state import write_text, write_whole
+from fourstage.recipe import Detection as DetectionRecipe
+from fourstage.recipe import Recipe
+from fourstage.run.kinds import Opened, Record, Records, Seen, Transform
+from fourstage.run.splits import open_split
+from fourstage.tasks.detection.task import Detection
+from fourstage.weights.safe import read_checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TRUTH = "objects"
+COLUMNS = (  # objects; per cent
+    ("count", 0),
+    *((f"{kind}_{name}", 4) for kind in ("box", "mask") for name in ("map", "map50", "map75", "recall")),
+)
+MASKED = ("mask_rcnn", "cascade_mask_rcnn")  # with masks=False: Faster R-CNN and Cascade R-CNN
+SHOWN = 12  # images whose detections a run folder keeps
+SURE = 0.3  # detections below this score are not drawn
+LISTED = 5  # detections that one line about an image names
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    if TRUTH not in dataset.truths:
+        raise ValueError(
+            f"{recipe.data} has no boxes, and {recipe.name} is a detection recipe; give a folder in COCO's, YOLO's or "
+            f"Pascal VOC's layout, or digit_scenes"
+        )
+    wanted, found = _own(recipe).num_classes, len(dataset.classes)
+    if wanted is not None and wanted != found:
+        raise ValueError(
+            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
+            f"num_classes={found}"
+        )
+
+
+def about(dataset: Dataset) -> dict[str, Any]:
+    return {"masks": bool(getattr(dataset, "has_masks", False))}
+
+
+def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Detection:
+    """Without masks in the data, methods that can do without them have boxes alone."""
+    own, arguments = _own(recipe), dict(_own(recipe).method_args)
+    torch.manual_seed(own.seed)
+    if own.method in MASKED and about and not about.get("masks", True):
+        arguments.setdefault("masks", False)
+    network: Any = create_detector(own.method, own.backbone, len(classes), backbone_args=own.backbone_args, **arguments)
+    return Detection(network, classes, own.evaluation.limits)
+
+
+def start_from(task: Detection, weights: str) -> str:
+    return f"starting from {load_checkpoint(task.network, weights, fresh_head=True)}"
+
+
+def transforms(recipe: Recipe) -> tuple[Transform, Transform]:
+    own, a = _own(recipe), _own(recipe).augmentation
+    train = train_transform(
+        a.policy,
+        mean=own.mean,
+        std=own.std,
+        scale=a.scale,
+        short_sides=a.short_sides,
+        first_sides=a.first_sides,
+        crop=a.crop,
+        jitter=a.jitter,
+        hflip=a.hflip,
+        paste_from=open_split(recipe, "train", show=False) if a.copy_paste else None,
+    )
+    return train, evaluation_transform(own.evaluation.scale, mean=own.mean, std=own.std)
+
+
+def for_training(recipe: Recipe, dataset: Dataset) -> Dataset:
+    return object_data.for_training(cast(ObjectData, dataset), filter_empty=_own(recipe).filter_empty)
+
+
+def groups(recipe: Recipe, dataset: Dataset) -> bytes:
+    return portraits(cast(ObjectData, dataset)) if _own(recipe).group_by_aspect else b""
+
+
+def divisor(recipe: Recipe) -> int:
+    a = _own(recipe).augmentation
+    return max(a.scale) if a.policy == "large_scale_jitter" else 32
+
+
+def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:
+    return None
+
+
+def repeats(recipe: Recipe) -> int:
+    return 1
+
+
+def load(task: Detection, weights: str | Path, which: str) -> None:
+    load_checkpoint(task.network, weights, which)
+    known = read_checkpoint(weights).classes
+    if known is not None and tuple(known) != task.classes:
+        mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
+        raise ValueError(
+            f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has "
+            f"{theirs!r}; give the data that it was trained for with --data"
+        )
+
+
+def open_evaluation(recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
+    return Opened(open_split(recipe, "val", show=show), dict(recipe.expect))
+
+
+def class_names(task: Detection) -> Sequence[str]:
+    return task.classes
+
+
+def named(model: str, weights: str | Path | None) -> tuple[Recipe, Detection]:
+    raise ValueError(f"{model} is no detector; name a run folder, a run's checkpoint or a detector's")
+
+
+def keep_samples(folder: Path, task: Detection, recipe: Recipe, val: Dataset, records: Records) -> None:
+    """Images with their true and their predicted objects, from all over the data."""
+    from fourstage.report.objects import draw_objects, side_by_side
+
+    index = {val.id(i): i for i in range(len(val))}
+    (folder / "samples").mkdir(exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    ids = sorted(records)
+    for number, id in enumerate(ids[:: max(1, len(ids) // SHOWN)][:SHOWN]):
+        sample, record = val.sample(index[id]), records[id]
+        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+        truth, found = record["truth"], _sure(record)
+        true = draw_objects(sample.image, {**truth, "scores": None}, task.classes)
+        guessed = draw_objects(sample.image, found, task.classes)
+        picture, name = side_by_side(true, guessed), f"{number:03}.png"
+        write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
+        lines.append({"file": name, "id": id, "true": len(truth["labels"]), "found": len(found["labels"])})
+    write_text(folder / "samples" / "index.json", json.dumps(lines))
+
+
+def _sure(record: Record) -> dict[str, Any]:
+    """The detections that are drawn."""
+    kept = [i for i, score in enumerate(record["scores"]) if score >= SURE]
+    return {key: [record[key][i] for i in kept] for key in ("boxes", "labels", "scores", "masks") if key in record}
+
+
+def see(task: Detection, recipe: Recipe, sample: Sample, title: str) -> Seen:
+    device = next(task.parameters()).device
+    [record] = task.predict(collate([transforms(recipe)[1](sample)]).to(device)).values()
+    found = _sure(record)
+    rows = list(zip(found["labels"], found["scores"], strict=True))
+
+    def pictures() -> "dict[str, Image]":
+        from fourstage.report.objects import draw_objects
+
+        assert isinstance(sample.image, np.ndarray), "images come as they were read"
+        return {"": draw_objects(sample.image, found, task.classes)}
+
+    text = "   ".join(f"{task.classes[label]} {score:.0%}" for label, score in rows[:LISTED])
+    more = f"   and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    columns = zip(record["labels"], record["scores"], record["boxes"], strict=True)
+    objects = [{"class": task.classes[label], "score": score, "box": box} for label, score, box in columns]
+    for one, mask in zip(objects, record.get("masks", ()), strict=False):
+        one["mask"] = {"size": list(sample.original_size), "counts": mask}
+    return Seen(text + more or "nothing", {"objects": objects}, pictures)
+
+
+def _own(recipe: Recipe) -> DetectionRecipe:
+    assert isinstance(recipe, DetectionRecipe)
+    return recipe

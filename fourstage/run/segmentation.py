@@ -1,0 +1,217 @@
+"""What a run asks of semantic segmentation; see `kinds`."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fourstage.api import load_checkpoint
+from fourstage.data.sample import Batch, Dataset, Sample, collate
+from fourstage.data.seg_transforms import evaluation_transform, train_transform
+from fourstage.dense import create_segmentor
+from fourstage.engine.state import write_text, write_whole
+from fourstage.recipe import Recipe
+from fourstage.recipe import Segmentation as SegmentationRecipe
+from fourstage.run.kinds import Opened, Records, Seen, Transform
+from fourstage.run.splits import open_split
+from fourstage.tasks.segmentation.protocol import Protocol
+from fourstage.tasks.segmentation.task import Segmentation
+from fourstage.weights.safe import read_checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TRUTH = "label_map_HW"
+COLUMNS = (("pixels", 0), ("predicted", 0), ("iou", 4), ("acc", 4), ("iou_ms_flip", 4))  # the last three in per cent
+SHOWN = 12  # images whose label maps a run folder keeps: half of them the worst
+LISTED = 5  # classes that one line about an image names
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    if TRUTH not in dataset.truths:
+        raise ValueError(
+            f"{recipe.data} has no label map for each image, and {recipe.name} is a segmentation recipe; give a folder "
+            f"with images/train/*.jpg and masks/train/*.png, ADE20K, Cityscapes, Pascal VOC, or digit_scenes"
+        )
+    wanted, found = _own(recipe).num_classes, len(dataset.classes)
+    if wanted is not None and wanted != found:
+        raise ValueError(
+            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
+            f"num_classes={found}"
+        )
+
+
+def about(dataset: Dataset) -> dict[str, Any]:
+    palette = getattr(dataset, "palette", None)
+    return {"palette": [list(colour) for colour in palette]} if palette is not None else {}
+
+
+def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Segmentation:
+    own = _own(recipe)
+    torch.manual_seed(own.seed)
+    network: Any = create_segmentor(
+        own.method, own.backbone, len(classes), backbone_args=own.backbone_args, **own.method_args
+    )
+    task = Segmentation(
+        network,
+        classes,
+        mean=own.mean,
+        std=own.std,
+        single=_single(own),
+        over_valid=own.over_valid,
+        boundaries=own.evaluation.boundary,
+    )
+    if about and about.get("palette"):
+        task.palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
+    return task
+
+
+def _single(own: SegmentationRecipe) -> Protocol:
+    e = own.evaluation
+    return Protocol(e.scale, window=e.window, stride=e.stride)
+
+
+def _multi(own: SegmentationRecipe) -> Protocol:
+    e = own.evaluation
+    return Protocol(e.scale, ratios=e.ratios, ratios_of=e.ratios_of, flip=True, window=e.window, stride=e.stride)
+
+
+def start_from(task: Segmentation, weights: str) -> str:
+    return f"starting from {load_checkpoint(task.network, weights, fresh_head=True)}"
+
+
+def transforms(recipe: Recipe) -> tuple[Transform, Transform]:
+    own, a = _own(recipe), _own(recipe).augmentation
+    train = train_transform(
+        a.crop,
+        mean=own.mean,
+        std=own.std,
+        scale=a.scale,
+        ratio=a.ratio,
+        most_of_one=a.most_of_one,
+        hflip=a.hflip,
+        photometric=a.photometric,
+    )
+    return train, evaluation_transform()
+
+
+def for_training(recipe: Recipe, dataset: Dataset) -> Dataset:
+    return dataset
+
+
+def groups(recipe: Recipe, dataset: Dataset) -> bytes:
+    return b""
+
+
+def divisor(recipe: Recipe) -> int:
+    return 1
+
+
+def mixing(recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:
+    return None
+
+
+def repeats(recipe: Recipe) -> int:
+    return 1
+
+
+def load(task: Segmentation, weights: str | Path, which: str) -> None:
+    load_checkpoint(task.network, weights, which)
+    known = read_checkpoint(weights).classes
+    if known is not None and tuple(known) != task.classes:
+        mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
+        raise ValueError(
+            f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has "
+            f"{theirs!r}; give the data that it was trained for with --data"
+        )
+
+
+def open_evaluation(recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
+    """The validation split, seen by both protocols."""
+    own = _own(recipe)
+
+    def tell(task: Segmentation) -> None:
+        task.multi = _multi(own)
+
+    notes = f"miou_ss: {_single(own)}", f"miou_ms_flip: {_multi(own)}"
+    return Opened(open_split(recipe, "val", show=show), dict(recipe.expect), tell, notes=notes)
+
+
+def class_names(task: Segmentation) -> Sequence[str]:
+    return task.classes
+
+
+def named(model: str, weights: str | Path | None) -> tuple[Recipe, Segmentation]:
+    raise ValueError(f"{model} is no segmentor; name a run folder, a run's checkpoint or a segmentor's")
+
+
+def keep_samples(folder: Path, task: Segmentation, recipe: Recipe, val: Dataset, records: Records) -> None:
+    """Images beside their true and their predicted label maps: the worst ones, and others from all over the data."""
+    from fourstage.report.label_maps import colours_of, truth_and_prediction
+
+    index = {val.id(i): i for i in range(len(val))}
+    (folder / "samples").mkdir(exist_ok=True)
+    colours, lines = colours_of(len(task.classes), task.palette), []
+    for number, id in enumerate(_samples(records, len(task.classes))):
+        sample = val.sample(index[id])
+        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+        assert sample.label_map_HW is not None, "validation images have label maps"
+        guess_HW = _label_map(task, recipe, sample)
+        picture = truth_and_prediction(sample.image, sample.label_map_HW.numpy(), guess_HW, colours)
+        name = f"{number:03}.png"
+        write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
+        there = sorted({*np.unique(sample.label_map_HW.numpy()).tolist(), *np.unique(guess_HW).tolist()})
+        legend = [[c, list(colours[c])] for c in there if c < len(task.classes)]
+        lines.append(
+            {"file": name, "id": id, "right": 100 * _share_right(records[id], len(task.classes)), "legend": legend}
+        )
+    write_text(folder / "samples" / "index.json", json.dumps(lines))
+
+
+def _samples(records: Records, classes: int) -> list[str]:
+    """The images with most wrong pixels, and others drawn evenly over the data."""
+    worst = sorted(records, key=lambda id: (_share_right(records[id], classes), id))[: SHOWN // 2]
+    rest = sorted(id for id in records if id not in worst)
+    return worst + rest[:: max(1, len(rest) // (SHOWN - SHOWN // 2))][: SHOWN - SHOWN // 2]
+
+
+def _share_right(record: Mapping[str, Any], classes: int) -> float:
+    pairs, pixels = np.asarray(record["pairs"]), np.asarray(record["pixels"])
+    total = int(pixels.sum())
+    return float(pixels[pairs // classes == pairs % classes].sum() / total) if total else 1.0
+
+
+def see(task: Segmentation, recipe: Recipe, sample: Sample, title: str) -> Seen:
+    from fourstage.report.label_maps import colours_of, index_picture, overlay_with_legend
+
+    guess_HW = _label_map(task, recipe, sample)
+    found, pixels = np.unique(guess_HW, return_counts=True)
+    order = np.argsort(-pixels, kind="stable")
+    shares = [(task.classes[int(found[i])], float(pixels[i] / guess_HW.size)) for i in order]
+    colours = colours_of(len(task.classes), task.palette)
+
+    def pictures() -> "dict[str, Image]":
+        assert isinstance(sample.image, np.ndarray), "images come as they were read"
+        return {
+            "": overlay_with_legend(sample.image, guess_HW, task.classes, colours, title),
+            "_labels": index_picture(guess_HW, colours),
+        }
+
+    text = "   ".join(f"{name} {share:.1%}" for name, share in shares[:LISTED])
+    more = f"   and {len(shares) - LISTED} more" if len(shares) > LISTED else ""
+    return Seen(text + more, {"classes": [{"class": name, "share": share} for name, share in shares]}, pictures)
+
+
+def _label_map(task: Segmentation, recipe: Recipe, sample: Sample) -> np.ndarray:
+    """(H, W) uint8, by the protocol of one view."""
+    plain = Sample(sample.id, sample.image, sample.original_size)
+    [labels_HW] = task.label_maps(collate([transforms(recipe)[1](plain)])).values()
+    return labels_HW.numpy()
+
+
+def _own(recipe: Recipe) -> SegmentationRecipe:
+    assert isinstance(recipe, SegmentationRecipe)
+    return recipe

@@ -1,0 +1,63 @@
+"""Anchors: boxes of fixed sizes and shapes around every cell of every map. H x W cells, A anchors a cell."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class AnchorGrid:
+    """The anchors of a pyramid of maps, centred on the top left corner of their cells.
+
+    Args:
+        strides: of each map, image pixels per cell.
+        scales: sides of a square anchor, in strides.
+        ratios: height over width.
+
+    Attributes:
+        per_cell: A. Anchors of a cell run over the ratios, and for each ratio over the scales.
+    """
+
+    def __init__(self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+        self.strides = tuple(strides)
+        self.per_cell = len(scales) * len(ratios)
+        high = torch.tensor(ratios).sqrt()[:, None]
+        sides_A = torch.tensor(scales)[None]
+        self._base = []
+        for stride in self.strides:
+            width_A, height_A = ((stride * r * sides_A).flatten() * 0.5 for r in (1 / high, high))
+            self._base.append(torch.stack([-width_A, -height_A, width_A, height_A], dim=1))
+
+    def boxes(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """(H * W * A, 4) float32 pixels for each map of `sizes` (H, W): rows, columns, anchors of a cell."""
+        out = []
+        for (height, width), stride, base_A4 in zip(sizes, self.strides, self._base, strict=True):
+            y, x = (torch.arange(n, device=device, dtype=torch.float32) * stride for n in (height, width))
+            y, x = y[:, None].expand(height, width), x[None].expand(height, width)
+            corner_HW4 = torch.stack([x, y, x, y], dim=-1)
+            out.append((corner_HW4[:, :, None] + base_A4.to(device)).reshape(-1, 4))
+        return out
+
+    def within(
+        self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device
+    ) -> list[Tensor]:
+        """(H * W * A,) for each map: whether the anchor's cell begins within `image_size` (H, W)."""
+        out = []
+        for (height, width), stride in zip(sizes, self.strides, strict=True):
+            rows_H = torch.arange(height, device=device) < math.ceil(image_size[0] / stride)
+            columns_W = torch.arange(width, device=device) < math.ceil(image_size[1] / stride)
+            cells_HW = rows_H[:, None] & columns_W
+            out.append(cells_HW.flatten().repeat_interleave(self.per_cell))
+        return out
+
+
+def inside(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N,): boxes that lie wholly within an image of `size` (H, W)."""
+    x1, y1, x2, y2 = boxes_N4.unbind(-1)
+    return (x1 >= 0) & (y1 >= 0) & (x2 < size[1]) & (y2 < size[0])
+
+
+def octave_scales(base: float, per_octave: int) -> tuple[float, ...]:
+    """`base` times the powers of 2 at 0, 1 / per_octave ... below 1."""
+    return tuple(base * 2 ** (i / per_octave) for i in range(per_octave))

@@ -1,0 +1,198 @@
+"""The second look at a proposal: which class, and where exactly. R regions, C classes, P positives.
+
+The background is one more class inside here, the last one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
+from fourstage.tasks.detection.detector import Detections, Mean, Truth, count_tensor
+from fourstage.tasks.detection.losses import divide, giou_sum, smooth_l1_sum
+from fourstage.tasks.detection.matching import IoUMatcher, Sampler
+from fourstage.tasks.detection.rois import to_rois
+from fourstage.tasks.parts.conv import ConvNormAct
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The regions of one image that train, positives first."""
+
+    boxes_R4: Tensor
+    truth_P: Tensor  # which true box each positive answers for
+    is_truth_P: Tensor  # bool: the positive is itself a true box
+    labels_R: Tensor  # int64; C is background
+
+    @property
+    def positives(self) -> Tensor:
+        """(P, 4) their boxes."""
+        return self.boxes_R4[: len(self.truth_P)]
+
+
+def sample_regions(
+    proposals_N4: Tensor,
+    truth: Truth,
+    matcher: IoUMatcher,
+    sampler: Sampler,
+    rng: np.random.Generator,
+    background: int,
+) -> Samples:
+    """Choose among the proposals and the true boxes, which are proposed too."""
+    count = len(truth.boxes_G4)
+    own_G = torch.arange(count, device=proposals_N4.device)
+    matched_N = torch.cat([own_G, matcher(proposals_N4, truth.boxes_G4)])
+    boxes_N4 = torch.cat([truth.boxes_G4, proposals_N4])
+    positive_P, negative_M = sampler(matched_N, rng)
+    truth_P = matched_N[positive_P]
+    labels_R = torch.cat([truth.labels_G[truth_P], torch.full_like(negative_M, background)])
+    return Samples(boxes_N4[torch.cat([positive_P, negative_M])], truth_P, positive_P < count, labels_R)
+
+
+@dataclass(frozen=True)
+class BoxLoss:
+    """What the boxes of positives are trained by."""
+
+    kind: Literal["l1", "smooth_l1", "giou"] = "l1"  # giou compares the boxes themselves, the others their deltas
+    weight: float = 1.0
+    beta: float = 1.0  # of smooth_l1
+
+
+L1 = BoxLoss()
+
+
+class BoxHead(nn.Module):
+    """Class logits and box deltas of regions, by convolutions and linear layers that both share.
+
+    Args:
+        in_channels: of the regions.
+        size: cells a side of the regions.
+        convs: 3x3 convolutions of `conv_channels`, each with `norm` and ReLU.
+        fcs: linear layers of `channels`, each with ReLU.
+        class_agnostic: one box a region instead of one for each class.
+        stds: of the deltas.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        size: int = 7,
+        convs: int = 0,
+        conv_channels: int = 256,
+        norm: Callable[[int], nn.Module] | None = None,
+        fcs: int = 2,
+        channels: int = 1024,
+        class_agnostic: bool = False,
+        stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
+        loss: BoxLoss = L1,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.coder, self.loss = num_classes, BoxCoder(stds), loss
+        widths = [in_channels, *[conv_channels] * convs]
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, norm=norm, act=nn.ReLU()) for a, b in pairwise(widths)))
+        widths = [widths[-1] * size**2, *[channels] * fcs]
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.classify = nn.Linear(widths[-1], num_classes + 1)
+        self.regress = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Shared linear layers: Xavier's uniform; classes: normal, std 0.01; boxes: 0.001; biases: 0."""
+        for linear in self.fcs:
+            assert isinstance(linear, nn.Linear)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        for linear, std in ((self.classify, 0.01), (self.regress, 0.001)):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_RCMM: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C + 1) logits and (R, C or 1, 4) deltas, float32 or better."""
+        x_RC = self.convs(x_RCMM).flatten(1)
+        for linear in self.fcs:
+            x_RC = F.relu(linear(x_RC))
+        return as_float32(self.classify(x_RC)), as_float32(self.regress(x_RC)).unflatten(1, (-1, 4))
+
+    def losses(
+        self,
+        logits_RC: Tensor,
+        deltas_RK4: Tensor,
+        samples: Sequence[Samples],
+        truths: Sequence[Truth],
+        mean: Mean,
+    ) -> dict[str, Tensor]:
+        """`loss_cls`, cross-entropy, and `loss_bbox`, both divided by the number of regions."""
+        labels_R = torch.cat([s.labels_R for s in samples])
+        count = mean(count_tensor(max(len(labels_R), 1), logits_RC))
+        class_sum = F.cross_entropy(logits_RC, labels_R, reduction="sum")
+        positive_P = (labels_R < self.num_classes).nonzero().squeeze(1)
+        if len(positive_P) == 0:
+            return {"loss_cls": divide(class_sum, count), "loss_bbox": deltas_RK4[positive_P].sum()}
+        deltas_P4 = _of_class(deltas_RK4[positive_P], labels_R[positive_P])
+        anchors_P4 = torch.cat([s.positives for s in samples])
+        wanted_P4 = torch.cat([t.boxes_G4[s.truth_P] for s, t in zip(samples, truths, strict=True)])
+        if self.loss.kind == "giou":
+            box_sum = giou_sum(self.coder.decode(anchors_P4, deltas_P4), wanted_P4)
+        else:
+            beta = self.loss.beta if self.loss.kind == "smooth_l1" else 0.0
+            box_sum = smooth_l1_sum(deltas_P4, self.coder.encode(anchors_P4, wanted_P4), beta)
+        return {"loss_cls": divide(class_sum, count), "loss_bbox": divide(box_sum, count) * self.loss.weight}
+
+    def refine(self, boxes_R4: Tensor, deltas_RK4: Tensor, labels_R: Tensor, size: tuple[int, int]) -> Tensor:
+        """(R, 4) boxes moved as their class says, clipped to `size` (H, W)."""
+        return self.coder.decode(boxes_R4, _of_class(deltas_RK4, labels_R), size)
+
+
+def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:
+    """(R, 4): the deltas for one class each, or those for all of them."""
+    if deltas_RK4.shape[1] == 1:
+        return deltas_RK4[:, 0]
+    return deltas_RK4.gather(1, labels_R[:, None, None].expand(-1, 1, 4))[:, 0]
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """Which of all regions and classes are detections."""
+
+    score_threshold: float = 0.05  # more than this
+    iou_threshold: float = 0.5
+    per_image: int = 100
+
+
+USUAL = Selecting()
+
+
+def select(
+    boxes_R4: Tensor,
+    logits_RC: Tensor,
+    deltas_RK4: Tensor,
+    coder: BoxCoder,
+    size: tuple[int, int],
+    how: Selecting,
+    place: Callable[[Tensor], Tensor],
+) -> Detections:
+    """Detections in one image of `size` (H, W).
+
+    Args:
+        place: takes the boxes of the candidates to where non-maximum suppression is to happen.
+    """
+    scores_RC = logits_RC.softmax(dim=1)[:, :-1]
+    r, label = (scores_RC > how.score_threshold).nonzero(as_tuple=True)
+    deltas_N4 = deltas_RK4[r, label if deltas_RK4.shape[1] > 1 else 0]
+    boxes_N4 = place(coder.decode(boxes_R4[r], deltas_N4, size))
+    scores_N = scores_RC[r, label]
+    kept = grouped_nms(boxes_N4, scores_N, label, how.iou_threshold)[: how.per_image]
+    return Detections(boxes_N4[kept], label[kept], scores_N[kept])
+
+
+def regions_of(samples: Sequence[Samples]) -> Tensor:
+    """(R, 5) of all images."""
+    return to_rois([s.boxes_R4 for s in samples])

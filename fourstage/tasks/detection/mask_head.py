@@ -1,0 +1,56 @@
+"""A mask for each region and class. R regions, P positives, C classes, M x M cells of a mask."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.tasks.detection.box_head import Samples
+from fourstage.tasks.detection.boxes import as_float32
+from fourstage.tasks.detection.detector import Truth
+from fourstage.tasks.detection.masks import crop_masks
+from fourstage.tasks.parts.conv import ConvNormAct
+
+
+class MaskHead(nn.Module):
+    """Convolutions, one of them to twice the size, and a logit for each class and cell.
+
+    Args:
+        in_channels: of the regions.
+        convs: 3x3 convolutions of `channels`, each with ReLU.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, convs: int = 4, channels: int = 256) -> None:
+        super().__init__()
+        widths = [in_channels, *[channels] * convs]
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))
+        self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The last two layers: Kaiming's normal from the outputs' side; biases: 0."""
+        for layer in (self.upsample, self.logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x_RCMM: Tensor) -> Tensor:
+        """(R, C, 2M, 2M) logits, float32 or better."""
+        return as_float32(self.logits(F.relu(self.upsample(self.convs(x_RCMM)))))
+
+    @staticmethod
+    def loss(logits_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[Truth]) -> Tensor:
+        """Binary cross-entropy of the true class' mask, a mean over all cells; 0 where there are no positives."""
+        if len(logits_PCMM) == 0:
+            return logits_PCMM.sum()
+        labels_P = torch.cat([s.labels_R[: len(s.truth_P)] for s in samples])
+        wanted = []
+        for s, t in zip(samples, truths, strict=True):
+            if len(s.truth_P):
+                assert t.masks_GHW is not None
+                wanted.append(crop_masks(t.masks_GHW, s.positives, s.truth_P, logits_PCMM.shape[-1]))
+        chosen_PMM = logits_PCMM[torch.arange(len(labels_P), device=labels_P.device), labels_P]
+        return F.binary_cross_entropy_with_logits(chosen_PMM, torch.cat(wanted).to(chosen_PMM))

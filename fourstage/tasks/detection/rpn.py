@@ -1,0 +1,155 @@
+"""Region proposals: which boxes may hold an object of any kind. B images, A anchors a cell, N anchors in all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.backbones.layers import Level
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection.anchors import AnchorGrid, inside
+from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
+from fourstage.tasks.detection.detector import Mean, Truth, count_tensor
+from fourstage.tasks.detection.losses import divide, smooth_l1_sum
+from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
+from fourstage.tasks.detection.padding import padded_size
+from fourstage.tasks.parts.conv import ConvNormAct
+
+
+@dataclass(frozen=True)
+class Proposing:
+    """How many proposals go on."""
+
+    per_level: int  # of the best scores, before non-maximum suppression
+    per_image: int
+    iou_threshold: float = 0.7
+
+
+IN_TRAINING, AT_TEST = Proposing(2000, 1000), Proposing(1000, 1000)
+
+
+def flat(x_BCHW: Tensor, values: int) -> Tensor:
+    """(B, H * W * A, values) from channels that hold A anchors of so many values."""
+    return as_float32(x_BCHW).permute(0, 2, 3, 1).reshape(len(x_BCHW), -1, values)
+
+
+def match_inside(matcher: IoUMatcher, anchors_N4: Tensor, usable_N: Tensor, boxes_G4: Tensor) -> Tensor:
+    """(N,) as `matcher` gives it for the usable anchors alone; the others are IGNORED."""
+    if bool(usable_N.all()):
+        return matcher(anchors_N4, boxes_G4)
+    matched_N = torch.full((len(anchors_N4),), IGNORED, device=anchors_N4.device)
+    matched_N[usable_N] = matcher(anchors_N4[usable_N], boxes_G4)
+    return matched_N
+
+
+class RPNHead(nn.Module):
+    """Objectness and box deltas for three anchors a cell, on maps of one width.
+
+    Args:
+        levels: of the maps.
+        convs: 3x3 convolutions before the two predictions.
+        beta: of the smooth L1 loss; 0: L1.
+        whole_anchors: train only anchors that lie wholly within their image.
+        count: anchors that train, in each image.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        *,
+        convs: int = 1,
+        beta: float = 0.0,
+        whole_anchors: bool = False,
+        count: int = 256,
+        training_proposals: Proposing = IN_TRAINING,
+        proposals: Proposing = AT_TEST,
+    ) -> None:
+        super().__init__()
+        width = levels[0].channels
+        self.anchors = AnchorGrid([level.stride for level in levels], scales=(8,), ratios=(0.5, 1.0, 2.0))
+        self.convs = nn.Sequential(*(ConvNormAct(width, width, 3, act=nn.ReLU()) for _ in range(convs)))
+        self.objectness = nn.Conv2d(width, self.anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(width, 4 * self.anchors.per_cell, 1)
+        self.coder, self.matcher, self.sampler = BoxCoder(), IoUMatcher(0.7, 0.3, 0.3), Sampler(count, 0.5)
+        self.beta, self.whole_anchors = beta, whole_anchors
+        self.training_proposals, self.proposals = training_proposals, proposals
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights: normal, std 0.01; biases: 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each map (B, A, H, W) logits and (B, 4A, H, W) deltas."""
+        logits, deltas = [], []
+        for x_BCHW in maps:
+            seen_BCHW = self.convs(x_BCHW)
+            logits.append(self.objectness(seen_BCHW))
+            deltas.append(self.deltas(seen_BCHW))
+        return logits, deltas
+
+    def losses(
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        batch: Batch,
+        truths: Sequence[Truth],
+        draws: Draws,
+        mean: Mean,
+    ) -> dict[str, Tensor]:
+        """`loss_rpn_cls` and `loss_rpn_bbox` from what `forward` gave."""
+        sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
+        anchors_N4 = torch.cat(self.anchors.boxes(sizes, logits[0].device))
+        logits_BN = torch.cat([flat(x, 1) for x in logits], dim=1).squeeze(2)
+        deltas_BN4 = torch.cat([flat(x, 4) for x in deltas], dim=1)
+        class_sum, box_sum, count = logits_BN.new_zeros(()), deltas_BN4.new_zeros(()), 0
+        for i, truth in enumerate(truths):
+            usable_N = torch.cat(self.anchors.within(sizes, padded_size(batch.sizes[i]), anchors_N4.device))
+            if self.whole_anchors:
+                usable_N = usable_N & inside(anchors_N4, batch.sizes[i])
+            matched_N = match_inside(self.matcher, anchors_N4, usable_N, truth.boxes_G4)
+            positive_P, negative_M = self.sampler(matched_N, draws.stream(batch.ids[i], 0))
+            wanted_P4 = self.coder.encode(anchors_N4[positive_P], truth.boxes_G4[matched_N[positive_P]])
+            class_sum = class_sum + F.softplus(-logits_BN[i, positive_P]).sum()
+            class_sum = class_sum + F.softplus(logits_BN[i, negative_M]).sum()
+            box_sum = box_sum + smooth_l1_sum(deltas_BN4[i, positive_P], wanted_P4, self.beta)
+            count += max(len(positive_P), 1) + max(len(negative_M), 1)
+        total = mean(count_tensor(count, logits_BN))
+        return {"loss_rpn_cls": divide(class_sum, total), "loss_rpn_bbox": divide(box_sum, total)}
+
+    @torch.no_grad()
+    def propose(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], batch: Batch, how: Proposing
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Boxes (n, 4) in network pixels and their scores (n,) for each image, best first."""
+        sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
+        anchors = self.anchors.boxes(sizes, logits[0].device)
+        limit_B12 = torch.tensor(batch.sizes, device=logits[0].device)[:, None]
+        boxes, scores = [], []
+        for logits_BAHW, deltas_BAHW, anchors_N4 in zip(logits, deltas, anchors, strict=True):
+            scores_BN, deltas_BN4 = flat(logits_BAHW, 1).squeeze(2).sigmoid(), flat(deltas_BAHW, 4)
+            anchors_BN4 = anchors_N4.expand(len(scores_BN), -1, -1)
+            if scores_BN.shape[1] > how.per_level:
+                scores_BN, best_BN = scores_BN.topk(how.per_level)
+                best_BN4 = best_BN[:, :, None].expand(-1, -1, 4)
+                deltas_BN4, anchors_BN4 = deltas_BN4.gather(1, best_BN4), anchors_BN4.gather(1, best_BN4)
+            boxes.append(self.coder.decode(anchors_BN4, deltas_BN4, limit_B12))
+            scores.append(scores_BN)
+        ends = torch.tensor([0, *(x.shape[1] for x in scores)]).cumsum(0).tolist()
+        boxes_BN4, scores_BN = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+        level_N = torch.cat([torch.full((b - a,), i) for i, (a, b) in enumerate(pairwise(ends))]).to(scores_BN.device)
+        return [self._kept(boxes_BN4[i], scores_BN[i], level_N, how) for i in range(len(scores_BN))]
+
+    @staticmethod
+    def _kept(boxes_N4: Tensor, scores_N: Tensor, level_N: Tensor, how: Proposing) -> tuple[Tensor, Tensor]:
+        sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+        some = (sides_N2 > 0).all(dim=1)
+        boxes_N4, scores_N = boxes_N4[some], scores_N[some]
+        kept = grouped_nms(boxes_N4, scores_N, level_N[some], how.iou_threshold)[: how.per_image]
+        return boxes_N4[kept], scores_N[kept]

@@ -1,0 +1,68 @@
+"""Object detection and instance segmentation as the engine runs them. B images, N detections, C classes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fourstage.data.rle import encode_mask
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection import coco_ap
+from fourstage.tasks.detection.detector import Detections, Detector
+
+Record = Mapping[str, Any]
+
+
+class Detection(nn.Module):
+    """A detector, trained by its own losses and scored by COCO's average precision.
+
+    Args:
+        network: the detector.
+        classes: class names, in the order of the labels.
+        limits: detections of one class in one image that count; see `coco_ap`.
+    """
+
+    main_metric = "box_map"
+
+    def __init__(self, network: Detector, classes: Sequence[str], limits: Sequence[int] = coco_ap.LIMITS) -> None:
+        super().__init__()
+        if len(classes) != network.num_classes:
+            raise ValueError(f"the detector tells {network.num_classes} classes apart, and {len(classes)} are named")
+        self.network, self.classes, self.limits = network, tuple(classes), tuple(limits)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The detector's losses; what it draws by chance follows from torch's generator."""
+        return self.network.losses(batch)
+
+    def predict(self, batch: Batch) -> dict[str, Record]:
+        """By id: `boxes` (x1 y1 x2 y2 in pixels of the image as it was read), `labels`, `scores`, best first, `masks`.
+
+        Masks are COCO's compressed run lengths. Where the truth is known, it comes along as `truth`.
+        """
+        found = self.network.detect(batch)
+        records = {id: _record(one) for id, one in zip(batch.ids, found, strict=True)}
+        if batch.references is not None:
+            for id, reference in zip(batch.ids, batch.references, strict=True):
+                records[id]["truth"] = reference
+        return dict(records)
+
+    def score(self, records: Mapping[str, Record]) -> dict[str, float]:
+        """COCO's metrics in per cent, of boxes and of masks; those of sizes that no true object has are left out."""
+        found = coco_ap.score(records, self.classes, limits=self.limits)
+        return {name: value for name, value in found.items() if value != coco_ap.UNKNOWN or name == self.main_metric}
+
+    def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """Results of each class, and curves of precision over recall; see `coco_ap.tables`."""
+        return coco_ap.tables(records, self.classes, limits=self.limits)
+
+
+def _record(found: Detections) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "boxes": found.boxes_N4.tolist(),
+        "labels": found.labels_N.tolist(),
+        "scores": found.scores_N.tolist(),
+    }
+    if found.masks is not None:
+        some_masks = (some.cpu().numpy() for some in found.masks.paste())
+        record["masks"] = [encode_mask(mask_HW)["counts"] for some in some_masks for mask_HW in some]
+    return record

@@ -1,0 +1,127 @@
+"""What detectors with a second look at each proposal share. R regions, C classes, N detections."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection.box_head import BoxHead, Samples, Selecting, sample_regions, select
+from fourstage.tasks.detection.detector import Detections, Detector, Truth, levels_of, scale_of, to_original
+from fourstage.tasks.detection.mask_head import MaskHead
+from fourstage.tasks.detection.masks import SmallMasks
+from fourstage.tasks.detection.matching import Draws, IoUMatcher, Sampler
+from fourstage.tasks.detection.rois import RoIPool, to_rois
+from fourstage.tasks.detection.rpn import Proposing, RPNHead
+from fourstage.tasks.parts.fpn import FPN
+
+BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head
+
+
+class TwoStage(Detector):
+    """Backbone, pyramid, proposals, and regions for heads.
+
+    Args:
+        backbone: with `levels`, all of which are used; one more map for proposals is half as large as the last one.
+        channels: of the neck.
+        beta, whole_anchors, training_proposals: of the proposals, see `RPNHead`.
+        regions: that train the heads, in each image.
+        selecting: which detections remain.
+    """
+
+    neck: FPN
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        channels: int,
+        beta: float,
+        whole_anchors: bool,
+        training_proposals: Proposing,
+        regions: int,
+        selecting: Selecting,
+    ) -> None:
+        levels = levels_of(backbone)
+        super().__init__(backbone, FPN(levels, channels, len(levels) + 1), num_classes)
+        self.rpn = RPNHead(
+            self.neck.levels, beta=beta, whole_anchors=whole_anchors, training_proposals=training_proposals
+        )
+        used = self.neck.levels[: len(levels)]
+        self.box_pool, self.mask_pool = RoIPool(used, BOX_REGION), RoIPool(used, MASK_REGION)
+        self.sampler, self.selecting = Sampler(regions, 0.25), selecting
+
+    def sample(
+        self,
+        proposals: Sequence[Tensor],
+        truths: Sequence[Truth],
+        batch: Batch,
+        matcher: IoUMatcher,
+        draws: Draws,
+        purpose: int,
+    ) -> list[Samples]:
+        """The regions that train, for each image."""
+        return [
+            sample_regions(boxes_N4, truth, matcher, self.sampler, draws.stream(id, purpose), self.num_classes)
+            for boxes_N4, truth, id in zip(proposals, truths, batch.ids, strict=True)
+        ]
+
+    def mask_loss(
+        self, head: MaskHead, maps: Sequence[Tensor], samples: Sequence[Samples], truths: Sequence[Truth]
+    ) -> Tensor:
+        """Of the positives alone."""
+        regions = self.mask_pool(maps, to_rois([s.positives for s in samples]))
+        return head.loss(head(regions), samples, truths)
+
+    def finish(
+        self,
+        maps: Sequence[Tensor],
+        batch: Batch,
+        proposals: Sequence[Tensor],
+        logits_RC: Tensor,
+        deltas_RK4: Tensor,
+        box_head: BoxHead,
+        mask_heads: Sequence[MaskHead],
+        *,
+        rescale: bool,
+    ) -> list[Detections]:
+        """Detections from what the last box head said about the proposals of all images.
+
+        Boxes alone go back to the original image before non-maximum suppression; those with masks after it.
+        """
+        counts = [len(boxes) for boxes in proposals]
+        found = []
+        parts = zip(proposals, logits_RC.split(counts), deltas_RK4.split(counts), strict=True)
+        for i, (boxes_R4, logits, deltas) in enumerate(parts):
+            place = partial(to_original, batch=batch, i=i) if rescale and not mask_heads else _same
+            found.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.selecting, place))
+        if not mask_heads:
+            return found
+        return self._with_masks(maps, batch, found, mask_heads, rescale=rescale)
+
+    def _with_masks(
+        self,
+        maps: Sequence[Tensor],
+        batch: Batch,
+        found: Sequence[Detections],
+        heads: Sequence[MaskHead],
+        *,
+        rescale: bool,
+    ) -> list[Detections]:
+        regions = self.mask_pool(maps, to_rois([d.boxes_N4 for d in found]))
+        labels_N = torch.cat([d.labels_N for d in found])
+        own = torch.arange(len(labels_N), device=labels_N.device)
+        masks_NMM = torch.stack([head(regions)[own, labels_N].sigmoid() for head in heads]).mean(dim=0)
+        out = []
+        for i, (d, small_NMM) in enumerate(zip(found, masks_NMM.split([len(d) for d in found]), strict=True)):
+            scale = scale_of(batch, i) if rescale else (1.0, 1.0)
+            size = batch.original_sizes[i] if rescale else batch.sizes[i]
+            boxes_N4 = d.boxes_N4 / d.boxes_N4.new_tensor(scale * 2)
+            out.append(Detections(boxes_N4, d.labels_N, d.scores_N, SmallMasks(small_NMM, boxes_N4, size)))
+        return out
+
+
+def _same(boxes_N4: Tensor) -> Tensor:
+    return boxes_N4

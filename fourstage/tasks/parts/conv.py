@@ -1,0 +1,57 @@
+"""A convolution with what follows it, as necks and heads stack it. B images, C channels, H x W cells."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, norm, activation; each of the last two only where it is given.
+
+    Args:
+        kernel_size: side of the kernel, cells.
+        padding: zeros on each side, cells; None keeps the map's size at stride 1 (odd kernels).
+        groups: of the convolution.
+        norm: makes a norm for so many channels.
+        act: the activation itself; None: none.
+        bias: of the convolution; None: only where no norm follows, which has its own.
+
+    Raises:
+        ValueError: an even kernel without a padding.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        norm: Callable[[int], nn.Module] | None = None,
+        act: nn.Module | None = None,
+        bias: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if padding is None and kernel_size % 2 == 0:
+            raise ValueError(f"a kernel of {kernel_size} cells has no middle; give its padding")
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2 if padding is None else padding,
+            groups=groups,
+            bias=norm is None if bias is None else bias,
+        )
+        self.norm = nn.Identity() if norm is None else norm(out_channels)
+        self.act = nn.Identity() if act is None else act
+        # Kaiming's normal for what ReLU follows, from the outputs' side, as the published heads start
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W')."""
+        return self.act(self.norm(self.conv(x_BCHW)))

@@ -1,0 +1,1 @@
+"""Semantic segmentation: which class each pixel is of."""

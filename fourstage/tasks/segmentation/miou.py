@@ -1,0 +1,158 @@
+"""How well label maps agree with the truth: exact counts of pixels, whoever made them. H x W pixels, C classes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourstage.data.sample import IGNORE
+
+AT_ONCE = 2**22  # pixels that are counted at a time
+NEAR = 0.0075  # of an image's diagonal: so far apart may boundaries lie that agree
+
+Counts = Mapping[str, Sequence[int]]
+
+
+def count_pairs(guess_HW: Tensor, truth_HW: Tensor, classes: int) -> dict[str, list[int]]:
+    """Which classes were taken for which in one image.
+
+    Args:
+        guess_HW, truth_HW: labels; where the truth is `IGNORE`, nothing is counted.
+        classes: C.
+
+    Returns:
+        `pairs`: truth * C + guess, ascending, and `pixels`: how many there are of each, as JSON has them.
+
+    Raises:
+        ValueError: maps of different sizes, or a truth beyond the classes.
+    """
+    if guess_HW.shape != truth_HW.shape:
+        raise ValueError(f"the label map is {tuple(truth_HW.shape)} and the prediction {tuple(guess_HW.shape)}")
+    total = torch.zeros(classes * classes, dtype=torch.int64)
+    flat = zip(guess_HW.reshape(-1).split(AT_ONCE), truth_HW.reshape(-1).split(AT_ONCE), strict=True)
+    for guess_N, truth_N in flat:
+        counted = truth_N != IGNORE
+        true_N = truth_N[counted].long()
+        if len(true_N) and (most := int(true_N.max())) >= classes:
+            raise ValueError(
+                f"a label map holds the label {most}, and there are {classes} classes, 0 to {classes - 1}; "
+                "`fourstage data check` finds which"
+            )
+        total += torch.bincount(true_N * classes + guess_N[counted].long(), minlength=classes * classes).cpu()
+    pairs = torch.nonzero(total)[:, 0]
+    return {"pairs": pairs.tolist(), "pixels": total[pairs].tolist()}
+
+
+def summed(counts: Iterable[Counts], classes: int) -> np.ndarray:
+    """(C, C) int64, rows are the truth: the pixels of all images."""
+    total = np.zeros(classes * classes, dtype=np.int64)
+    for one in counts:
+        total[np.asarray(one["pairs"], dtype=np.int64)] += np.asarray(one["pixels"], dtype=np.int64)
+    return total.reshape(classes, classes)
+
+
+def ious(matrix_CC: np.ndarray) -> np.ndarray:
+    """(C,) intersection over union, from 0 to 1; NaN where a class is neither there nor predicted."""
+    union = matrix_CC.sum(axis=0) + matrix_CC.sum(axis=1) - matrix_CC.diagonal()
+    return _quotient(matrix_CC.diagonal(), union)
+
+
+def accuracies(matrix_CC: np.ndarray) -> np.ndarray:
+    """(C,) share of a class's pixels that were found, from 0 to 1; NaN where there are none."""
+    return _quotient(matrix_CC.diagonal(), matrix_CC.sum(axis=1))
+
+
+def means(matrix_CC: np.ndarray) -> dict[str, float]:
+    """In per cent: `miou`, `macc`, the means over classes that have a value, and `aacc`, over pixels; NaN of none."""
+    total = matrix_CC.sum()
+    return {
+        "miou": 100 * _mean(ious(matrix_CC)),
+        "macc": 100 * _mean(accuracies(matrix_CC)),
+        "aacc": 100 * float(matrix_CC.trace() / total) if total else float("nan"),
+    }
+
+
+def most_confused(matrix_CC: np.ndarray, count: int) -> list[list[int]]:
+    """[truth, prediction, pixels] of the most frequent mistakes, those first."""
+    mistakes = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=np.int64))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    rows = [(*divmod(int(at), len(matrix_CC)), int(mistakes.flat[at])) for at in order]
+    return [list(row) for row in rows if row[2]]
+
+
+def count_boundaries(guess_HW: Tensor, truth_HW: Tensor) -> dict[str, list[int]]:
+    """How boundaries agree in one image, class by class.
+
+    A pixel lies on the boundary of its class if one of its four neighbours is of another one. It agrees if the other
+    map has a boundary of that class within `NEAR` of the diagonal. What is ignored has no boundary.
+
+    Returns:
+        `classes` that occur in either map, and four numbers for each in `pixels`: boundary pixels of the prediction
+        that agree, all of them, and the same two of the truth.
+
+    Source: Csurka et al., "What is a good evaluation measure for semantic segmentation?", 2013.
+    """
+    guess, truth = guess_HW.cpu().numpy(), truth_HW.cpu().numpy()
+    guess = np.where(truth == IGNORE, IGNORE, guess)
+    limit = NEAR * float(np.hypot(*truth.shape))
+    found: dict[str, list[int]] = {"classes": [], "pixels": []}
+    for label in np.union1d(np.unique(guess), np.unique(truth)).tolist():
+        if label == IGNORE:
+            continue
+        ours, theirs = (_boundary(labels, truth, label) for labels in (guess, truth))
+        found["classes"].append(label)
+        found["pixels"] += [_near(ours, theirs, limit), int(ours.sum()), _near(theirs, ours, limit), int(theirs.sum())]
+    return found
+
+
+def boundary_f1(counts: Iterable[Counts], classes: int) -> float:
+    """In per cent: for each class the mean over the images that have a boundary of it, then the mean over classes."""
+    per_class: list[list[float]] = [[] for _ in range(classes)]
+    for one in counts:
+        rows = np.asarray(one["pixels"]).reshape(-1, 4)
+        for label, (agree, guessed, found, true) in zip(one["classes"], rows.tolist(), strict=True):
+            if true:
+                precision, recall = agree / guessed if guessed else 0.0, found / true
+                both = precision + recall
+                per_class[label].append(2 * precision * recall / both if both else 0.0)
+    values = [sum(scores) / len(scores) for scores in per_class if scores]
+    return 100 * sum(values) / len(values) if values else float("nan")
+
+
+def _boundary(labels_HW: np.ndarray, truth_HW: np.ndarray, label: int) -> np.ndarray:
+    """(H, W) bool."""
+    mine = labels_HW == label
+    counted = truth_HW != IGNORE
+    edge = np.zeros_like(mine)
+    for axis in (0, 1):
+        a, b = (slice(None, -1), slice(1, None)) if axis == 0 else (np.s_[:, :-1], np.s_[:, 1:])
+        differ = (mine[a] != mine[b]) & counted[a] & counted[b]
+        edge[a] |= differ & mine[a]
+        edge[b] |= differ & mine[b]
+    return edge
+
+
+def _near(from_HW: np.ndarray, to_HW: np.ndarray, limit: float) -> int:
+    """How many pixels of the one lie within `limit` pixels of the other."""
+    if not from_HW.any() or not to_HW.any():
+        return 0
+    from scipy.ndimage import distance_transform_edt
+
+    distance = np.asarray(distance_transform_edt(~to_HW))
+    return int((distance[from_HW] <= limit).sum())
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else float("nan")
+
+
+def or_none(value: Any, digits: int = 6) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return None if np.isnan(value) else round(float(value), digits)

@@ -1,0 +1,90 @@
+"""How an image is shown to a segmentor: at which sizes, mirrored or not, whole or in windows. H x W pixels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fourstage.data.resizing import Size, keep_ratio
+from fourstage.data.seg_transforms import times
+
+SMALLEST = 32  # pixels; smaller views are padded
+
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is averaged to one prediction.
+
+    Attributes:
+        scale: the two limits on an image's sides at ratio 1, pixels; None: its own sides.
+        ratios: the image is seen at each of these sizes.
+        ratios_of: what the ratios are of: "scale", as in MMSegmentation 0.x, or the "image" itself, whatever `scale`
+            is, as in 1.x.
+        flip: every view is seen mirrored too.
+        window: (H, W) of windows; None: whole images.
+        stride: (H, W) from one window to the next.
+
+    Raises:
+        ValueError: impossible values.
+    """
+
+    scale: tuple[int, int] | None = (2048, 512)
+    ratios: tuple[float, ...] = (1.0,)
+    ratios_of: Literal["scale", "image"] = "scale"
+    flip: bool = False
+    window: Size | None = None
+    stride: Size | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"ratios are factors on an image's sides, at least one, above 0; got {list(self.ratios)}")
+        if self.scale is not None and min(self.scale) < SMALLEST:
+            raise ValueError(f"scale limits an image's sides, each at least {SMALLEST} pixels; got {list(self.scale)}")
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("window and stride belong together; give both, such as window=[512,512] stride=[341,341]")
+        if self.window is not None and self.stride is not None:
+            if min(self.window) < SMALLEST:
+                raise ValueError(f"a window has sides of {SMALLEST} pixels or more; got {list(self.window)}")
+            if any(not 0 < step <= side for step, side in zip(self.stride, self.window, strict=True)):
+                raise ValueError(
+                    f"stride {list(self.stride)} leaves pixels between windows of {list(self.window)} unseen; "
+                    "choose one from 1 to the window's sides"
+                )
+
+    def __str__(self) -> str:
+        how = (
+            "whole images" if self.window is None else f"windows of {_sides(self.window)}, stride {_sides(self.stride)}"
+        )
+        image = self.ratios_of == "image" or self.scale is None
+        base = "their own size" if image else f"at most {_sides(self.scale)}"
+        ratios = "" if self.ratios == (1.0,) else f" x {', '.join(f'{ratio:g}' for ratio in self.ratios)}"
+        return f"{how}, {base}{ratios}{', each also mirrored' if self.flip else ''}"
+
+    @property
+    def views(self) -> int:
+        """How many views of an image there are."""
+        return len(self.ratios) * (2 if self.flip else 1)
+
+    def sizes(self, size: Size) -> list[Size]:
+        """For each ratio the size at which an image of `size` is seen."""
+        return [self._size(size, ratio) for ratio in self.ratios]
+
+    def _size(self, size: Size, ratio: float) -> Size:
+        if self.ratios_of == "image" or self.scale is None:
+            return times(size, ratio)
+        return keep_ratio(size, (max(1, int(self.scale[0] * ratio)), max(1, int(self.scale[1] * ratio))))
+
+    def windows(self, size: Size) -> list[tuple[int, int]]:
+        """Top left corners of the windows on a view of `size`; those that would leave it are moved inside."""
+        if self.window is None or self.stride is None:
+            return [(0, 0)]
+        rows, columns = (
+            [max(min(i * step + window, side) - window, 0) for i in range(max(side - window + step - 1, 0) // step + 1)]
+            for side, window, step in zip(size, self.window, self.stride, strict=True)
+        )
+        return [(y, x) for y in rows for x in columns]
+
+
+def _sides(sides: tuple[int, int] | None) -> str:
+    assert sides is not None
+    return f"{sides[0]} x {sides[1]}"

@@ -1,0 +1,155 @@
+"""UPerNet: a pyramid of poolings on the coarsest map, merged top-down with the finer ones. B images, C channels.
+
+Source: https://arxiv.org/abs/1807.10221, in the form of MMSegmentation 1.2 (UPerHead, FCNHead).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.backbones.layers import Level
+from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.segmentation.losses import resized
+from fourstage.tasks.segmentation.segmentor import Segmentor, classifier
+
+AUXILIARY_STRIDE = 16
+
+
+def upernet(
+    backbone: nn.Module,
+    num_classes: int,
+    *,
+    channels: int = 512,
+    pool_scales: Sequence[int] = (1, 2, 3, 6),
+    dropout: float = 0.1,
+    auxiliary_channels: int = 256,
+    auxiliary_convs: int = 1,
+    auxiliary_weight: float = 0.4,
+) -> Segmentor:
+    """A backbone with UPerNet's decoder and, for training alone, an auxiliary one at stride 16.
+
+    Args:
+        backbone: a module with `levels`, finest first, that returns its maps.
+        num_classes: classes to tell apart.
+        channels: width of the decoder.
+        pool_scales: sides of the pooled maps, cells.
+        dropout: share of the channels that are dropped before the last layer.
+        auxiliary_channels, auxiliary_convs: width and depth of the auxiliary decoder.
+        auxiliary_weight: factor on its loss; 0: there is none.
+
+    Raises:
+        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or too few maps.
+    """
+    levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - nn.Module's own attributes are typed
+    decoder = UPerDecoder(
+        [level.channels for level in levels], num_classes, channels=channels, pool_scales=pool_scales, dropout=dropout
+    )
+    auxiliary = None
+    if auxiliary_weight:
+        auxiliary = FCNDecoder(
+            auxiliary_level(levels),
+            levels,
+            num_classes,
+            channels=auxiliary_channels,
+            convs=auxiliary_convs,
+            dropout=dropout,
+        )
+    return Segmentor(backbone, decoder, num_classes, auxiliary=auxiliary, auxiliary_weight=auxiliary_weight)
+
+
+def auxiliary_level(levels: Sequence[Level]) -> int:
+    """Which map is at stride 16. Raises ValueError where none is."""
+    for i, level in enumerate(levels):
+        if level.stride == AUXILIARY_STRIDE:
+            return i
+    strides = ", ".join(str(level.stride) for level in levels)
+    raise ValueError(
+        f"UPerNet's auxiliary decoder reads the map at stride {AUXILIARY_STRIDE}, and the backbone gives {strides}; "
+        "take all its maps, or set auxiliary_weight=0"
+    )
+
+
+class UPerDecoder(nn.Module):
+    """Maps, finest first, to logits on the finest one's cells."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise ValueError(f"UPerNet merges at least two maps; the backbone gives {len(in_channels)}")
+        *finer, coarsest = in_channels
+        self.pool_scales = tuple(pool_scales)
+        self.pooled = nn.ModuleList(_conv(coarsest, channels, 1) for _ in pool_scales)
+        self.bottleneck = _conv(coarsest + len(self.pool_scales) * channels, channels, 3)
+        self.laterals = nn.ModuleList(_conv(width, channels, 1) for width in finer)
+        self.outputs = nn.ModuleList(_conv(channels, channels, 3) for _ in finer)
+        self.fuse = _conv(len(in_channels) * channels, channels, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = classifier(channels, num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
+        merged = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
+        merged.append(self._pyramid(maps[-1]))
+        for i in range(len(merged) - 1, 0, -1):
+            merged[i - 1] = merged[i - 1] + resized(merged[i], merged[i - 1].shape[2:])
+        merged[:-1] = [conv(x) for conv, x in zip(self.outputs, merged[:-1], strict=True)]
+        x_BCHW = torch.cat([resized(x, maps[0].shape[2:]) for x in merged], dim=1)
+        del merged  # the concatenation is the largest tensor of all
+        return self.classify(self.dropout(self.fuse(x_BCHW)))
+
+    def _pyramid(self, x_BCHW: Tensor) -> Tensor:
+        self._check_statistics(len(x_BCHW))
+        pools = zip(self.pool_scales, self.pooled, strict=True)
+        pooled = [conv(nn.functional.adaptive_avg_pool2d(x_BCHW, scale)) for scale, conv in pools]
+        return self.bottleneck(torch.cat([x_BCHW, *(resized(x, x_BCHW.shape[2:]) for x in pooled)], dim=1))
+
+    def _check_statistics(self, images: int) -> None:
+        """Raise ValueError where a norm would have to take its statistics from a single cell of a single image."""
+        alone = any(type(module) is nn.BatchNorm2d for module in self.pooled.modules())
+        if self.training and images == 1 and 1 in self.pool_scales and alone:
+            raise ValueError(
+                "UPerNet pools each image to one cell, and one image at a time leaves its norm nothing to learn from: "
+                "train with two images or more per process and part, or with sync_batchnorm=true over several processes"
+            )
+
+
+class FCNDecoder(nn.Module):
+    """Convolutions on one of the maps; helps the backbone to learn and has no part in predictions."""
+
+    def __init__(
+        self,
+        level: int,
+        levels: Sequence[Level],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        convs: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.level = level
+        widths = [levels[level].channels, *[channels] * convs]
+        self.convs = nn.ModuleList(_conv(a, b, 3) for a, b in pairwise(widths))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = classifier(widths[-1], num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """The backbone's maps to (B, num_classes, H_i, W_i) on the cells of the one it reads."""
+        x_BCHW = maps[self.level]
+        for conv in self.convs:
+            x_BCHW = conv(x_BCHW)
+        return self.classify(self.dropout(x_BCHW))
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int) -> ConvNormAct:
+    return ConvNormAct(in_channels, out_channels, kernel_size, norm=nn.BatchNorm2d, act=nn.ReLU(inplace=True))

@@ -1,0 +1,311 @@
+"""What holds for every detector, whatever its weights."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scenes import NAMES, SOME, batch, finds_much, objects, small
+from torch import nn
+
+from fourstage.data.sample import Batch, Objects
+from fourstage.tasks.detection import METHODS, method
+from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.two_stage import TwoStage
+
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def assert_same(a: Detections, b: Detections) -> None:
+    assert a.labels_N.tolist() == b.labels_N.tolist()
+    torch.testing.assert_close(a.boxes_N4, b.boxes_N4, rtol=0, atol=1e-3)
+    torch.testing.assert_close(a.scores_N, b.scores_N, rtol=0, atol=1e-5)
+
+
+@every
+def test_an_image_among_others_gives_what_it_gives_alone(name: str) -> None:
+    detector, together = finds_much(small(name)), batch([SOME, [], SOME])
+    found = detector.detect(together)
+    for i, id in enumerate(together.ids):
+        [alone] = detector.detect(batch([[]], ids=[id]))
+        assert len(alone) > 0
+        assert_same(alone, found[i])
+        if alone.masks is not None:
+            ours = found[i].masks
+            assert ours is not None
+            assert ours.whole().shape == (len(alone), 192, 256)
+            assert (alone.masks.whole() != ours.whole()).float().mean() < 1e-3
+
+
+@every
+def test_detections_are_sorted_and_lie_in_the_original_image(name: str) -> None:
+    detector, data = finds_much(small(name)), batch([SOME])
+    [found], [network] = detector.detect(data), detector.detect(data, rescale=False)
+    for d, (height, width) in ((found, data.original_sizes[0]), (network, data.sizes[0])):
+        assert 0 < len(d) <= 100
+        assert torch.equal(d.scores_N, d.scores_N.sort(descending=True).values)
+        assert d.labels_N.max() < 3
+        assert d.boxes_N4.min() >= 0
+        assert (d.boxes_N4 <= torch.tensor([width, height, width, height]) + 1e-3).all()
+    torch.testing.assert_close(found.boxes_N4[:5], 2 * network.boxes_N4[:5], rtol=1e-5, atol=1e-3)
+
+
+@every
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32)])
+def test_losses_reach_every_parameter_with_and_without_objects(name: str, strides: tuple[int, ...]) -> None:
+    names = set()
+    for boxes in ([SOME, []], [[], []]):
+        detector = small(name, strides)
+        losses = detector(batch(boxes))
+        names.add(tuple(losses))
+        total = torch.stack([*losses.values()]).sum()
+        assert total.isfinite()
+        total.backward()
+        missing = [key for key, p in detector.named_parameters() if p.grad is None]
+        assert not missing
+        assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+        if boxes[0]:
+            assert all(value > 0 for key, value in losses.items())
+        else:
+            assert all(value == 0 for key, value in losses.items() if "bbox" in key or "mask" in key)
+    assert len(names) == 1
+
+
+EXTREMES = {
+    "one pixel": [[5, 5, 6, 6], [50.5, 30.5, 51.5, 31.5]],
+    "the whole image": [[0, 0, 128, 96]],
+    "a line": [[0, 40, 128, 41]],
+    "outside": [[-20, -20, 40, 30], [100, 80, 180, 150]],
+    "all the same": [[20, 20, 60, 60]] * 5,
+    "five hundred": [[x % 25 * 5, x // 25 * 4, x % 25 * 5 + 4, x // 25 * 4 + 3] for x in range(500)],
+}
+
+
+@every
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_extreme_objects_train(name: str, kind: str) -> None:
+    losses = small(name)(batch([EXTREMES[kind]]))
+    torch.stack([*losses.values()]).sum().backward()
+    assert all(value.isfinite() for value in losses.values())
+
+
+@every
+def test_a_box_without_extent_and_a_crowd_are_as_if_they_were_not_there(name: str) -> None:
+    data = batch([SOME])
+    assert data.objects is not None
+    more = objects([*SOME, [30, 30, 30, 50], [40, 40, 90, 80]], data.sizes[0])
+    crowd = Objects(more.boxes_N4, more.labels_N, torch.tensor([False, False, False, True]), more.masks_NHW)
+    a, b = (small(name).losses(x, seed=1) for x in (data, replace(data, objects=(crowd,))))
+    assert {key: value.item() for key, value in a.items()} == {key: value.item() for key, value in b.items()}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 70), (64, 320)])
+@every
+def test_images_of_any_size(name: str, size: tuple[int, int]) -> None:
+    detector = finds_much(small(name))
+    assert len(detector.detect(batch([[]], size))) == 1
+    losses = detector(batch([[[2.0, 3.0, 30.0, 31.0]]], size))
+    assert all(value.isfinite() for value in losses.values())
+
+
+@every
+def test_padding_in_the_batch_is_as_padding_in_the_detector(name: str) -> None:
+    small_image = batch([SOME], (90, 110))
+    wide = batch([[]], (96, 128))
+    wide.images_BCHW.zero_()[:, :, :90, :110] = small_image.images_BCHW
+    masks = objects(SOME, (90, 110)).masks_NHW
+    assert masks is not None
+    own = replace(objects(SOME, (96, 128)), masks_NHW=nn.functional.pad(masks, (0, 18, 0, 6)))
+    padded = replace(
+        wide, sizes=small_image.sizes, original_sizes=small_image.original_sizes, objects=(own,), ids=small_image.ids
+    )
+    detector = finds_much(small(name))
+    assert_same(detector.detect(small_image)[0], detector.detect(padded)[0])
+    for key, value in detector.losses(padded, seed=3).items():
+        torch.testing.assert_close(value, detector.losses(small_image, seed=3)[key])
+
+
+@every
+def test_nothing_found_is_empty(name: str) -> None:
+    detector = small(name).eval()
+    for key, parameter in detector.named_parameters():
+        if "classify" in key:
+            parameter.data.zero_()
+            parameter.data[..., -1:] = 50.0 if "bias" in key and name != "retinanet" else 0.0  # all is background
+            if name == "retinanet" and "bias" in key:
+                parameter.data.fill_(-50.0)
+    [found] = detector.detect(batch([[]]))
+    assert (len(found), found.boxes_N4.shape, found.labels_N.dtype) == (0, (0, 4), torch.int64)
+    if found.masks is not None:
+        assert found.masks.whole().shape == (0, 192, 256)
+
+
+@every
+def test_half_precision_trains_in_float32_where_it_matters(name: str) -> None:
+    detector, data = small(name), batch([SOME, []])
+    full = detector.losses(data, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = detector.losses(data, seed=1)
+        found = finds_much(detector).detect(data)
+    for key, value in half.items():
+        assert value.dtype == torch.float32, key
+        torch.testing.assert_close(value, full[key], rtol=0.1, atol=0.05)
+    assert all(d.boxes_N4.dtype == d.scores_N.dtype == torch.float32 for d in found)
+
+
+@every
+def test_weights_in_half_precision_detect(name: str) -> None:
+    [found] = finds_much(small(name)).bfloat16().detect(batch([[]]))
+    assert len(found) > 0
+    assert found.boxes_N4.dtype == found.scores_N.dtype == torch.float32
+
+
+two_stage = pytest.mark.parametrize("name", [name for name in NAMES if name != "retinanet"])
+
+
+def values(data: Batch, name: str, seed: int | None) -> dict[str, float]:
+    return {key: value.item() for key, value in few(name).losses(data, seed).items()}
+
+
+def few(name: str) -> TwoStage:
+    detector = small(name)
+    assert isinstance(detector, TwoStage)
+    detector.sampler = type(detector.sampler)(8, 0.25)
+    detector.rpn.sampler = type(detector.rpn.sampler)(16, 0.5)
+    return detector.eval()
+
+
+@two_stage
+def test_draws_depend_on_the_seed_alone(name: str) -> None:
+    data = batch([SOME, SOME])
+    torch.manual_seed(1)
+    first = values(data, name, 7)
+    torch.manual_seed(2)
+    assert values(data, name, 7) == first
+    assert values(data, name, 8) != first
+
+
+@two_stage
+def test_draws_without_a_seed_follow_torchs_generator(name: str) -> None:
+    data, detector = batch([SOME]), few(name)
+    runs = []
+    for seed in (1, 1, 2):
+        torch.default_generator.manual_seed(seed)
+        runs.append({key: value.item() for key, value in detector(data).items()})
+    assert runs[0] == runs[1] != runs[2]
+
+
+@two_stage
+def test_an_images_draws_do_not_depend_on_its_neighbours(name: str) -> None:
+    detector, seen = few(name), []
+    sample = detector.sample
+    detector.sample = lambda *args, **kwargs: seen.append(sample(*args, **kwargs)) or seen[-1]
+    detector.losses(batch([SOME, SOME], ids=["a", "b"]), seed=5)
+    detector.losses(batch([SOME, SOME], ids=["c", "a"]), seed=5)
+    assert torch.equal(seen[0][0].boxes_R4, seen[len(seen) // 2][1].boxes_R4)
+
+
+@pytest.mark.parametrize("name", ["cascade", "cascade_4conv"])
+def test_true_boxes_enter_every_stage_of_a_cascade_once(name: str) -> None:
+    detector, given, chosen = small(name), [], []
+    assert isinstance(detector, TwoStage)
+    sample = detector.sample
+
+    def spy(proposals: Sequence[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        given.append(proposals)
+        chosen.append(sample(proposals, *args, **kwargs))
+        return chosen[-1]
+
+    detector.sample = spy
+    detector.losses(batch([SOME, []]), seed=1)
+    for before, after in itertools.pairwise(range(3)):
+        for i, own in enumerate((2, 0)):  # true boxes in the images, all of which are their own positives
+            assert chosen[before][i].is_truth_P.sum() == own
+            assert len(given[after][i]) == len(chosen[before][i].boxes_R4) - own
+
+
+@every
+def test_the_mean_over_processes_of_losses_is_the_loss_over_all(name: str) -> None:
+    """Each of two processes has one image, and divides by the mean of both counts."""
+    detector, data = small(name).eval(), batch([SOME, SOME[:1]])
+    parts = [batch([SOME], ids=["image 0"]), batch([SOME[:1]], ids=["image 1"])]
+    counts: list[list[torch.Tensor]] = []
+    for part in parts:
+        own: list[torch.Tensor] = []
+        detector.mean_over_ranks = lambda count, own=own: own.append(count) or count
+        detector.losses(part, seed=2)
+        counts.append(own)
+    means = [torch.stack(pair).mean() for pair in zip(*counts, strict=True)]
+    apart = []
+    for part in parts:
+        given = iter(means)
+        detector.mean_over_ranks = lambda _, given=given: next(given)
+        apart.append(detector.losses(part, seed=2))
+    detector.mean_over_ranks = lambda count: count
+    for key, value in detector.losses(data, seed=2).items():
+        if "mask" not in key:  # a mean over the positives of one process, as it was published
+            torch.testing.assert_close((apart[0][key] + apart[1][key]) / 2, value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_older_rule_keeps_all_classes_of_the_best_anchors() -> None:
+    torch.manual_seed(0)
+    detector = RetinaNet(finds_much(small("retinanet")).backbone, 3, channels=16, convs=1, candidates="anchors")
+    finds_much(detector)
+    detector.per_level = 4
+    logits, deltas = torch.randn(27, 2, 3), torch.randn(36, 2, 3)
+    anchors = torch.rand(54, 4)
+    scores, labels, _, chosen = detector._pairs_of_best_anchors(logits, deltas, anchors)
+    all_scores = logits.permute(1, 2, 0).reshape(54, 3).sigmoid()
+    best = all_scores.amax(dim=1).topk(4).indices
+    expected = [(float(all_scores[n, c]), c) for n in best for c in range(3) if all_scores[n, c] > 0.05]
+    assert list(zip(scores.tolist(), labels.tolist(), strict=True)) == expected
+    assert set(map(tuple, chosen.tolist())) <= set(map(tuple, anchors[best].tolist()))
+    pairs = detector._best_pairs(logits, deltas, anchors)[0]
+    np.testing.assert_allclose(pairs, all_scores.flatten().sort(descending=True).values[:4])
+    assert detector.detect(batch([[]]))
+
+
+def test_users_mistakes_are_told() -> None:
+    backbone = small("mask_rcnn").backbone
+    with pytest.raises(ValueError, match="num_classes"):
+        RetinaNet(backbone, 0)
+    with pytest.raises(ValueError, match="'best'"):
+        RetinaNet(backbone, 3, candidates="best")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="Identity has no levels"):
+        RetinaNet(nn.Identity(), 3)
+    with pytest.raises(ValueError, match="end at stride 4"):
+        small("retinanet", strides=(4,))
+    with pytest.raises(ValueError, match="masks=False"):
+        small("mask_rcnn")(batch([SOME], masks=False))
+    with pytest.raises(ValueError, match="image 0 are 48 x 64"):
+        small("mask_rcnn")(replace(batch([SOME]), objects=(objects(SOME, (48, 64)),)))
+    with pytest.raises(ValueError, match="without objects"):
+        small("retinanet")(replace(batch([SOME]), objects=None))
+    assert small("faster_rcnn")(batch([SOME], masks=False))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+def test_a_few_steps_learn_one_image(name: str) -> None:
+    detector, data = small(name), batch([SOME])
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
+    history = []
+    for step in range(30):
+        total = torch.stack([*detector.losses(data, seed=step).values()]).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert np.mean(history[-5:]) < 0.6 * np.mean(history[:3])
+
+
+def test_detectors_are_found_by_name() -> None:
+    assert method("retinanet") is RetinaNet
+    assert all(issubclass(method(name), Detector) for name in METHODS)
+    with pytest.raises(ValueError, match=r"did you mean mask_rcnn.*masks=False"):
+        method("faster_rcnn")
+    with pytest.raises(ValueError, match="there are cascade_mask_rcnn"):
+        method("yolo")

@@ -1,0 +1,156 @@
+"""Neck and heads give MMDetection's numbers: outputs, proposals, detections, masks, losses and gradients."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from goldens import (
+    BUILD,
+    FixedMaps,
+    assert_sampled,
+    batch_of,
+    check_detections,
+    check_losses,
+    keep_all_anchors,
+    original_head,
+    read_golden,
+)
+from torch import Tensor, nn
+
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.two_stage import TwoStage
+from fourstage.weights.mmdet import rename_detector
+from fourstage.weights.rules import check_complete
+
+Case = tuple[Detector, Batch, dict[str, Any], dict[str, np.ndarray]]
+
+
+LONG = ("cascade_mask_rcnn_fpn", "cascade_mask_rcnn_4conv1fc")  # minutes on two processor cores
+torture = {name: [pytest.mark.torture] if name in LONG else [] for name in BUILD}
+every = pytest.mark.parametrize("case", [pytest.param(name, marks=torture[name]) for name in BUILD], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    manifest, golden = read_golden(request.param)
+    detector = keep_all_anchors(BUILD[request.param](FixedMaps())).eval()
+    state = rename_detector(original_head(manifest), [])
+    wanted = detector.state_dict()
+    check_complete(state, wanted, [key for key in wanted if key.endswith("num_batches_tracked") and key not in state])
+    detector.load_state_dict(state, strict=False)
+    return detector, batch_of(manifest, golden, torch.zeros(2, 3, 256, 320)), manifest, golden
+
+
+def watched(detector: Detector, batch: Batch, *, rescale: bool = True) -> tuple[dict[str, Tensor], list[Detections]]:
+    """What comes out of the parts during detection, by the original's names."""
+    parts: dict[str, nn.Module] = {"neck": detector.neck}
+    if isinstance(detector, RetinaNet):
+        parts["bbox_head"] = detector.dense_head
+    for theirs, ours in {
+        "rpn_head": "rpn",
+        "roi_head.bbox_head": "box_head",
+        "roi_head.mask_head": "mask_head",
+    }.items():
+        for name, module in detector.named_children():
+            if name == ours:
+                parts[theirs] = module
+            elif name == ours + "s":
+                parts |= {f"{theirs}.{i}": head for i, head in module.named_children()}
+    if isinstance(detector, TwoStage):
+        parts |= {"box_pool": detector.box_pool, "mask_pool": detector.mask_pool}
+    seen: dict[str, Tensor] = {}
+    pooled = iter(("",) if any(name == "box_head" for name, _ in detector.named_children()) else (".0", ".1", ".2"))
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if name == "box_pool":
+                seen[f"roi_head.bbox_roi_extractor{next(pooled)}"] = output
+            elif name == "mask_pool":
+                seen["roi_head.mask_roi_extractor"] = output
+            elif isinstance(output, Tensor):
+                seen[name] = output
+            else:
+                for i, x in enumerate(output):
+                    several = {f"{name}.{i}": x} if isinstance(x, Tensor) else {}
+                    seen.update(several or {f"{name}.{i}.{j}": y for j, y in enumerate(x)})
+
+        return hook
+
+    hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    found = detector.detect(batch, rescale=rescale)
+    for hook in hooks:
+        hook.remove()
+    return {name: x.flatten(1) if x.ndim == 3 else x for name, x in seen.items()}, found
+
+
+@every
+def test_every_part_gives_the_originals_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, batch, _, golden = case
+    if isinstance(detector, TwoStage):  # near ties may come in another order, and regions are compared row by row
+        given = [torch.from_numpy(golden[f"proposals/{i}/bboxes"]) for i in range(2)]
+        monkeypatch.setattr(detector.rpn, "propose", lambda *_: [(boxes, boxes[:, 0]) for boxes in given])
+    seen, found = watched(detector, batch)
+    names = {key.rpartition("/")[0].removeprefix("raw/") for key in golden if key.startswith("raw/")}
+    assert names <= seen.keys()
+    for name in sorted(names):
+        assert_sampled(seen[name], golden, f"raw/{name}")
+    check_detections(found, golden, "pred_ori")
+
+
+@pytest.mark.parametrize("case", ["cascade_mask_rcnn_4conv1fc"], indirect=True)
+def test_heads_with_convolutions_give_the_originals_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, batch, _, golden = case
+    assert isinstance(detector, TwoStage)
+    first, count = 60, len(golden["proposals/0/bboxes"])  # proposals of each image, which do not depend on the others
+    rows = [i * count + j for i in range(2) for j in range(first)]
+    given = [torch.from_numpy(golden[f"proposals/{i}/bboxes"][:first]) for i in range(2)]
+    monkeypatch.setattr(detector.rpn, "propose", lambda *_: [(boxes, boxes[:, 0]) for boxes in given])
+    monkeypatch.setattr(detector, "finish", lambda *_, **__: [])
+    seen, _ = watched(detector, batch)
+    names = [key for key in seen if "bbox" in key]
+    assert len(names) == 9
+    for name in names:
+        assert_sampled(seen[name], golden, f"raw/{name}", rows)
+
+
+@pytest.mark.parametrize("case", ["cascade_mask_rcnn_fpn"], indirect=True)
+def test_a_cascade_without_masks_finds_the_originals_boxes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, batch, _, golden = case
+    monkeypatch.setattr(detector, "mask_heads", nn.ModuleList())
+    seen, found = watched(detector, batch, rescale=False)
+    for name in (key for key in seen if "neck" in key or "rpn_head" in key):
+        assert_sampled(seen[name], golden, f"raw/{name}")
+    check_detections(found, golden, "pred_net", masks=False)
+
+
+@every
+def test_detections_are_the_originals_in_network_pixels(case: Case) -> None:
+    detector, batch, _, golden = case
+    check_detections(detector.detect(batch, rescale=False), golden, "pred_net")
+
+
+@pytest.mark.parametrize("case", [name for name in BUILD if "retina" not in name], indirect=True)
+def test_proposals_are_the_originals(case: Case) -> None:
+    detector, batch, _, golden = case
+    assert isinstance(detector, TwoStage)
+    with torch.inference_mode():
+        logits, deltas = detector.rpn(detector.maps(batch))
+        proposed = detector.rpn.propose(logits, deltas, batch, detector.rpn.proposals)
+    for i, (boxes_N4, scores_N) in enumerate(proposed):
+        their_boxes, their_scores = (torch.from_numpy(golden[f"proposals/{i}/{name}"]) for name in ("bboxes", "scores"))
+        torch.testing.assert_close(scores_N, their_scores, rtol=0, atol=2e-5)
+        apart_NN = (boxes_N4[:, None] - their_boxes[None]).abs().amax(dim=2)
+        apart_NN[(scores_N[:, None] - their_scores[None]).abs() > 2e-5] = torch.inf
+        nearest = apart_NN.argmin(dim=1)
+        assert apart_NN.amin(dim=1).max() <= 1e-3
+        assert len(nearest.unique()) == len(nearest)
+        assert (nearest == torch.arange(len(nearest))).float().mean() > 0.98  # others are near ties
+
+
+@every
+def test_losses_and_gradients_are_the_originals(case: Case) -> None:
+    detector, batch, manifest, golden = case
+    check_losses(detector, batch, golden, manifest["grad_norm_keys"], [])

@@ -1,0 +1,272 @@
+"""The parts of detectors, each by what must hold for it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import batched_nms, sigmoid_focal_loss
+
+from fourstage.backbones.layers import Level
+from fourstage.tasks.detection import masks as masks_module
+from fourstage.tasks.detection import matching
+from fourstage.tasks.detection.anchors import AnchorGrid
+from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples
+from fourstage.tasks.detection.boxes import BoxCoder, box_iou, clip_boxes, grouped_nms
+from fourstage.tasks.detection.detector import Truth
+from fourstage.tasks.detection.losses import focal_sum
+from fourstage.tasks.detection.masks import SmallMasks, crop_masks
+from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, IoUMatcher, Sampler, choose
+from fourstage.tasks.detection.rois import RoIPool, to_rois
+from fourstage.tasks.parts.fpn import FPN
+
+seeds = st.integers(0, 2**31)
+
+
+def some_boxes(n: int, seed: int, side: float = 200.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner, size = (torch.rand(n, 2, generator=generator) * side for _ in range(2))
+    return torch.cat([corner, corner + size + 1], dim=1)
+
+
+@given(n=st.integers(0, 40), seed=seeds, std=st.sampled_from([1.0, 0.1, 0.033]))
+@settings(max_examples=40, deadline=None)
+def test_decoding_undoes_encoding(n: int, seed: int, std: float) -> None:
+    coder, anchors, boxes = BoxCoder((std, std, std, std)), some_boxes(n, seed), some_boxes(n, seed + 1)
+    ratio = (boxes[:, 2:] - boxes[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
+    near = ((ratio < 60) & (ratio > 1 / 60)).all(dim=1)
+    back = coder.decode(anchors, coder.encode(anchors, boxes))
+    torch.testing.assert_close(back[near], boxes[near], rtol=1e-3, atol=1e-2)
+
+
+def test_a_wild_delta_gives_a_finite_box_within_the_image() -> None:
+    boxes = BoxCoder().decode(some_boxes(4, 0), torch.tensor([[1e4, -1e4, 1e4, -1e4]]), (50, 70))
+    assert boxes.isfinite().all()
+    assert (boxes <= torch.tensor([70, 50, 70, 50])).all()
+    assert boxes.min() >= 0
+    sizes = torch.tensor([[50, 70], [10, 20]])
+    each = clip_boxes(torch.full((2, 3, 4), 100.0), sizes[:, None])
+    assert each[:, 0].tolist() == [[70, 50, 70, 50], [20, 10, 20, 10]]
+
+
+def brute_match(rule: IoUMatcher, anchors: Tensor, boxes: Tensor) -> list[int]:
+    iou = box_iou(boxes, anchors)
+    out = []
+    for n in range(len(anchors)):
+        best = float(iou[:, n].max()) if len(boxes) else -1.0
+        matched = IGNORED
+        if best < rule.negative:
+            matched = BACKGROUND
+        if best >= rule.positive:
+            matched = int(iou[:, n].argmax())
+        for g in range(len(boxes)) if rule.rescue else ():
+            if iou[g].max() >= rule.lowest and iou[g, n] == iou[g].max():
+                matched = g
+        out.append(matched)
+    return out
+
+
+@given(
+    n=st.integers(0, 30), g=st.integers(0, 9), seed=seeds, rescue=st.booleans(), pairs=st.sampled_from([1, 70, 10**6])
+)
+@settings(max_examples=60, deadline=None)
+def test_matching_is_what_its_words_say_however_many_boxes_at_a_time(
+    n: int, g: int, seed: int, rescue: bool, pairs: int
+) -> None:
+    rule, anchors, boxes = IoUMatcher(0.5, 0.4, 0.1, rescue), some_boxes(n, seed), some_boxes(g, seed + 1)
+    boxes[: min(g, n) // 2] = anchors[: min(g, n) // 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "PAIRS", pairs)
+        assert rule(anchors, boxes).tolist() == brute_match(rule, anchors, boxes)
+
+
+def test_an_overlap_of_exactly_the_limit_is_enough() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 5], [0, 0, 5, 4]])  # overlaps of 0.5, 0.25 and 0.2
+    rule = IoUMatcher(0.5, 0.25, rescue=False)
+    assert rule(anchors, torch.tensor([[0.0, 0, 10, 10]])).tolist() == [0, IGNORED, BACKGROUND]
+    rescued = IoUMatcher(0.9, 0.6, 0.5)(anchors, torch.tensor([[0.0, 0, 10, 10]]))
+    assert rescued.tolist() == [0, BACKGROUND, BACKGROUND]
+
+
+def test_a_sample_is_as_large_as_it_should_be_and_has_no_one_twice() -> None:
+    matched = torch.tensor([0] * 30 + [BACKGROUND] * 100 + [IGNORED] * 20)
+    sampler = Sampler(40, 0.25)
+    positive, negative = sampler(matched, np.random.default_rng(0))
+    assert (len(positive), len(negative)) == (10, 30)
+    assert (matched[positive] == 0).all()
+    assert (matched[negative] == BACKGROUND).all()
+    for part in (positive, negative):
+        assert part.tolist() == sorted(set(part.tolist()))
+    few, rest = sampler(torch.tensor([3, BACKGROUND, IGNORED] * 4), np.random.default_rng(0))
+    assert (len(few), len(rest)) == (4, 4)
+
+
+def test_every_one_is_drawn_equally_often() -> None:
+    rng, count = np.random.default_rng(0), torch.zeros(20)
+    for _ in range(2000):
+        count[choose(torch.arange(20), 5, rng)] += 1
+    assert (count / 2000 - 0.25).abs().max() < 0.05
+
+
+@given(n=st.integers(0, 60), groups=st.integers(1, 6), seed=seeds)
+@settings(max_examples=30, deadline=None)
+def test_suppression_happens_within_groups(n: int, groups: int, seed: int) -> None:
+    boxes, generator = some_boxes(n, seed), torch.Generator().manual_seed(seed)
+    scores, group = torch.rand(n, generator=generator), torch.randint(groups, (n,), generator=generator)
+    kept = grouped_nms(boxes, scores, group, 0.5)
+    assert torch.equal(kept, batched_nms(boxes, scores, group, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 6, 4, 3)])
+def test_focal_loss_is_that_of_torchvision(shape: tuple[int, ...]) -> None:
+    logits = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()
+    positive = torch.rand(shape) < 0.2
+    expected = sigmoid_focal_loss(logits, positive.double(), alpha=0.25, gamma=2, reduction="sum")
+    ours = focal_sum(logits, torch.ones(()), logits[positive])
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(*(torch.autograd.grad(x, logits) for x in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_focal_loss_of_huge_logits_is_finite() -> None:
+    logits = torch.tensor([1e4, -1e4, 0.0], requires_grad=True)
+    loss = focal_sum(logits, torch.ones(()), logits[:2])
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["l1", "smooth_l1", "giou"])
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_a_box_head_trains_the_deltas_of_the_true_class(kind: str, agnostic: bool) -> None:
+    loss = BoxLoss(kind, 10.0 if kind == "giou" else 1.0)  # pyright: ignore[reportArgumentType]
+    head = BoxHead(4, 3, size=2, channels=8, class_agnostic=agnostic, loss=loss)
+    proposals, boxes = some_boxes(4, 0), some_boxes(2, 1)
+    labels = torch.tensor([2, 0, 3, 3])  # two positives, two of the background
+    samples = Samples(proposals, torch.tensor([1, 0]), torch.tensor([False, False]), labels)
+    truth = Truth(boxes, torch.tensor([0, 2]), None)
+    logits, deltas = torch.randn(4, 4), torch.randn(4, 1 if agnostic else 3, 4, requires_grad=True)
+    losses = head.losses(logits, deltas, [samples], [truth], lambda count: count)
+    chosen = torch.stack([deltas[0, 0 if agnostic else 2], deltas[1, 0]])
+    wanted = boxes[[1, 0]]
+    if kind == "giou":
+        from torchvision.ops import generalized_box_iou_loss
+
+        moved = head.coder.decode(proposals[:2], chosen)
+        expected = generalized_box_iou_loss(moved, wanted, reduction="sum") * 10 / 4
+    else:
+        each = F.smooth_l1_loss if kind == "smooth_l1" else F.l1_loss
+        expected = each(chosen, head.coder.encode(proposals[:2], wanted), reduction="sum") / 4
+    torch.testing.assert_close(losses["loss_bbox"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["loss_cls"], F.cross_entropy(logits, labels))
+    losses["loss_bbox"].backward()
+    assert deltas.grad is not None
+    touched = (deltas.grad != 0).any(dim=2).nonzero().tolist()
+    assert touched == ([[0, 0], [1, 0]] if agnostic else [[0, 2], [1, 0]])
+
+
+def test_regions_come_back_in_their_order() -> None:
+    levels = [Level(1, s) for s in (4, 8, 16)]
+    maps = [torch.full((2, 1, 64 // i, 64 // i), float(i)) for i in (1, 2, 4)]
+    boxes = [torch.tensor([[10, 10, 30, 30], [0, 0, 250, 250.0]]), torch.tensor([[20, 20, 150, 150.0]])]
+    out = RoIPool(levels, 3)(maps, to_rois(boxes))
+    assert out[:, 0, 1, 1].tolist() == [1, 4, 2]
+    assert RoIPool(levels, 3)(maps, torch.zeros(0, 5)).shape == (0, 1, 3, 3)
+
+
+def test_a_finer_start_reads_the_same_boxes_from_the_same_strides() -> None:
+    sides = torch.tensor([20.0, 100, 120, 240, 460, 900])
+    boxes = torch.stack([torch.zeros(6), torch.zeros(6), sides, sides], dim=1)
+    four, three = (RoIPool([Level(1, s) for s in strides], 7) for strides in ((4, 8, 16, 32), (8, 16, 32)))
+    assert three.level_of(boxes).tolist() == (four.level_of(boxes) - 1).clamp(min=0).tolist()
+
+
+def pasted_by_torch(small: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    out = []
+    for mask, (x1, y1, x2, y2) in zip(small, boxes, strict=True):
+        y, x = ((torch.arange(n) + 0.5 - a) / (b - a) * 2 - 1 for n, a, b in ((size[0], y1, y2), (size[1], x1, x2)))
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+        out.append(F.grid_sample(mask[None, None], grid, align_corners=False)[0, 0] >= 0.5)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("pixels", [1, 10**4, 10**8])
+def test_pasting_is_sampling_at_pixel_centres(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks_module, "PIXELS", pixels)
+    small, boxes = torch.rand(6, 28, 28), some_boxes(6, 3, 60) - 10
+    for masks in (SmallMasks(small, boxes, (70, 90)), SmallMasks(small, boxes.round(), (70, 90))):
+        expected = pasted_by_torch(small, masks.boxes_N4, masks.size)
+        assert (masks.whole() != expected).sum() <= 2
+        assert [len(part) for part in masks.paste()] == [1] * 6
+        together = masks._pasted(small, masks.boxes_N4)  # as a GPU does it
+        assert torch.equal(together, masks.whole())
+
+
+def test_masks_of_huge_images_are_made_one_at_a_time() -> None:
+    masks = SmallMasks(torch.ones(300, 28, 28), some_boxes(300, 0), (20_000, 20_000))
+    assert next(masks.paste()).shape == (1, 20_000, 20_000)
+
+
+def test_a_mask_without_extent_is_no_error() -> None:
+    boxes = torch.tensor([[10.0, 5, 10, 20], [3, 3, 3, 3], [-5, -5, -2, -1]])
+    assert SmallMasks(torch.ones(3, 28, 28), boxes, (30, 30)).whole().sum() < 100
+
+
+@pytest.mark.parametrize("pixels", [1, 10**8])
+def test_cut_masks_fit_their_boxes(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks_module, "PIXELS", pixels)
+    full = torch.zeros(3, 64, 64, dtype=torch.bool)
+    full[0, 10:30, 8:48] = True
+    full[2] = True
+    boxes = torch.tensor([[8, 10, 48, 30], [0, 0, 64, 64], [8, 10, 88, 30], [5, 5, 20, 20], [8, 0, 48, 40.0]])
+    cut = crop_masks(full, boxes, torch.tensor([0, 1, 0, 2, 0]), 28)
+    shares = cut.mean(dim=(1, 2))
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0, 40 / 56, 1, 0.5]), rtol=0, atol=0.03)
+    assert set(cut.unique().tolist()) == {0.0, 1.0}
+    assert crop_masks(full, boxes[:0], torch.zeros(0, dtype=torch.int64), 28).shape == (0, 28, 28)
+
+
+def test_anchors_run_over_rows_columns_ratios_and_scales() -> None:
+    grid = AnchorGrid([8], scales=(1, 2), ratios=(1.0, 4.0))
+    [boxes] = grid.boxes([(2, 3)], torch.device("cpu"))
+    assert boxes.shape == (2 * 3 * 4, 4)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    expected = [(x * 8.0, y * 8.0) for y, x in itertools.product(range(2), range(3)) for _ in range(4)]
+    assert list(map(tuple, centers.tolist())) == expected
+    assert (boxes[:4, 2:] - boxes[:4, :2]).tolist() == [[8, 8], [16, 16], [4, 16], [8, 32]]
+
+
+LEVELS = [Level(c, s) for c, s in ((3, 4), (4, 8), (5, 16), (6, 32))]
+
+
+@pytest.mark.parametrize(
+    ("extra", "keys", "inputs"), [("pool", 4, []), ("input", 6, [6, 7]), ("output", 6, [7, 7]), ("lateral", 6, [7, 7])]
+)
+def test_a_pyramid_has_the_maps_that_it_names(extra: str, keys: int, inputs: list[int]) -> None:
+    neck = FPN(LEVELS, 7, 6, extra=extra)  # pyright: ignore[reportArgumentType]
+    maps = [torch.randn(2, level.channels, -(-75 // level.stride), -(-101 // level.stride)) for level in LEVELS]
+    outs = neck(maps)
+    assert [level.stride for level in neck.levels] == [4, 8, 16, 32, 64, 128]
+    assert [x.shape[2:] for x in outs] == [(-(-75 // s), -(-101 // s)) for s in (4, 8, 16, 32, 64, 128)]
+    assert len(neck.outputs) == keys
+    assert [conv.in_channels for conv in list(neck.outputs)[4:]] == inputs  # pyright: ignore[reportAttributeAccessIssue]
+    if extra == "pool":
+        assert torch.equal(outs[4], outs[3][:, :, ::2, ::2])
+
+
+def test_a_pyramid_that_starts_later_is_one_of_fewer_maps() -> None:
+    torch.manual_seed(0)
+    later = FPN(LEVELS, 7, 5, start_level=1, extra="input")
+    torch.manual_seed(0)
+    fewer = FPN(LEVELS[1:], 7, 5, extra="input")
+    maps = [torch.randn(1, level.channels, 64 // level.stride, 64 // level.stride) for level in LEVELS]
+    for a, b in zip(later(maps), fewer(maps[1:]), strict=True):
+        assert torch.equal(a, b)
+    assert later.levels == fewer.levels
+    with pytest.raises(ValueError, match="3 maps come in and 2 go out"):
+        FPN(LEVELS[1:], 7, 2)

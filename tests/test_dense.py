@@ -1,0 +1,145 @@
+"""Detectors and segmentors by name, and the checkpoints that fill them: OpenMMLab's, a classifier's, ours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fourstage
+from fourstage.weights import mmdet, mmseg
+from fourstage.weights.rules import Rule, claims, rename
+
+
+def theirs(method: str, model: nn.Module) -> dict[str, Tensor]:
+    """A state dict with the original's names: those of the table that become the model's keys."""
+    state = {
+        key: torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 7)
+        for key, value in model.state_dict().items()
+    }
+    rules = (mmseg if method in mmseg.METHODS else mmdet).METHODS[method]
+    out = {key: value for key, value in state.items() if key.startswith("backbone.")}
+    for key in candidates(method):
+        ours = rename({key: torch.zeros(0)}, rules) if len(claims(rules, key)) == 1 else {}
+        for name in ours.keys() & state.keys():
+            out[key] = state[name]
+    around = {key for key in state if not key.startswith("backbone.")}
+    assert len(out) - sum(key.startswith("backbone.") for key in out) == len(around)
+    return out
+
+
+def candidates(method: str) -> list[str]:
+    """Names that MMDetection and MMSegmentation give to necks and heads."""
+    ends = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    stems = [f"neck.{part}.{i}.conv" for part in ("lateral_convs", "fpn_convs") for i in range(5)]
+    if method in ("upernet", "semantic_fpn"):
+        convs = ["bottleneck", "fpn_bottleneck", *(f"psp_modules.{i}.1" for i in range(4))]
+        convs += [f"{part}.{i}" for part in ("lateral_convs", "fpn_convs") for i in range(3)]
+        convs += [f"scale_heads.{i}.{k}" for i in range(4) for k in (0, 2, 4)]
+        stems += [f"decode_head.{conv}.{part}" for conv in convs for part in ("conv", "bn")]
+        stems += ["decode_head.conv_seg", "auxiliary_head.conv_seg"]
+        stems += [f"auxiliary_head.convs.0.{part}" for part in ("conv", "bn")]
+    else:
+        stems += [f"bbox_head.{tower}.{i}.conv" for tower in ("cls_convs", "reg_convs") for i in range(4)]
+        stems += [
+            "bbox_head.retina_cls",
+            "bbox_head.retina_reg",
+            *(f"rpn_head.rpn_{p}" for p in ("conv", "cls", "reg")),
+        ]
+        for stage in ("", "0.", "1.", "2."):
+            box, mask = f"roi_head.bbox_head.{stage}", f"roi_head.mask_head.{stage}"
+            stems += [f"{box}{part}" for part in ("fc_cls", "fc_reg", "shared_fcs.0", "shared_fcs.1")]
+            stems += [f"{box}shared_convs.{i}.{part}" for i in range(4) for part in ("conv", "bn")]
+            stems += [f"{mask}{part}" for part in ("upsample", "conv_logits", *(f"convs.{i}.conv" for i in range(4)))]
+    return [f"{stem}.{end}" for stem in stems for end in ends]
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "upernet": {"channels": 16, "auxiliary_channels": 16},
+    "semantic_fpn": {"neck_channels": 16, "channels": 16},
+    "retinanet": {"channels": 16},
+    "mask_rcnn": {"channels": 16, "fc_channels": 32, "mask_channels": 16},
+    "cascade_mask_rcnn": {"channels": 16, "fc_channels": 32, "mask_channels": 16, "heads": "4conv1fc"},
+}
+
+
+def build(method: str, num_classes: int = 5, **more: object) -> nn.Module:
+    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    return create(method, "visformer_digits", num_classes, **{**METHODS[method], **more})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_with_the_originals_names_fills_everything(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(method)
+    state = theirs(method, model)
+    torch.save(
+        {"meta": {"CLASSES": ("a",)}, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "m.pth"
+    )
+    report = fourstage.load_checkpoint(model, tmp_path / "m.pth")
+    assert report.read == len(model.state_dict())
+    assert not report.fresh
+    rules: tuple[Rule, ...] = (mmseg if method in mmseg.METHODS else mmdet).METHODS[method]
+    ours = rename({k: v for k, v in state.items() if not k.startswith("backbone.")}, rules)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (state if key.startswith("backbone.") else ours)[key]), key
+    again = build(method)
+    torch.save(model.state_dict(), tmp_path / "ours.pth")
+    assert fourstage.load_checkpoint(again, tmp_path / "ours.pth").renamed == 0
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_classes_are_refused_unless_the_head_may_be_new(method: str, tmp_path: Path) -> None:
+    model = build(method)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="tells other classes apart"):
+        fourstage.load_checkpoint(build(method, 7), tmp_path / "m.pth")
+    other = build(method, 7)
+    report = fourstage.load_checkpoint(other, tmp_path / "m.pth", fresh_head=True)
+    assert report.fresh
+    assert all(key in other.state_dict() for key in report.fresh)
+    assert report.read + len(report.fresh) == len(model.state_dict())
+
+
+def test_a_classifiers_checkpoint_fills_the_backbone(tmp_path: Path) -> None:
+    classifier = fourstage.create_model("visformer_digits", num_classes=10)
+    torch.save({"model": classifier.state_dict()}, tmp_path / "c.pth")
+    model = fourstage.create_segmentor(
+        "upernet", "visformer_digits", 5, checkpoint_path=tmp_path / "c.pth", channels=16
+    )
+    backbone = model.get_submodule("backbone").state_dict()
+    own = classifier.state_dict()
+    shared = [key for key in backbone if key in own]
+    assert len(shared) > 30
+    assert all(torch.equal(backbone[key], own[key]) for key in shared)
+
+
+def test_what_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
+    model, other = build("mask_rcnn"), build("retinanet")
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"does not hold a retinanet|does not fit this retinanet"):
+        fourstage.load_checkpoint(other, tmp_path / "m.pth")
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    missing = {key: value for key, value in model.state_dict().items() if "mask_head" not in key}
+    torch.save(missing, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match="missing from the file"):
+        fourstage.load_checkpoint(model, tmp_path / "half.pth")
+
+
+def test_names_and_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="did you mean mask_rcnn"):
+        fourstage.create_detector("mask_rcn", "visformer_digits", 5)
+    with pytest.raises(ValueError, match="did you mean channels"):
+        fourstage.create_segmentor("upernet", "visformer_digits", 5, chanels=3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", ["timm/resnet10t", "visformer_tiny"])
+def test_any_backbone_goes_into_any_method(backbone: str, method: str) -> None:
+    """Of timm, and one that begins at stride 8."""
+    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    model = create(method, backbone, 3, **METHODS[method])
+    assert model.backbone.levels[0].stride == (4 if "timm" in backbone else 8)
