@@ -271,7 +271,8 @@ class Contestant:
     def __init__(self, name: str, folder: Path, task: str, options: Options) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._line, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, name, folder, task, options))
+        method = multiprocessing.get_start_method()
+        self._process = spawn.Process(target=_serve, args=(theirs, method, name, folder, task, options))
         self._process.start()
 
     def read(self) -> tuple[int, float, float]:
@@ -284,7 +285,8 @@ class Contestant:
         self._process.join()
 
 
-def _serve(line: Connection, name: str, folder: Path, task: str, options: Options) -> None:
+def _serve(line: Connection, method: str, name: str, folder: Path, task: str, options: Options) -> None:
+    multiprocessing.set_start_method(method, force=True)  # of loader workers: what it is where nothing was spawned
     torch.set_num_threads(1)  # threads that wait for each other would count too
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-(options.workers + 1) :])
@@ -315,7 +317,8 @@ def race(task: str, folder: Path, options: Options, bar: Bar) -> dict[str, Speed
 
 def _busy() -> float:
     """Processor seconds of this process and of all workers that have ended."""
-    return sum(os.times()[:4])
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def rivals(found: Mapping[str, Speed]) -> list[str]:

@@ -223,25 +223,44 @@ def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for CPUs, which torch's own does not serve."""
+    """`nn.SyncBatchNorm` for CPUs, which torch's own does not serve. Halves are normed in single precision."""
 
     ranks: Ranks
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce  # this one passes gradients
-
         assert self.momentum is not None
-        sums = all_reduce(torch.stack([input.sum((0, 2, 3)), input.square().sum((0, 2, 3))]))
-        count = self.ranks.sum(input.new_tensor(float(input.numel() // input.shape[1])))
-        mean_C = sums[0] / count
-        var_C = sums[1] / count - mean_C.square()
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        cells_1 = wide.new_full((1,), wide.numel() // wide.shape[1])
+        sums = _sum_over_processes(torch.cat([wide.sum((0, 2, 3)), cells_1]))
+        count, mean_C = sums[-1], sums[:-1] / sums[-1]
+        # The mean goes first: the difference of two large sums would leave nothing of a small variance.
+        centred = wide - mean_C[:, None, None]
+        var_C = _sum_over_processes(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean_C, self.momentum)
                 self.running_var.lerp_(var_C * count / (count - 1), self.momentum)
                 self.num_batches_tracked.add_(1)
         scale_C = (var_C + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
-        shift_C = (0 if self.bias is None else self.bias) - mean_C * scale_C
-        return input * scale_C[:, None, None] + shift_C[:, None, None]
+        out = centred * scale_C[:, None, None]
+        return (out if self.bias is None else out + self.bias[:, None, None]).to(input.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """Every process's result depends on every process's part, so gradients are added up over them too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        whole = part.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _sum_over_processes(grad_outputs[0])
+
+
+def _sum_over_processes(part: Tensor) -> Tensor:
+    return cast(Tensor, _Sum.apply(part))

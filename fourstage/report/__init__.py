@@ -1,6 +1,14 @@
 """Run folders as pages and pictures. Importing this costs nothing; the work is imported when it is asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def render_together(runs: "Sequence[str | Path]") -> str:
+    """Several run folders on one page; see `render_report`."""
+    from fourstage.report.together import together
+
+    return together(runs)
 
 
 def render_report(run: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 
 from fourstage.report import classification, common, detection, segmentation
@@ -23,6 +23,11 @@ OF_TASK: dict[str, tuple[Section, ...]] = {
 def page(run: Run) -> str:
     """The whole page. It asks for nothing outside itself, and its policy forbids it to."""
     sections = [section(run) for section in (*BEFORE, *OF_TASK.get(run.task, ()), *AFTER)]
+    return document(run.name, sections)
+
+
+def document(title: str, sections: Sequence[Markup | None]) -> str:
+    """A page of these sections."""
     script = _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -32,7 +37,7 @@ def page(run: Run) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{run.name} – fourstage"),
+        tag("title", f"{title} – fourstage"),
         tag("style", Markup(_file("style.css"))),
     )
     body = tag("body", tag("main", *sections), tag("script", Markup(script)))

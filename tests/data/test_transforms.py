@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import transforms_factory
@@ -97,6 +97,8 @@ SIDES = st.integers(24, 500) | st.sampled_from([64 * n for n in range(1, 8)] + [
     sizes=st.sampled_from([(64, 0.875), (112, 0.875), (56, 0.875), (32, 0.5), (64, 1.0)]),
     interpolation=st.sampled_from(["bicubic", "bilinear", "lanczos", "nearest"]),
 )
+@example(height=192, width=96, sizes=(56, 0.875), interpolation="bilinear")  # columns first, if they were cut
+@example(height=375, width=500, sizes=(112, 0.875), interpolation="bicubic")
 @settings(max_examples=80, deadline=None)
 def test_what_is_not_computed_changes_no_bit(
     height: int, width: int, sizes: tuple[int, float], interpolation: str

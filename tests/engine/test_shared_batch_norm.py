@@ -30,6 +30,8 @@ class Case:
 CASES = {
     "double": Case(torch.float64, 1e-12),
     "single": Case(torch.float32, 1e-4),
+    "far from zero": Case(torch.float32, 1e-2, offset=1000.0),
+    "half": Case(torch.bfloat16, 0.1),
 }
 
 

@@ -37,14 +37,14 @@ augmentation: {mixup: 0.0, cutmix: 0.0}
 EXACT = 1e-8
 
 
-def train(recipe: Path, out: Path, processes: int) -> list[subprocess.Popen[str]]:
-    """Processes as a launcher would start them, without one."""
+def start(words: list[str], processes: int) -> list[subprocess.Popen[str]]:
+    """A command in processes as a launcher would start them, without one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "fourstage", "train", str(recipe), "--out", str(out)],
+            [sys.executable, "-m", "fourstage", *words],
             env={**os.environ, **meet, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), **place},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -59,7 +59,8 @@ def test_two_processes_make_the_losses_of_one(tmp_path: Path) -> None:
     recipe = tmp_path / "exact.yaml"
     recipe.write_text(RECIPE)
     folders = [tmp_path / "one", tmp_path / "two"]
-    started = [process for count, out in enumerate(folders, 1) for process in train(recipe, out, count)]
+    words = ["train", str(recipe), "--out"]
+    started = [process for count, out in enumerate(folders, 1) for process in start([*words, str(out)], count)]
     for process in started:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
