@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="print the version and exit")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    for add in (_models, _recipes, _train, _evaluate, _predict, _data, _bench, _convert, _slurm, _doctor):
+    for add in (_models, _recipes, _train, _evaluate, _predict, _report, _data, _bench, _convert, _slurm, _doctor):
         add(verbs)
     return top
 
@@ -288,12 +288,16 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(verbs: Verbs) -> None:
-    verb = _add(verbs, "predict", _run_predict, "what a trained network sees in your images")
-    verb.add_argument("source", metavar="RUN|MODEL", help="a run's folder or checkpoint, or a model's name")
-    verb.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    verb.add_argument("--weights", metavar="FILE", help="the checkpoint, where a model is named")
+    verb = _add(verbs, "predict", _run_predict, "what a trained network sees in your images and videos")
     verb.add_argument(
-        "--out", metavar="DIR", default="predictions", help="folder of the pictures; default: predictions"
+        "source",
+        metavar="RUN|FILE|MODEL|RECIPE",
+        help="a run's folder; a checkpoint of a run, of MMDetection or of MMSegmentation; a model or a recipe, by name",
+    )
+    verb.add_argument("images", nargs="+", metavar="IMAGE|VIDEO", help="image or video files, or folders of them")
+    verb.add_argument("--weights", metavar="FILE", help="the checkpoint, where a model or a recipe is named")
+    verb.add_argument(
+        "--out", metavar="DIR", default="predictions", help="folder of pictures and results; default: predictions"
     )
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verb.add_argument("--json", action="store_true", help="print JSON")
@@ -313,7 +317,30 @@ def _run_predict(args: argparse.Namespace) -> int:
         return 0
     for one in found:
         print(f"{one.image}: {one.text}")
-    print(f"{len(found)} {'picture' if len(found) == 1 else 'pictures'} in {args.out}")
+    films = sum(one.is_video for one in found)
+    counts = ((len(found) - films, "picture"), (films, "video"))
+    made = [f"{count} {what}" if count == 1 else f"{count} {what}s" for count, what in counts if count]
+    print(f"{' and '.join(made)} in {args.out}")
+    return 0
+
+
+def _report(verbs: Verbs) -> None:
+    verb = _add(verbs, "report", _run_report, "several runs on one page")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    verb.add_argument("--out", metavar="FILE.html", default="report.html", help="default: report.html")
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from fourstage.engine.state import write_text
+    from fourstage.report import render_together
+
+    out = Path(args.out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out} must end in .html; the report is a page")
+    page = render_together(args.runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+    print(f"wrote {out}")
     return 0
 
 
@@ -374,7 +401,12 @@ def _run_data_show(args: argparse.Namespace) -> int:
 
 def _bench(verbs: Verbs) -> None:
     verb = _add(verbs, "bench", _run_bench, "images per second, latency, memory and cost of models, side by side")
-    verb.add_argument("subjects", nargs="+", metavar="MODEL", help="names or wildcards; timm/NAME, torchvision/NAME")
+    verb.add_argument(
+        "subjects",
+        nargs="+",
+        metavar="MODEL",
+        help="names or wildcards; timm/NAME, torchvision/NAME; METHOD:MODEL or a recipe: a detector or segmentor",
+    )
     verb.add_argument("--train", action="store_true", help="measure a training step too: forward, backward, AdamW")
     verb.add_argument("--against", metavar="NAME", help="take turns with this model, and print how many times as fast")
     verb.add_argument("--dense", action="store_true", help="the network that gives maps, for detection")
@@ -383,7 +415,12 @@ def _bench(verbs: Verbs) -> None:
     verb.add_argument("--channels-last", action="store_true", help="memory layout of weights and images")
     verb.add_argument("--compile", action="store_true", help="with torch.compile")
     verb.add_argument("--img-size", metavar="PX", help="a side, or HEIGHTxWIDTH; default: each model's own")
-    verb.add_argument("--batch-size", type=int, metavar="N", help="images a step; default: 8 on the CPU, 128 on a GPU")
+    verb.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images a step; default: 8 on the CPU, 128 on a GPU; of a METHOD 1, in training 2",
+    )
     verb.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for each model and mode; default: 10")
     verb.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: as torch has it")
     verb.add_argument("--cpu-time", action="store_true", help="count processor seconds: for a machine that is shared")

@@ -21,7 +21,9 @@ from fourstage.weights.catalog import published
 
 LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d)  # products with a layer's weights
 PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
-SAME_SHAPE = (F.layer_norm, F.batch_norm, F.gelu)  # no products: only their output's shape is wanted
+NORMS = (F.layer_norm, F.batch_norm, F.group_norm)
+SAME_SHAPE = (*NORMS, F.gelu, F.relu)  # no products: only their output's shape is wanted
+WITH_BIAS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d)  # whose biases OpenMMLab counts
 CORNERS = 4  # cells that a bilinear sample is the weighted sum of
 
 
@@ -35,6 +37,17 @@ class Count:
     sampling_macs: int  # of bilinear sampling (DCNv3), never part of `macs`
     activations: int  # numbers that convolutions and matrix products put out
     size: tuple[int, int]  # H and W of that image, in pixels
+    element_macs: int = 0  # of norms, ReLU, adaptive pooling and biases of convolutions, never part of `macs`
+
+    @property
+    def module_macs(self) -> int:
+        """As the counters of OpenMMLab have it, which see modules alone and so miss the products of attention."""
+        return self.layer_macs + self.element_macs
+
+    @property
+    def full_macs(self) -> int:
+        """The same with the products of attention."""
+        return self.macs + self.element_macs
 
 
 def count(name: str, img_size: int | tuple[int, int] | None = None, *, dense: bool = False) -> Count:
@@ -93,6 +106,7 @@ def count_module(model: nn.Module, image_CHW: Sequence[int]) -> Count:
         sampling_macs=products.sampling_macs,
         activations=products.activations,
         size=(image_CHW[1], image_CHW[2]),
+        element_macs=products.element_macs,
     )
 
 
@@ -105,21 +119,30 @@ class _Products(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer_flops = self.sampling_macs = self.activations = 0
+        self.layer_flops = self.sampling_macs = self.activations = self.element_macs = 0
         mapping = {op: self._noted(formula) for op, formula in flop_registry.items() if op in PRODUCTS}
         self.counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in SAME_SHAPE:
-            return torch.empty_like(args[0] if args else kwargs["input"])
+            return self._same_shape(func, args[0] if args else kwargs["input"])
         if func is F.grid_sample:
             return self._sampled(*args, **kwargs)
         before = self.counter.get_total_flops() if func in LAYERS else 0
         out = func(*args, **kwargs)
         if func in LAYERS:
             self.layer_flops += self.counter.get_total_flops() - before
+        if func in WITH_BIAS and (args[2] if len(args) > 2 else kwargs.get("bias")) is not None:
+            self.element_macs += out.numel()
+        if func is F.adaptive_avg_pool2d:
+            self.element_macs += args[0].numel()
         return out
+
+    def _same_shape(self, func: Any, x: Tensor) -> Tensor:
+        """A norm is two operations a value, ReLU one; GELU counts nowhere."""
+        self.element_macs += x.numel() * (2 if func in NORMS else 1 if func is F.relu else 0)
+        return torch.empty_like(x)
 
     def _sampled(self, input: Tensor, grid: Tensor, *how: Any, **known: Any) -> Tensor:
         """Bilinear sampling: each sample is the sum of four cells by four weights."""

@@ -151,6 +151,17 @@ def _peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> Ite
         yield mode, None if highest is None or base is None else highest - base
 
 
+def peak_of(make: Callable[[], Callable[[], Any]]) -> int | None:
+    """By how many bytes this process grows while a step is made and done; None where the system cannot tell."""
+    _wake_engines()
+    base = _start()
+    step = make()
+    for _ in range(STEPS):
+        step()
+    highest = _highest()
+    return None if highest is None or base is None else highest - base
+
+
 def _wake_engines() -> None:
     """A little of everything, so that the libraries' own pages are there before anything is measured."""
     import torch

@@ -9,12 +9,14 @@ from torch import nn
 
 from fourstage.bench import memory, results, timing
 from fourstage.bench.count import Count, count_module, side
+from fourstage.bench.count_dense import count_network
 from fourstage.bench.memory import Fit
 from fourstage.bench.options import Options, check_compiler
 from fourstage.bench.results import Comparison, Result, Speed
 from fourstage.bench.subjects import build, expand, image_for
 from fourstage.bench.timing import Step
 from fourstage.bench.work import OutOfMemoryError, Setting, free_memory, memory_errors
+from fourstage.bench.work_dense import DenseWork
 from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
 
@@ -228,13 +230,20 @@ def enter(name: str, setting: Setting) -> Contestant:
     try:
         model = build(name, options.img_size, dense=options.dense)
         image_CHW = image_for(model, options.img_size)
-        cost = count_module(model, image_CHW)
+        cost = cost_of(model, image_CHW)
     except (RuntimeError, AssertionError, TypeError) as error:  # of networks that are not ours
         size = "its own size" if options.img_size is None else f"{side(options.img_size)} pixels"
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be measured at {size}: {reason or type(error).__name__}") from error
     model = setting.place(model)
     return Contestant(name, model, image_CHW, cost, allocated(setting.device) - before)
+
+
+def cost_of(model: nn.Module, image_CHW: tuple[int, int, int]) -> Count:
+    """Of one image; of a detector or segmentor as published tables count it."""
+    if isinstance(model, DenseWork):
+        return count_network(model.network, image_CHW[1:])
+    return count_module(model, image_CHW)
 
 
 def weigh(contestant: Contestant, setting: Setting, say: Callable[[str], None]) -> None:
@@ -263,9 +272,13 @@ def weigh(contestant: Contestant, setting: Setting, say: Callable[[str], None]) 
             told(f"peak memory is not known: {error}")
             return dict.fromkeys(modes)
 
-    batch = options.batch_size or BATCH[setting.device.type]
     probe = on_cuda if setting.device.type == "cuda" else on_cpu
-    contestant.fits.update(memory.fit(probe, options.modes(), batch, told))
+    usual = dict.fromkeys(options.modes(), BATCH[setting.device.type])
+    if isinstance(contestant.model, DenseWork):
+        usual |= contestant.model.batches
+    for batch in dict.fromkeys(usual[mode] for mode in options.modes()):
+        modes = [mode for mode in options.modes() if usual[mode] == batch]
+        contestant.fits.update(memory.fit(probe, modes, options.batch_size or batch, told))
 
 
 def throughput(

@@ -1,8 +1,13 @@
-"""Names to networks that can be measured: ours, timm's as `timm/NAME`, torchvision's as `torchvision/NAME`."""
+"""Names to networks that can be measured.
+
+Ours by name, timm's as `timm/NAME`, torchvision's as `torchvision/NAME`; a detector or segmentor as `METHOD:BACKBONE`,
+where the backbone is one of ours or of timm's, or by the name of its recipe.
+"""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -11,10 +16,12 @@ from torch import nn
 from fourstage import registry
 from fourstage.api import create_backbone, create_model
 from fourstage.bench.count import image_shape
+from fourstage.dense import DETECTORS, SEGMENTORS
 
+METHODS = (*DETECTORS, *SEGMENTORS)
 ELSEWHERE = ("timm", "torchvision")
 # classes of layers that drop something at random in training, and the attribute that says how much
-DROPS = {"Dropout": "p", "StochasticDepth": "p", "DropPath": "drop_prob"}
+DROPS = {"Dropout": "p", "Dropout2d": "p", "StochasticDepth": "p", "DropPath": "drop_prob"}
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -30,6 +37,10 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    if ":" in pattern:
+        return _dense_matches(pattern)
+    if is_dense_task(pattern):
+        return [pattern]
     home, slash, name = pattern.partition("/")
     if slash:
         known = _known_elsewhere(home)
@@ -49,6 +60,31 @@ def _matches(pattern: str) -> list[str]:
     if not found:
         raise ValueError(f"no model is called {pattern!r}{hint}")
     return found
+
+
+def _dense_matches(pattern: str) -> list[str]:
+    """`METHOD:BACKBONE`; the backbone may be a wildcard."""
+    method, _, backbone = pattern.partition(":")
+    if method not in METHODS:
+        close = get_close_matches(method, METHODS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METHODS)}"
+        raise ValueError(f"before the colon of {pattern!r} stands a detector or a segmentor; {hint}")
+    if backbone.startswith("torchvision/") or ":" in backbone:
+        raise ValueError(f"the backbone of {pattern!r} is to be one of ours, or timm/NAME")
+    return [f"{method}:{name}" for name in _matches(backbone)]
+
+
+@cache
+def dense_recipes() -> frozenset[str]:
+    """Names of the recipes of detection and segmentation."""
+    from fourstage.recipe import list_recipes, resolve
+
+    return frozenset(name for name in list_recipes() if resolve(name).recipe.task in ("detection", "segmentation"))
+
+
+def is_dense_task(name: str) -> bool:
+    """Whether the name is of a detector or a segmentor."""
+    return ":" in name or (any(method in name for method in METHODS) and name in dense_recipes())
 
 
 def _known_elsewhere(home: str) -> list[str]:
@@ -74,7 +110,11 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
         ValueError: a size that it cannot have, or no dense form.
     """
     home, slash, base = name.partition("/")
-    if not slash:
+    if is_dense_task(name):
+        if dense:
+            raise ValueError(f"{name} is measured whole; --dense is for backbones alone")
+        model = dense_subject(name, img_size)
+    elif not slash:
         model = create_backbone(name, img_size=img_size) if dense else create_model(name, img_size=img_size)
     elif home == "timm":
         model = _of_timm(base, img_size, dense=dense)
@@ -87,6 +127,15 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
 
         model = torchvision.models.get_model(base)
     return undropped(model)
+
+
+def dense_subject(name: str, img_size: tuple[int, int] | None) -> nn.Module:
+    """A detector or segmentor as it is measured."""
+    from fourstage.bench.count_dense import network_of, subject_of, usual_size
+    from fourstage.bench.work_dense import DenseWork
+
+    network = subject_of(name) if ":" in name else network_of(name)
+    return DenseWork(network, img_size or usual_size(network))
 
 
 def _of_timm(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Module:

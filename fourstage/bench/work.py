@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fourstage.bench.options import Options
 from fourstage.bench.timing import Step, Watch
+from fourstage.bench.work_dense import DenseWork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch says it on the CPU
@@ -80,6 +81,9 @@ class Setting:
         return step
 
     def _compiled(self, model: nn.Module) -> Any:
+        if self.options.compile and isinstance(model, DenseWork):
+            model.compile_maps()
+            return model
         # one graph for each batch size: a graph for many would be slower than what a user of one size has
         return torch.compile(model, dynamic=False) if self.options.compile else model
 
@@ -98,7 +102,9 @@ class Setting:
 
 
 def loss_of(out: Any, classes_B: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C); of maps the sum of their means."""
+    """Cross-entropy of logits (B, C); of maps the sum of their means; a scalar is a loss already."""
+    if isinstance(out, Tensor) and out.ndim == 0:
+        return out
     if isinstance(out, Tensor):
         return F.cross_entropy(out, classes_B % out.shape[1])
     return torch.stack([x_BCHW.float().mean() for x_BCHW in out]).sum()

@@ -14,7 +14,7 @@ from fourstage.data.check_yolo import check_yolo
 from fourstage.data.digit_scenes import cached_digit_scenes
 from fourstage.data.digits import Digits
 from fourstage.data.findings import Checked, Finding, Progress, SplitSummary, Summary, render
-from fourstage.data.formats import Truth, find_format
+from fourstage.data.formats import FORMATS, Format, Truth, find_format
 from fourstage.data.shards import is_pattern
 
 __all__ = ["Checked", "Finding", "Summary", "check", "render"]
@@ -43,6 +43,7 @@ def check(data: str | Path, progress: Progress | None = None, truth: Truth | Non
         data: what `open_dataset` takes.
         progress: called with (images done, images in all).
         truth: as which of several kinds of data a folder is read that could be more than one; see `open_dataset`.
+            None: as boxes and as label maps, where it has both.
 
     Returns:
         Findings, in the order in which they were met, and a summary. Nothing with severity "error": it will train.
@@ -57,8 +58,24 @@ def check(data: str | Path, progress: Progress | None = None, truth: Truth | Non
         data = cached_digit_scenes() if str(data) == "digit_scenes" else data
         format = find_format(data, truth)  # of an address, which no Path can be
         checked = check_shards(data, progress) if is_pattern(data) else CHECKERS[format.name](Path(data), progress)
+        for other in _others(Path(data), format) if truth is None else ():
+            checked = _together(checked, CHECKERS[other.name](Path(data), progress))
     checked.summary.seconds = perf_counter() - started
     return checked
+
+
+def _others(root: Path, first: Format) -> list[Format]:
+    """What else a folder of boxes or label maps is: the other of the two."""
+    if first.truth == "label":
+        return []
+    fitting = [one for one in FORMATS if one.truth not in ("label", first.truth) and one.fits(root)]
+    return fitting[:1]
+
+
+def _together(one: Checked, other: Checked) -> Checked:
+    """Both; what is wrong with an image is said once."""
+    one.summary.also.append(other.summary)
+    return Checked(list(dict.fromkeys([*one.findings, *other.findings])), one.summary)
 
 
 def _check_digits(progress: Progress) -> Checked:

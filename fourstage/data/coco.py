@@ -15,6 +15,7 @@ import numpy as np
 
 from fourstage.data.images import read_image
 from fourstage.data.json_scan import entries
+from fourstage.data.object_data import reading_objects
 from fourstage.data.object_table import ObjectTable, ObjectWriter, Row
 from fourstage.data.rle import decode_mask, encode_mask
 from fourstage.data.sample import BadImage, Objects, Sample
@@ -79,9 +80,9 @@ class Coco:
     def path(self, index: int) -> Path:
         return self.place.images / self.id(index)
 
-    def sizes(self) -> np.ndarray:
-        """(I, 2) int64: height and width of each image, as the json says."""
-        return self._sizes_I2
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all), as the json says."""
+        return self._sizes_I2 if indices is None else self._sizes_I2[np.asarray(indices, dtype=np.int64)]
 
     def counts(self) -> np.ndarray:
         """(I,) int64: annotations of each image, those that do not train too."""
@@ -93,14 +94,15 @@ class Coco:
         return height, width
 
     def sample(self, index: int) -> Sample:
-        """Read one image and its objects. Raises BadImage, also when the image's size is not the one in the json."""
+        """Read one image and its objects. Raises BadImage, also for a size that is not the json's and broken masks."""
         image_HW3 = read_image(self.path(index), orient=True)
         (height, width), said = image_HW3.shape[:2], self.size(index)
         if said != (height, width):
             reason = f"it is {width} x {height}, but {self.place.annotations} says {said[1]} x {said[0]}"
             raise BadImage(str(self.path(index)), reason)
-        reference = self.reference(index) if self.with_reference else None
-        return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
+        with reading_objects(self.path(index)):
+            reference = self.reference(index) if self.with_reference else None
+            return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
 
     def objects(self, index: int) -> Objects:
         """What is in one image, without reading the image. Raises ValueError for a mask that cannot be decoded."""

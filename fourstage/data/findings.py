@@ -55,6 +55,7 @@ class Summary:
     counted: Literal["images", "objects"] = "images"  # what `per_class` counts
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     seconds: float = 0.0
+    also: list["Summary"] = field(default_factory=list)  # what the same folder is when it is read in other ways
 
 
 class Checked(NamedTuple):
@@ -196,9 +197,11 @@ def uneven(folder: str, summary: SplitSummary) -> list[Finding]:
 def render(findings: Sequence[Finding], summary: Summary) -> str:
     """Summary and findings for people, errors first; of each kind the first few, and how many more there are."""
     lines = [f"{summary.format}, checked in {summary.seconds:.1f} s"]
-    for name, split in summary.splits.items():
-        lines.append(f"  {name}: {split.images:,} images{_sizes(split)}")
-        lines += _per_class(split, summary.counted)
+    for one in (summary, *summary.also):
+        lines += [f"{one.format}, in the same folder"] if one is not summary else []
+        for name, split in one.splits.items():
+            lines.append(f"  {name}: {split.images:,} images{_sizes(split)}")
+            lines += _per_class(split, one.counted)
     for severity in ("error", "warning", "note"):
         kinds = dict.fromkeys(f.kind for f in findings if f.severity == severity)
         for kind in kinds:

@@ -1,13 +1,15 @@
 """What data sets with objects have beyond others, and views of them. I images, H x W pixels."""
 
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from fourstage.data.images import open_image
-from fourstage.data.sample import Dataset, Objects, Sample
+from fourstage.data.sample import BadImage, Dataset, Objects, Sample
 
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation under which width and height change places
 ORIENTATION = 0x0112  # its number
@@ -26,8 +28,11 @@ class ObjectData(Dataset, Protocol):
     with_reference: bool
     note: str
 
-    def sizes(self) -> np.ndarray:
-        """(I, 2) int64: height and width of each image, as it is shown."""
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all), as they are shown.
+
+        Raises BadImage where it takes the header of a file that cannot be read.
+        """
         ...
 
     def counts(self) -> np.ndarray:
@@ -47,6 +52,28 @@ class ObjectData(Dataset, Protocol):
         ...
 
 
+class BadObjects(BadImage):
+    """An image whose objects cannot be used. The message names the object and what is wrong with it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.args = (reason,)
+
+    def __reduce__(self) -> tuple[type["BadObjects"], tuple[str, str]]:
+        return BadObjects, (self.path, self.reason)
+
+
+@contextmanager
+def reading_objects(image: Path) -> Generator[None]:
+    """What is wrong with an object in here is wrong with its image, which may then be skipped like a broken one."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except ValueError as error:
+        raise BadObjects(str(image), str(error)) from error
+
+
 class Part:
     """Some images of a data set with objects, in the same order and with the same classes."""
 
@@ -58,8 +85,8 @@ class Part:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def sizes(self) -> np.ndarray:
-        return self._dataset.sizes()[self._indices]
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        return self._dataset.sizes(self._indices if indices is None else self._indices[indices])
 
     def counts(self) -> np.ndarray:
         return self._dataset.counts()[self._indices]
@@ -109,10 +136,24 @@ def portraits(dataset: ObjectData) -> bytes:
     return (width_I < height_I).astype(np.uint8).tobytes()
 
 
-def read_sizes(paths: list[Path]) -> np.ndarray:
-    """(I, 2) int64: height and width of image files as they are shown, from their headers. Raises BadImage."""
-    with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(_read_size, paths)), dtype=np.int64).reshape(-1, 2)
+class HeaderSizes:
+    """Height and width of image files as they are shown, each read from its header when it is first asked for.
+
+    Args:
+        sizes_I2: int64, pixels; negative where it is not known yet.
+    """
+
+    def __init__(self, sizes_I2: np.ndarray) -> None:
+        self._sizes_I2 = sizes_I2
+
+    def of(self, dataset: ObjectData, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64, see `ObjectData.sizes`."""
+        wanted_i = np.arange(len(self._sizes_I2)) if indices is None else np.asarray(indices, dtype=np.int64)
+        unknown_i = wanted_i[self._sizes_I2[wanted_i, 0] < 0]
+        if len(unknown_i):
+            with ThreadPoolExecutor() as pool:
+                self._sizes_I2[unknown_i] = list(pool.map(lambda i: _read_size(dataset.path(i)), unknown_i.tolist()))
+        return self._sizes_I2[wanted_i]
 
 
 def _read_size(path: Path) -> tuple[int, int]:

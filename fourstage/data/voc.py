@@ -4,9 +4,9 @@ Coordinates of VOC count from 1 and name the last pixel of a box; here they coun
 that are marked difficult neither train nor score, like crowd regions. H x W pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -15,7 +15,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 import numpy as np
 
 from fourstage.data.images import EXTENSIONS, read_image
-from fourstage.data.object_data import read_sizes
+from fourstage.data.object_data import HeaderSizes, reading_objects
 from fourstage.data.object_table import ObjectTable, Row
 from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample
 
@@ -62,6 +62,7 @@ class Voc:
         self.classes = class_names(self._root, dict(zip(self._files, annotations, strict=True)))
         self.truths = ("objects",)
         self._said = tuple(annotation.size for annotation in annotations)
+        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
         self._table = ObjectTable.of(self._rows(annotations), len(self._files))
         self.has_masks = False
         self.with_reference, self.note = split == "val", ""
@@ -69,20 +70,13 @@ class Voc:
     def __len__(self) -> int:
         return len(self._files)
 
-    def sizes(self) -> np.ndarray:
-        """(I, 2) int64: height and width of each image; from the XML files, or from all headers where one is silent."""
-        return self._height_and_width
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all); from headers where XML files are silent."""
+        return self._sizes.of(self, indices)
 
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image, difficult ones too."""
         return self._table.counts_I
-
-    @cached_property
-    def _height_and_width(self) -> np.ndarray:
-        said = [size for size in self._said if size is not None]
-        if len(said) == len(self._said):
-            return np.array(said, dtype=np.int64).reshape(-1, 2)
-        return read_sizes([self.path(index) for index in range(len(self))])
 
     def path(self, index: int) -> Path:
         return image_of(self._files[index])
@@ -97,8 +91,9 @@ class Voc:
         if said not in (None, size):
             reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
             raise BadImage(str(self.path(index)), reason)
-        reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
-        objects = self._table.objects(index, size, partial(self._where, index))
+        with reading_objects(self.path(index)):
+            reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
+            objects = self._table.objects(index, size, partial(self._where, index))
         return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
 
     def objects(self, index: int) -> Objects:
@@ -110,7 +105,7 @@ class Voc:
         return self._table.reference(index, self._size(index), partial(self._where, index))
 
     def _size(self, index: int) -> tuple[int, int]:
-        height, width = self._height_and_width[index].tolist()
+        height, width = self.sizes([index])[0].tolist()
         return height, width
 
     def _where(self, index: int, name: Any) -> str:

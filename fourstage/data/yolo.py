@@ -4,16 +4,16 @@ A line is a class and four numbers (x and y of the centre, width, height), or a 
 units of the image. Images without a file, or with an empty one, hold nothing. H x W pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from fourstage.data.images import is_image_name, read_image
-from fourstage.data.object_data import read_sizes
+from fourstage.data.object_data import HeaderSizes, reading_objects
 from fourstage.data.object_table import ObjectTable, Row
 from fourstage.data.sample import NoSplitError, Objects, Sample
 
@@ -84,6 +84,7 @@ class Yolo:
         self._paths = said.images(split)
         self._table = ObjectTable.of(self._rows(), len(self._paths))
         self.has_masks = self._table.has_masks
+        self._sizes = HeaderSizes(np.full((len(self._paths), 2), -1))
         self.with_reference = split == "val"
         self.note = ""
         if self._table.some_masks and not self.has_masks:
@@ -92,17 +93,13 @@ class Yolo:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def sizes(self) -> np.ndarray:
-        """(I, 2) int64: height and width of each image; reads all headers once."""
-        return self._height_and_width
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all); reads each header once. Raises BadImage."""
+        return self._sizes.of(self, indices)
 
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image."""
         return self._table.counts_I
-
-    @cached_property
-    def _height_and_width(self) -> np.ndarray:
-        return read_sizes(self._paths)
 
     def path(self, index: int) -> Path:
         return self._paths[index]
@@ -115,8 +112,9 @@ class Yolo:
         """Read one image and its objects. Raises BadImage."""
         image_HW3 = read_image(self.path(index), orient=True)
         size = (image_HW3.shape[0], image_HW3.shape[1])
-        reference = self._reference(index, size) if self.with_reference else None
-        return Sample(self.id(index), image_HW3, size, objects=self._objects(index, size), reference=reference)
+        with reading_objects(self.path(index)):
+            reference = self._reference(index, size) if self.with_reference else None
+            return Sample(self.id(index), image_HW3, size, objects=self._objects(index, size), reference=reference)
 
     def objects(self, index: int) -> Objects:
         """What is in one image, in its pixels."""
@@ -133,7 +131,7 @@ class Yolo:
         return self._table.reference(index, size, partial(self._where, index), unit=(size[1], size[0]))
 
     def _size(self, index: int) -> tuple[int, int]:
-        height, width = read_sizes([self._paths[index]])[0].tolist()
+        height, width = self.sizes([index])[0].tolist()
         return height, width
 
     def _where(self, index: int, line: Any) -> str:

@@ -148,11 +148,18 @@ def _what(run: Run) -> Markup:
         else ""
     )
     size = f" at {run.recipe['image_size']} pixels" if "image_size" in run.recipe else ""
-    model, data = run.recipe.get("model", "a model"), run.recipe.get("data", "data")
+    model, data = _network(run), run.recipe.get("data", "data")
     started = str(run.environment.get("started", "")).replace("T", " ")[:16]
     when = f" Started {started}." if started else ""
     first = tag("p", tag("b", name(model)), " trained on ", tag("b", name(data)), f"{classes}{size}.", class_="lede")
     return join([first, tag("p", _state(run), when, class_="state " + ("done" if run.finished else "stopped"))])
+
+
+def _network(run: Run) -> str:
+    """What was trained, as its recipe has it."""
+    if "method" in run.recipe:
+        return f"{run.recipe['method']} over {run.recipe.get('backbone', 'a backbone')}"
+    return str(run.recipe.get("model", "a model"))
 
 
 def _state(run: Run) -> Markup:

@@ -14,6 +14,7 @@ from fourstage.report.read import Drawn, Run
 from fourstage.report.words import NOTHING, percent, plural
 
 CLASSES = 40  # rows before the rest is folded
+LISTED = 6  # mistakes of each kind that a card names
 WIDE = 900  # pixels, of the picture of truth and prediction
 KINDS = {"box": "boxes", "mask": "masks"}
 
@@ -42,8 +43,8 @@ def _chart(kind: str, curves: Mapping[str, Any]) -> Markup:
         if threshold in curves["mean"]
     ]
     title = f"Precision over recall of {KINDS[kind]}"
-    chart = line_chart(f"pr{kind}", title, lines, percent=True, from_zero=True, x_name="recall, per cent")
-    return figure(KINDS[kind].capitalize(), chart)
+    chart = line_chart(f"pr{kind}", title, lines, percent=True, from_zero=True, x_name="recall")
+    return figure(KINDS[kind].capitalize(), chart, "both axes in per cent")
 
 
 def per_class(run: Run) -> Markup | None:
@@ -87,13 +88,31 @@ def predictions(run: Run) -> Markup:
     if not run.drawn:
         words = "No predictions were kept; the run was not evaluated in full."
         return section("predictions", "Predictions", tag("p", words, class_="nothing"))
-    note = tag("p", "Left: what is there. Right: what was found, with its score.", class_="quiet")
-    sheet = tag("ul", *(_card(one) for one in run.drawn), class_="wide-sheet")
+    words = "Left: what is there. Right: what was found, with its score. Images with the worst mistakes come first."
+    note = tag("p", words, class_="quiet")
+    sheet = tag("ul", *(_card(run, one) for one in run.drawn), class_="wide-sheet")
     return section("predictions", "Predictions", note, sheet)
 
 
-def _card(drawn: Drawn) -> Markup:
+def _card(run: Run, drawn: Drawn) -> Markup:
     there, found = int(drawn.about.get("true", 0)), int(drawn.about.get("found", 0))
-    told = f"  {plural(there, 'object')} there, {found} found"
+    told = f"  {plural(there, 'object')} there, {found:,} found"
     picture = inline(drawn.file, f"{drawn.id}: true and predicted objects", WIDE)
-    return tag("li", picture, tag("p", join([name(drawn.id), tag("span", told, class_="quiet")])))
+    mistakes = [
+        _listed("Found, but not there: ", [_false(run, *one) for one in drawn.about.get("false", ())]),
+        _listed("Missed: ", [name(run.label(label)) for label in drawn.about.get("missed", ())]),
+    ]
+    return tag("li", picture, tag("p", join([name(drawn.id), tag("span", told, class_="quiet")])), *mistakes)
+
+
+def _false(run: Run, label: int, score: float, instead: int | None) -> Markup:
+    said = join([name(run.label(label)), f" {percent(100 * score)}"])
+    return said if instead is None else join([said, " in place of ", name(run.label(instead))])
+
+
+def _listed(heading: str, parts: list[Markup]) -> Markup | None:
+    if not parts:
+        return None
+    commas = [part for one in parts[:LISTED] for part in (Markup(", "), one)][1:]
+    more = f" and {len(parts) - LISTED:,} more" if len(parts) > LISTED else ""
+    return tag("p", heading, *commas, more, class_="quiet")

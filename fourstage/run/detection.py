@@ -17,8 +17,11 @@ from fourstage.dense import create_detector
 from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.recipe import Recipe
+from fourstage.run.build import run_imports
 from fourstage.run.kinds import Opened, Record, Records, Seen, Transform
 from fourstage.run.splits import open_split
+from fourstage.run.whole import classes_in, fill_whole, recipe_with_weights
+from fourstage.tasks.detection.errors import SURE, Errors, errors_of
 from fourstage.tasks.detection.task import Detection
 from fourstage.weights.safe import read_checkpoint
 
@@ -31,8 +34,7 @@ COLUMNS = (  # objects; per cent
     *((f"{kind}_{name}", 4) for kind in ("box", "mask") for name in ("map", "map50", "map75", "recall")),
 )
 MASKED = ("mask_rcnn", "cascade_mask_rcnn")  # with masks=False: Faster R-CNN and Cascade R-CNN
-SHOWN = 12  # images whose detections a run folder keeps
-SURE = 0.3  # detections below this score are not drawn
+SHOWN = 12  # images whose detections a run folder keeps: half of them the worst
 LISTED = 5  # detections that one line about an image names
 
 
@@ -107,7 +109,7 @@ def repeats(recipe: Recipe) -> int:
 
 
 def load(task: Detection, weights: str | Path, which: str) -> None:
-    load_checkpoint(task.network, weights, which)
+    fill_whole(task.network, read_checkpoint(weights), which)
     known = read_checkpoint(weights).classes
     if known is not None and tuple(known) != task.classes:
         mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
@@ -126,18 +128,23 @@ def class_names(task: Detection) -> Sequence[str]:
 
 
 def named(model: str, weights: str | Path | None) -> tuple[Recipe, Detection]:
-    raise ValueError(f"{model} is no detector; name a run folder, a run's checkpoint or a detector's")
+    """The detector of a recipe, which is named or a file, with weights from anyone who trained one."""
+    recipe, file, about = recipe_with_weights(model, weights)
+    run_imports(recipe)
+    task = build_task(recipe, classes_in(file, recipe), about)
+    fill_whole(task.network, file)
+    return recipe, task
 
 
 def keep_samples(folder: Path, task: Detection, recipe: Recipe, val: Dataset, records: Records) -> None:
-    """Images with their true and their predicted objects, from all over the data."""
+    """Images with their true and their predicted objects: the worst ones, and others from all over the data."""
     from fourstage.report.objects import draw_objects, side_by_side
 
     index = {val.id(i): i for i in range(len(val))}
     (folder / "samples").mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = []
-    ids = sorted(records)
-    for number, id in enumerate(ids[:: max(1, len(ids) // SHOWN)][:SHOWN]):
+    errors = {id: errors_of(record) for id, record in records.items()}
+    for number, id in enumerate(_samples(errors)):
         sample, record = val.sample(index[id]), records[id]
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
         truth, found = record["truth"], _sure(record)
@@ -145,8 +152,24 @@ def keep_samples(folder: Path, task: Detection, recipe: Recipe, val: Dataset, re
         guessed = draw_objects(sample.image, found, task.classes)
         picture, name = side_by_side(true, guessed), f"{number:03}.png"
         write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
-        lines.append({"file": name, "id": id, "true": len(truth["labels"]), "found": len(found["labels"])})
+        counts = {"true": len(truth["labels"]), "found": len(found["labels"])}
+        lines.append({"file": name, "id": id, **counts, **_told(errors[id], record)})
     write_text(folder / "samples" / "index.json", json.dumps(lines))
+
+
+def _samples(errors: Mapping[str, Errors]) -> list[str]:
+    """The images with the heaviest mistakes, and others drawn evenly over the data."""
+    worst = sorted(errors, key=lambda id: (-errors[id].weight, id))[: SHOWN // 2]
+    worst = [id for id in worst if errors[id].weight > 0]
+    rest = sorted(id for id in errors if id not in worst)
+    return worst + rest[:: max(1, len(rest) // (SHOWN - len(worst)))][: SHOWN - len(worst)]
+
+
+def _told(errors: Errors, record: Record) -> dict[str, Any]:
+    """Mistakes as a report's card names them: labels and scores; of a false detection also what is there instead."""
+    labels = record["truth"]["labels"]
+    false = [[record["labels"][n], record["scores"][n], None if g is None else labels[g]] for n, g in errors.false]
+    return {"false": false, "missed": [labels[g] for g in errors.missed]}
 
 
 def _sure(record: Record) -> dict[str, Any]:
@@ -170,7 +193,7 @@ def see(task: Detection, recipe: Recipe, sample: Sample, title: str) -> Seen:
     text = "   ".join(f"{task.classes[label]} {score:.0%}" for label, score in rows[:LISTED])
     more = f"   and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
     columns = zip(record["labels"], record["scores"], record["boxes"], strict=True)
-    objects = [{"class": task.classes[label], "score": score, "box": box} for label, score, box in columns]
+    objects = [{"class": task.classes[c], "label": c, "score": score, "box": box} for c, score, box in columns]
     for one, mask in zip(objects, record.get("masks", ()), strict=False):
         one["mask"] = {"size": list(sample.original_size), "counts": mask}
     return Seen(text + more or "nothing", {"objects": objects}, pictures)

@@ -15,8 +15,10 @@ from fourstage.dense import create_segmentor
 from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import Recipe
 from fourstage.recipe import Segmentation as SegmentationRecipe
+from fourstage.run.build import run_imports
 from fourstage.run.kinds import Opened, Records, Seen, Transform
 from fourstage.run.splits import open_split
+from fourstage.run.whole import classes_in, fill_whole, recipe_with_weights
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
 from fourstage.weights.safe import read_checkpoint
@@ -119,7 +121,7 @@ def repeats(recipe: Recipe) -> int:
 
 
 def load(task: Segmentation, weights: str | Path, which: str) -> None:
-    load_checkpoint(task.network, weights, which)
+    fill_whole(task.network, read_checkpoint(weights), which)
     known = read_checkpoint(weights).classes
     if known is not None and tuple(known) != task.classes:
         mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
@@ -145,7 +147,12 @@ def class_names(task: Segmentation) -> Sequence[str]:
 
 
 def named(model: str, weights: str | Path | None) -> tuple[Recipe, Segmentation]:
-    raise ValueError(f"{model} is no segmentor; name a run folder, a run's checkpoint or a segmentor's")
+    """The segmentor of a recipe, which is named or a file, with weights from anyone who trained one."""
+    recipe, file, about = recipe_with_weights(model, weights)
+    run_imports(recipe)
+    task = build_task(recipe, classes_in(file, recipe), about)
+    fill_whole(task.network, file)
+    return recipe, task
 
 
 def keep_samples(folder: Path, task: Segmentation, recipe: Recipe, val: Dataset, records: Records) -> None:

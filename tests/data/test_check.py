@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fourstage.cli import main
 from fourstage.data import digit_scenes
 from fourstage.data.check import CHECKERS, Finding, Summary, check, render
 from fourstage.data.digit_scenes import write_digit_scenes
@@ -174,3 +177,29 @@ def test_json_that_is_not_cocos(text: str, scenes: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         check(tmp_path / "nowhere")
+
+
+def test_a_folder_with_boxes_and_label_maps_is_checked_as_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with an image is said once."""
+    root = tmp_path / "scenes"
+    write_digit_scenes(root, train=20, val=10, size=64)
+    assert check(root).findings == []
+    (root / "train" / "000001.jpg").write_bytes(b"no image")
+    Image.fromarray(np.full((64, 64), 77, np.uint8)).save(root / "masks" / "train" / "000002.png")
+    annotations = root / "annotations" / "instances_val.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"] = [900, 900, 5, 5]
+    annotations.write_text(json.dumps(content))
+    errors = [finding for finding in check(root).findings if finding.severity == "error"]
+    assert sum("000001.jpg" in finding.where for finding in errors) == 1
+    assert any("000002.png" in finding.where for finding in errors)
+    assert any("instances_val.json" in finding.where for finding in check(root).findings)
+    assert all("instances" not in str(finding) for finding in check(root, truth="label_map_HW").findings)
+    assert main(["data", "check", str(root)]) == 1
+    printed = capsys.readouterr().out
+    assert "COCO, checked in" in printed
+    assert "label maps, in the same folder" in printed
+    assert "objects of each" in printed
+    assert "images of each" in printed

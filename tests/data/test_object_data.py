@@ -20,7 +20,7 @@ from fourstage.data.coco import Coco
 from fourstage.data.det_transforms import evaluation_transform, train_transform
 from fourstage.data.formats import find_format, open_dataset
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
-from fourstage.data.object_data import ObjectData, Part, for_training, portraits
+from fourstage.data.object_data import BadObjects, ObjectData, Part, for_training, portraits
 from fourstage.data.object_table import ObjectTable, Row
 from fourstage.data.rle import decode_mask, encode_mask
 from fourstage.data.sample import BadImage, NoSplitError
@@ -489,7 +489,7 @@ def test_a_folder_that_can_be_read_in_two_ways(tmp_path: Path, picture: Picture)
     (tmp_path / "data.yaml").write_text("train: train\nval: train\nnames: [cat, dog]\n")
     assert find_format(tmp_path).name == "YOLO"
     assert find_format(tmp_path, "objects").name == "YOLO"
-    assert find_format(tmp_path, "label").name == "ImageFolder"
+    assert find_format(tmp_path, "label").name == "YOLO"  # else boxes would train a classifier by their folders
     assert find_format(tmp_path, "label_map_HW").name == "YOLO"
     (tmp_path / "data.yaml").write_text("learning_rate: 3\n")
     assert find_format(tmp_path).name == "ImageFolder"
@@ -511,10 +511,20 @@ def test_a_mask_encodes_and_decodes() -> None:
     assert np.array_equal(decode_mask(encode_mask(mask_HW), (7, 9)), mask_HW)  # pyright: ignore[reportArgumentType]
 
 
-def test_what_a_folder_is_checked_as_can_be_said(tmp_path: Path, picture: Picture) -> None:
-    for name in ("cat", "dog"):
-        picture(f"train/{name}/0.png")
-        picture(f"val/{name}/0.png")
-    (tmp_path / "data.yaml").write_text("train: train\nval: val\nnames: [cat, dog]\n")
-    assert check(tmp_path).summary.format == "YOLO"
-    assert check(tmp_path, truth="label").summary.format == "ImageFolder"
+def test_a_part_does_not_ask_for_the_headers_of_others(tmp_path: Path, picture: Picture) -> None:
+    """An image that is skipped because it is broken is not asked for its size."""
+    picture("images/a.png", 60, 40)
+    picture("images/b.png", 50, 70)
+    (tmp_path / "images/c.png").write_bytes(b"no image")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+    dataset = Yolo(tmp_path, "train")
+    part = Part(dataset, np.array([False, True, False]))
+    assert part.sizes().tolist() == [list(dataset.sample(1).original_size)]
+    assert len(for_training(part, filter_empty=False)) == 1
+    with pytest.raises(BadImage, match=r"c\.png"):
+        dataset.sizes()
+
+
+def test_what_is_wrong_with_an_object_passes_out_of_a_loader_process() -> None:
+    error = pickle.loads(pickle.dumps(BadObjects("a.jpg", "annotation 3: its mask is broken")))
+    assert (str(error), error.path, error.reason) == ("annotation 3: its mask is broken", "a.jpg", str(error))

@@ -103,6 +103,22 @@ def test_a_dense_run_from_end_to_end(
             assert len(np.unique(np.asarray(labels))) == len(shares)
 
 
+@pytest.mark.parametrize("recipe", ["digit_scenes_mask_rcnn", "digit_scenes_upernet"])
+def test_loader_processes_change_no_bit(
+    recipe: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also not in a run that was stopped and goes on with another number of them."""
+    assert main(words(recipe, scenes, tmp_path / "none")) == 0, capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        main(words(recipe, scenes, tmp_path / "one", "workers=1"))
+    assert 0 < len(losses(tmp_path / "one")) < 6
+    assert main(words(recipe, scenes, tmp_path / "one", "workers=1")) == 0
+    assert losses(tmp_path / "one") == losses(tmp_path / "none")
+    none, one = (load_state(tmp_path / name / "checkpoints" / "last.pt") for name in ("none", "one"))
+    assert all(torch.equal(value, one["model"][key]) for key, value in none["model"].items())
+
+
 def test_a_detector_starts_from_the_classifier(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

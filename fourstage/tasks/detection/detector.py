@@ -71,6 +71,14 @@ class Detector(nn.Module):
         """The objects in each image, in pixels of the original image, or of the network's with `rescale=False`."""
         raise NotImplementedError
 
+    def usual_work(self, images_BCHW: Tensor) -> None:
+        """All layers once, for what published costs are counted with: nothing is chosen, so shapes are enough.
+
+        Args:
+            images_BCHW: on any device, sides in multiples of 32; one image, as the numbers of regions are those of one.
+        """
+        raise NotImplementedError
+
     def maps(self, batch: Batch) -> list[Tensor]:
         """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype

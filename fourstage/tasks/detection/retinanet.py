@@ -169,6 +169,10 @@ class RetinaNet(Detector):
         logits, deltas = self.dense_head(self.maps(batch))
         return self.dense_head.losses(logits, deltas, batch, truths, self.mean_over_ranks)
 
+    def usual_work(self, images_BCHW: Tensor) -> None:
+        """As `Detector.usual_work`."""
+        self.dense_head(self.neck(self.backbone(images_BCHW)))
+
     @torch.no_grad()
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
         """As `Detector.detect`."""

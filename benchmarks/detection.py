@@ -1,0 +1,188 @@
+"""Our Mask R-CNN beside torchvision's on the same backbone of timm, in one run.
+
+    python benchmarks/detection.py [--backbone resnet18] [--seconds 60] [--size 640] [--threads 2] [--mode infer]
+
+Both have a pyramid 256 wide, 80 classes, 2,000 and 1,000 proposals in training and 1,000 in inference, 512 regions an
+image in training, and adaptive sampling in RoIAlign. Both get the same weights, so that they find about the same: they
+start as ours do, and the class layer is set such that noise is full of objects. Batches are two images of noise, with
+eight objects each in training. Lines go to benchmarks/results/detection.jsonl. Needs: pip install "fourstage[train]".
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from fourstage.api import create_backbone
+from fourstage.bench import duel
+from fourstage.bench.machine import machine
+from fourstage.bench.results import append_jsonl
+from fourstage.bench.work_dense import noise, open_eyes, scene
+from fourstage.dense import create_detector
+from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN
+
+RESULTS = Path(__file__).parent / "results" / "detection.jsonl"
+CLASSES, CHANNELS, IMAGES = 80, 256, 2
+MODES = ("infer", "train")
+
+
+class Pyramid(nn.Module):
+    """A backbone of timm with torchvision's pyramid, as torchvision's detectors take it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.body = backbone
+        self.out_channels = CHANNELS
+        channels = [level.channels for level in getattr(backbone, "levels")]  # noqa: B009
+        self.fpn = FeaturePyramidNetwork(channels, CHANNELS, LastLevelMaxPool())
+
+    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        return self.fpn({str(i): x_BCHW for i, x_BCHW in enumerate(self.body(images_BCHW))})
+
+
+def theirs(backbone: str, size: int) -> MaskRCNN:
+    """Torchvision's network with the numbers of ours; its own resizing does nothing to images of this size."""
+    maps = ["0", "1", "2", "3"]
+    return MaskRCNN(
+        Pyramid(create_backbone(f"timm/{backbone}")),
+        CLASSES + 1,  # the background is one of its classes
+        min_size=size,
+        max_size=size,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+        rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=2000,
+        rpn_post_nms_top_n_train=1000,
+        rpn_pre_nms_top_n_test=1000,
+        rpn_post_nms_top_n_test=1000,
+        rpn_batch_size_per_image=256,
+        box_batch_size_per_image=512,
+        box_positive_fraction=0.25,
+        box_detections_per_img=100,
+        box_roi_pool=MultiScaleRoIAlign(maps, 7, 0),
+        mask_roi_pool=MultiScaleRoIAlign(maps, 14, 0),
+    )
+
+
+def same_weights(ours: OurMaskRCNN, peer: Any) -> None:
+    """Copy what ours holds; the background is our last class and torchvision's first."""
+    neck, fpn = ours.neck, peer.backbone.fpn
+    peer.backbone.body.load_state_dict(ours.backbone.state_dict())
+    pairs: list[tuple[Any, Any]] = []
+    pairs += [(a, b[0]) for a, b in zip(neck.laterals, fpn.inner_blocks, strict=True)]
+    pairs += [(a, b[0]) for a, b in zip(neck.outputs, fpn.layer_blocks, strict=True)]
+    rpn, head = ours.rpn, peer.rpn.head
+    first: Any = rpn.convs[0]
+    pairs += [(first.conv, head.conv[0][0]), (rpn.objectness, head.cls_logits), (rpn.deltas, head.bbox_pred)]
+    box, mask, predictor = ours.box_head, ours.mask_head, peer.roi_heads.mask_predictor
+    assert mask is not None
+    pairs += [(box.fcs[0], peer.roi_heads.box_head.fc6), (box.fcs[1], peer.roi_heads.box_head.fc7)]
+    pairs += [(a.conv, b[0]) for a, b in zip(list(mask.convs), peer.roi_heads.mask_head, strict=True)]  # type: ignore[attr-defined]
+    pairs += [(mask.upsample, predictor.conv5_mask)]
+    with torch.no_grad():
+        for a, b in pairs:
+            b.load_state_dict(a.state_dict())
+        last = peer.roi_heads.box_predictor
+        for name in ("weight", "bias"):
+            classes, boxes = getattr(box.classify, name), getattr(box.regress, name)
+            getattr(last.cls_score, name).copy_(classes.roll(1, dims=0))
+            getattr(last.bbox_pred, name)[4:].copy_(boxes)
+            getattr(predictor.mask_fcn_logits, name)[1:].copy_(getattr(mask.logits, name))
+
+
+def ready(side: str, backbone: str, size: int) -> tuple[nn.Module, Tensor]:
+    """One of the two networks and two images."""
+    torch.manual_seed(0)
+    images_BCHW = torch.randn(IMAGES, 3, size, size)
+    ours = create_detector("mask_rcnn", f"timm/{backbone}", CLASSES)
+    assert isinstance(ours, Detector)
+    assert isinstance(ours, OurMaskRCNN)
+    open_eyes(ours.eval(), images_BCHW[:1])
+    if side == duel.OURS:
+        return ours, images_BCHW
+    peer = theirs(backbone, size)
+    same_weights(ours, peer)
+    return peer, images_BCHW
+
+
+def make(backbone: str, size: int) -> duel.Make:
+    """Steps of both sides."""
+
+    def step_of(side: str, mode: str) -> duel.Step:
+        model, images_BCHW = ready(side, backbone, size)
+        model.train(mode == "train")
+        batch = scene(images_BCHW)
+        truths = [
+            {"boxes": one.boxes_N4, "labels": one.labels_N + 1, "masks": one.masks_NHW.to(torch.uint8)}
+            for one in batch.objects or ()
+            if one.masks_NHW is not None
+        ]
+
+        def infer() -> int:
+            with torch.inference_mode():
+                if side == duel.PEER:
+                    return sum(len(one["boxes"]) for one in model(list(images_BCHW)))
+                found = model.detect(noise(images_BCHW))  # type: ignore[operator]
+                return sum(len(one.masks.whole()) for one in found)
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if mode == "train" else None
+
+        def train() -> None:
+            losses: Mapping[str, Tensor] = (
+                model(list(images_BCHW), truths) if side == duel.PEER else model.losses(batch)  # type: ignore[operator]
+            )
+            torch.stack([*losses.values()]).sum().backward()
+            assert optimizer is not None
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return train if mode == "train" else infer
+
+    return step_of
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    top.add_argument("--backbone", default="resnet18", metavar="NAME", help="of timm; default: resnet18")
+    top.add_argument("--size", type=int, default=640, metavar="PX", help="a side of the images; default: 640")
+    top.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for each mode; default: 60")
+    top.add_argument("--threads", type=int, metavar="N")
+    top.add_argument("--mode", choices=MODES, help="one of the two; default: both")
+    top.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS.name} in results")
+    top.add_argument(duel.PEAK, nargs=2, metavar=("SIDE", "MODE"), help=argparse.SUPPRESS)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    steps = make(args.backbone, args.size)
+    if args.peak:
+        duel.tell_peak(steps, *args.peak)
+        return 0
+    model, peer = f"mask_rcnn:timm/{args.backbone}", "torchvision MaskRCNN"
+    given = ["--backbone", args.backbone, "--size", str(args.size), "--threads", str(torch.get_num_threads())]
+    table = Table(*duel.HEAD, box=None, pad_edge=False, header_style="bold")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for mode in [args.mode] if args.mode else MODES:
+        found = duel.duel(steps, mode, args.seconds, duel.peaks(__file__, mode, given))
+        conditions = {"size": args.size, "images": IMAGES, "machine": machine(torch.device("cpu"))}
+        append_jsonl(args.out, [{**duel.line(model, peer, mode, found), **conditions}])
+        table.add_row(*duel.cells(model, mode, found))
+    Console(highlight=False, width=160).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What detectors and segmentors cost, by the rules that published tables count by.
+
+Detectors see one image of 1280 x 800 pixels (height, width), with 1,000 regions through each box head and 100 through
+each mask head. Segmentors see one of 512 x 2048 without what only trains along. B images, C channels, H x W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.bench.count import Count, count_module
+from fourstage.dense import DETECTORS, create_detector, create_segmentor
+from fourstage.recipe import Detection, Segmentation, resolve
+from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.detection.padding import padded
+from fourstage.tasks.segmentation.segmentor import Segmentor
+
+DETECTION_SIZE, SEGMENTATION_SIZE = (1280, 800), (512, 2048)  # (H, W) in pixels
+COCO, ADE20K = 80, 150  # classes, where nobody says otherwise
+
+
+def count_recipe(name: str, img_size: tuple[int, int] | None = None) -> Count:
+    """What the network of a detection or segmentation recipe costs.
+
+    `full_macs` is the convention of most tables; those of SMT, and RetinaNet's, hold `module_macs`.
+
+    Args:
+        name: as for `fourstage train`.
+        img_size: (H, W) in pixels; None: as published tables have it.
+
+    Raises:
+        ValueError: no such recipe, or one of classification.
+    """
+    with torch.device("meta"):
+        network = network_of(name)
+    return count_network(network, img_size or usual_size(network))
+
+
+def network_of(name: str) -> nn.Module:
+    """The network of a detection or segmentation recipe, without weights.
+
+    Raises:
+        ValueError: no such recipe, or one of classification.
+    """
+    recipe = resolve(name).recipe
+    if isinstance(recipe, Detection):
+        build, classes = create_detector, recipe.num_classes or COCO
+    elif isinstance(recipe, Segmentation):
+        build, classes = create_segmentor, recipe.num_classes or ADE20K
+    else:
+        raise ValueError(f"{name} trains a classifier; name its model, {recipe.subject}")
+    arguments: dict[str, Any] = dict(recipe.method_args)
+    return build(recipe.method, recipe.backbone, classes, backbone_args=recipe.backbone_args, **arguments)
+
+
+def subject_of(name: str) -> nn.Module:
+    """`METHOD:BACKBONE` as a network with COCO's or ADE20K's number of classes and the method's defaults."""
+    method, _, backbone = name.partition(":")
+    if method in DETECTORS:
+        return create_detector(method, backbone, COCO)
+    return create_segmentor(method, backbone, ADE20K)
+
+
+def usual_size(network: nn.Module) -> tuple[int, int]:
+    """(H, W) of the image that published costs of such a network are for."""
+    return DETECTION_SIZE if isinstance(network, Detector) else SEGMENTATION_SIZE
+
+
+def count_network(network: nn.Module, img_size: Sequence[int]) -> Count:
+    """What a detector or segmentor costs for one image of this (H, W). The network itself is not touched.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if not isinstance(network, Detector | Segmentor):
+        raise ValueError(f"a detector or a segmentor is counted here; got {type(network).__name__}")
+    return count_module(_UsualWork(network), (3, *img_size))
+
+
+class _UsualWork(nn.Module):
+    """What is counted, as a forward pass."""
+
+    def __init__(self, network: Detector | Segmentor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> None:
+        if isinstance(self.network, Detector):
+            self.network.usual_work(padded(images_BCHW))
+        else:
+            self.network.coarse(images_BCHW)

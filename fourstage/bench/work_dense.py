@@ -1,0 +1,137 @@
+"""Detectors and segmentors as they are timed: an image in, what a user wants of it out; or a loss.
+
+B images, G true boxes, H x W pixels, R regions, C classes.
+"""
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.data.sample import Batch, Objects
+from fourstage.tasks.detection.box_head import BoxHead
+from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.rois import to_rois
+from fourstage.tasks.detection.two_stage import TwoStage
+from fourstage.tasks.segmentation.segmentor import Segmentor
+
+OBJECTS = 8  # in an image that trains; COCO's have seven
+SPREAD = 3.0  # standard deviation of class logits, so that some regions score high for some class
+CANDIDATES, SCORE = 1000, 0.05  # pairs of anchor and class that pass a detector's threshold in an image
+
+
+class DenseWork(nn.Module):
+    """A detector or segmentor behind the interface of a classifier.
+
+    In evaluation an image gives boxes and pasted masks, or logits for each pixel; in training a loss, of eight made-up
+    objects an image or of made-up label maps. A detector without training finds nothing, which would leave out much
+    of its work: at its first image the class layers are set such that it finds as much as is kept of an image.
+
+    Args:
+        network: from `create_detector` or `create_segmentor`.
+        size: (H, W) in pixels of the images that it is for.
+    """
+
+    batches = {"infer": 1, "train": 2}  # noqa: RUF012 - images of a step, where nobody asks for another number
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        assert isinstance(network, Detector | Segmentor)
+        self.network = network
+        self.default_cfg = {"input_size": (3, *size)}
+        self.sees = False
+
+    def forward(self, images_BCHW: Tensor) -> Tensor | list[Tensor]:
+        if isinstance(self.network, Segmentor):
+            return self._segmentor(self.network, images_BCHW)
+        if self.training:
+            losses = self.network.losses(scene(images_BCHW))
+            return torch.stack([*losses.values()]).sum()
+        if not self.sees:
+            open_eyes(self.network, images_BCHW)
+            self.sees = True
+        found = self.network.detect(noise(images_BCHW))
+        for one in found:
+            if one.masks is not None:
+                for _ in one.masks.paste():
+                    pass
+        return [one.boxes_N4 for one in found]
+
+    def _segmentor(self, network: Segmentor, images_BCHW: Tensor) -> Tensor:
+        if not self.training:
+            return network(images_BCHW)
+        losses = network.losses(images_BCHW, label_maps(images_BCHW, network.num_classes))
+        return torch.stack([*losses.values()]).sum()
+
+    def compile_maps(self) -> None:
+        """Compile what has fixed shapes: backbone and neck, and a segmentor's decoder."""
+        parts = [self.network.backbone, self.network.neck, getattr(self.network, "decoder", None)]
+        for part in parts:
+            if part is not None:
+                part.compile(dynamic=False)
+
+
+def noise(images_BCHW: Tensor) -> Batch:
+    """A batch without truth."""
+    height, width = images_BCHW.shape[2:]
+    sizes = ((int(height), int(width)),) * len(images_BCHW)
+    return Batch(tuple(map(str, range(len(images_BCHW)))), images_BCHW, sizes, sizes)
+
+
+def scene(images_BCHW: Tensor) -> Batch:
+    """A batch with objects in it, always the same ones: boxes of a tenth to a half of the sides, filled masks."""
+    batch = noise(images_BCHW)
+    height, width = batch.sizes[0]
+    random = torch.Generator().manual_seed(0)
+    objects = []
+    for _ in range(len(batch)):
+        low_G2, share_G2 = (torch.rand(OBJECTS, 2, generator=random) for _ in range(2))
+        side_G2 = 0.1 + 0.4 * share_G2
+        corner_G2 = low_G2 * (1 - side_G2)
+        scale_4 = torch.tensor([width, height] * 2)
+        boxes_G4 = torch.cat([corner_G2, corner_G2 + side_G2], dim=1) * scale_4
+        x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
+        x1, y1, x2, y2 = (edge[:, None, None] for edge in boxes_G4.unbind(1))
+        masks_GHW = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+        labels_G = torch.arange(OBJECTS) % 2
+        objects.append(Objects(boxes_G4, labels_G, torch.zeros(OBJECTS, dtype=torch.bool), masks_GHW))
+    return Batch(batch.ids, images_BCHW, batch.sizes, batch.sizes, objects=tuple(objects)).to(images_BCHW.device)
+
+
+def label_maps(images_BCHW: Tensor, classes: int) -> Tensor:
+    """(B, H, W) uint8: stripes of all classes."""
+    columns_W = torch.arange(images_BCHW.shape[3], device=images_BCHW.device) // 8 % classes
+    return columns_W.to(torch.uint8).expand(len(images_BCHW), images_BCHW.shape[2], -1)
+
+
+@torch.no_grad()
+def open_eyes(network: Detector, images_BCHW: Tensor) -> None:
+    """Set the class layers such that the network finds things in noise."""
+    batch = noise(images_BCHW)
+    if isinstance(network, TwoStage):
+        maps = network.maps(batch)
+        logits, deltas = network.rpn(maps)
+        proposals = [boxes for boxes, _ in network.rpn.propose(logits, deltas, batch, network.rpn.proposals)]
+        regions_RCMM = network.box_pool(maps, to_rois(proposals))
+        for head in network.modules():
+            if isinstance(head, BoxHead):
+                _spread(head, regions_RCMM)
+    elif isinstance(network, RetinaNet):
+        logits, _ = network.dense_head(network.maps(batch))
+        every_N = torch.cat([x_BKHW.float().flatten() for x_BKHW in logits])
+        last = every_N.topk(min(CANDIDATES * len(batch), len(every_N))).values[-1]
+        bias = network.dense_head.classify.bias
+        assert bias is not None
+        bias += (log(SCORE / (1 - SCORE)) - last).to(bias.dtype)
+
+
+def _spread(head: BoxHead, regions_RCMM: Tensor) -> None:
+    """Logits of each class around 0 over the regions, `SPREAD` wide over all."""
+    logits_RC, _ = head(regions_RCMM)
+    if not len(logits_RC):
+        return
+    mean_C = logits_RC.mean(dim=0)
+    factor = SPREAD / (logits_RC - mean_C).square().mean().sqrt().clamp(min=1e-12)
+    head.classify.weight *= factor
+    head.classify.bias.copy_((head.classify.bias - mean_C) * factor)

@@ -1,0 +1,158 @@
+"""The configuration in a checkpoint of OpenMMLab's, as plain values. Its text is read and never run.
+
+mmcv 1 keeps the text of a Python file in `meta["config"]`, mmengine in `meta["cfg"]`. What these libraries write there
+is resolved: assignments of numbers, text, lists, tuples, dictionaries and `dict(...)`. Anything else is refused.
+"""
+
+import ast
+import io
+import tokenize
+import warnings
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+LONGEST = 500_000  # characters; configurations with 1,200 class names stay below a third
+DEEPEST = 60  # brackets within brackets
+OPENING, CLOSING = ("(", "[", "{"), (")", "]", "}")
+CONSTANTS = ("True", "False", "None", "inf", "nan")
+PLAIN_OPERATORS = (",", ":", "=", *CLOSING)
+HINT = "nothing in it was run; name a recipe of `fourstage recipes` and give the file with --weights"
+
+
+def config_of(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
+    """The configuration that a checkpoint was trained with; None where it carries none.
+
+    Args:
+        content: the checkpoint's top level.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: it is there and is no text of plain values.
+    """
+    meta = _mapping(content.get("meta"))
+    running = _mapping(_mapping(content.get("message_hub")).get("runtime_info"))
+    for found in (meta.get("cfg"), meta.get("config"), running.get("cfg")):
+        if isinstance(found, str) and found.strip():
+            return parse_config(found, source)
+        if isinstance(found, Mapping) and found:
+            return dict(found)
+    return None
+
+
+def parse_config(text: str, source: str) -> dict[str, Any]:
+    """The assignments of a configuration, as a dictionary.
+
+    Raises:
+        ValueError: it does more than assign plain values; the sentence says where.
+    """
+    try:
+        _check_size(text)
+        _check_words(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about backslashes in text
+            tree = ast.parse(text)
+        found = dict(_assignment(statement) for statement in tree.body)
+    except _StrangeError as error:
+        raise ValueError(f"{source} carries a configuration that {error}; {HINT}") from None
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
+        raise ValueError(f"{source} carries a configuration that is no Python text; {HINT}") from None
+    if "_base_" in found:
+        raise ValueError(f"{source} carries a configuration that needs other files ({found['_base_']!r:.80}); {HINT}")
+    return found
+
+
+class _StrangeError(Exception):
+    """What is wrong with a configuration, to follow "that"."""
+
+
+def _check_size(text: str) -> None:
+    if len(text) > LONGEST:
+        raise _StrangeError(f"has {len(text):,} characters, more than the {LONGEST:,} that are read")
+    for strange, name in (('"""', "text in triple quotes"), ("'''", "text in triple quotes"), ("\\\n", "a cut line")):
+        if strange in text:
+            line = text[: text.index(strange)].count("\n") + 1
+            raise _StrangeError(f"is not plain values alone ({name} in line {line})")
+
+
+def _check_words(text: str) -> None:
+    """Let through only words that plain values are made of, so that nothing strange or deep reaches the parser."""
+    skipped = (tokenize.COMMENT, tokenize.NL)
+    words = (word for word in tokenize.generate_tokens(io.StringIO(text).readline) if word.type not in skipped)
+    depth, before = 0, ""
+    for word, after in pairwise(words):
+        if not _is_plain(word, before, after.string):
+            raise _StrangeError(f"is not plain values alone ({word.string.strip()[:20]!r} in line {word.start[0]})")
+        depth += (word.string in OPENING) - (word.string in CLOSING)
+        if depth > DEEPEST:
+            raise _StrangeError(f"has brackets more than {DEEPEST} deep (line {word.start[0]})")
+        before = word.string if word.type == tokenize.OP else "(dict" if word.string == "dict" else "value"
+
+
+def _is_plain(word: tokenize.TokenInfo, before: str, after: str) -> bool:
+    """Whether a word may stand between its neighbours.
+
+    Args:
+        before: the operator before it, "(dict" after that word, "value" after any other.
+        after: the next word.
+    """
+    if word.type == tokenize.NAME:
+        return word.string in CONSTANTS or after == ("(" if word.string == "dict" and after != "=" else "=")
+    if word.type == tokenize.STRING:
+        return "f" not in word.string[: word.string.index(word.string[-1])].lower()
+    if word.type == tokenize.OP:
+        begins = before in (*OPENING, ",", ":", "=")  # a value does
+        if word.string in OPENING:
+            return begins or (before == "(dict" and word.string == "(")
+        if word.string in ("-", "+"):
+            return begins and (after[:1].isdigit() or after[:1] == "." or after in ("inf", "nan"))
+        return word.string in PLAIN_OPERATORS
+    return word.type in (tokenize.NUMBER, tokenize.NEWLINE)
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+        if isinstance(target, ast.Name):
+            return target.id, _value(statement.value)
+    raise _StrangeError(f"does more than assign values (line {statement.lineno})")
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value):
+            return value
+        case ast.Name(id="inf" | "nan"):
+            return float(node.id)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant() | ast.Name()):
+            number = _value(node.operand)
+            if isinstance(number, int | float | complex):
+                return -number if isinstance(node.op, ast.USub) else number
+        case ast.List():
+            return [_value(item) for item in node.elts]
+        case ast.Tuple():
+            return tuple(_value(item) for item in node.elts)
+        case ast.Dict():
+            return {_key(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]):
+            begin = _value(node.args[0]) if node.args else {}
+            return begin | {_keyword(keyword): _value(keyword.value) for keyword in node.keywords}
+        case _:
+            pass
+    raise _StrangeError(f"is not plain values alone (line {node.lineno})")
+
+
+def _key(node: ast.expr | None) -> str | int | float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
+        return node.value
+    raise _StrangeError("has a dictionary whose keys are not plain")
+
+
+def _keyword(keyword: ast.keyword) -> str:
+    if keyword.arg is None:
+        raise _StrangeError(f"unpacks a dictionary (line {keyword.lineno})")
+    return keyword.arg
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

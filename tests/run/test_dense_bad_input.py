@@ -1,0 +1,421 @@
+"""What dense runs do with odd data: they train on it, or say what is wrong in a sentence before anything is written."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fourstage.cli import main
+from fourstage.data.digit_scenes import write_digit_scenes
+
+SHORT = ["length=2it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=2it", "device=cpu"]
+BOXES = ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]
+SMALL = {
+    "retinanet": ["method_args={channels: 16}", *BOXES],
+    "mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
+    "cascade_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
+    "upernet": ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"],
+    "semantic_fpn": ["method_args={neck_channels: 16, channels: 16}", "augmentation.crop=[64,64]"],
+}
+SIDE = 64
+Change = Callable[[dict[str, Any]], None]
+
+
+def scenes_in(root: Path, val: int = 4) -> Path:
+    write_digit_scenes(root, train=8, val=val, size=SIDE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes_in(tmp_path_factory.mktemp("scenes") / "data")
+
+
+@pytest.fixture
+def data(scenes: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(scenes, tmp_path / "data"))
+
+
+def words(method: str, data: Path, out: Path, *more: str) -> list[str]:
+    return ["train", f"digit_scenes_{method}", "--data", str(data), "--out", str(out), *SHORT, *SMALL[method], *more]
+
+
+def trained(
+    method: str, data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> list[dict[str, float]]:
+    """Train two steps; returns the losses of each, all of which are finite."""
+    code = main(words(method, data, out, *more))
+    assert code == 0, capsys.readouterr().err
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [line["losses"] for line in lines if line["kind"] == "train"]
+    assert len(losses) == 2
+    assert all(math.isfinite(value) for step in losses for value in step.values())
+    return losses
+
+
+def refused(method: str, data: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """The sentence that a training is refused with; nothing was written."""
+    code = main(words(method, data, out, *more))
+    err = capsys.readouterr().err
+    line = err.strip().splitlines()[-1]
+    assert code == 2, err
+    assert line.startswith("fourstage: "), err
+    assert "Traceback" not in err
+    assert not out.exists()
+    return line
+
+
+def change(data: Path, how: Change, *splits: str) -> None:
+    """Change the json of splits, all by default."""
+    for split in splits or ("train", "val"):
+        path = data / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        how(content)
+        path.write_text(json.dumps(content))
+
+
+# Odd, and fine.
+
+
+def no_objects(content: dict[str, Any]) -> None:
+    content["annotations"] = []
+
+
+def no_objects_in_half(content: dict[str, Any]) -> None:
+    half = {image["id"] for image in content["images"][::2]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] not in half]
+
+
+def one_pixel(content: dict[str, Any]) -> None:
+    """Boxes of one pixel, one below it, and one without any extent."""
+    for number, one in enumerate(content["annotations"]):
+        side = (1, 1, 0.5, 0)[number % 4]
+        x, y = (min(int(value), SIDE - 2) for value in one["bbox"][:2])
+        one["bbox"], one["area"] = [x, y, side, side], side * side
+        one["segmentation"] = [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def five_hundred(content: dict[str, Any]) -> None:
+    """In the first image of a split."""
+    draw, image = np.random.default_rng(0), content["images"][0]["id"]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != image]
+    for number in range(500):
+        (x, y), (w, h) = draw.integers(0, 40, 2).tolist(), draw.integers(3, 20, 2).tolist()
+        polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        one = {"id": 10_000 + number, "image_id": image, "category_id": content["categories"][number % 3]["id"]}
+        content["annotations"].append(
+            {**one, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "segmentation": polygon}
+        )
+
+
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "cascade_mask_rcnn"])
+def test_images_without_objects_train_and_are_scored(
+    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The losses stay connected to every parameter: DDP and the optimiser see a gradient for each."""
+    change(data, no_objects, "train")
+    change(data, no_objects_in_half, "val")
+    losses = trained(method, data, tmp_path / "run", capsys, "filter_empty=false")
+    assert not any(value for name, value in losses[0].items() if "bbox" in name or "mask" in name)
+
+
+def test_nothing_to_train_on_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(data, no_objects, "train")
+    assert "filter_empty=false" in refused("retinanet", data, tmp_path / "run", capsys)
+
+
+def test_a_truth_without_any_object_scores_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(data, no_objects)
+    trained("retinanet", data, tmp_path / "run", capsys, "filter_empty=false")
+    assert "<h2>" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("odd", [one_pixel, five_hundred])
+def test_odd_objects_train_and_are_scored(
+    odd: Change, method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(data, odd)
+    trained(method, data, tmp_path / "run", capsys, "filter_empty=false")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert "box_map" in json.loads(capsys.readouterr().out)["metrics"]
+
+
+def test_label_maps_of_one_class_and_of_ignored_pixels_train(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, path in enumerate(sorted((data / "masks").rglob("*.png"))):
+        value = 255 if number % 2 else 0
+        Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(path)
+    trained("upernet", data, tmp_path / "run", capsys)
+
+
+# Wrong.
+
+
+def mask_of_another_size(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = {"size": [40, 40], "counts": [100, 200, 1300]}
+
+
+def mask_of_words(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segmentation"] = [["a", "b", "c", "d", "e", "f"]]
+
+
+def box_of_words(content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"] = [1, 2, "wide", 4]
+
+
+def no_categories(content: dict[str, Any]) -> None:
+    del content["categories"]
+
+
+def no_sizes(content: dict[str, Any]) -> None:
+    del content["images"][1]["height"]
+
+
+def other_size(content: dict[str, Any]) -> None:
+    content["images"][1]["height"] += 3
+
+
+def other_file(content: dict[str, Any]) -> None:
+    content["images"][1]["file_name"] = "not_here.png"
+
+
+WRONG: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "mask of another size": (mask_of_another_size, ("[40, 40]", "[64, 64]", "annotation")),
+    "mask of words": (mask_of_words, ("polygons", "annotation")),
+    "box of words": (box_of_words, ("annotations[0]", "wide")),
+    "no categories": (no_categories, ("not COCO", "categories")),
+    "no sizes": (no_sizes, ("images[1]", "height")),
+    "other size": (other_size, ("64 x 67", "skip_bad_images")),
+    "missing image": (other_file, ("not_here.png", "no such file")),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_coco_json_is_named(
+    name: str, split: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how, expected = WRONG[name]
+    change(data, how, split)
+    line = refused("mask_rcnn", data, tmp_path / "run", capsys)
+    for word in (*expected, split):
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": 1}', "\x00\x01", '{"images": {}, "annotations": [], "categories": []}']
+)
+def test_json_that_is_not_coco_is_named(
+    text: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "annotations" / "instances_val.json").write_text(text)
+    assert "instances_val.json" in refused("retinanet", data, tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize("name", ["mask of another size", "other size", "missing image"])
+def test_what_is_wrong_with_one_image_can_be_skipped(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(data, WRONG[name][0])
+    trained("mask_rcnn", data, tmp_path / "run", capsys, "skip_bad_images=true")
+    assert "skipped: 1 of 8 images" in capsys.readouterr().out
+
+
+# Label maps.
+
+
+def smaller(path: Path) -> None:
+    Image.fromarray(np.zeros((40, 30), np.uint8)).save(path)
+
+
+def beyond(path: Path) -> None:
+    Image.fromarray(np.full((SIDE, SIDE), 77, np.uint8)).save(path)
+
+
+def colours(path: Path) -> None:
+    with Image.open(path) as image:
+        image.convert("RGB").save(path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+WRONG_MAPS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another size": (smaller, "30 x 40"),
+    "labels out of range": (beyond, "77"),
+    "colours": (colours, "colours (RGB)"),
+    "broken": (cut, "cannot be used as a label map"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name", WRONG_MAPS)
+def test_a_wrong_label_map_is_named_or_skipped(
+    name: str, split: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, word = WRONG_MAPS[name]
+    path = sorted((data / "masks" / split).glob("*.png"))[1]
+    wrong(path)
+    line = refused("semantic_fpn", data, tmp_path / "run", capsys)
+    assert all(part in line for part in (str(path), word, "skip_bad_images=true")), line
+    if split == "train":
+        trained("semantic_fpn", data, tmp_path / "run", capsys, "skip_bad_images=true")
+        assert "skipped: 1 of 8 images" in capsys.readouterr().out
+
+
+def test_a_missing_label_map_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sorted((data / "masks" / "train").glob("*.png"))[0]
+    path.unlink()
+    assert f"has no label map {path}" in refused("upernet", data, tmp_path / "run", capsys)
+
+
+# A broken image, in each format.
+
+
+def as_yolo(data: Path) -> None:
+    content = {
+        split: json.loads((data / f"annotations/instances_{split}.json").read_text()) for split in ("train", "val")
+    }
+    names = [category["name"] for category in content["train"]["categories"]]
+    labels = {category["id"]: i for i, category in enumerate(content["train"]["categories"])}
+    lines = [f"names: {json.dumps(names)}", "train: train", "val: val"]
+    (data / "data.yaml").write_text("\n".join(lines))
+    for split, said in content.items():
+        for image in said["images"]:
+            rows = []
+            for one in (one for one in said["annotations"] if one["image_id"] == image["id"]):
+                x, y, w, h = (value / SIDE for value in one["bbox"])
+                rows.append(f"{labels[one['category_id']]} {x + w / 2} {y + h / 2} {w} {h}")
+            (data / split / image["file_name"]).with_suffix(".txt").write_text("\n".join(rows))
+    shutil.rmtree(data / "annotations")
+    shutil.rmtree(data / "masks")
+
+
+def as_voc(data: Path, *, sizes: bool = True) -> None:
+    for split in ("train", "val"):
+        said = json.loads((data / f"annotations/instances_{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in said["categories"]}
+        for image in said["images"]:
+            root = ElementTree.Element("annotation")
+            if sizes:
+                size = ElementTree.SubElement(root, "size")
+                ElementTree.SubElement(size, "width").text = ElementTree.SubElement(size, "height").text = str(SIDE)
+            for one in (one for one in said["annotations"] if one["image_id"] == image["id"]):
+                element = ElementTree.SubElement(root, "object")
+                ElementTree.SubElement(element, "name").text = names[one["category_id"]]
+                box, (x, y, w, h) = ElementTree.SubElement(element, "bndbox"), one["bbox"]
+                for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True):
+                    ElementTree.SubElement(box, key).text = str(value)
+            ElementTree.ElementTree(root).write((data / split / image["file_name"]).with_suffix(".xml"))
+    shutil.rmtree(data / "annotations")
+    shutil.rmtree(data / "masks")
+
+
+def as_voc_without_sizes(data: Path) -> None:
+    as_voc(data, sizes=False)
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "COCO": ("retinanet", lambda data: None),
+    "YOLO": ("retinanet", as_yolo),
+    "Pascal VOC": ("retinanet", as_voc),
+    "Pascal VOC without sizes": ("retinanet", as_voc_without_sizes),
+    "label maps": ("semantic_fpn", lambda data: None),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("break_it", [cut, Path.unlink])
+def test_a_broken_image_is_named_or_skipped(
+    break_it: Callable[[Path], None], format: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, convert = FORMATS[format]
+    convert(data)
+    listed = break_it is cut or format in (
+        "COCO",
+        "Pascal VOC",
+        "Pascal VOC without sizes",
+    )  # else it just is not there
+    for split in ("train", "val"):
+        path = sorted(path for path in (data / split).iterdir() if path.suffix in (".png", ".jpg"))[1]
+        break_it(path)
+    if listed:
+        line = refused(method, data, tmp_path / "run", capsys)
+        assert f"1 of 8 images in train cannot be read, the first: {path.parents[1] / 'train' / path.stem}" in line
+        assert "skip_bad_images=true" in line
+    trained(method, data, tmp_path / "run", capsys, "skip_bad_images=true")
+    assert ("skipped: 1 of 8 images in train" in capsys.readouterr().out) == listed
+
+
+# The recipe and the data.
+
+
+@pytest.mark.parametrize("method", ["retinanet", "semantic_fpn"])
+def test_another_number_of_classes_is_said(
+    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(method, data, tmp_path / "run", capsys, "num_classes=7")
+    assert "num_classes=7" in line
+    assert f"num_classes={10 if method == 'retinanet' else 11}" in line
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])
+def test_a_batch_that_is_larger_than_the_data_is_said(
+    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(method, data, tmp_path / "run", capsys, "batch_size=64")
+    assert "batch_size" in line
+    assert "64" in line
+
+
+def test_a_batch_that_is_larger_than_what_filtering_leaves_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(data, no_objects_in_half, "train")
+    assert "batch_size" in refused("retinanet", data, tmp_path / "run", capsys, "batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def retinanet(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    out = tmp_path_factory.mktemp("retinanet") / "run"
+    assert main(words("retinanet", scenes, out)) == 0
+    return out
+
+
+@pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])
+def test_weights_of_another_method(
+    method: str, retinanet: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training takes or refuses them with a sentence; an evaluation needs those of its own network."""
+    weights = retinanet / "checkpoints" / "best.pt"
+    line = refused(method, data, tmp_path / "run", capsys, f"weights={weights}")
+    assert "best.pt" in line
+    code = main(["evaluate", f"digit_scenes_{method}", "--data", str(data), "--weights", str(weights), *SMALL[method]])
+    err = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert err[-1].startswith("fourstage: ")
+    assert "best.pt" in err[-1], err[-1]
+
+
+def test_weights_of_a_classifier_do_not_evaluate_a_detector(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "odd.pt"
+    weights.write_bytes(b"no checkpoint")
+    line = refused("retinanet", data, tmp_path / "run", capsys, f"weights={weights}")
+    assert "odd.pt" in line
