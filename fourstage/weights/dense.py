@@ -86,8 +86,8 @@ def _our_names(
     if strange:
         more = f" and {len(strange) - 1} more" if strange[1:] else ""
         raise ValueError(
-            f"{source} does not hold a {method}: {strange[0]}{more} has no place in it; name the method that the file "
-            f"was trained with"
+            f"{source} holds no {method}: it has no place for {strange[0]}{more}; name the method that the file was "
+            f"trained with"
         )
     gone = [key for key in around for rule, _ in claims(rules, key) if rule.name is None]
     return rename(around, rules), gone
