@@ -5,6 +5,7 @@ A layout is one entry of LAYOUTS; the first that fits a folder is taken.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -183,7 +184,14 @@ def _held_apart(pairs: Pairs, split: Split) -> Pairs:
 
 
 def _label_folder(root: Path) -> Path | None:
-    return next((root / name for name in LABELS if (root / name).is_dir()), None)
+    found = next((root / name for name in LABELS if (root / name).is_dir()), None)
+    return None if found is None or _holds_texts(found) else found
+
+
+def _holds_texts(folder: Path) -> bool:
+    """Whether the files are of YOLO's kind: texts with boxes, one for each image."""
+    names = list(islice((path for path in all_files(folder) if Path(path).name != CLASSES), 100))
+    return any(name.endswith(".txt") for name in names) and not any(name.endswith(".png") for name in names)
 
 
 def _image_folder(root: Path, split: Split) -> Path | None:
