@@ -17,6 +17,7 @@ from fourstage.data.transforms import eval_transform, train_transform
 from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.recipe import Classification as ClassificationRecipe
+from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.kinds import Opened, Record, Records, Scores, Seen, Transform
 from fourstage.run.splits import open_split
 from fourstage.tasks.classification import Classification, share_within
@@ -33,17 +34,8 @@ SHOWN = 24  # right and wrong predictions each whose pictures a run folder keeps
 
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
-    if "label" not in dataset.truths:
-        raise ValueError(
-            f"{recipe.data} has no class for each image, and {recipe.name} is a classification recipe; give a folder "
-            f"with train/<class>/*.jpg"
-        )
-    wanted, found = _own(recipe).num_classes, len(dataset.classes)
-    if wanted is not None and wanted != found:
-        raise ValueError(
-            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
-            f"num_classes={found}"
-        )
+    give = "a folder with train/<class>/*.jpg"
+    check_truth(recipe, dataset, TRUTH, "no class for each image", give)
 
 
 def about(dataset: Dataset) -> dict[str, Any]:
@@ -121,14 +113,7 @@ def repeats(recipe: Recipe) -> int:
 def load(task: Classification, weights: str | Path, which: str) -> None:
     file = read_checkpoint(weights)
     load_state(task.network, file.weights(which), source=Path(weights).name)
-    known = file.classes
-    if known is None or tuple(known) == task.classes:
-        return
-    mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
-    raise ValueError(
-        f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has {theirs!r}; "
-        f"give the data that it was trained for with --data"
-    )
+    check_same_classes(weights, file, task.classes)
 
 
 def open_evaluation(recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:

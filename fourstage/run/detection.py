@@ -18,6 +18,7 @@ from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.recipe import Recipe
 from fourstage.run.build import run_imports
+from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.kinds import Opened, Record, Records, Seen, Transform
 from fourstage.run.splits import open_split
 from fourstage.run.whole import classes_in, fill_whole, recipe_with_weights
@@ -39,17 +40,8 @@ LISTED = 5  # detections that one line about an image names
 
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
-    if TRUTH not in dataset.truths:
-        raise ValueError(
-            f"{recipe.data} has no boxes, and {recipe.name} is a detection recipe; give a folder in COCO's, YOLO's or "
-            f"Pascal VOC's layout, or digit_scenes"
-        )
-    wanted, found = _own(recipe).num_classes, len(dataset.classes)
-    if wanted is not None and wanted != found:
-        raise ValueError(
-            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
-            f"num_classes={found}"
-        )
+    give = "a folder in COCO's, YOLO's or Pascal VOC's layout, or digit_scenes"
+    check_truth(recipe, dataset, TRUTH, "no boxes", give)
 
 
 def about(dataset: Dataset) -> dict[str, Any]:
@@ -109,14 +101,9 @@ def repeats(recipe: Recipe) -> int:
 
 
 def load(task: Detection, weights: str | Path, which: str) -> None:
-    fill_whole(task.network, read_checkpoint(weights), which)
-    known = read_checkpoint(weights).classes
-    if known is not None and tuple(known) != task.classes:
-        mine, theirs = next((a, b) for a, b in zip(known, task.classes, strict=True) if a != b)
-        raise ValueError(
-            f"{weights} was trained on other classes than the data has: where it knows {mine!r}, the data has "
-            f"{theirs!r}; give the data that it was trained for with --data"
-        )
+    file = read_checkpoint(weights)
+    fill_whole(task.network, file, which)
+    check_same_classes(weights, file, task.classes)
 
 
 def open_evaluation(recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from fourstage.run.checks import check_same_classes
+from fourstage.weights.safe import Checkpoint
+
+
+def own(*classes: str) -> Checkpoint:
+    return Checkpoint(Path("best.pt"), {"fourstage": "1.0", "classes": list(classes)})
+
+
+def foreign(*classes: str) -> Checkpoint:
+    return Checkpoint(Path("upernet.pth"), {"meta": {"CLASSES": classes}})
+
+
+@pytest.mark.parametrize(
+    "file",
+    [own("cat", "traffic light"), foreign("cat", "traffic light"), foreign("Cat", "traffic_light"), foreign("0", "1")],
+    ids=["own", "foreign", "spelt otherwise", "other names"],
+)
+def test_these_know_the_classes_of_the_data(file: Checkpoint) -> None:
+    check_same_classes(file.path, file, ["cat", "traffic light"])
+
+
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [
+        (own("traffic light", "cat"), "where it knows 'traffic light', the data has 'cat'"),
+        (own("cat", "traffic_light"), "where it knows 'traffic_light', the data has 'traffic light'"),
+        (own("cat", "traffic light", "dog"), "where it knows 'dog', the data has None"),
+        (foreign("Traffic_light", "Cat"), "where it knows 'Traffic_light', the data has 'cat'"),
+    ],
+    ids=["own, another order", "own, another spelling", "own, another number", "foreign, another order"],
+)
+def test_these_do_not(file: Checkpoint, where: str) -> None:
+    with pytest.raises(ValueError, match=where):
+        check_same_classes(file.path, file, ["cat", "traffic light"])
