@@ -40,7 +40,7 @@ def words_of(command: str) -> list[str]:
 
 
 def parsed(command: str) -> Namespace:
-    return cli._parse(words_of(command))
+    return cli.parse(words_of(command))
 
 
 def recipe_of(args: Namespace) -> Recipe:

@@ -1,0 +1,54 @@
+"""`data`: look after data sets."""
+
+import argparse
+
+from fourstage.cli.parsing import Parser, Verbs, add_changes, add_verb, only_changes
+
+
+def add_data(verbs: Verbs) -> None:
+    verb = verbs.add_parser("data", help="look after data sets", description="look after data sets")
+    verb.set_defaults(run=lambda args: verb.print_help() or 0)
+    inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
+    check = add_verb(inner, "check", _run_check, "read a data set and say what is wrong with it")
+    check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
+    shard = add_verb(inner, "shard", _run_shard, "write a classification data set as WebDataset tar shards")
+    shard.add_argument("source", metavar="SRC", help="a data set that can be read, or `digits`")
+    shard.add_argument("folder", metavar="DST", help="a new folder; one that was interrupted is continued")
+    shard.add_argument("--max-size", metavar="BYTES", help="of a shard, such as 500MB; default: 256MB")
+    shard.add_argument("--count", type=int, metavar="N", help="images of a shard")
+    show = add_verb(inner, "show", _run_show, "a sheet of images as the training sees them")
+    show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`")
+    show.add_argument("--recipe", metavar="NAME", help="whose augmentation; default: smt_tiny_in1k, or that of digits")
+    show.add_argument("--out", metavar="FILE.png", default="samples.png", help="default: samples.png")
+    add_changes(show)
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from fourstage.data.check import check, render
+    from fourstage.engine.log import Bar
+
+    with Bar("checking", 1) as bar:
+        findings, summary = check(args.path, progress=bar.of)
+    print(render(findings, summary))
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
+
+
+def _run_shard(args: argparse.Namespace) -> int:
+    from fourstage.data.shard_write import parse_size, write_shards
+    from fourstage.engine.log import Bar
+
+    size = None if args.max_size is None else parse_size(args.max_size)
+    with Bar("writing shards", 1) as bar:
+        written = write_shards(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)
+    for split, images in written.images.items():
+        shards = written.shards[split]
+        print(f"{split}: {images:,} images in {shards:,} shard{'' if shards == 1 else 's'}")
+    print(f"{args.folder} is complete; train with --data {args.folder}")
+    return 0
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    from fourstage.run.show import show
+
+    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=only_changes(args.changes))}")
+    return 0

@@ -1,0 +1,102 @@
+"""From what was typed to an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from fourstage.cli import data, runs, slurm, tools
+from fourstage.cli.parsing import OPTIONS, STOPPED, Parser
+
+VERBS = (  # in the order of the help
+    tools.add_models,
+    runs.add_recipes,
+    runs.add_train,
+    runs.add_evaluate,
+    runs.add_predict,
+    runs.add_report,
+    data.add_data,
+    tools.add_bench,
+    tools.add_convert,
+    slurm.add_slurm,
+    tools.add_doctor,
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = Parser(prog="fourstage", description="Train, evaluate and compare four-stage vision backbones.")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    for add in VERBS:
+        add(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 2 for what a user can get wrong, with one sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    from fourstage.engine.slurm import translate
+
+    translate()  # under srun there are several processes too
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    args = parse(arguments)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"fourstage {version('fourstage')}")
+        return 0
+    if args.verb is None:
+        parser().print_help()
+        return 0
+    try:
+        return args.run(args)
+    except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - whoever read the output has left
+            return 141
+        if debug:
+            raise
+        print(f"fourstage: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfourstage: stopped at once; what was saved before is whole", file=sys.stderr)
+        return STOPPED["Ctrl-C"]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; words after an option may still be changes or images, which argparse alone does not allow."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    words = [word for word in rest if not word.startswith("-")]
+    for unknown in rest:
+        if unknown.startswith("-"):
+            top.error(f"there is no option {unknown} here{_meant(unknown)}")
+    for field in ("changes", "images", "subjects"):
+        if hasattr(args, field):
+            getattr(args, field).extend(words)
+            return args
+    if words:
+        top.error(f"{words[0]!r} is not understood here")
+    return args
+
+
+def _meant(option: str) -> str:
+    """What an unknown option may have been meant for: a value of a recipe, or another option."""
+    from fourstage.recipe import TASKS, known_keys
+
+    key = option.lstrip("-").partition("=")[0].replace("-", "_")
+    if any(known == key or known.endswith(f".{key}") for schema in TASKS.values() for known in known_keys(schema)):
+        return f"; a value of a recipe is written {key}=VALUE, without dashes"
+    close = [word for word in get_close_matches(option.partition("=")[0], OPTIONS, n=1) if word != option]
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
