@@ -6,11 +6,12 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+FROM_DEMO := weights=runs/demo/checkpoints/best.pt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint torture lock clean help
 help:
-	@echo "make demo      train on handwritten digits and write a report (minutes, CPU)"
+	@echo "make demo      train a classifier, a detector and a segmentor on handwritten digits (minutes, CPU)"
 	@echo "make test      lint, types and tests"
 	@echo "make torture   the long reliability tests"
 	@echo "make lock      pin the versions that are installed now"
@@ -34,10 +35,16 @@ $(READY):
 	@$(PIP) --no-deps --editable .
 	@touch $@
 
+# One backbone, three tasks: a classifier, then a detector and a segmentor that start from it.
 demo: $(READY)
 	$(BIN)/fourstage train digits_visformer --out runs/demo
 	@echo
-	@echo "Open runs/demo/report.html in a browser. With your own images: $(BIN)/fourstage train digits_visformer --data FOLDER"
+	$(BIN)/fourstage train digit_scenes_mask_rcnn $(FROM_DEMO) optimisation.length=3ep --out runs/demo_detection
+	@echo
+	$(BIN)/fourstage train digit_scenes_upernet $(FROM_DEMO) optimisation.length=5ep --out runs/demo_segmentation
+	@echo
+	$(BIN)/fourstage report runs/demo runs/demo_detection runs/demo_segmentation --out runs/demo.html
+	@echo "Open runs/demo.html in a browser. With your own images: $(BIN)/fourstage train digits_visformer --data FOLDER"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -25,8 +23,6 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from fourstage.api import create_backbone
 from fourstage.bench import duel
-from fourstage.bench.machine import machine
-from fourstage.bench.results import append_jsonl
 from fourstage.bench.work_dense import noise, open_eyes, scene
 from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
@@ -34,7 +30,6 @@ from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN
 
 RESULTS = Path(__file__).parent / "results" / "detection.jsonl"
 CLASSES, CHANNELS, IMAGES = 80, 256, 2
-MODES = ("infer", "train")
 
 
 class Pyramid(nn.Module):
@@ -85,10 +80,10 @@ def same_weights(ours: OurMaskRCNN, peer: Any) -> None:
     rpn, head = ours.rpn, peer.rpn.head
     first: Any = rpn.convs[0]
     pairs += [(first.conv, head.conv[0][0]), (rpn.objectness, head.cls_logits), (rpn.deltas, head.bbox_pred)]
-    box, mask, predictor = ours.box_head, ours.mask_head, peer.roi_heads.mask_predictor
-    assert mask is not None
+    box, predictor = ours.box_head, peer.roi_heads.mask_predictor
+    mask: Any = ours.mask_head
     pairs += [(box.fcs[0], peer.roi_heads.box_head.fc6), (box.fcs[1], peer.roi_heads.box_head.fc7)]
-    pairs += [(a.conv, b[0]) for a, b in zip(list(mask.convs), peer.roi_heads.mask_head, strict=True)]  # type: ignore[attr-defined]
+    pairs += [(a.conv, b[0]) for a, b in zip(mask.convs, peer.roi_heads.mask_head, strict=True)]
     pairs += [(mask.upsample, predictor.conv5_mask)]
     with torch.no_grad():
         for a, b in pairs:
@@ -101,7 +96,7 @@ def same_weights(ours: OurMaskRCNN, peer: Any) -> None:
             getattr(predictor.mask_fcn_logits, name)[1:].copy_(getattr(mask.logits, name))
 
 
-def ready(side: str, backbone: str, size: int) -> tuple[nn.Module, Tensor]:
+def ready(side: str, backbone: str, size: int) -> tuple[Any, Tensor]:
     """One of the two networks and two images."""
     torch.manual_seed(0)
     images_BCHW = torch.randn(IMAGES, 3, size, size)
@@ -133,21 +128,15 @@ def make(backbone: str, size: int) -> duel.Make:
             with torch.inference_mode():
                 if side == duel.PEER:
                     return sum(len(one["boxes"]) for one in model(list(images_BCHW)))
-                found = model.detect(noise(images_BCHW))  # type: ignore[operator]
-                return sum(len(one.masks.whole()) for one in found)
+                return sum(len(one.masks.whole()) for one in model.detect(noise(images_BCHW)))
 
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if mode == "train" else None
-
-        def train() -> None:
+        def loss() -> Tensor:
             losses: Mapping[str, Tensor] = (
-                model(list(images_BCHW), truths) if side == duel.PEER else model.losses(batch)  # type: ignore[operator]
+                model(list(images_BCHW), truths) if side == duel.PEER else model.losses(batch)
             )
-            torch.stack([*losses.values()]).sum().backward()
-            assert optimizer is not None
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            return torch.stack([*losses.values()]).sum()
 
-        return train if mode == "train" else infer
+        return duel.training_step(model, loss) if mode == "train" else infer
 
     return step_of
 
@@ -155,12 +144,7 @@ def make(backbone: str, size: int) -> duel.Make:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     top.add_argument("--backbone", default="resnet18", metavar="NAME", help="of timm; default: resnet18")
-    top.add_argument("--size", type=int, default=640, metavar="PX", help="a side of the images; default: 640")
-    top.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for each mode; default: 60")
-    top.add_argument("--threads", type=int, metavar="N")
-    top.add_argument("--mode", choices=MODES, help="one of the two; default: both")
-    top.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS.name} in results")
-    top.add_argument(duel.PEAK, nargs=2, metavar=("SIDE", "MODE"), help=argparse.SUPPRESS)
+    duel.add_options(top, RESULTS, size=640, seconds=60, each="mode")
     return top
 
 
@@ -171,16 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.peak:
         duel.tell_peak(steps, *args.peak)
         return 0
-    model, peer = f"mask_rcnn:timm/{args.backbone}", "torchvision MaskRCNN"
-    given = ["--backbone", args.backbone, "--size", str(args.size), "--threads", str(torch.get_num_threads())]
-    table = Table(*duel.HEAD, box=None, pad_edge=False, header_style="bold")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for mode in [args.mode] if args.mode else MODES:
-        found = duel.duel(steps, mode, args.seconds, duel.peaks(__file__, mode, given))
-        conditions = {"size": args.size, "images": IMAGES, "machine": machine(torch.device("cpu"))}
-        append_jsonl(args.out, [{**duel.line(model, peer, mode, found), **conditions}])
-        table.add_row(*duel.cells(model, mode, found))
-    Console(highlight=False, width=160).print(table)
+    pair = duel.Pair(f"mask_rcnn:timm/{args.backbone}", "torchvision MaskRCNN", steps, ["--backbone", args.backbone])
+    duel.show(duel.measure(__file__, pair, args, {"images": IMAGES}))
     return 0
 
 

@@ -10,19 +10,16 @@ benchmarks/results/segmentation.jsonl. Needs: pip install "fourstage[train]" seg
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from fourstage.bench import duel
 from fourstage.bench.count import count_module
-from fourstage.bench.machine import machine
-from fourstage.bench.results import append_jsonl
 from fourstage.bench.subjects import undropped
 from fourstage.bench.work_dense import label_maps
 from fourstage.dense import create_segmentor
@@ -31,7 +28,6 @@ from fourstage.tasks.segmentation.segmentor import Segmentor
 
 RESULTS = Path(__file__).parent / "results" / "segmentation.jsonl"
 CLASSES, IMAGES = 150, 2
-MODES = ("infer", "train")
 METHODS = ("upernet", "semantic_fpn")
 
 
@@ -43,7 +39,7 @@ def ours(method: str, encoder: str) -> nn.Module:
 def theirs(method: str, encoder: str) -> nn.Module:
     """The peer's network with the widths of ours. It wraps the same network of timm."""
     try:
-        import segmentation_models_pytorch as smp  # type: ignore[import-not-found]
+        smp = import_module("segmentation_models_pytorch")
     except ImportError as error:
         raise ValueError("the peer is missing; type: pip install segmentation-models-pytorch") from error
     known: dict[str, Any] = {"encoder_name": f"tu-{encoder}", "encoder_weights": None, "classes": CLASSES}
@@ -73,19 +69,12 @@ def make(method: str, encoder: str, size: int) -> duel.Make:
             with torch.inference_mode():
                 model(images_BCHW)
 
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if mode == "train" else None
-
-        def train() -> None:
+        def loss() -> Tensor:
             if isinstance(model, Segmentor):
-                loss = torch.stack([*model.losses(images_BCHW, labels_BHW).values()]).sum()
-            else:
-                loss = pixel_cross_entropy(model(images_BCHW), labels_BHW)
-            loss.backward()
-            assert optimizer is not None
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                return torch.stack([*model.losses(images_BCHW, labels_BHW).values()]).sum()
+            return pixel_cross_entropy(model(images_BCHW), labels_BHW)
 
-        return train if mode == "train" else infer
+        return duel.training_step(model, loss) if mode == "train" else infer
 
     return step_of
 
@@ -94,13 +83,18 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     top.add_argument("--encoder", default="resnet18", metavar="NAME", help="of timm; default: resnet18")
     top.add_argument("--method", choices=METHODS, help="one of the two; default: both")
-    top.add_argument("--size", type=int, default=512, metavar="PX", help="a side of the images; default: 512")
-    top.add_argument("--seconds", type=float, default=30.0, metavar="S", help="for each method and mode; default: 30")
-    top.add_argument("--threads", type=int, metavar="N")
-    top.add_argument("--mode", choices=MODES, help="one of the two; default: both")
-    top.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS.name} in results")
-    top.add_argument(duel.PEAK, nargs=2, metavar=("SIDE", "MODE"), help=argparse.SUPPRESS)
+    duel.add_options(top, RESULTS, size=512, seconds=30, each="method and mode")
     return top
+
+
+def rows(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Measure what is asked for, method by method."""
+    for method in [args.method] if args.method else METHODS:
+        gmacs = costs(method, args.encoder, args.size)
+        steps, own = make(method, args.encoder, args.size), ["--encoder", args.encoder, "--method", method]
+        pair = duel.Pair(f"{method}:timm/{args.encoder}", "smp", steps, own)
+        for row in duel.measure(__file__, pair, args, {"gmacs": gmacs, "images": IMAGES}):
+            yield [*row, *(f"{gmacs[side]:.0f}" for side in duel.SIDES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,28 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.peak:
         duel.tell_peak(make(args.method, args.encoder, args.size), *args.peak)
         return 0
-    table = Table(*duel.HEAD, "G MACs", "peer G MACs", box=None, pad_edge=False, header_style="bold")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for method in [args.method] if args.method else METHODS:
-            gmacs = costs(method, args.encoder, args.size)
-            steps, model = make(method, args.encoder, args.size), f"{method}:timm/{args.encoder}"
-            given = ["--encoder", args.encoder, "--method", method, "--size", str(args.size)]
-            given += ["--threads", str(torch.get_num_threads())]
-            for mode in [args.mode] if args.mode else MODES:
-                found = duel.duel(steps, mode, args.seconds, duel.peaks(__file__, mode, given))
-                conditions = {
-                    "gmacs": gmacs,
-                    "size": args.size,
-                    "images": IMAGES,
-                    "machine": machine(torch.device("cpu")),
-                }
-                append_jsonl(args.out, [{**duel.line(model, "smp", mode, found), **conditions}])
-                table.add_row(*duel.cells(model, mode, found), *(f"{gmacs[side]:.0f}" for side in duel.SIDES))
+        duel.show(rows(args), "G MACs", "peer G MACs")
     except ValueError as error:
         print(f"segmentation: {error}", file=sys.stderr)
         return 2
-    Console(highlight=False, width=160).print(table)
     return 0
 
 

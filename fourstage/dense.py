@@ -1,6 +1,5 @@
 """Detectors and segmentors by name, over any backbone, with weights from a file."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,6 +10,7 @@ from torch import nn
 
 from fourstage.api import create_backbone, load_checkpoint
 from fourstage.tasks.detection import METHODS
+from fourstage.tasks.parts.settings import check_names
 
 SEGMENTORS = {  # method -> where it is built
     "upernet": "fourstage.tasks.segmentation.upernet:upernet",
@@ -22,9 +22,9 @@ DETECTORS = {name: f"fourstage.tasks.detection.{name}:{made}" for name, made in 
 
 
 def create_detector(
-    method: str,
-    backbone: str | nn.Module,
-    num_classes: int,
+    method: str | Path,
+    backbone: str | nn.Module | None = None,
+    num_classes: int | None = None,
     *,
     checkpoint_path: str | Path | None = None,
     backbone_args: Mapping[str, Any] | None = None,
@@ -33,7 +33,8 @@ def create_detector(
     """Build an object detector.
 
     Args:
-        method: "retinanet", "mask_rcnn" or "cascade_mask_rcnn".
+        method: "retinanet", "mask_rcnn" or "cascade_mask_rcnn"; or the file of a checkpoint that says itself what it
+            is, MMDetection's or one of our runs': then nothing else is given, and its weights are read.
         backbone: what `create_backbone` takes: a name of ours, `"timm/<name>"`, or a module with `levels`.
         num_classes: classes of objects; there is no background among them.
         checkpoint_path: start from this file: a whole detector of MMDetection or ours, or a backbone's weights.
@@ -50,9 +51,9 @@ def create_detector(
 
 
 def create_segmentor(
-    method: str,
-    backbone: str | nn.Module,
-    num_classes: int,
+    method: str | Path,
+    backbone: str | nn.Module | None = None,
+    num_classes: int | None = None,
     *,
     checkpoint_path: str | Path | None = None,
     backbone_args: Mapping[str, Any] | None = None,
@@ -61,7 +62,8 @@ def create_segmentor(
     """Build a semantic segmentor.
 
     Args:
-        method: "upernet" or "semantic_fpn".
+        method: "upernet" or "semantic_fpn"; or the file of a checkpoint that says itself what it is,
+            MMSegmentation's or one of our runs': then nothing else is given, and its weights are read.
         backbone: what `create_backbone` takes: a name of ours, `"timm/<name>"`, or a module with `levels`.
         num_classes: classes to tell apart, 2 to 255.
         checkpoint_path: start from this file: a whole segmentor of MMSegmentation or ours, or a backbone's weights.
@@ -80,17 +82,23 @@ def create_segmentor(
 def _create(
     table: Mapping[str, str],
     what: str,
-    method: str,
-    backbone: str | nn.Module,
-    num_classes: int,
+    method: str | Path,
+    backbone: str | nn.Module | None,
+    num_classes: int | None,
     checkpoint_path: str | Path | None,
     backbone_args: Mapping[str, Any] | None,
     arguments: Mapping[str, Any],
 ) -> nn.Module:
+    method = str(method)
+    if method not in table and Path(method).is_file():
+        given = (backbone, num_classes, checkpoint_path, backbone_args, *arguments.values())
+        return _of_checkpoint(Path(method), what, alone=all(value is None for value in given))
     if method not in table:
-        close = get_close_matches(str(method), table, n=1)
+        close = get_close_matches(method, table, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(table)}"
         raise ValueError(f"no {what} is called {method!r}; {hint}")
+    if backbone is None or num_classes is None:
+        raise ValueError(f"a {method} needs a backbone and num_classes, such as 'swin_tiny' and 80")
     module, _, name = table[method].partition(":")
     build: Callable[..., nn.Module] = getattr(import_module(module), name)
     given = {key: value for key, value in arguments.items() if value is not None}
@@ -102,11 +110,19 @@ def _create(
     return network
 
 
+def _of_checkpoint(path: Path, what: str, *, alone: bool) -> nn.Module:
+    """The network that a checkpoint of a detector or segmentor describes, with its weights, in evaluation mode."""
+    from fourstage.run.predict import task_of_file
+    from fourstage.weights.safe import read_checkpoint
+
+    if not alone:
+        raise ValueError(f"{path} says itself what it is; give no other argument, or name the method")
+    task: Any = task_of_file(read_checkpoint(path))[1]
+    if {"detector": "Detection", "segmentor": "Segmentation"}[what] != type(task).__name__:
+        raise ValueError(f"{path} holds no {what} but a network of {type(task).__name__.lower()}")
+    return task.network.eval()
+
+
 def check_arguments(build: Callable[..., nn.Module], method: str, given: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument that the method has not."""
-    known = [name for name in inspect.signature(build).parameters if name not in ("backbone", "num_classes")]
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
-            raise ValueError(f"{method} has no argument {name!r}; {hint}")
+    check_names(build, method, given, but=("backbone", "num_classes"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fourstage
+from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.weights import mmdet, mmseg
 from fourstage.weights.rules import Rule, claims, rename
 
@@ -132,6 +133,8 @@ def test_what_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
 def test_names_and_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="did you mean mask_rcnn"):
         fourstage.create_detector("mask_rcn", "visformer_digits", 5)
+    with pytest.raises(ValueError, match="a mask_rcnn needs a backbone and num_classes"):
+        fourstage.create_detector("mask_rcnn")
     with pytest.raises(ValueError, match="did you mean channels"):
         fourstage.create_segmentor("upernet", "visformer_digits", 5, chanels=3)
 
@@ -143,3 +146,11 @@ def test_any_backbone_goes_into_any_method(backbone: str, method: str) -> None:
     create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
     model = create(method, backbone, 3, **METHODS[method])
     assert model.backbone.levels[0].stride == (4 if "timm" in backbone else 8)
+
+
+def test_a_detector_that_was_built_by_its_class_is_filled_too(tmp_path: Path) -> None:
+    model = build("mask_rcnn")
+    torch.save({"state_dict": theirs("mask_rcnn", model)}, tmp_path / "m.pth")
+    backbone = fourstage.create_backbone("visformer_digits")
+    other = MaskRCNN(backbone, 5, channels=16, fc_channels=32, mask_channels=16)
+    assert not fourstage.load_checkpoint(other, tmp_path / "m.pth").fresh

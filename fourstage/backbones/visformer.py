@@ -354,7 +354,15 @@ def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None
 TEST_DESIGN = Design(stem=8, widths=(16, 32, 64), depths=(1, 2, 1), heads=(0, 2, 2))
 TINY = Design(stem=16, widths=(96, 192, 384), depths=(7, 4, 4), heads=(0, 3, 3))
 SMALL = Design(stem=32, widths=(192, 384, 768), depths=(7, 4, 4), heads=(0, 6, 6))
-DIGITS = Design(stem=32, widths=(64, 128, 256), depths=(2, 2, 1), heads=(0, 4, 4), patches=(2, 2, 2))
+DIGITS = Design(
+    stem=32,
+    widths=(64, 128, 256),
+    depths=(2, 2, 2),
+    heads=(0, 0, 4),
+    spatial=(True, True, True),
+    patches=(2, 2, 2),
+    position=False,
+)
 NET3 = Design(
     stem=32,
     widths=(192, 384, 768),
@@ -381,6 +389,7 @@ registry.add("visformer_net5", classifier=partial(classifier, NET5), dense=parti
 registry.add("visformer_net6", classifier=partial(classifier, NET6), dense=partial(dense, NET6))
 registry.add("visformer_net7", classifier=partial(classifier, NET7), dense=partial(dense, NET7))
 # Ours, published nowhere: a Visformer for the demo, whose 32-pixel digits are too small for a first patch of 8 pixels.
+# Convolutions tell it what lies where: position embeddings of a digit that fills its image mean nothing in a scene.
 registry.add(
     "visformer_digits",
     classifier=partial(classifier, DIGITS, img_size=32, num_classes=10),

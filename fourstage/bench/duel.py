@@ -5,23 +5,32 @@ both. Processor seconds are those of this process, all threads together; on a ma
 Memory is that of a process of its own for each step, see `memory`.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
 from fourstage.bench import memory
+from fourstage.bench.machine import machine
+from fourstage.bench.results import append_jsonl
 from fourstage.bench.timing import Spread, ratio, spread
 
 Step = Callable[[], Any]
 Make = Callable[[str, str], Step]  # of a side and a mode, such as "ours" and "train"
 OURS, PEER = "ours", "peer"
 SIDES = (OURS, PEER)
+MODES = ("infer", "train")
 ROUNDS, FEWEST = 20, 3
 PEAK = "--peak"  # how a script is told to measure memory: --peak SIDE MODE
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -48,6 +57,18 @@ class Duel:
         """Our peak over the peer's."""
         ours, peer = (self.peaks.get(side) for side in SIDES)
         return ours / peer if ours and peer else None
+
+
+def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Step:
+    """Loss, backward, and an update by AdamW, all of it work as usual; at a learning rate of 0 nothing moves."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def duel(make: Make, mode: str, seconds: float, peaks: Mapping[str, int | None]) -> Duel:
@@ -137,3 +158,55 @@ def cells(model: str, mode: str, found: Duel) -> list[str]:
         "-" if peak is None else f"{peak / 2**20:.0f}",
         "-" if found.memory is None else f"{found.memory:.2f}",
     ]
+
+
+# ----------------------------------------------------------------------------------------------------- scripts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Whom a script compares.
+
+    Attributes:
+        model: what ours is called.
+        peer: what the other is called.
+        make: the steps of both.
+        arguments: with which the script makes these two.
+    """
+
+    model: str
+    peer: str
+    make: Make
+    arguments: Sequence[str]
+
+
+def add_options(top: argparse.ArgumentParser, results: Path, *, size: int, seconds: float, each: str) -> None:
+    """What every script of duels can be told; `seconds` are for `each`, such as "mode"."""
+    top.add_argument("--size", type=int, default=size, metavar="PX", help=f"a side of the images; default: {size}")
+    top.add_argument(
+        "--seconds", type=float, default=seconds, metavar="S", help=f"for each {each}; default: {seconds:g}"
+    )
+    top.add_argument("--threads", type=int, metavar="N")
+    top.add_argument("--mode", choices=MODES, help="one of the two; default: both")
+    top.add_argument("--out", type=Path, default=results, metavar="FILE", help=f"default: {results.name} in results")
+    top.add_argument(PEAK, nargs=2, metavar=("SIDE", "MODE"), help=argparse.SUPPRESS)
+
+
+def measure(script: str, pair: Pair, args: argparse.Namespace, conditions: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The pair in each mode that `args`, see `add_options`, asks for: a line for its file, and a row for a person."""
+    threads = str(torch.get_num_threads())
+    given = [*pair.arguments, "--size", str(args.size), "--threads", threads]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for mode in [args.mode] if args.mode else MODES:
+        found = duel(pair.make, mode, args.seconds, peaks(script, mode, given))
+        where = {"size": args.size, **conditions, "machine": machine(torch.device("cpu"))}
+        append_jsonl(args.out, [{**line(pair.model, pair.peer, mode, found), **where}])
+        yield cells(pair.model, mode, found)
+
+
+def show(rows: Iterable[Sequence[str]], *more: str) -> None:
+    """Print rows below `HEAD` and the titles of `more` columns."""
+    table = Table(*HEAD, *more, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=160).print(table)

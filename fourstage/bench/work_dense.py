@@ -3,7 +3,9 @@
 B images, G true boxes, H x W pixels, R regions, C classes.
 """
 
+from collections.abc import Mapping
 from math import log
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class DenseWork(nn.Module):
         size: (H, W) in pixels of the images that it is for.
     """
 
-    batches = {"infer": 1, "train": 2}  # noqa: RUF012 - images of a step, where nobody asks for another number
+    batches: ClassVar[Mapping[str, int]] = {"infer": 1, "train": 2}  # images of a step, unless others are asked for
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def check_labelmaps(root: Path, progress: Progress) -> Checked:
         if pairs.note:
             findings.append(Finding("note", "layout", str(root), "is usable", pairs.note))
     findings += leaks(images.get("train", []), images.get("val", []))
-    return Checked(findings, summary)
+    return Checked(list(dict.fromkeys(findings)), summary)  # both splits may be of one folder
 
 
 def _spare(pairs: Pairs) -> Iterator[Finding]:

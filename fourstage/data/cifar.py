@@ -70,7 +70,8 @@ class Cifar:
         batches = {name: read(folder, name, kind) for name in (kind.train if split == "train" else kind.test)}
         self.labels_N = np.concatenate([labels for labels, _ in batches.values()]).astype(np.int64)
         self._images_N3HW = np.concatenate([pixels for _, pixels in batches.values()]).reshape(-1, 3, SIDE, SIDE)
-        self._starts = dict(zip(batches, np.cumsum([0, *(len(v) for v, _ in batches.values())]).tolist(), strict=False))
+        starts = np.cumsum([0, *(len(labels) for labels, _ in batches.values())])[:-1]
+        self._starts = dict(zip(batches, starts.tolist(), strict=True))
         self._folder, self.note = (
             folder,
             f"the validation split is {kind.test[0]} of {folder}" if split == "val" else "",

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
 from fourstage.data.imagefolder import VAL_SHARE, all_files, image_files
 from fourstage.data.order import by_hash
@@ -88,10 +89,8 @@ def find_ade20k(root: Path, split: Split) -> Pairs:
     """SceneParsing: 150 classes, stored as 1 to 150; 0 is ignored."""
     name = {"train": "training", "val": "validation"}[split]
     values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
-    classes = _ade_names(root / ADE_NAMES)
-    note = "" if classes else f"{root} has no {ADE_NAMES}: its classes have numbers instead of names."
-    classes = classes or tuple(f"class {i}" for i in range(ADE_CLASSES))
-    return _paired("ADE20K", root / "images" / name, root / "annotations" / name, classes, values, note=note)
+    classes = _ade_names(root / ADE_NAMES) or ADE20K
+    return _paired("ADE20K", root / "images" / name, root / "annotations" / name, classes, values)
 
 
 def _ade_names(path: Path) -> tuple[str, ...]:
@@ -217,7 +216,6 @@ def _paired(
     labels: Path,
     classes: tuple[str, ...],
     values: Mapping[int, int] | None = None,
-    note: str = "",
 ) -> Pairs:
     """Images and label maps of the same name but for the ending."""
     paths = [images / path for path in image_files(images)]
@@ -227,7 +225,7 @@ def _paired(
     problems = _without_maps(images, paths, maps)
     return Pairs(
         layout, images, paths, maps, training_maps=maps, classes=classes, values=values, problems=problems,
-        spare=spare, note=note,
+        spare=spare,
     )  # fmt: skip
 
 

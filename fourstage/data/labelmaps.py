@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fourstage.data.images import open_image, read_image
-from fourstage.data.labelmap_layouts import LAYOUTS, Pairs, Split
+from fourstage.data.labelmap_layouts import LAYOUTS, Colour, Pairs, Split
 from fourstage.data.sample import IGNORE, BadImage, Sample
 
 NO_LABEL = 256  # in a table from stored values to labels: the value should not occur
@@ -52,7 +52,9 @@ class LabelMaps:
         self._maps = np.array([str(path).encode(errors="surrogateescape") for path in pairs.maps])
         self.classes = pairs.classes or numbered(pairs)
         self.table_256 = table(pairs, len(self.classes))
-        self.palette = (pairs.palette or _stored_palette(pairs) or made_up(len(self.classes)))[: len(self.classes)]
+        self.palette = pairs.palette or told_apart(
+            (_stored_palette(pairs) or ())[: len(self.classes)], len(self.classes)
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -167,7 +169,7 @@ def table(pairs: Pairs, classes: int) -> np.ndarray:
     return table_256
 
 
-def made_up(count: int) -> tuple[tuple[int, int, int], ...]:
+def made_up(count: int) -> tuple[Colour, ...]:
     """Colours that differ: the bits of a label, dealt out to red, green and blue, highest first; 0 is black."""
     colours = []
     for label in range(count):
@@ -181,7 +183,17 @@ def made_up(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colours)
 
 
-def _stored_palette(pairs: Pairs) -> tuple[tuple[int, int, int], ...] | None:
+def told_apart(palette: Sequence[Colour], count: int) -> tuple[Colour, ...]:
+    """`palette` with made-up colours for the classes that it has none for, or one that another class has before."""
+    spare = (colour for colour in made_up(256) if colour not in palette)
+    out: list[Colour] = []
+    for label in range(count):
+        own = palette[label] if label < len(palette) else None
+        out.append(next(spare) if own is None or own in out else own)
+    return tuple(out)
+
+
+def _stored_palette(pairs: Pairs) -> tuple[Colour, ...] | None:
     """Of the first label map, if it has one."""
     if not pairs.maps:
         return None
@@ -192,11 +204,10 @@ def _stored_palette(pairs: Pairs) -> tuple[tuple[int, int, int], ...] | None:
         return None
     if flat is None:
         return None
-    flat = flat + [0] * (3 * 256 - len(flat))
-    colours = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, 3 * 256, 3)]
+    colours = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
     values = pairs.values or {i: i for i in range(256)}
-    by_label = {label: colours[value] for value, label in values.items() if label != IGNORE}
-    return tuple(by_label[label] for label in sorted(by_label))
+    by_label = {label: colours[value] for value, label in values.items() if label != IGNORE and value < len(colours)}
+    return tuple(by_label.get(label, (0, 0, 0)) for label in range(max(by_label, default=-1) + 1))
 
 
 def numbered(pairs: Pairs) -> tuple[str, ...]:

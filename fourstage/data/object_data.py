@@ -81,6 +81,7 @@ class Part:
         self._dataset, self._indices = dataset, np.flatnonzero(kept_I)
         self.classes, self.truths, self.note = dataset.classes, dataset.truths, dataset.note
         self.has_masks, self.with_reference = dataset.has_masks, dataset.with_reference
+        self.category_ids: tuple[Any, ...] = tuple(getattr(dataset, "category_ids", ()))
 
     def __len__(self) -> int:
         return len(self._indices)

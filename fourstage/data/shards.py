@@ -218,7 +218,7 @@ def survey_shards(data: str | Path, split: Split, progress: Progress | None = No
     indices, problems = _indices((*own, *others), cache, progress or (lambda done, total: None))
     first = [index for index in (indices[len(own) :] if others else indices) if index is not None]
     classes = _named(first) if classes is None else classes
-    whole = [(shard, index) for shard, index in zip(own, indices, strict=False) if index is not None]
+    whole = [(shard, index) for shard, index in zip(own, indices[: len(own)], strict=True) if index is not None]
     store = TarStore([shard for shard, _ in whole], [index for _, index in whole], cache)
     labels_N = _joined([_numbers(index, classes) for _, index in whole], np.dtype(np.int64))
     source = str(data) if len(own) > 1 else own[0]

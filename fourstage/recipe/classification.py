@@ -59,8 +59,6 @@ class Classification(Recipe):
     model_args: dict[str, Any] = Field(default={})
     num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
     image_size: int = Field(default=224, ge=32)  # pixels, square
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     augmentation: Augmentation = Augmentation()
     evaluation: Evaluation = Evaluation()
@@ -81,6 +79,4 @@ class Classification(Recipe):
             if theirs in self.model_args:
                 hint = f"write {ours}=..." if ours else "images have three"
                 raise ValueError(f"model_args may not name {theirs}, which follows from the recipe; {hint}")
-        if not all(self.std):
-            raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self

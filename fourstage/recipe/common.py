@@ -134,6 +134,8 @@ class Recipe(Section):
     weights: str | None = None  # a checkpoint to start from
     expect: dict[str, float] = {}  # metric -> the number that was published
     reconstructed: bool = False  # True where the source publishes a number but no configuration
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels from 0 to 1, red, green, blue: ImageNet's
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @property
     def subject(self) -> str:
@@ -147,6 +149,12 @@ class Recipe(Section):
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no metric of this task; its metrics are {', '.join(cls.METRICS)}")
         return expect
+
+    @model_validator(mode="after")
+    def _pixels_can_be_divided(self) -> "Recipe":
+        if not all(self.std):
+            raise ValueError("std divides the pixels, so none of its three numbers may be zero")
+        return self
 
 
 # Values that change no number of a run: it may be continued with others.

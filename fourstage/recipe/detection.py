@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.segmentation import Sides, check_dense
+from fourstage.recipe.dense import Sides, check_dense
 
 
 class DetectionAugmentation(Section):
@@ -41,8 +41,6 @@ class Detection(Recipe):
     backbone: str
     backbone_args: dict[str, Any] = Field(default={})
     num_classes: int | None = Field(default=None, gt=0)  # None: as many as the data has
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     filter_empty: bool = True  # training images without an object, or with a side below 32 pixels, are left out
     group_by_aspect: bool = True  # a batch is of images that are all wide or all tall
     augmentation: DetectionAugmentation = DetectionAugmentation()
@@ -55,6 +53,4 @@ class Detection(Recipe):
     @model_validator(mode="after")
     def _consistent(self) -> "Detection":
         check_dense(self, self.method_args, self.backbone_args)
-        if not all(self.std):
-            raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self

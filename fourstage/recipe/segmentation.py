@@ -5,8 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-
-Sides = tuple[int, int]
+from fourstage.recipe.dense import Sides, check_dense
 
 
 class SegmentationAugmentation(Section):
@@ -38,6 +37,7 @@ class SegmentationEvaluation(Section):
     stride: Sides | None = None  # from one window to the next
     ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the multi-scale protocol, which also mirrors
     ratios_of: Literal["scale", "image"] = "scale"  # as in MMSegmentation 0.x, or 1.x
+    divisor: int = Field(default=1, ge=1, le=1024)  # views are filled up to multiples of so many pixels
     boundary: bool = False  # boundary F1 beside the overlaps
 
     @model_validator(mode="after")
@@ -47,19 +47,6 @@ class SegmentationEvaluation(Section):
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"evaluation.ratios are above 0, at least one; got {list(self.ratios)}")
         return self
-
-
-def check_dense(recipe: Recipe, method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:
-    """Raise ValueError where values of a dense network's recipe contradict each other."""
-    if recipe.parallel == "fsdp":  # its parts run more or less often in one process than in another
-        raise ValueError(
-            "parallel=fsdp is for classification; detectors and segmentors fit one device, so leave it out"
-        )
-    named = {"method_args": (method_args, ("num_classes", "backbone")), "backbone_args": (backbone_args, ("in_chans",))}
-    for section, (arguments, theirs) in named.items():
-        for name in theirs:
-            if name in arguments:
-                raise ValueError(f"{section} may not name {name}, which follows from the recipe; leave it out")
 
 
 class Segmentation(Recipe):
@@ -81,8 +68,6 @@ class Segmentation(Recipe):
     backbone: str
     backbone_args: dict[str, Any] = Field(default={})
     num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     over_valid: bool = False  # the loss is the mean over pixels with a label; False: over all pixels
     augmentation: SegmentationAugmentation = SegmentationAugmentation()
     evaluation: SegmentationEvaluation = SegmentationEvaluation()
@@ -94,6 +79,4 @@ class Segmentation(Recipe):
     @model_validator(mode="after")
     def _consistent(self) -> "Segmentation":
         check_dense(self, self.method_args, self.backbone_args)
-        if not all(self.std):
-            raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self

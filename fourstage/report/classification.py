@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourstage.report.charts import bar_chart
-from fourstage.report.common import figure, section, shown_path
+from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.common import figure, no_predictions, section, shown_path
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import ClassRow, Evaluation, Run, Shown
@@ -74,12 +75,13 @@ def per_class(run: Run) -> Markup | None:
     if not rows:
         return None
     absent = len(every) - len(rows)
-    without = f"{plural(absent, 'class', 'classes')} without an image in this split."
-    left_out = tag("p", without, class_="quiet") if absent else None
-    return _all_classes(rows, left_out) if len(rows) <= MANY else _extremes(run, rows, left_out)
+    missing = left_out(absent, "without an image in this split")
+    if len(rows) > MANY:
+        return _extremes(run, rows, missing)
+    return worst_first("Accuracy", rows, _bars, most=CLASSES, missing=missing)
 
 
-def _extremes(run: Run, rows: Sequence[ClassRow], left_out: Markup | None) -> Markup:
+def _extremes(run: Run, rows: Sequence[ClassRow], missing: Markup | None) -> Markup:
     """Of equally good classes, the one with the larger mean loss is the worse."""
     ordered = sorted(rows, key=lambda row: (row.top1, -np.nan_to_num(row.loss)))
     worst, best = ordered[:EXTREMES], ordered[: -EXTREMES - 1 : -1]
@@ -90,7 +92,7 @@ def _extremes(run: Run, rows: Sequence[ClassRow], left_out: Markup | None) -> Ma
     command = f"fourstage evaluate {shlex.quote(shown_path(run.folder))} --csv classes.csv"
     all_of_them = tag("p", "All of them as a table: ", tag("code", command), class_="quiet")
     spread = _spread(np.array([row.top1 for row in rows]), [row.count for row in rows])
-    content = spread, tag("div", *lists, class_="extremes"), left_out, all_of_them
+    content = spread, tag("div", *lists, class_="extremes"), missing, all_of_them
     return section("classes", "Accuracy by class", *content)
 
 
@@ -110,32 +112,12 @@ def _spread(top1_C: np.ndarray, counts: Sequence[int]) -> Markup:
     return join([tag("p", f"{told}."), figure("Classes by their accuracy", chart, "number of classes")])
 
 
-def _all_classes(rows: Sequence[ClassRow], left_out: Markup | None) -> Markup:
-    folded = None
-    if len(rows) > CLASSES + 5:  # folding away a handful would only hide them
-        rest = _bars(rows[CLASSES:], "Accuracy of the other classes")
-        folded = tag("details", tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}"), rest)
-        rows = rows[:CLASSES]
-    return section(
-        "classes",
-        "Accuracy by class",
-        tag("p", "The worst first.", class_="quiet"),
-        _bars(rows, "Accuracy by class"),
-        folded,
-        left_out,
-    )
-
-
 def predictions(run: Run) -> Markup:
     """Sheets of wrong and right predictions, each with what the model thought."""
     wrong = sorted((shown for shown in run.shown if not shown.right), key=_confidence, reverse=True)
     right = [shown for shown in run.shown if shown.right]
     if not run.shown and not run.records:
-        return section(
-            "predictions",
-            "Predictions",
-            tag("p", "No predictions were kept; the run was not evaluated in full.", class_="nothing"),
-        )
+        return no_predictions()
     return section("predictions", "Predictions", _how_sure(run), _wrong_sheet(run, wrong), _right_sheet(run, right))
 
 
@@ -194,12 +176,6 @@ def _bars(rows: Sequence[ClassRow], caption: str) -> Markup:
     cells = [(name(row.name), bar(row.top1 / 100), percent(row.top1), f"{row.count:,}") for row in rows]
     short = all(len(row.name) <= 4 for row in rows)
     return table(("class", "", "accuracy", "images"), cells, caption=caption, class_="bars short" if short else "bars")
-
-
-def bar(share: float, class_: str = "bar") -> Markup:
-    return tag(
-        "span", tag("i", style=f"width:{100 * min(max(share, 0.0), 1.0):.1f}%"), class_=class_, aria_hidden="true"
-    )
 
 
 def _confidence(shown: Shown) -> float:

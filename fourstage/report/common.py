@@ -37,6 +37,11 @@ def section(key: str, heading: str, *content: object) -> Markup:
     return tag("section", tag("h2", heading), *content, id=key)
 
 
+def no_predictions() -> Markup:
+    words = "No predictions were kept; the run was not evaluated in full."
+    return section("predictions", "Predictions", tag("p", words, class_="nothing"))
+
+
 def main_metric(run: Run) -> str:
     """The metric that decides; guessed from the log when the run stopped before its full evaluation."""
     if run.evaluation:

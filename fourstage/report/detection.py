@@ -1,13 +1,13 @@
 """Sections for detection: precision over recall, how each class fares, and objects over images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fourstage.report.charts import Series, line_chart
-from fourstage.report.classification import bar
-from fourstage.report.common import figure, section
+from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.common import figure, no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import Drawn, Run
@@ -55,19 +55,11 @@ def per_class(run: Run) -> Markup | None:
     rows = sorted((row for row in every if row.get("box_map") is not None), key=lambda row: row["box_map"])
     if not rows:
         return None
-    absent = len(every) - len(rows)
-    words = f"{plural(absent, 'class', 'classes')} without an object in this split."
-    left_out = tag("p", words, class_="quiet") if absent else None
-    folded = None
-    if len(rows) > CLASSES + 5:
-        summary = tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}")
-        folded = tag("details", summary, _bars(rows[CLASSES:]))
-        rows = rows[:CLASSES]
-    first = tag("p", "The worst first.", class_="quiet")
-    return section("classes", "Average precision by class", first, _bars(rows), folded, left_out)
+    missing = left_out(len(every) - len(rows), "without an object in this split")
+    return worst_first("Average precision", rows, _bars, most=CLASSES, missing=missing)
 
 
-def _bars(rows: list[Mapping[str, Any]]) -> Markup:
+def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
     masks = any(row.get("mask_map") is not None for row in rows)
     cells = [
         (
@@ -80,14 +72,13 @@ def _bars(rows: list[Mapping[str, Any]]) -> Markup:
         for row in rows
     ]
     head = ("class", "", "box AP", *(["mask AP"] if masks else []), "objects")
-    return table(head, cells, caption="Average precision by class", class_="bars")
+    return table(head, cells, caption=caption, class_="bars")
 
 
 def predictions(run: Run) -> Markup:
     """Images with their true and their predicted objects."""
     if not run.drawn:
-        words = "No predictions were kept; the run was not evaluated in full."
-        return section("predictions", "Predictions", tag("p", words, class_="nothing"))
+        return no_predictions()
     words = "Left: what is there. Right: what was found, with its score. Images with the worst mistakes come first."
     note = tag("p", words, class_="quiet")
     sheet = tag("ul", *(_card(run, one) for one in run.drawn), class_="wide-sheet")

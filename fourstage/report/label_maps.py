@@ -11,9 +11,10 @@ Colours = Sequence[tuple[int, int, int]]
 
 IGNORED = (255, 255, 255)
 OPACITY = 0.6
-SIDE = 360  # of the square that an image is fitted into
+SIDE, LARGEST = 360, 1024  # of the square that a small image is fitted into, and of one for a large image
 SWATCH, LINE, LEGEND = 18, 26, 220
 GAP = 8
+ROWS = 40  # of a legend
 
 
 def colours_of(classes: int, palette: Colours | None = None) -> list[tuple[int, int, int]]:
@@ -35,8 +36,7 @@ def _spread(i: int) -> tuple[int, int, int]:
 
 def index_picture(labels_HW: np.ndarray, colours: Colours) -> Image.Image:
     """The label map as a PNG of indices with a palette: its pixels are the labels."""
-    picture = Image.fromarray(labels_HW.astype(np.uint8)).convert("P")
-    picture.putdata(labels_HW.reshape(-1).tolist())
+    picture = Image.fromarray(np.ascontiguousarray(labels_HW, dtype=np.uint8))
     picture.putpalette(_table(colours).reshape(-1).tolist())
     return picture
 
@@ -44,7 +44,7 @@ def index_picture(labels_HW: np.ndarray, colours: Colours) -> Image.Image:
 def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, colours: Colours) -> np.ndarray:
     """(H, W, 3) uint8: the image below the colours of its classes; pixels that nobody counts stay as they are."""
     coloured_HW3 = _table(colours)[labels_HW].astype(np.float32)
-    mixed_HW3 = (1 - OPACITY) * image_HW3 + OPACITY * coloured_HW3
+    mixed_HW3 = (1 - OPACITY) * image_HW3.astype(np.float32) + OPACITY * coloured_HW3
     seen_HW1 = (labels_HW < len(colours))[..., None]
     return np.where(seen_HW1, mixed_HW3, image_HW3).round().clip(0, 255).astype(np.uint8)
 
@@ -53,8 +53,8 @@ def truth_and_prediction(
     image_HW3: np.ndarray, truth_HW: np.ndarray, guess_HW: np.ndarray, colours: Colours, side: int = 256
 ) -> Image.Image:
     """The image, its true label map over it, and the predicted one, side by side."""
-    parts = [image_HW3, overlay(image_HW3, truth_HW, colours), overlay(image_HW3, guess_HW, colours)]
-    pictures = [_fitted(part, side) for part in parts]
+    plain = _fitted(image_HW3, side)
+    pictures = [plain, *(_coloured(plain, labels_HW, colours) for labels_HW in (truth_HW, guess_HW))]
     width, height = pictures[0].size
     sheet = Image.new("RGB", (3 * width + 2 * GAP, height), PAPER)
     for i, picture in enumerate(pictures):
@@ -66,12 +66,14 @@ def overlay_with_legend(
     image_HW3: np.ndarray, labels_HW: np.ndarray, names: Sequence[str], colours: Colours, title: str
 ) -> Image.Image:
     """The image, the same below the colours of its classes, and the names of those that occur, largest first."""
-    pictures = [_fitted(part, SIDE) for part in (image_HW3, overlay(image_HW3, labels_HW, colours))]
+    plain = _fitted(image_HW3, min(max(SIDE, *labels_HW.shape), LARGEST))
+    pictures = [plain, _coloured(plain, labels_HW, colours)]
     found, pixels = np.unique(labels_HW[labels_HW < len(names)], return_counts=True)
     order = [int(found[i]) for i in np.argsort(-pixels, kind="stable")]
     shares = {int(c): n / labels_HW.size for c, n in zip(found, pixels, strict=True)}
     width, height = pictures[0].size
-    tall = max(height, LINE * len(order[:40]))
+    more = len(order) - ROWS
+    tall = max(height, LINE * (min(len(order), ROWS) + (more > 0)))
     size = (4 * MARGIN + 2 * width + LEGEND, 2 * MARGIN + LINE + tall)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -79,11 +81,13 @@ def overlay_with_legend(
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (MARGIN + i * (width + MARGIN), MARGIN + LINE))
     left = 3 * MARGIN + 2 * width
-    for row, c in enumerate(order[:40]):
+    for row, c in enumerate(order[:ROWS]):
         top = MARGIN + LINE + row * LINE
         draw.rectangle((left, top, left + SWATCH, top + SWATCH), fill=tuple(colours[c]), outline=INK)
         text = f"{names[c]}  {shares[c]:.1%}"
         write_line(draw, (left + SWATCH + GAP, top), text, 15, width=LEGEND - SWATCH - GAP, ink=INK)
+    if more > 0:
+        write_line(draw, (left, MARGIN + LINE + ROWS * LINE), f"and {more} more", 15, width=LEGEND, ink=INK)
     return sheet
 
 
@@ -92,6 +96,13 @@ def _table(colours: Colours) -> np.ndarray:
     table = np.full((256, 3), IGNORED, dtype=np.uint8)
     table[: len(colours)] = np.asarray(colours, dtype=np.uint8).reshape(-1, 3)
     return table
+
+
+def _coloured(plain: Image.Image, labels_HW: np.ndarray, colours: Colours) -> Image.Image:
+    """The image, which has its final size, below the colours of its classes."""
+    labels = Image.fromarray(np.ascontiguousarray(labels_HW, dtype=np.uint8))
+    labels = labels.resize(plain.size, Image.Resampling.NEAREST)
+    return Image.fromarray(overlay(np.asarray(plain), np.asarray(labels), colours))
 
 
 def _fitted(image_HW3: np.ndarray, side: int) -> Image.Image:

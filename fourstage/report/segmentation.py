@@ -1,14 +1,14 @@
 """Sections for semantic segmentation: how each class fares, what is taken for what, and label maps over images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fourstage.report.classification import bar
-from fourstage.report.common import section
+from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.common import no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.read import Drawn, Run
-from fourstage.report.words import NOTHING, percent, plural
+from fourstage.report.words import NOTHING, percent
 
 PAIRS = 20
 CLASSES = 40  # rows before the rest is folded
@@ -23,24 +23,13 @@ def per_class(run: Run) -> Markup | None:
     rows = sorted((row for row in every if row["iou"] is not None), key=lambda row: row["iou"])
     if not rows:
         return None
-    seen = tag("p", "The worst first. ", *_protocols(run), class_="quiet")
-    absent = len(every) - len(rows)
-    words = f"{plural(absent, 'class', 'classes')} neither in the images nor predicted."
-    left_out = tag("p", words, class_="quiet") if absent else None
-    folded = None
-    if len(rows) > CLASSES + 5:
-        summary = tag("summary", f"The other {plural(len(rows) - CLASSES, 'class', 'classes')}")
-        folded = tag("details", summary, _bars(rows[CLASSES:]))
-        rows = rows[:CLASSES]
-    return section("classes", "Intersection over union by class", seen, _bars(rows), folded, left_out)
+    missing = left_out(len(every) - len(rows), "neither in the images nor predicted")
+    protocols = run.evaluation.tables.get("protocols", {})
+    note = f"Seen as {protocols['ss']}." if "ss" in protocols else ""
+    return worst_first("Intersection over union", rows, _bars, most=CLASSES, note=note, missing=missing)
 
 
-def _protocols(run: Run) -> list[str]:
-    protocols = run.evaluation.tables.get("protocols", {}) if run.evaluation else {}
-    return [f"Seen as {protocols['ss']}."] if "ss" in protocols else []
-
-
-def _bars(rows: list[Mapping[str, Any]]) -> Markup:
+def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
     cells = [
         (
             name(row["name"]),
@@ -50,7 +39,7 @@ def _bars(rows: list[Mapping[str, Any]]) -> Markup:
         )
         for row in rows
     ]
-    return table(("class", "", "IoU", "accuracy"), cells, caption="Intersection over union by class", class_="bars")
+    return table(("class", "", "IoU", "accuracy"), cells, caption=caption, class_="bars")
 
 
 def confused(run: Run) -> Markup | None:
@@ -71,8 +60,7 @@ def confused(run: Run) -> Markup | None:
 def predictions(run: Run) -> Markup:
     """Images beside their true and predicted label maps."""
     if not run.drawn:
-        words = "No predictions were kept; the run was not evaluated in full."
-        return section("predictions", "Predictions", tag("p", words, class_="nothing"))
+        return no_predictions()
     note = tag(
         "p", "Each image, its true classes, and the predicted ones; those with most wrong pixels first.", class_="quiet"
     )

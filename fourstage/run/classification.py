@@ -1,6 +1,5 @@
 """What a run asks of classification; see `kinds`."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,11 @@ from fourstage.data.formats import find_format
 from fourstage.data.mixing import Mixing
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms import eval_transform, train_transform
-from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.kinds import Opened, Record, Records, Scores, Seen, Transform
+from fourstage.run.samples import keep
 from fourstage.run.splits import open_split
 from fourstage.tasks.classification import Classification, share_within
 from fourstage.weights import imagenet22k
@@ -194,24 +193,20 @@ def class_names(task: Classification) -> Sequence[str]:
 
 def keep_samples(folder: Path, task: Classification, recipe: Recipe, val: Dataset, records: Records) -> None:
     """Small pictures of the most confident mistakes and of some right predictions."""
-    index = {val.id(i): i for i in range(len(val))}
-    (folder / "samples").mkdir(exist_ok=True)
-    lines = []
-    for number, id in enumerate(samples(records)):
-        image = val.sample(index[id]).image
-        assert isinstance(image, np.ndarray)
-        write_small(folder / "samples" / f"{number:03}.png", image)
-        lines.append({"file": f"{number:03}.png", "id": id, **records[id]})
-    write_text(folder / "samples" / "index.json", json.dumps(lines))
+
+    def draw(sample: Sample, image_HW3: np.ndarray) -> "tuple[Image, dict[str, Any]]":
+        return small(image_HW3), dict(records[sample.id])
+
+    keep(folder, val, samples(records), draw)
 
 
-def write_small(path: Path, image_HW3: np.ndarray, side: int = 192) -> None:
-    """The image as a PNG whose longer side has at most `side` pixels."""
+def small(image_HW3: np.ndarray, side: int = 192) -> "Image":
+    """A picture whose longer side has at most `side` pixels."""
     from PIL import Image
 
     picture = Image.fromarray(image_HW3)
     picture.thumbnail((side, side))
-    write_whole(path, lambda file: picture.save(file, "PNG"))
+    return picture
 
 
 def samples(records: Mapping[str, Record]) -> Sequence[str]:

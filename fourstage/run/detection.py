@@ -1,6 +1,5 @@
 """What a run asks of detection; see `kinds`."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,12 +13,12 @@ from fourstage.data.det_transforms import evaluation_transform, train_transform
 from fourstage.data.object_data import ObjectData, portraits
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.dense import create_detector
-from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.recipe import Recipe
 from fourstage.run.build import run_imports
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.kinds import Opened, Record, Records, Seen, Transform
+from fourstage.run.samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.whole import classes_in, fill_whole, recipe_with_weights
 from fourstage.tasks.detection.errors import SURE, Errors, errors_of
@@ -36,7 +35,6 @@ COLUMNS = (  # objects; per cent
 )
 MASKED = ("mask_rcnn", "cascade_mask_rcnn")  # with masks=False: Faster R-CNN and Cascade R-CNN
 SHOWN = 12  # images whose detections a run folder keeps: half of them the worst
-LISTED = 5  # detections that one line about an image names
 
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
@@ -45,7 +43,9 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def about(dataset: Dataset) -> dict[str, Any]:
-    return {"masks": bool(getattr(dataset, "has_masks", False))}
+    ids = [*getattr(dataset, "category_ids", ())]
+    known = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
+    return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
 
 
 def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Detection:
@@ -55,7 +55,8 @@ def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any
     if own.method in MASKED and about and not about.get("masks", True):
         arguments.setdefault("masks", False)
     network: Any = create_detector(own.method, own.backbone, len(classes), backbone_args=own.backbone_args, **arguments)
-    return Detection(network, classes, own.evaluation.limits)
+    ids = (about or {}).get("category_ids")
+    return Detection(network, classes, own.evaluation.limits, ids if ids and len(ids) == len(classes) else None)
 
 
 def start_from(task: Detection, weights: str) -> str:
@@ -127,29 +128,18 @@ def keep_samples(folder: Path, task: Detection, recipe: Recipe, val: Dataset, re
     """Images with their true and their predicted objects: the worst ones, and others from all over the data."""
     from fourstage.report.objects import draw_objects, side_by_side
 
-    index = {val.id(i): i for i in range(len(val))}
-    (folder / "samples").mkdir(exist_ok=True)
-    lines: list[dict[str, Any]] = []
     errors = {id: errors_of(record) for id, record in records.items()}
-    for number, id in enumerate(_samples(errors)):
-        sample, record = val.sample(index[id]), records[id]
-        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    worst = [id for id in sorted(errors, key=lambda id: (-errors[id].weight, id)) if errors[id].weight > 0]
+
+    def draw(sample: Sample, image_HW3: np.ndarray) -> "tuple[Image, dict[str, Any]]":
+        record = records[sample.id]
         truth, found = record["truth"], _sure(record)
-        true = draw_objects(sample.image, {**truth, "scores": None}, task.classes)
-        guessed = draw_objects(sample.image, found, task.classes)
-        picture, name = side_by_side(true, guessed), f"{number:03}.png"
-        write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
+        true = draw_objects(image_HW3, {**truth, "scores": None}, task.classes)
+        guessed = draw_objects(image_HW3, found, task.classes)
         counts = {"true": len(truth["labels"]), "found": len(found["labels"])}
-        lines.append({"file": name, "id": id, **counts, **_told(errors[id], record)})
-    write_text(folder / "samples" / "index.json", json.dumps(lines))
+        return side_by_side(true, guessed), {**counts, **_told(errors[sample.id], record)}
 
-
-def _samples(errors: Mapping[str, Errors]) -> list[str]:
-    """The images with the heaviest mistakes, and others drawn evenly over the data."""
-    worst = sorted(errors, key=lambda id: (-errors[id].weight, id))[: SHOWN // 2]
-    worst = [id for id in worst if errors[id].weight > 0]
-    rest = sorted(id for id in errors if id not in worst)
-    return worst + rest[:: max(1, len(rest) // (SHOWN - len(worst)))][: SHOWN - len(worst)]
+    keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
 
 
 def _told(errors: Errors, record: Record) -> dict[str, Any]:
@@ -169,7 +159,6 @@ def see(task: Detection, recipe: Recipe, sample: Sample, title: str) -> Seen:
     device = next(task.parameters()).device
     [record] = task.predict(collate([transforms(recipe)[1](sample)]).to(device)).values()
     found = _sure(record)
-    rows = list(zip(found["labels"], found["scores"], strict=True))
 
     def pictures() -> "dict[str, Image]":
         from fourstage.report.objects import draw_objects
@@ -177,13 +166,14 @@ def see(task: Detection, recipe: Recipe, sample: Sample, title: str) -> Seen:
         assert isinstance(sample.image, np.ndarray), "images come as they were read"
         return {"": draw_objects(sample.image, found, task.classes)}
 
-    text = "   ".join(f"{task.classes[label]} {score:.0%}" for label, score in rows[:LISTED])
-    more = f"   and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    rows = zip(found["labels"], found["scores"], strict=True)
+    text = in_a_line([f"{task.classes[label]} {score:.0%}" for label, score in rows])
     columns = zip(record["labels"], record["scores"], record["boxes"], strict=True)
     objects = [{"class": task.classes[c], "label": c, "score": score, "box": box} for c, score, box in columns]
-    for one, mask in zip(objects, record.get("masks", ()), strict=False):
-        one["mask"] = {"size": list(sample.original_size), "counts": mask}
-    return Seen(text + more or "nothing", {"objects": objects}, pictures)
+    if "masks" in record:
+        for one, mask in zip(objects, record["masks"], strict=True):
+            one["mask"] = {"size": list(sample.original_size), "counts": mask}
+    return Seen(text or "nothing", {"objects": objects}, pictures)
 
 
 def _own(recipe: Recipe) -> DetectionRecipe:

@@ -48,6 +48,8 @@ def _swin(part: "Part") -> tuple[str, Values]:
     for name, value in (("mlp_ratio", 4), ("patch_size", 4), ("qkv_bias", True), ("patch_norm", True)):
         part.must(name, [value], default=value)
     part.must("qk_scale", [None], default=None)
+    part.must("strides", [[4, 2, 2, 2]], default=[4, 2, 2, 2])
+    part.part("act_cfg").must("type", ["GELU"], default="GELU")
     name = _match(part, "swin_", wanted, first=f"_window{window}_")
     arguments: Values = {}
     own = registry.find(name).dense

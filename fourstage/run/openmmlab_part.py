@@ -47,6 +47,21 @@ class Part:
             raise self.error(f"has {name}={found!r:.60}, and whole numbers are needed")
         return tuple(int(one) for one in found)
 
+    def indices(self, name: str, maps: Sequence[int]) -> list[int]:
+        """Numbers of maps, finest first; negative ones count from the end. All of them where none are named."""
+        found = self.get(name, maps)
+        found = list(found) if isinstance(found, list | tuple) else [found]
+        if not found or not all(is_index(one) and -len(maps) <= one < len(maps) for one in found):
+            raise self.error(f"has {name}={self.get(name)!r:.60}, and the backbone gives {len(maps)} maps")
+        return [maps[one] for one in found]
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Several numbers above zero."""
+        found: Any = self.get(name)
+        if not isinstance(found, list | tuple) or not found or not all(is_number(one) and one > 0 for one in found):
+            raise self.error(f"has {name}={found!r:.60}, and numbers above zero are needed")
+        return tuple(found)
+
     def must(self, name: str, allowed: Sequence[Any], default: Any = None) -> None:
         """Raise ValueError unless a value is one that our networks have."""
         found = name_of(self.values) if name == "type" else self.values.get(name)
@@ -83,6 +98,10 @@ def is_number(value: object) -> bool:
 
 def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_byte(value: object) -> bool:

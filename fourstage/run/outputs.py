@@ -81,12 +81,13 @@ class CocoResults(JsonRows):
     """Detections in COCO's results format, a row each; what names an image and a class comes along.
 
     Args:
-        classes: of the labels. COCO's own classes have COCO's numbers, others count from 1.
+        classes: of the labels.
+        ids: the number of each. None: COCO's own classes have COCO's numbers, others count from 1.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+    def __init__(self, path: Path, classes: Sequence[str], ids: Sequence[int] | None = None) -> None:
         super().__init__(path, whole=True)
-        self._classes, self._ids = tuple(classes), category_ids(tuple(classes))
+        self._classes, self._ids = tuple(classes), tuple(ids or category_ids(tuple(classes)))
 
     def put(self, image_id: int, name: str, objects: Sequence[Mapping[str, Any]], **more: object) -> None:
         """Add what was found in one image.

@@ -88,7 +88,8 @@ def predict(
         if out is not None:
             make_folder(Path(out))
             if recipe.task == "detection":
-                results = stack.enter_context(CocoResults(Path(out) / RESULTS, task.classes))
+                ids = getattr(task, "category_ids", None)  # of the data that it was trained on
+                results = stack.enter_context(CocoResults(Path(out) / RESULTS, task.classes, ids))
         book = _Book(files, results)
         bar = stack.enter_context(Bar("predicting", sum(lengths), show=show))
         for file, path in zip(files, drawn, strict=True):
@@ -230,7 +231,7 @@ def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
     if path.is_file():
         if weights is not None:
             raise ValueError(f"{source} is a checkpoint already; leave --weights out, or name a model or a recipe")
-        return _of_file(read_checkpoint(path))
+        return task_of_file(read_checkpoint(path))
     return import_kind("classification").named(source, weights)
 
 
@@ -243,7 +244,7 @@ def _of_recipe(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask
     return import_kind(recipe.task).named(source, weights)
 
 
-def _of_file(file: Checkpoint) -> tuple[Recipe, AnyTask]:
+def task_of_file(file: Checkpoint) -> tuple[Recipe, AnyTask]:
     """A checkpoint says itself what it is: one of our runs, one that we converted, or one of OpenMMLab's."""
     if (converted := file.metadata.get("model")) is not None:
         return import_kind("classification").named(converted, file.path)

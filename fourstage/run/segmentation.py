@@ -1,7 +1,7 @@
 """What a run asks of semantic segmentation; see `kinds`."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ from fourstage.api import load_checkpoint
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.seg_transforms import evaluation_transform, train_transform
 from fourstage.dense import create_segmentor
-from fourstage.engine.state import write_text, write_whole
 from fourstage.recipe import Recipe
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.build import run_imports
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.kinds import Opened, Records, Seen, Transform
+from fourstage.run.samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.whole import classes_in, fill_whole, recipe_with_weights
 from fourstage.tasks.segmentation.protocol import Protocol
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 TRUTH = "label_map_HW"
 COLUMNS = (("pixels", 0), ("predicted", 0), ("iou", 4), ("acc", 4), ("iou_ms_flip", 4))  # the last three in per cent
 SHOWN = 12  # images whose label maps a run folder keeps: half of them the worst
-LISTED = 5  # classes that one line about an image names
 
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
@@ -65,12 +64,11 @@ def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any
 
 def _single(own: SegmentationRecipe) -> Protocol:
     e = own.evaluation
-    return Protocol(e.scale, window=e.window, stride=e.stride)
+    return Protocol(e.scale, window=e.window, stride=e.stride, divisor=e.divisor)
 
 
 def _multi(own: SegmentationRecipe) -> Protocol:
-    e = own.evaluation
-    return Protocol(e.scale, ratios=e.ratios, ratios_of=e.ratios_of, flip=True, window=e.window, stride=e.stride)
+    return replace(_single(own), ratios=own.evaluation.ratios, ratios_of=own.evaluation.ratios_of, flip=True)
 
 
 def start_from(task: Segmentation, weights: str) -> str:
@@ -146,30 +144,20 @@ def keep_samples(folder: Path, task: Segmentation, recipe: Recipe, val: Dataset,
     """Images beside their true and their predicted label maps: the worst ones, and others from all over the data."""
     from fourstage.report.label_maps import colours_of, truth_and_prediction
 
-    index = {val.id(i): i for i in range(len(val))}
-    (folder / "samples").mkdir(exist_ok=True)
-    colours, lines = colours_of(len(task.classes), task.palette), []
-    for number, id in enumerate(_samples(records, len(task.classes))):
-        sample = val.sample(index[id])
-        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    classes = len(task.classes)
+    right = {id: _share_right(record, classes) for id, record in records.items()}
+    colours = colours_of(classes, task.palette)
+
+    def draw(sample: Sample, image_HW3: np.ndarray) -> "tuple[Image, dict[str, Any]]":
         assert sample.label_map_HW is not None, "validation images have label maps"
-        guess_HW = _label_map(task, recipe, sample)
-        picture = truth_and_prediction(sample.image, sample.label_map_HW.numpy(), guess_HW, colours)
-        name = f"{number:03}.png"
-        write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
-        there = sorted({*np.unique(sample.label_map_HW.numpy()).tolist(), *np.unique(guess_HW).tolist()})
-        legend = [[c, list(colours[c])] for c in there if c < len(task.classes)]
-        lines.append(
-            {"file": name, "id": id, "right": 100 * _share_right(records[id], len(task.classes)), "legend": legend}
-        )
-    write_text(folder / "samples" / "index.json", json.dumps(lines))
+        truth_HW, guess_HW = sample.label_map_HW.numpy(), _label_map(task, recipe, sample)
+        there = sorted({*np.unique(truth_HW).tolist(), *np.unique(guess_HW).tolist()})
+        legend = [[c, list(colours[c])] for c in there if c < classes]
+        picture = truth_and_prediction(image_HW3, truth_HW, guess_HW, colours)
+        return picture, {"right": 100 * right[sample.id], "legend": legend}
 
-
-def _samples(records: Records, classes: int) -> list[str]:
-    """The images with most wrong pixels, and others drawn evenly over the data."""
-    worst = sorted(records, key=lambda id: (_share_right(records[id], classes), id))[: SHOWN // 2]
-    rest = sorted(id for id in records if id not in worst)
-    return worst + rest[:: max(1, len(rest) // (SHOWN - SHOWN // 2))][: SHOWN - SHOWN // 2]
+    worst = sorted(right, key=lambda id: (right[id], id))
+    keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
 
 
 def _share_right(record: Mapping[str, Any], classes: int) -> float:
@@ -194,9 +182,8 @@ def see(task: Segmentation, recipe: Recipe, sample: Sample, title: str) -> Seen:
             "_labels": index_picture(guess_HW, colours),
         }
 
-    text = "   ".join(f"{name} {share:.1%}" for name, share in shares[:LISTED])
-    more = f"   and {len(shares) - LISTED} more" if len(shares) > LISTED else ""
-    return Seen(text + more, {"classes": [{"class": name, "share": share} for name, share in shares]}, pictures)
+    text = in_a_line([f"{name} {share:.1%}" for name, share in shares])
+    return Seen(text, {"classes": [{"class": name, "share": share} for name, share in shares]}, pictures)
 
 
 def _label_map(task: Segmentation, recipe: Recipe, sample: Sample) -> np.ndarray:

@@ -13,12 +13,12 @@ from fourstage.weights.dense import AUXILIARY, BACKBONE, load_dense_state
 from fourstage.weights.load import Report, which_models
 from fourstage.weights.safe import Checkpoint, read_checkpoint
 
-# last layer of a head, OpenMMLab's name or ours -> classes from its rows; background is one, RetinaNet has 9 anchors
+# last layer of a head, OpenMMLab's name or ours -> classes from its rows; background is one
 ROWS = {
     r"(roi_head\.bbox_head\.(0\.)?fc_cls|box_head(s\.0)?\.classify)\.weight": lambda rows: rows - 1,
-    r"(bbox_head\.retina_cls|dense_head\.classify)\.weight": lambda rows: rows // 9,
     r"(decode_head\.conv_seg|decoder\.classify)\.weight": lambda rows: rows,
 }
+DENSE_ROWS = ("bbox_head.retina_{}.weight", "dense_head.{}.weight")  # RetinaNet's: classes and four deltas an anchor
 
 # what keys of MMDetection's and MMSegmentation's heads contain -> our method, the first that is found
 METHODS = {
@@ -65,10 +65,15 @@ def classes_in(file: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
 
 
 def _rows(state: Mapping[str, Tensor]) -> int | None:
+    state = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
     for key, value in state.items():
         for pattern, classes in ROWS.items():
-            if re.fullmatch(r"(module\.|network\.)*" + pattern, key):
+            if re.fullmatch(pattern, key):
                 return classes(len(value))
+    for names, (classify, regress) in zip(DENSE_ROWS, (("cls", "reg"), ("classify", "regress")), strict=True):
+        scores, deltas = (state.get(names.format(name)) for name in (classify, regress))
+        if scores is not None and deltas is not None and len(deltas) >= 4:
+            return len(scores) // (len(deltas) // 4)
     return None
 
 

@@ -21,6 +21,7 @@ TABLES = {  # method -> the module with its table, in METHODS
     "cascade_mask_rcnn": "mmdet",
 }
 BACKBONE = "backbone."
+HEAD = "head."  # of a classifier, beside a backbone: MMPretrain has it so
 AUXILIARY = "auxiliary."  # trains along and predicts nothing: a file or a network may be without it
 
 
@@ -45,9 +46,11 @@ def load_dense_state(
     inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
     backbone = model.get_submodule(BACKBONE[:-1])
-    if not inner or not around:  # a classifier or a backbone
+    classifier = bool(inner) and all(key.startswith(HEAD) for key in around)
+    if not around or classifier or (not inner and backbone.state_dict()):  # a classifier or a backbone
         report = _load_backbone(backbone, inner or state, source)
-        return _joined(report, source, {}, (), fresh=[key for key in own if not re.fullmatch(COUNTER, key)])
+        fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
+        return _joined(report, source, {}, tuple(around) if inner else (), fresh=fresh)
     renamed, gone = _our_names(around, own, method, source)
     filled, fresh, left = _fit(renamed, own, method, source, fresh_head)
     report = _load_backbone(backbone, inner, source)

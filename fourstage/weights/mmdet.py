@@ -1,15 +1,13 @@
 """MMDetection 2 and 3, and the forks of the Swin line: necks and heads of detectors, by the same names in all of them.
 
-The heads' tables are complete for RetinaNet, Mask R-CNN (with and without masks) and Cascade Mask R-CNN; what is below
-`backbone.` is renamed by the tables of the backbone's own family, see `detector_rules`.
+The tables are complete for RetinaNet, Mask R-CNN (with and without masks) and Cascade Mask R-CNN. What is below
+`backbone.` is renamed by the tables of the backbone's own family, see `dense`.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
-from torch import Tensor
-
-from fourstage.weights.rules import Rule, claims, rename
+from fourstage.weights.rules import Rule
 
 WB = r"(weight|bias)"
 NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -57,35 +55,3 @@ REGIONS = (
 )
 HEADS = (*FPN, *RETINA, *RPN, *REGIONS)
 METHODS: dict[str, tuple[Rule, ...]] = dict.fromkeys(("retinanet", "mask_rcnn", "cascade_mask_rcnn"), HEADS)
-
-
-def below(prefix: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Rules for keys, theirs and ours, that stand below `prefix`, which ends with a dot."""
-
-    def named(rule: Rule) -> Callable[[re.Match[str]], str]:
-        return lambda match: f"{prefix}{rule.ours(match)}"
-
-    return tuple(
-        Rule(re.escape(prefix) + rule.pattern, None if rule.name is None else named(rule), rule.change)
-        for rule in rules
-    )
-
-
-def detector_rules(backbone: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The table of a whole detector, from that of its backbone."""
-    return (*below("backbone.", backbone), *HEADS)
-
-
-def rename_detector(state: Mapping[str, Tensor], tables: Sequence[Sequence[Rule]]) -> dict[str, Tensor]:
-    """A detector's state dict under our names.
-
-    Args:
-        tables: of those who write checkpoints of this backbone; the one that claims every key of it is taken. Where
-            none does, as with those of timm and your own, the backbone keeps its names.
-
-    Raises:
-        ValueError: a key of neck or heads is none that these detectors have.
-    """
-    inner = [key.removeprefix("backbone.") for key in state if key.startswith("backbone.")]
-    fitting = (rules for rules in tables if inner and all(len(claims(rules, key)) == 1 for key in inner))
-    return rename(state, detector_rules(next(fitting, (Rule(r"(.*)", r"\1"),))))

@@ -1,6 +1,6 @@
 """MMSegmentation's own names of necks and heads, of versions 0.x and 1.x.
 
-Below `backbone.` a checkpoint has the names of whoever wrote the backbone; `segmentor_rules` puts the tables together.
+What is below `backbone.` is renamed by the tables of the backbone's own family, see `dense`.
 """
 
 import re
@@ -11,8 +11,8 @@ from fourstage.weights.rules import Rule
 NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
-def below(rules: Sequence[Rule], theirs: str, ours: str) -> tuple[Rule, ...]:
-    """`rules` for keys with a prefix, theirs and ours, such as `backbone.`."""
+def _below(rules: Sequence[Rule], theirs: str, ours: str) -> tuple[Rule, ...]:
+    """`rules` for keys with a prefix, theirs and ours, such as `decode_head.` and `decoder.`."""
 
     def moved(rule: Rule) -> Rule:
         pattern = re.escape(theirs) + f"(?:{rule.pattern})"
@@ -57,29 +57,23 @@ FPN_HEAD = (  # between its convolutions lie doublings, which have a number too 
         lambda m: f"scales.{m[1]}.convs.{int(m[2]) // 2}.norm.{m[3]}",
     ),
 )
-FCN_HEAD = (CLASSIFY, *_conv_norm(r"convs\.(\d+)", r"convs.\1"))
+FCN_HEAD = (CLASSIFY, *_conv_norm(r"convs\.(\d+)", r"convs.\1"), *_conv_norm("conv_cat", "merge"))
+# Heads that train along may be of any kind, and several: what is of no use here is left out
+OTHER_AUXILIARY = Rule(r"auxiliary_head\.(?!conv_seg\.|(?:convs\.\d+|conv_cat)\.(?:conv|bn|gn|ln)\.).*", None)
 
 AROUND = (Rule(r"data_preprocessor\.(?:mean|std)", None),)  # what images are normalised with is no weight
 
 METHODS: dict[str, tuple[Rule, ...]] = {
     "upernet": (
-        *below(UPER_HEAD, "decode_head.", "decoder."),
-        *below(FCN_HEAD, "auxiliary_head.", "auxiliary."),
+        *_below(UPER_HEAD, "decode_head.", "decoder."),
+        *_below(FCN_HEAD, "auxiliary_head.", "auxiliary."),
+        OTHER_AUXILIARY,
         *AROUND,
     ),
     "semantic_fpn": (
-        *below(FPN_NECK, "neck.", "neck."),
-        *below(FPN_HEAD, "decode_head.", "decoder."),
+        *_below(FPN_NECK, "neck.", "neck."),
+        *_below(FPN_HEAD, "decode_head.", "decoder."),
+        Rule(r"auxiliary_head\..*", None),
         *AROUND,
     ),
 }
-
-
-def segmentor_rules(method: str, backbone: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The table for a whole segmentor.
-
-    Args:
-        method: "upernet" or "semantic_fpn".
-        backbone: one of the tables of the backbone's family.
-    """
-    return (*below(backbone, "backbone.", "backbone."), *METHODS[method])

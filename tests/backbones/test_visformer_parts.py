@@ -150,7 +150,7 @@ def test_qk_scale_factor_multiplies_queries_and_keys_each() -> None:
 
 def test_the_demo_network_is_small() -> None:
     model = fourstage.create_model("visformer_digits")
-    assert 1e6 < sum(p.numel() for p in model.parameters()) < 2e6
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 2.5e6
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert isinstance(fourstage.create_backbone("visformer_digits").get_submodule("norms.2"), nn.BatchNorm2d)
 

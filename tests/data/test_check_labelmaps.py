@@ -94,7 +94,7 @@ def test_classes_that_are_rare_missing_or_without_names(folder: Path) -> None:
         save(folder / f"masks/train/{i}.png", labels)
     findings, summary = check(folder)
     assert kinds(findings) == {
-        "note: classes without names": 2, "note: class that does not occur": 2, "note: rare class": 1,
+        "note: classes without names": 1, "note: class that does not occur": 2, "note: rare class": 1,
     }  # fmt: skip
     assert "1 pixels of 'class 3'" in of_kind(findings, "rare class").what
     assert summary.splits["train"].per_class == {"class 0": 8, "class 1": 8, "class 2": 0, "class 3": 1}
@@ -106,3 +106,15 @@ def test_one_split_alone(folder: Path) -> None:
     findings, summary = check(folder)
     assert kinds(findings) == {"note: no train split": 1}
     assert list(summary.splits) == ["val"]
+
+
+def test_one_folder_for_both_splits_is_told_once(folder: Path) -> None:
+    for part in ("images", "masks"):
+        shutil.rmtree(folder / part / "val")
+    (folder / "classes.txt").unlink()
+    save(folder / "masks/train/9.png", np.zeros((40, 48), np.uint8))
+    (folder / "masks/train/3.png").unlink()
+    expected = {"warning: label map without image": 1, "error: no label map": 1, "note: classes without names": 1}
+    found = kinds(check(folder).findings)
+    assert {kind: found[kind] for kind in expected} == expected
+    assert found["note: layout"] == 1

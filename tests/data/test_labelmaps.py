@@ -121,7 +121,7 @@ def test_ade20k(pair: Pair, tmp_path: Path) -> None:
     pair("images/validation/y.jpg", "annotations/validation/y.png", [0, 7])
     dataset = LabelMaps(tmp_path, "train")
     assert len(dataset.classes) == len(dataset.palette) == 150
-    assert "objectInfo150.txt" in dataset.note
+    assert (dataset.classes[:2], dataset.classes[-1]) == (("wall", "building"), "flag")  # known without its table
     expected = np.where(stored == 0, IGNORE, stored.astype(int) - 1)
     np.testing.assert_array_equal(labels_of(dataset).numpy(), expected)
     rows = [f"{i}\t0.1\t5\t5\tthing {i}, other name" for i in range(1, 151)]
@@ -205,6 +205,24 @@ def test_numbers_are_read_in_every_mode_that_holds_them(mode: str, folder: Path)
         image.putpalette([0, 0, 0, 250, 0, 0])
     image.save(path)
     np.testing.assert_array_equal(labels_of(LabelMaps(folder, "train")).numpy(), values)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ([0, 0, 0, 128, 0, 0], [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]),  # two colours for four classes
+        ([9, 9, 9, 0, 128, 0, 9, 9, 9], [(9, 9, 9), (0, 128, 0), (0, 0, 0), (128, 0, 0)]),  # one colour twice
+    ],
+)
+def test_every_class_has_a_colour_of_its_own(
+    stored: list[int], expected: list[tuple[int, int, int]], pair: Pair, tmp_path: Path
+) -> None:
+    pair("images/train/0.png", "masks/train/0.png", [0, 1])
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    image = Image.fromarray(np.zeros(SIDES, np.uint8))
+    image.putpalette(stored)
+    image.save(tmp_path / "masks/train/0.png", bits=4)
+    assert list(LabelMaps(tmp_path, "train").palette) == expected
 
 
 def test_an_image_turned_by_exif_fits_its_upright_label_map(folder: Path) -> None:

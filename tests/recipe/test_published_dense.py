@@ -73,3 +73,10 @@ def test_every_dense_recipe_builds(name: str) -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters()))
     build.schedule(recipe, 117_266 // recipe.optimisation.batch_size)
     kind_of(recipe).transforms(recipe)
+
+
+@pytest.mark.parametrize("name", list_recipes("retinanet_*_coco_*"))
+def test_retinanets_choose_as_the_library_of_their_numbers_did(name: str) -> None:
+    """SMT's and ScalableViT's numbers are of MMDetection 2.11 and 2.10, whose candidates are anchors."""
+    recipe: Any = resolve(name).recipe
+    assert recipe.method_args["candidates"] == "anchors"

@@ -4,14 +4,13 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run.exact import start, wait
+from run.runs import logged
 from test_dense_bad_input import change, no_objects_in_half, scenes_in, words
-from test_two_processes import start
 
 from fourstage.cli import main
 from fourstage.engine.state import load_state
@@ -33,28 +32,16 @@ def command(method: str, data: Path, out: Path, *more: str) -> list[str]:
     return words(method, data, out, *own, *more)
 
 
-def lines(out: Path, kind: str) -> list[dict[str, Any]]:
-    log = out / "log.jsonl"
-    every = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    return [line for line in every if line["kind"] == kind]
-
-
-def wait(processes: list[subprocess.Popen[str]], code: int = 0) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == code, errors
-
-
 @pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])
 def test_two_processes_train_and_score_as_one(
     method: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     wait(start(command(method, scenes, out), 2))
-    train = lines(out, "train")
+    train = logged(out, "train")
     assert [line["step"] for line in train] == [1, 2]  # one process writes
     assert all(math.isfinite(value) for line in train for value in (*line["losses"].values(), line["grad_norm"]))
-    assert [line["which"] for line in lines(out, "evaluation")] == ["model", "ema"]
+    assert [line["which"] for line in logged(out, "evaluation")] == ["model", "ema"]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
     assert load_state(out / "checkpoints" / "last.pt")["finished"]
     divided = json.loads((out / "evaluation.json").read_text())
@@ -70,7 +57,7 @@ def test_one_process_goes_on_with_a_run_of_two(
     """Each process draws its own regions, so the numbers that follow are others; it says so."""
     out, more = tmp_path / "run", ["length=16it", "evaluate_every=16it"]
     begun = start(command("mask_rcnn", scenes, out, *more), 2)
-    while len(lines(out, "train")) < 2:
+    while len(logged(out, "train")) < 2:
         assert all(process.poll() is None for process in begun)
         time.sleep(0.01)
     os.kill(begun[0].pid, signal.SIGTERM)
@@ -81,5 +68,5 @@ def test_one_process_goes_on_with_a_run_of_two(
     printed = capsys.readouterr().out
     assert "not bit for bit" in printed
     assert "processes 2 before, 1 now" in printed
-    assert [line["step"] for line in lines(out, "train")] == list(range(1, 17))
+    assert [line["step"] for line in logged(out, "train")] == list(range(1, 17))
     assert load_state(out / "checkpoints" / "last.pt")["finished"]

@@ -1,25 +1,20 @@
 """Detection and segmentation from the command line: train, stop, continue, evaluate, predict, and what goes wrong."""
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable, Generator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run.runs import losses, refused, stop_before
 
 from fourstage.cli import main
 from fourstage.data.digit_scenes import write_digit_scenes
-from fourstage.data.sample import Batch
 from fourstage.engine.state import load_state
 
-run_train = import_module("fourstage.run.train")  # the package names a function the same
 SHORT = ["length=6it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=6it", "ema=0.9"]
 SMALL = {
     "digit_scenes_upernet": ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"],
@@ -44,24 +39,6 @@ def words(recipe: str, data: Path, out: Path, *more: str) -> list[str]:
         else ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]
     )
     return ["train", recipe, "--data", str(data), "--out", str(out), *SHORT, *SMALL[recipe], *size, *more]
-
-
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM reaches this process when the batch of `step` is asked for."""
-    real = run_train.train_batches
-
-    def batches(*args: Any, first_step: int, **named: Any) -> Generator[list[Batch]]:
-        for number, parts in enumerate(real(*args, first_step=first_step, **named), first_step):
-            if number == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield parts
-
-    monkeypatch.setattr(run_train, "train_batches", batches)
-
-
-def losses(out: Path) -> list[tuple[int, Any]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["losses"]) for line in lines if line["kind"] == "train"]
 
 
 @pytest.mark.parametrize("recipe", SMALL)
@@ -129,16 +106,6 @@ def test_a_detector_starts_from_the_classifier(
     for recipe in ("digit_scenes_retinanet", "digit_scenes_upernet"):
         assert main([*words(recipe, scenes, tmp_path / recipe, start), "--dry-run"]) == 0
         assert "starting from best.pt" in capsys.readouterr().out
-
-
-def refused(code: int, capsys: pytest.CaptureFixture[str], *expected: str) -> None:
-    err = capsys.readouterr().err
-    line = err.strip().splitlines()[-1]
-    assert code == 2, err
-    assert line.startswith("fourstage: ")
-    assert "Traceback" not in err
-    for word in expected:
-        assert word in line, line
 
 
 def not_coco(root: Path) -> tuple[str, ...]:

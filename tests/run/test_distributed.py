@@ -1,12 +1,7 @@
-"""Processes, nodes and ways to divide the work change no number: the losses of one process, in double precision.
+"""Processes, nodes and ways to divide the work change no number: the losses of one process, in double precision."""
 
-The network has no batch statistics, mixing and drop path are off: what differs between processes by nature.
-"""
-
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,32 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from run.exact import assert_same, free_port, totals, wait, write_recipe
 
 from fourstage.engine.state import load_state
 
-NETWORK = """
-import fourstage
-from fourstage.backbones import swin
-
-
-@fourstage.register
-def layer_norms(num_classes: int = 10, img_size: int = 32):
-    return swin.tiny(img_size=img_size, num_classes=num_classes)
-"""
-RECIPE = """
-base: digits_visformer
-imports: [network.py]
-model: layer_norms
-precision: float64
-ema: 0.9
-workers: 0
-log_every: 1
-evaluate_every: 20it
-checkpoint_every: 5it
-optimisation: {batch_size: 32, length: 20it, lr: 1.0e-3, warmup: 0it, warmup_lr: 0.0, min_lr: 0.0, grad_clip: 1.0}
-augmentation: {mixup: 0.0, cutmix: 0.0}
-"""
-EXACT = 1e-8
 pytestmark = pytest.mark.torture  # two minutes of launchers; test_processes.py has the short form
 Agents = list[subprocess.Popen[str]]
 
@@ -50,18 +23,6 @@ def spawn(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait(agents: Agents) -> None:
-    for agent in agents:
-        _, errors = agent.communicate(timeout=300)
-        assert agent.returncode == 0, errors
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def torchrun(processes: int, out: Path, *changes: str, options: tuple[str, ...] = ("--standalone",)) -> Agents:
@@ -75,37 +36,15 @@ def two_nodes(out: Path) -> Agents:
     return torchrun(2, out, options=meet) + torchrun(2, out, options=meet)
 
 
-def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line["total"] for line in lines if line["kind"] == "train"]
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line["metrics"] for line in lines if line["kind"] == "evaluation"]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process; its folder's parent holds the recipe."""
     folder = tmp_path_factory.mktemp("distributed")
-    (folder / "network.py").write_text(NETWORK)
-    (folder / "exact.yaml").write_text(RECIPE)
-    out = folder / "alone"
-    wait([spawn("fourstage", "train", str(folder / "exact.yaml"), "--out", str(out))])
-    assert len(losses(out)) == 20
-    assert losses(out)[0] > 1.1 * losses(out)[-1]
+    recipe, out = write_recipe(folder, steps=20, save=5), folder / "alone"
+    wait([spawn("fourstage", "train", str(recipe), "--out", str(out))], timeout=300)
+    assert len(totals(out)) == 20
+    assert totals(out)[0] > 1.1 * totals(out)[-1]
     return out
-
-
-def assert_same(out: Path, alone: Path) -> None:
-    assert losses(out) == pytest.approx(losses(alone), abs=EXACT)
-    for found, wanted in zip(metrics(out), metrics(alone), strict=True):
-        assert found == pytest.approx(wanted, abs=EXACT)
-    ours, theirs = (load_state(folder / "checkpoints" / "last.pt") for folder in (out, alone))
-    for part in ("model", "ema"):
-        for key, value in theirs[part].items():
-            torch.testing.assert_close(ours[part][key], value, rtol=0, atol=EXACT)
 
 
 WAYS: dict[str, Callable[[Path], Agents]] = {
@@ -119,7 +58,7 @@ WAYS: dict[str, Callable[[Path], Agents]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_any_division_gives_the_losses_of_one_process(way: str, alone: Path) -> None:
     out = alone.with_name(way.replace(" ", "-"))
-    wait(WAYS[way](out))
+    wait(WAYS[way](out), timeout=300)
     assert_same(out, alone)
 
 
@@ -127,7 +66,7 @@ def test_fsdp_averages_batch_norms_as_ddp_does(alone: Path) -> None:
     """Its parameters are divided, its running statistics are not; both move in the average."""
     folders = {way: alone.with_name(f"batch-norms-{way}") for way in ("ddp", "fsdp")}
     for way, out in folders.items():
-        wait(torchrun(2, out, f"parallel={way}", "model=visformer_digits"))
+        wait(torchrun(2, out, f"parallel={way}", "model=visformer_digits"), timeout=300)
     assert_same(folders["fsdp"], folders["ddp"])
     found = load_state(folders["fsdp"] / "checkpoints" / "last.pt")
     means = [key for key in found["ema"] if key.endswith("running_mean")]
@@ -150,7 +89,7 @@ def test_each_reads_the_others_checkpoint(first: str, then: str, alone: Path) ->
     begun[0].send_signal(signal.SIGTERM)
     begun[0].communicate(timeout=100)
     assert 3 <= load_state(out / "checkpoints" / "last.pt")["step"] < 20
-    wait(torchrun(2, out, f"parallel={then}"))
+    wait(torchrun(2, out, f"parallel={then}"), timeout=300)
     assert_same(out, alone)
 
 

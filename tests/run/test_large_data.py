@@ -1,11 +1,7 @@
 """Training from shards, lists and archives by the command line: what resumes, and what is refused."""
 
-import json
-import os
-import signal
 import zipfile
 from collections.abc import Callable, Generator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run.runs import losses, refused, run_train, stop_before
 
 from fourstage.cli import main
 from fourstage.data.digits import Digits
@@ -20,7 +17,6 @@ from fourstage.data.sample import Batch
 from fourstage.data.shard_write import write_shards
 from fourstage.engine.state import load_state
 
-run_train = import_module("fourstage.run.train")  # the package names a function the same
 SHORT = ["length=9it", "batch_size=8", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=9it", "ema=0.9"]
 
 
@@ -47,24 +43,6 @@ def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "digits"
     write_shards(photos, folder, count=7)
     return folder
-
-
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM reaches this process when the batch of `step` is asked for."""
-    real = run_train.train_batches
-
-    def batches(*args: Any, first_step: int, **named: Any) -> Generator[list[Batch]]:
-        for number, parts in enumerate(real(*args, first_step=first_step, **named), first_step):
-            if number == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield parts
-
-    monkeypatch.setattr(run_train, "train_batches", batches)
-
-
-def losses(out: Path) -> list[tuple[int, Any]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["losses"]) for line in lines if line["kind"] == "train"]
 
 
 def test_a_run_over_shards_that_was_stopped_ends_with_the_same_bits(
@@ -94,16 +72,6 @@ def test_an_epoch_passes_over_the_shards_once(shards: Path, tmp_path: Path, monk
     monkeypatch.setattr(run_train, "train_batches", batches)
     assert main(words(shards, tmp_path / "run", "--dry-run")) == 0
     assert seen == [(7, 7, 7, 7, 7, 5)]
-
-
-def refused(code: int, capsys: pytest.CaptureFixture[str], *expected: str) -> None:
-    err = capsys.readouterr().err
-    line = err.strip().splitlines()[-1]
-    assert code == 2, err
-    assert line.startswith("fourstage: ")
-    assert "Traceback" not in err
-    for word in expected:
-        assert word in line, line
 
 
 def cut_shard(root: Path, photos: Path) -> tuple[str, ...]:

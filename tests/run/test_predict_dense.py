@@ -26,8 +26,9 @@ from fourstage.data.det_transforms import evaluation_transform
 from fourstage.data.images import read_image
 from fourstage.data.sample import Sample, collate
 from fourstage.data.seg_transforms import evaluation_transform as as_bytes
+from fourstage.run import detection as kind
 from fourstage.run import predict
-from fourstage.run.openmmlab import from_config
+from fourstage.run.openmmlab import apply_limits, from_config
 from fourstage.run.videos import frames_of, look_at
 from fourstage.run.whole import fitting_recipes
 from fourstage.tasks.detection.box_head import Selecting
@@ -59,7 +60,7 @@ SEGMENTORS: dict[str, tuple[dict[str, Any], dict[str, Any], Protocol]] = {
         configs.upernet(),
         Protocol((128, 96), window=(64, 64), stride=(32, 32)),
     ),
-    "semantic_fpn": ({"channels": 16, "neck_channels": 16}, configs.semantic_fpn(), Protocol((128, 96))),
+    "semantic_fpn": ({"channels": 16, "neck_channels": 16}, configs.semantic_fpn(), Protocol((128, 96), divisor=32)),
 }
 
 
@@ -166,6 +167,24 @@ def test_a_detector_is_found_by_its_checkpoint_alone(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", *(f"{p.stem}.png" for p in photos)}
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
+def test_a_detector_is_built_from_its_checkpoint_alone(name: str, tmp_path: Path) -> None:
+    method, arguments, config = DETECTORS[name]
+    file = checkpoint(tmp_path / "m.pth", method, detector(name), config)
+    by_hand = fourstage.create_detector(method, "swin_mini", len(CLASSES), checkpoint_path=file, **arguments)
+    network: Any = fourstage.create_detector(file)
+    assert (network.method, network.num_classes, network.training) == (method, len(CLASSES), False)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in by_hand.state_dict().items())
+    limits = (
+        (network.rpn.proposals, network.selecting) if name == "mask_rcnn" else (network.per_level, network.per_image)
+    )
+    assert limits == ((PROPOSING, SELECTING) if name == "mask_rcnn" else (40, 7))
+    with pytest.raises(ValueError, match="says itself what it is"):
+        fourstage.create_detector(file, "swin_tiny")
+    with pytest.raises(ValueError, match="holds no segmentor but a network of detection"):
+        fourstage.create_segmentor(str(file))
+
+
 def test_results_are_what_coco_tools_read(photos: list[Path], tmp_path: Path) -> None:
     from faster_coco_eval import COCO as TRUTH
 
@@ -180,6 +199,28 @@ def test_results_are_what_coco_tools_read(photos: list[Path], tmp_path: Path) ->
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     found = truth.loadRes(str(tmp_path / "out" / "results.json"))
     assert len(found.anns) == len(rows) > 0
+
+
+def test_results_have_the_category_ids_of_the_data_that_was_trained_on(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Numbered:
+        has_masks = True
+        category_ids: tuple[Any, ...] = (7, 3, 40)
+
+    known = kind.about(Numbered())  # pyright: ignore[reportArgumentType]
+    assert json.loads(json.dumps(known)) == {"masks": True, "category_ids": [7, 3, 40]}
+    Numbered.category_ids = ("a", 3, 40)  # no numbers, no results that COCO's tools read
+    assert kind.about(Numbered()) == {"masks": True}  # pyright: ignore[reportArgumentType]
+
+    method, _, config = DETECTORS["mask_rcnn"]
+    file = checkpoint(tmp_path / "m.pth", method, detector("mask_rcnn"), config)
+    build = kind.build_task
+    monkeypatch.setattr(kind, "build_task", lambda recipe, classes, about: build(recipe, classes, known))
+    predict(file, photos, out=tmp_path / "out", show=False)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert rows
+    assert all(row["category_id"] == (7, 3, 40)[CLASSES.index(row["category"])] for row in rows)
 
 
 @pytest.mark.parametrize("name", SEGMENTORS)
@@ -291,6 +332,63 @@ def test_whole_published_configurations_are_understood() -> None:
     assert segmentor.recipe.subject == "upernet over swin_tiny"
 
 
+SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
+    (configs.mask_rcnn(), "rpn_head.anchor_generator.scales", [4, 8], {"rpn": {"scales": [4, 8]}}),
+    (configs.mask_rcnn(), "rpn_head.feat_channels", 24, {"rpn": {"channels": 24}}),
+    (configs.mask_rcnn(), "rpn_head.num_convs", 2, {"rpn": {"convs": 2}}),
+    (configs.mask_rcnn(), "roi_head.bbox_roi_extractor.finest_scale", 56, {}),
+    (configs.mask_rcnn(), "roi_head.bbox_head.reg_class_agnostic", True, {"class_agnostic": True}),
+    (configs.mask_rcnn(), "roi_head.mask_head.num_convs", 2, {"mask_convs": 2}),
+    (configs.mask_rcnn(), "test_cfg.rcnn.mask_thr_binary", 0.6, {}),
+    (configs.cascade(plain=True), "roi_head.mask_head.conv_out_channels", 8, {"mask_channels": 8}),
+    (configs.retinanet(), "bbox_head.feat_channels", 24, {"tower_channels": 24}),
+    (configs.retinanet(), "bbox_head.anchor_generator.scales_per_octave", 2, {"scales_per_octave": 2}),
+    (configs.retinanet(), "bbox_head.anchor_generator.ratios", [1.0], {"ratios": [1.0]}),
+]
+
+
+@pytest.mark.parametrize(("model", "path", "value", "more"), SETTINGS)
+def test_what_a_configuration_may_have_otherwise_is_built(
+    model: dict[str, Any], path: str, value: object, more: dict[str, Any]
+) -> None:
+    usual: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
+    found = from_config(configs.of_mmengine(changed(model, path, value)), "m.pth", classes=CLASSES)
+    recipe: Any = found.recipe
+    assert recipe.method_args == {**usual.method_args, **more}
+    network: Any = fourstage.create_detector(recipe.method, "swin_mini", 3, **recipe.method_args)
+    apply_limits(network, found.limits)
+    if "mask_thr" in path:
+        assert network.selecting.mask_threshold == value
+    if "agnostic" in path:
+        assert network.box_head.regress.out_features == 4
+
+
+def test_boxes_are_read_from_maps_as_the_configuration_says() -> None:
+    model = configs.mask_rcnn()
+    for name in ("bbox", "mask"):
+        model = changed(model, f"roi_head.{name}_roi_extractor.finest_scale", 28)
+    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
+    network: Any = fourstage.create_detector("mask_rcnn", "swin_mini", 3, **recipe.method_args)
+    assert (network.box_pool.finest, network.mask_pool.finest) == (28, 28)
+    with pytest.raises(ValueError, match="finest_scale=56"):
+        from_config(configs.of_mmengine(changed(model, "roi_head.mask_roi_extractor.finest_scale", 56)), "m.pth")
+
+
+def test_a_mask_rcnn_may_have_the_heads_of_the_swin_line() -> None:
+    model = configs.mask_rcnn()
+    model["roi_head"] = {**model["roi_head"], "bbox_head": configs.cascade()["roi_head"]["bbox_head"][0]}
+    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
+    assert (recipe.method_args["heads"], recipe.method_args["conv_channels"]) == ("4conv1fc", 16)
+
+
+def test_maps_of_fewer_stages_begin_where_the_backbone_does() -> None:
+    model = changed(configs.mask_rcnn(), "backbone.out_indices", [0, 1, 2])
+    model = changed(changed(model, "neck.in_channels", configs.WIDTHS[:3]), "neck.num_outs", 4)
+    model = changed(model, "rpn_head.anchor_generator.strides", [4, 8, 16, 32])
+    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
+    assert recipe.backbone_args["out_indices"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(("version", "candidates"), [("2.11.0", "anchors"), ("2.19.1+1", "pairs"), (None, "pairs")])
 def test_retinanet_chooses_as_its_version_did(version: str | None, candidates: str) -> None:
     meta = {} if version is None else {"mmdet_version": version}
@@ -312,8 +410,10 @@ REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.mask_rcnn(), "backbone.depths", "many", "depths='many'"),
     (configs.mask_rcnn(), "backbone.mlp_ratio", 2, "mlp_ratio=2"),
     (configs.mask_rcnn(), "neck.type", "PAFPN", "PAFPN"),
-    (configs.mask_rcnn(), "neck.num_outs", 6, "num_outs=6"),
-    (configs.mask_rcnn(), "rpn_head.anchor_generator.scales", [4, 8], r"scales=\[4, 8\]"),
+    (configs.mask_rcnn(), "neck.num_outs", 3, "num_outs=3, and 4 maps come in"),
+    (configs.mask_rcnn(), "neck.num_outs", 6, r"strides=\[4, 8, 16, 32, 64\]"),
+    (configs.mask_rcnn(), "rpn_head.anchor_generator.scales", [0, 8], r"scales=\[0, 8\]"),
+    (configs.mask_rcnn(), "rpn_head.anchor_generator.center_offset", 0.5, "center_offset=0.5"),
     (configs.mask_rcnn(), "roi_head", None, "MMDetection 1"),
     (configs.mask_rcnn(), "roi_head.bbox_head.type", "DoubleConvFCBBoxHead", "DoubleConvFCBBoxHead"),
     (configs.mask_rcnn(), "roi_head.bbox_head.num_classes", 5, "names 3 classes.*num_classes=5"),
@@ -326,7 +426,7 @@ REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.cascade(), "roi_head.bbox_head", [], "cascade"),
     (configs.retinanet(), "neck.add_extra_convs", "on_output", "on_output"),
     (configs.upernet(), "decode_head.type", "PSPHead", "PSPHead.*UPerHead"),
-    (configs.upernet(), "decode_head.align_corners", True, "align_corners=True"),
+    (configs.upernet(), "decode_head.act_cfg", {"type": "GELU"}, "GELU"),
 ]
 
 

@@ -165,6 +165,7 @@ class Selecting:
     score_threshold: float = 0.05  # more than this
     iou_threshold: float = 0.5
     per_image: int = 100
+    mask_threshold: float = 0.5  # from this probability on, a pixel belongs to the object
 
 
 USUAL = Selecting()

@@ -1,22 +1,21 @@
 """Cascade Mask R-CNN, https://arxiv.org/abs/1906.09756. R regions, C classes, N proposals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import USUAL, BoxHead, BoxLoss, Samples, Selecting, regions_of
+from fourstage.tasks.detection.box_head import USUAL, BoxHead, Samples, Selecting, regions_of
 from fourstage.tasks.detection.detector import Detections, truths_of
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, IoUMatcher
-from fourstage.tasks.detection.rois import to_rois
+from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import Proposing
-from fourstage.tasks.detection.two_stage import BOX_REGION, TwoStage
-
-Heads = Literal["2fc", "4conv1fc"]
+from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
+from fourstage.tasks.parts.settings import made
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,15 @@ class CascadeMaskRCNN(TwoStage):
         heads: "2fc": two linear layers, one box for all classes, smooth L1 loss. "4conv1fc": four convolutions with
             norm and a linear layer, a box for each class, GIoU loss on the boxes, as the Swin line has them.
         norm: of the convolutions; over all processes where batches are small.
-        channels: of the neck.
+        class_agnostic: one box for all classes instead of a box for each; None: as `heads` have it.
+        box_loss: "l1", "smooth_l1" or "giou"; None: that of `heads`.
+        stages: of the box heads, one after the other; also as mappings.
         regions: that train the heads, in each image and stage.
-        selecting: which detections remain.
+        channels, num_outs, conv_channels, fc_channels, mask_channels, mask_convs, training_proposals, rpn, finest,
+            selecting: see `MaskRCNN`.
     """
+
+    method = "cascade_mask_rcnn"
 
     def __init__(
         self,
@@ -59,48 +63,53 @@ class CascadeMaskRCNN(TwoStage):
         masks: bool = True,
         heads: Heads = "2fc",
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        stages: Sequence[CascadeStage] = STAGES,
+        class_agnostic: bool | None = None,
+        box_loss: BoxLossName | None = None,
+        stages: Sequence[CascadeStage | Mapping[str, Any]] = STAGES,
         channels: int = 256,
+        num_outs: int | None = None,
         conv_channels: int = 256,
         fc_channels: int = 1024,
         mask_channels: int = 256,
-        training_proposals: Proposing = PROPOSALS,
+        mask_convs: int = 4,
+        training_proposals: Proposing | Mapping[str, Any] = PROPOSALS,
+        rpn: Mapping[str, Any] | None = None,
+        finest: float = FINEST,
         regions: int = 512,
-        selecting: Selecting = USUAL,
+        selecting: Selecting | Mapping[str, Any] = USUAL,
     ) -> None:
-        if heads not in ("2fc", "4conv1fc"):
-            raise ValueError(f"heads are '2fc' or '4conv1fc'; got {heads!r}")
+        first = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
         super().__init__(
             backbone,
             num_classes,
             channels=channels,
-            beta=1 / 9,
-            whole_anchors=True,
-            training_proposals=training_proposals,
+            num_outs=num_outs,
+            rpn={**first, **(rpn or {})},
+            finest=finest,
             regions=regions,
             selecting=selecting,
         )
         plain = heads == "2fc"
-        self.stages = tuple(stages)
-        self.matchers = [IoUMatcher(s.iou, s.iou, s.iou, rescue=False) for s in stages]
+        self.stages = tuple(made(CascadeStage, "a stage", stage) for stage in stages)
+        if not self.stages:
+            raise ValueError("a cascade has at least one stage; stages is empty")
+        self.matchers = [IoUMatcher(s.iou, s.iou, s.iou, rescue=False) for s in self.stages]
         self.box_heads = nn.ModuleList(
-            BoxHead(
+            box_head(
                 channels,
                 num_classes,
-                size=BOX_REGION,
-                convs=0 if plain else 4,
+                heads,
+                norm=norm,
                 conv_channels=conv_channels,
-                norm=None if plain else norm,
-                fcs=2 if plain else 1,
-                channels=fc_channels,
-                class_agnostic=plain,
+                fc_channels=fc_channels,
+                class_agnostic=plain if class_agnostic is None else class_agnostic,
                 stds=s.stds,
-                loss=BoxLoss("smooth_l1") if plain else BoxLoss("giou", 10.0),
+                loss=box_loss or ("smooth_l1" if plain else "giou"),
             )
-            for s in stages
+            for s in self.stages
         )
         self.mask_heads = nn.ModuleList(
-            MaskHead(channels, num_classes, channels=mask_channels) for _ in stages if masks
+            MaskHead(channels, num_classes, convs=mask_convs, channels=mask_channels) for _ in self.stages if masks
         )
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:

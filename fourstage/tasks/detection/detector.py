@@ -48,9 +48,12 @@ class Detector(nn.Module):
         num_classes: C; labels run from 0.
 
     Attributes:
+        method: the name by which it is built and by which the names in foreign checkpoints are known.
         mean_over_ranks: the mean of a scalar over the processes that train together. Losses are divided by it where a
             process alone would divide by a count of its own. The identity is how the published detectors were trained.
     """
+
+    method: str
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, num_classes: int) -> None:
         super().__init__()

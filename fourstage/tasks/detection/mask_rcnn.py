@@ -1,18 +1,22 @@
 """Mask R-CNN, https://arxiv.org/abs/1703.06870; without masks it is Faster R-CNN."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import USUAL, BoxHead, Selecting, regions_of
+from fourstage.tasks.detection.box_head import USUAL, Selecting, regions_of
 from fourstage.tasks.detection.detector import Detections, truths_of
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, IoUMatcher
-from fourstage.tasks.detection.rois import to_rois
+from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import Proposing
-from fourstage.tasks.detection.two_stage import BOX_REGION, TwoStage
+from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
 
 PROPOSALS = Proposing(2000, 1000)  # in training
+STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes
 
 
 class MaskRCNN(TwoStage):
@@ -21,12 +25,20 @@ class MaskRCNN(TwoStage):
     Args:
         backbone: with `levels`, all of which are used.
         masks: False: boxes alone.
-        channels: of the neck.
-        fc_channels: of the box head.
-        mask_channels: of the mask head.
-        regions: that train the heads, in each image.
-        selecting: which detections remain.
+        heads: "2fc": two linear layers, L1 loss. "4conv1fc": four convolutions with norm and a linear layer, GIoU loss
+            on the boxes.
+        norm: of the convolutions; over all processes where batches are small.
+        class_agnostic: one box for all classes instead of a box for each.
+        box_loss: "l1", "smooth_l1" or "giou"; None: that of `heads`.
+        channels, num_outs: of the neck, see `TwoStage`.
+        conv_channels, fc_channels: of the box head.
+        mask_channels, mask_convs: of the mask head.
+        training_proposals: how many proposals train; also as a mapping.
+        rpn: further settings of the proposals, see `RPNHead`.
+        finest, regions, selecting: see `TwoStage`.
     """
+
+    method = "mask_rcnn"
 
     def __init__(
         self,
@@ -34,25 +46,44 @@ class MaskRCNN(TwoStage):
         num_classes: int,
         *,
         masks: bool = True,
+        heads: Heads = "2fc",
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        class_agnostic: bool = False,
+        box_loss: BoxLossName | None = None,
         channels: int = 256,
+        num_outs: int | None = None,
+        conv_channels: int = 256,
         fc_channels: int = 1024,
         mask_channels: int = 256,
-        training_proposals: Proposing = PROPOSALS,
+        mask_convs: int = 4,
+        training_proposals: Proposing | Mapping[str, Any] = PROPOSALS,
+        rpn: Mapping[str, Any] | None = None,
+        finest: float = FINEST,
         regions: int = 512,
-        selecting: Selecting = USUAL,
+        selecting: Selecting | Mapping[str, Any] = USUAL,
     ) -> None:
         super().__init__(
             backbone,
             num_classes,
             channels=channels,
-            beta=0.0,
-            whole_anchors=False,
-            training_proposals=training_proposals,
+            num_outs=num_outs,
+            rpn={"training_proposals": training_proposals, **(rpn or {})},
+            finest=finest,
             regions=regions,
             selecting=selecting,
         )
-        self.box_head = BoxHead(channels, num_classes, size=BOX_REGION, channels=fc_channels)
-        self.mask_head = MaskHead(channels, num_classes, channels=mask_channels) if masks else None
+        self.box_head = box_head(
+            channels,
+            num_classes,
+            heads,
+            norm=norm,
+            conv_channels=conv_channels,
+            fc_channels=fc_channels,
+            class_agnostic=class_agnostic,
+            stds=STDS,
+            loss=box_loss or ("l1" if heads == "2fc" else "giou"),
+        )
+        self.mask_head = MaskHead(channels, num_classes, convs=mask_convs, channels=mask_channels) if masks else None
         self.matcher = IoUMatcher(0.5, 0.5, 0.5)
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:

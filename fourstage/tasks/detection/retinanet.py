@@ -39,6 +39,8 @@ class RetinaHead(nn.Module):
         levels: of the maps.
         convs: 3x3 convolutions of each tower.
         channels: of the towers.
+        base_scale: side of the smallest square anchor, in strides.
+        scales_per_octave: sizes of anchors from there on to below twice that.
         ratios: of anchors, height over width.
     """
 
@@ -126,8 +128,11 @@ class RetinaNet(Detector):
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used.
-        channels: of the neck and the towers.
+        channels: of the neck.
         convs: of each tower.
+        tower_channels: of the towers; None: those of the neck.
+        num_outs: maps of the neck.
+        base_scale, scales_per_octave, ratios: of the anchors, see `RetinaHead`.
         score_threshold: what is found must score more.
         candidates: what enters non-maximum suppression: the best 1,000 (anchor, class) "pairs" of each level, as
             MMDetection does it since 2.19, or all classes of the best 1,000 "anchors" as before.
@@ -139,6 +144,8 @@ class RetinaNet(Detector):
         ValueError: the backbone has no map at stride 8 or coarser.
     """
 
+    method = "retinanet"
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -146,7 +153,11 @@ class RetinaNet(Detector):
         *,
         channels: int = 256,
         convs: int = 4,
+        tower_channels: int | None = None,
         num_outs: int = 5,
+        base_scale: float = 4,
+        scales_per_octave: int = 3,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
         score_threshold: float = 0.05,
         candidates: Candidates = "pairs",
         per_level: int = 1000,
@@ -157,7 +168,15 @@ class RetinaNet(Detector):
         start = from_stride(levels, 8)
         neck = FPN(levels, channels, max(num_outs, len(levels) - start), start_level=start, extra="input")
         super().__init__(backbone, neck, num_classes)
-        self.dense_head = RetinaHead(neck.levels, num_classes, convs=convs, channels=channels)
+        self.dense_head = RetinaHead(
+            neck.levels,
+            num_classes,
+            convs=convs,
+            channels=tower_channels or channels,
+            base_scale=base_scale,
+            scales_per_octave=scales_per_octave,
+            ratios=ratios,
+        )
         if candidates not in ("pairs", "anchors"):
             raise ValueError(f"candidates are the best 'pairs' or the best 'anchors'; got {candidates!r}")
         self.score_threshold, self.candidates, self.per_level = score_threshold, candidates, per_level

@@ -9,7 +9,7 @@ from torchvision.ops import roi_align
 from fourstage.backbones.layers import Level
 from fourstage.tasks.detection.boxes import as_float32, box_areas
 
-SMALL = 14  # cells of the finest map: boxes of less than four times this side are read from it
+FINEST = 56.0  # pixels; boxes of less than twice this side are read from the finest map
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -24,17 +24,18 @@ class RoIPool(nn.Module):
         levels: of the maps, finest first, each half as large as the one before.
         size: M.
         samples: points a side in each cell of the grid; 0: as many as the box has cells there.
+        finest: boxes of less than twice this side, pixels, are read from the first map, whatever its stride is.
     """
 
-    def __init__(self, levels: Sequence[Level], size: int, samples: int = 0) -> None:
+    def __init__(self, levels: Sequence[Level], size: int, samples: int = 0, finest: float = FINEST) -> None:
         super().__init__()
         self.strides = tuple(level.stride for level in levels)
-        self.size, self.samples = size, samples
+        self.size, self.samples, self.finest = size, samples, finest
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
-        """(R,) index of a map: the finest for boxes up to 28 of its cells a side, one coarser for each doubling."""
+        """(R,) index of a map: the first for boxes below twice `finest`, one coarser for each doubling."""
         side_R = box_areas(boxes_R4).sqrt()
-        return torch.log2(side_R / (SMALL * self.strides[0]) + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
+        return torch.log2(side_R / self.finest + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
 
     def forward(self, maps: Sequence[Tensor], rois_R5: Tensor) -> Tensor:
         """(R, C, M, M) from one (B, C, H_i, W_i) map per level, averaged in float32; further maps are left alone."""
@@ -53,4 +54,4 @@ class RoIPool(nn.Module):
         return torch.cat(parts)[back].to(dtype)
 
     def extra_repr(self) -> str:
-        return f"strides={self.strides}, size={self.size}, samples={self.samples}"
+        return f"strides={self.strides}, size={self.size}, samples={self.samples}, finest={self.finest}"

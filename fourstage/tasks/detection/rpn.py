@@ -1,8 +1,9 @@
 """Region proposals: which boxes may hold an object of any kind. B images, A anchors a cell, N anchors in all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from fourstage.tasks.detection.losses import divide, smooth_l1_sum
 from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.parts.settings import made
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ def flat(x_BCHW: Tensor, values: int) -> Tensor:
     return as_float32(x_BCHW).permute(0, 2, 3, 1).reshape(len(x_BCHW), -1, values)
 
 
+def first_best(scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best scores of each row and where they are, best first, and of equal ones the first first.
+
+    Sigmoid leaves many scores near 1 equal, and which of two equal boxes suppresses the other changes what follows.
+    """
+    place_BN = scores_BN.topk(count).indices.sort().values
+    scores_BN, order_BN = scores_BN.gather(1, place_BN).sort(descending=True, stable=True)
+    return scores_BN, place_BN.gather(1, order_BN)
+
+
 def match_inside(matcher: IoUMatcher, anchors_N4: Tensor, usable_N: Tensor, boxes_G4: Tensor) -> Tensor:
     """(N,) as `matcher` gives it for the usable anchors alone; the others are IGNORED."""
     if bool(usable_N.all()):
@@ -46,11 +58,14 @@ def match_inside(matcher: IoUMatcher, anchors_N4: Tensor, usable_N: Tensor, boxe
 
 
 class RPNHead(nn.Module):
-    """Objectness and box deltas for three anchors a cell, on maps of one width.
+    """Objectness and box deltas for every anchor of every cell, on maps of one width.
 
     Args:
         levels: of the maps.
+        channels: of the convolutions; None: those of the maps.
         convs: 3x3 convolutions before the two predictions.
+        scales: sides of square anchors, in strides.
+        ratios: of anchors, height over width.
         beta: of the smooth L1 loss; 0: L1.
         whole_anchors: train only anchors that lie wholly within their image.
         count: anchors that train, in each image.
@@ -60,22 +75,26 @@ class RPNHead(nn.Module):
         self,
         levels: Sequence[Level],
         *,
+        channels: int | None = None,
         convs: int = 1,
+        scales: Sequence[float] = (8.0,),
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
         beta: float = 0.0,
         whole_anchors: bool = False,
         count: int = 256,
-        training_proposals: Proposing = IN_TRAINING,
-        proposals: Proposing = AT_TEST,
+        training_proposals: Proposing | Mapping[str, Any] = IN_TRAINING,
+        proposals: Proposing | Mapping[str, Any] = AT_TEST,
     ) -> None:
         super().__init__()
-        width = levels[0].channels
-        self.anchors = AnchorGrid([level.stride for level in levels], scales=(8,), ratios=(0.5, 1.0, 2.0))
-        self.convs = nn.Sequential(*(ConvNormAct(width, width, 3, act=nn.ReLU()) for _ in range(convs)))
-        self.objectness = nn.Conv2d(width, self.anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(width, 4 * self.anchors.per_cell, 1)
+        widths = [levels[0].channels, *[channels or levels[0].channels] * convs]
+        self.anchors = AnchorGrid([level.stride for level in levels], scales, ratios)
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))
+        self.objectness = nn.Conv2d(widths[-1], self.anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors.per_cell, 1)
         self.coder, self.matcher, self.sampler = BoxCoder(), IoUMatcher(0.7, 0.3, 0.3), Sampler(count, 0.5)
         self.beta, self.whole_anchors = beta, whole_anchors
-        self.training_proposals, self.proposals = training_proposals, proposals
+        self.training_proposals = made(Proposing, "training_proposals", training_proposals)
+        self.proposals = made(Proposing, "proposals", proposals)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -136,7 +155,7 @@ class RPNHead(nn.Module):
             scores_BN, deltas_BN4 = flat(logits_BAHW, 1).squeeze(2).sigmoid(), flat(deltas_BAHW, 4)
             anchors_BN4 = anchors_N4.expand(len(scores_BN), -1, -1)
             if scores_BN.shape[1] > how.per_level:
-                scores_BN, best_BN = scores_BN.topk(how.per_level)
+                scores_BN, best_BN = first_best(scores_BN, how.per_level)
                 best_BN4 = best_BN[:, :, None].expand(-1, -1, 4)
                 deltas_BN4, anchors_BN4 = deltas_BN4.gather(1, best_BN4), anchors_BN4.gather(1, best_BN4)
             boxes.append(self.coder.decode(anchors_BN4, deltas_BN4, limit_B12))

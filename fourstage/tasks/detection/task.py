@@ -20,15 +20,24 @@ class Detection(nn.Module):
         network: the detector.
         classes: class names, in the order of the labels.
         limits: detections of one class in one image that count; see `coco_ap`.
+        category_ids: the number of each class in the data's own COCO json, for results in that format; None: it has
+            none.
     """
 
     main_metric = "box_map"
 
-    def __init__(self, network: Detector, classes: Sequence[str], limits: Sequence[int] = coco_ap.LIMITS) -> None:
+    def __init__(
+        self,
+        network: Detector,
+        classes: Sequence[str],
+        limits: Sequence[int] = coco_ap.LIMITS,
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if len(classes) != network.num_classes:
             raise ValueError(f"the detector tells {network.num_classes} classes apart, and {len(classes)} are named")
         self.network, self.classes, self.limits = network, tuple(classes), tuple(limits)
+        self.category_ids = None if category_ids is None else tuple(category_ids)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The detector's losses; what it draws by chance follows from torch's generator."""

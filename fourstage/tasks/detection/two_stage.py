@@ -1,23 +1,66 @@
 """What detectors with a second look at each proposal share. R regions, C classes, N detections."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import BoxHead, Samples, Selecting, sample_regions, select
+from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples, Selecting, sample_regions, select
 from fourstage.tasks.detection.detector import Detections, Detector, Truth, levels_of, scale_of, to_original
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.matching import Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.rois import RoIPool, to_rois
-from fourstage.tasks.detection.rpn import Proposing, RPNHead
+from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.settings import check_names, made
 
 BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head
 BOXES, MASKS = 1000, 100  # regions of an image for each box head and each mask head, in published costs
+
+Heads = Literal["2fc", "4conv1fc"]
+BoxLossName = Literal["l1", "smooth_l1", "giou"]
+LOSSES: dict[str, BoxLoss] = {"l1": BoxLoss(), "smooth_l1": BoxLoss("smooth_l1"), "giou": BoxLoss("giou", 10.0)}
+
+
+def box_head(
+    in_channels: int,
+    num_classes: int,
+    heads: Heads,
+    *,
+    norm: Callable[[int], nn.Module],
+    conv_channels: int,
+    fc_channels: int,
+    class_agnostic: bool,
+    stds: tuple[float, float, float, float],
+    loss: str,
+) -> BoxHead:
+    """A box head by name: two linear layers, or four convolutions with norm and one linear layer.
+
+    Raises:
+        ValueError: there is no such head or loss.
+    """
+    if heads not in ("2fc", "4conv1fc"):
+        raise ValueError(f"heads are '2fc' or '4conv1fc'; got {heads!r}")
+    if loss not in LOSSES:
+        raise ValueError(f"box_loss is one of {', '.join(LOSSES)}; got {loss!r}")
+    plain = heads == "2fc"
+    return BoxHead(
+        in_channels,
+        num_classes,
+        size=BOX_REGION,
+        convs=0 if plain else 4,
+        conv_channels=conv_channels,
+        norm=None if plain else norm,
+        fcs=2 if plain else 1,
+        channels=fc_channels,
+        class_agnostic=class_agnostic,
+        stds=stds,
+        loss=LOSSES[loss],
+    )
 
 
 class TwoStage(Detector):
@@ -26,9 +69,14 @@ class TwoStage(Detector):
     Args:
         backbone: with `levels`, all of which are used; one more map for proposals is half as large as the last one.
         channels: of the neck.
-        beta, whole_anchors, training_proposals: of the proposals, see `RPNHead`.
+        num_outs: maps that it gives; None: one more than the backbone. Proposals come from all of them.
+        rpn: settings of the proposals, see `RPNHead`.
+        finest: pixels; boxes of less than twice this side are read from the first map.
         regions: that train the heads, in each image.
-        selecting: which detections remain.
+        selecting: which detections remain; also as a mapping.
+
+    Raises:
+        ValueError: a setting that there is not.
     """
 
     neck: FPN
@@ -39,20 +87,19 @@ class TwoStage(Detector):
         num_classes: int,
         *,
         channels: int,
-        beta: float,
-        whole_anchors: bool,
-        training_proposals: Proposing,
+        num_outs: int | None,
+        rpn: Mapping[str, Any],
+        finest: float,
         regions: int,
-        selecting: Selecting,
+        selecting: Selecting | Mapping[str, Any],
     ) -> None:
         levels = levels_of(backbone)
-        super().__init__(backbone, FPN(levels, channels, len(levels) + 1), num_classes)
-        self.rpn = RPNHead(
-            self.neck.levels, beta=beta, whole_anchors=whole_anchors, training_proposals=training_proposals
-        )
+        super().__init__(backbone, FPN(levels, channels, num_outs or len(levels) + 1), num_classes)
+        check_names(RPNHead, "rpn", rpn, but=("levels",))
+        self.rpn = RPNHead(self.neck.levels, **rpn)
         used = self.neck.levels[: len(levels)]
-        self.box_pool, self.mask_pool = RoIPool(used, BOX_REGION), RoIPool(used, MASK_REGION)
-        self.sampler, self.selecting = Sampler(regions, 0.25), selecting
+        self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
+        self.sampler, self.selecting = Sampler(regions, 0.25), made(Selecting, "selecting", selecting)
 
     def usual_work(self, images_BCHW: Tensor) -> None:
         """As `Detector.usual_work`: 1,000 regions for each box head, 100 for each mask head."""
@@ -131,7 +178,8 @@ class TwoStage(Detector):
             scale = scale_of(batch, i) if rescale else (1.0, 1.0)
             size = batch.original_sizes[i] if rescale else batch.sizes[i]
             boxes_N4 = d.boxes_N4 / d.boxes_N4.new_tensor(scale * 2)
-            out.append(Detections(boxes_N4, d.labels_N, d.scores_N, SmallMasks(small_NMM, boxes_N4, size)))
+            masks = SmallMasks(small_NMM, boxes_N4, size, self.selecting.mask_threshold)
+            out.append(Detections(boxes_N4, d.labels_N, d.scores_N, masks))
         return out
 
 

@@ -7,7 +7,7 @@ an image, R x K pixels of a strip.
 
 import math
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class View:
         size: (H, W) that counts; pixels beyond it are padding that the network sees.
         extent: (H, W) of each window.
         corners: top and left of each window, in the mirrored view where it is one.
+        aligned: whether logits are resized with aligned corners.
         coarse: what the network gave for windows, (C, h, w) by their number.
     """
 
@@ -45,6 +46,7 @@ class View:
     mirrored: bool
     extent: Size
     corners: list[tuple[int, int]]
+    aligned: bool = False
     coarse: dict[int, Tensor] = field(default_factory=dict)
 
     def window(self, number: int) -> Tensor:
@@ -71,20 +73,22 @@ class View:
 
     def read_for(self, out: Size, rows: Span, columns: Span) -> tuple[Span, Span]:
         """Which pixels of the view, not mirrored, a part of the result is made of."""
-        return span_read(self.size[0], out[0], rows), span_read(self.size[1], out[1], columns)
+        return span_read(self.size[0], out[0], rows, self.aligned), span_read(
+            self.size[1], out[1], columns, self.aligned
+        )
 
     def part(self, out: Size, rows: Span, columns: Span) -> Tensor:
         """The logits of this view resized to `out`: the part (C, R, K) of them."""
         down, across = self.read_for(out, rows, columns)
         logits_CRK = self._averaged(down, self.as_seen(across))
         logits_CRK = logits_CRK.flip(-1) if self.mirrored else logits_CRK
-        return part_of_resized(logits_CRK, self.size, out, rows, columns, origin=(down[0], across[0]))
+        return part_of_resized(logits_CRK, self.size, out, rows, columns, (down[0], across[0]), self.aligned)
 
     def _averaged(self, rows: Span, columns: Span) -> Tensor:
         """The mean over all windows, on pixels of the view."""
         numbers = self.touching(rows, columns)
         if len(self.corners) == 1:
-            return part_of_resized(self.coarse[0], _size(self.coarse[0]), self.extent, rows, columns)
+            return self._enlarged(0, rows, columns)
         first = self.coarse[numbers[0]]
         total_CRK = first.new_zeros(first.shape[0], rows[1] - rows[0], columns[1] - columns[0])
         count_RK = first.new_zeros(total_CRK.shape[1:])
@@ -93,10 +97,14 @@ class View:
                 _overlap(corner, side, span)
                 for corner, side, span in zip(self.corners[i], self.extent, (rows, columns), strict=True)
             )
-            part = part_of_resized(self.coarse[i], _size(self.coarse[i]), self.extent, r, k)
-            total_CRK[:, y[0] : y[1], x[0] : x[1]] += part
+            total_CRK[:, y[0] : y[1], x[0] : x[1]] += self._enlarged(i, r, k)
             count_RK[y[0] : y[1], x[0] : x[1]] += 1
         return total_CRK.div_(count_RK)
+
+    def _enlarged(self, number: int, rows: Span, columns: Span) -> Tensor:
+        """A part of a window's logits, on its pixels."""
+        coarse_CHW = self.coarse[number]
+        return part_of_resized(coarse_CHW, _size(coarse_CHW), self.extent, rows, columns, aligned=self.aligned)
 
 
 def _overlap(corner: int, side: int, span: Span) -> tuple[Span, Span]:
@@ -188,13 +196,25 @@ class Inference:
             image_3HW = image_3HW[:, :height, :width].cpu()
             sizes = protocol.sizes((height, width))
             scaled = [_bytes_resized(image_3HW, size) for size in sizes]
-            return _Picture(_views(scaled, sizes, protocol), (height, width))
+            return _Picture(self._views(scaled, sizes, protocol), (height, width))
         if protocol.views == 1:  # the padding stays, and is seen
-            return _Picture(_views([image_3HW], [(height, width)], protocol), batch.original_sizes[i])
+            return _Picture(self._views([image_3HW], [(height, width)], protocol), batch.original_sizes[i])
         image_3HW = image_3HW[:, :height, :width]
         sizes = [(int(height * ratio + 0.5), int(width * ratio + 0.5)) for ratio in protocol.ratios]
         scaled = [_floats_resized(image_3HW, size) for size in sizes]
-        return _Picture(_views(scaled, sizes, protocol), batch.original_sizes[i])
+        return _Picture(self._views(scaled, sizes, protocol), batch.original_sizes[i])
+
+    def _views(self, scaled: Sequence[Tensor], sizes: Sequence[Size], protocol: Protocol) -> list[View]:
+        """Plain views, each followed by its mirror image where that is wanted."""
+        views, aligned = [], self.network.align_corners
+        for pixels_3HW, size in zip(scaled, sizes, strict=True):
+            height, width = (math.ceil(side / protocol.divisor) * protocol.divisor for side in _size(pixels_3HW))
+            window = (height, width) if protocol.window is None else protocol.window
+            extent = max(SMALLEST, min(window[0], height)), max(SMALLEST, min(window[1], width))
+            corners = protocol.windows((height, width))
+            plain = View(pixels_3HW, size, False, extent, corners, aligned)
+            views += [plain, replace(plain, mirrored=True, coarse={})] if protocol.flip else [plain]
+        return views
 
     def _parts(self, picture: _Picture) -> Generator[tuple[Span, Span, Tensor]]:
         """Scores in strips, top to bottom, where the windows are many in several columns."""
@@ -261,8 +281,7 @@ class Inference:
 
     def _bytes(self, extent: Size) -> int:
         """Of what the network gives for a window."""
-        stride = self.network.levels[0].stride
-        return 4 * self.network.num_classes * math.prod(math.ceil(side / stride) for side in extent)
+        return 4 * self.network.num_classes * math.prod(math.ceil(side / self.network.stride) for side in extent)
 
     def _band(self, picture: _Picture) -> int:
         """The widest columns for which the windows of a strip can be kept."""
@@ -286,18 +305,6 @@ class Inference:
         """Rows of a strip: as many as `strip` allows for the result, and for a larger view that it is made of."""
         larger = max(1.0, *(math.prod(v.size) / math.prod(picture.out) for v in picture.views))
         return max(1, int(self.strip / (self.network.num_classes * columns * larger)))
-
-
-def _views(scaled: Sequence[Tensor], sizes: Sequence[Size], protocol: Protocol) -> list[View]:
-    """Plain views, each followed by its mirror image where that is wanted."""
-    views = []
-    for pixels_3HW, size in zip(scaled, sizes, strict=True):
-        seen = _size(pixels_3HW)
-        extent = seen if protocol.window is None else tuple(map(min, protocol.window, seen))
-        padded = max(SMALLEST, extent[0]), max(SMALLEST, extent[1])
-        corners = protocol.windows(seen)
-        views += [View(pixels_3HW, size, mirrored, padded, corners) for mirrored in (False, True)[: 1 + protocol.flip]]
-    return views
 
 
 def _bytes_resized(image_3HW: Tensor, size: Size) -> Tensor:

@@ -6,26 +6,35 @@ from torch import Tensor
 from fourstage.data.sample import IGNORE
 
 
-def pixel_cross_entropy(logits_BChw: Tensor, labels_BHW: Tensor, *, over_valid: bool = False) -> Tensor:
+def pixel_cross_entropy(
+    logits_BChw: Tensor,
+    labels_BHW: Tensor,
+    *,
+    over_valid: bool = False,
+    ignore: int = IGNORE,
+    align_corners: bool = False,
+) -> Tensor:
     """Cross-entropy of logits that are first resized to the label maps.
 
     Args:
         logits_BChw: (B, C, h, w) of any size, in float32 or better.
-        labels_BHW: (B, H, W) integers; `IGNORE` adds nothing.
+        labels_BHW: (B, H, W) integers.
         over_valid: divide by the pixels that are not ignored; as published, by all pixels.
+        ignore: the label that adds nothing.
+        align_corners: of the resizing.
 
     Returns:
         A scalar; 0 where everything is ignored.
     """
-    logits_BCHW = resized(logits_BChw, labels_BHW.shape[1:])
-    total = F.cross_entropy(logits_BCHW, labels_BHW.long(), ignore_index=IGNORE, reduction="sum")
+    logits_BCHW = resized(logits_BChw, labels_BHW.shape[1:], align_corners)
+    total = F.cross_entropy(logits_BCHW, labels_BHW.long(), ignore_index=ignore, reduction="sum")
     if not over_valid:
         return total / labels_BHW.numel()
-    return total / (labels_BHW != IGNORE).sum().clamp(min=1)
+    return total / (labels_BHW != ignore).sum().clamp(min=1)
 
 
-def resized(x_BChw: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Bilinear, corners not aligned; as it is where it has this size already."""
+def resized(x_BChw: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:
+    """Bilinear; as it is where it has this size already."""
     if tuple(x_BChw.shape[2:]) == tuple(size):
         return x_BChw
-    return F.interpolate(x_BChw, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(x_BChw, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -7,6 +7,7 @@ from fourstage.data.resizing import Size, keep_ratio
 from fourstage.data.seg_transforms import times
 
 SMALLEST = 32  # pixels; smaller views are padded
+MOST_DIVISOR = 1024
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -23,6 +24,7 @@ class Protocol:
         flip: every view is seen mirrored too.
         window: (H, W) of windows; None: whole images.
         stride: (H, W) from one window to the next.
+        divisor: the sides of every view are filled up to multiples of it, in pixels, after it is mirrored.
 
     Raises:
         ValueError: impossible values.
@@ -34,6 +36,7 @@ class Protocol:
     flip: bool = False
     window: Size | None = None
     stride: Size | None = None
+    divisor: int = 1
 
     def __post_init__(self) -> None:
         if not self.ratios or min(self.ratios) <= 0:
@@ -50,6 +53,9 @@ class Protocol:
                     f"stride {list(self.stride)} leaves pixels between windows of {list(self.window)} unseen; "
                     "choose one from 1 to the window's sides"
                 )
+        if not 1 <= self.divisor <= min(self.window or (MOST_DIVISOR, MOST_DIVISOR)):
+            most = f"{MOST_DIVISOR} and the sides of a window"
+            raise ValueError(f"divisor is a number of pixels from 1, at most {most}; got {self.divisor}")
 
     def __str__(self) -> str:
         how = (
@@ -58,7 +64,8 @@ class Protocol:
         image = self.ratios_of == "image" or self.scale is None
         base = "their own size" if image else f"at most {_sides(self.scale)}"
         ratios = "" if self.ratios == (1.0,) else f" x {', '.join(f'{ratio:g}' for ratio in self.ratios)}"
-        return f"{how}, {base}{ratios}{', each also mirrored' if self.flip else ''}"
+        filled = "" if self.divisor == 1 else f", filled up to multiples of {self.divisor}"
+        return f"{how}, {base}{ratios}{filled}{', each also mirrored' if self.flip else ''}"
 
     @property
     def views(self) -> int:

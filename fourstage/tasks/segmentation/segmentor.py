@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
@@ -19,9 +20,12 @@ class Segmentor(nn.Module):
         neck: the backbone's maps to as many others, before the decoder.
         auxiliary: a second decoder on the backbone's own maps, which trains along and predicts nothing.
         auxiliary_weight: factor on its loss.
+        align_corners: how logits are resized, here and in `Inference`; the decoders have their own.
+        reads: which of the backbone's maps go into neck and decoder; None: all.
 
     Attributes:
         levels: of the backbone.
+        stride: pixels from one cell of the logits to the next.
 
     Raises:
         ValueError: a number of classes that label maps cannot hold.
@@ -36,32 +40,44 @@ class Segmentor(nn.Module):
         neck: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
+        align_corners: bool = False,
+        reads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_classes(num_classes)
         self.backbone, self.neck, self.decoder, self.auxiliary = backbone, neck, decoder, auxiliary
-        self.num_classes, self.auxiliary_weight = num_classes, auxiliary_weight
-        self.levels = getattr(backbone, "levels")  # noqa: B009 - nn.Module's own attributes are typed
+        self.num_classes, self.auxiliary_weight, self.align_corners = num_classes, auxiliary_weight, align_corners
+        self.levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - attributes are typed
+        self.reads = tuple(range(len(self.levels)) if reads is None else reads)
+        self.stride = self.levels[self.reads[0]].stride
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes, H, W) logits."""
-        return resized(self.coarse(image_BCHW), image_BCHW.shape[2:])
+        return resized(self.coarse(image_BCHW), image_BCHW.shape[2:], self.align_corners)
 
     def coarse(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) to the logits on the cells of the finest map, (B, num_classes, h, w)."""
         return self._decoded(self.backbone(image_BCHW))
 
-    def losses(self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False) -> dict[str, Tensor]:
+    def losses(
+        self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False, ignore: int = IGNORE
+    ) -> dict[str, Tensor]:
         """`loss_seg` and, where there is an auxiliary decoder, `loss_aux`; see `pixel_cross_entropy`."""
+
+        def loss(logits_BChw: Tensor) -> Tensor:
+            return pixel_cross_entropy(
+                _exact(logits_BChw), labels_BHW, over_valid=over_valid, ignore=ignore, align_corners=self.align_corners
+            )
+
         maps = self.backbone(image_BCHW)
-        losses = {"loss_seg": pixel_cross_entropy(_exact(self._decoded(maps)), labels_BHW, over_valid=over_valid)}
+        losses = {"loss_seg": loss(self._decoded(maps))}
         if self.auxiliary is not None:
-            loss = pixel_cross_entropy(_exact(self.auxiliary(maps)), labels_BHW, over_valid=over_valid)
-            losses["loss_aux"] = self.auxiliary_weight * loss
+            losses["loss_aux"] = self.auxiliary_weight * loss(self.auxiliary(maps))
         return losses
 
     def _decoded(self, maps: Sequence[Tensor]) -> Tensor:
-        return self.decoder(maps if self.neck is None else self.neck(maps))
+        used = [maps[i] for i in self.reads]
+        return self.decoder(used if self.neck is None else self.neck(used))
 
 
 def _exact(logits: Tensor) -> Tensor:
@@ -69,13 +85,44 @@ def _exact(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """The last layer of a decoder. Raises ValueError for a number of classes that label maps cannot hold."""
+def chosen(levels: Sequence[Level], maps: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of the maps that a decoder reads, finest first; negative ones count from the end.
+
+    Raises:
+        ValueError: none, twice the same, one that is not there, or not finest first.
+    """
+    given = range(len(levels)) if maps is None else maps
+    found = tuple(i + len(levels) if i < 0 else i for i in given)
+    if not found or list(found) != sorted({i for i in found if 0 <= i < len(levels)}):
+        raise ValueError(
+            f"maps are numbers of the backbone's {len(levels)} maps, finest first, from 0; got {list(given)}"
+        )
+    return found
+
+
+def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = None) -> nn.Conv2d:
+    """The last layer of a decoder.
+
+    Args:
+        prior: about the share of pixels that each class has, which the layer gives as probabilities until it has
+            learnt. Where one class covers nearly everything, a decoder that begins with equal ones learns at first to
+            put out all its features wherever that class is not, and the others stay alike for long. None: equal.
+
+    Raises:
+        ValueError: a number of classes that label maps cannot hold, a prior that is none.
+    """
     check_classes(num_classes)
     layer = nn.Conv2d(channels, num_classes, 1)
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    if prior is None:
+        nn.init.zeros_(layer.bias)
+        return layer
+    if len(prior) != num_classes or min(prior) <= 0:
+        raise ValueError(
+            f"prior has the share of pixels of each class, above 0, and there are {num_classes}; got {list(prior)}"
+        )
+    layer.bias.data = torch.tensor(prior, dtype=layer.bias.dtype).log()
     return layer
 
 

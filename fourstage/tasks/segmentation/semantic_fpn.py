@@ -13,7 +13,7 @@ from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.segmentation.losses import resized
-from fourstage.tasks.segmentation.segmentor import Segmentor, classifier
+from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
 
 def semantic_fpn(
@@ -23,6 +23,10 @@ def semantic_fpn(
     neck_channels: int = 256,
     channels: int = 128,
     dropout: float = 0.1,
+    prior: Sequence[float] | None = None,
+    maps: Sequence[int] | None = None,
+    num_outs: int | None = None,
+    align_corners: bool = False,
 ) -> Segmentor:
     """A backbone with a feature pyramid and Semantic FPN's decoder.
 
@@ -32,24 +36,43 @@ def semantic_fpn(
         neck_channels: width of the feature pyramid.
         channels: width of the decoder.
         dropout: share of the channels that are dropped before the last layer.
+        prior: about the share of pixels of each class, where the last layers begin; see `classifier`.
+        maps: numbers of the backbone's maps that are read, finest first; None: all.
+        num_outs: maps of the pyramid; those beyond the ones that are read are pooled from the coarsest. None: no more.
+        align_corners: how the decoder's maps and logits are resized; as published, corners are not aligned.
+
+    Raises:
+        ValueError: maps that the backbone has not.
     """
     levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - nn.Module's own attributes are typed
-    neck = FPN(levels, neck_channels, num_outs=len(levels))
-    decoder = FPNDecoder(neck.levels, num_classes, channels=channels, dropout=dropout)
-    return Segmentor(backbone, decoder, num_classes, neck=neck)
+    reads = chosen(levels, maps)
+    neck = FPN([levels[i] for i in reads], neck_channels, num_outs=len(reads) if num_outs is None else num_outs)
+    decoder = FPNDecoder(
+        neck.levels, num_classes, channels=channels, dropout=dropout, prior=prior, align_corners=align_corners
+    )
+    return Segmentor(backbone, decoder, num_classes, neck=neck, align_corners=align_corners, reads=reads)
 
 
 class FPNDecoder(nn.Module):
     """Maps, finest first, to logits on the finest one's cells."""
 
-    def __init__(self, levels: Sequence[Level], num_classes: int, *, channels: int = 128, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        num_classes: int,
+        *,
+        channels: int = 128,
+        dropout: float = 0.1,
+        prior: Sequence[float] | None = None,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
-        finest = levels[0].stride
+        finest, self.align_corners = levels[0].stride, align_corners
         self.scales = nn.ModuleList(
-            _Scale(level.channels, channels, round(log2(level.stride / finest))) for level in levels
+            _Scale(level.channels, channels, level.stride / finest, align_corners) for level in levels
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = classifier(channels, num_classes)
+        self.classify = classifier(channels, num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
@@ -57,17 +80,17 @@ class FPNDecoder(nn.Module):
         scale, x_BCHW = next(parts)
         total_BCHW = scale(x_BCHW)
         for scale, x_BCHW in parts:
-            total_BCHW = total_BCHW + resized(scale(x_BCHW), total_BCHW.shape[2:])
+            total_BCHW = total_BCHW + resized(scale(x_BCHW), total_BCHW.shape[2:], self.align_corners)
         return self.classify(self.dropout(total_BCHW))
 
 
 class _Scale(nn.Module):
     """Convolutions that take one map up, each but on the finest map followed by a doubling of its sides."""
 
-    def __init__(self, in_channels: int, channels: int, doublings: int) -> None:
+    def __init__(self, in_channels: int, channels: int, coarser: float, align_corners: bool) -> None:
         super().__init__()
-        self.doubles = doublings > 0
-        widths = [in_channels, *[channels] * (max(1, doublings) - 1)]
+        self.doubles, self.align_corners = coarser != 1, align_corners
+        widths = [in_channels, *[channels] * (max(1, int(log2(coarser))) - 1)]
         self.convs = nn.ModuleList(
             ConvNormAct(width, channels, 3, norm=nn.BatchNorm2d, act=nn.ReLU(inplace=True)) for width in widths
         )
@@ -77,5 +100,7 @@ class _Scale(nn.Module):
             x_BCHW = conv(x_BCHW)
             if self.doubles:
                 height, width = x_BCHW.shape[2:]
-                x_BCHW = F.interpolate(x_BCHW, size=(2 * height, 2 * width), mode="bilinear", align_corners=False)
+                x_BCHW = F.interpolate(
+                    x_BCHW, size=(2 * height, 2 * width), mode="bilinear", align_corners=self.align_corners
+                )
         return x_BCHW

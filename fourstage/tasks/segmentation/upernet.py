@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.segmentation.losses import resized
-from fourstage.tasks.segmentation.segmentor import Segmentor, classifier
+from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
 AUXILIARY_STRIDE = 16
 
@@ -24,11 +24,16 @@ def upernet(
     channels: int = 512,
     pool_scales: Sequence[int] = (1, 2, 3, 6),
     dropout: float = 0.1,
+    prior: Sequence[float] | None = None,
     auxiliary_channels: int = 256,
     auxiliary_convs: int = 1,
     auxiliary_weight: float = 0.4,
+    auxiliary_map: int | None = None,
+    auxiliary_concat: bool = False,
+    maps: Sequence[int] | None = None,
+    align_corners: bool = False,
 ) -> Segmentor:
-    """A backbone with UPerNet's decoder and, for training alone, an auxiliary one at stride 16.
+    """A backbone with UPerNet's decoder and, for training alone, an auxiliary one.
 
     Args:
         backbone: a module with `levels`, finest first, that returns its maps.
@@ -36,27 +41,49 @@ def upernet(
         channels: width of the decoder.
         pool_scales: sides of the pooled maps, cells.
         dropout: share of the channels that are dropped before the last layer.
+        prior: about the share of pixels of each class, where the last layers begin; see `classifier`.
         auxiliary_channels, auxiliary_convs: width and depth of the auxiliary decoder.
         auxiliary_weight: factor on its loss; 0: there is none.
+        auxiliary_map: number of the backbone's map that it reads; None: the one at stride 16.
+        auxiliary_concat: whether its last layer sees that map too, beside what the convolutions made of it.
+        maps: numbers of the backbone's maps that the decoder reads, finest first; None: all.
+        align_corners: how maps and logits are resized; as published, corners are not aligned.
 
     Raises:
-        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or too few maps.
+        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or not those that are asked for.
     """
     levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - nn.Module's own attributes are typed
+    reads = chosen(levels, maps)
     decoder = UPerDecoder(
-        [level.channels for level in levels], num_classes, channels=channels, pool_scales=pool_scales, dropout=dropout
+        [levels[i].channels for i in reads],
+        num_classes,
+        channels=channels,
+        pool_scales=pool_scales,
+        dropout=dropout,
+        prior=prior,
+        align_corners=align_corners,
     )
     auxiliary = None
     if auxiliary_weight:
         auxiliary = FCNDecoder(
-            auxiliary_level(levels),
+            auxiliary_level(levels) if auxiliary_map is None else chosen(levels, [auxiliary_map])[0],
             levels,
             num_classes,
             channels=auxiliary_channels,
             convs=auxiliary_convs,
             dropout=dropout,
+            prior=prior,
+            concat=auxiliary_concat,
         )
-    return Segmentor(backbone, decoder, num_classes, auxiliary=auxiliary, auxiliary_weight=auxiliary_weight)
+    return Segmentor(
+        backbone,
+        decoder,
+        num_classes,
+        auxiliary=auxiliary,
+        auxiliary_weight=auxiliary_weight,
+        align_corners=align_corners,
+        reads=reads,
+    )
 
 
 def auxiliary_level(levels: Sequence[Level]) -> int:
@@ -67,7 +94,7 @@ def auxiliary_level(levels: Sequence[Level]) -> int:
     strides = ", ".join(str(level.stride) for level in levels)
     raise ValueError(
         f"UPerNet's auxiliary decoder reads the map at stride {AUXILIARY_STRIDE}, and the backbone gives {strides}; "
-        "take all its maps, or set auxiliary_weight=0"
+        "take all its maps, name another one by auxiliary_map, or set auxiliary_weight=0"
     )
 
 
@@ -82,28 +109,30 @@ class UPerDecoder(nn.Module):
         channels: int = 512,
         pool_scales: Sequence[int] = (1, 2, 3, 6),
         dropout: float = 0.1,
+        prior: Sequence[float] | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         if len(in_channels) < 2:
             raise ValueError(f"UPerNet merges at least two maps; the backbone gives {len(in_channels)}")
         *finer, coarsest = in_channels
-        self.pool_scales = tuple(pool_scales)
+        self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         self.pooled = nn.ModuleList(_conv(coarsest, channels, 1) for _ in pool_scales)
         self.bottleneck = _conv(coarsest + len(self.pool_scales) * channels, channels, 3)
         self.laterals = nn.ModuleList(_conv(width, channels, 1) for width in finer)
         self.outputs = nn.ModuleList(_conv(channels, channels, 3) for _ in finer)
         self.fuse = _conv(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = classifier(channels, num_classes)
+        self.classify = classifier(channels, num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
         merged = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
         merged.append(self._pyramid(maps[-1]))
         for i in range(len(merged) - 1, 0, -1):
-            merged[i - 1] = merged[i - 1] + resized(merged[i], merged[i - 1].shape[2:])
+            merged[i - 1] = merged[i - 1] + self._to(merged[i - 1], merged[i])
         merged[:-1] = [conv(x) for conv, x in zip(self.outputs, merged[:-1], strict=True)]
-        x_BCHW = torch.cat([resized(x, maps[0].shape[2:]) for x in merged], dim=1)
+        x_BCHW = torch.cat([self._to(maps[0], x) for x in merged], dim=1)
         del merged  # the concatenation is the largest tensor of all
         return self.classify(self.dropout(self.fuse(x_BCHW)))
 
@@ -111,12 +140,15 @@ class UPerDecoder(nn.Module):
         self._check_statistics(len(x_BCHW))
         pools = zip(self.pool_scales, self.pooled, strict=True)
         pooled = [conv(nn.functional.adaptive_avg_pool2d(x_BCHW, scale)) for scale, conv in pools]
-        return self.bottleneck(torch.cat([x_BCHW, *(resized(x, x_BCHW.shape[2:]) for x in pooled)], dim=1))
+        return self.bottleneck(torch.cat([x_BCHW, *(self._to(x_BCHW, x) for x in pooled)], dim=1))
+
+    def _to(self, like_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        return resized(x_BCHW, like_BCHW.shape[2:], self.align_corners)
 
     def _check_statistics(self, images: int) -> None:
         """Raise ValueError where a norm would have to take its statistics from a single cell of a single image."""
-        alone = any(type(module) is nn.BatchNorm2d for module in self.pooled.modules())
-        if self.training and images == 1 and 1 in self.pool_scales and alone:
+        alone = any(type(module) is nn.BatchNorm2d and module.training for module in self.pooled.modules())
+        if images == 1 and 1 in self.pool_scales and alone:
             raise ValueError(
                 "UPerNet pools each image to one cell, and one image at a time leaves its norm nothing to learn from: "
                 "train with two images or more per process and part, or with sync_batchnorm=true over several processes"
@@ -135,19 +167,24 @@ class FCNDecoder(nn.Module):
         channels: int = 256,
         convs: int = 1,
         dropout: float = 0.1,
+        prior: Sequence[float] | None = None,
+        concat: bool = False,
     ) -> None:
         super().__init__()
         self.level = level
         widths = [levels[level].channels, *[channels] * convs]
         self.convs = nn.ModuleList(_conv(a, b, 3) for a, b in pairwise(widths))
+        self.merge = _conv(widths[0] + widths[-1], channels, 3) if concat else None
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = classifier(widths[-1], num_classes)
+        self.classify = classifier(channels if concat else widths[-1], num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The backbone's maps to (B, num_classes, H_i, W_i) on the cells of the one it reads."""
-        x_BCHW = maps[self.level]
+        x_BCHW = seen_BCHW = maps[self.level]
         for conv in self.convs:
             x_BCHW = conv(x_BCHW)
+        if self.merge is not None:
+            x_BCHW = self.merge(torch.cat([seen_BCHW, x_BCHW], dim=1))
         return self.classify(self.dropout(x_BCHW))
 
 

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scenes import NAMES, SOME, batch, finds_much, objects, small
+from scenes import NAMES, SOME, SmallBackbone, batch, finds_much, objects, small
 from torch import nn
 
 from fourstage.data.sample import Batch, Objects
+from fourstage.dense import create_detector
 from fourstage.tasks.detection import METHODS, method
+from fourstage.tasks.detection.box_head import BoxHead, Selecting
 from fourstage.tasks.detection.detector import Detections, Detector
 from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.two_stage import TwoStage
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -309,3 +312,61 @@ def test_detectors_are_found_by_name() -> None:
         method("faster_rcnn")
     with pytest.raises(ValueError, match="there are cascade_mask_rcnn"):
         method("yolo")
+
+
+TINY: dict[str, Any] = {"channels": 8, "conv_channels": 8, "fc_channels": 16, "mask_channels": 8}
+OTHERWISE: list[tuple[str, dict[str, Any]]] = [
+    ("mask_rcnn", {"heads": "4conv1fc", **TINY}),
+    ("mask_rcnn", {"class_agnostic": True, "box_loss": "smooth_l1", "mask_convs": 1, **TINY}),
+    ("mask_rcnn", {"num_outs": 4, "finest": 28, "rpn": {"scales": [4, 8], "channels": 12, "convs": 2}, **TINY}),
+    (
+        "cascade_mask_rcnn",
+        {"class_agnostic": False, "stages": [{"iou": 0.5, "stds": (1, 1, 1, 1), "weight": 1}], **TINY},
+    ),
+    ("cascade_mask_rcnn", {"heads": "4conv1fc", "class_agnostic": True, "box_loss": "l1", **TINY}),
+    ("retinanet", {"channels": 8, "tower_channels": 12, "scales_per_octave": 2, "ratios": [1, 2], "base_scale": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), OTHERWISE)
+def test_other_settings_train_every_parameter_and_find_objects(name: str, arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    detector: Any = create_detector(name, SmallBackbone(), 3, **arguments)
+    torch.stack([*detector.losses(batch([SOME, []])).values()]).sum().backward()
+    assert all(parameter.grad is not None for parameter in detector.parameters())
+    [found] = finds_much(detector).detect(batch([SOME]))
+    assert len(found) > 0
+    agnostic = arguments.get("class_agnostic")
+    for head in (part for part in detector.modules() if isinstance(part, BoxHead) and agnostic is not None):
+        assert head.regress.out_features == (4 if agnostic else 12)
+
+
+def test_limits_come_as_mappings_too() -> None:
+    torch.manual_seed(0)
+    rpn = {"proposals": {"per_level": 50, "per_image": 20}, "count": 64}
+    limits = {"per_image": 300, "score_threshold": 0.01, "mask_threshold": 0.9}
+    detector: Any = create_detector("mask_rcnn", SmallBackbone(), 3, selecting=limits, rpn=rpn, **TINY)
+    assert detector.selecting == Selecting(0.01, 0.5, 300, 0.9)
+    assert detector.rpn.proposals == Proposing(50, 20)
+    assert detector.rpn.training_proposals == Proposing(2000, 1000)
+    [found] = finds_much(detector).detect(batch([SOME]))
+    assert found.masks is not None
+    assert found.masks.threshold == 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"selecting": {"per_imag": 3}}, "selecting has no argument 'per_imag'; did you mean per_image"),
+        ({"selecting": 3}, "selecting is a mapping of score_threshold"),
+        ({"rpn": {"levels": 3}}, "rpn has no argument 'levels'"),
+        ({"rpn": {"proposals": {"per_level": 3}}}, "proposals is incomplete: .*per_image"),
+        ({"heads": "3fc"}, "heads are '2fc' or '4conv1fc'"),
+        ({"box_loss": "l2"}, "box_loss is one of l1"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        create_detector("mask_rcnn", SmallBackbone(), 3, **arguments)
+    with pytest.raises(ValueError, match="at least one stage"):
+        create_detector("cascade_mask_rcnn", SmallBackbone(), 3, stages=[])

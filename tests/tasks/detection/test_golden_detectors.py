@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden.dense import load
 from goldens import (
     BUILD,
+    METHODS,
     FixedMaps,
     assert_sampled,
     batch_of,
@@ -22,8 +24,6 @@ from fourstage.data.sample import Batch
 from fourstage.tasks.detection.detector import Detections, Detector
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.detection.two_stage import TwoStage
-from fourstage.weights.mmdet import rename_detector
-from fourstage.weights.rules import check_complete
 
 Case = tuple[Detector, Batch, dict[str, Any], dict[str, np.ndarray]]
 
@@ -37,10 +37,7 @@ every = pytest.mark.parametrize("case", [pytest.param(name, marks=torture[name])
 def case(request: pytest.FixtureRequest) -> Case:
     manifest, golden = read_golden(request.param)
     detector = keep_all_anchors(BUILD[request.param](FixedMaps())).eval()
-    state = rename_detector(original_head(manifest), [])
-    wanted = detector.state_dict()
-    check_complete(state, wanted, [key for key in wanted if key.endswith("num_batches_tracked") and key not in state])
-    detector.load_state_dict(state, strict=False)
+    load(detector, original_head(manifest), METHODS[type(detector)])
     return detector, batch_of(manifest, golden, torch.zeros(2, 3, 256, 320)), manifest, golden
 
 
@@ -153,4 +150,4 @@ def test_proposals_are_the_originals(case: Case) -> None:
 @every
 def test_losses_and_gradients_are_the_originals(case: Case) -> None:
     detector, batch, manifest, golden = case
-    check_losses(detector, batch, golden, manifest["grad_norm_keys"], [])
+    check_losses(detector, batch, golden, manifest)

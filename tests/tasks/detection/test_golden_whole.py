@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden.dense import load
 from golden.fill import fill, fill_head, read_manifest
 from goldens import assert_sampled, batch_of, check_detections, check_losses, keep_all_anchors
 from torch import Tensor
@@ -14,14 +15,11 @@ from torch import Tensor
 import fourstage
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
-from fourstage.weights.load import FAMILIES
-from fourstage.weights.mmdet import rename_detector
-from fourstage.weights.rules import check_complete
 
 FOLDER = Path(__file__).parents[2] / "golden" / "e2e"
 DETECTORS = {
-    "mask_rcnn_swin_t": ("swin_tiny", "swin"),
-    "mask_rcnn_stm_convnext_micro": ("unified_convnext_micro", "unified"),
+    "mask_rcnn_swin_t": "swin_tiny",
+    "mask_rcnn_stm_convnext_micro": "unified_convnext_micro",
 }
 
 
@@ -44,12 +42,9 @@ def whole(name: str) -> tuple[MaskRCNN, Batch, dict[str, Any], dict[str, np.ndar
     manifest = read_manifest(FOLDER / f"{name}.json.gz")
     with np.load(FOLDER / f"{name}.npz") as file:
         golden = dict(file)
-    network, family = DETECTORS[name]
-    detector = MaskRCNN(fourstage.create_backbone(network), 80, regions=10**6)
+    detector = MaskRCNN(fourstage.create_backbone(DETECTORS[name]), 80, regions=10**6)
     keep_all_anchors(detector).eval()
-    state = rename_detector(original_state(manifest), FAMILIES[family])
-    check_complete(state, detector.state_dict(), [])
-    detector.load_state_dict(state)
+    load(detector, original_state(manifest), "mask_rcnn")
     x = np.random.default_rng(7).standard_normal((2, 3, 224, 320)).astype(np.float32)
     x[1, :, 200:, :] = 0
     x[1, :, :, 300:] = 0
@@ -70,4 +65,4 @@ def test_a_detector_finds_what_the_original_finds(name: str) -> None:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.torture) for name in DETECTORS])
 def test_a_detector_learns_what_the_original_learns(name: str) -> None:
     detector, batch, manifest, golden = whole(name)
-    check_losses(detector, batch, golden, manifest["grad_norm_keys"], FAMILIES[DETECTORS[name][1]])
+    check_losses(detector, batch, golden, manifest)

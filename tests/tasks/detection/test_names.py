@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 import fourstage
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
-from fourstage.weights import swin
-from fourstage.weights.load import FAMILIES
-from fourstage.weights.mmdet import HEADS, detector_rules, rename_detector
-from fourstage.weights.rules import claims
+from fourstage.weights.mmdet import HEADS
+from fourstage.weights.rules import claims, rename
 
 BOX = ("shared_convs.0.conv.weight", "shared_convs.3.bn.running_var", "shared_convs.1.bn.num_batches_tracked")
 BOX += ("shared_convs.2.gn.bias", "shared_fcs.1.bias", "fc_cls.weight", "fc_reg.bias")
@@ -38,7 +35,7 @@ def test_every_name_is_claimed_once(key: str) -> None:
 
 
 def test_names_become_ours() -> None:
-    ours = rename_detector({key: torch.zeros(1) for key in THEIRS}, [])
+    ours = rename({key: torch.zeros(1) for key in THEIRS}, HEADS)
     assert len(ours) == len(THEIRS)
     assert {"box_heads.2.convs.0.conv.weight", "box_head.classify.weight", "mask_heads.1.logits.weight"} <= ours.keys()
 
@@ -46,32 +43,7 @@ def test_names_become_ours() -> None:
 def test_a_name_of_another_detector_is_an_error() -> None:
     for key in ("bbox_head.atss_cls.weight", "roi_head.mask_iou_head.fcs.0.weight", "neck.top_down.weight"):
         with pytest.raises(ValueError, match="claimed by 0 rules"):
-            rename_detector({key: torch.zeros(1)}, [])
-
-
-@pytest.mark.parametrize("style", ["mmdet", "microsoft"])
-def test_a_backbone_keeps_to_its_familys_table(style: str) -> None:
-    foreign = {"mmdet": "stages.0.blocks.0.attn.w_msa.qkv.weight", "microsoft": "layers.0.blocks.0.attn.qkv.weight"}
-    index = {"mmdet": "stages.0.blocks.0.attn.w_msa", "microsoft": "layers.0.blocks.0.attn"}
-    state = {
-        f"backbone.{foreign[style]}": torch.ones(2),
-        f"backbone.{index[style]}.relative_position_index": torch.ones(1),
-    }
-    ours = rename_detector(state | {"neck.lateral_convs.0.conv.bias": torch.zeros(3)}, FAMILIES["swin"])
-    assert set(ours) == {"backbone.stages.0.blocks.0.attn.qkv.weight", "neck.laterals.0.bias"}
-
-
-def test_a_users_backbone_keeps_its_names() -> None:
-    state: dict[str, Tensor] = {"backbone.model.stem.weight": torch.ones(1), "rpn_head.rpn_cls.bias": torch.ones(1)}
-    assert set(rename_detector(state, FAMILIES["swin"])) == {"backbone.model.stem.weight", "rpn.objectness.bias"}
-
-
-def test_columns_are_put_in_order_below_a_prefix_too() -> None:
-    weight = torch.arange(4.0)
-    state = {"backbone.stages.0.downsample.norm.weight": weight, "backbone.patch_embed.norm.bias": torch.ones(1)}
-    merged = rename_detector(state, FAMILIES["swin"])["backbone.stages.1.embed.norm.weight"]
-    assert merged.tolist() == [0, 2, 1, 3]
-    assert len(detector_rules(swin.RULES)) == len(swin.RULES) + len(HEADS)
+            rename({key: torch.zeros(1)}, HEADS)
 
 
 def test_every_name_of_ours_has_one_of_theirs() -> None:
@@ -79,7 +51,7 @@ def test_every_name_of_ours_has_one_of_theirs() -> None:
         detector = CascadeMaskRCNN(fourstage.create_backbone("swin_tiny"), 80, heads="4conv1fc")
     wanted = {key for key in detector.state_dict() if not key.startswith("backbone.")}
     theirs = {key: torch.zeros(1) for key in THEIRS}
-    kinds = {_kind(key) for key in rename_detector(theirs, [])}
+    kinds = {_kind(key) for key in rename(theirs, HEADS)}
     assert {_kind(key) for key in wanted if not key.endswith("num_batches_tracked")} <= kinds
 
 

@@ -22,6 +22,7 @@ from fourstage.tasks.detection.losses import focal_sum
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
 from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, IoUMatcher, Sampler, choose
 from fourstage.tasks.detection.rois import RoIPool, to_rois
+from fourstage.tasks.detection.rpn import first_best
 from fourstage.tasks.parts.fpn import FPN
 
 seeds = st.integers(0, 2**31)
@@ -179,11 +180,14 @@ def test_regions_come_back_in_their_order() -> None:
     assert RoIPool(levels, 3)(maps, torch.zeros(0, 5)).shape == (0, 1, 3, 3)
 
 
-def test_a_finer_start_reads_the_same_boxes_from_the_same_strides() -> None:
-    sides = torch.tensor([20.0, 100, 120, 240, 460, 900])
+def test_the_map_of_a_box_follows_from_its_size_whatever_the_first_stride() -> None:
+    sides = torch.tensor([20.0, 100, 120, 240, 460, 900])  # 112, 224 and 448 part them
     boxes = torch.stack([torch.zeros(6), torch.zeros(6), sides, sides], dim=1)
     four, three = (RoIPool([Level(1, s) for s in strides], 7) for strides in ((4, 8, 16, 32), (8, 16, 32)))
-    assert three.level_of(boxes).tolist() == (four.level_of(boxes) - 1).clamp(min=0).tolist()
+    assert four.level_of(boxes).tolist() == [0, 0, 1, 2, 3, 3]
+    assert three.level_of(boxes).tolist() == [0, 0, 1, 2, 2, 2]
+    small = RoIPool([Level(1, s) for s in (2, 4, 8)], 7, finest=14)
+    assert small.level_of(boxes).tolist() == [0, 2, 2, 2, 2, 2]
 
 
 def pasted_by_torch(small: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -270,3 +274,15 @@ def test_a_pyramid_that_starts_later_is_one_of_fewer_maps() -> None:
     assert later.levels == fewer.levels
     with pytest.raises(ValueError, match="3 maps come in and 2 go out"):
         FPN(LEVELS[1:], 7, 2)
+
+
+def test_of_equal_scores_the_first_comes_first() -> None:
+    """As a stable sort of all, which decides which of two equal boxes suppresses the other."""
+    scores = torch.randint(0, 40, (3, 500), generator=torch.Generator().manual_seed(0)) / 40
+    scores[:, 77] = 0.5125  # so that the last one taken is no tie
+    expected, places = scores.sort(dim=1, descending=True, stable=True)
+    for row, values, place in zip(scores, expected, places, strict=True):
+        count = int((row > 0.51).sum())
+        found, where = first_best(row[None], count)
+        assert torch.equal(found[0], values[:count])
+        assert torch.equal(where[0], place[:count])

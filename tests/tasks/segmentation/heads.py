@@ -13,8 +13,6 @@ from fourstage.data.sample import IGNORE
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn
 from fourstage.tasks.segmentation.upernet import upernet
-from fourstage.weights.mmseg import segmentor_rules
-from fourstage.weights.rules import Rule, check_complete, rename
 
 FOLDER = Path(__file__).parents[2] / "golden"
 WIDTHS, STRIDES = (64, 128, 256, 512), (4, 8, 16, 32)
@@ -58,13 +56,6 @@ def state_of(manifest: dict) -> dict[str, Tensor]:
         key: torch.from_numpy(np.asarray(fill_head(key, tuple(shape), kind, manifest["kind_scale"])))
         for key, (shape, _, kind) in rows
     }
-
-
-def load(model: nn.Module, state: dict[str, Tensor], method: str, backbone: Sequence[Rule] = ()) -> None:
-    """Fill a segmentor through the tables; every key on both sides is accounted for."""
-    ours = rename(state, segmentor_rules(method, backbone))
-    check_complete(ours, model.state_dict(), ())
-    model.load_state_dict(ours)
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:

@@ -147,11 +147,12 @@ def test_windows_cover_every_pixel_and_stay_inside(side: int, window: int, share
 @given(
     old=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     new=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    aligned=st.booleans(),
     data=st.data(),
 )
 @settings(max_examples=150, deadline=None)
 def test_a_part_of_a_resized_map_is_the_part_of_the_resized_map(
-    old: tuple[int, int], new: tuple[int, int], data: st.DataObject
+    old: tuple[int, int], new: tuple[int, int], aligned: bool, data: st.DataObject
 ) -> None:
     spans = []
     for n in new:
@@ -159,10 +160,11 @@ def test_a_part_of_a_resized_map_is_the_part_of_the_resized_map(
         spans.append((first, data.draw(st.integers(first + 1, n))))
     (r0, r1), (c0, c1) = spans
     x_CHW = torch.randn(3, *old)
-    expected = F.interpolate(x_CHW[None], size=new, mode="bilinear", align_corners=False)[0, :, r0:r1, c0:c1]
-    torch.testing.assert_close(part_of_resized(x_CHW, old, new, *spans), expected, rtol=1e-4, atol=1e-5)
-    (y0, y1), (x0, x1) = (span_read(o, n, span) for o, n, span in zip(old, new, spans, strict=True))
-    cut = part_of_resized(x_CHW[:, y0:y1, x0:x1], old, new, *spans, origin=(y0, x0))
+    expected = F.interpolate(x_CHW[None], size=new, mode="bilinear", align_corners=aligned)[0, :, r0:r1, c0:c1]
+    part = part_of_resized(x_CHW, old, new, *spans, aligned=aligned)
+    torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
+    (y0, y1), (x0, x1) = (span_read(o, n, span, aligned) for o, n, span in zip(old, new, spans, strict=True))
+    cut = part_of_resized(x_CHW[:, y0:y1, x0:x1], old, new, *spans, origin=(y0, x0), aligned=aligned)
     torch.testing.assert_close(cut, expected, rtol=1e-4, atol=1e-5)
 
 

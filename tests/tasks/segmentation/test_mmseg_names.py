@@ -5,13 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from heads import METHODS, Patches
-from torch import Tensor
 
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.weights import openmmlab, smt, swin
 from fourstage.weights.mmseg import METHODS as TABLES
-from fourstage.weights.mmseg import below, segmentor_rules
-from fourstage.weights.rules import Rule, claims, rename
+from fourstage.weights.rules import claims, rename
 
 BUILDS: dict[str, Callable[[], Segmentor]] = {
     "upernet": lambda: METHODS["upernet"](Patches((4, 6, 8, 10)), 3, channels=8, auxiliary_convs=2),
@@ -55,7 +52,7 @@ def theirs(method: str) -> dict[str, str]:
 def test_names(method: str) -> None:
     keys = theirs(method)
     state = {key: torch.tensor(float(i)) for i, key in enumerate(keys)}
-    ours = rename(state | {"data_preprocessor.mean": torch.zeros(3, 1, 1)}, segmentor_rules(method, ()))
+    ours = rename(state | {"data_preprocessor.mean": torch.zeros(3, 1, 1)}, TABLES[method])
     assert ours == {name: state[key] for key, name in keys.items()}
     own = BUILDS[method]().state_dict()
     assert {key for key in own if not key.startswith("backbone.")} == set(ours)
@@ -63,28 +60,8 @@ def test_names(method: str) -> None:
 
 @pytest.mark.parametrize("method", BUILDS)
 def test_strange_keys_are_claimed_by_nobody(method: str) -> None:
-    rules = segmentor_rules(method, swin.RULES)
     for key in ("decode_head.conv_seg.scale", "xdecode_head.conv_seg.weight", "backbone.decode_head.conv_seg.bias"):
-        assert not claims(rules, key)
-
-
-@pytest.mark.parametrize("table", [swin.RULES, openmmlab.SWIN, smt.RULES], ids=["microsoft", "openmmlab", "smt"])
-def test_a_backbones_table_below_a_prefix_says_the_same(table: tuple[Rule, ...]) -> None:
-    keys = {
-        "microsoft": "layers.1.blocks.0.attn.qkv.weight",
-        "openmmlab": "stages.0.downsample.reduction.weight",
-        "smt": "block3.0.norm1.weight",
-    }
-    moved = below(table, "backbone.", "inner.")
-    for key in keys.values():
-        plain = claims(table, key)
-        assert len(claims(moved, f"backbone.{key}")) == len(plain)
-        assert not claims(moved, key)
-        value: Tensor = torch.arange(96.0).reshape(4, 24)
-        if plain and plain[0][0].name is not None:
-            [(a, x)], [(b, y)] = rename({key: value}, table).items(), rename({f"backbone.{key}": value}, moved).items()
-            assert b == f"inner.{a}"
-            assert torch.equal(x, y)
+        assert not claims(TABLES[method], key)
 
 
 def test_there_is_a_table_for_every_method() -> None:

@@ -1,0 +1,30 @@
+"""What `make demo` types is understood: a classifier, what starts from it, and one page of all runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+from fourstage import cli
+from fourstage.recipe import resolve
+
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+
+
+def typed() -> list[list[str]]:
+    """The words behind `fourstage` in each line of the demo."""
+    demo = re.search(r"^demo: .*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)
+    variables = dict(re.findall(r"^(\w+) := (.*)$", MAKEFILE, flags=re.MULTILINE))
+    assert demo, "there is a demo"
+    lines = [line.partition("/fourstage ")[2] for line in demo[1].splitlines() if line.startswith("\t$(BIN)/fourstage")]
+    return [shlex.split(re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], line)) for line in lines]
+
+
+def test_the_demo_trains_one_backbone_for_three_tasks() -> None:
+    *trainings, report = [cli.parse(words) for words in typed()]
+    recipes = [resolve(args.recipe, args.changes).recipe for args in trainings]
+    assert [recipe.task for recipe in recipes] == ["classification", "detection", "segmentation"]
+    assert recipes[0].model == recipes[1].backbone == recipes[2].backbone  # pyright: ignore[reportAttributeAccessIssue]
+    best = Path(trainings[0].out, "checkpoints/best.pt").resolve()
+    assert {recipe.weights for recipe in recipes[1:]} == {str(best)}
+    assert report.verb == "report"
+    assert report.runs == [args.out for args in trainings]
