@@ -128,7 +128,8 @@ def test_position_embeddings_are_read_as_they_are_at_the_native_size_and_resized
 
 @pytest.mark.parametrize("img_size", [33, (40, 95), 224])
 def test_native_maps_have_the_size_of_the_position_embeddings(img_size: int | tuple[int, int]) -> None:
-    model = visformer.classifier(visformer.DIGITS, img_size=img_size).eval()
+    design = replace(visformer.TEST_DESIGN, patches=(2, 2, 2))
+    model = visformer.classifier(design, img_size=img_size).eval()
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     with torch.inference_mode():
         maps = model.forward_maps(torch.randn(1, 3, height, width))
