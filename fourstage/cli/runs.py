@@ -106,7 +106,10 @@ def add_predict(verbs: Verbs) -> None:
         help="a run's folder; a checkpoint of a run, of MMDetection or of MMSegmentation; a model or a recipe, by name",
     )
     verb.add_argument("images", nargs="+", metavar="IMAGE|VIDEO", help="image or video files, or folders of them")
-    verb.add_argument("--weights", metavar="FILE", help="the checkpoint, where a model or a recipe is named")
+    verb.add_argument(
+        "--weights", metavar="FILE", help="the checkpoint, where a model or a recipe is named; default: a published one"
+    )
+    verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
     verb.add_argument(
         "--out", metavar="DIR", default="predictions", help="folder of pictures and results; default: predictions"
     )
@@ -118,7 +121,13 @@ def _run_predict(args: argparse.Namespace) -> int:
     from fourstage.run import predict
 
     found = predict(
-        args.source, args.images, weights=args.weights, out=args.out, device=args.device, show=not args.json
+        args.source,
+        args.images,
+        weights=args.weights,
+        which=args.which,
+        out=args.out,
+        device=args.device,
+        show=not args.json,
     )
     if args.json:
         import json

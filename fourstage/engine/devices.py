@@ -206,19 +206,25 @@ def _is_sharded(task: nn.Module) -> bool:
     return hasattr(task, "set_requires_gradient_sync")
 
 
-def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The task with batch statistics over all processes; with one process nothing changes."""
+def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device, but: nn.Module | None = None) -> nn.Module:
+    """The task with batch statistics over all processes; with one process nothing changes.
+
+    Args:
+        but: a part of the task in which each process keeps its own.
+    """
     if ranks.size == 1:
         return task
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(task)
     for name, module in task.named_children():
-        sync_batch_norms(module, ranks, device)
-        if type(module) is nn.BatchNorm2d:
+        if module is but:
+            continue
+        sync_batch_norms(module, ranks, device, but)
+        if device.type == "cuda":
+            if not any(True for _ in module.children()):  # it alone: what is inside it may be `but`
+                setattr(task, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        elif type(module) is nn.BatchNorm2d:
             module.__class__ = _SharedBatchNorm
             assert isinstance(module, _SharedBatchNorm)
             module.ranks = ranks
-            setattr(task, name, module)
     return task
 
 

@@ -85,7 +85,9 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
     if recipe.frozen_stages:
         freeze(task, recipe.frozen_stages)
     if recipe.sync_batchnorm:
-        sync_batch_norms(task, ranks, device)
+        # What is published of detectors and segmentors has such norms in the heads, and plain ones in the backbone.
+        plain = None if recipe.task == "classification" else task.network.get_submodule("backbone")
+        sync_batch_norms(task, ranks, device, but=plain)
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:

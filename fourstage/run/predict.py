@@ -23,7 +23,7 @@ from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, Seen, import_kind, kind_of
 from fourstage.run.openmmlab import apply_limits, described
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
-from fourstage.run.whole import fill_whole, fitting_recipes
+from fourstage.run.whole import fill_whole, fitting_recipes, published_of
 from fourstage.weights import catalog
 from fourstage.weights.safe import Checkpoint, read_checkpoint
 
@@ -56,6 +56,7 @@ def predict(
     images: str | Path | Sequence[str | Path],
     *,
     weights: str | Path | None = None,
+    which: str = "model",
     out: str | Path | None = None,
     device: str = "auto",
     show: bool = True,
@@ -64,7 +65,9 @@ def predict(
 
     Args:
         source: a run folder; a checkpoint of a run, or of MMDetection or MMSegmentation that says what it is; the name
-            of a model, or a recipe of a detector or segmentor by name or file, which need `weights`.
+            of a model, or a recipe of a detector or segmentor by name or file.
+        weights: the checkpoint for a model or a recipe, which may be left out where one is published.
+        which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
         images: image and video files, or folders of them.
         out: folder for a picture of each image and a video of each video. Detectors write `results.json` there too,
             in COCO's results format, others a line of JSON for each frame of a video. None writes nothing.
@@ -72,10 +75,10 @@ def predict(
     Raises:
         ValueError, FileNotFoundError: nothing is predicted or written when one of the files is no image or video.
     """
-    where = choose_device(device)
-    _check_source(str(source), weights)
+    where, source = choose_device(device), _recipe_or(str(source))
+    _check_source(source, weights, which)
     files = _files([images] if isinstance(images, str | Path) else images)
-    recipe, task = _task(str(source), weights)
+    recipe, task = _task(source, weights, which)
     seer = _Seer(recipe, task.to(where).eval())
     lengths = [videos.look_at(file).frames if videos.is_video_name(file.name) else 1 for file in files]
     for file in files:
@@ -180,16 +183,30 @@ def _frame(seen: Seen, frame_HW3: np.ndarray) -> np.ndarray:
     return np.asarray(Image.blend(Image.fromarray(frame_HW3), pictures[LABELS].convert("RGB"), OPACITY))
 
 
-def _check_source(source: str, weights: str | Path | None) -> None:
+def _recipe_or(source: str) -> str:
+    """The recipe of a published detector or segmentor that is named as the catalogue has it; else `source`."""
+    model, tag = catalog.split(source)
+    if tag is None or Path(source).exists() or model not in list_models():
+        return source
+    rows = catalog.published(find(model).name)
+    return next((weight.recipe for weight in rows if weight.tag == tag and weight.recipe), source)
+
+
+def _check_source(source: str, weights: str | Path | None, which: str) -> None:
     """Raise ValueError unless something is called so, and has weights."""
-    if Path(source).exists() or source.endswith(YAML):
+    if Path(source).exists():
+        return
+    if weights is None and which != "model":
+        raise ValueError(f"published weights are no averages; leave --which out, or add --weights FILE for {source}")
+    if source.endswith(YAML):
         return
     model, tag = catalog.split(source)
     if model not in (known := list_models()):
         recipes = list_recipes()
         if source in recipes:
+            _check_dense(source)
             if weights is None:
-                raise ValueError(f"{source} is a recipe and has no weights; add --weights FILE")
+                published_of(source)  # this one will be fetched
             return
         close = get_close_matches(source, [*known, *recipes], n=1)
         hint = f"did you mean {close[0]}?" if close else "`fourstage models` lists the models, `ls runs` your runs"
@@ -219,37 +236,61 @@ def _files(images: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _task(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
+def _task(source: str, weights: str | Path | None, which: str) -> tuple[Recipe, AnyTask]:
     """The network that `source` means, with its weights and the recipe that says how images reach it."""
     path = Path(source)
     if path.is_dir():
+        run = RunFolder(path)
         if weights is None:
-            return _of_run(read_checkpoint(RunFolder(path).require_best()), RunFolder(path).recipe())
-        return _of_run(read_checkpoint(weights), RunFolder(path).recipe())
+            return _of_run(*_kept(run, which), run.recipe())
+        return _of_run(read_checkpoint(weights), which, run.recipe())
     if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
-        return _of_recipe(source, weights)
+        return _named(_check_dense(source), source, weights, which)
     if path.is_file():
         if weights is not None:
             raise ValueError(f"{source} is a checkpoint already; leave --weights out, or name a model or a recipe")
-        return task_of_file(read_checkpoint(path))
-    return import_kind("classification").named(source, weights)
+        return task_of_file(read_checkpoint(path), which)
+    return _named("classification", source, weights, which)
 
 
-def _of_recipe(source: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
+def _named(task: str, source: str, weights: str | Path | None, which: str) -> tuple[Recipe, AnyTask]:
+    """The network of a model or recipe that is named."""
+    kind = import_kind(task)
+    recipe, made = kind.named(source, weights)
+    if weights is not None and which != "model":
+        kind.load(made, weights, which)
+    return recipe, made
+
+
+def _check_dense(source: str) -> str:
+    """The task of a recipe, by name or file. Raises ValueError for classification, where networks have the names."""
     recipe = resolve(source).recipe
     if recipe.task == "classification":
         raise ValueError(
             f"{source} is a recipe of classification; name its network: predict {recipe.subject} IMAGE --weights FILE"
         )
-    return import_kind(recipe.task).named(source, weights)
+    return recipe.task
 
 
-def task_of_file(file: Checkpoint) -> tuple[Recipe, AnyTask]:
+def _kept(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
+    """The checkpoint of a run with these weights, and what they are called in it.
+
+    The best one has one kind alone, the better one of the two; the last one has both.
+    """
+    best = read_checkpoint(run.require_best())
+    if which == "model" or best.content.get("which") == which:
+        return best, "model"
+    if run.recipe().ema is None:
+        raise ValueError(f"{run.path} has no average of weights: its recipe has no ema; leave --which out")
+    return read_checkpoint(run.last), which
+
+
+def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTask]:
     """A checkpoint says itself what it is: one of our runs, one that we converted, or one of OpenMMLab's."""
     if (converted := file.metadata.get("model")) is not None:
-        return import_kind("classification").named(converted, file.path)
+        return _named("classification", converted, file.path, which)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
-        return _of_run(file, None)
+        return _of_run(file, which, None)
     found = described(file)
     if found is None:
         fitting = fitting_recipes(file)
@@ -265,19 +306,19 @@ def task_of_file(file: Checkpoint) -> tuple[Recipe, AnyTask]:
         raise ValueError(
             f"{file.path} describes a network that cannot be built here ({reason:.120}); name a recipe with --weights"
         ) from error
-    fill_whole(task.network, file)
+    fill_whole(task.network, file, which)
     apply_limits(task.network, found.limits)
     return found.recipe, task
 
 
-def _of_run(file: Checkpoint, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:
+def _of_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:
     content = file.content
     if content.get("fourstage") != 1 or "recipe" not in content:
         raise ValueError(f"{file.path} is no checkpoint of a run; predict MODEL or RECIPE IMAGE --weights {file.path}")
     recipe = recipe or from_mapping(content["recipe"], str(file.path)).recipe
     build.run_imports(recipe)
     task = kind_of(recipe).build_task(recipe, tuple(content["classes"]), content.get("about") or {})
-    kind_of(recipe).load(task, file.path, "model")
+    kind_of(recipe).load(task, file.path, which)
     return recipe, task
 
 

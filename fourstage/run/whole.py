@@ -7,9 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fourstage import registry
+from fourstage.api import Start
 from fourstage.data.class_names import names_of
 from fourstage.recipe import Recipe, list_recipes, resolve
-from fourstage.weights.dense import AUXILIARY, BACKBONE, load_dense_state
+from fourstage.weights import catalog
+from fourstage.weights.catalog import Weight
+from fourstage.weights.dense import AUXILIARY, BACKBONE, load_dense_state, method_of
 from fourstage.weights.load import Report, which_models
 from fourstage.weights.safe import Checkpoint, read_checkpoint
 
@@ -19,15 +23,6 @@ ROWS = {
     r"(decode_head\.conv_seg|decoder\.classify)\.weight": lambda rows: rows,
 }
 DENSE_ROWS = ("bbox_head.retina_{}.weight", "dense_head.{}.weight")  # RetinaNet's: classes and four deltas an anchor
-
-# what keys of MMDetection's and MMSegmentation's heads contain -> our method, the first that is found
-METHODS = {
-    "roi_head.bbox_head.0.": "cascade_mask_rcnn",
-    "roi_head.": "mask_rcnn",
-    ".retina_cls.": "retinanet",
-    "decode_head.psp_modules.": "upernet",
-    "decode_head.scale_heads.": "semantic_fpn",
-}
 
 
 def fill_whole(network: nn.Module, file: Checkpoint, which: str = "model") -> Report:
@@ -83,7 +78,7 @@ def fitting_recipes(file: Checkpoint) -> list[str]:
         state = {re.sub(r"^(module\.)+", "", key): value for key, value in file.weights().items()}
     except ValueError:
         return []
-    method = next((name for part, name in METHODS.items() if any(part in key for key in state)), None)
+    method = method_of(state)
     inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     if method is None or not inner:
         return []
@@ -92,16 +87,39 @@ def fitting_recipes(file: Checkpoint) -> list[str]:
     return [name for name, recipe in recipes if getattr(recipe, "backbone", None) in backbones]
 
 
+def published_of(recipe: str) -> Weight:
+    """The published file of the detector or segmentor that a recipe trains, one that a program can fetch.
+
+    Args:
+        recipe: a name, or a file, of which nothing is published.
+
+    Raises:
+        ValueError: there is none; says what to give.
+    """
+    weight = catalog.of_recipe(recipe)
+    if weight is None:
+        raise ValueError(f"nobody has published weights of {recipe}; add --weights FILE, such as a checkpoint of yours")
+    if weight.address is None:
+        raise ValueError(catalog.no_address(weight, "predict"))
+    return weight
+
+
 def recipe_with_weights(source: str, weights: str | Path | None) -> tuple[Recipe, Checkpoint, dict[str, Any]]:
     """A recipe by name or file, the checkpoint that fills its network, and what the task must know of its data.
 
+    Args:
+        weights: the checkpoint; None: the published one, fetched where it is not in the cache.
+
     Raises:
-        ValueError, FileNotFoundError: an unknown recipe, or no checkpoint.
+        ValueError, OSError: an unknown recipe, or no checkpoint.
     """
     recipe = resolve(source).recipe
     if weights is None:
-        raise ValueError(f"{source} is a recipe and has no weights; add --weights FILE, such as a checkpoint of yours")
-    file = read_checkpoint(weights)
+        weight = published_of(source)
+        file = Start(registry.find(weight.model), weight, None, pretrained=True).read("predict")
+        assert file is not None
+    else:
+        file = read_checkpoint(weights)
     about = file.content.get("about")
     if isinstance(about, dict):
         return recipe, file, about

@@ -36,6 +36,11 @@ class Weight:
         return f"{self.model}.{self.tag}"
 
     @property
+    def recipe(self) -> str | None:
+        """The recipe that trains this detector or segmentor; None for a classifier."""
+        return self.method and f"{self.method}_{self.model}_{self.tag.removeprefix(f'{self.method}_')}"
+
+    @property
     def top1(self) -> float | None:
         """Per cent of ImageNet-1K's validation images."""
         return self.metrics.get("top1")
@@ -307,6 +312,11 @@ def find(model: str, tag: str | None = None) -> Weight:
     return found
 
 
+def of_recipe(name: str) -> Weight | None:
+    """The row of the detector or segmentor that a recipe of this name trains."""
+    return next((weight for weight in WEIGHTS if weight.recipe == name), None)
+
+
 def recognise(model: str, file: str, sha256: str) -> Weight | None:
     """The row of a model that a file is: by its hash where that is known, else by its name."""
     for weight in published(model):
@@ -319,16 +329,22 @@ def recognise(model: str, file: str, sha256: str) -> Weight | None:
 
 def by_hand(weight: Weight, call: str = "create_model") -> str:
     """How to come by a file without `pretrained=True`, and what to type then: the end of a sentence."""
-    file = weight.file or f"{weight.model}.pth"
-    return f"fetch it by hand, see {weight.page}, then type {call}({weight.name!r}, checkpoint_path='{file}')"
+    return f"fetch it by hand, see {weight.page}, then type {_typed(weight, call)}"
 
 
 def no_address(weight: Weight, call: str = "create_model") -> str:
     """A sentence for a row that no program can fetch."""
     if weight.file is None:
-        file = f"{weight.model}.pth"
         return (
             f"no file of {weight.name} is published: if you find one, {weight.page} may help, type "
-            f"{call}({weight.name!r}, checkpoint_path='{file}')"
+            f"{_typed(weight, call)}"
         )
     return f"no program can fetch {weight.name}: {by_hand(weight, call)}"
+
+
+def _typed(weight: Weight, call: str) -> str:
+    """A call with the file of a row; `predict` is called on the command line."""
+    file = weight.file or f"{weight.model}.pth"
+    if call == "predict":
+        return f"fourstage predict {weight.recipe or weight.name} IMAGE --weights {file}"
+    return f"{call}({weight.name!r}, checkpoint_path='{file}')"

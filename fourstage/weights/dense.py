@@ -1,11 +1,11 @@
 """Whole detectors and segmentors from the tensors of a file: OpenMMLab's, ours, or a classifier's for the backbone.
 
 A file's keys fall in two: those of the backbone, which `load` reads as it reads a classifier's, and those of neck and
-heads, which the method's own table renames.
+heads, which the method's own table renames. Of another method's file a training may start with the backbone alone.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ TABLES = {  # method -> the module with its table, in METHODS
     "retinanet": "mmdet",
     "mask_rcnn": "mmdet",
     "cascade_mask_rcnn": "mmdet",
+}
+# what names of heads contain, MMDetection's and MMSegmentation's or ours -> their method, the first that is found
+PARTS = {
+    r"^roi_head\.bbox_head\.0\.|^box_heads\.": "cascade_mask_rcnn",
+    r"^roi_head\.|^box_head\.": "mask_rcnn",
+    r"\.retina_cls\.|^dense_head\.": "retinanet",
+    r"^decode_head\.psp_modules\.|^decoder\.pooled\.": "upernet",
+    r"^decode_head\.scale_heads\.|^decoder\.scales\.": "semantic_fpn",
 }
 BACKBONE = "backbone."
 HEAD = "head."  # of a classifier, beside a backbone: MMPretrain has it so
@@ -36,7 +44,8 @@ def load_dense_state(
             heads stay as they were built.
         method: whose table of names is used, such as "upernet".
         source: the file's name, for messages.
-        fresh_head: layers for another number of classes stay as they were built; without this, that is an error.
+        fresh_head: layers for another number of classes stay as they were built, and of another method's network the
+            backbone is taken alone; without this, both are errors.
 
     Raises:
         ValueError: the file holds another network, another method or another number of classes.
@@ -47,7 +56,8 @@ def load_dense_state(
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
     backbone = model.get_submodule(BACKBONE[:-1])
     classifier = bool(inner) and all(key.startswith(HEAD) for key in around)
-    if not around or classifier or (not inner and backbone.state_dict()):  # a classifier or a backbone
+    other = fresh_head and bool(inner) and method_of(around) != method
+    if not around or classifier or other or (not inner and backbone.state_dict()):  # its backbone alone
         report = _load_backbone(backbone, inner or state, source)
         fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
         return _joined(report, source, {}, tuple(around) if inner else (), fresh=fresh)
@@ -59,6 +69,12 @@ def load_dense_state(
     moved = len(filled.keys() - around.keys())
     fresh = [key for key in fresh if not re.fullmatch(COUNTER, key)]
     return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=moved)
+
+
+def method_of(keys: Iterable[str]) -> str | None:
+    """The method of a whole detector or segmentor by the names in it; None for one that is not among ours."""
+    keys = list(keys)
+    return next((name for part, name in PARTS.items() if any(re.search(part, key) for key in keys)), None)
 
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

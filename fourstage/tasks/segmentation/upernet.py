@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.parts.resized_conv import MergingConv
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
@@ -118,10 +119,11 @@ class UPerDecoder(nn.Module):
         *finer, coarsest = in_channels
         self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         self.pooled = nn.ModuleList(_conv(coarsest, channels, 1) for _ in pool_scales)
-        self.bottleneck = _conv(coarsest + len(self.pool_scales) * channels, channels, 3)
+        pyramid = _conv(coarsest + len(self.pool_scales) * channels, channels, 3)
+        self.bottleneck = MergingConv(pyramid, align_corners=align_corners)
         self.laterals = nn.ModuleList(_conv(width, channels, 1) for width in finer)
         self.outputs = nn.ModuleList(_conv(channels, channels, 3) for _ in finer)
-        self.fuse = _conv(len(in_channels) * channels, channels, 3)
+        self.fuse = MergingConv(_conv(len(in_channels) * channels, channels, 3), align_corners=align_corners)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = classifier(channels, num_classes, prior)
 
@@ -132,15 +134,13 @@ class UPerDecoder(nn.Module):
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + self._to(merged[i - 1], merged[i])
         merged[:-1] = [conv(x) for conv, x in zip(self.outputs, merged[:-1], strict=True)]
-        x_BCHW = torch.cat([self._to(maps[0], x) for x in merged], dim=1)
-        del merged  # the concatenation is the largest tensor of all
-        return self.classify(self.dropout(self.fuse(x_BCHW)))
+        return self.classify(self.dropout(self.fuse(merged)))
 
     def _pyramid(self, x_BCHW: Tensor) -> Tensor:
         self._check_statistics(len(x_BCHW))
         pools = zip(self.pool_scales, self.pooled, strict=True)
         pooled = [conv(nn.functional.adaptive_avg_pool2d(x_BCHW, scale)) for scale, conv in pools]
-        return self.bottleneck(torch.cat([x_BCHW, *(self._to(x_BCHW, x) for x in pooled)], dim=1))
+        return self.bottleneck([x_BCHW, *pooled])
 
     def _to(self, like_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
         return resized(x_BCHW, like_BCHW.shape[2:], self.align_corners)

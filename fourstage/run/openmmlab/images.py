@@ -1,0 +1,109 @@
+"""What images go through before a network of a configuration sees them when it is tested."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fourstage.run.openmmlab.part import Part, Values, is_count, is_number, mapping, name_of
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The configuration around the model: how images are tested."""
+
+    config: Mapping[str, Any]
+    model: Part
+
+    def limits(self) -> Part:
+        """`test_cfg`, which older configurations have beside the model."""
+        own = self.model.get("test_cfg") or self.config.get("test_cfg")
+        return Part(own if isinstance(own, Mapping) else {}, "test_cfg", self.model.source)
+
+    def steps(self) -> list[Mapping[str, Any]]:
+        """What happens to a test image, whatever is wrapped around it; empty where the configuration does not say."""
+        data, loader = self.config.get("data"), self.config.get("test_dataloader")
+        test = mapping(mapping(data).get("test")) or mapping(mapping(loader).get("dataset"))
+        while isinstance(test.get("dataset"), Mapping):  # wrapped
+            test = mapping(test["dataset"])
+        steps = test.get("pipeline") or self.config.get("test_pipeline") or []
+        out: list[Mapping[str, Any]] = []
+        for step in steps if isinstance(steps, list | tuple) else []:
+            inner = mapping(step).get("transforms")
+            out.append(mapping(step))
+            if name_of(step) == "MultiScaleFlipAug" and isinstance(inner, list | tuple):
+                out += [{"img_scale": mapping(step).get("img_scale"), **mapping(one)} for one in inner]
+        return out
+
+    def scale(self) -> list[int] | None:
+        """The two limits on a test image's sides, pixels; None where the configuration does not say."""
+        self._check_steps()
+        resize = self.step("Resize")
+        if resize is None or resize.get("scale_factor") == 1:
+            return None
+        part = Part(resize, "test pipeline's Resize", self.model.source)
+        part.must("keep_ratio", [True], default="img_scale" in resize)
+        scale = part.get("scale", part.get("img_scale"))
+        if isinstance(scale, list | tuple) and scale and isinstance(scale[0], list | tuple):
+            scale = scale[0]  # of several the first is that of one view
+        if not isinstance(scale, list | tuple) or len(scale) != 2 or not all(is_count(side) for side in scale):
+            raise part.error(f"has the scale {scale!r:.60}, and two numbers of pixels are needed")
+        return [int(side) for side in scale]
+
+    def step(self, name: str) -> Mapping[str, Any] | None:
+        """The first step of this name."""
+        return next((step for step in self.steps() if name_of(step) == name), None)
+
+    def _check_steps(self) -> None:
+        """Raise ValueError for a step that makes other sizes than ours do."""
+        known = ("Resize", "Pad")
+        for step in self.steps():
+            if re.search("Resize|Crop|Pad", name_of(step)) and name_of(step) not in known:
+                raise Part(step, "test pipeline", self.model.source).error(
+                    f"has the step {name_of(step)}, and the networks here see an image after {' and '.join(known)}"
+                )
+
+    def divisor(self) -> int:
+        """Of which number the sides of a test image are multiples when a segmentor sees it."""
+        own = mapping(self.model.get("data_preprocessor")) or mapping(self.config.get("data_preprocessor"))
+        places = [Part(own.get("test_cfg"), "data_preprocessor.test_cfg", self.model.source)]
+        if (pad := self.step("Pad")) is not None:
+            names = [name_of(step) for step in self.steps()]
+            if "Normalize" not in names[: names.index("Pad")]:
+                raise Part(pad, "test pipeline's Pad", self.model.source).error(
+                    "comes before images are normalised, and here it comes after"
+                )
+            places.append(Part(pad, "test pipeline's Pad", self.model.source))
+        for place in places:
+            place.must("size", [None], default=None)
+            for name in ("pad_val", "pad_to_square"):
+                place.must(name, [0, False, {"img": 0, "seg": 255}], default=0)
+        return max(1, *(place.number("size_divisor", 1) for place in places))
+
+    def protocol(self) -> Values:
+        """How a segmentor sees a test image."""
+        limits = self.limits()
+        limits.must("mode", ["whole", "slide"], default="whole")
+        scale = self.scale()
+        values: Values = {"scale": scale} if scale or self.steps() else {}
+        if (divisor := self.divisor()) > 1:
+            values["divisor"] = divisor
+        if limits.get("mode") == "slide":
+            values |= {"window": list(limits.whole("crop_size")), "stride": list(limits.whole("stride"))}
+        return values
+
+    def normalisation(self) -> Values:
+        """Mean and standard deviation in units of 1 (white), from wherever the version keeps them."""
+        config, model = self.config, self.model
+        step = self.step("Normalize")
+        places = (model.get("data_preprocessor"), config.get("data_preprocessor"), step, config.get("img_norm_cfg"))
+        found = next((place for place in places if mapping(place).get("mean") is not None), None)
+        if found is None:
+            return {}
+        part = Part(found, "normalisation", model.source)
+        part.must("bgr_to_rgb" if "bgr_to_rgb" in found else "to_rgb", [True], default=True)
+        values = {name: part.get(name) for name in ("mean", "std")}
+        for name, value in values.items():
+            if not isinstance(value, list | tuple) or len(value) != 3 or not all(is_number(one) for one in value):
+                raise part.error(f"has the {name} {value!r:.60}, and three numbers are needed")
+        return {name: [one / 255 for one in value] for name, value in values.items()}
