@@ -39,9 +39,9 @@ $(READY):
 demo: $(READY)
 	$(BIN)/fourstage train digits_visformer --out runs/demo
 	@echo
-	$(BIN)/fourstage train digit_scenes_mask_rcnn $(FROM_DEMO) optimisation.length=3ep --out runs/demo_detection
+	$(BIN)/fourstage train digit_scenes_mask_rcnn $(FROM_DEMO) optimisation.length=2ep --out runs/demo_detection
 	@echo
-	$(BIN)/fourstage train digit_scenes_upernet $(FROM_DEMO) optimisation.length=5ep --out runs/demo_segmentation
+	$(BIN)/fourstage train digit_scenes_upernet $(FROM_DEMO) optimisation.length=3ep --out runs/demo_segmentation
 	@echo
 	$(BIN)/fourstage report runs/demo runs/demo_detection runs/demo_segmentation --out runs/demo.html
 	@echo "Open runs/demo.html in a browser. With your own images: $(BIN)/fourstage train digits_visformer --data FOLDER"

@@ -117,6 +117,55 @@ def test_a_classifiers_checkpoint_fills_the_backbone(tmp_path: Path) -> None:
     assert all(torch.equal(backbone[key], own[key]) for key in shared)
 
 
+@pytest.mark.parametrize(
+    ("file", "method", "names"),
+    [
+        ("mask_rcnn", "upernet", "ours"),
+        ("mask_rcnn", "upernet", "of a run"),
+        ("mask_rcnn", "upernet", "theirs"),
+        ("upernet", "retinanet", "theirs"),
+        ("upernet", "semantic_fpn", "ours"),
+        ("retinanet", "mask_rcnn", "theirs"),
+    ],
+)
+def test_a_training_may_start_with_the_backbone_of_another_methods_network(
+    file: str, method: str, names: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    trained, fresh = build(file, 3), build(method)
+    state = theirs(file, trained) if names == "theirs" else trained.state_dict()
+    prefix = "network." if names == "of a run" else ""
+    torch.save({"model": {prefix + key: value for key, value in state.items()}}, tmp_path / "m.pth")
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"m\.pth holds no {method}|m\.pth does not fit this {method}"):
+        fourstage.load_checkpoint(fresh, tmp_path / "m.pth")
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+
+    report = fourstage.load_checkpoint(fresh, tmp_path / "m.pth", fresh_head=True)
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(value, (state if key.startswith("backbone.") else before)[key]), key
+    around = [key for key in state if not key.startswith("backbone.")]
+    assert set(report.dropped) == set(around)
+    assert f"{len(around)} left out (" in str(report)
+    assert report.read == sum(key.startswith("backbone.") for key in state)
+    assert not any(key.startswith("backbone.") for key in report.fresh)
+    assert report.fresh
+
+
+def test_another_methods_network_over_another_backbone_is_refused(tmp_path: Path) -> None:
+    small = fourstage.create_detector("retinanet", "visformer_tiny", 3, channels=16)
+    torch.save(small.state_dict(), tmp_path / "m.pth")
+    model = build("upernet")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"m\.pth does not fit visformer_digits, it is visformer_tiny"):
+        fourstage.load_checkpoint(model, tmp_path / "m.pth", fresh_head=True)
+    wide = build("mask_rcnn", channels=32)  # the same method, built otherwise, is a mistake still
+    torch.save(wide.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth does not fit this mask_rcnn"):
+        fourstage.load_checkpoint(build("mask_rcnn"), tmp_path / "w.pth", fresh_head=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_what_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
     model, other = build("mask_rcnn"), build("retinanet")
     torch.save(model.state_dict(), tmp_path / "m.pth")

@@ -119,7 +119,7 @@ class Recipe(Section):
     compile: bool = False
     grad_checkpointing: bool = False  # keep less for the backward pass and compute it again: no other number
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole network, or its share of it (FSDP2)
-    sync_batchnorm: bool = False  # batch statistics over all processes, not each one's own
+    sync_batchnorm: bool = False  # over all processes; of a dense network what is around its backbone
     frozen_stages: int = Field(default=0, ge=0)  # stem and so many stages stay as they are
     deterministic: bool = False  # only GPU kernels that give the same bits twice; on CPU they always do
     workers: int = Field(default=2, ge=0)  # loader processes; without effect on any number

@@ -134,8 +134,9 @@ def evaluate(
     resolved = resolve(source, changes, {} if data is None else {"data": data_path(data)})
     if weights is None and run is None:
         raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
-    weights = weights or (run.require_best() if run else None)
-    assert weights is not None
+    if weights is None:
+        assert run is not None
+        weights, which = run.kept(which)
     table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
     ranks, device = join(resolved.recipe.device)
     try:

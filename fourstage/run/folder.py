@@ -67,6 +67,22 @@ class RunFolder:
             )
         return self.best
 
+    def kept(self, which: str) -> tuple[Path, str]:
+        """The checkpoint that has these weights, "model" or "ema", and what they are called in it.
+
+        The best one has one kind alone, the better one of the two, as "model"; the last one has both.
+
+        Raises:
+            FileNotFoundError: before the run's first evaluation.
+            ValueError: the run has no average of weights.
+        """
+        best = self.require_best()
+        if which == "model" or load_state(best).get("which") == which:
+            return best, "model"
+        if self.recipe().ema is None:
+            raise ValueError(f"{self.path} has no average of weights: its recipe has no ema; leave --which out")
+        return self.last, which
+
     def recipe(self) -> Recipe:
         """The recipe that the folder was made from."""
         path = self.path / "recipe.yaml"

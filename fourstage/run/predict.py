@@ -242,7 +242,7 @@ def _task(source: str, weights: str | Path | None, which: str) -> tuple[Recipe, 
     if path.is_dir():
         run = RunFolder(path)
         if weights is None:
-            return _of_run(*_kept(run, which), run.recipe())
+            return _of_run(*_stored(run, which), run.recipe())
         return _of_run(read_checkpoint(weights), which, run.recipe())
     if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
         return _named(_check_dense(source), source, weights, which)
@@ -272,17 +272,9 @@ def _check_dense(source: str) -> str:
     return recipe.task
 
 
-def _kept(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
-    """The checkpoint of a run with these weights, and what they are called in it.
-
-    The best one has one kind alone, the better one of the two; the last one has both.
-    """
-    best = read_checkpoint(run.require_best())
-    if which == "model" or best.content.get("which") == which:
-        return best, "model"
-    if run.recipe().ema is None:
-        raise ValueError(f"{run.path} has no average of weights: its recipe has no ema; leave --which out")
-    return read_checkpoint(run.last), which
+def _stored(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
+    path, called = run.kept(which)
+    return read_checkpoint(path), called
 
 
 def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTask]:

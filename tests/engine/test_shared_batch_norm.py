@@ -146,6 +146,22 @@ def test_processes_keep_the_same_running_statistics(parts: list[dict[str, Found]
     assert first["first.num_batches_tracked"] == STEPS
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_part_may_keep_the_norms_of_each_process(device: str) -> None:
+    task = network(torch.float32)
+    plain = sync_batch_norms(task, Ranks(0, 2), torch.device(device), but=task.rest)
+    kinds = {
+        name: type(module)
+        for name, module in plain.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    assert kinds.pop("rest.1") is nn.BatchNorm2d
+    assert kinds.keys() == {"first", "last"}
+    assert nn.BatchNorm2d not in kinds.values()
+    if device == "cuda":
+        assert set(kinds.values()) == {nn.SyncBatchNorm}
+
+
 def test_one_process_keeps_torchs_own_norm() -> None:
     task = sync_batch_norms(network(torch.float32), Ranks(), CPU)
     assert {type(module) for module in task.modules() if "BatchNorm" in type(module).__name__} == {nn.BatchNorm2d}

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fourstage.data.sample import Sample
+from fourstage.engine.devices import Ranks
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.classification import build_task, mixing, transforms
 from fourstage.run.folder import RunFolder
+from fourstage.run.kinds import kind_of
 
 
 def recipe(*changes: str) -> Recipe:
@@ -30,6 +33,25 @@ def test_decay_spares_vectors_and_what_the_network_names() -> None:
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
     assert decay["network.stages.0.blocks.0.norm1.weight"] > 0
     assert decay["network.stages.0.blocks.0.attn.qkv.weight"] == 0
+
+
+def test_detectors_and_segmentors_keep_plain_norms_in_their_backbones() -> None:
+    """As published: SyncBN in decoders and box heads, and BN in the backbone; classifiers have the first everywhere."""
+    classes = tuple("abcdefghijk")
+    for name, *changes in (
+        ("digits_visformer",),
+        ("digit_scenes_upernet",),
+        ("digit_scenes_cascade_mask_rcnn", "method_args={channels: 16, heads: 4conv1fc}"),
+    ):
+        own = resolve(name, ["sync_batchnorm=true", *changes]).recipe
+        task = kind_of(own).build_task(own, classes)
+        build.prepare(task, own, Ranks(0, 2), torch.device("cpu"))
+        norms = {key: type(norm) for key, norm in task.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+        inner = {kind for key, kind in norms.items() if key.startswith("network.backbone.")}
+        outer = {kind for key, kind in norms.items() if not key.startswith("network.backbone.")}
+        assert nn.BatchNorm2d not in outer
+        assert len(outer) == 1
+        assert inner == (set() if name == "digits_visformer" else {nn.BatchNorm2d})
 
 
 def test_sgd_and_adamw_are_what_they_are_called() -> None:

@@ -491,7 +491,7 @@ def test_a_recipe_says_what_a_file_does_not(
     file, image = tmp_path / "bare.pth", str(photos[0])
     torch.save({"state_dict": their_names("mask_rcnn", detector("mask_rcnn"))}, file)
     refused(["predict", str(file), image], capsys, "does not say which network", "RECIPE", f"--weights {file}")
-    refused(["predict", "mask_rcnn_swin_tiny_coco_1x", image], capsys, "add --weights FILE")
+    refused(["predict", "mask_rcnn_smt_small_coco_1x", image], capsys, "add --weights FILE")
     refused(["predict", "mask_rcnn_swin_tinny_coco_1x", image], capsys, "did you mean mask_rcnn_swin_tiny_coco_1x")
     refused(["predict", str(recipe), image], capsys, "add --weights FILE")
     refused(["predict", "smt_tiny_in1k", image, "--weights", str(file)], capsys, "predict smt_tiny IMAGE --weights")
@@ -524,7 +524,7 @@ def test_a_named_recipe_with_weights(photos: list[Path], tmp_path: Path) -> None
     torch.save(network.state_dict(), tmp_path / "w.pth")
     recipe = tmp_path / "u.yaml"
     recipe.write_text(
-        "base: digit_scenes_upernet\nmethod_args: {channels: 16, auxiliary_channels: 16}\n"
+        "base: digit_scenes_upernet\nmethod_args: {channels: 16, auxiliary_channels: 16, prior: null}\n"
         "evaluation: {scale: [64, 64]}\n"
     )
     [found] = predict(recipe, photos[0], weights=tmp_path / "w.pth", show=False)
