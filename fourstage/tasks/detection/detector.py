@@ -13,6 +13,7 @@ from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded
+from fourstage.tasks.parts.layout import quick_on_cpu
 
 Mean = Callable[[Tensor], Tensor]
 
@@ -85,7 +86,7 @@ class Detector(nn.Module):
     def maps(self, batch: Batch) -> list[Tensor]:
         """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype
-        return self.neck(self.backbone(padded(batch.images_BCHW.to(dtype))))
+        return self.neck(self.backbone(quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
 
 
 def itself(value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
+from fourstage.tasks.parts.layout import quick_on_cpu
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
 
@@ -57,7 +58,7 @@ class Segmentor(nn.Module):
 
     def coarse(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) to the logits on the cells of the finest map, (B, num_classes, h, w)."""
-        return self._decoded(self.backbone(image_BCHW))
+        return self._decoded(self.backbone(quick_on_cpu(image_BCHW)))
 
     def losses(
         self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False, ignore: int = IGNORE
@@ -69,7 +70,7 @@ class Segmentor(nn.Module):
                 _exact(logits_BChw), labels_BHW, over_valid=over_valid, ignore=ignore, align_corners=self.align_corners
             )
 
-        maps = self.backbone(image_BCHW)
+        maps = self.backbone(quick_on_cpu(image_BCHW))
         losses = {"loss_seg": loss(self._decoded(maps))}
         if self.auxiliary is not None:
             losses["loss_aux"] = self.auxiliary_weight * loss(self.auxiliary(maps))
