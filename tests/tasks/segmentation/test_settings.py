@@ -84,7 +84,9 @@ CASES = [("upernet", name) for name in UPERNETS] + [("semantic_fpn", name) for n
 @torch.no_grad()
 def test_logits_losses_and_windows(method: str, name: str, tmp_path: Path) -> None:
     settings = (UPERNETS if method == "upernet" else SEMANTIC_FPNS)[name]
-    theirs, ours = (network.double() for network in both(method, settings, tmp_path))  # two orders of sums agree there
+    theirs, ours = both(method, settings, tmp_path)
+    for network in (theirs, ours):
+        network.double()  # where two orders of sums agree
     images, labels = torch.randn(2, 3, 75, 106, dtype=torch.float64), torch.randint(0, ours.num_classes, (2, 75, 106))
     labels[:, 10:30] = 0
     weight = settings.get("auxiliary_weight", 0.4)
@@ -117,7 +119,9 @@ def test_logits_losses_and_windows(method: str, name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("window", [None, (40, 48)])
 @torch.no_grad()
 def test_views_are_filled_up_after_they_are_mirrored(window: tuple[int, int] | None, tmp_path: Path) -> None:
-    theirs, ours = (network.double() for network in both("upernet", {"align_corners": True}, tmp_path))
+    theirs, ours = both("upernet", {"align_corners": True}, tmp_path)
+    for network in (theirs, ours):
+        network.double()
     images, stride = torch.randn(1, 3, 75, 106, dtype=torch.float64), None if window is None else (27, 33)
     protocol = Protocol(scale=None, ratios=(1.0, 1.4), flip=True, window=window, stride=stride, divisor=32)
     [scores] = Inference(ours, NORMALISE, strip=1000).scores(Batch(("a",), images, ((75, 106),), ((60, 91),)), protocol)
