@@ -72,7 +72,7 @@ def test_the_table_the_files_and_the_comparison(typed: Typed, tmp_path: Path) ->
     assert len(rounds[0]) == len(rounds[1]) >= 5
     assert lines[1]["ratio"]["train"]["low"] <= lines[1]["ratio"]["train"]["median"]
     assert lines[1]["peak_ratio"]["infer"] == pytest.approx(16 / 13, rel=1e-3)
-    assert round(lines[1]["counts"]["parameters"] / 1e6, 2) == 1.44
+    assert round(lines[1]["counts"]["parameters"] / 1e6, 2) == 2.17
     assert {"date", "cpu", "threads", "torch", "gpu"} <= set(lines[0]["machine"])
     assert lines[0]["options"]["train"] is True
 
