@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -401,10 +402,12 @@ def retinanet(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_of_another_method(
     method: str, retinanet: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A training takes or refuses them with a sentence; an evaluation needs those of its own network."""
+    """A training takes the backbone and says what it left out; an evaluation needs those of its own network."""
     weights = retinanet / "checkpoints" / "best.pt"
-    line = refused(method, data, tmp_path / "run", capsys, f"weights={weights}")
-    assert "best.pt" in line
+    assert main([*words(method, data, tmp_path / "run"), f"weights={weights}"]) == 0
+    start = re.search(r"starting from best.pt: (\d+) read, (\d+) left out \(.*dense_head.*\)", capsys.readouterr().out)
+    assert start
+    assert min(map(int, start.groups())) > 0
     code = main(["evaluate", f"digit_scenes_{method}", "--data", str(data), "--weights", str(weights), *SMALL[method]])
     err = capsys.readouterr().err.strip().splitlines()
     assert code == 2
