@@ -49,6 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
             "rpn_head.x": torch.zeros(1),
         },
         "large": state_of(img_size=64),
+        "positions": fourstage.create_model("visformer_tiny", img_size=64).state_dict(),
         "grey": state_of(in_chans=1),
     }
     for name, content in contents.items():
@@ -229,7 +230,7 @@ def test_a_published_file_is_known_and_says_where_it_is_from(
         ("five", "visformer_digits", f"{OUT} --forse", "did you mean --force"),
         ("headless", "visformer_digits", f"{OUT} --which ema", "no EMA weights"),
         ("detector", "visformer_digits", OUT, "without a head: add --dense"),
-        ("large", "visformer_digits", OUT, "stages.0.position would be resized): add the size"),
+        ("positions", "visformer_tiny", OUT, "stages.0.position would be resized): add the size"),
         ("nothing", "visformer_digits", OUT, "there is no file"),
     ],
 )
