@@ -27,6 +27,7 @@ from fourstage.bench.work_dense import noise, open_eyes, scene
 from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN
+from fourstage.tasks.parts.levels import levels_of
 
 RESULTS = Path(__file__).parent / "results" / "detection.jsonl"
 CLASSES, CHANNELS, IMAGES = 80, 256, 2
@@ -39,7 +40,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body = backbone
         self.out_channels = CHANNELS
-        channels = [level.channels for level in getattr(backbone, "levels")]  # noqa: B009
+        channels = [level.channels for level in levels_of(backbone)]
         self.fpn = FeaturePyramidNetwork(channels, CHANNELS, LastLevelMaxPool())
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:

@@ -104,7 +104,6 @@ def _create(
     given = {key: value for key, value in arguments.items() if value is not None}
     check_arguments(build, method, given)
     network = build(create_backbone(backbone, **(backbone_args or {})), num_classes, **given)
-    setattr(network, "method", method)  # noqa: B010 - by it load_checkpoint knows whose names a file may have
     if checkpoint_path is not None:
         load_checkpoint(network, checkpoint_path)
     return network

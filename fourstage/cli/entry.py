@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 from fourstage.cli import data, runs, slurm, tools
 from fourstage.cli.parsing import OPTIONS, STOPPED, Parser
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     translate()  # under srun there are several processes too
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        _mute()
     arguments = [argument for argument in arguments if argument != "--debug"]
     args = parse(arguments)
     if args.version:
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except (ValueError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - whoever read the output has left
+            _mute()  # whoever read the output has left
             return 141
         if debug:
             raise
@@ -96,6 +95,10 @@ def _meant(option: str) -> str:
         return f"; a value of a recipe is written {key}=VALUE, without dashes"
     close = [word for word in get_close_matches(option.partition("=")[0], OPTIONS, n=1) if word != option]
     return f", did you mean {close[0]}?" if close else ""
+
+
+def _mute() -> None:
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _one_line(error: Exception) -> str:

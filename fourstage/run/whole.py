@@ -31,7 +31,9 @@ def fill_whole(network: nn.Module, file: Checkpoint, which: str = "model") -> Re
     Raises:
         ValueError: it holds another network, or a backbone alone.
     """
-    method = getattr(network, "method")  # noqa: B009 - nn.Module's own attributes are typed
+    method = getattr(network, "method", None)
+    if method is None:
+        raise ValueError(f"{type(network).__name__} has no method, by which the names in {file.path} could be known")
     report = load_dense_state(network, file.weights(which), method=method, source=file.path.name)
     fresh = [key for key in report.fresh if not key.startswith(AUXILIARY)]  # which predicts nothing
     if fresh:

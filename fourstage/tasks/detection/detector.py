@@ -3,13 +3,13 @@
 B images, C classes, G true boxes, N detections, H x W pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded
@@ -40,7 +40,7 @@ class Detections:
         return len(self.boxes_N4)
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A task's network. `backbone` and `neck` can be compiled in place: `detector.backbone.compile(dynamic=True)`.
 
     Args:
@@ -67,21 +67,21 @@ class Detector(nn.Module):
         """Named losses, scalars, the same names for every batch."""
         return self.losses(batch)
 
+    @abstractmethod
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """What `forward` gives. `seed` keys the random choice of boxes; None: by torch's generator, see `Draws`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
         """The objects in each image, in pixels of the original image, or of the network's with `rescale=False`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def usual_work(self, images_BCHW: Tensor) -> None:
         """All layers once, for what published costs are counted with: nothing is chosen, so shapes are enough.
 
         Args:
             images_BCHW: on any device, sides in multiples of 32; one image, as the numbers of regions are those of one.
         """
-        raise NotImplementedError
 
     def maps(self, batch: Batch) -> list[Tensor]:
         """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
@@ -91,30 +91,6 @@ class Detector(nn.Module):
 
 def itself(value: Tensor) -> Tensor:
     return value
-
-
-def levels_of(backbone: nn.Module) -> tuple[Level, ...]:
-    """What a backbone says about its maps.
-
-    Raises:
-        ValueError: it says nothing.
-    """
-    levels = getattr(backbone, "levels", None)
-    if not levels:
-        raise ValueError(f"{type(backbone).__name__} has no levels; build it with create_backbone, or set its levels")
-    return tuple(levels)
-
-
-def from_stride(levels: tuple[Level, ...], stride: int) -> int:
-    """Index of the first map at this stride or coarser.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = next((i for i, level in enumerate(levels) if level.stride >= stride), None)
-    if found is None:
-        raise ValueError(f"the backbone's maps end at stride {levels[-1].stride}; this needs one at {stride} or more")
-    return found
 
 
 def truths_of(batch: Batch, *, masks: bool) -> list[Truth]:

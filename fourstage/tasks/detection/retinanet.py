@@ -17,8 +17,6 @@ from fourstage.tasks.detection.detector import (
     Detector,
     Mean,
     Truth,
-    from_stride,
-    levels_of,
     to_original,
     truths_of,
 )
@@ -28,6 +26,7 @@ from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.detection.rpn import match_inside
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.levels import from_stride, levels_of
 
 Candidates = Literal["pairs", "anchors"]
 

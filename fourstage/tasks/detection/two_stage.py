@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples, Selecting, sample_regions, select
-from fourstage.tasks.detection.detector import Detections, Detector, Truth, levels_of, scale_of, to_original
+from fourstage.tasks.detection.detector import Detections, Detector, Truth, scale_of, to_original
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.matching import Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.parts.settings import check_names, made
 
 BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head

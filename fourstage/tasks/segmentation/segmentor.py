@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
 from fourstage.tasks.parts.layout import quick_on_cpu
+from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
 
@@ -23,6 +24,7 @@ class Segmentor(nn.Module):
         auxiliary_weight: factor on its loss.
         align_corners: how logits are resized, here and in `Inference`; the decoders have their own.
         reads: which of the backbone's maps go into neck and decoder; None: all.
+        method: the name by which it is built and by which the names in foreign checkpoints are known.
 
     Attributes:
         levels: of the backbone.
@@ -43,12 +45,14 @@ class Segmentor(nn.Module):
         auxiliary_weight: float = 0.4,
         align_corners: bool = False,
         reads: Sequence[int] | None = None,
+        method: str | None = None,
     ) -> None:
         super().__init__()
+        self.method = method
         check_classes(num_classes)
         self.backbone, self.neck, self.decoder, self.auxiliary = backbone, neck, decoder, auxiliary
         self.num_classes, self.auxiliary_weight, self.align_corners = num_classes, auxiliary_weight, align_corners
-        self.levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - attributes are typed
+        self.levels = levels_of(backbone)
         self.reads = tuple(range(len(self.levels)) if reads is None else reads)
         self.stride = self.levels[self.reads[0]].stride
 

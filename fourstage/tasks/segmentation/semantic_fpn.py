@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
@@ -44,13 +45,15 @@ def semantic_fpn(
     Raises:
         ValueError: maps that the backbone has not.
     """
-    levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - nn.Module's own attributes are typed
+    levels = levels_of(backbone)
     reads = chosen(levels, maps)
     neck = FPN([levels[i] for i in reads], neck_channels, num_outs=len(reads) if num_outs is None else num_outs)
     decoder = FPNDecoder(
         neck.levels, num_classes, channels=channels, dropout=dropout, prior=prior, align_corners=align_corners
     )
-    return Segmentor(backbone, decoder, num_classes, neck=neck, align_corners=align_corners, reads=reads)
+    return Segmentor(
+        backbone, decoder, num_classes, neck=neck, align_corners=align_corners, reads=reads, method="semantic_fpn"
+    )
 
 
 class FPNDecoder(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.parts.resized_conv import MergingConv
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
@@ -53,7 +54,7 @@ def upernet(
     Raises:
         ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or not those that are asked for.
     """
-    levels: tuple[Level, ...] = tuple(getattr(backbone, "levels"))  # noqa: B009 - nn.Module's own attributes are typed
+    levels = levels_of(backbone)
     reads = chosen(levels, maps)
     decoder = UPerDecoder(
         [levels[i].channels for i in reads],
@@ -64,10 +65,12 @@ def upernet(
         prior=prior,
         align_corners=align_corners,
     )
-    auxiliary = None
-    if auxiliary_weight:
-        auxiliary = FCNDecoder(
-            auxiliary_level(levels) if auxiliary_map is None else chosen(levels, [auxiliary_map])[0],
+    level = auxiliary_level(levels, auxiliary_map) if auxiliary_weight else None
+    auxiliary = (
+        None
+        if level is None
+        else FCNDecoder(
+            level,
             levels,
             num_classes,
             channels=auxiliary_channels,
@@ -76,6 +79,7 @@ def upernet(
             prior=prior,
             concat=auxiliary_concat,
         )
+    )
     return Segmentor(
         backbone,
         decoder,
@@ -84,11 +88,18 @@ def upernet(
         auxiliary_weight=auxiliary_weight,
         align_corners=align_corners,
         reads=reads,
+        method="upernet",
     )
 
 
-def auxiliary_level(levels: Sequence[Level]) -> int:
-    """Which map is at stride 16. Raises ValueError where none is."""
+def auxiliary_level(levels: Sequence[Level], number: int | None = None) -> int:
+    """Which map the auxiliary decoder reads: the one of this number, or at stride 16.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if number is not None:
+        return chosen(levels, [number])[0]
     for i, level in enumerate(levels):
         if level.stride == AUXILIARY_STRIDE:
             return i

@@ -16,7 +16,8 @@ NEW = ((416, 320), (320, 544), (448, 480), (384, 352))
 
 
 @pytest.fixture(autouse=True)
-def _apart() -> Generator[None]:  # pyright: ignore[reportUnusedFunction] - what was compiled before would count
+def apart() -> Generator[None]:
+    """What was compiled before does not count."""
     dynamo.reset()
     dynamo.utils.counters.clear()
     yield

@@ -1,5 +1,6 @@
 """Every setting of a segmentor means what it means in MMSegmentation, on sides of every length."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from fourstage.data.resizing import Normalise
 from fourstage.data.sample import Batch
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import Protocol
+from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn as build_semantic_fpn
+from fourstage.tasks.segmentation.upernet import upernet as build_upernet
 
 NORMALISE = Normalise.of((0, 0, 0), (1, 1, 1))
 UPERNETS: dict[str, dict[str, Any]] = {
@@ -182,6 +185,12 @@ def test_maps_that_are_not_there_are_refused(maps: tuple[int, ...]) -> None:
         fourstage.create_segmentor("upernet", Still(), 5, maps=maps)
     with pytest.raises(ValueError, match="divisor"):
         Protocol(window=(64, 64), stride=(64, 64), divisor=65)
+
+
+@pytest.mark.parametrize("build", [build_upernet, build_semantic_fpn])
+def test_a_backbone_that_says_nothing_of_its_maps_is_refused(build: Callable[..., nn.Module]) -> None:
+    with pytest.raises(ValueError, match="Identity has no levels"):
+        build(nn.Identity(), 3)
 
 
 def test_a_classifier_with_its_backbone_by_name_fills_the_backbone(tmp_path: Path) -> None:
