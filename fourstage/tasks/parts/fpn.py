@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.tasks.parts.resized_conv import conv_of_doubled
 
 Extra = Literal["pool", "input", "lateral", "output"]
 
@@ -68,12 +70,15 @@ class FPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One (B, level.channels, H_i, W_i) per entry of the `levels` that came in to one per entry of our own."""
         used = list(maps)[self.start_level :]
-        laterals = [conv(x_BCHW) for conv, x_BCHW in zip(self.laterals, used, strict=True)]
+        short = self._is_shorter(used)
+        laterals = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[short:], used[short:], strict=True)]
         for i in range(len(laterals) - 1, 0, -1):
             size = laterals[i - 1].shape[-2:]
             laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], size=size, mode="nearest")
         n, outputs = len(used), list(self.outputs)
-        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[:n], laterals, strict=True)]
+        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[short:n], laterals, strict=True)]
+        if short:
+            outs.insert(0, self._finest(used[0], laterals[0]))
         if self.extra != "pool":
             x_BCHW = {"input": used[-1], "lateral": laterals[-1], "output": outs[-1]}[self.extra]
             for conv in outputs[n:]:
@@ -82,3 +87,25 @@ class FPN(nn.Module):
         while len(outs) < len(self.levels):
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
         return outs
+
+    def _is_shorter(self, used: Sequence[Tensor]) -> bool:
+        """Whether `_finest` makes the finest map, and with fewer products. The 3x3 convolution reads 9 cells of it."""
+        if len(used) == 1 or used[0].device.type != "cpu":
+            return False
+        (height, width), coarser = used[0].shape[-2:], used[1].shape[-2:]
+        channels, out = used[0].shape[1], self.levels[0].channels
+        return (height, width) == (2 * coarser[0], 2 * coarser[1]) and 9 * channels + 4 * out < channels + 9 * out
+
+    def _finest(self, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
+        """`outputs[0](laterals[0](x) + doubled coarser)` as a convolution of each.
+
+        1x1 and 3x3 make one 3x3 convolution, and a doubled map is read by a transposed convolution where it is small.
+        The lateral bias goes with the doubled map, which like it ends where the map ends.
+        """
+        lateral, output = self.laterals[0], self.outputs[0]
+        assert isinstance(lateral, nn.Conv2d)
+        assert isinstance(output, nn.Conv2d)
+        assert lateral.bias is not None
+        weight_OCyx = torch.einsum("omyx,mc->ocyx", output.weight, lateral.weight[:, :, 0, 0])
+        near_BOHW = F.conv2d(x_BCHW, weight_OCyx, output.bias, padding=1)
+        return near_BOHW + conv_of_doubled(output.weight, coarser_BDhw + lateral.bias[:, None, None])

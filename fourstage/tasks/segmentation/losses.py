@@ -1,9 +1,13 @@
 """What segmentors minimise. B images, C classes, H x W pixels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fourstage.data.sample import IGNORE
+from fourstage.tasks.segmentation.resized_loss import resized_cross_entropy
+
+MANY = 16  # classes from which on `resized_cross_entropy` is the faster way on a CPU: 2.1 times at 19, 5 times at 150
 
 
 def pixel_cross_entropy(
@@ -26,11 +30,18 @@ def pixel_cross_entropy(
     Returns:
         A scalar; 0 where everything is ignored.
     """
-    logits_BCHW = resized(logits_BChw, labels_BHW.shape[1:], align_corners)
-    total = F.cross_entropy(logits_BCHW, labels_BHW.long(), ignore_index=ignore, reduction="sum")
+    total = _summed(logits_BChw, labels_BHW, ignore, align_corners)
     if not over_valid:
         return total / labels_BHW.numel()
     return total / (labels_BHW != ignore).sum().clamp(min=1)
+
+
+def _summed(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, align_corners: bool) -> Tensor:
+    grow, many = tuple(logits_BChw.shape[2:]) != tuple(labels_BHW.shape[1:]), logits_BChw.shape[1] >= MANY
+    if grow and many and logits_BChw.device.type == "cpu" and not torch.compiler.is_compiling():
+        return resized_cross_entropy(logits_BChw, labels_BHW, ignore, align_corners)
+    logits_BCHW = resized(logits_BChw, labels_BHW.shape[1:], align_corners)
+    return F.cross_entropy(logits_BCHW, labels_BHW.long(), ignore_index=ignore, reduction="sum")
 
 
 def resized(x_BChw: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:

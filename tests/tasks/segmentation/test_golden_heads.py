@@ -28,8 +28,7 @@ TAPS = {  # the original's names of what was recorded, and our modules
         "decode_head.fpn_bottleneck": "decoder.fuse",
         "auxiliary_head": "auxiliary",
     },
-    "semantic_fpn": {f"decode_head.scale_heads.{i}": f"decoder.scales.{i}" for i in range(4)}
-    | {f"neck.{i}": f"neck.outputs.{i}" for i in range(4)},
+    "semantic_fpn": {f"decode_head.scale_heads.{i}": f"decoder.scales.{i}" for i in range(4)} | {"neck": "neck"},
 }
 Case = tuple[str, Segmentor, dict[str, Any], dict[str, np.ndarray]]
 
@@ -43,11 +42,15 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def tapped(model: nn.Module, names: dict[str, str]) -> tuple[dict[str, Tensor], list[Any]]:
-    """Outputs of modules by the original's names; they arrive when the model runs."""
+    """Outputs of modules by the original's names, several of one numbered; they arrive when the model runs."""
     found: dict[str, Tensor] = {}
 
     def tap(name: str) -> Any:
-        return lambda _module, _inputs, output: found.__setitem__(name, output)
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor | list[Tensor]) -> None:
+            several = isinstance(output, list)
+            found.update({f"{name}.{i}": x for i, x in enumerate(output)} if several else {name: output})
+
+        return keep
 
     return found, [model.get_submodule(ours).register_forward_hook(tap(name)) for name, ours in names.items()]
 
