@@ -70,31 +70,36 @@ class FPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One (B, level.channels, H_i, W_i) per entry of the `levels` that came in to one per entry of our own."""
         used = list(maps)[self.start_level :]
-        short = self._is_shorter(used)
-        laterals = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[short:], used[short:], strict=True)]
+        if doubles(used) and self._is_shorter(used[0].shape[1]):
+            merged, outs = self.but_finest(maps)
+            return [self._finest(used[0], merged), *outs]
+        return self._from(used, 0)[1]
+
+    def but_finest(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """All that goes out but the finest map, and before them what the finest map would have added when doubled."""
+        return self._from(list(maps)[self.start_level :], 1)
+
+    def _from(self, used: Sequence[Tensor], first: int) -> tuple[Tensor, list[Tensor]]:
+        """The map at `first` with what coarser ones saw, and all that goes out from there on."""
+        n, outputs = len(used), list(self.outputs)
+        laterals = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[first:], used[first:], strict=True)]
         for i in range(len(laterals) - 1, 0, -1):
             size = laterals[i - 1].shape[-2:]
             laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], size=size, mode="nearest")
-        n, outputs = len(used), list(self.outputs)
-        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[short:n], laterals, strict=True)]
-        if short:
-            outs.insert(0, self._finest(used[0], laterals[0]))
+        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[first:n], laterals, strict=True)]
         if self.extra != "pool":
             x_BCHW = {"input": used[-1], "lateral": laterals[-1], "output": outs[-1]}[self.extra]
             for conv in outputs[n:]:
                 x_BCHW = conv(x_BCHW)
                 outs.append(x_BCHW)
-        while len(outs) < len(self.levels):
+        while len(outs) < len(self.levels) - first:
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
-        return outs
+        return laterals[0], outs
 
-    def _is_shorter(self, used: Sequence[Tensor]) -> bool:
-        """Whether `_finest` makes the finest map, and with fewer products. The 3x3 convolution reads 9 cells of it."""
-        if len(used) == 1 or used[0].device.type != "cpu":
-            return False
-        (height, width), coarser = used[0].shape[-2:], used[1].shape[-2:]
-        channels, out = used[0].shape[1], self.levels[0].channels
-        return (height, width) == (2 * coarser[0], 2 * coarser[1]) and 9 * channels + 4 * out < channels + 9 * out
+    def _is_shorter(self, channels: int) -> bool:
+        """Whether `_finest` has fewer products than the plain order, from so many channels."""
+        out = self.levels[0].channels
+        return 9 * channels + 4 * out < channels + 9 * out
 
     def _finest(self, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
         """`outputs[0](laterals[0](x) + doubled coarser)` as a convolution of each.
@@ -102,10 +107,27 @@ class FPN(nn.Module):
         1x1 and 3x3 make one 3x3 convolution, and a doubled map is read by a transposed convolution where it is small.
         The lateral bias goes with the doubled map, which like it ends where the map ends.
         """
-        lateral, output = self.laterals[0], self.outputs[0]
-        assert isinstance(lateral, nn.Conv2d)
+        output = self.outputs[0]
         assert isinstance(output, nn.Conv2d)
-        assert lateral.bias is not None
-        weight_OCyx = torch.einsum("omyx,mc->ocyx", output.weight, lateral.weight[:, :, 0, 0])
+        weight_DC, bias_D = self.lateral_weights()
+        weight_OCyx = torch.einsum("odyx,dc->ocyx", output.weight, weight_DC)
         near_BOHW = F.conv2d(x_BCHW, weight_OCyx, output.bias, padding=1)
-        return near_BOHW + conv_of_doubled(output.weight, coarser_BDhw + lateral.bias[:, None, None])
+        return near_BOHW + conv_of_doubled(output.weight, coarser_BDhw + bias_D[:, None, None])
+
+    def lateral_weights(self) -> tuple[Tensor, Tensor]:
+        """(D, C) and (D,) of the finest map's 1x1 convolution."""
+        lateral = self.laterals[0]
+        assert isinstance(lateral, nn.Conv2d)
+        assert lateral.bias is not None
+        return lateral.weight[:, :, 0, 0], lateral.bias
+
+
+def doubles(used: Sequence[Tensor]) -> bool:
+    """Whether the finest of these maps has exactly twice the sides of the next, and lies on a CPU.
+
+    There a doubled map is read by a transposed convolution; on GPUs that was not measured.
+    """
+    if len(used) == 1 or used[0].device.type != "cpu":
+        return False
+    height, width = used[1].shape[-2:]
+    return tuple(used[0].shape[-2:]) == (2 * height, 2 * width)

@@ -60,14 +60,19 @@ def conv_of_resized(conv: nn.Conv2d, maps: Sequence[Tensor], align_corners: bool
 
 
 def conv_of_doubled(weight_OCyx: Tensor, x_BChw: Tensor) -> Tensor:
-    """The 3x3 convolution, padding 1, of a map whose every cell is first made two by two cells: (B, O, 2h, 2w).
+    """The convolution of a map whose every cell is first made two by two cells: (B, O, 2h, 2w).
 
-    The same as a transposed convolution of stride 2, each coarse cell adding to 4 x 4 fine ones: 4 products for each
-    fine cell and pair of channels instead of 9.
+    The same as a transposed convolution of stride 2. From a kernel of 3 x 3, each coarse cell adds to 4 x 4 fine ones:
+    4 products for each fine cell and pair of channels instead of 9; from one of 5 x 5, 9 instead of 25.
+
+    Args:
+        weight_OCyx: kernel with odd sides that are the same; zeros lie around the map, half a kernel wide.
+        x_BChw: (B, C, h, w).
     """
     reached = F.pad(weight_OCyx.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
     reached = reached[:, :, 1:] + reached[:, :, :-1]
-    return F.conv_transpose2d(x_BChw, reached[..., 1:] + reached[..., :-1], stride=2, padding=1)
+    kernel = reached[..., 1:] + reached[..., :-1]
+    return F.conv_transpose2d(x_BChw, kernel, stride=2, padding=weight_OCyx.shape[-1] // 2)
 
 
 def _one(x_BChw: Tensor, weight_OCyx: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

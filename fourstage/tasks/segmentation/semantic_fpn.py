@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
-from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.fpn import FPN, doubles
 from fourstage.tasks.parts.levels import levels_of
+from fourstage.tasks.segmentation.finest import conv_of_finest, is_shorter
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
@@ -51,9 +52,25 @@ def semantic_fpn(
     decoder = FPNDecoder(
         neck.levels, num_classes, channels=channels, dropout=dropout, prior=prior, align_corners=align_corners
     )
-    return Segmentor(
+    return SemanticFPN(
         backbone, decoder, num_classes, neck=neck, align_corners=align_corners, reads=reads, method="semantic_fpn"
     )
+
+
+class SemanticFPN(Segmentor):
+    """On a CPU, neck and decoder meet in one convolution where that has fewer products."""
+
+    neck: FPN
+    decoder: "FPNDecoder"
+
+    def _decoded(self, maps: Sequence[Tensor]) -> Tensor:
+        used = [maps[i] for i in self.reads]
+        first = self.decoder.first
+        if not doubles(used) or not is_shorter(self.neck, first.conv, used[0]):
+            return super()._decoded(maps)
+        coarser_BDhw, outs = self.neck.but_finest(used)
+        x_BCHW = conv_of_finest(self.neck, first.conv, used[0], coarser_BDhw)
+        return self.decoder.summed(first.act(first.norm(x_BCHW)), outs)
 
 
 class FPNDecoder(nn.Module):
@@ -79,10 +96,21 @@ class FPNDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
-        parts = zip(self.scales, maps, strict=True)
-        scale, x_BCHW = next(parts)
-        total_BCHW = scale(x_BCHW)
-        for scale, x_BCHW in parts:
+        finest_BCHW, *coarser = maps
+        return self.summed(self.scales[0](finest_BCHW), coarser)
+
+    @property
+    def first(self) -> ConvNormAct:
+        """What the finest map goes through, alone."""
+        scale = self.scales[0]
+        assert isinstance(scale, _Scale)
+        (only,) = scale.convs
+        assert isinstance(only, ConvNormAct)
+        return only
+
+    def summed(self, total_BCHW: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Logits, from the finest map as its convolution left it and the coarser ones as they came."""
+        for scale, x_BCHW in zip(list(self.scales)[1:], maps, strict=True):
             total_BCHW = total_BCHW + resized(scale(x_BCHW), total_BCHW.shape[2:], self.align_corners)
         return self.classify(self.dropout(total_BCHW))
 

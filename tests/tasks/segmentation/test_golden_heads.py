@@ -96,13 +96,16 @@ def check_losses(losses: dict[str, Tensor], arrays: dict[str, np.ndarray], prefi
 
 
 def test_outputs(case: Case) -> None:
+    """Of the whole, which may go another way on a CPU, and of each part."""
     name, model, manifest, arrays = case
-    found, hooks = tapped(model.eval(), TAPS[name])
     image_BCHW = torch.zeros(2, 3, 256, 320)
-    check_predictions(model, batch_of(image_BCHW, manifest), arrays)
-    if model.auxiliary is not None:
-        with torch.no_grad():
-            model.auxiliary(model.backbone(image_BCHW))
+    check_predictions(model.eval(), batch_of(image_BCHW, manifest), arrays)
+    found, hooks = tapped(model, TAPS[name])
+    with torch.no_grad():
+        maps = model.backbone(image_BCHW)
+        model.decoder(maps if model.neck is None else model.neck(maps))
+        if model.auxiliary is not None:
+            model.auxiliary(maps)
     for hook in hooks:
         hook.remove()
     check_taps(found, arrays)
