@@ -38,19 +38,29 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x_RCMM: Tensor) -> Tensor:
-        """(R, C, 2M, 2M) logits, float32 or better."""
-        return as_float32(self.logits(F.relu(self.upsample(self.convs(x_RCMM)))))
+        """(R, C, 2M, 2M) logits of every class, float32 or better."""
+        return as_float32(self.logits(self._features(x_RCMM)))
 
-    @staticmethod
-    def loss(logits_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[Truth]) -> Tensor:
+    def of_class(self, x_RCMM: Tensor, labels_R: Tensor) -> Tensor:
+        """(R, 2M, 2M) logits of one class for each region, the only ones that are computed; float32 or better."""
+        x_RDMM = self._features(x_RCMM)
+        assert self.logits.bias is not None
+        weight_RD = self.logits.weight[:, :, 0, 0][labels_R]
+        logits_RMM = torch.bmm(weight_RD[:, None], x_RDMM.flatten(2)).view(-1, *x_RDMM.shape[2:])
+        return as_float32(logits_RMM + self.logits.bias[labels_R, None, None])
+
+    def _features(self, x_RCMM: Tensor) -> Tensor:
+        return F.relu(self.upsample(self.convs(x_RCMM)))
+
+    def loss(self, x_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[Truth]) -> Tensor:
         """Binary cross-entropy of the true class' mask, a mean over all cells; 0 where there are no positives."""
-        if len(logits_PCMM) == 0:
-            return logits_PCMM.sum()
         labels_P = torch.cat([s.labels_R[: len(s.truth_P)] for s in samples])
+        chosen_PMM = self.of_class(x_PCMM, labels_P)
+        if len(chosen_PMM) == 0:
+            return chosen_PMM.sum()
         wanted = []
         for s, t in zip(samples, truths, strict=True):
             if len(s.truth_P):
                 assert t.masks_GHW is not None
-                wanted.append(crop_masks(t.masks_GHW, s.positives, s.truth_P, logits_PCMM.shape[-1]))
-        chosen_PMM = logits_PCMM[torch.arange(len(labels_P), device=labels_P.device), labels_P]
+                wanted.append(crop_masks(t.masks_GHW, s.positives, s.truth_P, chosen_PMM.shape[-1]))
         return F.binary_cross_entropy_with_logits(chosen_PMM, torch.cat(wanted).to(chosen_PMM))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.detection.boxes import as_float32, box_areas
+from fourstage.tasks.detection.roi_align import roi_align
 
 FINEST = 56.0  # pixels; boxes of less than twice this side are read from the finest map
 
@@ -47,7 +47,7 @@ class RoIPool(nn.Module):
         for i, (x_BCHW, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = (level_R == i).nonzero().squeeze(1)
             if len(here) or not i:
-                parts.append(roi_align(x_BCHW, rois_R5[here], self.size, 1 / stride, self.samples, aligned=True))
+                parts.append(roi_align(x_BCHW, rois_R5[here], self.size, 1 / stride, self.samples))
                 places.append(here)
         order = torch.cat(places)
         back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))

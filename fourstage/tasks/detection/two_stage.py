@@ -133,7 +133,7 @@ class TwoStage(Detector):
     ) -> Tensor:
         """Of the positives alone."""
         regions = self.mask_pool(maps, to_rois([s.positives for s in samples]))
-        return head.loss(head(regions), samples, truths)
+        return head.loss(regions, samples, truths)
 
     def finish(
         self,
@@ -172,8 +172,7 @@ class TwoStage(Detector):
     ) -> list[Detections]:
         regions = self.mask_pool(maps, to_rois([d.boxes_N4 for d in found]))
         labels_N = torch.cat([d.labels_N for d in found])
-        own = torch.arange(len(labels_N), device=labels_N.device)
-        masks_NMM = torch.stack([head(regions)[own, labels_N].sigmoid() for head in heads]).mean(dim=0)
+        masks_NMM = torch.stack([head.of_class(regions, labels_N).sigmoid() for head in heads]).mean(dim=0)
         out = []
         for i, (d, small_NMM) in enumerate(zip(found, masks_NMM.split([len(d) for d in found]), strict=True)):
             scale = scale_of(batch, i) if rescale else (1.0, 1.0)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.detection.two_stage import TwoStage
 
@@ -80,6 +81,9 @@ def watched(detector: Detector, batch: Batch, *, rescale: bool = True) -> tuple[
     found = detector.detect(batch, rescale=rescale)
     for hook in hooks:
         hook.remove()
+    for name, part in parts.items():  # in detection they make the mask of one class alone
+        if isinstance(part, MaskHead) and "roi_head.mask_roi_extractor" in seen:
+            seen[name] = part(seen["roi_head.mask_roi_extractor"]).detach()
     return {name: x.flatten(1) if x.ndim == 3 else x for name, x in seen.items()}, found
 
 
