@@ -7,11 +7,14 @@ No sum is split, so the numbers are the same, bit for bit, with any number of th
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align as by_torchvision
+
+from fourstage.tasks.parts.shortcuts import eager_on_cpu
 
 WORTH = 1 << 17  # values of all regions, from which on threads pay off
 
@@ -27,7 +30,7 @@ def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples:
         samples: points a side in each cell of a region; 0: as many as it has cells of the map there.
     """
     threads, values = torch.get_num_threads(), len(rois_R5) * x_BCHW.shape[1] * size * size
-    if x_BCHW.device.type != "cpu" or threads == 1 or values < WORTH or torch.compiler.is_compiling():
+    if threads == 1 or values < WORTH or not eager_on_cpu(x_BCHW):
         return by_torchvision(x_BCHW, rois_R5, size, scale, samples, aligned=True)
     return _ByThreads.apply(x_BCHW, rois_R5, size, scale, samples, threads)
 
@@ -44,7 +47,7 @@ class _ByThreads(torch.autograd.Function):
         def part(some_R5: Tensor) -> Tensor:
             return by_torchvision(x_BCHW, some_R5, size, scale, samples, aligned=True)
 
-        return torch.cat(_in_threads(part, rois_R5.chunk(threads)))
+        return torch.cat(_in_threads(part, rois_R5.chunk(threads), threads))
 
     @staticmethod
     def backward(ctx: Any, grad_RCMM: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,22 +58,33 @@ class _ByThreads(torch.autograd.Function):
             sizes = images, some_RCMM.shape[1], height, width
             return _backward(some_RCMM, rois_R5, scale, size, size, *sizes, samples, True)
 
-        return torch.cat(_in_threads(part, grad_RCMM.chunk(threads, dim=1)), dim=1), *[None] * 5
+        return torch.cat(_in_threads(part, grad_RCMM.chunk(threads, dim=1), threads), dim=1), *[None] * 5
 
 
 def _backward(*args: Any) -> Tensor:
     return torch.ops.torchvision._roi_align_backward(*args)
 
 
-def _in_threads(part: Callable[[Tensor], Tensor], pieces: tuple[Tensor, ...]) -> list[Tensor]:
+def _in_threads(part: Callable[[Tensor], Tensor], pieces: tuple[Tensor, ...], threads: int) -> list[Tensor]:
     def without_gradients(piece: Tensor) -> Tensor:
         with torch.inference_mode(inference):  # which every thread has for itself
             return part(piece)
 
     inference = torch.is_inference_mode_enabled()
-    return list(_pool(len(pieces)).map(without_gradients, pieces))
+    return list(_pool(threads).map(without_gradients, pieces))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="roi_align")
+    """Threads that compute alone: with a team of its own for each, as PyTorch has it, there would be their square."""
+    pool = ThreadPoolExecutor(threads, "roi_align", initializer=_compute_alone)
+    together = Barrier(threads)
+    for started in [pool.submit(together.wait) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(threads)  # what was said last also holds for threads that are still to come
+    return pool
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # the first call in a thread sets what was said last in any
+    torch.set_num_threads(1)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Level
+from fourstage.backbones.layers import Level, surely
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
+from fourstage.tasks.parts.shortcuts import plain_convs
 
 Extra = Literal["pool", "input", "lateral", "output"]
 
@@ -70,7 +71,7 @@ class FPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One (B, level.channels, H_i, W_i) per entry of the `levels` that came in to one per entry of our own."""
         used = list(maps)[self.start_level :]
-        if doubles(used) and self._is_shorter(used[0].shape[1]):
+        if doubles(used) and self.joinable() and self._is_shorter(used[0].shape[1]):
             merged, outs = self.but_finest(maps)
             return [self._finest(used[0], merged), *outs]
         return self._from(used, 0)[1]
@@ -95,6 +96,10 @@ class FPN(nn.Module):
         while len(outs) < len(self.levels) - first:
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
         return laterals[0], outs
+
+    def joinable(self) -> bool:
+        """Whether the convolutions of the finest map may be computed as one."""
+        return plain_convs(self.laterals[0], self.outputs[0])
 
     def _is_shorter(self, channels: int) -> bool:
         """Whether `_finest` has fewer products than the plain order, from so many channels."""
@@ -130,4 +135,4 @@ def doubles(used: Sequence[Tensor]) -> bool:
     if len(used) == 1 or used[0].device.type != "cpu":
         return False
     height, width = used[1].shape[-2:]
-    return tuple(used[0].shape[-2:]) == (2 * height, 2 * width)
+    return surely(used[0].shape[-2] == 2 * height) and surely(used[0].shape[-1] == 2 * width)

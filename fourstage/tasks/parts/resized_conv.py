@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.parts.shortcuts import plain_convs
 
 TAPS = 3  # a side
 
@@ -33,7 +34,7 @@ class MergingConv(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i), C_i adding up to those of the convolution, to (B, O, h_0, w_0)."""
-        if maps[0].device.type == "cpu":
+        if maps[0].device.type == "cpu" and plain_convs(self.conv):
             return self.act(self.norm(conv_of_resized(self.conv, maps, self.align_corners)))
         size = maps[0].shape[2:]
         resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners) for x in maps[1:]]

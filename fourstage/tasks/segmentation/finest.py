@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.backbones.layers import surely
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
 
 
 def is_shorter(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor) -> bool:
-    """Whether `conv_of_finest` has fewer products than the plain order."""
+    """Whether `conv_of_finest` has fewer products than one convolution after the other."""
     (images, channels, height, width), wide, out = x_BCHW.shape, neck.levels[0].channels, conv.out_channels
     plain = channels * wide + 9 * wide * wide + 9 * wide * out
     once = 81 * wide * (channels + wide) * out  # to join the kernels
-    return images * height * width * (plain - 25 * channels * out - 9 * wide * out) > once
+    return surely(images * height * width * (plain - 25 * channels * out - 9 * wide * out) > once)
 
 
 def conv_of_finest(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def conv_of_finest(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor, coarser_BDhw: Ten
 
     Args:
         neck: gives the finest map.
-        conv: 3x3, padding 1, without bias.
+        conv: 3x3, padding 1.
         x_BCHW: the backbone's finest map.
         coarser_BDhw: what the pyramid adds to it when doubled, see `FPN.but_finest`.
     """
@@ -40,6 +41,8 @@ def conv_of_finest(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor, coarser_BDhw: Ten
     weight_DC, bias_D = neck.lateral_weights()
     near_DCyx = torch.einsum("edyx,dc->ecyx", output.weight, weight_DC)
     everywhere_O = torch.einsum("odyx,d->o", conv.weight, output.bias)
+    if conv.bias is not None:
+        everywhere_O = everywhere_O + conv.bias
     out_BOHW = F.conv2d(x_BCHW, joined(conv.weight, near_DCyx), everywhere_O, padding=2)
     out_BOHW = out_BOHW + conv_of_doubled(joined(conv.weight, output.weight), coarser_BDhw + bias_D[:, None, None])
 

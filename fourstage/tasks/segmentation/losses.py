@@ -1,10 +1,10 @@
 """What segmentors minimise. B images, C classes, H x W pixels."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fourstage.data.sample import IGNORE
+from fourstage.tasks.parts.shortcuts import eager_on_cpu
 from fourstage.tasks.segmentation.resized_loss import resized_cross_entropy
 
 MANY = 16  # classes from which on `resized_cross_entropy` is the faster way on a CPU: 2.1 times at 19, 5 times at 150
@@ -37,8 +37,8 @@ def pixel_cross_entropy(
 
 
 def _summed(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, align_corners: bool) -> Tensor:
-    grow, many = tuple(logits_BChw.shape[2:]) != tuple(labels_BHW.shape[1:]), logits_BChw.shape[1] >= MANY
-    if grow and many and logits_BChw.device.type == "cpu" and not torch.compiler.is_compiling():
+    resizes, many = tuple(logits_BChw.shape[2:]) != tuple(labels_BHW.shape[1:]), logits_BChw.shape[1] >= MANY
+    if resizes and many and eager_on_cpu(logits_BChw):
         return resized_cross_entropy(logits_BChw, labels_BHW, ignore, align_corners)
     logits_BCHW = resized(logits_BChw, labels_BHW.shape[1:], align_corners)
     return F.cross_entropy(logits_BCHW, labels_BHW.long(), ignore_index=ignore, reduction="sum")

