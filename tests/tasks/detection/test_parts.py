@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from fourstage.backbones.layers import Level
@@ -19,6 +19,7 @@ from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples
 from fourstage.tasks.detection.boxes import BoxCoder, box_iou, clip_boxes, grouped_nms
 from fourstage.tasks.detection.detector import Truth
 from fourstage.tasks.detection.losses import focal_sum
+from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
 from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, IoUMatcher, Sampler, choose
 from fourstage.tasks.detection.rois import RoIPool, to_rois
@@ -169,6 +170,26 @@ def test_a_box_head_trains_the_deltas_of_the_true_class(kind: str, agnostic: boo
     assert deltas.grad is not None
     touched = (deltas.grad != 0).any(dim=2).nonzero().tolist()
     assert touched == ([[0, 0], [1, 0]] if agnostic else [[0, 2], [1, 0]])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_mask_of_one_class_is_one_of_those_of_all(layout: torch.memory_format) -> None:
+    head = MaskHead(6, 5, convs=1, channels=4).double()
+    nn.init.normal_(head.logits.bias)  # pyright: ignore[reportArgumentType]
+    regions, labels = torch.randn(7, 6, 3, 3).double().to(memory_format=layout), torch.tensor([0, 4, 4, 1, 2, 0, 3])
+    wanted = head(regions)[torch.arange(7), labels]
+    torch.testing.assert_close(head.of_class(regions, labels), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mask_head_without_positives_has_a_loss_of_zero_that_reaches_every_layer() -> None:
+    """Several processes wait for the gradients of each other."""
+    head = MaskHead(6, 5)
+    labels = torch.zeros(0, dtype=torch.long)
+    none = Samples(torch.zeros(0, 4), labels, labels.bool(), labels)
+    loss = head.loss(torch.zeros(0, 6, 14, 14), [none], [])
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
 def test_regions_come_back_in_their_order() -> None:
