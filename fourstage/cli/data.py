@@ -17,8 +17,8 @@ def add_data(verbs: Verbs) -> None:
     shard.add_argument("--max-size", metavar="BYTES", help="of a shard, such as 500MB; default: 256MB")
     shard.add_argument("--count", type=int, metavar="N", help="images of a shard")
     show = add_verb(inner, "show", _run_show, "a sheet of images as the training sees them")
-    show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`")
-    show.add_argument("--recipe", metavar="NAME", help="whose augmentation; default: smt_tiny_in1k, or that of digits")
+    show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
+    show.add_argument("--recipe", metavar="RECIPE", help="whose augmentation; default: one for what the data has")
     show.add_argument("--out", metavar="FILE.png", default="samples.png", help="default: samples.png")
     add_changes(show)
 

@@ -14,6 +14,8 @@ OPACITY = 0.6
 SIDE, LARGEST = 360, 1024  # of the square that a small image is fitted into, and of one for a large image
 SWATCH, LINE, LEGEND = 18, 26, 220
 GAP = 8
+HATCH = 10  # pixels from one stripe to the next
+EDGE = 20  # left of a legend below a sheet
 ROWS = 40  # of a legend
 
 
@@ -53,7 +55,7 @@ def truth_and_prediction(
     image_HW3: np.ndarray, truth_HW: np.ndarray, guess_HW: np.ndarray, colours: Colours, side: int = 256
 ) -> Image.Image:
     """The image, its true label map over it, and the predicted one, side by side."""
-    plain = _fitted(image_HW3, side)
+    plain = fitted(image_HW3, side)
     pictures = [plain, *(_coloured(plain, labels_HW, colours) for labels_HW in (truth_HW, guess_HW))]
     width, height = pictures[0].size
     sheet = Image.new("RGB", (3 * width + 2 * GAP, height), PAPER)
@@ -66,7 +68,7 @@ def overlay_with_legend(
     image_HW3: np.ndarray, labels_HW: np.ndarray, names: Sequence[str], colours: Colours, title: str
 ) -> Image.Image:
     """The image, the same below the colours of its classes, and the names of those that occur, largest first."""
-    plain = _fitted(image_HW3, min(max(SIDE, *labels_HW.shape), LARGEST))
+    plain = fitted(image_HW3, min(max(SIDE, *labels_HW.shape), LARGEST))
     pictures = [plain, _coloured(plain, labels_HW, colours)]
     found, pixels = np.unique(labels_HW[labels_HW < len(names)], return_counts=True)
     order = [int(found[i]) for i in np.argsort(-pixels, kind="stable")]
@@ -91,6 +93,69 @@ def overlay_with_legend(
     return sheet
 
 
+def fitted(image_HW3: np.ndarray, side: int) -> Image.Image:
+    """The image with its longer side `side` pixels; small ones stay sharp, for their pixels are what was labelled."""
+    height, width = image_HW3.shape[:2]
+    scale = side / max(height, width)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(np.ascontiguousarray(image_HW3)).resize(size, how)
+
+
+def labelled(image_HW3: np.ndarray, labels_HW: np.ndarray, colours: Colours, side: int) -> Image.Image:
+    """The image, its longer side `side` pixels, below the colours of its classes; hatched where nobody counts it."""
+    plain = fitted(image_HW3, side)
+    labels = Image.fromarray(np.ascontiguousarray(labels_HW, dtype=np.uint8))
+    shown_HW = np.asarray(labels.resize(plain.size, Image.Resampling.NEAREST))
+    return Image.fromarray(_hatched(overlay(np.asarray(plain), shown_HW, colours), shown_HW >= len(colours)))
+
+
+def add_legend(sheet: Image.Image, names: Sequence[tuple[str, tuple[int, int, int]]], ignored: bool) -> Image.Image:
+    """The sheet with names beside their colours below it, in columns.
+
+    Args:
+        names: each with its colour; those beyond a limit are counted.
+        ignored: whether to say what is hatched.
+    """
+    columns = max(1, (sheet.width - MARGIN) // LEGEND)
+    shown = names[: columns * ROWS - 2]
+    more = len(names) - len(shown)
+    lines = -(-(len(shown) + (more > 0) + ignored) // columns)
+    out = Image.new("RGB", (sheet.width, sheet.height + lines * LINE + MARGIN // 2), PAPER)
+    out.paste(sheet, (0, 0))
+    draw = ImageDraw.Draw(out)
+
+    def place(row: int) -> tuple[int, int]:
+        return EDGE + row % columns * LEGEND, sheet.height + row // columns * LINE
+
+    def write(row: int, text: str) -> None:
+        x, y = place(row)
+        write_line(draw, (x + SWATCH + GAP, y), text, 15, width=LEGEND - SWATCH - 2 * GAP, ink=INK)
+
+    for row, (name, colour) in enumerate(shown):
+        x, y = place(row)
+        draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(colour), outline=INK)
+        write(row, name)
+    if more > 0:
+        write(len(shown), f"and {more} more")
+    if ignored:
+        row = len(shown) + (more > 0)
+        swatch_HW3 = np.full((SWATCH + 1, SWATCH + 1, 3), IGNORED, dtype=np.uint8)
+        out.paste(Image.fromarray(_hatched(swatch_HW3, np.ones(swatch_HW3.shape[:2], dtype=bool))), place(row))
+        write(row, "ignored, as padding is")
+    return out
+
+
+def _hatched(image_HW3: np.ndarray, where_HW: np.ndarray) -> np.ndarray:
+    """Thin dark and light stripes, which are seen on any image; between them it stays as it is."""
+    rows_H1, columns_1W = np.ogrid[: image_HW3.shape[0], : image_HW3.shape[1]]
+    stripe_HW = (rows_H1 + columns_1W) % HATCH
+    out_HW3 = image_HW3.copy()
+    out_HW3[where_HW & (stripe_HW < 2)] = INK
+    out_HW3[where_HW & ((stripe_HW == 2) | (stripe_HW == 3))] = PAPER
+    return out_HW3
+
+
 def _table(colours: Colours) -> np.ndarray:
     """(256, 3) uint8: a colour for every byte."""
     table = np.full((256, 3), IGNORED, dtype=np.uint8)
@@ -103,12 +168,3 @@ def _coloured(plain: Image.Image, labels_HW: np.ndarray, colours: Colours) -> Im
     labels = Image.fromarray(np.ascontiguousarray(labels_HW, dtype=np.uint8))
     labels = labels.resize(plain.size, Image.Resampling.NEAREST)
     return Image.fromarray(overlay(np.asarray(plain), np.asarray(labels), colours))
-
-
-def _fitted(image_HW3: np.ndarray, side: int) -> Image.Image:
-    """The image with its longer side `side` pixels; small ones stay sharp, for their pixels are what was labelled."""
-    height, width = image_HW3.shape[:2]
-    scale = side / max(height, width)
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return Image.fromarray(np.ascontiguousarray(image_HW3)).resize(size, how)

@@ -48,13 +48,14 @@ def draw_prediction(image: np.ndarray, names_and_probabilities: Sequence[tuple[s
     return sheet
 
 
-def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, side: int = CELL) -> Image.Image:
     """Images in rows, each with its caption below it.
 
     Args:
         images: (H, W, 3) uint8 each, of any sizes.
         captions: one an image; long ones are shortened.
         columns: images a row; the last row may have fewer.
+        side: of the square that each image is fitted into, pixels.
 
     Raises:
         ValueError: no image, not one caption an image, fewer than one column, or an image of another form.
@@ -66,12 +67,12 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
         )
     columns, gap, line = min(columns, len(images)), 20, 24
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (gap + columns * (CELL + gap), gap + rows * (CELL + line + gap)), PAPER)
+    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + rows * (side + line + gap)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = gap + i % columns * (CELL + gap), gap + i // columns * (CELL + line + gap)
-        _paste(sheet, image, (x, y), CELL)
-        write_line(draw, (x, y + CELL + 5), caption, 15, width=CELL, ink=INK)
+        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + line + gap)
+        _paste(sheet, image, (x, y), side)
+        write_line(draw, (x, y + side + 5), caption, 15, width=side, ink=INK)
     return sheet
 
 
