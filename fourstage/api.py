@@ -250,7 +250,14 @@ class TimmBackbone(nn.Module):
             raise ValueError(f'timm/{name} needs timm; type: pip install "fourstage[train]"') from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no model called {name!r}; timm.list_models('*{name[:8]}*') lists similar ones")
-        self.model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
+        try:
+            self.model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
+        except (TypeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+            raise ValueError(
+                f"timm/{name} cannot be built with {given} ({reason}); correct or leave them out"
+            ) from error
         info: Any = self.model.feature_info
         rows = [(i, Level(c, s)) for i, (c, s) in enumerate(zip(info.channels(), info.reduction(), strict=True))]
         rows = [row for row in rows if row[1].stride >= 4]

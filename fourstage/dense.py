@@ -10,7 +10,9 @@ from torch import nn
 
 from fourstage.api import create_backbone, load_checkpoint
 from fourstage.tasks.detection import METHODS
-from fourstage.tasks.parts.settings import check_names
+from fourstage.tasks.parts.settings import check_counts, check_names
+
+ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")  # of checkpoints
 
 SEGMENTORS = {  # method -> where it is built
     "upernet": "fourstage.tasks.segmentation.upernet:upernet",
@@ -45,7 +47,8 @@ def create_detector(
         A network whose `detect(batch)` gives boxes, labels, scores and masks, and whose `losses(batch)` train it.
 
     Raises:
-        ValueError: an unknown name or argument, a checkpoint that does not fit.
+        ValueError: an unknown name or argument, a value that cannot be, a checkpoint that does not fit.
+        FileNotFoundError: there is no such checkpoint.
     """
     return _create(DETECTORS, "detector", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
 
@@ -74,7 +77,8 @@ def create_segmentor(
         A network from (B, 3, H, W) normalised images to (B, num_classes, H, W) logits.
 
     Raises:
-        ValueError: an unknown name or argument, a checkpoint that does not fit.
+        ValueError: an unknown name or argument, a value that cannot be, a checkpoint that does not fit.
+        FileNotFoundError: there is no such checkpoint.
     """
     return _create(SEGMENTORS, "segmentor", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
 
@@ -90,7 +94,7 @@ def _create(
     arguments: Mapping[str, Any],
 ) -> nn.Module:
     method = str(method)
-    if method not in table and Path(method).is_file():
+    if method not in table and (Path(method).is_file() or Path(method).suffix in ENDINGS):
         given = (backbone, num_classes, checkpoint_path, backbone_args, *arguments.values())
         return _of_checkpoint(Path(method), what, alone=all(value is None for value in given))
     if method not in table:
@@ -103,10 +107,20 @@ def _create(
     build: Callable[..., nn.Module] = getattr(import_module(module), name)
     given = {key: value for key, value in arguments.items() if value is not None}
     check_arguments(build, method, given)
-    network = build(create_backbone(backbone, **(backbone_args or {})), num_classes, **given)
+    check_counts(num_classes=num_classes)
+    made = create_backbone(backbone, **(backbone_args or {}))
+    try:
+        network = build(made, num_classes, **given)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for what nothing above looks at
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{method} cannot be built with {_listed(given)} ({reason}); correct them") from error
     if checkpoint_path is not None:
         load_checkpoint(network, checkpoint_path)
     return network
+
+
+def _listed(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "nothing given"
 
 
 def _of_checkpoint(path: Path, what: str, *, alone: bool) -> nn.Module:

@@ -73,6 +73,10 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         (lambda: fourstage.create_model("visformer_digits", pretrained=True), "nobody has published weights"),
         (lambda: fourstage.create_backbone(nn.Linear(1, 1)), "Linear does not say which maps it gives"),
         (lambda: fourstage.create_backbone("timm/resnet_zzz"), "timm has no model called 'resnet_zzz'"),
+        (
+            lambda: fourstage.create_backbone("timm/resnet10t", foo=1),
+            "timm/resnet10t cannot be built with foo=1 .*keyword argument 'foo'.*; correct or leave them out",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(call: Any, sentence: str) -> None:

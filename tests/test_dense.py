@@ -188,6 +188,21 @@ def test_names_and_arguments_are_checked() -> None:
         fourstage.create_segmentor("upernet", "visformer_digits", 5, chanels=3)
 
 
+@pytest.mark.parametrize("num_classes", ["80", 2.5, True, 0, -3])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_number_of_classes_that_is_none_is_told_before_the_backbone_is_built(method: str, num_classes: Any) -> None:
+    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    with pytest.raises(ValueError, match=f"num_classes is a count, a whole number from 1 on; got {num_classes!r}"):
+        create(method, "timm/there_is_none", num_classes)
+
+
+@pytest.mark.parametrize("name", ["nothere.pth", "runs/nothere.pt"])
+def test_a_checkpoint_that_is_not_there_is_told(name: str) -> None:
+    for create in (fourstage.create_detector, fourstage.create_segmentor):
+        with pytest.raises(FileNotFoundError, match=name):
+            create(name)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("backbone", ["timm/resnet10t", "visformer_tiny"])
 def test_any_backbone_goes_into_any_method(backbone: str, method: str) -> None:

@@ -5,7 +5,7 @@ gives stem and stages and says what differs in a `Family`; the methods that timm
 B images, C channels, H x W cells.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -267,6 +267,15 @@ class Dense(Backbone):
         self.norms = nn.ModuleDict({str(i): norm(levels[i].channels) for i in kept} if norm else {})
         self.levels = tuple(levels[i] for i in kept)
         self.apply(family.init)
+
+    def freeze_unread(self, read: Collection[int]) -> None:
+        """Take the gradients from the norms and stages that lead only to maps that are not in `read`, by number."""
+        stages = {self.out_indices[i] for i in read}
+        for i, norm in self.norms.items():
+            if int(i) not in stages:
+                norm.requires_grad_(False)
+        for stage in list(self.stages)[max(stages) + 1 :]:
+            stage.requires_grad_(False)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ def add_evaluate(verbs: Verbs) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
+    from fourstage.report.words import plural
     from fourstage.run import evaluate
 
     found = evaluate(
@@ -94,7 +95,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         for name, value in found.metrics.items()
     ]
     print_table(["metric", "measured", "published"], rows)
-    print("\n".join([f"{found.images} images", *found.notes, *([f"wrote {args.csv}"] if args.csv else [])]))
+    print("\n".join([plural(found.images, "image"), *found.notes, *([f"wrote {args.csv}"] if args.csv else [])]))
     return 0
 
 

@@ -19,6 +19,7 @@ from fourstage.data.findings import (
     image_findings,
     inspect_images,
     leaks,
+    plural,
     uneven,
 )
 from fourstage.data.images import open_image
@@ -131,7 +132,7 @@ def _map_findings(
         if strange:
             wrong = beyond(strange, table_256, classes)
             pixels = int(one.counts_256[strange].sum())
-            yield Finding("error", "label out of range", where, f"has {pixels:,} pixels of no class", wrong)
+            yield Finding("error", "label out of range", where, f"has {plural(pixels, 'pixel')} of no class", wrong)
         if not one.counts_256[table_256 != IGNORE].any():
             yield Finding("warning", "nothing labelled", where, "ignores every pixel", "it teaches nothing; delete it")
 
@@ -168,6 +169,7 @@ def _class_findings(
     counts_256 = sum((one.counts_256 for one in maps if one.counts_256 is not None), np.zeros(256, dtype=np.int64))
     pixels = np.array([counts_256[table_256 == label].sum() for label in range(len(classes))])
     for label in np.flatnonzero((pixels > 0) & (pixels < RARE * pixels.sum())).tolist():
-        what = f"has {pixels[label]:,} pixels of {classes[label]!r}, {100 * pixels[label] / pixels.sum():.3f} per cent"
+        share = f"{100 * pixels[label] / pixels.sum():.3f} per cent"
+        what = f"has {plural(int(pixels[label]), 'pixel')} of {classes[label]!r}, {share}"
         yield Finding("note", "rare class", where, what, "look at the result of each class, not at the mean alone")
     yield from uneven(where, summary)

@@ -39,15 +39,27 @@ def check_voc(root: Path, progress: Progress) -> Checked:
         for path, one in zip(of_split, inspected[split], strict=True):
             findings += _file(path, one, named, counts)
         summary.splits[split] = counts
+    findings += _untrained(root, named, summary)
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
+
+
+def _untrained(root: Path, named: tuple[str, ...] | None, summary: Summary) -> Iterator[Finding]:
+    """Classes that training never sees: others, or spelt otherwise, which only a list of classes would tell."""
+    if {"train", "val"} <= summary.splits.keys():
+        train, val = (summary.splits[split].per_class for split in ("train", "val"))
+        if unseen := sorted(name for name in val if name not in train and name in (named or val)):
+            what = f"has objects of {', '.join(map(repr, unseen))} for val and none of them for train"
+            do = "that cannot be learnt; correct the names, or give train such objects"
+            yield Finding("warning", "categories differ", str(root), what, do)
 
 
 def _file(path: Path, one: Inspected, named: tuple[str, ...] | None, counts: SplitSummary) -> Iterator[Finding]:
     try:
         annotation = read_annotation(path)
     except ValueError as error:
-        yield Finding("error", "broken annotation", str(path), "cannot be used", str(error))
+        what, _, do = str(error).removeprefix(f"{path} ").partition(": ")
+        yield Finding("error", "broken annotation", str(path), what, do)
         return
     if not annotation.boxes:
         what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"

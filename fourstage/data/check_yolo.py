@@ -18,8 +18,9 @@ from fourstage.data.findings import (
     inspect_images,
     leaks,
 )
+from fourstage.data.images import is_image_name
 from fourstage.data.sample import NoSplitError
-from fourstage.data.yolo import Description, describe, label_file, label_lines, parse_line
+from fourstage.data.yolo import Description, describe, label_file, label_lines, lines_of, parse_line
 
 Split = Literal["train", "val"]
 
@@ -47,6 +48,7 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
         findings += _lines(said, of_split, counts)
         findings += _classes(said, split, counts)
         summary.splits[split] = counts
+    findings += _spare(said, [path for of_split in images.values() for path in of_split])
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
 
@@ -58,7 +60,8 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
         try:
             lines = label_lines(one.path)
         except ValueError as error:
-            yield Finding("error", "broken line", str(path), "cannot be read", str(error))
+            do = str(error).removeprefix(f"{path} cannot be read: ")
+            yield Finding("error", "broken line", str(path), "cannot be read", do)
             continue
         if not lines:
             what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
@@ -79,6 +82,23 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
     if 0 < polygons < total:
         what = f"has polygons for {polygons:,} of {total:,} objects"
         yield Finding("warning", "masks for some", str(said.path), what, "boxes alone are used; add the others")
+
+
+def _spare(said: Description, images: list[Path]) -> Iterator[Finding]:
+    """Label files whose image is not there; other texts may lie beside them."""
+    for folder in sorted({path.parent for path in images if path.is_file()}):
+        there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
+        for path in sorted(label_file(folder / "any").parent.glob("*.txt")):
+            if path.stem not in there and _holds_objects(path, len(said.classes)):
+                do = "add the image, or delete the label file"
+                yield Finding("warning", "label file without image", str(path), "has no image", do)
+
+
+def _holds_objects(path: Path, classes: int) -> bool:
+    try:
+        return any(parse_line(text, classes) for _, text in lines_of(path))
+    except ValueError:
+        return False
 
 
 def _object(

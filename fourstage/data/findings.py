@@ -188,10 +188,15 @@ def uneven(folder: str, summary: SplitSummary) -> list[Finding]:
     if not ranked or ranked[0][1] <= UNEVEN * ranked[-1][1]:
         return []
     (most, many), (least, few) = ranked[0], ranked[-1]
-    what = f"has {many:,} images of {most!r} and {few:,} of {least!r}"
+    what = f"has {plural(many, 'image')} of {most!r} and {few:,} of {least!r}"
     return [
         Finding("note", "uneven classes", folder, what, "look at the accuracy of each class, not at the mean alone")
     ]
+
+
+def plural(number: int, one: str) -> str:
+    """`1 image`, `1,797 images`."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def render(findings: Sequence[Finding], summary: Summary) -> str:
@@ -200,7 +205,7 @@ def render(findings: Sequence[Finding], summary: Summary) -> str:
     for one in (summary, *summary.also):
         lines += [f"{one.format}, in the same folder"] if one is not summary else []
         for name, split in one.splits.items():
-            lines.append(f"  {name}: {split.images:,} images{_sizes(split)}")
+            lines.append(f"  {name}: {plural(split.images, 'image')}{_sizes(split)}")
             lines += _per_class(split, one.counted)
     for severity in ("error", "warning", "note"):
         kinds = dict.fromkeys(f.kind for f in findings if f.severity == severity)
@@ -211,7 +216,7 @@ def render(findings: Sequence[Finding], summary: Summary) -> str:
             if len(of_kind) > SHOWN:
                 lines.append(f"  ... and {len(of_kind) - SHOWN:,} more")
     counts = Counter(f.severity for f in findings)
-    lines.append(", ".join(f"{counts[s]:,} {s}{'' if counts[s] == 1 else 's'}" for s in ("error", "warning", "note")))
+    lines.append(", ".join(plural(counts[s], s) for s in ("error", "warning", "note")))
     return "\n".join(lines)
 
 
@@ -233,4 +238,5 @@ def _per_class(split: SplitSummary, counted: str) -> list[str]:
         text = f"{', '.join(few[:3])} ... {', '.join(few[3:])}"
     else:
         text = ", ".join(f"{name} {count:,}" for name, count in sorted(split.per_class.items()))
-    return [f"    {len(ranked):,} classes, {counted} of each: {text}"]
+    classes = "1 class" if len(ranked) == 1 else f"{len(ranked):,} classes"
+    return [f"    {classes}, {counted} of each: {text}"]

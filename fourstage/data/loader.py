@@ -114,8 +114,8 @@ class TrainPlan:
             )
         if self.length < self.batch_size:
             raise ValueError(
-                f"the training data has {self.length} images, fewer than one batch of {self.batch_size}; "
-                f"{self._advice()}"
+                f"the training data has {self.length} image{'s' * (self.length != 1)}, fewer than one batch of "
+                f"{self.batch_size}; {self._advice()}"
             )
 
     def _advice(self) -> str:

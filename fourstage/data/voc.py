@@ -189,7 +189,9 @@ def read_annotation(path: Path) -> Annotation:
         root = _parse(path.read_bytes())
         return Annotation(tuple(_box(one) for one in root.findall("object")), _size(root.find("size")))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is listed, but there is no such file") from error
+        raise ValueError(
+            f"{path} is listed, but there is no such file: add it, or take its line out of the list"
+        ) from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ExpatError, ValueError) as error:

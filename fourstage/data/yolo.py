@@ -185,7 +185,9 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
         label, numbers = int(float(words[0])), [float(word) for word in words[1:]]
     except ValueError as error:
         raise ValueError(f"{text!r} is not a class and numbers") from error
-    if len(numbers) < 4 or len(numbers) % 2 or not np.isfinite(numbers).all():
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{text[:60]!r} has a number that is not finite; a box or a polygon is of shares, from 0 to 1")
+    if len(numbers) < 4 or len(numbers) % 2:
         raise ValueError(
             f"{text[:60]!r} has {len(numbers)} numbers behind its class; a box has four, a polygon six or more"
         )
@@ -208,13 +210,18 @@ def label_file(image: Path) -> Path:
 
 
 def label_lines(image: Path) -> list[tuple[int, str]]:
-    """The lines that say something, with their numbers from 1."""
+    """The lines for an image that say something, with their numbers from 1."""
+    return lines_of(label_file(image))
+
+
+def lines_of(path: Path) -> list[tuple[int, str]]:
+    """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
     try:
-        text = label_file(image).read_text()
+        text = path.read_text()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{label_file(image)} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 

@@ -146,7 +146,13 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     # A 1x1 kernel has many equal strides; torch warns that it sees two of them.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(task, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(
+        task,
+        device_ids=devices,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+        find_unused_parameters=any(getattr(module, "unread", False) for module in task.modules()),
+    )
 
 
 @contextmanager

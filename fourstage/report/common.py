@@ -170,7 +170,7 @@ def _network(run: Run) -> str:
 def _state(run: Run) -> Markup:
     """Whether the run came to its end, in words."""
     planned, epochs = run.planned_steps(), run.step / run.steps_per_epoch
-    of_epochs = f", {significant(epochs, 3)} epochs" if math.isfinite(epochs) else ""
+    of_epochs = f", {significant(epochs, 3)} epoch{'s' * (epochs != 1)}" if math.isfinite(epochs) else ""
     if run.finished:
         return tag("span", f"Finished: {plural(run.step, 'step')}{of_epochs}.")
     reached = f"step {run.step:,}" + (f" of {count(planned)}" if math.isfinite(planned) else "") + of_epochs

@@ -18,6 +18,7 @@ from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
 from fourstage.recipe import Recipe, steps
+from fourstage.report.words import plural
 from fourstage.run.kinds import AnyTask
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
 
@@ -137,9 +138,13 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     total, warmup = steps(o.length, steps_per_epoch), steps(o.warmup, steps_per_epoch)
     milestones = tuple(steps(milestone, steps_per_epoch) for milestone in o.milestones)
     if total == 0:
-        raise ValueError(f"length={o.length} is no step at all; an epoch of this data has {steps_per_epoch} steps")
+        raise ValueError(
+            f"length={o.length} is no step at all; an epoch of this data has {plural(steps_per_epoch, 'step')}"
+        )
     if warmup >= total:
-        raise ValueError(f"warmup={o.warmup} is {warmup} steps, and the whole training is {total}; make it shorter")
+        raise ValueError(
+            f"warmup={o.warmup} is {plural(warmup, 'step')}, and the whole training is {total}; make it shorter"
+        )
     if list(milestones) != sorted(set(milestones)) or (milestones and milestones[-1] >= total):
         raise ValueError(
             f"milestones={list(o.milestones)} must rise and lie before the end, length={o.length}; here they are steps "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fourstage.data.sample import Dataset
 from fourstage.recipe import Recipe
+from fourstage.report.words import plural
 from fourstage.weights.safe import Checkpoint
 
 
@@ -21,8 +22,8 @@ def check_truth(recipe: Recipe, dataset: Dataset, truth: str, lacks: str, give: 
     wanted, found = getattr(recipe, "num_classes", None), len(dataset.classes)
     if wanted is not None and wanted != found:
         raise ValueError(
-            f"{recipe.data} holds {found} classes, and the recipe says num_classes={wanted}; leave it out, or write "
-            f"num_classes={found}"
+            f"{recipe.data} holds {plural(found, 'class', 'classes')}, and the recipe says num_classes={wanted}; write "
+            f"num_classes={found}, or num_classes=null for as many as the data has"
         )
 
 

@@ -41,6 +41,10 @@ def about(dataset: Dataset) -> dict[str, Any]:
     return {}
 
 
+def unusual(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    return ()
+
+
 def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Classification:
     own = _own(recipe)
     torch.manual_seed(own.seed)

@@ -33,7 +33,7 @@ COLUMNS = (  # objects; per cent
     ("count", 0),
     *((f"{kind}_{name}", 4) for kind in ("box", "mask") for name in ("map", "map50", "map75", "recall")),
 )
-MASKED = ("mask_rcnn", "cascade_mask_rcnn")  # with masks=False: Faster R-CNN and Cascade R-CNN
+MASKED = {"mask_rcnn": "Faster R-CNN", "cascade_mask_rcnn": "Cascade R-CNN"}  # and what they are without masks
 SHOWN = 12  # images whose detections a run folder keeps: half of them the worst
 
 
@@ -46,6 +46,15 @@ def about(dataset: Dataset) -> dict[str, Any]:
     ids = [*getattr(dataset, "category_ids", ())]
     known = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
     return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
+
+
+def unusual(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    own = _own(recipe)
+    if own.method not in MASKED or not own.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
+        return ()
+    if getattr(dataset, "note", ""):  # only some objects have one, and it says so
+        return ()
+    return (f"no object of {own.data} has a mask: boxes alone are trained and scored, as {MASKED[own.method]} does.",)
 
 
 def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Detection:

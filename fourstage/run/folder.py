@@ -87,7 +87,9 @@ class RunFolder:
         """The recipe that the folder was made from."""
         path = self.path / "recipe.yaml"
         if not path.is_file():
-            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no recipe.yaml")
+            raise FileNotFoundError(
+                f"{self.path} is not the folder of a run: it has no recipe.yaml; name one that `fourstage train` wrote"
+            )
         return from_mapping(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)).recipe
 
     def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:

@@ -66,6 +66,10 @@ class Kind(Protocol):
         """What the task must know of its data beside the classes, as JSON has it; checkpoints keep it."""
         ...
 
+    def unusual(self, recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+        """What is other than the recipe's name says, because the training data is as it is; a sentence each."""
+        ...
+
     def build_task(self, recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> AnyTask:
         """The recipe's network for these classes, as a task with fresh weights."""
         ...

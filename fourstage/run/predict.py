@@ -18,6 +18,7 @@ from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
+from fourstage.report.words import plural
 from fourstage.run import build, videos
 from fourstage.run.folder import RunFolder
 from fourstage.run.kinds import AnyTask, Seen, import_kind, kind_of
@@ -167,7 +168,7 @@ class _Seer:
         bar.resize(bar.total - about.frames + frames)
         bar.update(first + frames)
         seconds = frames / about.rate
-        text = f"{frames} frames, {seconds:.1f} s"
+        text = f"{plural(frames, 'frame')}, {seconds:.1f} s"
         if about.frames > frames:
             text += f"; {about.frames - frames} more were announced and cannot be read"
         return Prediction(file, text, {"frames": frames, "seconds": seconds, "frames_per_second": about.rate}, path)
@@ -241,9 +242,10 @@ def _task(source: str, weights: str | Path | None, which: str) -> tuple[Recipe, 
     path = Path(source)
     if path.is_dir():
         run = RunFolder(path)
+        recipe = run.recipe()  # before its checkpoints: the folder may be none of a run
         if weights is None:
-            return _of_run(*_stored(run, which), run.recipe())
-        return _of_run(read_checkpoint(weights), which, run.recipe())
+            return _of_run(*_stored(run, which), recipe)
+        return _of_run(read_checkpoint(weights), which, recipe)
     if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
         return _named(_check_dense(source), source, weights, which)
     if path.is_file():
@@ -293,10 +295,10 @@ def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTas
         )
     try:
         task = kind_of(found.recipe).build_task(found.recipe, found.classes, found.about)
-    except (RuntimeError, MemoryError, TypeError) as error:  # sizes that no machine has
+    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes that no machine has
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{file.path} describes a network that cannot be built here ({reason:.120}); name a recipe with --weights"
+            f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe with --weights"
         ) from error
     fill_whole(task.network, file, which)
     apply_limits(task.network, found.limits)

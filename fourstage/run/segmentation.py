@@ -42,6 +42,10 @@ def about(dataset: Dataset) -> dict[str, Any]:
     return {"palette": [list(colour) for colour in palette]} if palette is not None else {}
 
 
+def unusual(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+    return ()
+
+
 def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Segmentation:
     own = _own(recipe)
     torch.manual_seed(own.seed)

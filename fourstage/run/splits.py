@@ -5,9 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, TypedDict, cast
 
-from fourstage.data.formats import Truth, open_dataset
+from fourstage.data.formats import Truth, find_format, open_dataset
 from fourstage.data.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
 from fourstage.data.shard_cache import is_address
@@ -57,11 +58,22 @@ def open_split(recipe: Recipe, split: Literal["train", "val"], *, show: bool) ->
     long = recipe.data == "digit_scenes" or is_pattern(recipe.data) or is_shards(Path(recipe.data))
     truth = cast(Truth, kind_of(recipe).TRUTH)
     with Bar(what, 1, show=show and long, every=5) as bar:
-        dataset = open_dataset(recipe.data, split, truth=truth, progress=bar.of)
+        try:
+            dataset = open_dataset(recipe.data, split, truth=truth, progress=bar.of)
+        except ValueError:
+            _check_kind(recipe, truth)
+            raise
     kind_of(recipe).check_data(recipe, dataset)
     if not len(dataset):
         raise ValueError(f"{recipe.data} has no images for {split}; add some, at least two for each class")
     return dataset
+
+
+def _check_kind(recipe: Recipe, truth: Truth) -> None:
+    """Raise ValueError where the data is of another kind than the recipe: what else is wrong with it is no matter."""
+    assert recipe.data is not None
+    if (found := find_format(recipe.data, truth).truth) != truth:
+        kind_of(recipe).check_data(recipe, cast(Dataset, SimpleNamespace(truths=(found,), classes=())))
 
 
 def open_splits(recipe: Recipe, *, show: bool) -> Splits:

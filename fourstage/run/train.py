@@ -22,6 +22,7 @@ from fourstage.engine.stop import StopWish
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
 from fourstage.recipe import Recipe, Resolved, resolve, steps
+from fourstage.report.words import plural
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
@@ -338,12 +339,13 @@ def _summary(setup: _Setup, task: AnyTask) -> list[str]:
     parameters = sum(p.numel() for p in task.parameters()) / 1e6
     where = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
     epochs = plan.total / plan.steps_per_epoch
+    train, val = plural(len(splits.train), "training image"), plural(len(splits.val), "validation image")
     return [
         f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {where}",
-        f"{recipe.data}: {len(splits.train)} training images, {len(splits.val)} validation images, "
-        f"{len(splits.train.classes)} classes",
-        f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epochs), "
+        f"{recipe.data}: {train}, {val}, {plural(len(splits.train.classes), 'class', 'classes')}",
+        f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epoch{'s' * (epochs != 1)}), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
         *(f"changed: {key} = {new} (recipe: {old})" for key, (old, new) in setup.resolved.changes.items()),
         *splits.notes,
+        *kind_of(recipe).unusual(recipe, splits.train),
     ]

@@ -13,6 +13,7 @@ from fourstage.cli import main
 from fourstage.data import digit_scenes
 from fourstage.data.check import CHECKERS, Finding, Summary, check, render
 from fourstage.data.digit_scenes import write_digit_scenes
+from fourstage.data.findings import SplitSummary
 from fourstage.data.formats import FORMATS
 
 Picture = Callable[..., Path]
@@ -106,6 +107,12 @@ def test_findings_of_one_kind_are_cut_short() -> None:
         *(f"  file{i} is odd: look at it" for i in range(5)), "  ... and 1,195 more",
         "1 error, 1,200 warnings, 0 notes",
     ]  # fmt: skip
+
+
+def test_one_is_no_plural() -> None:
+    summary = Summary("COCO", splits={"train": SplitSummary(1, Counter(cat=1)), "val": SplitSummary(2)})
+    lines = render([], summary).splitlines()
+    assert lines[1:4] == ["  train: 1 image", "    1 class, images of each: cat 1", "  val: 2 images"]
 
 
 @pytest.fixture

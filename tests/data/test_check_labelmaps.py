@@ -96,7 +96,7 @@ def test_classes_that_are_rare_missing_or_without_names(folder: Path) -> None:
     assert kinds(findings) == {
         "note: classes without names": 1, "note: class that does not occur": 2, "note: rare class": 1,
     }  # fmt: skip
-    assert "1 pixels of 'class 3'" in of_kind(findings, "rare class").what
+    assert "has 1 pixel of 'class 3'" in of_kind(findings, "rare class").what
     assert summary.splits["train"].per_class == {"class 0": 8, "class 1": 8, "class 2": 0, "class 3": 1}
 
 

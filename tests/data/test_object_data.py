@@ -329,7 +329,8 @@ def test_lines_of_yolo() -> None:
         ("1 .5 .5 .5", "3 numbers behind its class"),
         ("1 .5 .5 .5 .5 .5", "5 numbers"),
         ("cat .5 .5 .5 .5", "is not a class and numbers"),
-        ("1 .5 nan .5 .5", "4 numbers"),
+        ("1 .5 nan .5 .5", "has a number that is not finite"),
+        ("1 .5 .5 inf", "has a number that is not finite"),
     ):
         with pytest.raises(ValueError, match=sentence):
             parse_line(text, 2)
@@ -371,6 +372,20 @@ def test_a_data_yaml_that_does_not_fit_is_told(yaml: str, sentence: str, tmp_pat
         Yolo(tmp_path, "train")
     assert "\n" not in str(caught.value)
     assert check(tmp_path).findings[0].severity == "error"
+
+
+def test_label_files_without_image_are_told(layouts: dict[str, Path]) -> None:
+    """Other texts may lie among them, and images of no split beside those of one."""
+    labels = layouts["yolo"] / "labels/train"
+    (labels / "99.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (labels / "classes.txt").write_text("cat\ndog\n")
+    (labels / "empty.txt").write_text("")
+    (layouts["yolo"] / "list.txt").write_text("images/train/0.png\n")
+    yaml = layouts["yolo"] / "data.yaml"
+    for train in ("images/train", "list.txt"):
+        yaml.write_text(f"train: {train}\nval: images/val\nnames: [cat, dog]\n")
+        [finding] = [one for one in check(layouts["yolo"]).findings if one.kind == "label file without image"]
+        assert (finding.severity, finding.where) == ("warning", str(labels / "99.txt"))
 
 
 # Pascal VOC.
@@ -447,6 +462,27 @@ def test_a_broken_voc_folder_is_told(layouts: dict[str, Path], picture: Picture)
         "error: unreadable image": 1, "error: broken annotation": 1, "error: image of another size": 2,
         "error: inverted box": 2, "warning: leak": 2,
     }  # fmt: skip
+
+
+def test_a_broken_annotation_is_named_once(layouts: dict[str, Path]) -> None:
+    path = layouts["voc"] / "Annotations/0.xml"
+    for text, what in (("<annotation>", "is no annotation of Pascal VOC: no element found"), (None, "is listed, but")):
+        path.write_text(text) if text else path.unlink()
+        [told] = {str(one) for one in check(layouts["voc"]).findings if one.kind == "broken annotation"}
+        assert told.startswith(f"{path} {what}")
+        assert told.count("0.xml") == 1
+
+
+def test_classes_of_val_that_train_has_not_are_told(tmp_path: Path, picture: Picture) -> None:
+    for split, name in (("train", "cat"), ("val", "kitten")):
+        for i, size in enumerate(SIZES):
+            picture(f"{split}/{i}.png", *size)
+            (tmp_path / split / f"{i}.xml").write_text(voc_text(i, name=name))
+    [finding] = [one for one in check(tmp_path).findings if one.kind == "categories differ"]
+    assert finding.severity == "warning"
+    assert "'kitten' for val and none of them for train" in finding.what
+    (tmp_path / "classes.txt").write_text("cat\n")  # now no label is one of them
+    assert {one.kind for one in check(tmp_path).findings} == {"unknown category", "tiny image"}
 
 
 # From disk to batch.

@@ -1,8 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fourstage.run.checks import check_same_classes
+from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.weights.safe import Checkpoint
 
 
@@ -36,3 +38,10 @@ def test_these_know_the_classes_of_the_data(file: Checkpoint) -> None:
 def test_these_do_not(file: Checkpoint, where: str) -> None:
     with pytest.raises(ValueError, match=where):
         check_same_classes(file.path, file, ["cat", "traffic light"])
+
+
+def test_the_number_of_classes_of_a_recipe_may_be_that_of_the_data() -> None:
+    recipe: Any = SimpleNamespace(name="r", data="pets", task="detection", num_classes=80)
+    one: Any = SimpleNamespace(truths=("objects",), classes=("cat",))
+    with pytest.raises(ValueError, match=r"pets holds 1 class, .*=80; write num_classes=1, or num_classes=null for"):
+        check_truth(recipe, one, "objects", "no boxes", "boxes")

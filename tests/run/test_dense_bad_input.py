@@ -160,6 +160,7 @@ def test_label_maps_of_one_class_and_of_ignored_pixels_train(
         value = 255 if number % 2 else 0
         Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(path)
     trained("upernet", data, tmp_path / "run", capsys)
+    assert "2 x 4 images (1 epoch), " in capsys.readouterr().out
 
 
 # Wrong.
@@ -372,6 +373,34 @@ def test_another_number_of_classes_is_said(
     line = refused(method, data, tmp_path / "run", capsys, "num_classes=7")
     assert "num_classes=7" in line
     assert f"num_classes={10 if method == 'retinanet' else 11}" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "expected"),
+    [
+        ("mask_rcnn", ["backbone=timm/resnet18", "backbone_args.foo=1"], "timm/resnet18 cannot be built with foo=1"),
+        ("mask_rcnn", ["method_args.channels=0"], "channels is a count"),
+        ("mask_rcnn", ["method_args.rpn.scales=[]"], "scales is a list of numbers above 0"),
+        ("upernet", ["method_args.channels=-4"], "channels is a count"),
+        ("upernet", ["method_args.prior=[1,2]"], "method_args.prior=null"),
+        ("upernet", ["method_args.dropout=x"], "dropout='x'"),
+        ("semantic_fpn", ["method_args.channels=-4"], "channels"),
+        ("semantic_fpn", ["num_classes=7"], "num_classes=null for as many as the data has"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_said(
+    method: str, changes: list[str], expected: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(method, scenes, tmp_path / "run", capsys, *changes)
+
+
+def test_data_of_another_kind_is_said_whatever_else_is_wrong_with_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(data / "annotations")
+    sorted((data / "masks" / "train").glob("*.png"))[0].unlink()
+    line = refused("mask_rcnn", data, tmp_path / "run", capsys)
+    assert "has no boxes, and digit_scenes_mask_rcnn is a detection recipe; give" in line
 
 
 @pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])

@@ -32,7 +32,7 @@ def command(method: str, data: Path, out: Path, *more: str) -> list[str]:
     return words(method, data, out, *own, *more)
 
 
-@pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "upernet"])
 def test_two_processes_train_and_score_as_one(
     method: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,3 +127,35 @@ def test_data_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     more = ["--data", "digits", "--out", str(tmp_path / "run")]
     refused(main(["train", "digit_scenes_upernet", *more]), capsys, "no label map")
     refused(main(["train", "digit_scenes_retinanet", *more]), capsys, "no boxes")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known", "masks"),
+    [
+        ("digit_scenes_mask_rcnn", "Faster R-CNN", ()),
+        ("digit_scenes_cascade_mask_rcnn", "Cascade R-CNN", ()),
+        ("digit_scenes_mask_rcnn", None, (1,)),  # only some have masks: what is said of them is enough
+        ("digit_scenes_retinanet", None, ()),
+    ],
+)
+def test_boxes_alone_are_said(
+    recipe: str,
+    known: str | None,
+    masks: tuple[int, ...],
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for path in (data / "annotations").glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        for one in content["annotations"]:
+            if one["id"] not in masks:
+                del one["segmentation"]
+        path.write_text(json.dumps(content))
+    assert main(words(recipe, data, tmp_path / "run", "--dry-run")) == 0
+    out = capsys.readouterr().out
+    assert ("no object of" in out) == (known is not None)
+    assert known is None or f"boxes alone are trained and scored, as {known} does." in out
+    assert ("only some objects" in out) == bool(masks)

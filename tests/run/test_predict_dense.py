@@ -537,6 +537,11 @@ def test_a_backbone_alone_predicts_nothing(
     refused(words, capsys, "backbone without the heads", "mask_rcnn")
 
 
+def test_a_folder_of_no_run_is_told(photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(["predict", str(tmp_path / "empty"), str(photos[0])], capsys, "empty is not the folder of a run")
+
+
 def test_sizes_that_no_machine_has_are_refused(
     photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

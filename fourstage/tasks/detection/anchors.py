@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fourstage.tasks.parts.settings import check_sizes
+
 
 class AnchorGrid:
     """The anchors of a pyramid of maps, centred on the top left corner of their cells.
@@ -17,9 +19,13 @@ class AnchorGrid:
 
     Attributes:
         per_cell: A. Anchors of a cell run over the ratios, and for each ratio over the scales.
+
+    Raises:
+        ValueError: scales or ratios that are not above 0, or none.
     """
 
     def __init__(self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+        check_sizes(scales=scales, ratios=ratios)
         self.strides = tuple(strides)
         self.per_cell = len(scales) * len(ratios)
         high = torch.tensor(ratios).sqrt()[:, None]

@@ -19,6 +19,7 @@ from fourstage.tasks.detection.losses import divide, giou_sum, smooth_l1_sum
 from fourstage.tasks.detection.matching import IoUMatcher, Sampler
 from fourstage.tasks.detection.rois import to_rois
 from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.tasks.parts.settings import check_counts
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ class Selecting:
     iou_threshold: float = 0.5
     per_image: int = 100
     mask_threshold: float = 0.5  # from this probability on, a pixel belongs to the object
+
+    def __post_init__(self) -> None:
+        check_counts(per_image=self.per_image)
 
 
 USUAL = Selecting()

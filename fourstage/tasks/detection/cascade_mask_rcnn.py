@@ -15,7 +15,7 @@ from fourstage.tasks.detection.matching import Draws, IoUMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
-from fourstage.tasks.parts.settings import made
+from fourstage.tasks.parts.settings import check_counts, made
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class CascadeMaskRCNN(TwoStage):
         selecting: Selecting | Mapping[str, Any] = USUAL,
     ) -> None:
         first = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
+        check_counts(mask_channels=mask_channels)
+        check_counts(mask_convs=mask_convs, least=0)
         super().__init__(
             backbone,
             num_classes,

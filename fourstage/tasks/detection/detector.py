@@ -14,6 +14,8 @@ from fourstage.data.sample import Batch
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded
 from fourstage.tasks.parts.layout import quick_on_cpu
+from fourstage.tasks.parts.levels import maps_of
+from fourstage.tasks.parts.settings import check_counts
 
 Mean = Callable[[Tensor], Tensor]
 
@@ -46,22 +48,23 @@ class Detector(nn.Module, ABC):
     Args:
         backbone: (B, 3, H, W) to one map per entry of its `levels`.
         neck: these maps to one map per entry of its own `levels`.
-        num_classes: C; labels run from 0.
+        num_classes: C, from 1 on; labels run from 0.
 
     Attributes:
         method: the name by which it is built and by which the names in foreign checkpoints are known.
         mean_over_ranks: the mean of a scalar over the processes that train together. Losses are divided by it where a
             process alone would divide by a count of its own. The identity is how the published detectors were trained.
+        unread: whether some parameters may have no part in any loss, see `freeze_unread`.
     """
 
     method: str
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes counts what there is to find, at least 1; got {num_classes}")
+        check_counts(num_classes=num_classes)
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
         self.mean_over_ranks: Mean = itself
+        self.unread = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses, scalars, the same names for every batch."""
@@ -86,7 +89,7 @@ class Detector(nn.Module, ABC):
     def maps(self, batch: Batch) -> list[Tensor]:
         """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype
-        return self.neck(self.backbone(quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
+        return self.neck(maps_of(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
 
 
 def itself(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fourstage.tasks.detection.matching import Draws, IoUMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
+from fourstage.tasks.parts.settings import check_counts
 
 PROPOSALS = Proposing(2000, 1000)  # in training
 STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes
@@ -62,6 +63,8 @@ class MaskRCNN(TwoStage):
         regions: int = 512,
         selecting: Selecting | Mapping[str, Any] = USUAL,
     ) -> None:
+        check_counts(mask_channels=mask_channels)
+        check_counts(mask_convs=mask_convs, least=0)
         super().__init__(
             backbone,
             num_classes,

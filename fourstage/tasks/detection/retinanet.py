@@ -27,6 +27,8 @@ from fourstage.tasks.detection.rpn import match_inside
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.levels import from_stride, levels_of
+from fourstage.tasks.parts.settings import check_counts, check_sizes
+from fourstage.tasks.parts.unread import freeze_unread
 
 Candidates = Literal["pairs", "anchors"]
 
@@ -55,6 +57,9 @@ class RetinaHead(nn.Module):
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
     ) -> None:
         super().__init__()
+        check_counts(convs=convs, least=0)
+        check_counts(channels=channels, scales_per_octave=scales_per_octave)
+        check_sizes(base_scale=base_scale)
         strides = [level.stride for level in levels]
         self.anchors = AnchorGrid(strides, octave_scales(base_scale, scales_per_octave), ratios)
         self.num_classes, widths = num_classes, [levels[0].channels, *[channels] * convs]
@@ -140,7 +145,7 @@ class RetinaNet(Detector):
         per_image: most detections.
 
     Raises:
-        ValueError: the backbone has no map at stride 8 or coarser.
+        ValueError: the backbone has no map at stride 8 or coarser, or a setting that there is not.
     """
 
     method = "retinanet"
@@ -163,10 +168,13 @@ class RetinaNet(Detector):
         iou_threshold: float = 0.5,
         per_image: int = 100,
     ) -> None:
+        check_counts(channels=channels, tower_channels=tower_channels, num_outs=num_outs)
+        check_counts(per_level=per_level, per_image=per_image)
         levels = levels_of(backbone)
         start = from_stride(levels, 8)
         neck = FPN(levels, channels, max(num_outs, len(levels) - start), start_level=start, extra="input")
         super().__init__(backbone, neck, num_classes)
+        self.unread = freeze_unread(backbone, range(start, len(levels)))
         self.dense_head = RetinaHead(
             neck.levels,
             num_classes,

@@ -18,7 +18,7 @@ from fourstage.tasks.detection.losses import divide, smooth_l1_sum
 from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.parts.conv import ConvNormAct
-from fourstage.tasks.parts.settings import made
+from fourstage.tasks.parts.settings import check_counts, made
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Proposing:
     per_level: int  # of the best scores, before non-maximum suppression
     per_image: int
     iou_threshold: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_counts(per_level=self.per_level, per_image=self.per_image)
 
 
 IN_TRAINING, AT_TEST = Proposing(2000, 1000), Proposing(1000, 1000)
@@ -86,6 +89,8 @@ class RPNHead(nn.Module):
         proposals: Proposing | Mapping[str, Any] = AT_TEST,
     ) -> None:
         super().__init__()
+        check_counts(channels=channels, count=count)
+        check_counts(convs=convs, least=0)
         widths = [levels[0].channels, *[channels or levels[0].channels] * convs]
         self.anchors = AnchorGrid([level.stride for level in levels], scales, ratios)
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))

@@ -17,7 +17,7 @@ from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.levels import levels_of
-from fourstage.tasks.parts.settings import check_names, made
+from fourstage.tasks.parts.settings import check_counts, check_names, check_sizes, made
 
 BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head
 BOXES, MASKS = 1000, 100  # regions of an image for each box head and each mask head, in published costs
@@ -42,12 +42,13 @@ def box_head(
     """A box head by name: two linear layers, or four convolutions with norm and one linear layer.
 
     Raises:
-        ValueError: there is no such head or loss.
+        ValueError: there is no such head or loss, or none of such a width.
     """
     if heads not in ("2fc", "4conv1fc"):
         raise ValueError(f"heads are '2fc' or '4conv1fc'; got {heads!r}")
     if loss not in LOSSES:
         raise ValueError(f"box_loss is one of {', '.join(LOSSES)}; got {loss!r}")
+    check_counts(conv_channels=conv_channels, fc_channels=fc_channels)
     plain = heads == "2fc"
     return BoxHead(
         in_channels,
@@ -94,6 +95,8 @@ class TwoStage(Detector):
         regions: int,
         selecting: Selecting | Mapping[str, Any],
     ) -> None:
+        check_counts(channels=channels, num_outs=num_outs, regions=regions)
+        check_sizes(finest=finest)
         levels = levels_of(backbone)
         super().__init__(backbone, FPN(levels, channels, num_outs or len(levels) + 1), num_classes)
         check_names(RPNHead, "rpn", rpn, but=("levels",))

@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from math import inf
+from numbers import Integral
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +18,26 @@ def check_names(build: Callable[..., Any], what: str, given: Mapping[str, Any], 
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
             raise ValueError(f"{what} has no argument {name!r}; {hint}")
+
+
+def check_counts(least: int = 1, **given: object) -> None:
+    """Raise ValueError for one that is no whole number from `least` on; None is not given."""
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least):
+            raise ValueError(f"{name} is a count, a whole number from {least} on; got {value!r}")
+
+
+def check_sizes(**given: object) -> None:
+    """Raise ValueError for one that is neither a number above 0 nor a list of them, at least one."""
+    for name, value in given.items():
+        several = isinstance(value, list | tuple)
+        if not (bool(value) and all(map(_is_size, value)) if several else _is_size(value)):
+            needed = "a list of numbers above 0, at least one" if several else "a number above 0"
+            raise ValueError(f"{name} is {needed}; got {value!r}")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
 def made(kind: type[T], what: str, given: T | Mapping[str, Any]) -> T:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
 from fourstage.tasks.parts.layout import quick_on_cpu
-from fourstage.tasks.parts.levels import levels_of
+from fourstage.tasks.parts.levels import levels_of, maps_of
+from fourstage.tasks.parts.unread import freeze_unread
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
 
@@ -29,6 +30,7 @@ class Segmentor(nn.Module):
     Attributes:
         levels: of the backbone.
         stride: pixels from one cell of the logits to the next.
+        unread: whether some parameters may have no part in any loss, see `freeze_unread`.
 
     Raises:
         ValueError: a number of classes that label maps cannot hold.
@@ -55,6 +57,11 @@ class Segmentor(nn.Module):
         self.levels = levels_of(backbone)
         self.reads = tuple(range(len(self.levels)) if reads is None else reads)
         self.stride = self.levels[self.reads[0]].stride
+        everything = range(len(self.levels))  # where an auxiliary decoder of another kind may read any
+        helped = () if auxiliary is None else everything
+        if isinstance(level := getattr(auxiliary, "level", None), int):
+            helped = (level,)
+        self.unread = freeze_unread(backbone, {*self.reads, *helped})
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes, H, W) logits."""
@@ -62,7 +69,7 @@ class Segmentor(nn.Module):
 
     def coarse(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) to the logits on the cells of the finest map, (B, num_classes, h, w)."""
-        return self._decoded(self.backbone(quick_on_cpu(image_BCHW)))
+        return self._decoded(maps_of(self.backbone, quick_on_cpu(image_BCHW)))
 
     def losses(
         self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False, ignore: int = IGNORE
@@ -74,7 +81,7 @@ class Segmentor(nn.Module):
                 _exact(logits_BChw), labels_BHW, over_valid=over_valid, ignore=ignore, align_corners=self.align_corners
             )
 
-        maps = self.backbone(quick_on_cpu(image_BCHW))
+        maps = maps_of(self.backbone, quick_on_cpu(image_BCHW))
         losses = {"loss_seg": loss(self._decoded(maps))}
         if self.auxiliary is not None:
             losses["loss_aux"] = self.auxiliary_weight * loss(self.auxiliary(maps))
@@ -125,7 +132,8 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
         return layer
     if len(prior) != num_classes or min(prior) <= 0:
         raise ValueError(
-            f"prior has the share of pixels of each class, above 0, and there are {num_classes}; got {list(prior)}"
+            f"prior is the share of pixels of each of {num_classes} classes, above 0, and {list(prior)} came; give "
+            f"{num_classes} of them, or none: method_args.prior=null in a recipe, prior=None in Python"
         )
     layer.bias.data = torch.tensor(prior, dtype=layer.bias.dtype).log()
     return layer

@@ -13,6 +13,7 @@ from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN, doubles
 from fourstage.tasks.parts.levels import levels_of
+from fourstage.tasks.parts.settings import check_counts
 from fourstage.tasks.parts.shortcuts import plain_convs, unwatched
 from fourstage.tasks.segmentation.finest import conv_of_finest, is_shorter
 from fourstage.tasks.segmentation.losses import resized
@@ -45,8 +46,9 @@ def semantic_fpn(
         align_corners: how the decoder's maps and logits are resized; as published, corners are not aligned.
 
     Raises:
-        ValueError: maps that the backbone has not.
+        ValueError: maps that the backbone has not, counts below 1.
     """
+    check_counts(neck_channels=neck_channels, channels=channels, num_outs=num_outs)
     levels = levels_of(backbone)
     reads = chosen(levels, maps)
     neck = FPN([levels[i] for i in reads], neck_channels, num_outs=len(reads) if num_outs is None else num_outs)

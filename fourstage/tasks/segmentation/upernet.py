@@ -13,6 +13,7 @@ from fourstage.backbones.layers import Level
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.parts.resized_conv import MergingConv
+from fourstage.tasks.parts.settings import check_counts
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
 
@@ -52,7 +53,8 @@ def upernet(
         align_corners: how maps and logits are resized; as published, corners are not aligned.
 
     Raises:
-        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or not those that are asked for.
+        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or not those that are asked for;
+            a width, depth or scale that cannot be.
     """
     levels = levels_of(backbone)
     reads = chosen(levels, maps)
@@ -125,6 +127,7 @@ class UPerDecoder(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(channels=channels, **{f"pool_scales[{i}]": scale for i, scale in enumerate(pool_scales)})
         if len(in_channels) < 2:
             raise ValueError(f"UPerNet merges at least two maps; the backbone gives {len(in_channels)}")
         *finer, coarsest = in_channels
@@ -182,6 +185,8 @@ class FCNDecoder(nn.Module):
         concat: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(auxiliary_channels=channels)
+        check_counts(auxiliary_convs=convs, least=0)
         self.level = level
         widths = [levels[level].channels, *[channels] * convs]
         self.convs = nn.ModuleList(_conv(a, b, 3) for a, b in pairwise(widths))

@@ -291,6 +291,22 @@ def test_users_mistakes_are_told() -> None:
     assert small("faster_rcnn")(batch([SOME], masks=False))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"base_scale": -1}, "base_scale is a number above 0; got -1"),
+        ({"scales_per_octave": 0}, "scales_per_octave is a count"),
+        ({"tower_channels": 0}, "tower_channels is a count"),
+        ({"convs": -1}, "convs is a count, a whole number from 0 on; got -1"),
+        ({"per_level": 0}, "per_level is a count"),
+        ({"num_outs": 2.5}, "num_outs is a count"),
+    ],
+)
+def test_settings_that_no_retinanet_has_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        create_detector("retinanet", SmallBackbone(), 3, **arguments)
+
+
 @pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
 def test_a_few_steps_learn_one_image(name: str) -> None:
     detector, data = small(name), batch([SOME])
@@ -363,6 +379,16 @@ def test_limits_come_as_mappings_too() -> None:
         ({"rpn": {"proposals": {"per_level": 3}}}, "proposals is incomplete: .*per_image"),
         ({"heads": "3fc"}, "heads are '2fc' or '4conv1fc'"),
         ({"box_loss": "l2"}, "box_loss is one of l1"),
+        ({"channels": 0}, "channels is a count, a whole number from 1 on; got 0"),
+        ({"regions": 0}, "regions is a count"),
+        ({"num_outs": 0}, "num_outs is a count"),
+        ({"fc_channels": "many"}, "fc_channels is a count.*got 'many'"),
+        ({"mask_convs": -1}, "mask_convs is a count, a whole number from 0 on; got -1"),
+        ({"finest": 0}, "finest is a number above 0; got 0"),
+        ({"rpn": {"scales": []}}, r"scales is a list of numbers above 0, at least one; got \[\]"),
+        ({"rpn": {"ratios": [1, 0]}}, r"ratios is a list .* got \[1, 0\]"),
+        ({"rpn": {"proposals": {"per_level": 0, "per_image": 1}}}, "per_level is a count"),
+        ({"selecting": {"per_image": 0}}, "per_image is a count"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(arguments: dict[str, Any], sentence: str) -> None:

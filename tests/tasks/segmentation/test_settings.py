@@ -187,6 +187,24 @@ def test_maps_that_are_not_there_are_refused(maps: tuple[int, ...]) -> None:
         Protocol(window=(64, 64), stride=(64, 64), divisor=65)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"channels": -4}, "channels is a count, a whole number from 1 on; got -4"),
+        ({"pool_scales": [1, 0]}, r"pool_scales\[1\] is a count.*got 0"),
+        ({"pool_scales": 3}, r"upernet cannot be built with pool_scales=3 \(.*not iterable\); correct them"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels is a count"),
+        ({"auxiliary_convs": -1}, "auxiliary_convs is a count, a whole number from 0 on"),
+        ({"prior": [0.5, 0.5]}, r"of each of 5 classes.*\[0.5, 0.5\] came; .*method_args.prior=null in a recipe"),
+        ({"prior": [1, 1, 1, 1, 0]}, "above 0"),
+        ({"prior": 3}, r"cannot be built with prior=3"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        fourstage.create_segmentor("upernet", Still(), 5, **arguments)
+
+
 @pytest.mark.parametrize("build", [build_upernet, build_semantic_fpn])
 def test_a_backbone_that_says_nothing_of_its_maps_is_refused(build: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match="Identity has no levels"):
