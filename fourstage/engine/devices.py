@@ -145,6 +145,8 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
         return task
     # A 1x1 kernel has many equal strides; torch warns that it sees two of them.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # The argument that takes its place is not in torch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
         task,

@@ -157,8 +157,8 @@ def _rows(dataset: Dataset, recipe: Classification) -> list[list[Picture]]:
         filled = [*samples, *samples[: batch_size - len(samples)]]
         batch = collate(_augmented(filled, transform, recipe, VERSIONS + version))
         images_BCHW, shares_BC = _mixed(mix, batch, recipe.seed, version)
-        for row, image_CHW, share_C in zip(rows, images_BCHW, shares_BC, strict=False):
-            row.append((_pixels(image_CHW, recipe), _told(share_C, dataset.classes)))
+        for i, row in enumerate(rows):  # one image may be there twice, to make pairs
+            row.append((_pixels(images_BCHW[i], recipe), _told(shares_BC[i], dataset.classes)))
     return rows
 
 

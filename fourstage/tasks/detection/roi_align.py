@@ -50,8 +50,8 @@ class _ByThreads(torch.autograd.Function):
         return torch.cat(_in_threads(part, rois_R5.chunk(threads), threads))
 
     @staticmethod
-    def backward(ctx: Any, grad_RCMM: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (rois_R5,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad_RCMM,), (rois_R5,) = grads, ctx.saved_tensors
         (images, _, height, width), size, scale, samples, threads = ctx.given
 
         def part(some_RCMM: Tensor) -> Tensor:

@@ -63,10 +63,10 @@ class _Down(torch.autograd.Function):
         return total.to(rows_BhWC.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():  # by create_graph=True
             raise RuntimeError("this loss has no second derivative; resize the logits and take F.cross_entropy instead")
-        (grads_BhWC,) = ctx.saved_tensors
+        (grad,), (grads_BhWC,) = grads, ctx.saved_tensors
         return grads_BhWC * grad, None, None, None
 
 

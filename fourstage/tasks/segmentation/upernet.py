@@ -67,12 +67,10 @@ def upernet(
         prior=prior,
         align_corners=align_corners,
     )
-    level = auxiliary_level(levels, auxiliary_map) if auxiliary_weight else None
-    auxiliary = (
-        None
-        if level is None
-        else FCNDecoder(
-            level,
+    auxiliary = None
+    if auxiliary_weight:
+        auxiliary = FCNDecoder(
+            auxiliary_level(levels, auxiliary_map),
             levels,
             num_classes,
             channels=auxiliary_channels,
@@ -81,7 +79,6 @@ def upernet(
             prior=prior,
             concat=auxiliary_concat,
         )
-    )
     return Segmentor(
         backbone,
         decoder,

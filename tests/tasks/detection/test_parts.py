@@ -175,7 +175,8 @@ def test_a_box_head_trains_the_deltas_of_the_true_class(kind: str, agnostic: boo
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_mask_of_one_class_is_one_of_those_of_all(layout: torch.memory_format) -> None:
     head = MaskHead(6, 5, convs=1, channels=4).double()
-    nn.init.normal_(head.logits.bias)  # pyright: ignore[reportArgumentType]
+    assert head.logits.bias is not None
+    nn.init.normal_(head.logits.bias)
     regions, labels = torch.randn(7, 6, 3, 3).double().to(memory_format=layout), torch.tensor([0, 4, 4, 1, 2, 0, 3])
     wanted = head(regions)[torch.arange(7), labels]
     torch.testing.assert_close(head.of_class(regions, labels), wanted, rtol=1e-12, atol=1e-12)

@@ -36,7 +36,7 @@ def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
     laterals = [conv(x_BCHW) for conv, x_BCHW in zip(fpn.laterals, maps, strict=True)]
     for i in reversed(range(len(maps) - 1)):
         laterals[i] = laterals[i] + F.interpolate(laterals[i + 1], size=laterals[i].shape[2:])
-    return [conv(x_BCHW) for conv, x_BCHW in zip(fpn.outputs, laterals, strict=False)]
+    return [conv(x_BCHW) for conv, x_BCHW in zip(fpn.outputs[: len(maps)], laterals, strict=True)]
 
 
 @settings(max_examples=60, deadline=None)
