@@ -25,7 +25,7 @@ from fourstage.bench.options import DEVICES, DTYPES, Options
 from fourstage.bench.results import Result, append_jsonl, compare, line
 from fourstage.bench.run import Progress, environment, measure, set_up
 from fourstage.bench.timing import Spread, geometric_mean
-from fourstage.bench.work import free_memory
+from fourstage.bench.workloads import free_memory
 from fourstage.engine.log import Bar
 
 YARDSTICK = "torchvision/swin_t"

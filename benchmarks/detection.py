@@ -22,8 +22,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from fourstage.api import create_backbone
-from fourstage.bench import duel
-from fourstage.bench.work_dense import noise, open_eyes, scene
+from fourstage.bench import side_by_side as duel
+from fourstage.bench.task_workloads import noise, open_eyes, scene
 from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN

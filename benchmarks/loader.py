@@ -46,13 +46,13 @@ from torch.utils.data import DataLoader, default_collate
 from fourstage.bench.machine import machine
 from fourstage.bench.results import append_jsonl
 from fourstage.bench.timing import Spread, ratio, spread
-from fourstage.data.imagefolder import ImageFolder
+from fourstage.data.labels.imagefolder import ImageFolder
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
 from fourstage.engine.devices import keep_memory
 from fourstage.engine.log import Bar
 from fourstage.recipe import resolve
 from fourstage.recipe.classification import Classification
-from fourstage.run import classification
+from fourstage.run.tasks import classification
 
 RESULTS = Path(__file__).parent / "results" / "loader.jsonl"
 TASKS = ("evaluation", "training")
@@ -139,7 +139,7 @@ def ours(folder: Path, task: str, options: Options) -> Pass:
 def timms(folder: Path, task: str, options: Options, *, prefetcher: bool = True) -> Pass:
     from timm.data import auto_augment, dataset_factory, loader, mixup
 
-    from fourstage.data.transforms import posterize
+    from fourstage.data.transforms.classification import posterize
 
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize  # its own takes 0 bits to PIL, which refuses them
 

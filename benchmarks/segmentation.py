@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fourstage.bench import duel
+from fourstage.bench import side_by_side as duel
 from fourstage.bench.count import count_module
-from fourstage.bench.subjects import undropped
-from fourstage.bench.work_dense import label_maps
+from fourstage.bench.networks import undropped
+from fourstage.bench.task_workloads import label_maps
 from fourstage.dense import create_segmentor
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy
 from fourstage.tasks.segmentation.segmentor import Segmentor

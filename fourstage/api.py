@@ -18,13 +18,14 @@ from fourstage import registry
 from fourstage.backbones.base import Classifier, FeatureMaps, chosen_levels
 from fourstage.backbones.layers import Level
 from fourstage.registry import list_models, register, register_mixer
-from fourstage.weights import catalog, metadata
+from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 from fourstage.weights.load import Report, load_state
-from fourstage.weights.safe import Checkpoint, read_checkpoint
+from fourstage.weights.reading import metadata
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
-    from fourstage.weights.download import Progress
+    from fourstage.weights.reading.download import Progress
 
 __all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register", "register_mixer"]
 
@@ -156,7 +157,7 @@ class Start:
         if self.file is not None or not self.pretrained:
             return self.file
         assert self.weight is not None
-        from fourstage.weights.download import fetch
+        from fourstage.weights.reading.download import fetch
 
         with _progress(self.weight) as progress:
             return read_checkpoint(fetch(self.weight, call, progress))
@@ -194,7 +195,7 @@ def _build(start: Start, build: Callable[..., nn.Module], arguments: Mapping[str
 def _fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:
     method = getattr(model, "method", None)
     if isinstance(method, str):  # a detector or segmentor
-        from fourstage.weights.dense import load_dense_state
+        from fourstage.weights.complete_checkpoints import load_dense_state
 
         state = file.weights(which)
         return load_dense_state(model, state, method=method, source=file.path.name, fresh_head=fresh_head)

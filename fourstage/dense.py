@@ -126,7 +126,7 @@ def _listed(given: Mapping[str, Any]) -> str:
 def _of_checkpoint(path: Path, what: str, *, alone: bool) -> nn.Module:
     """The network that a checkpoint of a detector or segmentor describes, with its weights, in evaluation mode."""
     from fourstage.run.predict import task_of_file
-    from fourstage.weights.safe import read_checkpoint
+    from fourstage.weights.reading.safe import read_checkpoint
 
     if not alone:
         raise ValueError(f"{path} says itself what it is; give no other argument, or name the method")

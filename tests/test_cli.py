@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fourstage.cli import main
-from fourstage.data.digits import Digits
+from fourstage.data.embedded.digits import Digits
 
 FAST = ["length=10it", "batch_size=16", "warmup=0it", "workers=0", "evaluate_every=5it"]
 Run = Callable[..., tuple[int, str, str]]
@@ -410,7 +410,7 @@ def test_a_run_does_not_go_on_with_other_classes(run: Run, tmp_path: Path) -> No
 
 
 def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
-    from fourstage.data.digit_scenes import write_digit_scenes
+    from fourstage.data.embedded.digit_scenes import write_digit_scenes
 
     write_digit_scenes(tmp_path / "scenes", train=4, val=2, size=64)
     refused(

@@ -18,7 +18,7 @@ from fourstage.cli import main
 from fourstage.run.convert import convert
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
-from fourstage.weights.safe import read_checkpoint
+from fourstage.weights.reading.safe import read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "backbones"
 Run = Callable[..., tuple[int, str, str]]

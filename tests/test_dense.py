@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import fourstage
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
-from fourstage.weights import mmdet, mmseg
+from fourstage.weights.openmmlab import detector_names as mmdet
+from fourstage.weights.openmmlab import segmentor_names as mmseg
 from fourstage.weights.rules import Rule, claims, rename
 
 

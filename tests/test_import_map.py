@@ -10,10 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fourstage"
 ROOMS = {  # room -> the rooms that it may import from
     "registry": set(),
-    "backbones": {"registry"},
+    "ops": set(),
+    "backbones": {"registry", "ops"},
     "weights": {"backbones", "registry"},
     "data": set(),
-    "tasks": {"backbones", "data"},
+    "tasks": {"backbones", "data", "ops"},
     "engine": set(),
     "recipe": set(),
     "recipes": {"recipe"},

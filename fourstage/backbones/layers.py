@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fourstage.backbones.products import Linear, LinearGelu, by_rows
+from fourstage.ops.matmul import Linear, LinearGelu, by_rows
 
 IN_CACHE = 5 * 2**19  # bytes of the map that enters a stage; the widest map within is some four times as large
 

@@ -30,7 +30,7 @@ from fourstage.backbones.layers import (
     sides,
 )
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
-from fourstage.backbones.products import Linear
+from fourstage.ops.matmul import Linear
 
 PATCHES = (4, 2, 2, 2)  # cells of the map before that a patch embedding joins, a side
 REDUCTIONS = (8, 4, 2, 1)  # cells a side that give scalable attention a key

@@ -31,7 +31,7 @@ from fourstage.backbones.layers import (
 from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer, check_shape
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
-from fourstage.backbones.products import Linear
+from fourstage.ops.matmul import Linear
 
 HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
 

@@ -90,7 +90,7 @@ def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str
     """
     import torch
 
-    from fourstage.bench.work import OutOfMemoryError, memory_errors
+    from fourstage.bench.workloads import OutOfMemoryError, memory_errors
 
     out: dict[str, int | None] = {}
     for mode in modes:
@@ -117,7 +117,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     size = request["options"]["img_size"]
     options = Options(**{**request["options"], "img_size": tuple(size) if size else None})
-    from fourstage.bench.work import OutOfMemoryError, memory_errors
+    from fourstage.bench.workloads import OutOfMemoryError, memory_errors
 
     try:
         with memory_errors():
@@ -131,8 +131,8 @@ def main() -> int:
 def _peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> Iterator[tuple[str, int | None]]:
     import torch
 
-    from fourstage.bench.subjects import build, expand, image_for
-    from fourstage.bench.work import Setting
+    from fourstage.bench.networks import build, expand, image_for
+    from fourstage.bench.workloads import Setting
 
     if options.threads:
         torch.set_num_threads(options.threads)

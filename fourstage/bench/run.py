@@ -9,14 +9,14 @@ from torch import nn
 
 from fourstage.bench import memory, results, timing
 from fourstage.bench.count import Count, count_module, side
-from fourstage.bench.count_dense import count_network
+from fourstage.bench.count_tasks import count_network
 from fourstage.bench.memory import Fit
+from fourstage.bench.networks import build, expand, image_for
 from fourstage.bench.options import Options, check_compiler
 from fourstage.bench.results import Comparison, Result, Speed
-from fourstage.bench.subjects import build, expand, image_for
+from fourstage.bench.task_workloads import DenseWork
 from fourstage.bench.timing import Step
-from fourstage.bench.work import OutOfMemoryError, Setting, free_memory, memory_errors
-from fourstage.bench.work_dense import DenseWork
+from fourstage.bench.workloads import OutOfMemoryError, Setting, free_memory, memory_errors
 from fourstage.engine.devices import choose_device
 from fourstage.engine.log import Bar
 

@@ -24,7 +24,7 @@ def add_data(verbs: Verbs) -> None:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    from fourstage.data.check import check, render
+    from fourstage.data.checks.check import check, render
     from fourstage.engine.log import Bar
 
     with Bar("checking", 1) as bar:
@@ -34,7 +34,7 @@ def _run_check(args: argparse.Namespace) -> int:
 
 
 def _run_shard(args: argparse.Namespace) -> int:
-    from fourstage.data.shard_write import parse_size, write_shards
+    from fourstage.data.shards.write import parse_size, write_shards
     from fourstage.engine.log import Bar
 
     size = None if args.max_size is None else parse_size(args.max_size)

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fourstage.data import huggingface, imagenet, inaturalist
-from fourstage.data.cifar import Cifar, is_cifar
-from fourstage.data.coco import Coco, is_coco
-from fourstage.data.digit_scenes import cached_digit_scenes
-from fourstage.data.digits import Digits
-from fourstage.data.imagefolder import ImageFolder, is_imagefolder
-from fourstage.data.labelmaps import LabelMaps, is_labelmaps
-from fourstage.data.listing import Listed, opener
+from fourstage.data.embedded.digit_scenes import cached_digit_scenes
+from fourstage.data.embedded.digits import Digits
+from fourstage.data.label_maps.folders import LabelMaps, is_labelmaps
+from fourstage.data.labels import huggingface, imagenet, inaturalist
+from fourstage.data.labels.cifar import Cifar, is_cifar
+from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
+from fourstage.data.labels.listing import Listed, opener
+from fourstage.data.objects.coco import Coco, is_coco
+from fourstage.data.objects.voc import Voc, is_voc
+from fourstage.data.objects.yolo import Yolo, is_yolo
 from fourstage.data.sample import Dataset
-from fourstage.data.shards import is_pattern, is_shards, survey_shards
-from fourstage.data.voc import Voc, is_voc
-from fourstage.data.yolo import Yolo, is_yolo
+from fourstage.data.shards.dataset import is_pattern, is_shards, survey_shards
 
 Split = Literal["train", "val"]
 Truth = Literal["label", "objects", "label_map_HW"]

@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.dense import Sides, check_dense
+from fourstage.recipe.network_arguments import Sides, check_dense
 
 
 class DetectionAugmentation(Section):
-    """What happens to a training image and the objects in it; see data/det_transforms.py."""
+    """What happens to a training image and the objects in it; see data/transforms/detection.py."""
 
     policy: Literal["resize", "multi_scale", "large_scale_jitter"] = "resize"
     scale: Sides = (1333, 800)  # limits on the longer and the shorter side, pixels

@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.dense import Sides, check_dense
+from fourstage.recipe.network_arguments import Sides, check_dense
 
 
 class SegmentationAugmentation(Section):
-    """What happens to a training image and its label map, in this order; see data/seg_transforms.py."""
+    """What happens to a training image and its label map, in this order; see data/transforms/segmentation.py."""
 
     scale: Sides | None = (2048, 512)  # limits on the longer and the shorter side at ratio 1, pixels; None: its own
     ratio: tuple[float, float] = (0.5, 2.0)  # of the random resize

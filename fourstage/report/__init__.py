@@ -6,7 +6,7 @@ from pathlib import Path
 
 def render_together(runs: "Sequence[str | Path]") -> str:
     """Several run folders on one page; see `render_report`."""
-    from fourstage.report.together import together
+    from fourstage.report.several_runs import together
 
     return together(runs)
 

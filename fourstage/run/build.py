@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fourstage.backbones import products
 from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
+from fourstage.ops import matmul as products
 from fourstage.recipe import Recipe, steps
 from fourstage.report.words import plural
-from fourstage.run.kinds import AnyTask
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
+from fourstage.run.task_protocol import AnyTask
 
 
 def run_imports(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fourstage.data.sample import Dataset
 from fourstage.recipe import Recipe
 from fourstage.report.words import plural
-from fourstage.weights.safe import Checkpoint
+from fourstage.weights.reading.safe import Checkpoint
 
 
 def check_truth(recipe: Recipe, dataset: Dataset, truth: str, lacks: str, give: str) -> None:

@@ -16,10 +16,10 @@ from fourstage.engine.state import write_whole
 from fourstage.registry import find
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
-from fourstage.weights.download import hash_of
 from fourstage.weights.load import Report, load_state, our_names, unwrap
-from fourstage.weights.metadata import arguments_of, describe
-from fourstage.weights.safe import Checkpoint, read_checkpoint
+from fourstage.weights.reading.download import hash_of
+from fourstage.weights.reading.metadata import arguments_of, describe
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 SIZES = {"img_size", "window_size"}  # arguments that say that tables are to be resized
 

@@ -26,9 +26,9 @@ from fourstage.engine.training import fill
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.run.kinds import AnyTask, Record, kind_of
 from fourstage.run.splits import data_path, readable
-from fourstage.weights.safe import read_checkpoint
+from fourstage.run.task_protocol import AnyTask, Record, kind_of
+from fourstage.weights.reading.safe import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.words import plural
 from fourstage.run import build, videos
+from fourstage.run.complete_checkpoints import fill_whole, fitting_recipes, published_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.kinds import AnyTask, Seen, import_kind, kind_of
 from fourstage.run.openmmlab import apply_limits, described
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
-from fourstage.run.whole import fill_whole, fitting_recipes, published_of
+from fourstage.run.task_protocol import AnyTask, Seen, import_kind, kind_of
 from fourstage.weights import catalog
-from fourstage.weights.safe import Checkpoint, read_checkpoint
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fourstage.data.loader import MIX, SAMPLE, seed_everything
+from fourstage.data.objects.rle import encode_mask
 from fourstage.data.order import by_hash
-from fourstage.data.rle import encode_mask
 from fourstage.data.sample import Batch, Dataset, Objects, Sample, collate
 from fourstage.recipe import Classification, Detection, Recipe, Segmentation
-from fourstage.run.kinds import kind_of
+from fourstage.run.task_protocol import kind_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

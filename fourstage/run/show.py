@@ -10,8 +10,8 @@ from fourstage.data.sample import Dataset
 from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
 from fourstage.recipe import Recipe, resolve
-from fourstage.run.kinds import kind_of
 from fourstage.run.splits import data_path
+from fourstage.run.task_protocol import kind_of
 
 EMBEDDED = {"digits": "digits_visformer", "digit_scenes": "digit_scenes_mask_rcnn"}  # data -> its own recipe
 DEFAULTS = {  # what data has -> the recipe where none is named

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 from typing import Literal, TypedDict, cast
 
 from fourstage.data.formats import Truth, find_format, open_dataset
-from fourstage.data.imagefolder import find_bad_images, without
+from fourstage.data.labels.imagefolder import find_bad_images, without
 from fourstage.data.sample import Dataset
-from fourstage.data.shard_cache import is_address
-from fourstage.data.shards import is_pattern, is_shards
+from fourstage.data.shards.cache import is_address
+from fourstage.data.shards.dataset import is_pattern, is_shards
 from fourstage.engine.devices import Ranks
 from fourstage.engine.log import Bar
 from fourstage.recipe import EMBEDDED, Recipe
-from fourstage.run.kinds import kind_of
+from fourstage.run.task_protocol import kind_of
 
 SCAN_UP_TO = 20_000  # images that are all read once before training starts; larger sets are read as they come
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fourstage.backbones import products
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
@@ -21,13 +20,14 @@ from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
+from fourstage.ops import matmul as products
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.report.words import plural
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
-from fourstage.run.kinds import AnyTask, kind_of
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
+from fourstage.run.task_protocol import AnyTask, kind_of
 
 
 @dataclass(frozen=True)

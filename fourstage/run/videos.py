@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.data.resizing import opencv
+from fourstage.data.transforms.resizing import opencv
 from fourstage.run.outputs import set_aside
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")

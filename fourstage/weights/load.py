@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense, Family
-from fourstage.weights import imagenet22k, openmmlab, scalablevit, smt, swin, unified, visformer
+from fourstage.weights import imagenet22k, scalablevit, smt, swin, unified, visformer
+from fourstage.weights.openmmlab import swin_names as openmmlab
 from fourstage.weights.resize import way
 from fourstage.weights.rules import Rule, check_complete, claims, rename
 

@@ -23,7 +23,7 @@ from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.engine.optim import norm_or_bias
 from fourstage.recipe import resolve
 from fourstage.run.build import run_imports
-from fourstage.run.classification import build_task
+from fourstage.run.tasks.classification import build_task
 from fourstage.weights.load import load_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "mixers.md"

@@ -10,7 +10,7 @@ import torch
 from fourstage.bench import memory
 from fourstage.bench.memory import Fit
 from fourstage.bench.options import Options
-from fourstage.bench.work import OutOfMemoryError, memory_errors
+from fourstage.bench.workloads import OutOfMemoryError, memory_errors
 
 ROOM = {"infer": 5, "train": 2}  # images
 

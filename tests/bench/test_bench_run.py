@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from fourstage import registry
-from fourstage.bench import memory, run, subjects
+from fourstage.bench import memory, run
+from fourstage.bench import networks as subjects
 from fourstage.bench.options import Options, check_output, parse_size
 from fourstage.bench.results import Result, compare, sentence, table
-from fourstage.bench.work import Setting, loss_of
+from fourstage.bench.workloads import Setting, loss_of
 from fourstage.cli import main
 
 QUICK = ["--seconds", "0.02", "--batch-size", "2", "--img-size", "32", "--threads", "1"]

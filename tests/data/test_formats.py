@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fourstage.data import digit_scenes
-from fourstage.data.coco import Coco
-from fourstage.data.digits import Digits
+from fourstage.data.embedded import digit_scenes
+from fourstage.data.embedded.digits import Digits
 from fourstage.data.formats import open_dataset
-from fourstage.data.imagefolder import ImageFolder
+from fourstage.data.labels.imagefolder import ImageFolder
+from fourstage.data.objects.coco import Coco
 
 Picture = Callable[..., Path]
 

@@ -23,8 +23,8 @@ from fourstage.data.loader import (
     seed_everything,
     train_batches,
 )
-from fourstage.data.mixing import Mixing
 from fourstage.data.sample import BadImage, Batch, Objects, Sample, collate
+from fourstage.data.transforms.mixing import Mixing
 
 
 class Numbers:

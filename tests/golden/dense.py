@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.weights.dense import load_dense_state
+from fourstage.weights.complete_checkpoints import load_dense_state
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], method: str) -> None:

@@ -16,7 +16,7 @@ from fourstage.engine.optim import set_lr
 from fourstage.engine.step import Halt, train_step
 from fourstage.recipe import list_recipes, resolve
 from fourstage.run import build
-from fourstage.run.classification import build_task
+from fourstage.run.tasks.classification import build_task
 from fourstage.tasks.classification import Classification
 from fourstage.weights.catalog import WEIGHTS
 

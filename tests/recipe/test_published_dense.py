@@ -11,7 +11,7 @@ import torch
 from fourstage.api import list_models
 from fourstage.recipe import Detection, Segmentation, list_recipes, resolve
 from fourstage.run import build
-from fourstage.run.kinds import kind_of
+from fourstage.run.task_protocol import kind_of
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden" / "published_numbers.json").read_text())
 LATER = {"atss", "sparse_rcnn", "dino"}  # methods that are not there yet

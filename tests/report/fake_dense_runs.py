@@ -12,11 +12,11 @@ from fake_runs import digits_run
 from PIL import Image
 from torch import nn
 
-from fourstage.data.rle import encode_mask
+from fourstage.data.objects.rle import encode_mask
 from fourstage.data.sample import Dataset, Sample
 from fourstage.recipe import Recipe
 from fourstage.report.label_maps import colours_of, truth_and_prediction
-from fourstage.run.detection import keep_samples
+from fourstage.run.tasks.detection import keep_samples
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation import miou
 from fourstage.tasks.segmentation.task import Segmentation

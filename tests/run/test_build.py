@@ -11,9 +11,9 @@ from fourstage.data.sample import Sample
 from fourstage.engine.devices import Ranks
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
-from fourstage.run.classification import build_task, mixing, transforms
 from fourstage.run.folder import RunFolder
-from fourstage.run.kinds import kind_of
+from fourstage.run.task_protocol import kind_of
+from fourstage.run.tasks.classification import build_task, mixing, transforms
 
 
 def recipe(*changes: str) -> Recipe:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fourstage.run.checks import check_same_classes, check_truth
-from fourstage.weights.safe import Checkpoint
+from fourstage.weights.reading.safe import Checkpoint
 
 
 def own(*classes: str) -> Checkpoint:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fourstage.cli import main
-from fourstage.data.digit_scenes import write_digit_scenes
+from fourstage.data.embedded.digit_scenes import write_digit_scenes
 
 SHORT = ["length=2it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=2it", "device=cpu"]
 BOXES = ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]

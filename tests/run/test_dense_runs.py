@@ -12,7 +12,7 @@ from PIL import Image
 from run.runs import losses, refused, stop_before
 
 from fourstage.cli import main
-from fourstage.data.digit_scenes import write_digit_scenes
+from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.engine.state import load_state
 
 SHORT = ["length=6it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=6it", "ema=0.9"]

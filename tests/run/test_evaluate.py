@@ -15,14 +15,14 @@ from PIL import Image
 
 from fourstage import create_model
 from fourstage.cli import main
-from fourstage.data.digits import Digits
-from fourstage.data.imagenet_variants import wnids
+from fourstage.data.embedded.digits import Digits
+from fourstage.data.labels.imagenet_variants import wnids
 from fourstage.recipe import resolve
 from fourstage.run import evaluate
-from fourstage.run.classification import COLUMNS, open_evaluation
 from fourstage.run.evaluate import check_csv, class_table
-from fourstage.run.kinds import Opened
 from fourstage.run.splits import open_split
+from fourstage.run.task_protocol import Opened
+from fourstage.run.tasks.classification import COLUMNS, open_evaluation
 
 CHOSEN = [6, 11, 500, 999]
 

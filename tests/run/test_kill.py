@@ -116,7 +116,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small image folder of real scans, so that files are read and workers have work."""
     from PIL import Image
 
-    from fourstage.data.digits import Digits
+    from fourstage.data.embedded.digits import Digits
 
     root = tmp_path_factory.mktemp("digits")
     for split, count in (("train", 128), ("val", 40)):

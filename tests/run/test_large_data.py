@@ -12,9 +12,9 @@ from PIL import Image
 from run.runs import losses, refused, run_train, stop_before
 
 from fourstage.cli import main
-from fourstage.data.digits import Digits
+from fourstage.data.embedded.digits import Digits
 from fourstage.data.sample import Batch
-from fourstage.data.shard_write import write_shards
+from fourstage.data.shards.write import write_shards
 from fourstage.engine.state import load_state
 
 SHORT = ["length=9it", "batch_size=8", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=9it", "ema=0.9"]

@@ -23,23 +23,24 @@ from fourstage import registry
 from fourstage.backbones import swin
 from fourstage.cli import main
 from fourstage.data.class_names import ADE20K, COCO, COCO_IDS, category_ids, names_of
-from fourstage.data.det_transforms import evaluation_transform
 from fourstage.data.images import read_image
 from fourstage.data.sample import Sample, collate
-from fourstage.data.seg_transforms import evaluation_transform as as_bytes
-from fourstage.run import detection as kind
+from fourstage.data.transforms.detection import evaluation_transform
+from fourstage.data.transforms.segmentation import evaluation_transform as as_bytes
 from fourstage.run import predict
+from fourstage.run.complete_checkpoints import fitting_recipes
 from fourstage.run.openmmlab import apply_limits, from_config
+from fourstage.run.tasks import detection as kind
 from fourstage.run.videos import frames_of, look_at
-from fourstage.run.whole import fitting_recipes
 from fourstage.tasks.detection.box_head import Selecting
 from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
-from fourstage.weights import mmdet, mmseg
+from fourstage.weights.openmmlab import detector_names as mmdet
+from fourstage.weights.openmmlab import segmentor_names as mmseg
+from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import claims, rename
-from fourstage.weights.safe import Checkpoint
 
 os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # before the first video of this process
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -22,9 +22,10 @@ from fourstage.engine.state import save_state
 from fourstage.recipe import list_recipes, resolve
 from fourstage.recipe.resolve import named_recipes
 from fourstage.run import evaluate, predict
-from fourstage.run.classification import build_task
-from fourstage.weights import catalog, download
+from fourstage.run.tasks.classification import build_task
+from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
+from fourstage.weights.reading import download
 
 NAME = "retinanet_swin_mini_tests_1x"
 SMALL = {"channels": 16, "convs": 1, "score_threshold": 0.0, "per_image": 5}

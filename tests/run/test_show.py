@@ -10,9 +10,9 @@ from PIL import Image
 from fourstage.cli import main
 from fourstage.recipe import resolve
 from fourstage.report.pictures import INK, PAPER
-from fourstage.run.kinds import kind_of
 from fourstage.run.sheets import DENSE_SIDE
 from fourstage.run.show import DEFAULTS, EMBEDDED, WORDS
+from fourstage.run.task_protocol import kind_of
 
 GROUND = (40, 90, 200)  # of every image here
 HEIGHT, WIDTH = 60, 100
@@ -109,7 +109,7 @@ def test_masks_lie_over_objects(coco: Path, tmp_path: Path) -> None:
 
 
 def test_label_maps_go_where_the_augmentation_puts_them(masks: Path, tmp_path: Path) -> None:
-    from fourstage.data.labelmaps import LabelMaps
+    from fourstage.data.label_maps.folders import LabelMaps
 
     out, side = tmp_path / "a.png", DENSE_SIDE["segmentation"]
     changes = ["augmentation.scale=null", "ratio=[1,1]", "crop=[64,128]", "most_of_one=1.0", "photometric=false"]
@@ -132,7 +132,7 @@ def test_label_maps_go_where_the_augmentation_puts_them(masks: Path, tmp_path: P
 
 
 def test_the_legend_has_the_colours_that_are_on_the_sheet(masks: Path, tmp_path: Path) -> None:
-    from fourstage.data.labelmaps import LabelMaps
+    from fourstage.data.label_maps.folders import LabelMaps
 
     (masks / "classes.txt").write_text("sky\ntree\nsea\n")
     assert main(["data", "show", str(masks), "--out", str(tmp_path / "a.png")]) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Linear
-from fourstage.backbones.mixers.sampling import deformable_sample, kernel_cells
+from fourstage.ops.sampling import deformable_sample, kernel_cells
 
 
 class DeformableMixer(nn.Module):

@@ -5,7 +5,7 @@ B images, H x W cells, C channels. Sources: https://arxiv.org/abs/2201.03545, ht
 
 from torch import Tensor, nn
 
-from fourstage.backbones.products import Linear
+from fourstage.ops.matmul import Linear
 
 
 class DepthwiseMixer(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fourstage.backbones.layers import Linear, cells_up, surely, top_left, zero_extend
-from fourstage.backbones.products import has_choice
+from fourstage.ops.matmul import has_choice
 
 
 class HaloMixer(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Linear, surely
-from fourstage.backbones.products import attend, has_choice
+from fourstage.ops.matmul import attend, has_choice
 
 RUN = 8  # channels of a scale that are weighed together: small groups of a convolution are slow, large ones wasteful
 

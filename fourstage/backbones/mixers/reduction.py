@@ -6,7 +6,7 @@ B images, H x W cells, C channels; M cells of the smaller map; h heads of d chan
 
 from torch import Tensor, nn
 
-from fourstage.backbones.products import Linear, attend
+from fourstage.ops.matmul import Linear, attend
 
 
 class ReductionAttention(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import cells_up, surely, zero_extend
-from fourstage.backbones.products import Linear, attend
+from fourstage.ops.matmul import Linear, attend
 
 
 class InteractiveWindowAttention(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import cells_up, surely, top_left, zero_extend
-from fourstage.backbones.products import Linear, attend
+from fourstage.ops.matmul import Linear, attend
 
 
 class WindowAttention(nn.Module):

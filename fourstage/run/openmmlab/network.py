@@ -13,8 +13,8 @@ from fourstage.run.openmmlab.detectors import cascade, mask_rcnn, retinanet
 from fourstage.run.openmmlab.images import Tested
 from fourstage.run.openmmlab.part import Built, Part, Values, is_byte, mapping
 from fourstage.run.openmmlab.segmentors import segmentor
-from fourstage.weights.openmmlab_config import config_of
-from fourstage.weights.safe import Checkpoint
+from fourstage.weights.openmmlab.config import config_of
+from fourstage.weights.reading.safe import Checkpoint
 
 BUILDERS: dict[str, Callable[[Part, Tested, Mapping[str, Any]], Built]] = {
     "MaskRCNN": mask_rcnn,

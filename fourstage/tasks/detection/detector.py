@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded
-from fourstage.tasks.parts.layout import quick_on_cpu
 from fourstage.tasks.parts.levels import maps_of
+from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.parts.settings import check_counts
 
 Mean = Callable[[Tensor], Tensor]

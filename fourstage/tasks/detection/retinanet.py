@@ -26,9 +26,9 @@ from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.detection.rpn import match_inside
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
+from fourstage.tasks.parts.freeze_unused import freeze_unread
 from fourstage.tasks.parts.levels import from_stride, levels_of
 from fourstage.tasks.parts.settings import check_counts, check_sizes
-from fourstage.tasks.parts.unread import freeze_unread
 
 Candidates = Literal["pairs", "anchors"]
 

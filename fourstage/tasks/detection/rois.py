@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.roi_align import roi_align
 from fourstage.tasks.detection.boxes import as_float32, box_areas
-from fourstage.tasks.detection.roi_align import roi_align
 
 FINEST = 56.0  # pixels; boxes of less than twice this side are read from the finest map
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fourstage.data.rle import encode_mask
+from fourstage.data.objects.rle import encode_mask
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.detection.detector import Detections, Detector

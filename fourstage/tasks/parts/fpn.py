@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level, surely
+from fourstage.ops.eager import plain_convs
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
-from fourstage.tasks.parts.shortcuts import plain_convs
 
 Extra = Literal["pool", "input", "lateral", "output"]
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.ops.eager import plain_convs
 from fourstage.tasks.parts.conv import ConvNormAct
-from fourstage.tasks.parts.shortcuts import plain_convs
 
 TAPS = 3  # a side
 

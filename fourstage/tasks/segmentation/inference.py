@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourstage.data.resizing import Normalise, resize_image
 from fourstage.data.sample import Batch
-from fourstage.data.seg_transforms import normalised
+from fourstage.data.transforms.resizing import Normalise, resize_image
+from fourstage.data.transforms.segmentation import normalised
+from fourstage.ops.partial_resize import Size, Span, part_of_resized, span_read
 from fourstage.tasks.segmentation.protocol import SMALLEST, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.tasks.segmentation.strips import Size, Span, part_of_resized, span_read
 
 AT_ONCE = 2**19  # pixels of windows that pass the network together on a CPU
 AT_ONCE_GPU = 2**22

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
-from fourstage.tasks.parts.layout import quick_on_cpu
+from fourstage.tasks.parts.freeze_unused import freeze_unread
 from fourstage.tasks.parts.levels import levels_of, maps_of
-from fourstage.tasks.parts.unread import freeze_unread
+from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.eager import plain_convs, unwatched
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN, doubles
 from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.parts.settings import check_counts
-from fourstage.tasks.parts.shortcuts import plain_convs, unwatched
 from fourstage.tasks.segmentation.finest import conv_of_finest, is_shorter
 from fourstage.tasks.segmentation.losses import resized
 from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier

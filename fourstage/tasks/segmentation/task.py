@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fourstage.data.resizing import Normalise
 from fourstage.data.sample import Batch
+from fourstage.data.transforms.resizing import Normalise
 from fourstage.tasks.segmentation import miou
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import Protocol

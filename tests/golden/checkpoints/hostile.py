@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fourstage.weights.safe import read_checkpoint
+from fourstage.weights.reading.safe import read_checkpoint
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 

@@ -5,7 +5,7 @@ import torch
 
 import fourstage
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
-from fourstage.weights.mmdet import HEADS
+from fourstage.weights.openmmlab.detector_names import HEADS
 from fourstage.weights.rules import claims, rename
 
 BOX = ("shared_convs.0.conv.weight", "shared_convs.3.bn.running_var", "shared_convs.1.bn.num_batches_tracked")

@@ -11,8 +11,8 @@ from heads import METHODS, FixedMaps, Patches, assert_sampled, golden, labels_of
 from torch import Tensor, nn
 
 import fourstage
-from fourstage.data.resizing import Normalise
 from fourstage.data.sample import Batch
+from fourstage.data.transforms.resizing import Normalise
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 from fourstage.tasks.segmentation.protocol import Protocol

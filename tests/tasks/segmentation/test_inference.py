@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.bench import memory
-from fourstage.data.resizing import Normalise, resize_image
 from fourstage.data.sample import Batch, Sample, collate
-from fourstage.data.seg_transforms import evaluation_transform, normalised
+from fourstage.data.transforms.resizing import Normalise, resize_image
+from fourstage.data.transforms.segmentation import evaluation_transform, normalised
+from fourstage.ops.partial_resize import part_of_resized, span_read
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import MULTI_SCALE, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.tasks.segmentation.strips import part_of_resized, span_read
 from fourstage.tasks.segmentation.upernet import upernet
 
 NORMALISE = Normalise.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.2))

@@ -7,7 +7,7 @@ import torch
 from heads import METHODS, Patches
 
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.weights.mmseg import METHODS as TABLES
+from fourstage.weights.openmmlab.segmentor_names import METHODS as TABLES
 from fourstage.weights.rules import claims, rename
 
 BUILDS: dict[str, Callable[[], Segmentor]] = {

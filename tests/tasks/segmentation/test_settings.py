@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import fourstage
 from fourstage.backbones.layers import Level
-from fourstage.data.resizing import Normalise
 from fourstage.data.sample import Batch
+from fourstage.data.transforms.resizing import Normalise
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn as build_semantic_fpn

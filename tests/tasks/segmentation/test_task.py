@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fourstage
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE, Batch, Sample, collate
-from fourstage.data.seg_transforms import evaluation_transform
+from fourstage.data.transforms.segmentation import evaluation_transform
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn

@@ -1,0 +1,130 @@
+"""What is timed: one pass over a batch, or one training step. B images, C channels, H x W cells."""
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.bench.options import Options
+from fourstage.bench.task_workloads import DenseWork
+from fourstage.bench.timing import Step, Watch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch says it on the CPU
+
+
+class OutOfMemoryError(Exception):
+    """A batch did not fit."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the work runs, and how: `Options` once torch is there."""
+
+    options: Options
+    device: torch.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.options.channels_last else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES[self.options.dtype]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The network on the device, in its memory layout."""
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.options.channels_last else model  # type: ignore[call-overload]
+
+    def images(self, batch: int, image_CHW: tuple[int, int, int]) -> Tensor:
+        images_BCHW = torch.randn(batch, *image_CHW, device=self.device)
+        return images_BCHW.contiguous(memory_format=self.memory_format)
+
+    def step(self, mode: str, model: nn.Module, batch: int, image_CHW: tuple[int, int, int]) -> Step:
+        """The work of a mode, "infer" or "train", on a batch of noise."""
+        images_BCHW = self.images(batch, image_CHW)
+        return self.training_step(model, images_BCHW) if mode == "train" else self.inference_step(model, images_BCHW)
+
+    def inference_step(self, model: nn.Module, images_BCHW: Tensor) -> Step:
+        run = self._compiled(model)
+
+        def step() -> None:
+            with torch.inference_mode(), self.autocast():
+                run(images_BCHW)
+
+        return step
+
+    def training_step(self, model: nn.Module, images_BCHW: Tensor) -> Step:
+        """Forward, backward, and an update by AdamW, all of it work as usual; at a learning rate of 0 nothing moves."""
+        run = self._compiled(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.05)
+        scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=1024.0, enabled=DTYPES[self.options.dtype] == torch.float16
+        )
+        classes_B = torch.arange(len(images_BCHW), device=self.device)
+
+        def step() -> None:
+            with self.autocast():
+                loss = loss_of(run(images_BCHW), classes_B)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def _compiled(self, model: nn.Module) -> Any:
+        if self.options.compile and isinstance(model, DenseWork):
+            model.compile_maps()
+            return model
+        # one graph for each batch size: a graph for many would be slower than what a user of one size has
+        return torch.compile(model, dynamic=False) if self.options.compile else model
+
+    def watch(self) -> Watch:
+        """Seconds on the clock that the options ask for, once the device is done."""
+        if self.options.clock == "cpu":
+            return time.process_time
+        if self.device.type != "cuda":
+            return time.perf_counter
+
+        def synchronized() -> float:
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+
+        return synchronized
+
+
+def loss_of(out: Any, classes_B: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C); of maps the sum of their means; a scalar is a loss already."""
+    if isinstance(out, Tensor) and out.ndim == 0:
+        return out
+    if isinstance(out, Tensor):
+        return F.cross_entropy(out, classes_B % out.shape[1])
+    return torch.stack([x_BCHW.float().mean() for x_BCHW in out]).sum()
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise `OutOfMemoryError` for torch's ways to say so."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(str(error)) from None
+    except RuntimeError as error:
+        if any(words in str(error) for words in NO_MEMORY):
+            raise OutOfMemoryError(str(error)) from None
+        raise
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

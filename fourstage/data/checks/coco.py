@@ -1,0 +1,178 @@
+"""What can be wrong with a folder in COCO layout."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from fourstage.data.findings import (
+    Checked,
+    Finding,
+    Inspected,
+    Progress,
+    SplitSummary,
+    Summary,
+    image_findings,
+    inspect_images,
+    leaks,
+)
+from fourstage.data.objects.coco import Annotated, find_split, read_json
+from fourstage.data.objects.rle import decode_mask
+
+Split = Literal["train", "val"]
+Content = dict[str, Any]
+
+
+def check_coco(root: Path, progress: Progress) -> Checked:
+    """Read every image, box and mask: what is missing or broken, lies outside, or names what is not there."""
+    findings: list[Finding] = []
+    splits: dict[Split, tuple[Annotated, Content]] = {}
+    for split in ("train", "val"):
+        try:
+            place = find_split(root, split)
+            splits[split] = place, read_json(place.annotations)
+        except ValueError as error:
+            findings.append(Finding("error", "annotations", str(root), f"({split}) cannot be used", str(error)))
+    inspected = _inspect_splits(splits, progress)
+    summary = Summary("COCO", counted="objects")
+    for split, (place, content) in splits.items():
+        findings += _ids(place, content)
+        findings += _images(place, content, inspected[split])
+        findings += _annotations(place, content)
+        findings += _without_objects(place, content)
+        summary.splits[split] = _summary(content, inspected[split])
+    findings += _categories(splits)
+    findings += leaks(inspected.get("train", []), inspected.get("val", []))
+    return Checked(findings, summary)
+
+
+def _inspect_splits(splits: dict[Split, tuple[Annotated, Content]], progress: Progress) -> dict[Split, list[Inspected]]:
+    paths: dict[Split, list[Path]] = {
+        split: [place.images / image["file_name"] for image in content["images"]]
+        for split, (place, content) in splits.items()
+    }
+    results = iter(inspect_images([path for of_split in paths.values() for path in of_split], progress, orient=True))
+    return {split: [next(results) for _ in of_split] for split, of_split in paths.items()}
+
+
+def _ids(place: Annotated, content: Content) -> Iterator[Finding]:
+    """Ids and file names that occur twice."""
+    for part, key in (("images", "id"), ("images", "file_name"), ("annotations", "id"), ("categories", "id")):
+        counts = Counter(entry[key] for entry in content[part] if key in entry)
+        for value, count in counts.items():
+            if count > 1:
+                what, do = f"has {count} {part} with the {key} {value!r}", "give each its own"
+                yield Finding("error", f"{part} with one {key}", str(place.annotations), what, do)
+
+
+def _images(place: Annotated, content: Content, inspected: list[Inspected]) -> Iterator[Finding]:
+    yield from image_findings(inspected)
+    for image, one in zip(content["images"], inspected, strict=True):
+        said = (image["height"], image["width"])
+        if one.size is not None and one.size != said:
+            what = f"is {one.size[1]} x {one.size[0]}, but {place.annotations.name} says {said[1]} x {said[0]}"
+            do = "correct the json, or undo the resizing or turning of the image"
+            yield Finding("error", "image of another size", str(one.path), what, do)
+
+
+def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
+    images = {image["id"]: image for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    for position, annotation in enumerate(content["annotations"]):
+        where = f"{place.annotations}: annotation {annotation.get('id', f'at position {position}')}"
+        image = images.get(annotation["image_id"])
+        if image is None:
+            what = f"belongs to image {annotation['image_id']!r}, which is not in the list of images"
+            yield Finding("error", "unknown image", where, what, "it is left out; add the image or delete it")
+            continue
+        if annotation["category_id"] not in categories:
+            what = f"is of category {annotation['category_id']!r}, which is not in the list of categories"
+            yield Finding(
+                "error", "unknown category", where, what, "it is left out; correct the id or add the category"
+            )
+        size, where = (image["height"], image["width"]), f"{where} ({image['file_name']})"
+        yield from box_findings(where, annotation["bbox"], size)
+        yield from mask_findings(where, annotation.get("segmentation"), size)
+
+
+def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
+    """What is wrong with one box of x, y, width, height in an image of (H, W) pixels."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    if not numbers or not all(math.isfinite(v) for v in box):
+        yield Finding(
+            "error", "broken box", where, f"has the box {box!r}", "it must be four numbers x, y, width, height"
+        )
+        return
+    x, y, width, height = box
+    right, bottom = x + width, y + height
+    text = f"has the box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+    if width < 0 or height < 0:
+        yield Finding("error", "inverted box", where, text, "width and height are negative; it is left out")
+    elif width < 1 or height < 1:
+        yield Finding(
+            "warning", "empty box", where, text, "it is thinner than a pixel and left out; delete or redraw it"
+        )
+    elif x >= size[1] or y >= size[0] or right <= 0 or bottom <= 0:
+        do = f"it misses its image of {size[1]} x {size[0]} and is left out; boxes are x, y, width, height"
+        yield Finding("error", "box outside", where, text, do)
+    elif x < -1 or y < -1 or right > size[1] + 1 or bottom > size[0] + 1:
+        do = f"it leaves its image of {size[1]} x {size[0]} and is clipped in training; are these x1, y1, x2, y2?"
+        yield Finding("warning", "box beyond the border", where, text, do)
+
+
+def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Iterator[Finding]:
+    """What is wrong with one mask in a form of COCO, in an image of (H, W) pixels."""
+    if not segmentation:
+        return
+    try:
+        mask_HW = decode_mask(segmentation, size)
+    except ValueError as error:
+        what = f"has a mask that cannot be decoded ({error})"
+        yield Finding(
+            "error", "broken mask", where, what, "write it again as polygons or run lengths of the whole image"
+        )
+        return
+    if mask_HW is None or not mask_HW.any():
+        yield Finding(
+            "warning", "empty mask", where, "has a mask without a pixel", "it does not train masks; redraw it"
+        )
+
+
+def _without_objects(place: Annotated, content: Content) -> Iterator[Finding]:
+    """Images and categories that no annotation names; only some objects with masks."""
+    named = {annotation["image_id"] for annotation in content["annotations"]}
+    for image in content["images"]:
+        if image["id"] not in named:
+            what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
+            yield Finding("note", "image without objects", str(place.images / image["file_name"]), what, do)
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    for category in content["categories"]:
+        if category["id"] not in used:
+            what, do = f"has no object of the category {category['name']!r}", "it still counts as a class"
+            yield Finding("note", "category without objects", str(place.annotations), what, do)
+    objects = [annotation for annotation in content["annotations"] if not annotation.get("iscrowd")]
+    masks = sum(bool(annotation.get("segmentation")) for annotation in objects)
+    if 0 < masks < len(objects):
+        what = f"has masks for {masks:,} of {len(objects):,} objects"
+        yield Finding("warning", "masks for some", str(place.annotations), what, "boxes alone are used; add the others")
+
+
+def _categories(splits: dict[Split, tuple[Annotated, Content]]) -> Iterator[Finding]:
+    """A label is a position in the list of categories: both lists must agree."""
+    if len(splits) < 2:
+        return
+    train, val = ([(c["id"], c["name"]) for c in splits[split][1]["categories"]] for split in ("train", "val"))
+    if train != val:
+        first = next((pair for pair in zip(train, val, strict=False) if pair[0] != pair[1]), (len(train), len(val)))
+        what = f"lists other categories than {splits['train'][0].annotations} ({first[1]} against {first[0]})"
+        do = "labels would mean other things; give both files one list"
+        yield Finding("error", "categories differ", str(splits["val"][0].annotations), what, do)
+
+
+def _summary(content: Content, inspected: list[Inspected]) -> SplitSummary:
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    summary = SplitSummary(images=len(inspected), sizes=[one.size for one in inspected if one.size is not None])
+    summary.per_class.update(dict.fromkeys(names.values(), 0))
+    summary.per_class.update(names[a["category_id"]] for a in content["annotations"] if a["category_id"] in names)
+    return summary

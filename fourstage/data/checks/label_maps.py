@@ -1,0 +1,175 @@
+"""What can be wrong with a folder of images and label maps."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fourstage.data.findings import (
+    CHUNK,
+    Checked,
+    Finding,
+    Inspected,
+    Progress,
+    SplitSummary,
+    Summary,
+    image_findings,
+    inspect_images,
+    leaks,
+    plural,
+    uneven,
+)
+from fourstage.data.images import open_image
+from fourstage.data.label_maps.folders import (
+    NO_LABEL,
+    BadLabelMap,
+    beyond,
+    differing_sizes,
+    find_pairs,
+    numbered,
+    read_values,
+    table,
+)
+from fourstage.data.label_maps.layouts import Pairs, Split
+from fourstage.data.sample import IGNORE, BadImage, NoSplitError
+
+RARE = 1e-4  # of the pixels with a label
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What one label map turned out to be."""
+
+    path: Path
+    size: tuple[int, int] | None = None  # (H, W)
+    counts_256: np.ndarray | None = None  # pixels of each stored value
+    error: str = ""
+    colours: int = 0  # how many a map has that holds colours instead of numbers
+
+
+def check_labelmaps(root: Path, progress: Progress) -> Checked:
+    """Read every image and every label map: partners that are missing, sizes, labels that are none, classes."""
+    findings, summary, images = list[Finding](), Summary("label maps"), dict[Split, list[Inspected]]()
+    for split in ("train", "val"):
+        try:
+            pairs = find_pairs(root, split)
+        except NoSplitError as error:
+            findings.append(Finding("note", f"no {split} split", str(root), "lacks a part", str(error)))
+            continue
+        summary.format = pairs.layout
+        findings += [*pairs.problems, *_spare(pairs)]
+        classes = pairs.classes or numbered(pairs)
+        if not pairs.classes:
+            do = "write one name a line into classes.txt, those of all classes, in the order of their numbers"
+            findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))
+        there = [i for i, path in enumerate(pairs.maps) if path.is_file()]
+        images[split] = inspect_images([pairs.images[i] for i in there], progress, orient=True)
+        maps = _inspect_maps([pairs.maps[i] for i in there])
+        findings += image_findings(images[split])
+        findings += _map_findings(maps, images[split], table(pairs, len(classes)), len(classes))
+        summary.splits[split] = _summary(images[split], maps, table(pairs, len(classes)), classes)
+        findings += _class_findings(split, pairs, summary.splits[split], maps, table(pairs, len(classes)), classes)
+        if pairs.note:
+            findings.append(Finding("note", "layout", str(root), "is usable", pairs.note))
+    findings += leaks(images.get("train", []), images.get("val", []))
+    return Checked(list(dict.fromkeys(findings)), summary)  # both splits may be of one folder
+
+
+def _spare(pairs: Pairs) -> Iterator[Finding]:
+    for path in pairs.spare:
+        yield Finding("warning", "label map without image", str(path), "has no image", "add it, or delete the map")
+
+
+def _inspect_maps(paths: Sequence[Path]) -> list[_Map]:
+    found: list[_Map] = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for start in range(0, len(paths), CHUNK):
+            found += pool.map(_inspect, paths[start : start + CHUNK])
+    return found
+
+
+def _inspect(path: Path) -> _Map:
+    try:
+        values_HW = read_values(path)
+    except BadLabelMap as error:
+        return _Map(path, error=error.reason, colours=_colours(path))
+    height, width = values_HW.shape
+    return _Map(path, (height, width), np.bincount(values_HW.reshape(-1), minlength=256))
+
+
+def _colours(path: Path) -> int:
+    """How many colours an image has; 0 where it is no image of colours."""
+    try:
+        with open_image(path) as image:
+            if image.mode not in ("RGB", "RGBA", "CMYK", "LA", "PA"):
+                return 0
+            return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
+    except (BadImage, OSError, ValueError, SyntaxError):
+        return 0
+
+
+def _map_findings(
+    maps: Sequence[_Map], images: Sequence[Inspected], table_256: np.ndarray, classes: int
+) -> Iterator[Finding]:
+    for one, image in zip(maps, images, strict=True):
+        where = str(one.path)
+        if one.colours:
+            what = f"holds {one.colours:,} colours, not numbers of classes"
+            do = "its palette was lost on saving; write it as an 8-bit grey or palette PNG again"
+            yield Finding("error", "label map saved as colours", where, what, do)
+            continue
+        if one.size is None or one.counts_256 is None:
+            do = "replace it, or train with skip_bad_images=true"
+            yield Finding("error", "unreadable label map", where, f"cannot be read as a label map ({one.error})", do)
+            continue
+        if image.size is not None and one.size != image.size:
+            wrong = differing_sizes(one.size, image.size)
+            yield Finding("error", "label map of another size", where, "does not fit", wrong)
+        strange = np.flatnonzero((table_256 == NO_LABEL) & (one.counts_256 > 0)).tolist()
+        if strange:
+            wrong = beyond(strange, table_256, classes)
+            pixels = int(one.counts_256[strange].sum())
+            yield Finding("error", "label out of range", where, f"has {plural(pixels, 'pixel')} of no class", wrong)
+        if not one.counts_256[table_256 != IGNORE].any():
+            yield Finding("warning", "nothing labelled", where, "ignores every pixel", "it teaches nothing; delete it")
+
+
+def _summary(
+    images: Sequence[Inspected], maps: Sequence[_Map], table_256: np.ndarray, classes: Sequence[str]
+) -> SplitSummary:
+    """Of each class the images that it occurs in."""
+    summary = SplitSummary(images=len(images), sizes=[one.size for one in images if one.size is not None])
+    summary.per_class.update(dict.fromkeys(classes, 0))
+    for one in maps:
+        if one.counts_256 is not None:
+            labels = set(table_256[np.flatnonzero(one.counts_256)].tolist())
+            summary.per_class.update(name for label, name in enumerate(classes) if label in labels)
+    return summary
+
+
+def _class_findings(
+    split: Split,
+    pairs: Pairs,
+    summary: SplitSummary,
+    maps: Sequence[_Map],
+    table_256: np.ndarray,
+    classes: Sequence[str],
+) -> Iterator[Finding]:
+    """Classes that do not occur, or hardly."""
+    where = str(pairs.folder)
+    if lacking := [name for name in classes if not summary.per_class[name]]:
+        what = f"shows {len(lacking):,} of the {len(classes):,} classes in no image, such as {lacking[0]!r}"
+        do = "it is not learnt" if split == "train" else "it is not measured"
+        yield Finding("note", "class that does not occur", where, what, do)
+    if split == "val":
+        return
+    counts_256 = sum((one.counts_256 for one in maps if one.counts_256 is not None), np.zeros(256, dtype=np.int64))
+    pixels = np.array([counts_256[table_256 == label].sum() for label in range(len(classes))])
+    for label in np.flatnonzero((pixels > 0) & (pixels < RARE * pixels.sum())).tolist():
+        share = f"{100 * pixels[label] / pixels.sum():.3f} per cent"
+        what = f"has {plural(int(pixels[label]), 'pixel')} of {classes[label]!r}, {share}"
+        yield Finding("note", "rare class", where, what, "look at the result of each class, not at the mean alone")
+    yield from uneven(where, summary)

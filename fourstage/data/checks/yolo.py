@@ -1,0 +1,118 @@
+"""What can be wrong with a folder in YOLO's layout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fourstage.data.checks.coco import box_findings, mask_findings
+from fourstage.data.findings import (
+    Checked,
+    Finding,
+    Inspected,
+    Progress,
+    SplitSummary,
+    Summary,
+    image_findings,
+    inspect_images,
+    leaks,
+)
+from fourstage.data.images import is_image_name
+from fourstage.data.objects.yolo import Description, describe, label_file, label_lines, lines_of, parse_line
+from fourstage.data.sample import NoSplitError
+
+Split = Literal["train", "val"]
+
+
+def check_yolo(root: Path, progress: Progress) -> Checked:
+    """Read every image and every line: what is missing or broken, lies outside, or is of a class that is not named."""
+    findings: list[Finding] = []
+    summary = Summary("YOLO", counted="objects")
+    try:
+        said = describe(root)
+    except ValueError as error:
+        return Checked([Finding("error", "description", str(root), "cannot be used", str(error))], summary)
+    images: dict[Split, list[Path]] = {}
+    for split in ("train", "val"):
+        try:
+            images[split] = said.images(split)
+        except (NoSplitError, ValueError) as error:
+            findings.append(Finding("error", "images", str(said.path), f"({split}) cannot be used", str(error)))
+    results = iter(inspect_images([path for of_split in images.values() for path in of_split], progress, orient=True))
+    inspected = {split: [next(results) for _ in of_split] for split, of_split in images.items()}
+    for split, of_split in inspected.items():
+        findings += image_findings(of_split)
+        counts = SplitSummary(images=len(of_split), sizes=[one.size for one in of_split if one.size is not None])
+        counts.per_class.update(dict.fromkeys(said.classes, 0))
+        findings += _lines(said, of_split, counts)
+        findings += _classes(said, split, counts)
+        summary.splits[split] = counts
+    findings += _spare(said, [path for of_split in images.values() for path in of_split])
+    findings += leaks(inspected.get("train", []), inspected.get("val", []))
+    return Checked(findings, summary)
+
+
+def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) -> Iterator[Finding]:
+    polygons = 0
+    for one in inspected:
+        path = label_file(one.path)
+        try:
+            lines = label_lines(one.path)
+        except ValueError as error:
+            do = str(error).removeprefix(f"{path} cannot be read: ")
+            yield Finding("error", "broken line", str(path), "cannot be read", do)
+            continue
+        if not lines:
+            what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
+            yield Finding("note", "image without objects", str(one.path), what, do)
+        for number, text in lines:
+            where = f"{path}, line {number}"
+            try:
+                label, box, polygon = parse_line(text, len(said.classes))
+            except ValueError as error:
+                kind = "unknown category" if "is not one of" in str(error) else "broken line"
+                yield Finding("error", kind, where, "cannot be used", f"{error}; correct or delete it")
+                continue
+            counts.per_class[said.classes[label]] += 1
+            polygons += polygon is not None
+            if one.size is not None:
+                yield from _object(where, box, polygon, one.size)
+    total = sum(counts.per_class.values())
+    if 0 < polygons < total:
+        what = f"has polygons for {polygons:,} of {total:,} objects"
+        yield Finding("warning", "masks for some", str(said.path), what, "boxes alone are used; add the others")
+
+
+def _spare(said: Description, images: list[Path]) -> Iterator[Finding]:
+    """Label files whose image is not there; other texts may lie beside them."""
+    for folder in sorted({path.parent for path in images if path.is_file()}):
+        there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
+        for path in sorted(label_file(folder / "any").parent.glob("*.txt")):
+            if path.stem not in there and _holds_objects(path, len(said.classes)):
+                do = "add the image, or delete the label file"
+                yield Finding("warning", "label file without image", str(path), "has no image", do)
+
+
+def _holds_objects(path: Path, classes: int) -> bool:
+    try:
+        return any(parse_line(text, classes) for _, text in lines_of(path))
+    except ValueError:
+        return False
+
+
+def _object(
+    where: str, box: tuple[float, ...], polygon: list[float] | None, size: tuple[int, int]
+) -> Iterator[Finding]:
+    height, width = size
+    yield from box_findings(where, [v * side for v, side in zip(box, (width, height) * 2, strict=True)], size)
+    if polygon is not None:
+        pixels = (np.array(polygon).reshape(-1, 2) * (width, height)).reshape(-1).tolist()
+        yield from mask_findings(where, [pixels], size)
+
+
+def _classes(said: Description, split: str, counts: SplitSummary) -> Iterator[Finding]:
+    for name, count in counts.per_class.items():
+        if not count:
+            what, do = f"has no object of the class {name!r} for {split}", "it still counts as a class"
+            yield Finding("note", "category without objects", str(said.path), what, do)

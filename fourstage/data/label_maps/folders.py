@@ -1,0 +1,225 @@
+"""Images with a label map each: the class of every pixel, as a PNG of numbers. H x W pixels, C classes."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fourstage.data.images import open_image, read_image
+from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs, Split
+from fourstage.data.sample import IGNORE, BadImage, Sample
+
+NO_LABEL = 256  # in a table from stored values to labels: the value should not occur
+
+
+class BadLabelMap(BadImage):
+    """A label map that cannot be used. The message names the file and what is wrong with it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.args = (f"{path} cannot be used as a label map: {reason}",)
+
+    def __reduce__(self) -> tuple[type["BadLabelMap"], tuple[str, str]]:
+        return BadLabelMap, (self.path, self.reason)
+
+
+class LabelMaps:
+    """One split of a folder in one of the known layouts; see `labelmap_layouts.py` and docs/data.md.
+
+    Images are turned as their EXIF says and label maps are not, as in MMSegmentation.
+
+    Attributes:
+        folder: what the ids start below.
+        table_256: the label of each stored value; see `table`.
+        palette: a colour for each class, as bytes of red, green and blue: those of the label maps, or made up.
+        note: one sentence about what is unusual; empty otherwise.
+
+    Raises:
+        ValueError: no known layout, no images, an image without its label map, no class names that fit.
+    """
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        pairs = find_pairs(Path(root), split)
+        if broken := pairs.problems:
+            raise ValueError(str(broken[0]))
+        self.folder = pairs.folder
+        self.truths = ("label_map_HW",)
+        self.note = pairs.note
+        # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
+        self._images = np.array([str(path).encode(errors="surrogateescape") for path in pairs.images])
+        self._maps = np.array([str(path).encode(errors="surrogateescape") for path in pairs.maps])
+        self.classes = pairs.classes or numbered(pairs)
+        self.table_256 = table(pairs, len(self.classes))
+        self.palette = pairs.palette or told_apart(
+            (_stored_palette(pairs) or ())[: len(self.classes)], len(self.classes)
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def id(self, index: int) -> str:
+        return self.path(index).relative_to(self.folder).as_posix()
+
+    def path(self, index: int) -> Path:
+        return Path(self._images[index].decode(errors="surrogateescape"))
+
+    def map_path(self, index: int) -> Path:
+        return Path(self._maps[index].decode(errors="surrogateescape"))
+
+    def sample(self, index: int) -> Sample:
+        """Read one image and its label map. Raises BadImage, also for labels beyond the classes."""
+        image_HW3 = read_image(self.path(index), orient=True)
+        path = self.map_path(index)
+        labels_HW = labelled(read_values(path), self.table_256, path, len(self.classes))
+        if labels_HW.shape != image_HW3.shape[:2]:
+            raise BadLabelMap(str(path), differing_sizes(labels_HW.shape, image_HW3.shape))
+        return Sample(
+            self.id(index),
+            image_HW3,
+            (image_HW3.shape[0], image_HW3.shape[1]),
+            label_map_HW=torch.from_numpy(labels_HW),
+        )
+
+
+def is_labelmaps(root: Path) -> bool:
+    """Whether `root` has one of the layouts."""
+    return any(layout.fits(root) for layout in LAYOUTS)
+
+
+def find_pairs(root: Path, split: Split) -> Pairs:
+    """The images of one split and their label maps. Raises ValueError when there is no such folder or layout."""
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}: give the folder that holds images/train and masks/train")
+    for layout in LAYOUTS:
+        if layout.fits(root):
+            return layout.find(root, split)
+    known = "; ".join(f"{layout.name} ({layout.looks})" for layout in LAYOUTS)
+    raise ValueError(f"{root} holds no label maps in a layout that is known: {known}")
+
+
+def read_values(path: Path) -> np.ndarray:
+    """The numbers that a label map stores, (H, W) uint8: grey values, or positions in its palette.
+
+    Raises:
+        BadLabelMap: the file is missing, broken, or holds colours.
+    """
+    try:
+        with open_image(path) as image:
+            if image.mode == "1":
+                return np.asarray(image).astype(np.uint8)
+            if image.mode in ("L", "P"):
+                return np.array(image)
+            if image.mode.startswith("I"):
+                return _narrow(np.asarray(image), path)
+            reason = (
+                f"it holds colours ({image.mode}) where numbers of classes are needed; save it as an 8-bit grey or "
+                "palette PNG"
+            )
+            raise BadLabelMap(str(path), reason)
+    except BadImage as error:
+        raise BadLabelMap(str(path), error.reason) from error
+    except Exception as error:  # decoders raise whatever a broken file drives them to
+        raise BadLabelMap(str(path), str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
+def _narrow(values_HW: np.ndarray, path: Path) -> np.ndarray:
+    if values_HW.size and not 0 <= int(values_HW.min()) <= int(values_HW.max()) <= IGNORE:
+        raise BadLabelMap(str(path), f"it holds the value {values_HW.max()}, and labels are at most {IGNORE}")
+    return values_HW.astype(np.uint8)
+
+
+def labelled(values_HW: np.ndarray, table_256: np.ndarray, path: Path, classes: int) -> np.ndarray:
+    """Stored values as labels, (H, W) uint8. Raises BadLabelMap for a value that is none."""
+    labels_HW = table_256[values_HW]
+    if labels_HW.size and int(labels_HW.max()) == NO_LABEL:
+        strange = np.unique(values_HW[labels_HW == NO_LABEL]).tolist()
+        raise BadLabelMap(str(path), beyond(strange, table_256, classes))
+    return labels_HW.astype(np.uint8)
+
+
+def beyond(strange: Sequence[int], table_256: np.ndarray, classes: int) -> str:
+    """What is wrong with stored values that are no labels."""
+    known = np.flatnonzero(table_256 < NO_LABEL)
+    known = known[known != IGNORE]
+    listed = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+    ignored = f" and {IGNORE}" if table_256[IGNORE] == IGNORE else ""
+    return (
+        f"it holds {listed}, and the {classes} classes are stored as {known.min()} to {known.max()}{ignored}: "
+        "correct it, or name all classes in classes.txt"
+    )
+
+
+def differing_sizes(labels: Sequence[int], image: Sequence[int]) -> str:
+    """What is wrong with a label map of (H, W) beside an image of (H, W, 3)."""
+    return f"it is {labels[1]} x {labels[0]} and its image {image[1]} x {image[0]} pixels; make both one size"
+
+
+def table(pairs: Pairs, classes: int) -> np.ndarray:
+    """(256,) int64: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
+    table_256 = np.full(256, NO_LABEL)
+    if pairs.values is None:
+        table_256[:classes] = np.arange(classes)
+    else:
+        for value, label in pairs.values.items():
+            table_256[value] = label
+    table_256[IGNORE] = IGNORE
+    return table_256
+
+
+def made_up(count: int) -> tuple[Colour, ...]:
+    """Colours that differ: the bits of a label, dealt out to red, green and blue, highest first; 0 is black."""
+    colours = []
+    for label in range(count):
+        red = green = blue = 0
+        for bit in range(8):
+            rest = label >> (3 * bit)
+            red |= (rest & 1) << (7 - bit)
+            green |= (rest >> 1 & 1) << (7 - bit)
+            blue |= (rest >> 2 & 1) << (7 - bit)
+        colours.append((red, green, blue))
+    return tuple(colours)
+
+
+def told_apart(palette: Sequence[Colour], count: int) -> tuple[Colour, ...]:
+    """`palette` with made-up colours for the classes that it has none for, or one that another class has before."""
+    spare = (colour for colour in made_up(256) if colour not in palette)
+    out: list[Colour] = []
+    for label in range(count):
+        own = palette[label] if label < len(palette) else None
+        out.append(next(spare) if own is None or own in out else own)
+    return tuple(out)
+
+
+def _stored_palette(pairs: Pairs) -> tuple[Colour, ...] | None:
+    """Of the first label map, if it has one."""
+    if not pairs.maps:
+        return None
+    try:
+        with open_image(pairs.maps[0]) as image:
+            flat = image.getpalette() if image.mode == "P" else None
+    except BadImage:
+        return None
+    if flat is None:
+        return None
+    colours = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
+    values = pairs.values or {i: i for i in range(256)}
+    by_label = {label: colours[value] for value, label in values.items() if label != IGNORE and value < len(colours)}
+    return tuple(by_label.get(label, (0, 0, 0)) for label in range(max(by_label, default=-1) + 1))
+
+
+def numbered(pairs: Pairs) -> tuple[str, ...]:
+    """Names for classes that nobody has named: every label map of the training split is read for the highest one."""
+    with ThreadPoolExecutor() as pool:
+        highest = max(pool.map(_highest, pairs.training_maps), default=-1)
+    return tuple(f"class {i}" for i in range(max(2, highest + 1)))
+
+
+def _highest(path: Path) -> int:
+    try:
+        values_HW = read_values(path)
+    except BadLabelMap:
+        return -1
+    return int(values_HW[values_HW != IGNORE].max(initial=0))

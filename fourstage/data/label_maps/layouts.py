@@ -1,0 +1,252 @@
+"""Where data sets for semantic segmentation keep their images, label maps and class names.
+
+A layout is one entry of LAYOUTS; the first that fits a folder is taken.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from fourstage.data.class_names import ADE20K
+from fourstage.data.findings import Finding
+from fourstage.data.labels.imagefolder import VAL_SHARE, all_files, image_files
+from fourstage.data.order import by_hash
+from fourstage.data.sample import IGNORE, NoSplitError
+
+Split = Literal["train", "val"]
+Colour = tuple[int, int, int]
+
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test"),  # the first that is there
+}
+LABELS = ("masks", "labels", "annotations")  # the first that is there
+CLASSES = "classes.txt"  # one name a line, beside the label maps or at the top
+ADE_CLASSES = 150
+ADE_NAMES = "objectInfo150.txt"
+CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (  # name, number in labelIds, colour; https://www.cityscapes-dataset.com
+    ("road", 7, (128, 64, 128)), ("sidewalk", 8, (244, 35, 232)), ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)), ("fence", 13, (190, 153, 153)), ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)), ("traffic sign", 20, (220, 220, 0)), ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)), ("sky", 23, (70, 130, 180)), ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)), ("car", 26, (0, 0, 142)), ("truck", 27, (0, 0, 70)), ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)), ("motorcycle", 32, (0, 0, 230)), ("bicycle", 33, (119, 11, 32)),
+)  # fmt: skip
+CITYSCAPES_IDS = 34  # labelIds run from 0 to 33; 255 stands for -1, a license plate
+VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One split: images and their label maps, in the same order.
+
+    Attributes:
+        folder: what the samples' ids start below.
+        training_maps: the label maps of the training split, which count where classes have no names.
+        classes: names, or none where nobody has named them.
+        values: label by stored value, where the two differ; other values should not occur, but for 255.
+        palette: a colour for each class, where the layout has some.
+        problems: what is wrong; a data set with an error among them cannot be opened.
+        spare: label maps that have no image.
+        note: what is unusual and fine, one sentence.
+    """
+
+    layout: str
+    folder: Path
+    images: Sequence[Path]
+    maps: Sequence[Path]
+    training_maps: Sequence[Path] = ()
+    classes: tuple[str, ...] = ()
+    values: Mapping[int, int] | None = None
+    palette: tuple[Colour, ...] | None = None
+    problems: list[Finding] = field(default_factory=list)
+    spare: Sequence[Path] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to keep label maps."""
+
+    name: str
+    looks: str  # for the sentence that lists what is known
+    fits: Callable[[Path], bool]
+    find: Callable[[Path, Split], Pairs]
+
+
+def is_ade20k(root: Path) -> bool:
+    return all(
+        (root / part / name).is_dir() for part in ("images", "annotations") for name in ("training", "validation")
+    )
+
+
+def find_ade20k(root: Path, split: Split) -> Pairs:
+    """SceneParsing: 150 classes, stored as 1 to 150; 0 is ignored."""
+    name = {"train": "training", "val": "validation"}[split]
+    values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
+    classes = _ade_names(root / ADE_NAMES) or ADE20K
+    return _paired("ADE20K", root / "images" / name, root / "annotations" / name, classes, values)
+
+
+def _ade_names(path: Path) -> tuple[str, ...]:
+    """The first of each class's names; the last column of a table with a title line."""
+    if not path.is_file():
+        return ()
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]]
+    names = tuple(row[-1].split(",")[0].strip() for row in rows if len(row) > 1)
+    return names if len(names) == ADE_CLASSES else ()
+
+
+def is_cityscapes(root: Path) -> bool:
+    return (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir()
+
+
+def find_cityscapes(root: Path, split: Split) -> Pairs:
+    """19 classes; `labelTrainIds` where they are, else `labelIds`."""
+    images = root / "leftImg8bit" / split
+    if not images.is_dir():
+        raise NoSplitError(f"{images} does not exist; unpack leftImg8bit_trainvaltest.zip there")
+    paths = [images / path for path in image_files(images) if path.endswith("_leftImg8bit.png")]
+    stems = [root / "gtFine" / split / _below(path, images).removesuffix("_leftImg8bit.png") for path in paths]
+    train_ids = bool(stems) and _with(stems[0], "_gtFine_labelTrainIds.png").is_file()
+    ending = "_gtFine_labelTrainIds.png" if train_ids else "_gtFine_labelIds.png"
+    values = dict.fromkeys(range(0 if train_ids else CITYSCAPES_IDS), IGNORE)
+    values |= {i if train_ids else number: i for i, (_, number, _) in enumerate(CITYSCAPES)}
+    maps = [_with(stem, ending) for stem in stems]
+    return Pairs(
+        layout="Cityscapes",
+        folder=images,
+        images=paths,
+        maps=maps,
+        classes=tuple(name for name, _, _ in CITYSCAPES),
+        values=values,
+        palette=tuple(colour for _, _, colour in CITYSCAPES),
+        problems=_without_maps(images, paths, maps),
+    )
+
+
+def _with(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def is_voc(root: Path) -> bool:
+    return (root / "SegmentationClass").is_dir() and (root / "ImageSets" / "Segmentation").is_dir()
+
+
+def find_voc(root: Path, split: Split) -> Pairs:
+    """21 classes with the background; what ImageSets/Segmentation lists."""
+    listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not listed.is_file():
+        raise NoSplitError(f"{listed} does not exist; it lists the images of the split, one name a line")
+    names = listed.read_text().split()
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
+    problems = _without_maps(root / "JPEGImages", images, maps)
+    return Pairs("Pascal VOC", root / "JPEGImages", images, maps, classes=VOC, problems=problems)
+
+
+def is_folder(root: Path) -> bool:
+    return _label_folder(root) is not None and any(_image_folder(root, split) for split in ("train", "val"))
+
+
+def find_folder(root: Path, split: Split) -> Pairs:
+    """images/{train,val} with masks/{train,val}; a tenth of the training images is held out where there is no val."""
+    labels = _label_folder(root)
+    assert labels is not None
+    train, val = _image_folder(root, "train"), _image_folder(root, "val")
+    if split == "train" and train is None:
+        raise NoSplitError(f"{root} holds no images/train: add it to train, or use this data for evaluation only")
+    classes = _names(labels / CLASSES) or _names(root / CLASSES)
+    images = (val or train) if split == "val" else train
+    assert images is not None
+    pairs = _paired("label maps", images, labels / images.name, classes)
+    training = pairs.maps if train is None or images == train else _paired("", train, labels / train.name, ()).maps
+    pairs = replace(pairs, training_maps=training)
+    return _held_apart(pairs, split) if val is None else pairs
+
+
+def _held_apart(pairs: Pairs, split: Split) -> Pairs:
+    """What of one folder belongs to `split`: always the same images."""
+    order = by_hash([_below(path, pairs.folder) for path in pairs.images])
+    count = max(1, round(len(order) * VAL_SHARE)) if len(order) > 1 else 0
+    kept = sorted(order[:count] if split == "val" else order[count:])
+    note = (
+        f"{pairs.folder.parent} has no val: {count:,} of its {len(order):,} images, always the same ones, are held out "
+        "for validation."
+    )
+    return replace(pairs, images=[pairs.images[i] for i in kept], maps=[pairs.maps[i] for i in kept], note=note)
+
+
+def _label_folder(root: Path) -> Path | None:
+    found = next((root / name for name in LABELS if (root / name).is_dir()), None)
+    return None if found is None or _holds_texts(found) else found
+
+
+def _holds_texts(folder: Path) -> bool:
+    """Whether the files are of YOLO's kind: texts with boxes, one for each image."""
+    names = list(islice((path for path in all_files(folder) if Path(path).name != CLASSES), 100))
+    return any(name.endswith(".txt") for name in names) and not any(name.endswith(".png") for name in names)
+
+
+def _image_folder(root: Path, split: Split) -> Path | None:
+    """images/<split>, or <split>, as digit scenes have it, where there are label maps of that name too."""
+    labels = _label_folder(root)
+    if labels is None:
+        return None
+    for name in SPLIT_NAMES[split]:
+        for folder in (root / "images" / name, root / name):
+            if folder.is_dir() and (labels / name).is_dir():
+                return folder
+    return None
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _paired(
+    layout: str,
+    images: Path,
+    labels: Path,
+    classes: tuple[str, ...],
+    values: Mapping[int, int] | None = None,
+) -> Pairs:
+    """Images and label maps of the same name but for the ending."""
+    paths = [images / path for path in image_files(images)]
+    maps = [(labels / _below(path, images)).with_suffix(".png") for path in paths]
+    known = set(maps)
+    spare = [labels / path for path in all_files(labels) if path.endswith(".png") and labels / path not in known]
+    problems = _without_maps(images, paths, maps)
+    return Pairs(
+        layout, images, paths, maps, training_maps=maps, classes=classes, values=values, problems=problems,
+        spare=spare,
+    )  # fmt: skip
+
+
+def _without_maps(folder: Path, images: Sequence[Path], maps: Sequence[Path]) -> list[Finding]:
+    if not images:
+        do = "file names must end in .jpg, .png or the like"
+        return [Finding("error", "no images", str(folder), "holds no images", do)]
+    return [
+        Finding("error", "no label map", str(image), f"has no label map {label_map}", "add it, or move the image away")
+        for image, label_map in zip(images, maps, strict=True)
+        if not label_map.is_file()
+    ]
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+LAYOUTS = (
+    Layout("ADE20K", "images/training with annotations/training", is_ade20k, find_ade20k),
+    Layout("Cityscapes", "leftImg8bit/train with gtFine/train", is_cityscapes, find_cityscapes),
+    Layout("Pascal VOC", "JPEGImages with SegmentationClass and ImageSets/Segmentation", is_voc, find_voc),
+    Layout("label maps", "images/train/*.jpg with masks/train/*.png", is_folder, find_folder),
+)

@@ -1,0 +1,220 @@
+"""Folders of Hugging Face's `datasets`, read by pyarrow alone: what `save_to_disk` writes, and parquet files. N images.
+
+    dataset_dict.json  train/state.json  train/data-00000-of-00002.arrow  validation/...       save_to_disk
+    data/train-00000-of-00002.parquet  data/validation-00000-of-00001.parquet                  the hub's layout
+
+Parquet can only be read in large pieces, so its images are copied once to Arrow files in the cache, as `datasets` does.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage.data.files import cache_folder, whole_file
+from fourstage.data.findings import Finding
+from fourstage.data.labels.imagefolder import SPLIT_NAMES
+from fourstage.data.labels.listing import Listing, Split, empty_classes, hold_out, label_problems, numbered_classes
+from fourstage.data.sample import BadImage, NoSplitError
+
+IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say their kind
+LABELS = ("label", "labels", "fine_label", "cls", "class")
+
+
+def is_huggingface(root: Path) -> bool:
+    return (
+        (root / "dataset_dict.json").is_file()
+        or ((root / "state.json").is_file() and (root / "dataset_info.json").is_file())
+        or bool(_parquet(root))
+    )
+
+
+def survey_huggingface(root: Path, split: Split) -> Listing:
+    """One split; a single table, or a training table alone, has a tenth held out."""
+    found = _files(root)
+    names = {s: next((name for name in SPLIT_NAMES[s] if name in found), None) for s in ("train", "val")}
+    if names["train"] is None and len(found) == 1:  # a single table, whatever it is called
+        names = {"train": next(iter(found)), "val": None}
+    if names["train"] is None and (split == "train" or names["val"] is None):
+        raise NoSplitError(
+            f"{root} has the splits {', '.join(found) or 'none'} and no train; it can only be evaluated with"
+        )
+    own = Tables(found[names[split] or names["train"] or ""], names[split] or names["train"] or "train")
+    first = own if names["train"] in (None, own.name) else Tables(found[names["train"]], names["train"] or "")
+    classes = first.classes()
+    labels_N, source = own.labels(classes), f"{root} ({own.name})"
+    problems = label_problems(source, labels_N, classes)
+    if split == "train":
+        problems += empty_classes(source, labels_N, classes)
+    listing = Listing(source, classes, labels_N, own, np.arange(len(labels_N)), problems)
+    if names["val"] is None:
+        return hold_out(listing, split)
+    if split == "val" and names["val"] == "test":
+        what, do = "has no split called validation", "test is used for validation"
+        listing.problems.append(Finding("note", "split", str(root), what, do))
+    return listing
+
+
+def _parquet(root: Path) -> list[Path]:
+    return sorted(path for below in ("", "data/", "*/") for path in root.glob(f"{below}*.parquet") if path.is_file())
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    """The files of each split, by its name."""
+    if (root / "dataset_dict.json").is_file():
+        names = _json(root / "dataset_dict.json", "splits")
+        return {str(name): _arrow_files(root / str(name)) for name in names}
+    if (root / "state.json").is_file():
+        return {"train": _arrow_files(root)}
+    found: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(_parquet(root)):
+        beside = path.name.removesuffix(".parquet").split("-")[0]
+        known = [name for names in SPLIT_NAMES.values() for name in names]
+        name = beside if beside in known or path.parent in (root, root / "data") else path.parent.name
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    entries = _json(folder / "state.json", "_data_files")
+    if not all(isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in entries):
+        raise ValueError(f"{folder / 'state.json'} names no data files; save the data set again")
+    return [folder / entry["filename"] for entry in entries]
+
+
+def _json(path: Path, key: str) -> list[Any]:
+    try:
+        found = json.loads(path.read_bytes())[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}); save the data set again") from error
+    return found if isinstance(found, list) else []
+
+
+class Tables:
+    """The rows of one split, over several files, as a store of images."""
+
+    def __init__(self, files: Sequence[Path], name: str) -> None:
+        self.files, self.name = [_as_arrow(path) if path.suffix == ".parquet" else path for path in files], name
+        self._named = [str(path) for path in files]
+        self._open: dict[int, Any] = {}
+        if not files:
+            raise ValueError(f"the split {name!r} has no files; save the data set again")
+        counts = [self._table(i).num_rows for i in range(len(self.files))]
+        self.starts_F = np.cumsum([0, *counts])
+        self.schema = self._table(0).schema
+        self.features = _features(self.schema)
+        self.image = self._column("Image", IMAGES)
+        self.label = self._column("ClassLabel", LABELS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # another process opens the files itself
+
+    def _table(self, file: int) -> Any:
+        if file not in self._open:
+            self._open[file] = _open_arrow(self.files[file])
+        return self._open[file]
+
+    def _column(self, kind: str, usual: tuple[str, ...]) -> str:
+        said = [name for name, one in self.features.items() if isinstance(one, dict) and one.get("_type") == kind]
+        known = [name for name in usual if name in said] or said
+        known = known or [name for name in usual if name in self.schema.names]
+        if not known:
+            what = "images" if kind == "Image" else "labels"
+            raise ValueError(
+                f"{self._named[0]} has no column of {what}, only {', '.join(self.schema.names)}; give one the name "
+                f"{usual[0]!r}"
+            )
+        return known[0]
+
+    def classes(self) -> tuple[str, ...]:
+        """The names that the file says, else the texts in the column, else numbers."""
+        said = self.features.get(self.label)
+        if isinstance(said, dict) and isinstance(said.get("names"), list):
+            return tuple(map(str, said["names"]))
+        values = self._labels()
+        if any(isinstance(value, str) for value in values):
+            return tuple(sorted({str(value) for value in values}))
+        return numbered_classes(1 + max((int(value) for value in values if value is not None), default=-1))
+
+    def labels(self, classes: tuple[str, ...]) -> np.ndarray:
+        """(N,) int64; -1 where there is none."""
+        position = {name: i for i, name in enumerate(classes)}
+        values = self._labels()
+        return np.array(
+            [position.get(v, -1) if isinstance(v, str) else -1 if v is None else int(v) for v in values], dtype=np.int64
+        )
+
+    def _labels(self) -> list[Any]:
+        return [value for file in range(len(self.files)) for value in self._table(file)[self.label].to_pylist()]
+
+    def id(self, row: int) -> str:
+        return f"{self.name}/{row:08d}"
+
+    def where(self, row: int) -> str:
+        file = int(np.searchsorted(self.starts_F, row, side="right")) - 1
+        return f"{self._named[file]}/row {row - int(self.starts_F[file])}"
+
+    def read(self, row: int) -> bytes:
+        file = int(np.searchsorted(self.starts_F, row, side="right")) - 1
+        value = self._table(file)[self.image][row - int(self.starts_F[file])].as_py()
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if isinstance(data, bytes):
+            return data
+        if isinstance(path, str) and Path(path).is_file():
+            return Path(path).read_bytes()
+        reason = f"its bytes are not in the table, and there is no file {path}" if path else "the row holds no image"
+        raise BadImage(self.where(row), reason)
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What `datasets` notes about the columns."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError('Arrow and parquet files need pyarrow: pip install "fourstage[data]"') from error
+    return pa
+
+
+def _open_arrow(path: Path) -> Any:
+    """A table over the file, whose pages the system reads when they are asked for."""
+    pa = _arrow()
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).strip().rstrip(".")
+        raise ValueError(f"{path} is no whole Arrow file ({reason}); save the data set again") from error
+
+
+def _as_arrow(path: Path) -> Path:
+    """The content of a parquet file as an Arrow file in the cache, written on first use."""
+    pa = _arrow()
+    stat = path.stat()
+    key = sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache_folder() / "parquet" / f"{path.stem}-{key}.arrow"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                pa.parquet.ParquetFile(path) as source,
+                whole_file(target) as out,
+                pa.ipc.new_stream(out, source.schema_arrow) as writer,
+            ):
+                for batch in source.iter_batches(batch_size=128):
+                    writer.write_batch(batch)
+        except pa.ArrowInvalid as error:
+            reason = str(error).strip().rstrip(".")
+            raise ValueError(f"{path} is no whole parquet file ({reason}); fetch it again") from error
+    return target

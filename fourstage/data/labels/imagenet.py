@@ -1,0 +1,253 @@
+"""ImageNet as its users keep it beside class folders: lists, zip archives, the 22K lists, and Kaggle's tree.
+
+    train/... val/... meta/train.txt meta/val.txt               lines "path label"                   (OpenMMLab, STM)
+    train.zip train_map.txt val.zip val_map.txt                 lines "path<TAB>label"               (Swin, SMT)
+    n01440764/... ILSVRC2011fall_whole_map_{train,val}.txt      JSON: [[path, label], ...]           (Swin on 22K)
+    ILSVRC/Data/CLS-LOC/{train,val} LOC_val_solution.csv        val/ without folders                 (Kaggle)
+
+Labels count from 0. N images.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fourstage.data.findings import Finding
+from fourstage.data.labels import imagefolder
+from fourstage.data.labels.listing import (
+    FileStore,
+    Listing,
+    Split,
+    Store,
+    class_names,
+    empty_classes,
+    hold_out,
+    label_problems,
+    missing_files,
+)
+from fourstage.data.labels.zips import ZipStore
+from fourstage.data.sample import NoSplitError
+
+FALL = "ILSVRC2011fall_whole_map_{}.txt"
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+SHOWN = 100  # broken lines of one list that are told; a file that is no list at all has a million
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a list names: paths as bytes, labels, and lines that say neither."""
+
+    names: list[bytes]
+    labels_N: np.ndarray
+    problems: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of the layouts is read."""
+
+    lists: dict[Split, Path]
+    read: Callable[[Path], Entries]
+    store: Callable[[Split, Sequence[bytes]], tuple[Store, tuple[int, ...]]]  # and the places of what is missing
+    classes: tuple[str, ...] = ()  # where the layout knows them without its lists
+    images: dict[Split, Path] = field(default_factory=dict)  # where a split's images would be; without it: nowhere
+
+
+def survey(root: Path, layout: Layout, split: Split) -> Listing:
+    """One split by its list; without a validation list a tenth of the training list is held out."""
+    here, place = {s: path for s, path in layout.lists.items() if path.is_file()}, layout.images.get(split)
+    if split not in here and (split == "train" or "train" not in here or (place is not None and place.exists())):
+        lacking = place is None or not place.exists()
+        raise (NoSplitError if lacking else ValueError)(
+            f"{root if lacking else place} comes without {layout.lists[split]}, "
+            "and nothing says what is in its images: write that list, with a path and a label a line"
+        )
+    known = layout.read(here.get("train", layout.lists["val"]))
+    own = known if split not in here or "train" not in here else layout.read(here[split])
+    source = str(here.get(split, layout.lists["train"]))
+    classes = layout.classes or class_names(root, known.names, known.labels_N)
+    own, twice = _once(own, source)
+    store, missing = layout.store(split if split in here else "train", own.names)
+    listing = Listing(
+        source=source,
+        classes=classes,
+        labels_N=own.labels_N,
+        store=store,
+        rows_N=np.arange(len(own.names)),
+        problems=[*own.problems, *twice, *label_problems(source, own.labels_N, classes)],
+        missing=missing,
+        note="; ".join(map(str, (problem for problem in twice if problem.severity == "note"))),
+    )
+    if split == "train" and len(own.labels_N):
+        listing.problems.extend(empty_classes(source, own.labels_N, classes))
+    return listing if "val" in here else hold_out(listing, split)
+
+
+def _once(entries: Entries, source: str) -> tuple[Entries, list[Finding]]:
+    """Images that a list names twice: with one label the copies go, with two nobody knows what they show."""
+    if len(set(entries.names)) == len(entries.names):
+        return entries, []
+    labels: dict[bytes, int] = {}
+    kept, found, copies = list[int](), list[Finding](), 0
+    for place, (name, label) in enumerate(zip(entries.names, entries.labels_N.tolist(), strict=True)):
+        if name not in labels:
+            labels[name] = label
+            kept.append(place)
+        elif labels[name] == label:
+            copies += 1
+        else:
+            what = f"gives {os.fsdecode(name)} the labels {labels[name]} and {label}"
+            found.append(Finding("error", "two labels", source, what, "take the wrong line out"))
+    if copies:
+        what = f"names {copies:,} image{'s' * (copies > 1)} more than once"
+        found.append(Finding("note", "listed twice", source, what, "each is used once"))
+    return Entries([entries.names[i] for i in kept], entries.labels_N[kept], entries.problems), found
+
+
+def read_lines(path: Path) -> Entries:
+    """A list with a path and a label a line, apart by a tab or by spaces; paths may hold spaces."""
+    names, labels, problems = list[bytes](), list[int](), list[Finding]()
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        parts = line.rsplit(b"\t" if b"\t" in line else None, 1)
+        if not parts or not line.strip():
+            continue
+        try:
+            label = int(parts[1])
+        except (IndexError, ValueError):
+            if len(problems) < SHOWN:
+                what = f"reads {os.fsdecode(line[:80])!r}"
+                do = "it must be a path and a label, such as n01440764/n01440764_18.JPEG 0"
+                problems.append(Finding("error", "broken line", f"{path}, line {number}:", what, do))
+            continue
+        names.append(parts[0].strip().removeprefix(b"./"))
+        labels.append(label)
+    return Entries(names, np.array(labels, dtype=np.int64), problems)
+
+
+def read_pairs(path: Path) -> Entries:
+    """The 22K lists: JSON with a pair of path and label for each image."""
+    try:
+        pairs = json.loads(path.read_bytes())
+        names, labels = [os.fsencode(name) for name, _ in pairs], [int(label) for _, label in pairs]
+    except (ValueError, TypeError, RecursionError) as error:
+        do = 'it must be JSON such as [["n01440764/n01440764_18.JPEG", 0], ...]; fetch it again'
+        return Entries([], np.empty(0, np.int64), [Finding("error", "broken list", str(path), f"({error})", do)])
+    return Entries(names, np.array(labels, dtype=np.int64))
+
+
+def _files_of(folders: Sequence[Path], names: Sequence[bytes]) -> tuple[FileStore, tuple[int, ...]]:
+    """Files below the first of `folders` that has the first name."""
+    first = os.fsdecode(names[0]) if names else ""
+    folder = next((folder for folder in folders if (folder / first).is_file()), folders[0])
+    return FileStore(folder, np.array(names, dtype=bytes)), missing_files(folder, names)
+
+
+# -------------------------------------------------------------------------------------------------- meta/*.txt
+
+
+def is_meta_lists(root: Path) -> bool:
+    return any((root / "meta" / f"{split}.txt").is_file() for split in ("train", "val"))
+
+
+def survey_meta_lists(root: Path, split: Split) -> Listing:
+    folders: dict[Split, Path] = {"train": root / "train", "val": root / "val"}
+
+    def store(split: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
+        return _files_of((folders[split], root), names)
+
+    lists: dict[Split, Path] = {s: root / "meta" / f"{s}.txt" for s in folders}
+    return survey(root, Layout(lists, read_lines, store, images=folders), split)
+
+
+# ------------------------------------------------------------------------------------------ *.zip and *_map.txt
+
+
+def is_zip_maps(root: Path) -> bool:
+    """An archive of a split. One that lies beside its own unpacked folders and has no list is no matter."""
+    return any(
+        (root / f"{s}.zip").is_file() and ((root / f"{s}_map.txt").is_file() or not (root / s).is_dir())
+        for s in ("train", "val")
+    )
+
+
+def survey_zip_maps(root: Path, split: Split) -> Listing:
+    archives: dict[Split, Path] = {"train": root / "train.zip", "val": root / "val.zip"}
+
+    def store(split: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
+        return ZipStore.open(archives[split], names, inside=f"{split}/".encode())
+
+    lists: dict[Split, Path] = {s: root / f"{s}_map.txt" for s in archives}
+    return survey(root, Layout(lists, read_lines, store, images=archives), split)
+
+
+# --------------------------------------------------------------------------------------------------------- 22K
+
+
+def is_fall(root: Path) -> bool:
+    return any((root / FALL.format(split)).is_file() for split in ("train", "val"))
+
+
+def survey_fall(root: Path, split: Split) -> Listing:
+    def store(_: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
+        return _files_of((root,), names)
+
+    return survey(
+        root, Layout({"train": root / FALL.format("train"), "val": root / FALL.format("val")}, read_pairs, store), split
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ Kaggle
+
+
+def is_kaggle(root: Path) -> bool:
+    return (root / KAGGLE).is_dir()
+
+
+def survey_kaggle(root: Path, split: Split) -> Listing:
+    """Training images in class folders; validation images all in one, told apart by the csv."""
+    folder = root / KAGGLE
+    classes = tuple(imagefolder.class_names(folder / "train")) if (folder / "train").is_dir() else ()
+    mapping = root / "LOC_synset_mapping.txt"
+    if not classes and mapping.is_file():
+        classes = tuple(line.split()[0] for line in mapping.read_text().splitlines() if line.strip())
+    label, images = {name: i for i, name in enumerate(classes)}, folder / split
+    if not images.is_dir():
+        raise NoSplitError(f"{folder} holds no {split}/; unpack it there, or use this data without it")
+    if not classes:
+        raise ValueError(f"{folder} has no class folders in train/, and there is no {mapping}; unpack one of them")
+    source = root / "LOC_val_solution.csv" if split == "val" else images
+    if not source.exists():
+        raise ValueError(f"{images} comes without {source}, which says what is in its images: unpack it there")
+    own = _solutions(source, label) if split == "val" else _class_folders(images, label)
+    store, missing = _files_of((images,), own.names)
+    problems = [*own.problems, *label_problems(str(source), own.labels_N, classes)]
+    if split == "train":
+        problems += empty_classes(str(source), own.labels_N, classes)
+    return Listing(str(source), classes, own.labels_N, store, np.arange(len(own.names)), problems, missing)
+
+
+def _class_folders(folder: Path, label: dict[str, int]) -> Entries:
+    files = {name: [f"{name}/{path}" for path in imagefolder.image_files(folder / name)] for name in label}
+    names = [os.fsencode(path) for paths in files.values() for path in paths]
+    labels_N = np.repeat([label[name] for name in files], [len(paths) for paths in files.values()])
+    return Entries(names, labels_N.astype(np.int64))
+
+
+def _solutions(path: Path, label: dict[str, int]) -> Entries:
+    """Lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`, below a head."""
+    names, labels, problems = list[bytes](), list[int](), list[Finding]()
+    for number, line in enumerate(path.read_text().splitlines()[1:], 2):
+        name, _, rest = line.partition(",")
+        if not (words := rest.split()) or words[0] not in label:
+            what = f"reads {line[:80]!r}"
+            problems.append(
+                Finding("error", "broken line", f"{path}, line {number}:", what, "it names no class; mend it")
+            )
+            continue
+        names.append(os.fsencode(f"{name}.JPEG"))
+        labels.append(label[words[0]])
+    return Entries(names, np.array(labels, dtype=np.int64), problems)

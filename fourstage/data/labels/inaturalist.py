@@ -1,0 +1,85 @@
+"""iNaturalist 2017 to 2019: `train2018.json` and `val2018.json` beside `train_val2018/`. 2021 has class folders."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage.data.findings import Finding
+from fourstage.data.labels.listing import (
+    FileStore,
+    Listing,
+    Split,
+    empty_classes,
+    hold_out,
+    label_problems,
+    missing_files,
+)
+from fourstage.data.sample import NoSplitError
+
+YEARS = "20[0-9][0-9]"
+
+
+def is_inaturalist(root: Path) -> bool:
+    return any(any(root.glob(f"{split}{YEARS}.json")) for split in ("train", "val"))
+
+
+def survey_inaturalist(root: Path, split: Split) -> Listing:
+    """One split; classes are the categories in the order of their ids."""
+    found = {s: max(root.glob(f"{s}{YEARS}.json"), default=None) for s in ("train", "val")}
+    path = found[split] or found["train"]
+    if path is None or (split == "train" and found["train"] is None):
+        raise NoSplitError(
+            f"{root} holds {found['val']} and no train20xx.json; fetch it, or only evaluate with this data"
+        )
+    content = _read(path)
+    first = _read(found["train"]) if found["train"] not in (None, path) else content
+    categories = sorted(first["categories"], key=lambda category: category["id"])
+    label = {category["id"]: i for i, category in enumerate(categories)}
+    of_image = {a["image_id"]: label.get(a["category_id"], -1) for a in content["annotations"]}
+    images = [image for image in content["images"] if image["id"] in of_image]
+    names = [os.fsencode(image["file_name"]) for image in images]
+    labels_N = np.array([of_image[image["id"]] for image in images], dtype=np.int64)
+    classes = _names(categories)
+    problems = label_problems(str(path), labels_N, classes)
+    if left := len(content["images"]) - len(images):
+        what, do = f"has no annotation for {left:,} of its images", "they are left out"
+        problems.append(Finding("warning", "image without label", str(path), what, do))
+    if split == "train":
+        problems += empty_classes(str(path), labels_N, classes)
+    store, missing = FileStore(root, np.array(names, dtype=bytes)), missing_files(root, names)
+    listing = Listing(str(path), classes, labels_N, store, np.arange(len(names)), problems, missing)
+    return listing if found["val"] is not None else hold_out(listing, split)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    needed = {
+        "images": ("id", "file_name"),
+        "annotations": ("image_id", "category_id"),
+        "categories": ("id", "name"),
+    }
+    try:
+        content = json.loads(path.read_bytes())
+        broken = [part for part, keys in needed.items() if any(not _has(entry, keys) for entry in content[part])]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is no list of iNaturalist ({error!r}); fetch it again") from error
+    if broken:
+        part = broken[0]
+        raise ValueError(f"{path}: an entry of {part!r} has not the keys {', '.join(needed[part])}; fetch it again")
+    return content
+
+
+def _has(entry: Any, keys: tuple[str, ...]) -> bool:
+    return isinstance(entry, dict) and all(key in entry for key in keys)
+
+
+def _names(categories: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The categories' names; those that occur twice (two kingdoms may share a name) with their id."""
+    counts = Counter(str(category["name"]) for category in categories)
+    return tuple(
+        str(category["name"]) if counts[str(category["name"])] == 1 else f"{category['name']} ({category['id']})"
+        for category in categories
+    )

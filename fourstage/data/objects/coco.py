@@ -1,0 +1,290 @@
+"""Data sets with COCO json: boxes, crowd regions, and masks as polygons or in either run-length form.
+
+Which annotations count is said by MMDetection's CocoDataset, as published results were measured with it. H x W pixels,
+N objects.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fourstage.data.images import read_image
+from fourstage.data.objects.json_scan import entries
+from fourstage.data.objects.rle import decode_mask, encode_mask
+from fourstage.data.objects.table import ObjectTable, ObjectWriter, Row
+from fourstage.data.objects.views import reading_objects
+from fourstage.data.sample import BadImage, Objects, Sample
+
+__all__ = ["Coco", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
+
+Split = Literal["train", "val"]
+
+BESIDE = "_annotations.coco.json"
+NEEDED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Where one split lies."""
+
+    annotations: Path  # the json
+    images: Path  # the folder that its file names start from
+
+
+class Coco:
+    """One split of a folder in COCO layout, images in the order of the json.
+
+    Annotations do not train when they are marked `ignore`, do not meet their image, or have no area or a side below one
+    pixel. The other boxes are as written, not clipped to the image. Crowd regions, and objects whose polygons are all
+    too short to enclose anything, are flagged in `crowd_N`. Masks are decoded when a sample is read. Labels are
+    positions in the `categories` list.
+
+    Attributes:
+        image_ids: the json's id of each image, for results in COCO's format.
+        category_ids: the json's id of each class.
+        has_masks: whether every object that is no crowd region has a mask; if not, samples carry boxes only.
+        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+        note: one sentence about what is unusual; empty otherwise.
+
+    Raises:
+        ValueError: no annotations for this split, json that cannot be read or is not COCO's.
+    """
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        self.place = find_split(Path(root), split)
+        said = _read(self.place.annotations)
+        self.classes, self.category_ids, self.truths = said.classes, said.category_ids, ("objects",)
+        self.image_ids, self._names = said.image_ids, said.names
+        self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
+        self.with_reference = split == "val"
+        self.note = ""
+        if self._table.some_masks and not self.has_masks:
+            self.note = f"only some objects in {self.place.annotations} have masks: boxes alone are used."
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def id(self, index: int) -> str:
+        return self._names[index]
+
+    def path(self, index: int) -> Path:
+        return self.place.images / self.id(index)
+
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all), as the json says."""
+        return self._sizes_I2 if indices is None else self._sizes_I2[np.asarray(indices, dtype=np.int64)]
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: annotations of each image, those that do not train too."""
+        return self._table.counts_I
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W), as the json says."""
+        height, width = self._sizes_I2[index].tolist()
+        return height, width
+
+    def sample(self, index: int) -> Sample:
+        """Read one image and its objects. Raises BadImage, also for a size that is not the json's and broken masks."""
+        image_HW3 = read_image(self.path(index), orient=True)
+        (height, width), said = image_HW3.shape[:2], self.size(index)
+        if said != (height, width):
+            reason = f"it is {width} x {height}, but {self.place.annotations} says {said[1]} x {said[0]}"
+            raise BadImage(str(self.path(index)), reason)
+        with reading_objects(self.path(index)):
+            reference = self.reference(index) if self.with_reference else None
+            return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
+
+    def objects(self, index: int) -> Objects:
+        """What is in one image, without reading the image. Raises ValueError for a mask that cannot be decoded."""
+        return self._table.objects(index, self.size(index), partial(self._where, index))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """What predictions for an image are scored against, see `ObjectTable.reference`, and the json's `image_id`."""
+        found = self._table.reference(index, self.size(index), partial(self._where, index))
+        return {"image_id": self.image_ids[index]} | found
+
+    def _where(self, index: int, name: Any) -> str:
+        return f"{self.place.annotations}: annotation {name} of image {self.image_ids[index]}"
+
+
+def find_split(root: Path, split: Split) -> Annotated:
+    """The json and the image folder of one split. Raises ValueError when there is none."""
+    for name in FOLDERS[split]:
+        if (root / name / BESIDE).is_file():
+            return Annotated(root / name / BESIDE, root / name)
+    for name in FOLDERS[split]:
+        found = sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True)  # 2017 before 2014
+        places = [Annotated(path, _image_folder(root, path.stem.removeprefix("instances_"))) for path in found]
+        if places:
+            return next((place for place in places if place.images.is_dir()), places[0])
+    raise ValueError(
+        f"{root} holds no annotations for the {split} split: annotations/instances_{split}*.json "
+        f"or {'train' if split == 'train' else 'valid'}/{BESIDE} is needed"
+    )
+
+
+def is_coco(root: Path) -> bool:
+    """Whether `root` looks like a folder in COCO layout."""
+    return any(root.glob("annotations/instances_*.json")) or any(root.glob(f"*/{BESIDE}"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A COCO json as written. Raises ValueError when images, annotations, categories or their keys are missing."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not json: {error}") from error
+    for part in NEEDED:
+        listed = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(listed, list):
+            raise _missing(path, part)
+        for position, entry in enumerate(listed):
+            _check_entry(path, part, position, entry)
+    return content
+
+
+@dataclass(frozen=True, eq=False)
+class _Annotations:
+    """A json as it is kept."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[Any, ...]
+    image_ids: tuple[Any, ...]
+    names: tuple[str, ...]  # of the image files
+    sizes_I2: np.ndarray
+    table: ObjectTable
+
+
+def _read(path: Path) -> _Annotations:
+    """Read a json; the same file is not read twice in a row, for that takes half a minute where it is large."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return _read_once(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2)
+def _read_once(path: Path, changed: int, size: int) -> _Annotations:
+    content = _Content(path)
+    sizes_I2 = content.sizes()
+    return _Annotations(
+        classes=tuple(name for _, name in content.categories),
+        category_ids=tuple(id for id, _ in content.categories),
+        image_ids=tuple(content.image_ids),
+        names=tuple(content.names),
+        sizes_I2=sizes_I2,
+        table=content.table(sizes_I2),
+    )
+
+
+class _Content:
+    """What is kept of a json while it is read, an entry at a time: a large one as Python objects takes gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.names, self.image_ids = path, list[str](), list[Any]()
+        self.categories: list[tuple[Any, str]] = []
+        self._sides: list[tuple[Any, Any]] = []
+        self._written, self._broken = ObjectWriter(), dict[int, str]()
+        self._images, self._labels = dict[Any, int](), dict[Any, int]()  # what annotations name: ids, numbered
+        parts: set[str] = set()
+        for part, position, entry in self._entries():
+            if position < 0 and isinstance(entry, list):
+                parts.add(part)
+            elif position >= 0 and part in NEEDED:
+                _check_entry(path, part, position, entry)
+                try:
+                    self._take(part, position, entry)
+                except TypeError as error:
+                    raise ValueError(f"{path} is not COCO json: {part}[{position}] has a list as an id") from error
+        for part in NEEDED:
+            if part not in parts:
+                raise _missing(path, part)
+
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image."""
+        try:
+            return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path}: height and width of an image are no whole numbers ({error})") from error
+
+    def table(self, sizes_I2: np.ndarray) -> ObjectTable:
+        """The annotations of images and categories that are listed, in the order of the json."""
+        images = {id: position for position, id in enumerate(self.image_ids)}
+        labels = {id: position for position, (id, _) in enumerate(self.categories)}
+        image_of = np.array([images.get(id, -1) for id in self._images], dtype=np.int64)
+        label_of = np.array([labels.get(id, -1) for id in self._labels], dtype=np.int64)
+        for row, sentence in self._broken.items():
+            if image_of[self._written.images[row]] >= 0 and label_of[self._written.labels[row]] >= 0:
+                raise ValueError(sentence)
+        return ObjectTable(
+            self._written, len(self.names), image_of=image_of, label_of=label_of, sizes_I2=sizes_I2
+        )  # fmt: skip
+
+    def _entries(self) -> Iterator[tuple[str, int, Any]]:
+        try:
+            data = self.path.read_bytes()
+            text = data.decode(json.detect_encoding(data), "surrogatepass")
+            if text.lstrip()[:1] == "{":
+                yield from entries(text)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{self.path} is not json: {error}") from error
+        if text.lstrip()[:1] != "{":
+            read_json(self.path)  # says what it is
+
+    def _take(self, part: str, position: int, entry: dict[str, Any]) -> None:
+        if part == "categories":
+            hash(entry["id"])
+            self.categories.append((entry["id"], str(entry["name"])))
+        elif part == "images":
+            hash(entry["id"])
+            self.image_ids.append(entry["id"])
+            self.names.append(str(entry["file_name"]))
+            self._sides.append((entry["height"], entry["width"]))
+        else:
+            self._annotation(position, entry)
+
+    def _annotation(self, position: int, entry: dict[str, Any]) -> None:
+        image = self._images.setdefault(entry["image_id"], len(self._images))
+        label = self._labels.setdefault(entry["category_id"], len(self._labels))
+        area, box = None, (np.nan, np.nan, np.nan, np.nan)
+        try:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            area, box = None if entry.get("area") is None else float(entry["area"]), (x, y, width, height)
+        except (TypeError, ValueError, OverflowError):
+            self._broken[position] = (
+                f"{self.path}: annotations[{position}] has the box {entry['bbox']!r}; "
+                "it must be four numbers x, y, width, height"
+            )
+        name = entry.get("id", entry["bbox"])
+        flags = bool(entry.get("iscrowd")), bool(entry.get("ignore"))
+        self._written.add(Row(image, label, box, area, *flags, entry.get("segmentation"), name))
+
+
+def _check_entry(path: Path, part: str, position: int, entry: Any) -> None:
+    keys = NEEDED[part]
+    if not isinstance(entry, dict) or not all(key in entry for key in keys):
+        raise ValueError(f"{path} is not COCO json: {part}[{position}] needs the keys {', '.join(keys)}")
+
+
+def _missing(path: Path, part: str) -> ValueError:
+    return ValueError(f"{path} is json, but not COCO's: it has no list called {part!r}")
+
+
+def _image_folder(root: Path, name: str) -> Path:
+    candidates: Sequence[Path] = (root / name, root / "images" / name, root / "images")
+    return next((folder for folder in candidates if folder.is_dir()), root / name)

@@ -1,0 +1,306 @@
+"""The objects of all images of a split in a few flat arrays, which cost little and which loader processes share.
+
+A million annotations as Python objects would take gigabytes in each process. I images, N objects in all, P polygons,
+H x W pixels.
+"""
+
+import json
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fourstage.data.objects.rle import area_of, decode_mask, encode_segmentation
+from fourstage.data.sample import Objects
+
+Size = tuple[int, int]  # (H, W)
+
+HUNDREDTHS = 100  # coordinates of polygons mostly have two digits behind the point: a whole number below 2**16 each
+LOOSE = 2**20  # numbers that wait to be packed
+
+
+class Row(NamedTuple):
+    """One object as a file has it."""
+
+    image: int  # mostly its position in the data set
+    label: int
+    box: tuple[float, float, float, float]  # x, y, width, height
+    area: float | None = None  # None: that of its mask, or of its box where it has none
+    crowd: bool = False
+    ignored: bool = False  # it does not train; it counts in evaluation, as in pycocotools
+    segmentation: Any = None  # what `decode_mask` takes
+    name: Any = None  # what errors call it
+
+
+@dataclass(frozen=True, eq=False)
+class _Outlines:
+    """Segmentations, by their object: polygons as numbers, anything else as JSON."""
+
+    polygons_first: np.ndarray  # (N + 1,) int64: the polygons of an object
+    starts_P: np.ndarray  # of a polygon in `hundredths` or `numbers`
+    lengths_P: np.ndarray
+    exact_P: np.ndarray  # bool: it lies in `hundredths`
+    hundredths: np.ndarray  # uint16
+    numbers: np.ndarray  # float64
+    texts_first: np.ndarray  # (N + 1,) int64
+    texts: bytes
+
+    def __getitem__(self, row: int) -> Any:
+        """What was given: lists of coordinates, a mapping, or None."""
+        text = self.texts[self.texts_first[row] : self.texts_first[row + 1]]
+        if text:
+            return json.loads(text)
+        polygons = range(self.polygons_first[row], self.polygons_first[row + 1])
+        return [self._polygon(p) for p in polygons] or None
+
+    def _polygon(self, p: int) -> list[float]:
+        part = slice(self.starts_P[p], self.starts_P[p] + self.lengths_P[p])
+        return ((self.hundredths[part] / HUNDREDTHS) if self.exact_P[p] else self.numbers[part]).tolist()
+
+
+class ObjectWriter:
+    """Takes objects one by one, and keeps little of each.
+
+    The numbers of images and labels may be any; `ObjectTable` says which position each stands for.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.labels, self.boxes, self.areas = array("q"), array("q"), array("d"), array("d")
+        self.flags, self.names, self.outlines = bytearray(), list[Any](), _OutlineWriter()
+
+    def add(self, row: Row) -> None:
+        self.images.append(row.image)
+        self.labels.append(row.label)
+        self.boxes.extend(row.box)
+        self.areas.append(np.nan if row.area is None else row.area)
+        self.flags.append(row.crowd + 2 * row.ignored)
+        self.names.append(row.name)
+        self.outlines.add(row.segmentation)
+
+
+class ObjectTable:
+    """Objects by image.
+
+    Args:
+        written: objects in any order; those of one image keep theirs.
+        images: how many there are.
+        image_of, label_of: the position that each number of an image or a label stands for, -1 where it is not listed:
+            such objects are left out; None: numbers are positions.
+        sizes_I2: (H, W) of each image, where that is known; then objects without extent say nothing about `has_masks`.
+
+    Attributes:
+        counts_I: objects of each image, those that do not train too.
+        has_masks: whether every object that trains has a segmentation.
+        some_masks: whether any has.
+    """
+
+    def __init__(
+        self,
+        written: ObjectWriter,
+        images: int,
+        *,
+        image_of: np.ndarray | None = None,
+        label_of: np.ndarray | None = None,
+        sizes_I2: np.ndarray | None = None,
+    ) -> None:
+        images_N, labels_N = (np.array(part, dtype=np.int64) for part in (written.images, written.labels))
+        images_N = images_N if image_of is None else image_of[images_N]
+        self._labels_N = labels_N if label_of is None else label_of[labels_N]
+        listed_n = np.flatnonzero((images_N >= 0) & (self._labels_N >= 0))
+        self._order_n = listed_n[np.argsort(images_N[listed_n], kind="stable")]
+        self.counts_I = np.bincount(images_N[listed_n], minlength=images)
+        self._first = np.concatenate([[0], np.cumsum(self.counts_I)])
+        self._boxes_N4, self._areas_N = np.array(written.boxes).reshape(-1, 4), np.array(written.areas)
+        flags_N = np.frombuffer(bytes(written.flags), dtype=np.uint8)
+        self._crowd_N, self._ignored_N = flags_N & 1 > 0, flags_N & 2 > 0
+        self._names = _compact(written.names)
+        self._outlines = written.outlines.done()
+        drawn_N, wanted_N = written.outlines.drawn(), ~self._crowd_N & ~self._ignored_N
+        if sizes_I2 is not None and len(sizes_I2):
+            wanted_N &= has_extent(self._boxes_N4, self._areas_N, sizes_I2[images_N])
+        wanted_n = listed_n[wanted_N[listed_n]]
+        self.has_masks = bool(len(wanted_n) and drawn_N[wanted_n].all())
+        self.some_masks = bool(drawn_N[wanted_n].any())
+
+    @staticmethod
+    def of(rows: Iterable[Row], images: int) -> "ObjectTable":
+        """From objects whose images and labels are positions."""
+        written = ObjectWriter()
+        for row in rows:
+            written.add(row)
+        return ObjectTable(written, images)
+
+    def __len__(self) -> int:
+        return len(self._order_n)
+
+    def objects(
+        self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
+    ) -> Objects:
+        """The objects of an image that train or are crowd regions, with masks if all have some.
+
+        Args:
+            image: its position.
+            size: of it, pixels.
+            where: makes of an object's name how errors call it.
+            unit: pixels across and down that one unit of the file's coordinates is.
+
+        Raises:
+            ValueError: a mask cannot be decoded.
+        """
+        rows_n = self._rows(image)
+        boxes_n4 = self._boxes_N4[rows_n] * np.array([*unit, *unit])
+        areas_n = self._areas_N[rows_n]
+        kept_n = has_extent(boxes_n4, areas_n, np.array([size])) & ~self._ignored_N[rows_n]
+        rows_n, boxes_n4 = rows_n[kept_n], boxes_n4[kept_n]
+        crowd_n, masks_nHW = self._crowd_N[rows_n], None
+        if self.has_masks:
+            masks = [self._mask(row, size, where, unit) for row in rows_n.tolist()]
+            crowd_n = crowd_n | np.array([mask is None for mask in masks], dtype=bool)
+            stacked = np.zeros((len(masks), *size), dtype=bool)
+            for out_HW, mask_HW in zip(stacked, masks, strict=True):
+                if mask_HW is not None:
+                    out_HW[:] = mask_HW
+            masks_nHW = torch.from_numpy(stacked)
+        labels_n = torch.from_numpy(self._labels_N[rows_n])
+        return Objects(torch.from_numpy(_corners(boxes_n4)).float(), labels_n, torch.from_numpy(crowd_n), masks_nHW)
+
+    def reference(
+        self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
+    ) -> dict[str, Any]:
+        """What predictions for an image are scored against, as JSON has it. Arguments and errors as `objects`.
+
+        Returns:
+            `size` [H, W]; of all objects, those too that do not train: `boxes` (x1 y1 x2 y2, pixels), `labels`,
+            `crowd`, `areas`, and, where there are masks, `masks` (COCO's compressed run lengths).
+        """
+        rows_n = self._rows(image)
+        boxes_n4 = self._boxes_N4[rows_n] * np.array([*unit, *unit])
+        areas: list[float] = self._areas_N[rows_n].tolist()
+        out: dict[str, Any] = {
+            "size": list(size),
+            "boxes": _corners(boxes_n4).tolist(),
+            "labels": self._labels_N[rows_n].tolist(),
+            "crowd": self._crowd_N[rows_n].tolist(),
+        }
+        if self.has_masks:
+            out["masks"] = [self._encoded(row, size, where, unit) for row in rows_n.tolist()]
+        by_box = (boxes_n4[:, 2] * boxes_n4[:, 3]).tolist()
+        by_mask = [area_of(mask, size) for mask in out["masks"]] if self.has_masks and np.isnan(areas).any() else by_box
+        return out | {"areas": [b if np.isnan(a) else a for a, b in zip(areas, by_mask, strict=True)]}
+
+    def _rows(self, image: int) -> np.ndarray:
+        return self._order_n[self._first[image] : self._first[image + 1]]
+
+    def _mask(self, row: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float]) -> np.ndarray | None:
+        segmentation = self._outlines[row]
+        try:
+            return decode_mask(_scaled(segmentation, unit), size) if segmentation else None
+        except ValueError as error:
+            raise ValueError(f"{where(self._name(row))}: {error}") from error
+
+    def _encoded(self, row: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float]) -> str:
+        try:
+            return encode_segmentation(_scaled(self._outlines[row], unit), size)
+        except ValueError as error:
+            raise ValueError(f"{where(self._name(row))}: {error}") from error
+
+    def _name(self, row: int) -> Any:
+        name = self._names[row]
+        return int(name) if isinstance(name, np.integer) else name
+
+
+class _OutlineWriter:
+    """Takes segmentations one by one; their numbers are packed many at a time, so that few are ever loose."""
+
+    def __init__(self) -> None:
+        self._numbers = array("d")  # not packed yet
+        self._lengths, self._per_object, self._text_lengths = array("q"), array("q"), array("q")
+        self._texts = bytearray()
+        self._packed = 0  # polygons
+        self._exact, self._hundredths, self._others = [np.zeros(0, bool)], [np.zeros(0, np.uint16)], [np.zeros(0)]
+
+    def add(self, segmentation: Any) -> None:
+        polygons = segmentation if isinstance(segmentation, list) else []
+        before, length = len(self._numbers), len(self._lengths)
+        text = b""
+        if segmentation:
+            try:
+                for polygon in polygons:
+                    start = len(self._numbers)
+                    self._numbers.extend(polygon)
+                    self._lengths.append(len(self._numbers) - start)
+            except TypeError:  # no numbers: kept as it is, so that the error comes when it is decoded
+                del self._numbers[before:], self._lengths[length:]
+                polygons = []
+            text = b"" if polygons else json.dumps(segmentation).encode()
+        self._per_object.append(len(self._lengths) - length)
+        self._texts += text
+        self._text_lengths.append(len(text))
+        if len(self._numbers) > LOOSE:
+            self._pack()
+
+    def drawn(self) -> np.ndarray:
+        """(N,) bool: objects with a segmentation."""
+        return (np.array(self._per_object) > 0) | (np.array(self._text_lengths) > 0)
+
+    def done(self) -> _Outlines:
+        self._pack()
+        exact_P, lengths_P = np.concatenate(self._exact), np.array(self._lengths, dtype=np.int64)
+        starts_P = np.zeros(len(lengths_P), dtype=np.int64)
+        for kind_P in (exact_P, ~exact_P):
+            starts_P[kind_P] = np.cumsum(lengths_P[kind_P]) - lengths_P[kind_P]
+        return _Outlines(
+            _firsts(self._per_object), starts_P, lengths_P, exact_P, np.concatenate(self._hundredths),
+            np.concatenate(self._others), _firsts(self._text_lengths), bytes(self._texts),
+        )  # fmt: skip
+
+    def _pack(self) -> None:
+        numbers, lengths_p = np.array(self._numbers), np.array(self._lengths[self._packed :], dtype=np.int64)
+        polygon_of = np.repeat(np.arange(len(lengths_p)), lengths_p)
+        with np.errstate(invalid="ignore", over="ignore"):
+            whole = np.rint(numbers * HUNDREDTHS)
+            fits = (whole / HUNDREDTHS == numbers) & (whole >= 0) & (whole < 2**16) & ~np.signbit(numbers)
+        exact_p = np.bincount(polygon_of[~fits], minlength=len(lengths_p)) == 0
+        self._exact.append(exact_p)
+        self._hundredths.append(whole[exact_p[polygon_of]].astype(np.uint16))
+        self._others.append(numbers[~exact_p[polygon_of]])
+        self._packed = len(self._lengths)
+        del self._numbers[:]
+
+
+def has_extent(boxes_N4: np.ndarray, areas_N: np.ndarray, sizes_N2: np.ndarray) -> np.ndarray:
+    """(N,) bool: the box meets its image, has no side below a pixel, and an area; MMDetection's rule.
+
+    Args:
+        boxes_N4: x, y, width, height, pixels.
+        areas_N: pixels; NaN: that of the box.
+        sizes_N2: (H, W) of the image of each, or of all.
+    """
+    x, y, width, height = boxes_N4.T
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes may be anything that json calls a number
+        inside_x = np.minimum(x + width, sizes_N2[:, 1]) - np.maximum(x, 0)
+        inside_y = np.minimum(y + height, sizes_N2[:, 0]) - np.maximum(y, 0)
+        areas_N = np.where(np.isnan(areas_N), width * height, areas_N)
+        return (inside_x.clip(0) * inside_y.clip(0) > 0) & (areas_N > 0) & (width >= 1) & (height >= 1)
+
+
+def _compact(names: list[Any]) -> np.ndarray | list[Any]:
+    return np.array(names) if all(isinstance(name, int) and abs(name) < 2**62 for name in names) else names
+
+
+def _corners(boxes_N4: np.ndarray) -> np.ndarray:
+    """x1 y1 x2 y2, added in double precision, as MMDetection does."""
+    return np.concatenate([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]], axis=1)
+
+
+def _scaled(segmentation: Any, unit: tuple[float, float]) -> Any:
+    if unit == (1, 1) or not isinstance(segmentation, list):
+        return segmentation
+    return [(np.array(polygon).reshape(-1, 2) * unit).reshape(-1).tolist() for polygon in segmentation]
+
+
+def _firsts(counts: "array[int]") -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.array(counts, dtype=np.int64))]).astype(np.int64)

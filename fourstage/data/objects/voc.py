@@ -1,0 +1,258 @@
+"""Boxes in Pascal VOC's layout: one XML file for each image.
+
+Coordinates of VOC count from 1 and name the last pixel of a box; here they count from 0, the last exclusive. Objects
+that are marked difficult neither train nor score, like crowd regions. H x W pixels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers.expat import ExpatError, ParserCreate
+
+import numpy as np
+
+from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.objects.table import ObjectTable, Row
+from fourstage.data.objects.views import HeaderSizes, reading_objects
+from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample
+
+Split = Literal["train", "val"]
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Box:
+    """One object of an XML file."""
+
+    name: str
+    corners: tuple[float, float, float, float]  # as written
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One XML file."""
+
+    boxes: tuple[Box, ...]
+    size: tuple[int, int] | None  # (H, W), where it says so
+
+
+class Voc:
+    """One split of boxes in Pascal VOC's layout.
+
+    Attributes:
+        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+
+    Raises:
+        ValueError: no list or folder for this split, a file that is missing or not VOC's, by its name.
+    """
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        self._root = Path(root)
+        self._files = annotation_files(self._root, split)
+        annotations = [read_annotation(path) for path in self._files]
+        self.classes = class_names(self._root, dict(zip(self._files, annotations, strict=True)))
+        self.truths = ("objects",)
+        self._said = tuple(annotation.size for annotation in annotations)
+        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
+        self._table = ObjectTable.of(self._rows(annotations), len(self._files))
+        self.has_masks = False
+        self.with_reference, self.note = split == "val", ""
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all); from headers where XML files are silent."""
+        return self._sizes.of(self, indices)
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: objects of each image, difficult ones too."""
+        return self._table.counts_I
+
+    def path(self, index: int) -> Path:
+        return image_of(self._files[index])
+
+    def id(self, index: int) -> str:
+        return self._files[index].relative_to(self._root).with_suffix("").as_posix()
+
+    def sample(self, index: int) -> Sample:
+        """Read one image and its objects. Raises BadImage, also when the image's size is not the XML file's."""
+        image_HW3, said = read_image(self.path(index), orient=True), self._said[index]
+        size = (image_HW3.shape[0], image_HW3.shape[1])
+        if said not in (None, size):
+            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
+            raise BadImage(str(self.path(index)), reason)
+        with reading_objects(self.path(index)):
+            reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
+            objects = self._table.objects(index, size, partial(self._where, index))
+        return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
+
+    def objects(self, index: int) -> Objects:
+        """What is in one image, in its pixels."""
+        return self._table.objects(index, self._size(index), partial(self._where, index))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        return self._table.reference(index, self._size(index), partial(self._where, index))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.sizes([index])[0].tolist()
+        return height, width
+
+    def _where(self, index: int, name: Any) -> str:
+        return f"{self._files[index]}, object {name}"
+
+    def _rows(self, annotations: list[Annotation]) -> Iterator[Row]:
+        labels = {name: label for label, name in enumerate(self.classes)}
+        for position, annotation in enumerate(annotations):
+            for number, box in enumerate(annotation.boxes, 1):
+                if box.name not in labels:
+                    names = ", ".join(self.classes)
+                    raise ValueError(f"{self._files[position]} has a {box.name!r}, which is no class of {names}")
+                yield Row(position, labels[box.name], from_corners(box.corners), crowd=box.difficult, name=number)
+
+
+def is_voc(root: Path) -> bool:
+    """Whether `root` is a folder of VOC, holds some, or has XML files beside its images."""
+    return bool(_voc_folders(root)) or any(any((root / name).glob("*.xml")) for name in BESIDE["train"])
+
+
+def annotation_files(root: Path, split: Split) -> list[Path]:
+    """The XML files of one split, in the order of the lists.
+
+    Raises:
+        NoSplitError: no list and no folder for this split.
+        ValueError: a file that is listed is missing.
+    """
+    folders = _voc_folders(root)
+    if not folders:
+        for name in BESIDE[split]:
+            if found := sorted((root / name).glob("*.xml")):
+                return found
+        raise NoSplitError(f"{root} holds no XML files for {split}, such as {BESIDE[split][0]}/*.xml")
+    return [path for folder in folders for path in _listed(folder, split)]
+
+
+def class_names(root: Path, known: Mapping[Path, Annotation]) -> tuple[str, ...]:
+    """The lines of `classes.txt` where there is one; VOC's twenty where there are no others; else those that occur.
+
+    Args:
+        known: annotations that have been read already.
+    """
+    if (named := class_file(root)) is not None:
+        return named
+    read = (known.get(path) or read_annotation(path) for path in _all_files(root))
+    found = {box.name for annotation in read for box in annotation.boxes}
+    return CLASSES if found <= set(CLASSES) else tuple(sorted(found))
+
+
+def class_file(root: Path) -> tuple[str, ...] | None:
+    """The lines of `classes.txt` or `labels.txt`; None where there is neither."""
+    for name in ("classes.txt", "labels.txt"):
+        if (root / name).is_file():
+            return tuple(line.strip() for line in (root / name).read_text().splitlines() if line.strip())
+    return None
+
+
+def image_of(annotation: Path) -> Path:
+    """The image of an XML file: in `JPEGImages` for `Annotations`, else beside it."""
+    folder = annotation.parent
+    folder = folder.parent / "JPEGImages" if folder.name == "Annotations" else folder
+    for ending in EXTENSIONS:
+        if (path := folder / f"{annotation.stem}{ending}").is_file():
+            return path
+    return folder / f"{annotation.stem}.jpg"
+
+
+def from_corners(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """x, y, width, height from corners that count from 1 and belong to the box."""
+    left, top = max(0.0, corners[0] - 1), max(0.0, corners[1] - 1)
+    return left, top, corners[2] - left, corners[3] - top
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read one XML file. Document types and entities are refused: they can make a file expand without end.
+
+    Raises:
+        ValueError: it cannot be read, is not XML, or an object has no name or no box.
+    """
+    try:
+        root = _parse(path.read_bytes())
+        return Annotation(tuple(_box(one) for one in root.findall("object")), _size(root.find("size")))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is listed, but there is no such file: add it, or take its line out of the list"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ExpatError, ValueError) as error:
+        raise ValueError(f"{path} is no annotation of Pascal VOC: {error}") from error
+
+
+def _parse(data: bytes) -> Element:
+    builder, parser = TreeBuilder(), ParserCreate()
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("it has a document type or entities, which are not read; delete its <!DOCTYPE ...>")
+
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(data, True)
+    return builder.close()
+
+
+def _box(one: Element) -> Box:
+    name, box = (one.findtext("name") or "").strip(), one.find("bndbox")
+    if not name or box is None:
+        raise ValueError("an object needs <name> and <bndbox>")
+    texts = [box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        left, top, right, bottom = (float(text or "") for text in texts)
+    except ValueError as error:
+        raise ValueError(f"the box of a {name!r} is {texts}; it must be xmin, ymin, xmax, ymax") from error
+    return Box(name, (left, top, right, bottom), (one.findtext("difficult") or "0").strip() == "1")
+
+
+def _size(one: Element | None) -> tuple[int, int] | None:
+    try:
+        height, width = (
+            int(float((one.findtext(key) if one is not None else None) or 0)) for key in ("height", "width")
+        )
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _voc_folders(root: Path) -> list[Path]:
+    candidates = (root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*")))
+    return [path for path in candidates if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir()]
+
+
+def _listed(folder: Path, split: Split) -> list[Path]:
+    lists = folder / "ImageSets" / "Main"
+    paired = {"train": ("train", "trainval"), "val": ("val", "test")}  # train with val, or trainval with test
+    names = [name for name in paired[split] if (lists / f"{name}.txt").is_file()]
+    if split == "train" and not (lists / "val.txt").is_file():
+        names.reverse()
+    if not names:
+        raise NoSplitError(f"{folder} has no list for {split}: ImageSets/Main/{split}.txt is needed")
+    lines = (lists / f"{names[0]}.txt").read_text().splitlines()
+    return [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
+
+
+def _all_files(root: Path) -> Iterator[Path]:
+    for split in BESIDE:
+        try:
+            yield from annotation_files(root, split)
+        except NoSplitError:
+            continue

@@ -1,0 +1,257 @@
+"""Data sets in YOLO's layout: a `data.yaml`, images, and for each image a text file of boxes or polygons.
+
+A line is a class and four numbers (x and y of the centre, width, height), or a class and a polygon (x y x y ...), in
+units of the image. Images without a file, or with an empty one, hold nothing. H x W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fourstage.data.images import is_image_name, read_image
+from fourstage.data.objects.table import ObjectTable, Row
+from fourstage.data.objects.views import HeaderSizes, reading_objects
+from fourstage.data.sample import NoSplitError, Objects, Sample
+
+Split = Literal["train", "val"]
+
+NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any other
+KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a `data.yaml` says."""
+
+    path: Path
+    classes: tuple[str, ...]
+    folders: dict[str, tuple[str, ...]]  # by the key of the split: folders of images, or text files that list them
+    base: Path  # what they start from
+
+    def images(self, split: Split) -> list[Path]:
+        """The images of one split, in the order of their names or of the list.
+
+        Raises:
+            NoSplitError: there is no such split.
+            ValueError: a folder or list is missing, or has no images.
+        """
+        key = next((key for key in KEYS[split] if key in self.folders), None)
+        if key is None:
+            raise NoSplitError(f"{self.path} names no images for {split}: a line `{KEYS[split][0]}: FOLDER` is needed")
+        found = [path for text in self.folders[key] for path in self._listed(key, text)]
+        if not found:
+            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images")
+        return found
+
+    def _listed(self, key: str, text: str) -> list[Path]:
+        place = self._place(key, text)
+        if place.is_dir():
+            return sorted(path for path in place.rglob("*") if is_image_name(path.name))
+        lines = [line.strip() for line in place.read_text().splitlines()]
+        return [self._below(line) for line in lines if line]
+
+    def _place(self, key: str, text: str) -> Path:
+        """Exports often write `../train/images` for what lies beside the file."""
+        for place in (self._below(text), self._below(text.removeprefix("../")), self.path.parent / text):
+            if place.exists():
+                return place
+        raise ValueError(f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}")
+
+    def _below(self, text: str) -> Path:
+        return self.base / text  # an absolute path stays what it is
+
+
+class Yolo:
+    """One split of a data set in YOLO's layout.
+
+    Attributes:
+        has_masks: whether every object has a polygon; if not, samples carry boxes only.
+        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+        note: one sentence about what is unusual; empty otherwise.
+
+    Raises:
+        ValueError: no images for this split, or a line that is none of YOLO's, by its file and number.
+    """
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        self._root = Path(root)
+        said = describe(self._root)
+        self.classes, self.truths = said.classes, ("objects",)
+        self._paths = said.images(split)
+        self._table = ObjectTable.of(self._rows(), len(self._paths))
+        self.has_masks = self._table.has_masks
+        self._sizes = HeaderSizes(np.full((len(self._paths), 2), -1))
+        self.with_reference = split == "val"
+        self.note = ""
+        if self._table.some_masks and not self.has_masks:
+            self.note = f"only some objects of the {split} split in {root} have polygons: boxes alone are used."
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all); reads each header once. Raises BadImage."""
+        return self._sizes.of(self, indices)
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: objects of each image."""
+        return self._table.counts_I
+
+    def path(self, index: int) -> Path:
+        return self._paths[index]
+
+    def id(self, index: int) -> str:
+        path = self._paths[index]
+        return (path.relative_to(self._root) if path.is_relative_to(self._root) else path).as_posix()
+
+    def sample(self, index: int) -> Sample:
+        """Read one image and its objects. Raises BadImage."""
+        image_HW3 = read_image(self.path(index), orient=True)
+        size = (image_HW3.shape[0], image_HW3.shape[1])
+        with reading_objects(self.path(index)):
+            reference = self._reference(index, size) if self.with_reference else None
+            return Sample(self.id(index), image_HW3, size, objects=self._objects(index, size), reference=reference)
+
+    def objects(self, index: int) -> Objects:
+        """What is in one image, in its pixels."""
+        return self._objects(index, self._size(index))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        return self._reference(index, self._size(index))
+
+    def _objects(self, index: int, size: tuple[int, int]) -> Objects:
+        return self._table.objects(index, size, partial(self._where, index), unit=(size[1], size[0]))
+
+    def _reference(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        return self._table.reference(index, size, partial(self._where, index), unit=(size[1], size[0]))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.sizes([index])[0].tolist()
+        return height, width
+
+    def _where(self, index: int, line: Any) -> str:
+        return f"{label_file(self._paths[index])}, line {line}"
+
+    def _rows(self) -> Iterator[Row]:
+        for position, path in enumerate(self._paths):
+            for number, text in label_lines(path):
+                try:
+                    label, box, polygon = parse_line(text, len(self.classes))
+                except ValueError as error:
+                    raise ValueError(f"{label_file(path)}, line {number}: {error}") from error
+                yield Row(position, label, box, segmentation=polygon and [polygon], name=number)
+
+
+def is_yolo(root: Path) -> bool:
+    """Whether `root` has a yaml file that names classes and images."""
+    return find_yaml(root) is not None
+
+
+def find_yaml(root: Path) -> Path | None:
+    """The file that describes the data."""
+    first = [root / name for name in NAMES if (root / name).is_file()]
+    others = sorted(path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path not in first)
+    return next((path for path in (*first, *others) if "names" in _mapping(path) and _split_keys(_mapping(path))), None)
+
+
+def describe(root: Path) -> Description:
+    """Read the `data.yaml` of a folder. Raises ValueError where it is missing or names no classes."""
+    path = find_yaml(root)
+    if path is None:
+        raise ValueError(f"{root} has no data.yaml with the keys names, train and val")
+    content = _mapping(path)
+    folders = {key: _texts(path, key, content[key]) for key in _split_keys(content)}
+    base = path.parent / str(content.get("path") or ".")
+    return Description(path, _classes(path, content), folders, base if base.is_dir() else path.parent)
+
+
+def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float, float], list[float] | None]:
+    """One object.
+
+    Returns:
+        Its label, its box as x, y (of the upper left corner), width, height, and its polygon where it has one; in units
+        of the image.
+
+    Raises:
+        ValueError: not a class and numbers, or a class that is not named.
+    """
+    words = text.split()
+    try:
+        label, numbers = int(float(words[0])), [float(word) for word in words[1:]]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a class and numbers") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{text[:60]!r} has a number that is not finite; a box or a polygon is of shares, from 0 to 1")
+    if len(numbers) < 4 or len(numbers) % 2:
+        raise ValueError(
+            f"{text[:60]!r} has {len(numbers)} numbers behind its class; a box has four, a polygon six or more"
+        )
+    if not 0 <= label < classes:
+        raise ValueError(f"the class {label} is not one of the {classes} that are named, which count from 0")
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        return label, (x - width / 2, y - height / 2, width, height), None
+    left, top, right, bottom = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    return label, (left, top, right - left, bottom - top), numbers
+
+
+def label_file(image: Path) -> Path:
+    """The text file of an image: in `labels` for `images`, the last of these folders, else beside it."""
+    parts = list(image.parts)
+    folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def label_lines(image: Path) -> list[tuple[int, str]]:
+    """The lines for an image that say something, with their numbers from 1."""
+    return lines_of(label_file(image))
+
+
+def lines_of(path: Path) -> list[tuple[int, str]]:
+    """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _split_keys(content: dict[str, Any]) -> list[str]:
+    return [key for keys in KEYS.values() for key in keys if content.get(key)]
+
+
+def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}: {key} is a folder or a list of folders, got {value!r}")
+    return tuple(texts)
+
+
+def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    names = content["names"]
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names or content.get("nc", len(names)) != len(names):
+        raise ValueError(
+            f"{path}: names is a list, or a mapping from 0, 1, ... to class names, as many as nc says; got {names!r}"
+        )
+    return tuple(str(name) for name in names)

@@ -1,0 +1,146 @@
+"""Shards at an address that fsspec opens (s3://, gs://, https://, memory://, ...): fetched whole, kept for a while."""
+
+import contextlib
+import os
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fourstage.data.files import cache_folder, whole_file
+from fourstage.data.shards.index import FOLDER, VERSION, ShardIndex, index_shard, load_index, save_index
+
+BOUND = 64  # GB of fetched shards that stay on disk, unless FOURSTAGE_SHARD_CACHE_GB says another number
+CHUNK = 8 << 20  # bytes that are fetched at a time
+FRESH = 30.0  # seconds; a shard that was used within them is not marked as used again
+
+
+def is_address(data: str | Path) -> bool:
+    """Whether `data` is an address for fsspec, not a path."""
+    return "://" in str(data)
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it. Raises ValueError when a library for it is missing."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise ValueError(f'{address} needs fsspec: pip install "fourstage[data]"') from error
+    try:
+        return url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{address} cannot be opened ({str(error).rstrip('.')}); install what is named, or mend it"
+        ) from error
+
+
+class ShardCache:
+    """Copies of remote shards in a folder of bounded size; those that were not used for longest go first.
+
+    Any number of processes may use one folder: each shard is fetched once, under a lock, and takes its name when it is
+    whole. A shard that is removed while it is wanted is fetched again.
+    """
+
+    def __init__(self, folder: Path | None = None, bound: int | None = None) -> None:
+        self.folder = folder or cache_folder() / "shards"
+        gigabytes = os.environ.get("FOURSTAGE_SHARD_CACHE_GB", str(BOUND))
+        try:
+            self.bound = bound if bound is not None else int(float(gigabytes) * 1e9)
+        except ValueError as error:
+            raise ValueError(
+                f"FOURSTAGE_SHARD_CACHE_GB is {gigabytes!r}; it must be a number, such as {BOUND}"
+            ) from error
+        self._used: dict[str, float] = {}
+
+    def fetch(self, address: str) -> Path:
+        """The local copy of a shard. Raises ValueError when it cannot be fetched."""
+        path = self._place(address)
+        if path.is_file():
+            self._mark(path)
+            return path
+        from filelock import FileLock
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                self._download(address, path)
+                self._make_room(path)
+        return path
+
+    def index(self, address: str) -> ShardIndex:
+        """The index of a shard: the one kept here, the one published beside it, or a new one of the fetched shard."""
+        path = self._place(address)
+        kept = path.with_name(f"{path.stem}-v{VERSION}.npz")
+        size = self._size(address)
+        if (index := load_index(kept, size, None)) is not None:
+            return index
+        parent, _, name = address.rpartition("/")
+        published = self._place(f"{parent}/{FOLDER}/{name}.npz")
+        try:
+            published.parent.mkdir(parents=True, exist_ok=True)
+            self._download(f"{parent}/{FOLDER}/{name}.npz", published)
+            index = load_index(published, size, None)
+        except ValueError:
+            index = None
+        finally:
+            published.unlink(missing_ok=True)
+        if index is None:
+            local = self.fetch(address)
+            if local.stat().st_size != size:  # another one has taken its place since it was fetched
+                local.unlink(missing_ok=True)
+                local = self.fetch(address)
+            index = index_shard(local, address)
+            save_index(index, local, kept)
+        return index
+
+    def _place(self, address: str) -> Path:
+        name = Path(address.rpartition("/")[2])
+        return self.folder / f"{name.stem}-{sha256(address.encode()).hexdigest()[:16]}{name.suffix}"
+
+    def _size(self, address: str) -> int:
+        system, path = filesystem(address)
+        try:
+            return int(system.size(path))
+        except Exception as error:  # each kind of storage has errors of its own
+            raise ValueError(
+                f"{address} cannot be reached ({_reason(error)}); check the address and the access"
+            ) from error
+
+    def _download(self, address: str, path: Path) -> None:
+        system, remote = filesystem(address)
+        try:
+            with system.open(remote, "rb") as source, whole_file(path) as target:
+                while part := source.read(CHUNK):
+                    target.write(part)
+        except Exception as error:  # each kind of storage has errors of its own
+            raise ValueError(
+                f"{address} cannot be fetched ({_reason(error)}); check the address and the access"
+            ) from error
+
+    def _mark(self, path: Path) -> None:
+        now = time.monotonic()
+        if now - self._used.get(path.name, -FRESH) >= FRESH:
+            self._used[path.name] = now
+            with contextlib.suppress(OSError):  # removed meanwhile, or another user's
+                os.utime(path)
+
+    def _make_room(self, keep: Path) -> None:
+        """Remove what was not used for longest, until the rest fits the bound; never the one just fetched."""
+        there: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("*.tar"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # another process makes room too
+                continue
+            there.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in there)
+        for _, size, path in sorted(there):
+            if total <= self.bound:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(".:") if str(error) else type(error).__name__

@@ -1,0 +1,225 @@
+"""`fourstage data shard`: a classification data set as WebDataset shards, its image files byte by byte as they are.
+
+classes.txt                     a name a line, in the order of the labels
+train-000000.tar  val-...tar    for each sample KEY.jpg, KEY.cls (the label) and KEY.json (id and class name)
+.fourstage/*.npz                where each image lies, so that no shard is searched before it is used
+shards.json                     what was asked for, and whether it is done
+"""
+
+import contextlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fourstage.data.files import whole_file
+from fourstage.data.formats import open_dataset
+from fourstage.data.images import EXTENSIONS, open_image
+from fourstage.data.order import by_hash
+from fourstage.data.sample import BadImage, Dataset, NoSplitError
+from fourstage.data.shards.dataset import STATE, Progress
+from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
+
+Split = Literal["train", "val"]
+
+LARGEST = 256 << 20  # bytes of a shard, where nothing else is asked for; of ImageNet, some 2,300 images
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is in the folder now."""
+
+    images: dict[str, int]  # by split
+    shards: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    size: int | None  # bytes
+    count: int | None  # samples
+
+    def full(self, samples: int, size: int, more: int) -> bool:
+        """Whether a sample of `more` bytes begins another shard."""
+        over = self.size is not None and size + more > self.size
+        return samples > 0 and (over or samples == self.count)
+
+
+def write_shards(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    max_size: int | None = None,
+    count: int | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write both splits of a data set as shards; an earlier try that was interrupted is continued.
+
+    The samples are shuffled once, by a hash of their ids: whoever reads mixes neighbouring shards only. A shard takes
+    its name when it is whole.
+
+    Args:
+        source: what `open_dataset` takes.
+        max_size: most bytes of a shard; 256 MB if neither this nor `count` is given. A larger image has its own shard.
+        count: samples of a shard.
+        progress: called with (samples written, samples in all).
+
+    Raises:
+        ValueError: a source without one label an image, an image that is missing, a folder with something else in it,
+            limits that make no sense.
+    """
+    if (max_size is not None and max_size < 1) or (count is not None and count < 1):
+        raise ValueError("a shard needs room: --max-size and --count must be 1 or more")
+    limits = _Limits(LARGEST if max_size is None and count is None else max_size, count)
+    splits = _open(source, progress)
+    folder, progress = Path(folder), progress or (lambda done, total: None)
+    state = {
+        "source": {split: _fingerprint(dataset) for split, dataset in splits.items()},
+        "max_size": limits.size,
+        "count": limits.count,
+    }
+    _begin(folder, state, splits["train" if "train" in splits else "val"].classes)
+    total, done, shards = sum(map(len, splits.values())), 0, {}
+    for split, dataset in splits.items():
+        shards[split] = _write_split(folder, split, dataset, limits, lambda i, before=done: progress(before + i, total))
+        done += len(dataset)
+    written = Written({split: len(dataset) for split, dataset in splits.items()}, shards)
+    _write_json(folder / STATE, {**state, "finished": True, "images": written.images, "shards": written.shards})
+    return written
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `500000000`, or with KB, MB or GB. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is no size; write a number of bytes, or for example 500MB")
+    return int(float(found[1]) * 1000 ** ("", "K", "M", "G").index(found[2].upper()))
+
+
+def _open(source: str | Path, progress: Progress | None) -> dict[Split, Dataset]:
+    """Both splits; a source that only has validation images has one."""
+    splits: dict[Split, Dataset] = {}
+    with contextlib.suppress(NoSplitError):
+        splits["train"] = open_dataset(source, "train", progress=progress)
+    splits["val"] = open_dataset(source, "val", progress=progress)
+    for dataset in splits.values():
+        if "label" not in dataset.truths:
+            raise ValueError(
+                f"{source} has no class for each image: shards are for classification data, such as train/<class>/*.jpg"
+            )
+    return splits
+
+
+def _fingerprint(dataset: Any) -> str:
+    """A hash of all ids and labels, in their order."""
+    digest = sha256("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
+    for index in range(len(dataset)):
+        digest.update(f"{dataset.id(index)} {dataset.labels_N[index]}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _begin(folder: Path, state: dict[str, Any], classes: Sequence[str]) -> None:
+    """A new folder, or one that the same command has begun; nothing is ever written over."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a new or empty folder for the shards")
+    for left in folder.glob(".*.partial"):  # by a try that was killed
+        left.unlink(missing_ok=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        _check_same(folder, state)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / STATE, {**state, "finished": False})
+    (folder / FOLDER).mkdir(exist_ok=True)
+    with whole_file(folder / "classes.txt") as file:
+        file.write("".join(f"{name}\n" for name in classes).encode("utf-8", "surrogateescape"))
+
+
+def _check_same(folder: Path, state: dict[str, Any]) -> None:
+    """Raise ValueError unless `folder` holds the beginning of the same work."""
+    try:
+        before = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} holds other files: name a new or empty folder for the shards") from None
+    if {key: before.get(key) for key in state} != state:
+        raise ValueError(
+            f"{folder} holds shards of other data or of another size: name another folder, or delete this one"
+        )
+    if before.get("finished"):
+        raise ValueError(f"{folder} already holds these shards, complete; `fourstage data check {folder}` reads them")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def _write_split(folder: Path, split: str, dataset: Any, limits: _Limits, progress: Any) -> int:
+    """The shards of one split. Returns their number."""
+    order = by_hash([dataset.id(index) for index in range(len(dataset))])
+    shard = done = 0
+    while done < len(order):
+        path = folder / f"{split}-{shard:06d}.tar"
+        if path.is_file():  # of an earlier try; only whole ones have their name
+            done += len(local_index(path, folder / FOLDER / f"{path.name}.npz"))
+        else:
+            done += _write_shard(path, dataset, order, done, limits, progress)
+        progress(done)
+        shard += 1
+    return shard
+
+
+def _write_shard(path: Path, dataset: Any, order: Sequence[int], first: int, limits: _Limits, progress: Any) -> int:
+    """One shard, from place `first` of the order on. Returns how many samples it took."""
+    taken = 0
+    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for place in range(first, len(order)):
+            members = list(_members(dataset, order[place], place))
+            size = sum(tarfile.BLOCKSIZE * (2 + (len(data) - 1) // tarfile.BLOCKSIZE) for _, data in members)
+            if limits.full(taken, archive.offset, size):
+                break
+            for name, data in members:
+                head = tarfile.TarInfo(name)  # no time, no owner: the same data gives the same bytes
+                head.size = len(data)
+                archive.addfile(head, BytesIO(data))
+            taken += 1
+            progress(first + taken)
+    save_index(index_shard(path, str(path)), path, path.parent / FOLDER / f"{path.name}.npz")
+    return taken
+
+
+def _members(dataset: Any, index: int, place: int) -> Iterator[tuple[str, bytes]]:
+    """The files of one sample. Keys are numbers: names of images may have dots, which end a key."""
+    data, id, label = dataset.raw(index), dataset.id(index), int(dataset.labels_N[index])
+    if isinstance(data, np.ndarray):
+        data, ending = _png(data), "png"
+    else:
+        ending = id.rpartition(".")[2].lower()
+        ending = ending if f".{ending}" in EXTENSIONS else _kind(data, dataset.where(index))
+    note = {"source_id": id, "label": label, "class": dataset.classes[label]}
+    yield f"{place:08d}.{ending}", data
+    yield f"{place:08d}.cls", str(label).encode()
+    yield f"{place:08d}.json", json.dumps(note).encode()
+
+
+def _png(image_HW3: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(image_HW3).save(file, "PNG")
+    return file.getvalue()
+
+
+def _kind(data: bytes, where: str) -> str:
+    """The ending for an image whose id has none."""
+    with open_image(BytesIO(data), name=where) as image:
+        ending = (image.format or "").lower()
+    ending = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(ending, ending)
+    if f".{ending}" not in EXTENSIONS:
+        raise BadImage(where, f"{ending.upper()} is no kind of image that data sets are made of")
+    return ending

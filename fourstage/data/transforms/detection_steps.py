@@ -1,0 +1,209 @@
+"""Steps that change an image and the objects in it together, with MMDetection's arithmetic. H x W pixels, N objects.
+
+A step takes and gives a `Sample` whose image is (H, W, 3) uint8. Draws come from the global generator of `numpy.random`
+only, which the loader seeds for each sample. Objects are moved and cut with the image, crowd regions too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourstage.data.sample import Objects, Sample
+from fourstage.data.transforms.resizing import Normalise, Size, keep_ratio, resize_image, resize_nearest
+
+Step = Callable[[Sample], Sample]
+Scale = tuple[int, int]  # limits on the longer and the shorter side of an image, pixels, in either order
+
+SMALLEST = 1e-2  # pixels; a box with a side no longer than this is none
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Steps one after the other."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, sample: Sample) -> Sample:
+        return reduce(lambda changed, step: step(changed), self.steps, sample)
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several steps, each equally likely."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, sample: Sample) -> Sample:
+        return self.steps[_below(len(self.steps))](sample)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To the largest size of the same shape within one of several limits, each equally likely."""
+
+    scales: tuple[Scale, ...]
+
+    def __call__(self, sample: Sample) -> Sample:
+        scale = self.scales[_below(len(self.scales))]
+        return resized(sample, keep_ratio(_size(sample), scale))
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """To a random multiple of the largest size of the same shape within `scale`."""
+
+    scale: Scale
+    ratio: tuple[float, float]  # smallest and largest multiple
+
+    def __call__(self, sample: Sample) -> Sample:
+        low, high = self.ratio
+        drawn = np.random.random_sample() * (high - low) + low  # noqa: NPY002 - seeded for each sample by the loader
+        limits = (max(1, int(self.scale[0] * drawn)), max(1, int(self.scale[1] * drawn)))
+        return resized(sample, keep_ratio(_size(sample), limits))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A mirror image, left to right."""
+
+    probability: float
+
+    def __call__(self, sample: Sample) -> Sample:
+        drawn = np.random.random_sample()  # noqa: NPY002
+        return flipped(sample) if drawn < self.probability else sample
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random part of the image; objects outside are left out, even if none remains.
+
+    Args:
+        heights, widths: smallest and largest height and width of the part, pixels; smaller images give smaller parts.
+        tight: boxes are drawn anew around what is left of the masks, and those of no size are left out.
+    """
+
+    heights: tuple[int, int]
+    widths: tuple[int, int]
+    tight: bool = False
+
+    def __call__(self, sample: Sample) -> Sample:
+        whole = _size(sample)
+        height, width = (
+            _between(min(side, low), min(side, high))
+            for side, (low, high) in zip(whole, (self.heights, self.widths), strict=True)
+        )
+        corner = (_between(0, whole[0] - height), _between(0, whole[1] - width))
+        return cropped(sample, corner, (height, width), tight=self.tight)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The image as a normalised (3, H, W) float32 tensor; the last step."""
+
+    normalise: Normalise
+    with_objects: bool = True
+
+    def __call__(self, sample: Sample) -> Sample:
+        objects = sample.objects if self.with_objects else None
+        return replace(sample, image=self.normalise(pixels(sample)), objects=objects, label_map_HW=None)
+
+
+def resized(sample: Sample, size: Size) -> Sample:
+    """The sample at another size; boxes are cut at the border of the image, and stay even where nothing is left."""
+    image_HW3 = pixels(sample)
+    factors = [new / old for new, old in zip(size, image_HW3.shape[:2], strict=True)]
+    objects = sample.objects
+    if objects is not None:
+        boxes_N4 = objects.boxes_N4 * torch.tensor([factors[1], factors[0]] * 2, dtype=torch.float32)
+        masks_NHW = (
+            None if objects.masks_NHW is None else torch.from_numpy(resize_nearest(objects.masks_NHW.numpy(), size))
+        )
+        objects = replace(objects, boxes_N4=_clipped(boxes_N4, size), masks_NHW=masks_NHW)
+    return replace(sample, image=resize_image(image_HW3, size), objects=objects)
+
+
+def flipped(sample: Sample) -> Sample:
+    """The mirror image, left to right."""
+    image_HW3 = pixels(sample)
+    objects = sample.objects
+    if objects is not None:
+        left, top, right, bottom = objects.boxes_N4.unbind(1)
+        boxes_N4 = torch.stack([image_HW3.shape[1] - right, top, image_HW3.shape[1] - left, bottom], dim=1)
+        masks_NHW = None if objects.masks_NHW is None else objects.masks_NHW.flip(-1)
+        objects = replace(objects, boxes_N4=boxes_N4, masks_NHW=masks_NHW)
+    return replace(sample, image=np.ascontiguousarray(image_HW3[:, ::-1]), objects=objects)
+
+
+def cropped(sample: Sample, corner: tuple[int, int], size: Size, *, tight: bool = False) -> Sample:
+    """A part of the image and the objects that reach into it, of which a sliver or an empty mask may be left.
+
+    Args:
+        corner: (top, left), pixels.
+        size: (H, W); all of it lies inside the image.
+        tight: see `Crop`.
+    """
+    (top, left), (height, width) = corner, size
+    part = (slice(top, top + height), slice(left, left + width))
+    objects = sample.objects
+    if objects is not None:
+        shift = torch.tensor([left, top] * 2, dtype=torch.float32)
+        objects = replace(
+            objects,
+            boxes_N4=_clipped(objects.boxes_N4 - shift, size),
+            masks_NHW=None if objects.masks_NHW is None else objects.masks_NHW[(slice(None), *part)],
+        )
+        x1, y1, x2, y2 = objects.boxes_N4.unbind(1)
+        objects = chosen(objects, (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0))
+        objects = with_tight_boxes(objects) if tight else objects
+    return replace(sample, image=np.ascontiguousarray(pixels(sample)[part]), objects=objects)
+
+
+def chosen(objects: Objects, keep_N: Tensor) -> Objects:
+    """Some of the objects, by a mask of bools."""
+    masks_NHW = None if objects.masks_NHW is None else objects.masks_NHW[keep_N]
+    return Objects(objects.boxes_N4[keep_N], objects.labels_N[keep_N], objects.crowd_N[keep_N], masks_NHW)
+
+
+def with_tight_boxes(objects: Objects) -> Objects:
+    """Boxes drawn anew around the masks where there are any; objects whose box has no size are left out."""
+    if objects.masks_NHW is not None:
+        objects = replace(objects, boxes_N4=tight_boxes(objects.masks_NHW))
+    sides_N2 = objects.boxes_N4[:, 2:] - objects.boxes_N4[:, :2]
+    return chosen(objects, (sides_N2 > SMALLEST).all(dim=1))
+
+
+def tight_boxes(masks_NHW: Tensor) -> Tensor:
+    """(N, 4) float32: the smallest box around each mask, zeros for an empty one."""
+    boxes_N4 = torch.zeros(len(masks_NHW), 4)
+    for mask_HW, box_4 in zip(masks_NHW.numpy(), boxes_N4, strict=True):
+        rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+        if len(rows):
+            box_4[:] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return boxes_N4
+
+
+def pixels(sample: Sample) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    return sample.image
+
+
+def _size(sample: Sample) -> Size:
+    height, width = pixels(sample).shape[:2]
+    return height, width
+
+
+def _clipped(boxes_N4: Tensor, size: Size) -> Tensor:
+    return torch.stack([boxes_N4[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], dim=1)
+
+
+def _below(count: int) -> int:
+    return int(np.random.randint(count))  # noqa: NPY002
+
+
+def _between(low: int, high: int) -> int:
+    return int(np.random.randint(low, high + 1))  # noqa: NPY002

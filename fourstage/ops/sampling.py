@@ -1,0 +1,222 @@
+"""Reading maps at learned places and adding up what was read: the heart of DCNv3 and of deformable attention.
+
+B images, H x W cells, h heads of d channels, L levels; Q queries, each with P points a head and a level.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fourstage.ops.matmul import has_choice
+
+RING = 2  # cells of zeros around a map: all four corners of a point outside may lie in it
+FAR = 2**24  # cells; a location farther off is taken for one so far off: outside any map, and an int32 still
+
+Form = Literal["grid_sample", "gather", "embedding_bag"]
+
+
+def deformable_sample(
+    maps: Sequence[Tensor],
+    locations_BQhLP2: Tensor,
+    weights_BQhLP: Tensor,
+    *,
+    cells_BQhLP2: Tensor | None = None,
+    form: Form | None = None,
+) -> Tensor:
+    """Read every level's map at each point, bilinearly, and add the readings up by weight.
+
+    A location is (x, y) in cells of its own level, and cell (0, 0) has its centre at (0, 0): location (3, 2) reads
+    `map[:, 2, 3]` as it is. A location that is given as a share of the map's size, as deformable attention has them
+    (0 the left edge of the first cell, 1 the right edge of the last), is `share * (W, H) - 0.5` here; that is what
+    `grid_sample` calls `align_corners=False`. Beyond the border the map is 0, and it goes down to that linearly over
+    one cell, as if a ring of zeros lay around it.
+
+    The gradient by a location is that of the square of four cells it lies in; on the line between two squares, that
+    of the right or lower one. All forms keep to that. So that small offsets from cells far from the origin are not
+    rounded across such a line, the whole cells may be given apart, in `cells_BQhLP2`.
+
+    The arithmetic runs in the precision of the locations, whatever that of the maps, and is rounded once, at the end.
+
+    Args:
+        maps: one per level.
+        cells_BQhLP2: whole numbers of an integer type, added to the locations without rounding.
+        form: how to compute it; all forms give the same up to rounding. By default the fastest, see `best_form`.
+
+    Shapes:
+        maps: (B, H_l, W_l, h, d) each, any H_l and W_l.
+        locations_BQhLP2: (B, Q, h, L, P, 2), float32 or float64.
+        weights_BQhLP: (B, Q, h, L, P).
+        cells_BQhLP2: (B, Q, h, L, P, 2), where B and h may be 1.
+        Returns (B, Q, h * d) in the dtype of the maps.
+
+    Raises:
+        ValueError: locations in half precision, in which neighbouring cells of a large map have the same place.
+    """
+    dtype = locations_BQhLP2.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"locations in {dtype} cannot tell the cells of a large map apart; use locations.float()")
+    read = FORMS[form or best_form(*maps, locations_BQhLP2, weights_BQhLP)]
+    levels = len(maps)
+    locations, weights = locations_BQhLP2.unbind(3), weights_BQhLP.to(dtype).unbind(3)
+    cells = [None] * levels if cells_BQhLP2 is None else cells_BQhLP2.unbind(3)
+    assert len(locations) == len(weights) == len(cells) == levels
+    out_BQC = read(maps[0].to(dtype), locations[0], weights[0], cells[0])
+    for i in range(1, levels):
+        out_BQC = out_BQC + read(maps[i].to(dtype), locations[i], weights[i], cells[i])
+    return out_BQC.to(maps[0].dtype)
+
+
+def best_form(*tensors: Tensor) -> Form:
+    """The form that suits the device and what is going on.
+
+    | where | form | why |
+    | --- | --- | --- |
+    | CPU, no gradients | embedding_bag | 2 to 3 times faster than grid_sample |
+    | CPU, gradients | grid_sample | the others take 2 to 5 times as long backward |
+    | compiled | gather | it fuses; the others stay calls of PyTorch's kernels |
+    | exported | grid_sample | one operator that every runtime knows |
+    | GPU | grid_sample | not measured |
+    | GPU, `torch.use_deterministic_algorithms` | gather | backward, grid_sample raises; `index_select` repeats itself |
+    """
+    cpu = tensors[0].device.type == "cpu"
+    if not cpu and torch.are_deterministic_algorithms_enabled():
+        return "gather"
+    if torch.compiler.is_exporting():
+        return "grid_sample"
+    if torch.compiler.is_compiling():
+        return "gather"
+    if cpu and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return "embedding_bag"
+    return "grid_sample"
+
+
+def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
+    """One level by the operator of that name. Returns (B, Q, h * d)."""
+    batch, height, width, heads, dim = map_BHWhd.shape
+    # queries last: along them the operator runs fastest
+    at = at_BQhP2.permute(4, 0, 2, 3, 1)
+    cells = cells if cells is None else cells.permute(4, 0, 2, 3, 1)
+    x_y = [shares_of_side(at[i], side, None if cells is None else cells[i]) for i, side in ((0, width), (1, height))]
+    grid = torch.stack(x_y, dim=-1).flatten(0, 1)
+    read = F.grid_sample(map_BHWhd.permute(0, 3, 4, 1, 2).flatten(0, 1), grid, align_corners=False)
+    weight = weight_BQhP.permute(0, 2, 3, 1).flatten(0, 1)
+    out = WeighedSum.apply(read, weight) if has_choice(read) else (read * weight[:, None]).sum(2)  # B * h, d, Q
+    return out.reshape(batch, heads * dim, -1).transpose(1, 2).contiguous()
+
+
+def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
+    """Places along a side of the map from -1 to 1, as `grid_sample` wants them.
+
+    What the operator makes of them is off by up to `blur` cells. A point that is so close to a line between cells is
+    moved to that distance from it, lest the operator take it for one on the other side, where the gradient is another.
+    """
+    step, blur = 2 / side, 2 * torch.finfo(at.dtype).eps * side
+    with torch.no_grad():
+        low = at.floor()
+        past = (at - low).clamp_(blur, 1 - blur)
+        place = past.add_(low if cells is None else low.add_(cells)).add_(0.5).mul_(step).sub_(1)
+        rest = place.sub_(at, alpha=step)
+    return rest.add(at, alpha=step)  # for the gradient no more than a factor
+
+
+class WeighedSum(torch.autograd.Function):
+    """`(read * weight[:, None]).sum(2)` for a CPU: point after point, so that nothing large is made on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:
+        ctx.save_for_backward(read_NdPQ, weight_NPQ)
+        out_NdQ = read_NdPQ[:, :, 0] * weight_NPQ[:, None, 0]
+        for point in range(1, weight_NPQ.shape[1]):
+            out_NdQ.addcmul_(read_NdPQ[:, :, point], weight_NPQ[:, None, point])
+        return out_NdQ
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_NdQ,), (read_NdPQ, weight_NPQ) = grads, ctx.saved_tensors
+        to_weight = torch.empty_like(weight_NPQ)
+        for point in range(weight_NPQ.shape[1]):
+            torch.sum(read_NdPQ[:, :, point] * grad_NdQ, 1, out=to_weight[:, point])
+        return grad_NdQ[:, :, None] * weight_NPQ[:, None], to_weight
+
+
+def by_gather(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
+    """One level as rows of a table, picked one corner after the other. Returns (B, Q, h * d)."""
+    table = ringed(map_BHWhd)
+    parts = []
+    for row_BQhP, share_BQhP in corners(map_BHWhd, at_BQhP2, weight_BQhP, cells):
+        read = table.index_select(0, row_BQhP.flatten().long()).unflatten(0, row_BQhP.shape)
+        parts.append((read * share_BQhP[..., None]).sum(3))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).flatten(2)
+
+
+def by_embedding_bag(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
+    """One level as rows of a table, picked, weighed and added up by one operator. Returns (B, Q, h * d)."""
+    batch, queries, _, points, _ = at_BQhP2.shape
+    rows, shares = zip(*corners(map_BHWhd, at_BQhP2, weight_BQhP, cells), strict=True)
+    row, share = (torch.cat(x, dim=-1).reshape(-1, 4 * points) for x in (rows, shares))
+    out = F.embedding_bag(row, ringed(map_BHWhd), per_sample_weights=share, mode="sum")
+    return out.reshape(batch, queries, -1)
+
+
+def ringed(map_BHWhd: Tensor) -> Tensor:
+    """The map in a ring of zeros, as a table: a row of d for each cell and head."""
+    return F.pad(map_BHWhd, (0, 0, 0, 0, RING, RING, RING, RING)).reshape(-1, map_BHWhd.shape[-1])
+
+
+def corners(
+    map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """The four cells around each point: the row of the ringed map's table (int32), and the share of the reading.
+
+    Both are (B, Q, h, P). A place that is not a number has a row too, so that a training run that diverges ends with
+    numbers that say so and not in a crash.
+    """
+    batch, height, width, heads, _ = map_BHWhd.shape
+    at = at_BQhP2.movedim(-1, 0).contiguous()
+    low = at.detach().floor()
+    x, y = (at - low).unbind(0)  # from the left upper corner
+    low = low.clamp(-FAR, FAR).int()
+    if cells is not None:
+        low = low + cells.movedim(-1, 0).int()
+    down = (width + 2 * RING) * heads  # rows from a cell to the one below
+    column, line = low[0].clamp(-RING, width) + RING, low[1].clamp(-RING, height) + RING
+    image_B1 = torch.arange(batch, dtype=torch.int32, device=at.device)[:, None] * ((height + 2 * RING) * down)
+    first_B1h1 = (image_B1 + torch.arange(heads, dtype=torch.int32, device=at.device))[:, None, :, None]
+    row = line * down + (column * heads + first_B1h1)
+    lower = weight_BQhP * y
+    upper = weight_BQhP - lower
+    upper_right, lower_right = upper * x, lower * x
+    return [
+        (row, upper - upper_right),
+        (row + heads, upper_right),
+        (row + down, lower - lower_right),
+        (row + (down + heads), lower_right),
+    ]
+
+
+FORMS: dict[Form, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+    "grid_sample": by_grid_sample,
+    "gather": by_gather,
+    "embedding_bag": by_embedding_bag,
+}
+
+
+def kernel_cells(
+    height: int, width: int, kernel: int, *, stride: int = 1, dilation: int = 1, device: torch.device | None = None
+) -> Tensor:
+    """(Q, kernel^2, 2) int64: the cells that a convolution reads which is padded to keep the size, as (x, y).
+
+    There are Q = ceil(H / stride) * ceil(W / stride) queries, row by row. The points of one run down its columns, the
+    left one first: the order of DCNv3's weights.
+    """
+    reach = (torch.arange(kernel, device=device) - kernel // 2) * dilation
+    x_Wk = torch.arange(-(-width // stride), device=device)[:, None] * stride + reach
+    y_Hk = torch.arange(-(-height // stride), device=device)[:, None] * stride + reach
+    shape = (y_Hk.shape[0], x_Wk.shape[0], kernel, kernel)
+    x_y = torch.stack([x_Wk[None, :, :, None].expand(shape), y_Hk[:, None, None, :].expand(shape)], dim=-1)
+    return x_y.flatten(2, 3).flatten(0, 1)

@@ -1,0 +1,168 @@
+"""Whole detectors and segmentors from the tensors of a file: OpenMMLab's, ours, or a classifier's for the backbone.
+
+A file's keys fall in two: those of the backbone, which `load` reads as it reads a classifier's, and those of neck and
+heads, which the method's own table renames. Of another method's file a training may start with the backbone alone.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+
+from torch import Tensor, nn
+
+from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state
+from fourstage.weights.rules import Rule, check_complete, claims, rename
+
+TABLES = {  # method -> the module with its table, in METHODS
+    "upernet": "openmmlab.segmentor_names",
+    "semantic_fpn": "openmmlab.segmentor_names",
+    "retinanet": "openmmlab.detector_names",
+    "mask_rcnn": "openmmlab.detector_names",
+    "cascade_mask_rcnn": "openmmlab.detector_names",
+}
+# what names of heads contain, MMDetection's and MMSegmentation's or ours -> their method, the first that is found
+PARTS = {
+    r"^roi_head\.bbox_head\.0\.|^box_heads\.": "cascade_mask_rcnn",
+    r"^roi_head\.|^box_head\.": "mask_rcnn",
+    r"\.retina_cls\.|^dense_head\.": "retinanet",
+    r"^decode_head\.psp_modules\.|^decoder\.pooled\.": "upernet",
+    r"^decode_head\.scale_heads\.|^decoder\.scales\.": "semantic_fpn",
+}
+BACKBONE = "backbone."
+HEAD = "head."  # of a classifier, beside a backbone: MMPretrain has it so
+AUXILIARY = "auxiliary."  # trains along and predicts nothing: a file or a network may be without it
+
+
+def load_dense_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, method: str, source: str, fresh_head: bool = False
+) -> Report:
+    """Fill a detector or segmentor.
+
+    Args:
+        model: has a `backbone`; what else it has is called as the method's table says.
+        state: a whole detector's or segmentor's tensors, or those of a backbone or classifier alone: then neck and
+            heads stay as they were built.
+        method: whose table of names is used, such as "upernet".
+        source: the file's name, for messages.
+        fresh_head: layers for another number of classes stay as they were built, and of another method's network the
+            backbone is taken alone; without this, both are errors.
+
+    Raises:
+        ValueError: the file holds another network, another method or another number of classes.
+    """
+    state = _bare(state)
+    around = {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
+    inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
+    backbone = model.get_submodule(BACKBONE[:-1])
+    classifier = bool(inner) and all(key.startswith(HEAD) for key in around)
+    other = fresh_head and bool(inner) and method_of(around) != method
+    if not around or classifier or other or (not inner and backbone.state_dict()):  # its backbone alone
+        report = _load_backbone(backbone, inner or state, source)
+        fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
+        return _joined(report, source, {}, tuple(around) if inner else (), fresh=fresh)
+    renamed, gone = _our_names(around, own, method, source)
+    filled, fresh, left = _fit(renamed, own, method, source, fresh_head)
+    report = _load_backbone(backbone, inner, source)
+    check_complete(filled, own, fresh)
+    model.load_state_dict({**model.state_dict(), **filled})
+    moved = len(filled.keys() - around.keys())
+    fresh = [key for key in fresh if not re.fullmatch(COUNTER, key)]
+    return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=moved)
+
+
+def method_of(keys: Iterable[str]) -> str | None:
+    """The method of a whole detector or segmentor by the names in it; None for one that is not among ours."""
+    keys = list(keys)
+    return next((name for part, name in PARTS.items() if any(re.search(part, key) for key in keys)), None)
+
+
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wraps a whole state dict: parallel training, compilation, our task around its network."""
+    found = dict(state)
+    for wrapper in (*WRAPPERS, "network.", *WRAPPERS):
+        if found and all(key.startswith(wrapper) for key in found):
+            found = {key.removeprefix(wrapper): value for key, value in found.items()}
+    return found
+
+
+def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:
+    own = backbone.state_dict()
+    if own.keys() == state.keys() and all(own[key].shape == value.shape for key, value in state.items()):
+        backbone.load_state_dict(dict(state))  # ours, timm's or a user's own, by the names that they have here
+        return Report(source, len(own), 0, (), (), ())
+    return load_state(backbone, state, source=source)
+
+
+def _our_names(
+    around: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Neck and heads under our names, and the keys that the table drops."""
+    if len(around.keys() & own.keys()) * 2 > len(around):
+        return dict(around), []
+    rules: Sequence[Rule] = import_module(f"fourstage.weights.{TABLES[method]}").METHODS[method]
+    strange = [key for key in around if len(claims(rules, key)) != 1]
+    if strange:
+        more = f" and {len(strange) - 1} more" if strange[1:] else ""
+        raise ValueError(
+            f"{source} holds no {method}: it has no place for {strange[0]}{more}; name the method that the file was "
+            f"trained with"
+        )
+    gone = [key for key in around for rule, _ in claims(rules, key) if rule.name is None]
+    return rename(around, rules), gone
+
+
+def _fit(
+    renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str, fresh_head: bool
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """What is filled, what stays as built, and what of the file goes nowhere."""
+    left = [key for key in renamed if key not in own and key.startswith(AUXILIARY)]
+    wrong = [f"{key} is not in it" for key in renamed if key not in own and key not in left]
+    filled, classes = dict[str, Tensor](), list[str]()
+    for key, value in renamed.items():
+        if key not in own:
+            continue
+        if value.shape == own[key].shape:
+            filled[key] = value
+        elif value.shape[1:] == own[key].shape[1:]:  # rows are classes, or boxes of classes
+            classes.append(key)
+        else:
+            wrong.append(f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network")
+    missing = [key for key in own if key not in renamed]
+    wrong += [f"{key} is missing from the file" for key in missing if not _may_lack(key, renamed)]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise ValueError(f"{source} does not fit this {method}: {wrong[0]}{more}; build it as the file was trained")
+    if classes and not fresh_head:
+        key = classes[0]
+        raise ValueError(
+            f"{source} tells other classes apart: {key} has {len(renamed[key])} rows in the file and {len(own[key])} "
+            f"in the network; give its number of classes, or fresh_head=True to learn new ones"
+        )
+    return filled, [*missing, *classes], left
+
+
+def _may_lack(key: str, renamed: Mapping[str, Tensor]) -> bool:
+    lacks_auxiliary = key.startswith(AUXILIARY) and not any(other.startswith(AUXILIARY) for other in renamed)
+    return lacks_auxiliary or bool(re.fullmatch(COUNTER, key))
+
+
+def _joined(
+    backbone: Report,
+    source: str,
+    filled: Mapping[str, Tensor],
+    dropped: Sequence[str],
+    *,
+    fresh: Sequence[str],
+    renamed: int = 0,
+) -> Report:
+    """The backbone's report and that of what is around it, as one."""
+    return Report(
+        source=source,
+        read=backbone.read + len(filled),
+        renamed=backbone.renamed + renamed,
+        resized=tuple(BACKBONE + key for key in backbone.resized),
+        dropped=(*backbone.dropped, *dropped),
+        fresh=(*(BACKBONE + key for key in backbone.fresh), *fresh),
+        rebuilt=backbone.rebuilt,
+    )

@@ -1,0 +1,275 @@
+"""Checkpoints of others, read without running their code: which kind of file it is, and which weights are in it.
+
+What a pickle may name and build is decided in `unpickle.py`.
+"""
+
+import io
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from torch import Tensor
+
+from fourstage.weights.reading.metadata import classes_of
+from fourstage.weights.reading.unpickle import Foreign, Machine, RefusedError, UnreadableError
+
+__all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's format before 1.6 (torch/serialization.py)
+WRAPPERS = {
+    "model": ("model", "state_dict", "model_state_dict"),
+    "ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+}
+COUNTERS = {"steps", "n_averaged"}  # mmengine's and torch's AveragedModel keep one beside the weights
+ARCHIVES = ((b"\x1f\x8b", 0, "gzip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"), (b"\x89HDF", 0, "HDF5"))
+AGAIN = "download or save it again"
+# What damaged bytes can raise, in our code and in the libraries below it.
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError)
+BROKEN += (struct.error, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint's whole content, and the two sets of weights that people want from it.
+
+    Attributes:
+        content: the top level: CPU tensors, plain containers (every kind of dict is a dict, every tensor detached),
+            numbers, text, numpy arrays, and `Foreign` for objects of other classes.
+        metadata: the text entries that a .safetensors file carries; empty for others.
+    """
+
+    path: Path
+    content: dict[str, Any] = field(repr=False)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names where the file gives them.
+
+        At the top, in `meta` (mmcv 1), in its `dataset_meta` (mmengine), in the metadata of what we converted.
+        """
+        meta = _mapping(self.content.get("meta"))
+        inner = _mapping(meta.get("dataset_meta"))
+        for found in (self.content.get("classes"), meta.get("CLASSES"), inner.get("classes"), inner.get("CLASSES")):
+            if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
+                return list(found)
+        return classes_of(self.metadata)
+
+    def weights(self, which: str = "model") -> dict[str, Tensor]:
+        """Return the state dict, under whatever key the writer put it, without a `module.` before every name.
+
+        Args:
+            which: "model" is what the writer's own loader reads, "ema" the moving average of the weights.
+                mmengine swaps the two when it saves: its `state_dict` holds the average, so it answers to both.
+                mmcv 1 keeps copies inside the state dict, `ema_a_weight` beside `a.weight`: those are the average.
+
+        Raises:
+            ValueError: no such weights (the sentence lists what is there), or an entry that is not a named tensor.
+        """
+        if which not in WRAPPERS:
+            raise ValueError(f"which={which!r} is not known: ask for which='model' or which='ema'")
+        where, state = self._find(which)
+        for key, value in state.items():
+            if not isinstance(key, str) or not isinstance(value, Tensor):
+                raise ValueError(
+                    f"{self.path}: entry {_short(key)} of {where} is a {type(value).__name__}, but weights are named "
+                    "tensors: remove it and save the file again"
+                )
+        copies = set(_averages(state).values())
+        bare = {key: value for key, value in state.items() if key not in COUNTERS and key not in copies}
+        if bare and all(key.startswith("module.") for key in bare):
+            return {key.removeprefix("module."): value for key, value in bare.items()}
+        return {key: value for key, value in state.items() if key not in copies}
+
+    def _find(self, which: str) -> tuple[str, Mapping]:
+        swapped = which == "ema" and {"message_hub", "ema_state_dict"} <= self.content.keys()
+        for name in ("state_dict",) if swapped else WRAPPERS[which]:
+            found = self.content.get(name)
+            if isinstance(found, Mapping):
+                return repr(name), found
+            if isinstance(found, Foreign):
+                raise ValueError(
+                    f"{self.path} holds a whole pickled {found.name} as {name!r}, not its weights: where it was "
+                    "written, save its state_dict()"
+                )
+        held = ", ".join(_short(key) for key in list(self.content)[:12]) or "nothing"
+        if which == "ema":
+            where, state = self._find("model")
+            if not (averages := _averages(state)):
+                raise ValueError(f"{self.path} holds no EMA weights, only {held}: ask for which='model'")
+            return where, {**state, **{key: state[copy] for key, copy in averages.items()}}
+        if any(isinstance(value, Tensor) for value in self.content.values()):
+            return "the file", self.content
+        raise ValueError(f"{self.path} holds no weights, only {held}: save {{'model': model.state_dict()}}")
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a .safetensors file, or what `torch.save` wrote (zip or the older format). None of its code is run.
+
+    The bytes decide which it is, not the suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: one sentence: no checkpoint (text, web page, git-lfs pointer, folder, TorchScript, ...), cut short,
+            damaged, or refused because it names what is not admitted.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "device"
+        raise ValueError(f"{path} is a {kind}, not a file: name the .pth, .pt or .safetensors file in it")
+    try:
+        with path.open("rb") as file:
+            return Checkpoint(path, *_read(path, file))
+    except RefusedError as error:
+        raise ValueError(
+            f"{path} was refused: it wants {error}, and a checkpoint may hold only tensors and plain containers; "
+            "nothing in it was run, so ask its author for a plain state_dict or a .safetensors file"
+        ) from None
+    except UnreadableError as error:
+        raise ValueError(f"{path} {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check the disk and the permissions") from error
+    except BROKEN as error:
+        raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is damaged or no checkpoint: {AGAIN}") from error
+
+
+# ---------------------------------------------------------------- which kind of file
+
+
+def _read(path: Path, file: IO[bytes]) -> tuple[dict, dict[str, str]]:
+    head, size = file.read(4096), path.stat().st_size
+    if not head:
+        raise UnreadableError(f"is empty (0 bytes): {AGAIN}")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        return _read_safetensors(path, size)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        content = _read_zip(file, size)
+    else:
+        _refuse_others(head)
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path, size)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+            content = _read_legacy(stream, size, text=_is_text(head))
+    if isinstance(content, Foreign):
+        raise UnreadableError(f"holds a whole pickled {content.name}: where it was written, save its state_dict()")
+    if not isinstance(content, dict):
+        raise UnreadableError(f"holds a {type(content).__name__}, not a dictionary: save a model's state_dict()")
+    return content, {}
+
+
+def _refuse_others(head: bytes) -> None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise UnreadableError("is a git-lfs pointer, not the file it stands for: run `git lfs pull` where it is from")
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise UnreadableError("is a web page, not a checkpoint: open the address in a browser, it may ask for a login")
+    for magic, at, name in ARCHIVES:
+        if head[at:].startswith(magic):
+            raise UnreadableError(f"is a {name} archive, not a checkpoint: unpack it and name the file in it")
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode(errors="ignore")  # which drops what is not text, and a last character that is cut
+    return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text)
+
+
+def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise UnreadableError(f"({size:,} bytes) is no whole .safetensors file ({error}): {AGAIN}") from None
+
+
+def _read_zip(file: IO[bytes], size: int) -> Any:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile:
+        raise UnreadableError(f"is incomplete ({size:,} bytes, its last part is missing): download it again") from None
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    root = _zip_root(list(entries))
+    if sum(entry.file_size for entry in entries.values()) > size or len(entries) != len(archive.infolist()):
+        raise UnreadableError(f"is damaged, entries of its zip archive overlap or repeat: {AGAIN}")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+        raise UnreadableError("is a compressed zip archive, which torch.save does not write: save it with torch.save")
+    if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") == b"big":
+        raise UnreadableError("is in big-endian byte order: save it again on a little-endian machine")
+
+    def fill(key: str, memory: Tensor) -> None:
+        if entries[f"{root}data/{key}"].file_size != len(memory):
+            raise UnreadableError(f"is damaged, storage {_short(key)} is not of the size it should have: {AGAIN}")
+        memory.numpy()[:] = np.frombuffer(archive.read(f"{root}data/{key}"), np.uint8)  # read() checks the CRC
+
+    return Machine(size, fill).run(io.BytesIO(archive.read(f"{root}data.pkl")))
+
+
+def _zip_root(names: list[str]) -> str:
+    """The folder in the archive that holds `data.pkl`; every archive has its own."""
+    if any(re.match(r"[^/]+/(code/|constants\.pkl)", name) for name in names):
+        raise UnreadableError("is a TorchScript archive, a program: where it was made, save the model's state_dict()")
+    roots = [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(roots) != 1:
+        held = ", ".join(_short(name) for name in names[:5]) or "nothing"
+        raise UnreadableError(f"is a zip archive but no checkpoint, it holds {held}: unpack it if one of these is")
+    return roots[0]
+
+
+def _read_legacy(stream: mmap.mmap, size: int, *, text: bool) -> Any:
+    """Five pickles (magic, version, machine, content, keys of the storages), then the storages."""
+    try:
+        magic = Machine(size).run(stream)
+    except (*BROKEN, UnreadableError):
+        if text:
+            raise UnreadableError("is text, not a checkpoint: name the .pth, .pt or .safetensors file") from None
+        raise
+    if type(magic) is not int or magic != LEGACY_MAGIC:
+        raise UnreadableError("is a pickle that torch.save did not write: use torch.save(model.state_dict(), path)")
+    Machine(size).run(stream)  # the version: always 1001
+    if _mapping(Machine(size).run(stream)).get("little_endian") is False:
+        raise UnreadableError("is in big-endian byte order: save it again on a little-endian machine")
+    machine = Machine(size)
+    content, keys = machine.run(stream), Machine(size).run(stream)
+    if not isinstance(keys, list) or {str(key) for key in keys if isinstance(key, str | int)} != set(machine.storages):
+        raise UnreadableError(f"is damaged, it does not hold the storages that it names: {AGAIN}")
+    for key in keys:
+        _fill_legacy(stream, machine.storages[str(key)].memory, machine.storages[str(key)].itemsize)
+    return content
+
+
+def _fill_legacy(stream: mmap.mmap, memory: Tensor, itemsize: int) -> None:
+    """Fill one storage: a count of elements as int64, then the bytes."""
+    head, data = stream.read(8), stream.read(len(memory))
+    if len(data) < len(memory) or len(head) < 8:
+        raise UnreadableError(f"is incomplete ({stream.size():,} bytes, more are named): download it again")
+    if struct.unpack("<q", head)[0] * itemsize != len(memory):
+        raise UnreadableError(f"is damaged, a storage is not of the size it should have: {AGAIN}")
+    memory.numpy()[:] = np.frombuffer(data, np.uint8)
+
+
+# ---------------------------------------------------------------- small help
+
+
+def _mapping(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _short(key: Any) -> str:
+    """Show a key of an unknown file: no control characters, no endless text, no repr of unknown objects."""
+    return ascii(key[:60]) if isinstance(key, str) else f"<{type(key).__name__}>"
+
+
+def _averages(state: Mapping) -> dict[str, str]:
+    """Name of a parameter -> name of its moving average in the same state dict, as mmcv 1 writes them."""
+    copies = {key: "ema_" + key.replace(".", "_") for key in state if isinstance(key, str)}
+    return {key: copy for key, copy in copies.items() if copy in state}
