@@ -1,7 +1,117 @@
-"""When numbers may be made another way than by calling the modules, or PyTorch's operators, one after the other."""
+"""Where fast paths may run in place of the plain form. Every fast path asks here first.
+
+A fast path gives the numbers of the plain form up to rounding, on a CPU, sooner. It reads weights from modules instead
+of calling them, and it may use kernels that tools do not know, so it runs only where nobody can notice: float32 on a
+CPU, eagerly, through modules that are exactly as PyTorch built them. Everywhere else, the plain form runs.
+
+`FOURSTAGE_OPS=plain` in the environment turns every fast path off, so that a doubt about a number can be bisected.
+"""
+
+import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+
+SWITCH = "FOURSTAGE_OPS"
+TENSORS = (Tensor, nn.Parameter)  # a subclass (quantised, sharded, traced) has kernels of its own
+LAYERS = (  # what a fast path may replace; wrappers, parametrisations, adapters and quantised layers are other types
+    nn.Linear,
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.LayerNorm,
+    nn.BatchNorm2d,
+    nn.GELU,
+    nn.ReLU,
+    nn.Dropout,
+    nn.Identity,
+)
+
+
+def may_run_fast(*tensors: Tensor | None, modules: Iterable[nn.Module] = ()) -> bool:
+    """Return whether a fast path may compute with these tensors in place of calling these modules.
+
+    Args:
+        tensors: what the fast path reads beside the modules' parameters; None is ignored.
+        modules: the layers whose `forward` the fast path bypasses.
+
+    Raises:
+        ValueError: the environment's `FOURSTAGE_OPS` has an unknown value.
+    """
+    if torch.compiler.is_compiling():  # first, so that a compiler reads no further
+        return False
+    return (
+        all(_is_plain(tensor) for tensor in tensors)
+        and switched_on()
+        and runs_eagerly()
+        and all(is_untouched(module) for module in modules)
+    )
+
+
+def switched_on() -> bool:
+    """Return whether the environment allows fast paths.
+
+    Raises:
+        ValueError: `FOURSTAGE_OPS` is neither "plain" nor "fast".
+    """
+    value = os.environ.get(SWITCH, "fast")
+    if value not in ("plain", "fast"):
+        raise ValueError(
+            f"{SWITCH} is {value!r}; set it to plain to turn every fast path off, or to fast (the default)"
+        )
+    return value == "fast"
+
+
+def runs_eagerly() -> bool:
+    """Return whether operators run now, one by one: nothing compiles, exports, traces, counts or transforms them."""
+    return not (
+        torch.compiler.is_compiling()  # true while exporting too
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()  # FlopCounterMode, FakeTensorMode
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()  # vmap, grad, jvp
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Return whether a layer is exactly PyTorch's own: no wrapper, hook, parametrisation, patch or compiled form."""
+    return (
+        type(module) in LAYERS
+        and not _is_watched(module)
+        and "forward" not in module.__dict__  # accelerate patches single instances
+        and all(_is_plain(tensor) for tensor in (*module._parameters.values(), *_statistics(module)))
+    )
+
+
+def _statistics(module: nn.Module) -> list[Tensor | None]:
+    return [module.running_mean, module.running_var] if isinstance(module, nn.BatchNorm2d) else []
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+        nn_module._global_forward_hooks,
+        nn_module._global_forward_pre_hooks,
+        nn_module._global_backward_hooks,
+        nn_module._global_backward_pre_hooks,
+    )
+    return any(hooks) or module._compiled_call_impl is not None
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    return type(tensor) in TENSORS and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+# The questions below are older and narrower; the operations that still ask them move to `may_run_fast`.
 
 
 def unwatched(*modules: nn.Module) -> bool:
