@@ -26,7 +26,7 @@ from fourstage.bench.results import Result, append_jsonl, compare, line
 from fourstage.bench.run import Progress, environment, measure, set_up
 from fourstage.bench.timing import Spread, geometric_mean
 from fourstage.bench.workloads import free_memory
-from fourstage.engine.log import Bar
+from fourstage.progress import Bar
 
 YARDSTICK = "torchvision/swin_t"
 RESULTS = Path(__file__).parent / "results"

@@ -49,7 +49,7 @@ from fourstage.bench.timing import Spread, ratio, spread
 from fourstage.data.labels.imagefolder import ImageFolder
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
 from fourstage.engine.devices import keep_memory
-from fourstage.engine.log import Bar
+from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.recipe.classification import Classification
 from fourstage.run.tasks import classification

@@ -205,7 +205,7 @@ def _fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_hea
 @contextmanager
 def _progress(weight: Weight) -> Iterator["Progress"]:
     """A bar in megabytes that appears with the first of them; of several processes the first one shows it."""
-    from fourstage.engine.log import Bar
+    from fourstage.progress import Bar
 
     bar = None
     with ExitStack() as stack:

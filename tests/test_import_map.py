@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fourstage"
 ROOMS = {  # room -> the rooms that it may import from
     "registry": set(),
+    "progress": set(),
     "ops": set(),
     "backbones": {"registry", "ops"},
     "weights": {"backbones", "registry"},
     "data": set(),
     "tasks": {"backbones", "data", "ops"},
-    "engine": set(),
+    "engine": {"progress"},
     "recipe": set(),
     "recipes": {"recipe"},
     "report": {"recipe"},

@@ -18,7 +18,7 @@ from fourstage.bench.task_workloads import DenseWork
 from fourstage.bench.timing import Step
 from fourstage.bench.workloads import OutOfMemoryError, Setting, free_memory, memory_errors
 from fourstage.engine.devices import choose_device
-from fourstage.engine.log import Bar
+from fourstage.progress import Bar
 
 BATCH = {"cpu": 8, "cuda": 128}
 GROUP = 8  # models that are in memory together and take turns

@@ -25,7 +25,7 @@ def add_data(verbs: Verbs) -> None:
 
 def _run_check(args: argparse.Namespace) -> int:
     from fourstage.data.checks.check import check, render
-    from fourstage.engine.log import Bar
+    from fourstage.progress import Bar
 
     with Bar("checking", 1) as bar:
         findings, summary = check(args.path, progress=bar.of)
@@ -35,7 +35,7 @@ def _run_check(args: argparse.Namespace) -> int:
 
 def _run_shard(args: argparse.Namespace) -> int:
     from fourstage.data.shards.write import parse_size, write_shards
-    from fourstage.engine.log import Bar
+    from fourstage.progress import Bar
 
     size = None if args.max_size is None else parse_size(args.max_size)
     with Bar("writing shards", 1) as bar:

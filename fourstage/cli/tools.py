@@ -12,7 +12,7 @@ def add_models(verbs: Verbs) -> None:
 
 def _run_models(args: argparse.Namespace) -> int:
     from fourstage.bench.count import model_rows
-    from fourstage.engine.log import Bar
+    from fourstage.progress import Bar
 
     with Bar("counting", 1) as bar:
         rows = model_rows(args.pattern, bar.of)

@@ -1,20 +1,14 @@
-"""What a run says while it works: lines for programs, curves for TensorBoard and trackers, a bar for a person."""
+"""What a run writes while it works: lines for programs, curves for TensorBoard and for trackers."""
 
 import contextlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column
-from rich.text import Text
 
 from fourstage.engine.tracker import Entry, begin
 
@@ -134,74 +128,6 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Bar:
-    """A progress bar with time left and a free text; plain lines now and then where nobody watches a terminal."""
-
-    def __init__(self, what: str, total: int, done: int = 0, *, show: bool = True, every: float = 10.0) -> None:
-        self.what, self.total, self.done, self.first = what, total, done, done
-        self._show, self._every, self._started, self._said = show, every, time.monotonic(), time.monotonic()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        console = Console(stderr=True)
-        if self._show and console.is_terminal:
-            columns: list[ProgressColumn] = [
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=None),
-                _Done(),
-                _Left(self),
-            ]
-            if console.width >= 80:
-                columns.append(TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True)))
-            self._progress = Progress(*columns, console=console, expand=True)
-            self._progress.start()
-            self._task = self._progress.add_task(self.what, total=self.total, completed=self.done, note="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total are through."""
-        self.done = done
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
-        elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
-            self._said = time.monotonic()
-            print(f"{self.what} {done}/{self.total}  {self.left()} left  {note}".rstrip(), file=sys.stderr, flush=True)
-
-    def resize(self, total: int) -> None:
-        """Learn late how much there is to do."""
-        self.total = total
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, total=total)
-
-    def of(self, done: int, total: int) -> None:
-        """`resize` and `update` in one, for callers that learn both together."""
-        self.resize(total)
-        self.update(done)
-
-    def left(self) -> str:
-        """Time left at the pace so far, as 1:02:03."""
-        through = self.done - self.first
-        if not through:
-            return "-:--"
-        return clock((time.monotonic() - self._started) / through * (self.total - self.done))
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if not self._show:
-            return
-        if self._progress is not None:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-
 class Meter:
     """Where the time goes. Its numbers are told, never computed with."""
 
@@ -233,30 +159,3 @@ class Meter:
 
     def note(self) -> str:
         return self._shown
-
-
-def clock(seconds: float) -> str:
-    """3723 as 1:02:03, 62 as 1:02."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-class _Done(ProgressColumn):
-    def get_table_column(self) -> Column:
-        return Column(no_wrap=True)
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
-
-
-class _Left(ProgressColumn):
-    def get_table_column(self) -> Column:
-        return Column(no_wrap=True)
-
-    def __init__(self, bar: Bar) -> None:
-        super().__init__()
-        self.bar = bar
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{self.bar.left()} left")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fourstage.engine.devices import Ranks, whole, wrap
 from fourstage.engine.diagnosis import NOWHERE, first_bad_number
-from fourstage.engine.log import Bar, Meter, RunLog
+from fourstage.engine.log import Meter, RunLog
 from fourstage.engine.optim import set_lr
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import save_state
 from fourstage.engine.step import Halt, train_step
 from fourstage.engine.stop import ELSEWHERE, StopWish
 from fourstage.engine.training import Training, learn
+from fourstage.progress import Bar
 
 Evaluate = Callable[[nn.Module, StopWish], Mapping[str, float] | None]  # None: a stop was wished for meanwhile
 

@@ -18,11 +18,11 @@ from torch import nn
 from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
 from fourstage.engine.devices import Ranks, join, leave
-from fourstage.engine.log import Bar
 from fourstage.engine.state import load_state, write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.task import Task
 from fourstage.engine.training import fill
+from fourstage.progress import Bar
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder

@@ -14,8 +14,8 @@ from fourstage.api import list_models
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample
 from fourstage.engine.devices import choose_device
-from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
+from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.words import plural

@@ -7,8 +7,8 @@ from typing import cast
 
 from fourstage.data.formats import Truth, open_dataset
 from fourstage.data.sample import Dataset
-from fourstage.engine.log import Bar
 from fourstage.engine.state import write_whole
+from fourstage.progress import Bar
 from fourstage.recipe import Recipe, resolve
 from fourstage.run.splits import data_path
 from fourstage.run.task_protocol import kind_of

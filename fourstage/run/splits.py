@@ -14,7 +14,7 @@ from fourstage.data.sample import Dataset
 from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
 from fourstage.engine.devices import Ranks
-from fourstage.engine.log import Bar
+from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.task_protocol import kind_of
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
-from fourstage.engine.log import Bar, RunLog
+from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
 from fourstage.ops import matmul as products
+from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.report.words import plural
 from fourstage.run import build

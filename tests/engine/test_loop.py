@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.engine.devices import Ranks
-from fourstage.engine.log import Bar, RunLog
+from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
@@ -19,6 +19,7 @@ from fourstage.engine.state import load_state
 from fourstage.engine.step import Halt, train_step
 from fourstage.engine.stop import StopWish
 from fourstage.engine.training import Training, averaged
+from fourstage.progress import Bar
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,106 @@
+"""A progress bar on stderr, or plain lines where stderr is no terminal."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+
+class Bar:
+    """A progress bar with the time left and a note; without a terminal, a plain line every few seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0, *, show: bool = True, every: float = 10.0) -> None:
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self._show, self._every, self._started, self._said = show, every, time.monotonic(), time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        console = Console(stderr=True)
+        if self._show and console.is_terminal:
+            columns: list[ProgressColumn] = [
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None),
+                _Done(),
+                _Left(self),
+            ]
+            if console.width >= 80:
+                columns.append(TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True)))
+            self._progress = Progress(*columns, console=console, expand=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self.what, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that `done` of the total are finished."""
+        self.done = done
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
+            self._said = time.monotonic()
+            print(f"{self.what} {done}/{self.total}  {self.left()} left  {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def resize(self, total: int) -> None:
+        """Change the total."""
+        self.total = total
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+    def of(self, done: int, total: int) -> None:
+        """Change the total and show that `done` of it are finished."""
+        self.resize(total)
+        self.update(done)
+
+    def left(self) -> str:
+        """Return the time left at the pace so far, as 1:02:03."""
+        finished = self.done - self.first
+        if not finished:
+            return "-:--"
+        return clock((time.monotonic() - self._started) / finished * (self.total - self.done))
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self._show:
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as text: 3723 as 1:02:03, 62 as 1:02."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class _Done(ProgressColumn):
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
+
+
+class _Left(ProgressColumn):
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self.bar.left()} left")
