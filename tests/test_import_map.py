@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-ROOMS = {  # room -> the rooms that it may import from
+LEAVES = {"files"}  # any room may import them
+ROOMS = {  # room -> the rooms that it may import from, beside the leaves
+    "files": set(),
     "registry": set(),
     "progress": set(),
     "ops": set(),
@@ -41,13 +43,18 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room in ROOMS:
         ours = {name.split(".")[1] for name in imported(path) if name.startswith("fourstage.")}
-        assert ours <= ROOMS[room] | {room}
+        assert ours <= ROOMS[room] | LEAVES | {room}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "backbones" in p.parts], ids=lambda path: path.name)
 def test_backbones_import_torch_and_the_standard_library_only(path: Path) -> None:
     roots = {name.partition(".")[0] for name in imported(path)}
     assert roots <= {"torch", "fourstage"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_a_leaf_imports_the_standard_library_only(leaf: str) -> None:
+    assert {name.partition(".")[0] for name in imported(PACKAGE / f"{leaf}.py")} <= sys.stdlib_module_names
 
 
 def test_processes_are_named_in_one_file() -> None:
