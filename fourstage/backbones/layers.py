@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fourstage.ops.matmul import Linear, LinearGelu, by_rows
+from fourstage.ops.shapes import known_true
 
 IN_CACHE = 5 * 2**19  # bytes of the map that enters a stage; the widest map within is some four times as large
 
@@ -99,45 +100,9 @@ class LayerScale(nn.Module):
         return x_BHWC * self.scale
 
 
-def surely(condition: bool) -> bool:
-    """Whether `condition` on sizes holds for every size that the code at hand serves.
-
-    Run eagerly that is the condition itself. While a graph for many sizes is traced it is True only if the condition
-    holds for all of them, so that the branch which is right for any size is taken and no size is baked in.
-    """
-    if not torch.compiler.is_compiling():
-        return bool(condition)
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(condition)
-
-
-def cells_up(side: int, stride: int) -> int:
-    """Cells along a side of `side` pixels where what does not fill a cell is completed."""
-    return -(-side // stride)
-
-
-def zero_extend(x_BHWC: Tensor, height: int, width: int) -> Tensor:
-    """Zeros on the right and at the bottom up to `height` x `width`: what a convolution's own padding would read."""
-    h, w = x_BHWC.shape[1:3]
-    if surely(h == height) and surely(w == width):
-        return x_BHWC
-    return F.pad(x_BHWC, (0, 0, 0, width - w, 0, height - h))
-
-
-def top_left(x_BHWC: Tensor, height: int, width: int) -> Tensor:
-    """The map without what `zero_extend` or other padding has added."""
-    if not torch.compiler.is_compiling():
-        return x_BHWC[:, :height, :width]
-    # a slice's strides depend on whether anything was cut off, and a graph for all sizes may not ask that
-    for axis, side in ((1, height), (2, width)):
-        x_BHWC = x_BHWC.index_select(axis, torch.arange(side, device=x_BHWC.device))
-    return x_BHWC
-
-
 def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
     """A position embedding for a map of this size: the table itself at its own size, else bicubic."""
-    if surely(position_1CHW.shape[-2] == height) and surely(position_1CHW.shape[-1] == width):
+    if known_true(position_1CHW.shape[-2] == height) and known_true(position_1CHW.shape[-1] == width):
         return position_1CHW
     return F.interpolate(position_1CHW, size=(height, width), mode="bicubic", align_corners=False)
 

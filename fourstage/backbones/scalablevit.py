@@ -22,7 +22,6 @@ from fourstage.backbones.layers import (
     LayerNorm2d,
     Level,
     Mlp,
-    cells_up,
     drop_path,
     drop_path_rates,
     init_linear,
@@ -31,6 +30,7 @@ from fourstage.backbones.layers import (
 )
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
 from fourstage.ops.matmul import Linear
+from fourstage.ops.shapes import ceil_div
 
 PATCHES = (4, 2, 2, 2)  # cells of the map before that a patch embedding joins, a side
 REDUCTIONS = (8, 4, 2, 1)  # cells a side that give scalable attention a key
@@ -145,7 +145,7 @@ def init(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-FAMILY = Family("scalablevit", init, cells_up, no_decay=("kernel", "shift"))
+FAMILY = Family("scalablevit", init, ceil_div, no_decay=("kernel", "shift"))
 
 
 def mixer(design: Design, stage: int, block: int) -> nn.Module:

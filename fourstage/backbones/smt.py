@@ -21,7 +21,6 @@ from fourstage.backbones.layers import (
     LayerScale,
     Level,
     Linear,
-    cells_up,
     drop_path,
     drop_path_rates,
     init_linear,
@@ -29,6 +28,7 @@ from fourstage.backbones.layers import (
     sides,
 )
 from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation, depthwise
+from fourstage.ops.shapes import ceil_div
 
 HEADS = (0, 0, 8, 16)  # of attention, by stage
 EPS = 1e-6  # of the norms in blocks and after stages; those of the stem and between stages have PyTorch's 1e-5
@@ -121,7 +121,7 @@ class Stage(nn.Module):
 
 def cells(side: int, stride: int) -> int:
     """Cells along a side: the stem rounds up, then down; all that follows rounds up."""
-    return cells_up((side + 1) // 4, stride // 4)
+    return ceil_div((side + 1) // 4, stride // 4)
 
 
 def init(module: nn.Module) -> None:

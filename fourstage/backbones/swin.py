@@ -20,16 +20,15 @@ from fourstage.backbones.layers import (
     Level,
     Linear,
     Mlp,
-    cells_up,
     drop_path,
     drop_path_rates,
     init_linear,
     resized_position,
     run_blocks,
     sides,
-    zero_extend,
 )
 from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.ops.shapes import ceil_div, pad_to
 
 PATCH = 4  # pixels
 
@@ -54,8 +53,8 @@ class PatchEmbed(nn.Sequential):
         super().__init__(nn.Conv2d(in_chans, width, PATCH, PATCH), LayerNorm2d(width))
 
     def forward(self, input: Tensor) -> Tensor:
-        height, width = (cells_up(side, PATCH) * PATCH for side in input.shape[-2:])
-        image_BCHW = zero_extend(input.movedim(1, -1), height, width).movedim(-1, 1)
+        height, width = (ceil_div(side, PATCH) * PATCH for side in input.shape[-2:])
+        image_BCHW = pad_to(input.movedim(1, -1), height, width).movedim(-1, 1)
         return super().forward(image_BCHW.contiguous(memory_format=torch.channels_last))
 
 
@@ -84,8 +83,8 @@ class PatchMerge(nn.Module):
         self.reduce = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        rows, columns = (cells_up(side, 2) for side in x_BHWC.shape[1:3])
-        x_BHWC = zero_extend(x_BHWC, 2 * rows, 2 * columns)
+        rows, columns = (ceil_div(side, 2) for side in x_BHWC.shape[1:3])
+        x_BHWC = pad_to(x_BHWC, 2 * rows, 2 * columns)
         pairs = x_BHWC.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B, rows, 2, columns, 2, C
         # the neighbours' order in the checkpoints: down first, then across
         return self.reduce(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
@@ -136,7 +135,7 @@ def init(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-FAMILY = Family("swin", init, cells_up, no_decay=("table", "position"))
+FAMILY = Family("swin", init, ceil_div, no_decay=("table", "position"))
 
 
 def stages(
@@ -153,7 +152,7 @@ def stages(
     out = []
     rates = drop_path_rates(drop_path_rate, design.depths)
     for i, level in enumerate(design.levels()):
-        height, width = (cells_up(side, level.stride) for side in img_size)
+        height, width = (ceil_div(side, level.stride) for side in img_size)
         window = largest if dense else min(largest, height, width)
         if i:
             embed: nn.Module = PatchMerge(level.channels // 2)

@@ -21,17 +21,16 @@ from fourstage.backbones.layers import (
     LayerScale,
     Level,
     Mlp,
-    cells_up,
     drop_path,
     drop_path_rates,
     run_blocks,
     sides,
-    surely,
 )
 from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer, check_shape
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.ops.matmul import Linear
+from fourstage.ops.shapes import ceil_div, known_true
 
 HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
 
@@ -187,7 +186,7 @@ class PositionedBlock(Block):
         """(1, H, W, C) for a map of this size."""
         height, width = x_BHWC.shape[1:3]
         position = self.position
-        if not (surely(height == position.shape[2]) and surely(width == position.shape[3])):
+        if not (known_true(height == position.shape[2]) and known_true(width == position.shape[3])):
             position = F.interpolate(position, size=(height, width), mode="bilinear", align_corners=True)
         return position.movedim(1, -1)
 
@@ -230,7 +229,7 @@ def init(module: nn.Module) -> None:
 FAMILY = Family(
     "unified",
     init,
-    cells_up,
+    ceil_div,
     no_decay=("table",),
     classifier_only=(r"stages\.\d+\.norm\.", r"final\.", r"head\."),
 )
@@ -252,7 +251,7 @@ def stages(
     out = []
     rates = drop_path_rates(drop_path_rate, design.depths)
     for i, level in enumerate(design.levels()):
-        map_size = cells_up(img_size[0], level.stride), cells_up(img_size[1], level.stride)
+        map_size = ceil_div(img_size[0], level.stride), ceil_div(img_size[1], level.stride)
         blocks = []
         for j, rate in enumerate(rates[i]):
             place = Place(level.channels, design.heads[i], i, j, map_size, dense)

@@ -55,7 +55,7 @@ def test_what_fills_up_the_last_windows_changes_nothing(height: int, width: int)
     with torch.inference_mode():
         expected = model.forward_maps(image_BCHW)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(window, "zero_extend", noise)
+            patch.setattr(window, "pad_to", noise)
             noisy = model.forward_maps(image_BCHW)
     for a, b in zip(noisy, expected, strict=True):
         assert float((a - b).abs().max()) < 1e-6

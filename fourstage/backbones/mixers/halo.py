@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fourstage.backbones.layers import Linear, cells_up, surely, top_left, zero_extend
+from fourstage.backbones.layers import Linear
 from fourstage.ops.matmul import has_choice
+from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
 class HaloMixer(nn.Module):
@@ -60,9 +61,9 @@ class HaloMixer(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         _, height, width, _ = x_BHWC.shape
-        tall, wide = (cells_up(side, self.block) * self.block for side in (height, width))
-        fits = surely(tall == height) and surely(wide == width)
-        x_BHWC = zero_extend(x_BHWC, tall, wide)
+        tall, wide = (ceil_div(side, self.block) * self.block for side in (height, width))
+        fits = known_true(tall == height) and known_true(wide == width)
+        x_BHWC = pad_to(x_BHWC, tall, wide)
         q_BnmhNd = self.blocks(self.q(x_BHWC))
         kv_BHWC = self.kv(x_BHWC)
         seen = x_BHWC.shape[1:3] if self.dense else (height, width)
@@ -73,7 +74,7 @@ class HaloMixer(nn.Module):
             out = attend(q_BnmhNd, kv_BHWC, rows, columns, self.halo)
         out = out.unflatten(4, (self.block, self.block)).permute(0, 1, 4, 2, 5, 3, 6)
         out_BHWC = out.reshape(x_BHWC.shape)
-        return self.proj(out_BHWC if fits else top_left(out_BHWC, height, width))
+        return self.proj(out_BHWC if fits else crop_to(out_BHWC, height, width))
 
     def blocks(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) to (B, n, m, h, N, d)."""

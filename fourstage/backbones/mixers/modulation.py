@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Linear, surely
+from fourstage.backbones.layers import Linear
 from fourstage.ops.matmul import attend, has_choice
+from fourstage.ops.shapes import known_true
 
 RUN = 8  # channels of a scale that are weighed together: small groups of a convolution are slow, large ones wasteful
 
@@ -133,6 +134,6 @@ def depthwise(x_BHWC: Tensor, kernel_C133: Tensor, bias_C: Tensor | None) -> Ten
     around it beforehand, after which it has more for certain.
     """
     x_BCHW, padding = x_BHWC.movedim(-1, 1), 1
-    if not (surely(x_BHWC.shape[1] > 1) and surely(x_BHWC.shape[2] > 1)):
+    if not (known_true(x_BHWC.shape[1] > 1) and known_true(x_BHWC.shape[2] > 1)):
         x_BCHW, padding = F.pad(x_BCHW, (1, 1, 1, 1)), 0
     return F.conv2d(x_BCHW, kernel_C133, bias_C, padding=padding, groups=len(kernel_C133)).movedim(1, -1)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import cells_up, surely, zero_extend
 from fourstage.ops.matmul import Linear, attend
+from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
 class InteractiveWindowAttention(nn.Module):
@@ -43,16 +43,16 @@ class InteractiveWindowAttention(nn.Module):
     def attend(self, q_BHWC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor) -> Tensor:
         """(B, H, W, C): the attention of each window, before the last linear layer."""
         height, width = q_BHWC.shape[1:3]
-        tall, wide = (side if surely(side < self.window) else self.window for side in (height, width))
-        bottom, right = (cells_up(side, part) * part - side for side, part in ((height, tall), (width, wide)))
-        fits = surely(bottom == 0) and surely(right == 0)
+        tall, wide = (side if known_true(side < self.window) else self.window for side in (height, width))
+        bottom, right = (ceil_div(side, part) * part - side for side, part in ((height, tall), (width, wide)))
+        fits = known_true(bottom == 0) and known_true(right == 0)
         masks = []
         if not fits:
             q_BHWC, k_BHWC, v_BHWC = (F.pad(x_BHWC, (0, 0, 0, right, 0, bottom)) for x_BHWC in (q_BHWC, k_BHWC, v_BHWC))
             masks = [self.mask(height, width, tall, wide, q_BHWC)]
         q, k, v = (self.windows(x_BHWC, tall, wide) for x_BHWC in (q_BHWC, k_BHWC, v_BHWC))
         out_BHWC = self.map_of(attend(q, k, v, masks), height + bottom, width + right, tall, wide)
-        return out_BHWC if fits else cropped(out_BHWC, height, width)
+        return out_BHWC if fits else crop_to(out_BHWC, height, width)
 
     def windows(self, x_BHWC: Tensor, tall: int, wide: int) -> Tensor:
         """(B, n h, N, d) from a map that windows of `tall` x `wide` cells fit."""
@@ -65,7 +65,7 @@ class InteractiveWindowAttention(nn.Module):
         """(1, n h, 1, N): 0 for the cells of each window that lie in a map of this size, for others a large negative
         number. The map is padded to whole windows.
         """
-        down, across, cells = cells_up(height, tall), cells_up(width, wide), tall * wide
+        down, across, cells = ceil_div(height, tall), ceil_div(width, wide), tall * wide
         number = torch.arange(down * across * self.heads * cells, device=like.device)
         window, cell = number // (self.heads * cells), number % cells
         row, column = window // across * tall + cell // wide, window % across * wide + cell % wide
@@ -78,16 +78,6 @@ class InteractiveWindowAttention(nn.Module):
         batch, head_dim = x.shape[0], x.shape[-1]
         parts = x.reshape(batch, height // tall, width // wide, self.heads, tall, wide, head_dim)
         return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * head_dim)
-
-
-def cropped(x_BHWC: Tensor, height: int, width: int) -> Tensor:
-    """The first cells of a map. While a graph is traced they are picked by number, since PyTorch cannot tell from the
-    symbols of the sizes that the map is large enough, and would trace again for other sizes.
-    """
-    if not torch.compiler.is_compiling():
-        return x_BHWC[:, :height, :width]
-    rows, columns = (torch.arange(side, device=x_BHWC.device) for side in (height, width))
-    return x_BHWC.index_select(1, rows).index_select(2, columns)
 
 
 class ScalableAttention(nn.Module):
@@ -128,8 +118,8 @@ class ScalableAttention(nn.Module):
     def reduced(self, x_BHWC: Tensor) -> Tensor:
         """(B, H // reduction, W // reduction, C * ratio): the map that keys and values are made from."""
         height, width = x_BHWC.shape[1:3]
-        if not (surely(height >= self.reduction) and surely(width >= self.reduction)):
-            x_BHWC = zero_extend(x_BHWC, max(height, self.reduction), max(width, self.reduction))
+        if not (known_true(height >= self.reduction) and known_true(width >= self.reduction)):
+            x_BHWC = pad_to(x_BHWC, max(height, self.reduction), max(width, self.reduction))
         reduced_BCHW = self.mix(self.reduce(x_BHWC.movedim(-1, 1)))
         return self.act(self.norm(reduced_BCHW.movedim(1, -1)))
 

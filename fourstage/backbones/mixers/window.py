@@ -6,8 +6,8 @@ B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows
 import torch
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import cells_up, surely, top_left, zero_extend
 from fourstage.ops.matmul import Linear, attend
+from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
 class WindowAttention(nn.Module):
@@ -64,9 +64,9 @@ class WindowAttention(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         _, height, width, _ = x_BHWC.shape
         window, shift = self.layout(height, width)
-        fits = surely(height % window == 0) and surely(width % window == 0)
+        fits = known_true(height % window == 0) and known_true(width % window == 0)
         if not fits:
-            x_BHWC = zero_extend(x_BHWC, cells_up(height, window) * window, cells_up(width, window) * window)
+            x_BHWC = pad_to(x_BHWC, ceil_div(height, window) * window, ceil_div(width, window) * window)
         if shift:
             x_BHWC = x_BHWC.roll((-shift, -shift), dims=(1, 2))
         visible_nNN = None
@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
         if shift:
             x_BHWC = x_BHWC.roll((shift, shift), dims=(1, 2))
         if not fits:
-            x_BHWC = top_left(x_BHWC, height, width)
+            x_BHWC = crop_to(x_BHWC, height, width)
         return self.proj(x_BHWC)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def visible_along(side: int, window: int, shift: int, *, see_padding: bool, devi
     The map is padded to whole windows and rolled back by `shift`. The last window then holds cells from both ends;
     these do not see each other.
     """
-    windows = cells_up(side, window)
+    windows = ceil_div(side, window)
     padded = windows * window
     at = torch.arange(padded, device=device)
     end = ((at >= padded - shift) if shift else torch.zeros_like(at, dtype=torch.bool)).view(windows, window)

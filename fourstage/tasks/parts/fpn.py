@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Level, surely
+from fourstage.backbones.layers import Level
 from fourstage.ops.eager import plain_convs
+from fourstage.ops.shapes import known_true
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
 
 Extra = Literal["pool", "input", "lateral", "output"]
@@ -135,4 +136,4 @@ def doubles(used: Sequence[Tensor]) -> bool:
     if len(used) == 1 or used[0].device.type != "cpu":
         return False
     height, width = used[1].shape[-2:]
-    return surely(used[0].shape[-2] == 2 * height) and surely(used[0].shape[-1] == 2 * width)
+    return known_true(used[0].shape[-2] == 2 * height) and known_true(used[0].shape[-1] == 2 * width)

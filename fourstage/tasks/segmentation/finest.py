@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import surely
+from fourstage.ops.shapes import known_true
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.resized_conv import conv_of_doubled
 
@@ -23,7 +23,7 @@ def is_shorter(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor) -> bool:
     (images, channels, height, width), wide, out = x_BCHW.shape, neck.levels[0].channels, conv.out_channels
     plain = channels * wide + 9 * wide * wide + 9 * wide * out
     once = 81 * wide * (channels + wide) * out  # to join the kernels
-    return surely(images * height * width * (plain - 25 * channels * out - 9 * wide * out) > once)
+    return known_true(images * height * width * (plain - 25 * channels * out - 9 * wide * out) > once)
 
 
 def conv_of_finest(neck: FPN, conv: nn.Conv2d, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
