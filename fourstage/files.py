@@ -12,17 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-MARK = ".partial."  # in the names of files that are being written; with a dot in front they are hidden
+MARK = ".partial"  # in the names of files that are being written, which also start with a dot
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[IO[bytes]]:
+    """Yield a new binary file to write; at the end it replaces `path`, after an error it is removed.
+
+    The new file is in the folder of `path`. No other process or thread gets the same name.
+    """
+    with _replacing(path, suffix="") as new, new.open("xb") as file:
+        yield file
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """Yield the path of a new file to write; at the end it replaces `path`, after an error it is removed.
+    """Yield the path of a new file, for writers that open it themselves; the rest as `atomic_file`.
 
-    The new file is in the folder of `path` and has the same suffix, from which some writers choose their format. No
-    other process or thread gets the same name.
+    The new file has the suffix of `path`, from which some writers choose their format.
     """
-    new = path.with_name(f".{os.urandom(6).hex()}{MARK}{path.name}")
+    with _replacing(path, suffix=path.suffix) as new:
+        yield new
+
+
+@contextmanager
+def _replacing(path: Path, suffix: str) -> Generator[Path]:
+    new = path.with_name(f".{path.name}.{os.urandom(6).hex()}{MARK}{suffix}")
     try:
         yield new
         with new.open("rb+") as file:
@@ -33,13 +48,6 @@ def atomic_path(path: Path) -> Generator[Path]:
             new.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Generator[IO[bytes]]:
-    """Yield a new file to write; see `atomic_path`."""
-    with atomic_path(path) as new, new.open("xb") as file:
-        yield file
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -67,15 +75,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file has a name that `atomic_path` gives; earlier versions put the mark at the end of the name."""
-    return path.name.startswith(".") and (MARK in path.name or path.name.endswith(".partial"))
+    """Whether a file has a name that `atomic_file` or `atomic_path` gives."""
+    return path.name.startswith(".") and MARK in path.name
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left in a folder and below it. No other process may be writing there."""
-    for path in folder.rglob(".*.partial*"):
-        if is_unfinished(path):
-            path.unlink(missing_ok=True)
+    for path in folder.rglob(f".*{MARK}*"):
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

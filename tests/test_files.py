@@ -39,6 +39,9 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
         file.write("new, ä".encode())
         assert (tmp_path / "a.txt").read_text() == "old"
         assert [is_unfinished(path) for path in sorted(tmp_path.iterdir())] == [True, False]
+        assert [path.name for path in tmp_path.glob("*.txt")] == [
+            "a.txt"
+        ]  # a search by suffix meets complete files only
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new, ä"
     assert names(tmp_path) == ["a.txt"]
     with atomic_path(tmp_path / "b.mp4") as new:
@@ -108,7 +111,7 @@ def test_an_interrupt_that_a_writer_hides_stays_an_interrupt(tmp_path: Path) -> 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
-    for name in (".3f.partial.a.tar", ".a.tar.7.partial", "below/.1a.partial.b.npz", "mine.partial.txt", ".hidden"):
+    for name in (".a.mp4.3f.partial.mp4", ".a.tar.7.partial", "below/.b.npz.1a.partial", "mine.partial.txt", ".hidden"):
         (tmp_path / name).write_text("half")
     remove_unfinished(tmp_path)
     assert names(tmp_path) == [".hidden", "below", "mine.partial.txt"]

@@ -4,7 +4,6 @@ Made for detection and segmentation where no data set is at hand. H x W pixels, 
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from fourstage.data.embedded.digits import CLASSES, scans
 from fourstage.data.sample import IGNORE
+from fourstage.files import cache_folder
 
 VERSION = 1  # goes up when the same seed would give other scenes
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {  # those of scikit-image by their function, of scikit-learn by their file
@@ -225,8 +225,8 @@ def write_digit_scenes(
 
 def cached_digit_scenes(progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder that `--data digit_scenes` means; written on first use to `$XDG_CACHE_HOME/fourstage`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourstage"
-    folder = cache / "-".join(["digit_scenes", f"v{VERSION}", *(f"{name}{value}" for name, value in CACHED.items())])
+    name = "-".join(["digit_scenes", f"v{VERSION}", *(f"{name}{value}" for name, value in CACHED.items())])
+    folder = cache_folder() / name
     if not folder.is_dir():
         try:
             write_digit_scenes(folder, **CACHED, progress=progress)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.data.files import cache_folder, whole_file
 from fourstage.data.findings import Finding
 from fourstage.data.labels.imagefolder import SPLIT_NAMES
 from fourstage.data.labels.listing import Listing, Split, empty_classes, hold_out, label_problems, numbered_classes
 from fourstage.data.sample import BadImage, NoSplitError
+from fourstage.files import atomic_file, cache_folder
 
 IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say their kind
 LABELS = ("label", "labels", "fine_label", "cls", "class")
@@ -209,7 +209,7 @@ def _as_arrow(path: Path) -> Path:
         try:
             with (
                 pa.parquet.ParquetFile(path) as source,
-                whole_file(target) as out,
+                atomic_file(target) as out,
                 pa.ipc.new_stream(out, source.schema_arrow) as writer,
             ):
                 for batch in source.iter_batches(batch_size=128):

@@ -10,8 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from fourstage.data.files import read_at
 from fourstage.data.sample import BadImage
+from fourstage.files import read_at
 
 HEAD = struct.Struct("<4s22xHH")  # before each file in an archive: a mark, and the lengths of its name and extra field
 PLACE = np.dtype([("offset", "u8"), ("packed", "u8"), ("size", "u8"), ("crc", "u4"), ("method", "u2")])

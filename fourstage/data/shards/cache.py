@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fourstage.data.files import cache_folder, whole_file
 from fourstage.data.shards.index import FOLDER, VERSION, ShardIndex, index_shard, load_index, save_index
+from fourstage.files import atomic_file, cache_folder
 
 BOUND = 64  # GB of fetched shards that stay on disk, unless FOURSTAGE_SHARD_CACHE_GB says another number
 CHUNK = 8 << 20  # bytes that are fetched at a time
@@ -109,7 +109,7 @@ class ShardCache:
     def _download(self, address: str, path: Path) -> None:
         system, remote = filesystem(address)
         try:
-            with system.open(remote, "rb") as source, whole_file(path) as target:
+            with system.open(remote, "rb") as source, atomic_file(path) as target:
                 while part := source.read(CHUNK):
                     target.write(part)
         except Exception as error:  # each kind of storage has errors of its own

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fourstage.data.files import read_at
 from fourstage.data.findings import Finding
 from fourstage.data.labels.imagefolder import SPLIT_NAMES, class_names, is_imagefolder
 from fourstage.data.labels.listing import (
@@ -28,6 +27,7 @@ from fourstage.data.labels.listing import (
 from fourstage.data.sample import BadImage, NoSplitError
 from fourstage.data.shards.cache import ShardCache, filesystem, is_address
 from fourstage.data.shards.index import BrokenShardError, ShardIndex, local_index
+from fourstage.files import read_at
 
 Progress = Callable[[int, int], None]  # done, total
 

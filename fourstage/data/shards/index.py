@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.data.files import cache_folder, whole_file
 from fourstage.data.findings import Finding
 from fourstage.data.images import EXTENSIONS
+from fourstage.files import atomic_file, cache_folder
 
 VERSION = 1  # goes up when an index of before must be made again
 FOLDER = ".fourstage"  # beside the shards
@@ -145,7 +145,7 @@ def _check_end(path: Path, offset: int) -> None:
 def save_index(index: ShardIndex, shard: Path, target: Path) -> None:
     """Write an index, with the size and time of the shard that it belongs to."""
     stat = shard.stat()
-    with whole_file(target) as file:
+    with atomic_file(target) as file:
         np.savez(
             file, version=VERSION, size=stat.st_size, time=stat.st_mtime_ns, ids=index.ids_N, offsets=index.offsets_N,
             sizes=index.sizes_N, labels=index.labels_N, names=index.names_N,

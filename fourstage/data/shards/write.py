@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fourstage.data.files import whole_file
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import EXTENSIONS, open_image
 from fourstage.data.order import by_hash
 from fourstage.data.sample import BadImage, Dataset, NoSplitError
 from fourstage.data.shards.dataset import STATE, Progress
 from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
+from fourstage.files import atomic_file, remove_unfinished
 
 Split = Literal["train", "val"]
 
@@ -128,15 +128,15 @@ def _begin(folder: Path, state: dict[str, Any], classes: Sequence[str]) -> None:
     """A new folder, or one that the same command has begun; nothing is ever written over."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a new or empty folder for the shards")
-    for left in folder.glob(".*.partial"):  # by a try that was killed
-        left.unlink(missing_ok=True)
+    if folder.is_dir():
+        remove_unfinished(folder)  # by a try that was killed
     if folder.is_dir() and any(folder.iterdir()):
         _check_same(folder, state)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / STATE, {**state, "finished": False})
     (folder / FOLDER).mkdir(exist_ok=True)
-    with whole_file(folder / "classes.txt") as file:
+    with atomic_file(folder / "classes.txt") as file:
         file.write("".join(f"{name}\n" for name in classes).encode("utf-8", "surrogateescape"))
 
 
@@ -155,7 +155,7 @@ def _check_same(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
@@ -177,7 +177,7 @@ def _write_split(folder: Path, split: str, dataset: Any, limits: _Limits, progre
 def _write_shard(path: Path, dataset: Any, order: Sequence[int], first: int, limits: _Limits, progress: Any) -> int:
     """One shard, from place `first` of the order on. Returns how many samples it took."""
     taken = 0
-    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for place in range(first, len(order)):
             members = list(_members(dataset, order[place], place))
             size = sum(tarfile.BLOCKSIZE * (2 + (len(data) - 1) // tarfile.BLOCKSIZE) for _, data in members)
