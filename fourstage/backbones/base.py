@@ -268,7 +268,7 @@ class Dense(Backbone):
         self.levels = tuple(levels[i] for i in kept)
         self.apply(family.init)
 
-    def freeze_unread(self, read: Collection[int]) -> None:
+    def freeze_unused(self, read: Collection[int]) -> None:
         """Take the gradients from the norms and stages that lead only to maps that are not in `read`, by number."""
         stages = {self.out_indices[i] for i in read}
         for i, norm in self.norms.items():

@@ -153,7 +153,7 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
         device_ids=devices,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,
-        find_unused_parameters=any(getattr(module, "unread", False) for module in task.modules()),
+        find_unused_parameters=any(getattr(module, "find_unused_parameters", False) for module in task.modules()),
     )
 
 

@@ -70,9 +70,9 @@ def test_every_dense_recipe_builds(name: str) -> None:
     with torch.device("meta"):
         task = kind_of(recipe).build_task(recipe, tuple(map(str, range(recipe.num_classes or 11))))
     optimizer = build.optimizer(task, recipe)
-    unread = {name for name, p in task.named_parameters() if not p.requires_grad}
-    assert all(name.startswith("network.backbone.norms.0.") for name in unread)  # RetinaNet begins at stride 8
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters())) - len(unread)
+    frozen = {name for name, p in task.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("network.backbone.norms.0.") for name in frozen)  # RetinaNet begins at stride 8
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters())) - len(frozen)
     build.schedule(recipe, 117_266 // recipe.optimisation.batch_size)
     kind_of(recipe).transforms(recipe)
 

@@ -15,7 +15,7 @@ from fourstage.tasks.detection.matching import Draws, IoUMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
-from fourstage.tasks.parts.settings import check_counts, made
+from fourstage.tasks.parts.settings import check_counts, settings_from
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CascadeMaskRCNN(TwoStage):
             selecting=selecting,
         )
         plain = heads == "2fc"
-        self.stages = tuple(made(CascadeStage, "a stage", stage) for stage in stages)
+        self.stages = tuple(settings_from(CascadeStage, "a stage", stage) for stage in stages)
         if not self.stages:
             raise ValueError("a cascade has at least one stage; stages is empty")
         self.matchers = [IoUMatcher(s.iou, s.iou, s.iou, rescue=False) for s in self.stages]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded
-from fourstage.tasks.parts.levels import maps_of
+from fourstage.tasks.parts.levels import feature_maps
 from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.parts.settings import check_counts
 
@@ -54,7 +54,7 @@ class Detector(nn.Module, ABC):
         method: the name by which it is built and by which the names in foreign checkpoints are known.
         mean_over_ranks: the mean of a scalar over the processes that train together. Losses are divided by it where a
             process alone would divide by a count of its own. The identity is how the published detectors were trained.
-        unread: whether some parameters may have no part in any loss, see `freeze_unread`.
+        find_unused_parameters: whether some parameters may get no gradient from any loss; see `freeze_unused`.
     """
 
     method: str
@@ -64,7 +64,7 @@ class Detector(nn.Module, ABC):
         check_counts(num_classes=num_classes)
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
         self.mean_over_ranks: Mean = itself
-        self.unread = False
+        self.find_unused_parameters = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses, scalars, the same names for every batch."""
@@ -89,7 +89,7 @@ class Detector(nn.Module, ABC):
     def maps(self, batch: Batch) -> list[Tensor]:
         """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype
-        return self.neck(maps_of(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
+        return self.neck(feature_maps(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
 
 
 def itself(value: Tensor) -> Tensor:

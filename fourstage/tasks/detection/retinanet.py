@@ -26,8 +26,8 @@ from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.detection.rpn import match_inside
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
-from fourstage.tasks.parts.freeze_unused import freeze_unread
-from fourstage.tasks.parts.levels import from_stride, levels_of
+from fourstage.tasks.parts.freeze_unused import freeze_unused
+from fourstage.tasks.parts.levels import first_at_stride, levels_of
 from fourstage.tasks.parts.settings import check_counts, check_sizes
 
 Candidates = Literal["pairs", "anchors"]
@@ -171,10 +171,10 @@ class RetinaNet(Detector):
         check_counts(channels=channels, tower_channels=tower_channels, num_outs=num_outs)
         check_counts(per_level=per_level, per_image=per_image)
         levels = levels_of(backbone)
-        start = from_stride(levels, 8)
+        start = first_at_stride(levels, 8)
         neck = FPN(levels, channels, max(num_outs, len(levels) - start), start_level=start, extra="input")
         super().__init__(backbone, neck, num_classes)
-        self.unread = freeze_unread(backbone, range(start, len(levels)))
+        self.find_unused_parameters = freeze_unused(backbone, range(start, len(levels)))
         self.dense_head = RetinaHead(
             neck.levels,
             num_classes,

@@ -18,7 +18,7 @@ from fourstage.tasks.detection.losses import divide, smooth_l1_sum
 from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.parts.conv import ConvNormAct
-from fourstage.tasks.parts.settings import check_counts, made
+from fourstage.tasks.parts.settings import check_counts, settings_from
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class RPNHead(nn.Module):
         self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors.per_cell, 1)
         self.coder, self.matcher, self.sampler = BoxCoder(), IoUMatcher(0.7, 0.3, 0.3), Sampler(count, 0.5)
         self.beta, self.whole_anchors = beta, whole_anchors
-        self.training_proposals = made(Proposing, "training_proposals", training_proposals)
-        self.proposals = made(Proposing, "proposals", proposals)
+        self.training_proposals = settings_from(Proposing, "training_proposals", training_proposals)
+        self.proposals = settings_from(Proposing, "proposals", proposals)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

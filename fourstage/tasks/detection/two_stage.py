@@ -17,7 +17,7 @@ from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.levels import levels_of
-from fourstage.tasks.parts.settings import check_counts, check_names, check_sizes, made
+from fourstage.tasks.parts.settings import check_counts, check_names, check_sizes, settings_from
 
 BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head
 BOXES, MASKS = 1000, 100  # regions of an image for each box head and each mask head, in published costs
@@ -103,7 +103,7 @@ class TwoStage(Detector):
         self.rpn = RPNHead(self.neck.levels, **rpn)
         used = self.neck.levels[: len(levels)]
         self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
-        self.sampler, self.selecting = Sampler(regions, 0.25), made(Selecting, "selecting", selecting)
+        self.sampler, self.selecting = Sampler(regions, 0.25), settings_from(Selecting, "selecting", selecting)
 
     def usual_work(self, images_BCHW: Tensor) -> None:
         """As `Detector.usual_work`: 1,000 regions for each box head, 100 for each mask head."""

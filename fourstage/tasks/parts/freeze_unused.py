@@ -1,4 +1,4 @@
-"""Maps that a backbone gives and nothing reads. Processes that train together wait for every gradient."""
+"""Parameters that no loss reaches. Processes that train together wait for the gradients of all the others."""
 
 from collections.abc import Collection
 
@@ -8,18 +8,18 @@ from fourstage.backbones.base import Dense
 from fourstage.tasks.parts.levels import levels_of
 
 
-def freeze_unread(backbone: nn.Module, read: Collection[int]) -> bool:
-    """Do without gradients for what leads only to maps that are not read; its weights stay, as files have them.
+def freeze_unused(backbone: nn.Module, read: Collection[int]) -> bool:
+    """Freeze parameters that feed only unused maps; their values stay, and checkpoints hold them.
 
     Args:
-        read: numbers of maps among the backbone's `levels`.
+        read: numbers of the maps that are used, among the backbone's `levels`.
 
     Returns:
-        Whether some parameters may still be without a gradient: a backbone of another kind does not say what they are.
+        Whether some parameters may still get no gradient: only our own dense backbones can freeze theirs.
     """
     if len(set(read)) == len(levels_of(backbone)):
         return False
     if not isinstance(backbone, Dense):
         return True
-    backbone.freeze_unread(read)
+    backbone.freeze_unused(read)
     return False

@@ -20,7 +20,7 @@ def levels_of(backbone: nn.Module) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def maps_of(backbone: nn.Module, image_BCHW: Tensor) -> Sequence[Tensor]:
+def feature_maps(backbone: nn.Module, image_BCHW: Tensor) -> Sequence[Tensor]:
     """The maps of a backbone, one (B, level.channels, h, w) for each of its `levels`.
 
     Raises:
@@ -58,7 +58,7 @@ def _told(maps: object) -> str:
     return ", ".join(told) or "no map"
 
 
-def from_stride(levels: tuple[Level, ...], stride: int) -> int:
+def first_at_stride(levels: tuple[Level, ...], stride: int) -> int:
     """Index of the first map at this stride or coarser.
 
     Raises:

@@ -40,7 +40,7 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
-def made(kind: type[T], what: str, given: T | Mapping[str, Any]) -> T:
+def settings_from(kind: type[T], what: str, given: T | Mapping[str, Any]) -> T:
     """`given`, or what a mapping from a recipe makes of `kind`.
 
     Raises:

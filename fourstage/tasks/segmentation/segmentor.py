@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
-from fourstage.tasks.parts.freeze_unused import freeze_unread
-from fourstage.tasks.parts.levels import levels_of, maps_of
+from fourstage.tasks.parts.freeze_unused import freeze_unused
+from fourstage.tasks.parts.levels import feature_maps, levels_of
 from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
 
@@ -30,7 +30,7 @@ class Segmentor(nn.Module):
     Attributes:
         levels: of the backbone.
         stride: pixels from one cell of the logits to the next.
-        unread: whether some parameters may have no part in any loss, see `freeze_unread`.
+        find_unused_parameters: whether some parameters may get no gradient from any loss; see `freeze_unused`.
 
     Raises:
         ValueError: a number of classes that label maps cannot hold.
@@ -61,7 +61,7 @@ class Segmentor(nn.Module):
         helped = () if auxiliary is None else everything
         if isinstance(level := getattr(auxiliary, "level", None), int):
             helped = (level,)
-        self.unread = freeze_unread(backbone, {*self.reads, *helped})
+        self.find_unused_parameters = freeze_unused(backbone, {*self.reads, *helped})
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes, H, W) logits."""
@@ -69,7 +69,7 @@ class Segmentor(nn.Module):
 
     def coarse(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) to the logits on the cells of the finest map, (B, num_classes, h, w)."""
-        return self._decoded(maps_of(self.backbone, quick_on_cpu(image_BCHW)))
+        return self._decoded(feature_maps(self.backbone, quick_on_cpu(image_BCHW)))
 
     def losses(
         self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False, ignore: int = IGNORE
@@ -81,7 +81,7 @@ class Segmentor(nn.Module):
                 _exact(logits_BChw), labels_BHW, over_valid=over_valid, ignore=ignore, align_corners=self.align_corners
             )
 
-        maps = maps_of(self.backbone, quick_on_cpu(image_BCHW))
+        maps = feature_maps(self.backbone, quick_on_cpu(image_BCHW))
         losses = {"loss_seg": loss(self._decoded(maps))}
         if self.auxiliary is not None:
             losses["loss_aux"] = self.auxiliary_weight * loss(self.auxiliary(maps))

@@ -32,7 +32,7 @@ def without_gradient(network: nn.Module, losses: dict[str, Tensor]) -> set[str]:
 def test_detectors(method: str, backbone: str) -> None:
     detector = DETECTORS[method](BACKBONES[backbone](), 3, channels=8).train()
     assert not without_gradient(detector, detector.losses(scene(torch.randn(1, 3, 64, 64))))
-    assert not detector.unread
+    assert not detector.find_unused_parameters
     frozen = {name.split(".")[1] for name, p in detector.named_parameters() if not p.requires_grad}
     assert frozen <= ({"norms"} if method == "retinanet" else set())
 
@@ -46,7 +46,7 @@ def test_segmentors(backbone: str, maps: Any, auxiliary: float) -> None:
     segmentor = upernet(own, 3, channels=8, auxiliary_channels=4, auxiliary_weight=auxiliary, maps=maps).train()
     images_BCHW = torch.randn(2, 3, 64, 64)
     assert not without_gradient(segmentor, segmentor.losses(images_BCHW, label_maps(images_BCHW, 3)))
-    assert not segmentor.unread
+    assert not segmentor.find_unused_parameters
 
 
 def test_backbones_of_another_kind_are_not_known() -> None:
@@ -55,6 +55,6 @@ def test_backbones_of_another_kind_are_not_known() -> None:
     class Own(nn.Module):
         levels = (Level(4, 4), Level(6, 8))
 
-    assert not Segmentor(Own(), nn.Identity(), 3).unread
-    assert Segmentor(Own(), nn.Identity(), 3, reads=[0]).unread
-    assert not Segmentor(Own(), nn.Identity(), 3, auxiliary=nn.Identity(), reads=[0]).unread
+    assert not Segmentor(Own(), nn.Identity(), 3).find_unused_parameters
+    assert Segmentor(Own(), nn.Identity(), 3, reads=[0]).find_unused_parameters
+    assert not Segmentor(Own(), nn.Identity(), 3, auxiliary=nn.Identity(), reads=[0]).find_unused_parameters

@@ -12,7 +12,7 @@ import fourstage
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.detector import Detector
-from fourstage.tasks.parts.levels import maps_of
+from fourstage.tasks.parts.levels import feature_maps
 
 WIDTHS = (4, 6, 8, 10)
 SMALL: dict[str, dict[str, Any]] = {
@@ -101,10 +101,10 @@ def test_a_graph_holds_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is traced serves images of many sizes."""
     backbone = Own(by_name)
     with pytest.raises(ValueError, match="a dict"):
-        maps_of(backbone, IMAGES)
+        feature_maps(backbone, IMAGES)
     for name in ("torch.compiler.is_compiling", "torch.jit.is_tracing"):
         with monkeypatch.context() as patch:
             patch.setattr(name, lambda: True)
-            assert isinstance(maps_of(backbone, IMAGES), dict)
+            assert isinstance(feature_maps(backbone, IMAGES), dict)
     model = fourstage.create_segmentor("semantic_fpn", Own(), 3, **SMALL["semantic_fpn"]).eval()
     torch.export.export(model, (IMAGES,))
