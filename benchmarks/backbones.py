@@ -1,11 +1,11 @@
-"""Our backbones beside timm's and beside the original code, by the common yardstick of torchvision's swin_t.
+"""Compare our backbones with timm's and with the original code; torchvision's swin_t is the common baseline.
 
     python benchmarks/backbones.py [--models 'swin*'] [--threads 2] [--seconds 20] [--device cpu] [--cpu-time]
 
-The members of a family, the same networks in timm and the yardstick take turns in one run: inference and a training
-step, batch 8, 224 pixels, float32, eager, unless options say otherwise. The original code is not run here. What it did
-beside the same yardstick, under these conditions, is in the table below, so that a ratio compares from machine to
-machine where images per second do not. Each model adds a line to a file in benchmarks/results/.
+The members of a family, the same networks in timm and the baseline take turns in one run: inference and a training
+step, batch 8, 224 pixels, float32, eager, unless options say otherwise. The original code is not run here. The table
+below holds its speed as a multiple of the same baseline's under these conditions, because ratios carry over from
+machine to machine where images per second do not. Each model adds a line to a file in benchmarks/results/.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fourstage.bench.timing import Spread, geometric_mean
 from fourstage.bench.workloads import free_memory
 from fourstage.progress import Bar
 
-YARDSTICK = "torchvision/swin_t"
+BASELINE = "torchvision/swin_t"
 RESULTS = Path(__file__).parent / "results"
 MODES = ("infer", "train")
 
@@ -38,10 +38,10 @@ class Row:
     """A network of ours.
 
     Attributes:
-        original: images per second of the original code as a multiple of the yardstick's, in inference and in training:
+        original: images per second of the original code as a multiple of the baseline's, in inference and in training:
             two CPU cores, float32, eager, batch 8, 224 pixels.
         peer: the same network in timm.
-        peer_then: what that did beside the yardstick when the original was measured.
+        peer_then: the same multiples of the peer, measured together with the original.
     """
 
     family: str
@@ -71,34 +71,34 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run says of one row, by mode.
+    """The comparisons of one row, by mode.
 
     Attributes:
-        yardstick: images per second as a multiple of the yardstick's, round by round.
-        original: the median of that over the original's; empty where the conditions are not those of its figures.
+        baseline: images per second as a multiple of the baseline's, round by round.
+        original: the median of `baseline` over the original's; empty where the conditions differ from the table's.
         peer: images per second as a multiple of timm's.
         memory: peak memory as a multiple of timm's.
-        drift: what timm's network is beside the yardstick, over what it was then: where that is far from 1, this
-            machine is another kind, and the original's figures say little here.
+        drift: timm's multiple of the baseline now over its multiple then. Far from 1, this machine is of another
+            type, and the original's figures are of little use here.
     """
 
     row: Row
-    yardstick: Mapping[str, Spread]
+    baseline: Mapping[str, Spread]
     original: Mapping[str, float]
     peer: Mapping[str, Spread]
     memory: Mapping[str, float]
     drift: Mapping[str, float]
 
 
-def judge(row: Row, found: Mapping[str, Result], *, comparable: bool) -> Verdict:
+def judge(row: Row, results: Mapping[str, Result], *, comparable: bool) -> Verdict:
     """Compare the results of one group, by name, as far as `row` is concerned."""
-    beside_yardstick = compare(found[row.model], found[YARDSTICK])
-    beside_peer = compare(found[row.model], found[row.peer]) if row.peer else None
-    peer_now = compare(found[row.peer], found[YARDSTICK]).speed if row.peer else {}
+    beside_baseline = compare(results[row.model], results[BASELINE])
+    beside_peer = compare(results[row.model], results[row.peer]) if row.peer else None
+    peer_now = compare(results[row.peer], results[BASELINE]).speed if row.peer else {}
     return Verdict(
         row,
-        beside_yardstick.speed,
-        _over(beside_yardstick.speed, row.original if comparable else None),
+        beside_baseline.speed,
+        _over(beside_baseline.speed, row.original if comparable else None),
         beside_peer.speed if beside_peer else {},
         beside_peer.peak if beside_peer else {},
         _over(peer_now, row.peer_then if comparable else None),
@@ -106,7 +106,7 @@ def judge(row: Row, found: Mapping[str, Result], *, comparable: bool) -> Verdict
 
 
 def _over(now: Mapping[str, Spread], then: tuple[float, float] | None) -> dict[str, float]:
-    """Medians as multiples of earlier figures, by mode."""
+    """Return medians as multiples of earlier figures, by mode."""
     if then is None:
         return {}
     before: dict[str, float] = dict(zip(MODES, then, strict=True))
@@ -114,13 +114,13 @@ def _over(now: Mapping[str, Spread], then: tuple[float, float] | None) -> dict[s
 
 
 def comparable(options: Options, device: str) -> bool:
-    """Whether the original's figures, which are of the CPU, hold under these conditions."""
-    usual = options.dtype == "float32" and not (options.compile or options.channels_last)
-    return device == "cpu" and usual and options.batch_size == 8
+    """Return whether the original's figures, which are of a CPU, were measured under these conditions."""
+    default = options.dtype == "float32" and not (options.compile or options.channels_last)
+    return device == "cpu" and default and options.batch_size == 8
 
 
 def by_family(verdicts: Sequence[Verdict], mode: str) -> dict[str, float]:
-    """Ours over the original, by family: the geometric mean of its members."""
+    """Return ours over the original by family: the geometric mean of its members."""
     members: dict[str, list[float]] = {}
     for verdict in verdicts:
         if mode in verdict.original:
@@ -134,14 +134,14 @@ def by_family(verdicts: Sequence[Verdict], mode: str) -> dict[str, float]:
 def head(modes: Sequence[str]) -> list[str]:
     return [
         "model",
-        *(text for mode in modes for text in (f"{mode} x yardstick", "x original", "x timm", "MiB x timm")),
+        *(text for mode in modes for text in (f"{mode} x baseline", "x original", "x timm", "MiB x timm")),
     ]
 
 
 def cells(verdict: Verdict, modes: Sequence[str]) -> list[str]:
     out = [verdict.row.model]
     for mode in modes:
-        out += [_spread(verdict.yardstick.get(mode)), _number(verdict.original.get(mode))]
+        out += [_spread(verdict.baseline.get(mode)), _number(verdict.original.get(mode))]
         out += [_spread(verdict.peer.get(mode)), _number(verdict.memory.get(mode))]
     return out
 
@@ -155,7 +155,7 @@ def _number(value: float | None) -> str:
 
 
 def summary(verdicts: Sequence[Verdict], modes: Sequence[str]) -> list[str]:
-    """What the run says as a whole."""
+    """Return the lines that sum up the run."""
     out = []
     for mode in modes:
         families = by_family(verdicts, mode)
@@ -169,7 +169,7 @@ def summary(verdicts: Sequence[Verdict], modes: Sequence[str]) -> list[str]:
             f"lowest {lowest.row.model} {lowest.original[mode]:.2f}"
         )
         drift = ", ".join(f"{v.row.peer} {v.drift[mode]:.2f}" for v in verdicts if mode in v.drift)
-        out += [f"{mode}: timm by the yardstick, over what it was then: {drift}"] if drift else []
+        out += [f"{mode}: timm's multiple of the baseline, now over then: {drift}"] if drift else []
     return out or ["The original's figures are of a CPU, float32, eager, batch 8; this run has none to compare with."]
 
 
@@ -187,10 +187,12 @@ def show(verdicts: Sequence[Verdict], modes: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------- in a file
 
 
-def lines(verdict: Verdict, found: Mapping[str, Result], options: Options, where: Mapping[str, Any]) -> dict[str, Any]:
-    """All that is known of one row."""
-    result = found[verdict.row.model]
-    out = line(result, options, where, compare(result, found[YARDSTICK]))
+def lines(
+    verdict: Verdict, results: Mapping[str, Result], options: Options, where: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the record of one row."""
+    result = results[verdict.row.model]
+    out = line(result, options, where, compare(result, results[BASELINE]))
     out["over_original"] = {mode: round(value, 3) for mode, value in verdict.original.items()}
     if verdict.row.peer:
         out["peer"] = verdict.row.peer
@@ -201,7 +203,7 @@ def lines(verdict: Verdict, found: Mapping[str, Result], options: Options, where
 
 
 def file_for(options: Options, where: Mapping[str, Any]) -> Path:
-    """A name that says on what and how it was measured."""
+    """Return a file name that holds the device and the options."""
     words = [where["gpu"] or f"{where['cpu']} {where['threads']} threads", options.dtype]
     words += ["compiled"] * options.compile + ["channels last"] * options.channels_last
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(["backbones", *words]).lower()).strip("-")
@@ -212,33 +214,33 @@ def file_for(options: Options, where: Mapping[str, Any]) -> Path:
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each family."""
+    """Return the rows of each family."""
     families = dict.fromkeys(row.family for row in rows)
     return [[row for row in rows if row.family == family] for family in families]
 
 
-def contestants(rows: Sequence[Row]) -> list[str]:
-    """Who takes turns: the yardstick, then each of ours followed by its peer."""
-    return [YARDSTICK, *(name for row in rows for name in (row.model, row.peer) if name)]
+def models(rows: Sequence[Row]) -> list[str]:
+    """Return the names that take turns: the baseline, then each of ours followed by its peer."""
+    return [BASELINE, *(name for row in rows for name in (row.model, row.peer) if name)]
 
 
 def run(rows: Sequence[Row], options: Options, out: Path | None, *, quiet: bool = False) -> list[Verdict]:
-    """Measure the rows family by family; what is done is in the file when a later family fails."""
+    """Measure the rows family by family; each family is written to the file before the next begins."""
     setting = set_up(options)
     verdicts: list[Verdict] = []
     with environment(options), Bar("backbones", total=1, show=not quiet) as bar:
         where = machine(setting.device)
-        parts = groups(rows)
-        progress = Progress(bar, sum(len(contestants(part)) for part in parts), len(options.modes()))
-        for part in parts:
-            found = {result.model: result for result in measure(contestants(part), setting, progress)}
+        families = groups(rows)
+        progress = Progress(bar, sum(len(models(family)) for family in families), len(options.modes()))
+        for family in families:
+            results = {result.model: result for result in measure(models(family), setting, progress)}
             free_memory(setting.device)
-            usual = comparable(options, setting.device.type)
-            fresh = [judge(row, found, comparable=usual) for row in part]
+            same_conditions = comparable(options, setting.device.type)
+            fresh = [judge(row, results, comparable=same_conditions) for row in family]
             verdicts += fresh
             path = out or file_for(options, where)
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_jsonl(path, [lines(verdict, found, options, where) for verdict in fresh])
+            append_jsonl(path, [lines(verdict, results, options, where) for verdict in fresh])
     return verdicts
 
 

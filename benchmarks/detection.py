@@ -1,11 +1,12 @@
-"""Our Mask R-CNN beside torchvision's on the same backbone of timm, in one run.
+"""Compare our Mask R-CNN with torchvision's on the same backbone of timm, in one run.
 
     python benchmarks/detection.py [--backbone resnet18] [--seconds 60] [--size 640] [--threads 2] [--mode infer]
 
 Both have a pyramid 256 wide, 80 classes, 2,000 and 1,000 proposals in training and 1,000 in inference, 512 regions an
-image in training, and adaptive sampling in RoIAlign. Both get the same weights, so that they find about the same: they
-start as ours do, and the class layer is set such that noise is full of objects. Batches are two images of noise, with
-eight objects each in training. Lines go to benchmarks/results/detection.jsonl. Needs: pip install "fourstage[train]".
+image in training, and adaptive sampling in RoIAlign. Both get the same weights, so that they return about the same
+detections: our initial weights, with a class layer that detects many objects in noise. Batches are two images of noise,
+with eight objects each in training. Results go to benchmarks/results/detection.jsonl. Needs: pip install
+"fourstage[train]".
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from fourstage.api import create_backbone
-from fourstage.bench import side_by_side as duel
+from fourstage.bench import side_by_side
 from fourstage.bench.task_workloads import noise, open_eyes, scene
 from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
@@ -48,7 +49,7 @@ class Pyramid(nn.Module):
 
 
 def theirs(backbone: str, size: int) -> MaskRCNN:
-    """Torchvision's network with the numbers of ours; its own resizing does nothing to images of this size."""
+    """Return torchvision's network with the settings of ours; its resizing leaves images of this size as they are."""
     maps = ["0", "1", "2", "3"]
     return MaskRCNN(
         Pyramid(create_backbone(f"timm/{backbone}")),
@@ -72,7 +73,7 @@ def theirs(backbone: str, size: int) -> MaskRCNN:
 
 
 def same_weights(ours: OurMaskRCNN, peer: Any) -> None:
-    """Copy what ours holds; the background is our last class and torchvision's first."""
+    """Copy the weights of ours to the peer; the background is our last class and torchvision's first."""
     neck, fpn = ours.neck, peer.backbone.fpn
     peer.backbone.body.load_state_dict(ours.backbone.state_dict())
     pairs: list[tuple[Any, Any]] = []
@@ -98,24 +99,24 @@ def same_weights(ours: OurMaskRCNN, peer: Any) -> None:
 
 
 def ready(side: str, backbone: str, size: int) -> tuple[Any, Tensor]:
-    """One of the two networks and two images."""
+    """Return one of the two networks and two images."""
     torch.manual_seed(0)
     images_BCHW = torch.randn(IMAGES, 3, size, size)
     ours = create_detector("mask_rcnn", f"timm/{backbone}", CLASSES)
     assert isinstance(ours, Detector)
     assert isinstance(ours, OurMaskRCNN)
     open_eyes(ours.eval(), images_BCHW[:1])
-    if side == duel.OURS:
+    if side == side_by_side.OURS:
         return ours, images_BCHW
     peer = theirs(backbone, size)
     same_weights(ours, peer)
     return peer, images_BCHW
 
 
-def make(backbone: str, size: int) -> duel.Make:
-    """Steps of both sides."""
+def make(backbone: str, size: int) -> side_by_side.Make:
+    """Return a function that builds the step of a side and a mode."""
 
-    def step_of(side: str, mode: str) -> duel.Step:
+    def step_of(side: str, mode: str) -> side_by_side.Step:
         model, images_BCHW = ready(side, backbone, size)
         model.train(mode == "train")
         batch = scene(images_BCHW)
@@ -127,17 +128,17 @@ def make(backbone: str, size: int) -> duel.Make:
 
         def infer() -> int:
             with torch.inference_mode():
-                if side == duel.PEER:
+                if side == side_by_side.PEER:
                     return sum(len(one["boxes"]) for one in model(list(images_BCHW)))
                 return sum(len(one.masks.whole()) for one in model.detect(noise(images_BCHW)))
 
         def loss() -> Tensor:
             losses: Mapping[str, Tensor] = (
-                model(list(images_BCHW), truths) if side == duel.PEER else model.losses(batch)
+                model(list(images_BCHW), truths) if side == side_by_side.PEER else model.losses(batch)
             )
             return torch.stack([*losses.values()]).sum()
 
-        return duel.training_step(model, loss) if mode == "train" else infer
+        return side_by_side.training_step(model, loss) if mode == "train" else infer
 
     return step_of
 
@@ -145,7 +146,7 @@ def make(backbone: str, size: int) -> duel.Make:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     top.add_argument("--backbone", default="resnet18", metavar="NAME", help="of timm; default: resnet18")
-    duel.add_options(top, RESULTS, size=640, seconds=60, each="mode")
+    side_by_side.add_options(top, RESULTS, size=640, seconds=60, each="mode")
     return top
 
 
@@ -154,10 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     steps = make(args.backbone, args.size)
     if args.peak:
-        duel.tell_peak(steps, *args.peak)
+        side_by_side.print_peak(steps, *args.peak)
         return 0
-    pair = duel.Pair(f"mask_rcnn:timm/{args.backbone}", "torchvision MaskRCNN", steps, ["--backbone", args.backbone])
-    duel.show(duel.measure(__file__, pair, args, {"images": IMAGES}))
+    pair = side_by_side.Pair(
+        f"mask_rcnn:timm/{args.backbone}", "torchvision MaskRCNN", steps, ["--backbone", args.backbone]
+    )
+    side_by_side.show(side_by_side.measure(__file__, pair, args, {"images": IMAGES}))
     return 0
 
 

@@ -1,25 +1,25 @@
-"""Our loader beside timm's and torchvision's, on the same JPEG files, and beside decoding alone.
+"""Compare our loader with timm's and torchvision's on the same JPEG files, and with decoding alone.
 
     python benchmarks/loader.py [--task evaluation] [--workers 1] [--images 320] [--rounds 8]
 
 The files are crops of the photographs in scikit-image and scikit-learn, 500 x 375 pixels at quality 95, about as large
-as ImageNet's, in a temporary folder. All take turns, each in a process of its own, pass by pass over the files:
-evaluation (0.875 crop, bicubic, 224 pixels) and the whole training recipe (random resized crop, flip, RandAugment,
-random erasing, mixup and cutmix), up to normalised float32 batches in the main process. Counted is the processor time
-of that process and of its workers, so that figures are per core and survive what else runs on the machine; time on the
-wall is noted beside it.
+as ImageNet's, in a temporary folder. The loaders take turns, each in a separate process, pass by pass over the files.
+Evaluation is a 0.875 crop, bicubic, 224 pixels; training is the complete recipe (random resized crop, flip,
+RandAugment, random erasing, mixup and cutmix). Both end with normalised float32 batches in the main process. The
+figures use the processor time of that process and of its workers, so that they are per core and stay valid on a shared
+machine; wall time is recorded beside it.
 
-| loader | what it is |
+| loader | description |
 | --- | --- |
 | fourstage | the recipe, as `fourstage train` and `fourstage evaluate` load it |
 | timm | `create_loader` as it is: bytes are collated and mixed, then normalised and erased batch by batch |
-| timm, no prefetcher | `create_loader` with floats from the start, mixed in the main process as timm's script does |
-| torchvision | torch's DataLoader and the transforms of the reference recipe, on PIL images as that has it |
-| torchvision, tensors | the same in its v2 transforms on tensors: another bicubic, so other pixels |
+| timm, no prefetcher | `create_loader` with floats from the start, mixed in the main process as in timm's script |
+| torchvision | torch's DataLoader and the transforms of the reference recipe, on PIL images as in that recipe |
+| torchvision, tensors | the v2 transforms on tensors: another bicubic, hence other pixels |
 | decoding alone | PIL opens and decodes the same files, nothing else: the limit |
 
-torchvision's RandAugment has no probability for each operation; here it gets timm's, so that both do equally many. Each
-loader adds a line to a file in benchmarks/results/.
+torchvision's RandAugment has no probability for each operation; here it gets timm's, so that both apply equally many.
+Each loader adds a line to a file in benchmarks/results/.
 """
 
 import argparse
@@ -61,7 +61,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 95
 OURS, LIMIT = "fourstage", "decoding alone"
 OTHER_PIXELS = "torchvision, tensors"
 
-Pass = Callable[[], int]  # reads all files once and says how many images came out
+Pass = Callable[[], int]  # reads all files once and returns the number of images
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Options:
 
 
 def photographs() -> list[np.ndarray]:
-    """Colour photographs that come with scikit-image and scikit-learn, (H, W, 3) uint8."""
+    """Return the colour photographs in scikit-image and scikit-learn, (H, W, 3) uint8."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
@@ -86,7 +86,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def write_files(folder: Path, images: int) -> float:
-    """Make train/<class>/*.jpg and the same again below val/. Returns the mean size of a file in kilobytes."""
+    """Write train/<class>/*.jpg and a copy below val/. Return the mean size of a file in kilobytes."""
     from PIL import Image
 
     photos = [Image.fromarray(photo) for photo in photographs()]
@@ -108,9 +108,9 @@ def write_files(folder: Path, images: int) -> float:
 
 
 def recipe() -> Classification:
-    found = resolve(RECIPE).recipe
-    assert isinstance(found, Classification)
-    return found
+    chosen = resolve(RECIPE).recipe
+    assert isinstance(chosen, Classification)
+    return chosen
 
 
 def ours(folder: Path, task: str, options: Options) -> Pass:
@@ -130,8 +130,8 @@ def ours(folder: Path, task: str, options: Options) -> Pass:
     def training() -> int:
         first = next(epochs) * plan.steps_per_epoch
         last = first + plan.steps_per_epoch
-        parts = train_batches(data, plan, train, first_step=first, last_step=last, mix=mix, workers=options.workers)
-        return _images(batch.images_BCHW for step in parts for batch in step)
+        steps = train_batches(data, plan, train, first_step=first, last_step=last, mix=mix, workers=options.workers)
+        return _images(batch.images_BCHW for step in steps for batch in step)
 
     return training
 
@@ -141,7 +141,7 @@ def timms(folder: Path, task: str, options: Options, *, prefetcher: bool = True)
 
     from fourstage.data.transforms.classification import posterize
 
-    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize  # its own takes 0 bits to PIL, which refuses them
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize  # timm's asks PIL for 0 bits, which raises an error
 
     own, train = recipe(), task == "training"
     a = own.augmentation
@@ -181,27 +181,27 @@ def torchvisions(folder: Path, task: str, options: Options, *, tensors: bool = F
 
 
 def _torchvision_transform(task: str, *, tensors: bool) -> Any:
-    """What references/classification/presets.py puts together, with the recipe's numbers."""
+    """Return the transforms of references/classification/presets.py with the recipe's numbers."""
     from torchvision import transforms as first
     from torchvision.transforms import InterpolationMode, v2
 
-    own, kind = recipe(), v2 if tensors else first
+    own, api = recipe(), v2 if tensors else first
     a, bicubic = own.augmentation, InterpolationMode.BICUBIC
-    whole = [kind.PILToTensor()]
+    to_tensor = [api.PILToTensor()]
     floats: list[Any] = [
         v2.ToDtype(torch.float32, scale=True) if tensors else first.ConvertImageDtype(torch.float32),
-        kind.Normalize(own.mean, own.std),
+        api.Normalize(own.mean, own.std),
     ]
     if task == "evaluation":
-        resize = [kind.Resize(int(SIDE / own.evaluation.crop_pct), bicubic), kind.CenterCrop(SIDE)]
-        return kind.Compose([*whole, *resize, *floats] if tensors else [*resize, *whole, *floats])
-    turned = InterpolationMode.BILINEAR if tensors else bicubic  # tensors cannot be turned bicubically
-    policy = [kind.RandomApply([kind.RandAugment(1, 9, interpolation=turned)], p=0.5) for _ in range(2)]
-    crop = kind.RandomResizedCrop(SIDE, scale=a.scale, ratio=a.ratio, interpolation=bicubic)
-    change = [crop, kind.RandomHorizontalFlip(a.hflip), *policy]
+        resize = [api.Resize(int(SIDE / own.evaluation.crop_pct), bicubic), api.CenterCrop(SIDE)]
+        return api.Compose([*to_tensor, *resize, *floats] if tensors else [*resize, *to_tensor, *floats])
+    rotation = InterpolationMode.BILINEAR if tensors else bicubic  # rotation of tensors has no bicubic mode
+    policy = [api.RandomApply([api.RandAugment(1, 9, interpolation=rotation)], p=0.5) for _ in range(2)]
+    crop = api.RandomResizedCrop(SIDE, scale=a.scale, ratio=a.ratio, interpolation=bicubic)
+    change = [crop, api.RandomHorizontalFlip(a.hflip), *policy]
     noise: Any = "random"
     erase = (v2 if tensors else first).RandomErasing(a.reprob, value=noise)
-    return kind.Compose([*([*whole, *change] if tensors else [*change, *whole]), *floats, erase])
+    return api.Compose([*([*to_tensor, *change] if tensors else [*change, *to_tensor]), *floats, erase])
 
 
 def _torchvision_mixing() -> Callable[[Any], Any]:
@@ -235,7 +235,7 @@ def decoding(folder: Path, task: str, options: Options) -> Pass:
 
 
 def _images(batches: Iterable[torch.Tensor]) -> int:
-    """How many normalised images come; whatever else came would compare with nothing."""
+    """Count the images, and check that they are normalised and of one size, so that all loaders do equal work."""
     total = 0
     for images_BCHW in batches:
         assert images_BCHW.dtype == torch.float32, images_BCHW.dtype
@@ -265,8 +265,8 @@ class Speed:
     wall: tuple[float, ...]
 
 
-class Contestant:
-    """A loader in a process of its own, so that none is faster or slower for what another did to the memory."""
+class LoaderProcess:
+    """A loader in a separate process, so that another loader's use of memory does not change its speed."""
 
     def __init__(self, name: str, folder: Path, task: str, options: Options) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -276,7 +276,7 @@ class Contestant:
         self._process.start()
 
     def read(self) -> tuple[int, float, float]:
-        """Read all files once: images, processor seconds of the process and its workers, seconds on the wall."""
+        """Read all files once; return images, processor seconds of the process and its workers, and wall seconds."""
         self._line.send(True)
         return self._line.recv()
 
@@ -286,8 +286,8 @@ class Contestant:
 
 
 def _serve(line: Connection, method: str, name: str, folder: Path, task: str, options: Options) -> None:
-    multiprocessing.set_start_method(method, force=True)  # of loader workers: what it is where nothing was spawned
-    torch.set_num_threads(1)  # threads that wait for each other would count too
+    multiprocessing.set_start_method(method, force=True)  # a spawned process would start its workers by spawn too
+    torch.set_num_threads(1)  # processor time would include threads that wait for each other
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-(options.workers + 1) :])
     if name == OURS:
@@ -299,81 +299,81 @@ def _serve(line: Connection, method: str, name: str, folder: Path, task: str, op
         line.send((images, _busy() - busy, time.perf_counter() - now))
 
 
-def race(task: str, folder: Path, options: Options, bar: Bar) -> dict[str, Speed]:
-    """Let everybody read all files once in each round, forwards and backwards by turns, after a pass to warm up."""
-    contestants = {name: Contestant(name, folder, task, options) for name in LOADERS}
+def run_rounds(task: str, folder: Path, options: Options, bar: Bar) -> dict[str, Speed]:
+    """Let each loader read all files once in each round, in alternating order, after one pass to warm up."""
+    processes = {name: LoaderProcess(name, folder, task, options) for name in LOADERS}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS}
     for number in range(-1, options.rounds):
         for name in LOADERS if number % 2 else reversed(list(LOADERS)):
-            images, busy, wall = contestants[name].read()
+            images, busy, wall = processes[name].read()
             assert images == options.images, f"{name} gave {images} of {options.images} images"
             if number >= 0:
                 taken[name].append((images / busy, images / wall))
         bar.update(number + 2, "")
-    for contestant in contestants.values():
-        contestant.leave()
+    for process in processes.values():
+        process.leave()
     return {name: Speed(*(tuple(column) for column in zip(*pairs, strict=True))) for name, pairs in taken.items()}
 
 
 def _busy() -> float:
-    """Processor seconds of this process and of all workers that have ended."""
+    """Return processor seconds of this process and of all workers that have ended."""
     children = os.times()
     return time.process_time() + children.children_user + children.children_system
 
 
-def rivals(found: Mapping[str, Speed]) -> list[str]:
-    return [name for name in found if name not in (OURS, LIMIT)]
+def rivals(results: Mapping[str, Speed]) -> list[str]:
+    return [name for name in results if name not in (OURS, LIMIT)]
 
 
-def fastest(found: Mapping[str, Speed], *, same_pixels: bool) -> str:
-    """The fastest of the others, by the median per core."""
-    names = [name for name in rivals(found) if not (same_pixels and name == OTHER_PIXELS)]
-    return max(names, key=lambda name: spread(found[name].core).median)
+def fastest(results: Mapping[str, Speed], *, same_pixels: bool) -> str:
+    """Return the fastest of the other loaders, by the median per core."""
+    names = [name for name in rivals(results) if not (same_pixels and name == OTHER_PIXELS)]
+    return max(names, key=lambda name: spread(results[name].core).median)
 
 
-def against(found: Mapping[str, Speed], name: str, other: str) -> Spread:
-    """Images per second and core of one as a multiple of another's, round by round."""
-    return ratio(found[name].core, found[other].core)
+def against(results: Mapping[str, Speed], name: str, other: str) -> Spread:
+    """Return images per second and core of one loader as a multiple of another's, round by round."""
+    return ratio(results[name].core, results[other].core)
 
 
 # ---------------------------------------------------------------------------------------------- on screen and in file
 
 
-def table(found: Mapping[str, Speed], task: str) -> Table:
+def table(results: Mapping[str, Speed], task: str) -> Table:
     head = (task, "images/s per core", "quartiles", "of decoding", "fourstage is", "quartiles")
     out = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for name, speed in found.items():
-        rate, share, times = spread(speed.core), against(found, name, LIMIT), against(found, OURS, name)
+    for name, speed in results.items():
+        rate, share, times = spread(speed.core), against(results, name, LIMIT), against(results, OURS, name)
         ours = ("", "") if name == OURS else (f"{times.median:.2f} x", f"{times.low:.2f} to {times.high:.2f}")
         out.add_row(name, f"{rate.median:.0f}", f"{rate.low:.0f} to {rate.high:.0f}", f"{share.median:.0%}", *ours)
     return out
 
 
-def verdict(found: Mapping[str, Speed]) -> str:
-    parts = []
+def verdict(results: Mapping[str, Speed]) -> str:
+    clauses = []
     for same, words in ((True, "with the same bicubic"), (False, "of all")):
-        name = fastest(found, same_pixels=same)
-        times = against(found, OURS, name)
-        parts.append(f"{times.median:.2f} times the fastest {words}, {name} ({times.low:.2f} to {times.high:.2f})")
-    return f"{OURS}: " + "; ".join(parts)
+        name = fastest(results, same_pixels=same)
+        times = against(results, OURS, name)
+        clauses.append(f"{times.median:.2f} times the fastest {words}, {name} ({times.low:.2f} to {times.high:.2f})")
+    return f"{OURS}: " + "; ".join(clauses)
 
 
-def lines(found: Mapping[str, Speed], task: str, options: Options, where: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All that is known of one task, a line for each loader."""
-    same, any_ = (fastest(found, same_pixels=same) for same in (True, False))
+def lines(results: Mapping[str, Speed], task: str, options: Options, where: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of one task, a line for each loader."""
+    same, any_ = (fastest(results, same_pixels=same) for same in (True, False))
     out: list[dict[str, Any]] = []
-    for name, speed in found.items():
+    for name, speed in results.items():
         row: dict[str, Any] = {
             "loader": name,
             "task": task,
             "images_per_core_sec": round(spread(speed.core).median, 1),
             "images_per_sec": round(spread(speed.wall).median, 1),
             "rounds": {key: [round(rate, 1) for rate in rates] for key, rates in asdict(speed).items()},
-            "of_decoding": _rounded(against(found, name, LIMIT)),
+            "of_decoding": _rounded(against(results, name, LIMIT)),
         }
         if name == OURS:
-            row["against"], row["ratio"] = same, _rounded(against(found, OURS, same))
-            row["against_any"], row["ratio_any"] = any_, _rounded(against(found, OURS, any_))
+            row["against"], row["ratio"] = same, _rounded(against(results, OURS, same))
+            row["against_any"], row["ratio_any"] = any_, _rounded(against(results, OURS, any_))
         out.append({**row, "options": asdict(options), "machine": dict(where)})
     return out
 
@@ -383,21 +383,21 @@ def _rounded(values: Spread) -> dict[str, float]:
 
 
 def run(tasks: Sequence[str], options: Options, out: Path, *, quiet: bool = False) -> None:
-    """Measure the tasks one after the other; what is done is in the file when a later one fails."""
+    """Measure the tasks one after the other; each is written to the file before the next begins."""
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width: cut nothing off
         console = Console(highlight=False, width=160)
-    torch.set_num_threads(1)  # as in the contestants, for what is said of the machine
+    torch.set_num_threads(1)  # as in the loaders' processes, so that the description of the machine is right
     with TemporaryDirectory() as folder:
         size = write_files(Path(folder), options.images)
         where = {**machine(torch.device("cpu")), "pillow": version("pillow"), "file_kb": round(size, 1)}
         for task in tasks:
             with Bar(task, options.rounds + 1, show=not quiet) as bar:
-                found = race(task, Path(folder), options, bar)
+                results = run_rounds(task, Path(folder), options, bar)
             out.parent.mkdir(parents=True, exist_ok=True)
-            append_jsonl(out, lines(found, task, options, where))
-            console.print(table(found, task))
-            print(f"\n{verdict(found)}\n")
+            append_jsonl(out, lines(results, task, options, where))
+            console.print(table(results, task))
+            print(f"\n{verdict(results)}\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,11 +1,12 @@
-"""Our UPerNet and Semantic FPN beside those of segmentation-models-pytorch on the same encoder of timm, in one run.
+"""Compare our UPerNet and Semantic FPN with segmentation-models-pytorch's, on the same encoder of timm, in one run.
 
     python benchmarks/segmentation.py [--encoder resnet18] [--seconds 30] [--size 512] [--threads 2] [--mode infer]
 
-UPerNet is 512 wide, its auxiliary decoder left out, as the peer has none; FPN is 256 and 128 wide. The peer's FPN goes
-without the 3x3 convolutions that end the pyramid in the paper and in ours: MACs of both are told. 150 classes, two
-images of noise, logits for each pixel in inference; in training cross-entropy, backward, AdamW. Lines go to
-benchmarks/results/segmentation.jsonl. Needs: pip install "fourstage[train]" segmentation-models-pytorch.
+UPerNet is 512 wide, without an auxiliary decoder, as the peer has none; FPN is 256 and 128 wide. The peer's FPN lacks
+the 3x3 convolutions that end the pyramid in the paper and in ours, so MACs of both are printed. Both have 150 classes
+and get two images of noise. Inference ends with logits for each pixel; a training step is cross-entropy, backward and
+AdamW. Results go to benchmarks/results/segmentation.jsonl. Needs: pip install "fourstage[train]"
+segmentation-models-pytorch.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fourstage.bench import side_by_side as duel
+from fourstage.bench import side_by_side
 from fourstage.bench.count import count_module
-from fourstage.bench.networks import undropped
+from fourstage.bench.networks import without_dropout
 from fourstage.bench.task_workloads import label_maps
 from fourstage.dense import create_segmentor
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy
@@ -37,7 +38,7 @@ def ours(method: str, encoder: str) -> nn.Module:
 
 
 def theirs(method: str, encoder: str) -> nn.Module:
-    """The peer's network with the widths of ours. It wraps the same network of timm."""
+    """Return the peer's network with the widths of ours. It wraps the same network of timm."""
     try:
         smp = import_module("segmentation_models_pytorch")
     except ImportError as error:
@@ -49,19 +50,19 @@ def theirs(method: str, encoder: str) -> nn.Module:
 
 
 def costs(method: str, encoder: str, size: int) -> dict[str, float]:
-    """Billions of MACs of one image, by side."""
+    """Return billions of MACs of one image, by side."""
     return {
         side: round(count_module(build(method, encoder), (3, size, size)).macs / 1e9, 2)
-        for side, build in zip(duel.SIDES, (ours, theirs), strict=True)
+        for side, build in zip(side_by_side.SIDES, (ours, theirs), strict=True)
     }
 
 
-def make(method: str, encoder: str, size: int) -> duel.Make:
-    """Steps of both sides."""
+def make(method: str, encoder: str, size: int) -> side_by_side.Make:
+    """Return a function that builds the step of a side and a mode."""
 
-    def step_of(side: str, mode: str) -> duel.Step:
+    def step_of(side: str, mode: str) -> side_by_side.Step:
         torch.manual_seed(0)
-        model = undropped((ours if side == duel.OURS else theirs)(method, encoder)).train(mode == "train")
+        model = without_dropout((ours if side == side_by_side.OURS else theirs)(method, encoder)).train(mode == "train")
         images_BCHW = torch.randn(IMAGES, 3, size, size)
         labels_BHW = label_maps(images_BCHW, CLASSES)
 
@@ -74,7 +75,7 @@ def make(method: str, encoder: str, size: int) -> duel.Make:
                 return torch.stack([*model.losses(images_BCHW, labels_BHW).values()]).sum()
             return pixel_cross_entropy(model(images_BCHW), labels_BHW)
 
-        return duel.training_step(model, loss) if mode == "train" else infer
+        return side_by_side.training_step(model, loss) if mode == "train" else infer
 
     return step_of
 
@@ -83,28 +84,28 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     top.add_argument("--encoder", default="resnet18", metavar="NAME", help="of timm; default: resnet18")
     top.add_argument("--method", choices=METHODS, help="one of the two; default: both")
-    duel.add_options(top, RESULTS, size=512, seconds=30, each="method and mode")
+    side_by_side.add_options(top, RESULTS, size=512, seconds=30, each="method and mode")
     return top
 
 
 def rows(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Measure what is asked for, method by method."""
+    """Measure the requested methods and modes."""
     for method in [args.method] if args.method else METHODS:
         gmacs = costs(method, args.encoder, args.size)
         steps, own = make(method, args.encoder, args.size), ["--encoder", args.encoder, "--method", method]
-        pair = duel.Pair(f"{method}:timm/{args.encoder}", "smp", steps, own)
-        for row in duel.measure(__file__, pair, args, {"gmacs": gmacs, "images": IMAGES}):
-            yield [*row, *(f"{gmacs[side]:.0f}" for side in duel.SIDES)]
+        pair = side_by_side.Pair(f"{method}:timm/{args.encoder}", "smp", steps, own)
+        for row in side_by_side.measure(__file__, pair, args, {"gmacs": gmacs, "images": IMAGES}):
+            yield [*row, *(f"{gmacs[side]:.0f}" for side in side_by_side.SIDES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.peak:
-        duel.tell_peak(make(args.method, args.encoder, args.size), *args.peak)
+        side_by_side.print_peak(make(args.method, args.encoder, args.size), *args.peak)
         return 0
     try:
-        duel.show(rows(args), "G MACs", "peer G MACs")
+        side_by_side.show(rows(args), "G MACs", "peer G MACs")
     except ValueError as error:
         print(f"segmentation: {error}", file=sys.stderr)
         return 2

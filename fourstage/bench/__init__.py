@@ -1,1 +1,1 @@
-"""What models cost: parameters and multiply-accumulates."""
+"""Throughput, latency, memory and cost of networks."""

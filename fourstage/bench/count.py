@@ -29,29 +29,29 @@ CORNERS = 4  # cells that a bilinear sample is the weighted sum of
 
 @dataclass(frozen=True)
 class Count:
-    """What a network costs for one image."""
+    """The cost of a network for one image."""
 
     parameters: int
     macs: int  # of convolutions and matrix products; norms, activations and sampling are left out
-    layer_macs: int  # the part of `macs` that convolutions and linear layers do: all but the products of attention
-    sampling_macs: int  # of bilinear sampling (DCNv3), never part of `macs`
-    activations: int  # numbers that convolutions and matrix products put out
+    layer_macs: int  # of convolutions and linear layers alone: `macs` without the products of attention
+    sampling_macs: int  # of bilinear sampling (DCNv3), not included in `macs`
+    activations: int  # numbers of elements in the outputs of convolutions and matrix products
     size: tuple[int, int]  # H and W of that image, in pixels
-    element_macs: int = 0  # of norms, ReLU, adaptive pooling and biases of convolutions, never part of `macs`
+    element_macs: int = 0  # of norms, ReLU, adaptive pooling and biases of convolutions, not included in `macs`
 
     @property
     def module_macs(self) -> int:
-        """As the counters of OpenMMLab have it, which see modules alone and so miss the products of attention."""
+        """The count of OpenMMLab's counters, which hook modules and so miss the products of attention."""
         return self.layer_macs + self.element_macs
 
     @property
     def full_macs(self) -> int:
-        """The same with the products of attention."""
+        """The count of `module_macs` with the products of attention."""
         return self.macs + self.element_macs
 
 
 def count(name: str, img_size: int | tuple[int, int] | None = None, *, dense: bool = False) -> Count:
-    """What a model of ours costs, at its own image size unless another is given.
+    """Return what a model of ours costs, at its own image size unless another is given.
 
     Args:
         name: one of `list_models()`.
@@ -59,7 +59,7 @@ def count(name: str, img_size: int | tuple[int, int] | None = None, *, dense: bo
         dense: the network of `create_backbone` instead of the classifier.
 
     Raises:
-        ValueError: an unknown name, or a size that the model cannot have.
+        ValueError: the name is unknown, or the model cannot have this size.
     """
     return _count(find(name).name, img_size, dense)
 
@@ -73,17 +73,17 @@ def _count(name: str, img_size: int | tuple[int, int] | None, dense: bool) -> Co
 
 
 def image_shape(model: Any) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a network is built for, where it says so as timm's and ours do; else 224 pixels."""
+    """Return (C, H, W) of a network's images, from its `default_cfg` where it has one; else (3, 224, 224)."""
     cfg = getattr(model, "default_cfg", None) or {}
     channels, height, width = cfg.get("input_size", (3, 224, 224))
     return channels, height, width
 
 
 def count_module(model: nn.Module, image_CHW: Sequence[int]) -> Count:
-    """What any network costs for one image of this shape, in evaluation mode. The network itself is not touched.
+    """Return what any network costs for one image of this shape, in evaluation mode. The network stays as it was.
 
     Args:
-        model: on any device; its parameters and buffers stand in by shape alone.
+        model: on any device; only the shapes of its parameters and buffers are used.
         image_CHW: channels, height and width in pixels.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -111,10 +111,11 @@ def count_module(model: nn.Module, image_CHW: Sequence[int]) -> Count:
 
 
 class _Products(TorchFunctionMode):
-    """Notes which products are those of layers, and what is sampled, while `counter` counts all products.
+    """Count the products of layers and the sampling separately, while `counter` counts all products.
 
-    A layer is told by the function that it calls: what `F.linear` breaks into depends on its input's memory layout.
-    What has no products is answered by its shape: PyTorch finds that by taking it apart, which is most of the time.
+    A layer is recognised by the function that it calls, because the operations below `F.linear` depend on the memory
+    format of its input. Functions without products only return the shape of their output: PyTorch would decompose
+    them to find it, which takes most of the time.
     """
 
     def __init__(self) -> None:
@@ -140,12 +141,12 @@ class _Products(TorchFunctionMode):
         return out
 
     def _same_shape(self, func: Any, x: Tensor) -> Tensor:
-        """A norm is two operations a value, ReLU one; GELU counts nowhere."""
+        """Count two operations per value for a norm, one for ReLU and none for GELU, as OpenMMLab's counters do."""
         self.element_macs += x.numel() * (2 if func in NORMS else 1 if func is F.relu else 0)
         return torch.empty_like(x)
 
     def _sampled(self, input: Tensor, grid: Tensor, *how: Any, **known: Any) -> Tensor:
-        """Bilinear sampling: each sample is the sum of four cells by four weights."""
+        """Count bilinear sampling: each sample is the weighted sum of four cells."""
         out_BCHW = input.new_empty(*input.shape[:2], *grid.shape[1:-1])
         self.sampling_macs += CORNERS * out_BCHW.numel()
         return out_BCHW
@@ -159,17 +160,17 @@ class _Products(TorchFunctionMode):
 
 
 def side(size: tuple[int, int]) -> str:
-    """224, or 800x1280: height, then width."""
+    """Return `224`, or `800x1280` (height, then width)."""
     height, width = size
     return str(height) if height == width else f"{height}x{width}"
 
 
 def model_rows(pattern: str, progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
-    """One row per model: name, parameters in millions, MACs in billions, those of layers alone, pixels, top-1.
+    """Return one row per model: name, parameters in millions, MACs in billions, MACs of layers, pixels, top-1.
 
     Args:
         pattern: wildcard on names.
-        progress: is told how many models of how many are counted.
+        progress: is called with the number of models that are counted and the number of all.
     """
     rows = []
     names = list_models(pattern)

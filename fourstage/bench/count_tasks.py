@@ -1,7 +1,7 @@
-"""What detectors and segmentors cost, by the rules that published tables count by.
+"""Count what detectors and segmentors cost, by the conventions of published tables.
 
-Detectors see one image of 1280 x 800 pixels (height, width), with 1,000 regions through each box head and 100 through
-each mask head. Segmentors see one of 512 x 2048 without what only trains along. B images, C channels, H x W pixels.
+Detectors get one image of 1280 x 800 pixels (height, width), with 1,000 regions through each box head and 100 through
+each mask head. Segmentors get one of 512 x 2048, without their auxiliary heads. B images, C channels, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ from fourstage.tasks.detection.padding import padded
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (1280, 800), (512, 2048)  # (H, W) in pixels
-COCO, ADE20K = 80, 150  # classes, where nobody says otherwise
+COCO, ADE20K = 80, 150  # default numbers of classes
 
 
 def count_recipe(name: str, img_size: tuple[int, int] | None = None) -> Count:
-    """What the network of a detection or segmentation recipe costs.
+    """Return what the network of a detection or segmentation recipe costs.
 
-    `full_macs` is the convention of most tables; those of SMT, and RetinaNet's, hold `module_macs`.
+    Most tables publish `full_macs`; those of SMT, and RetinaNet's, publish `module_macs`.
 
     Args:
-        name: as for `fourstage train`.
-        img_size: (H, W) in pixels; None: as published tables have it.
+        name: the recipe's name, as for `fourstage train`.
+        img_size: (H, W) in pixels; None: the size of published tables.
 
     Raises:
         ValueError: no such recipe, or one of classification.
     """
     with torch.device("meta"):
-        network = network_of(name)
-    return count_network(network, img_size or usual_size(network))
+        network = network_of_recipe(name)
+    return count_network(network, img_size or published_size(network))
 
 
-def network_of(name: str) -> nn.Module:
-    """The network of a detection or segmentation recipe, without weights.
+def network_of_recipe(name: str) -> nn.Module:
+    """Build the network of a detection or segmentation recipe, without weights.
 
     Raises:
         ValueError: no such recipe, or one of classification.
@@ -55,32 +55,32 @@ def network_of(name: str) -> nn.Module:
     return build(recipe.method, recipe.backbone, classes, backbone_args=recipe.backbone_args, **arguments)
 
 
-def subject_of(name: str) -> nn.Module:
-    """`METHOD:BACKBONE` as a network with COCO's or ADE20K's number of classes and the method's defaults."""
+def network_of_method(name: str) -> nn.Module:
+    """Build `METHOD:BACKBONE` with COCO's or ADE20K's number of classes and the method's defaults."""
     method, _, backbone = name.partition(":")
     if method in DETECTORS:
         return create_detector(method, backbone, COCO)
     return create_segmentor(method, backbone, ADE20K)
 
 
-def usual_size(network: nn.Module) -> tuple[int, int]:
-    """(H, W) of the image that published costs of such a network are for."""
+def published_size(network: nn.Module) -> tuple[int, int]:
+    """Return (H, W) of the image for which costs of such a network are published."""
     return DETECTION_SIZE if isinstance(network, Detector) else SEGMENTATION_SIZE
 
 
 def count_network(network: nn.Module, img_size: Sequence[int]) -> Count:
-    """What a detector or segmentor costs for one image of this (H, W). The network itself is not touched.
+    """Return what a detector or segmentor costs for one image of this (H, W). The network stays as it was.
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: the network is neither of the two.
     """
     if not isinstance(network, Detector | Segmentor):
-        raise ValueError(f"a detector or a segmentor is counted here; got {type(network).__name__}")
+        raise ValueError(f"count_network needs a detector or a segmentor; got {type(network).__name__}")
     return count_module(_UsualWork(network), (3, *img_size))
 
 
 class _UsualWork(nn.Module):
-    """What is counted, as a forward pass."""
+    """The counted work as a forward pass."""
 
     def __init__(self, network: Detector | Segmentor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a number was measured on: it never travels without this."""
+"""Describe the machine on which a result was measured; every result file holds this description."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ PACKAGES = ("fourstage", "timm", "torchvision")
 
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
-    """Processor, GPU, threads, versions and the time, for a result."""
+    """Return processor, GPU, threads, versions and the time, for a result."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -31,7 +31,7 @@ def machine(device: torch.device) -> dict[str, str | int | None]:
 
 
 def cpu_model() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the processor's model name where the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,9 +1,9 @@
-"""Peak memory, and the largest batch that fits.
+"""Measure peak memory, and find the largest batch that fits.
 
-On a GPU it is what the allocator handed out at most (`max_memory_allocated`) over a step, less what it had handed out
-before the model was built. On the CPU it is how far the resident memory of a process of its own grew, from before the
-model was built to its highest: parameters, activations, gradients, the optimiser's state and the work space of the
-engines. That process gives freed memory back at once, so that what is measured is what was in use.
+On a GPU, peak memory is `max_memory_allocated` over a step, less the memory that was allocated before the model was
+built. On the CPU, it is the growth of the resident memory of a separate process, from before the model was built to
+its peak: parameters, activations, gradients, the optimiser's state and the work space of the libraries. That process
+returns freed memory to the system at once, so that only memory in use is measured.
 """
 
 import json
@@ -17,27 +17,27 @@ from typing import Any
 from fourstage.bench.options import Options
 
 NO_MEMORY = 3  # exit code of the process when memory ran out
-KILLED = -9  # what the process is left with when the system ran out of memory
-STEPS = 2  # the second one finds the optimiser's state in place
-AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # of the C library: give memory back
+KILLED = -9  # exit code of the process when the system killed it for memory
+STEPS = 2  # the optimiser's state exists from the second step on
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # of the C library
 
 Probe = Callable[[Sequence[str], int], Mapping[str, int | None]]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A batch that fits, and the bytes that it needs; None: not known here."""
+    """A batch that fits, and its peak bytes; None where the system does not report them."""
 
     batch: int
     peak: int | None
 
 
 def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], None]) -> dict[str, Fit]:
-    """The batch for each mode: halved until memory is enough.
+    """Return the batch for each mode, halved until it fits.
 
     Args:
-        probe: tries modes at a batch, and gives the peak of those that fit.
-        say: is told when a batch is halved.
+        probe: tries modes at a batch, and returns the peak bytes of those that fit.
+        say: is called with a sentence when a batch is halved.
 
     Raises:
         ValueError: not even one image fits.
@@ -53,12 +53,12 @@ def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], Non
             return found
         if batch == 1:
             raise ValueError("memory is not enough for a single image; give a smaller --img-size or another --device")
-        say(f"memory is not enough for {batch} images ({left[0]}); going on with {batch // 2}")
+        say(f"memory is not enough for {batch} images ({left[0]}); continuing with {batch // 2}")
         batch //= 2
 
 
 def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) -> dict[str, int | None]:
-    """Peak bytes of each mode that fits, measured in a process of its own; None where the system cannot tell.
+    """Return peak bytes of each mode that fits, measured in a separate process; None where the system reports none.
 
     Raises:
         ValueError: the process failed for another reason than memory.
@@ -70,7 +70,7 @@ def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) 
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **AT_ONCE},
+        env={**os.environ, **RETURN_MEMORY},
     )
     if done.returncode not in (0, NO_MEMORY, KILLED):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -82,10 +82,10 @@ def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) 
 
 
 def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str], batch: int) -> dict[str, int | None]:
-    """Peak bytes of each mode that fits.
+    """Return peak bytes of each mode that fits.
 
     Args:
-        run: gives the step of a mode at a batch.
+        run: returns the step of a mode at a batch.
         base: bytes that were in use before the model was built.
     """
     import torch
@@ -97,7 +97,7 @@ def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str
         try:
             with memory_errors():
                 step = run(mode, batch)
-                for _ in range(STEPS):  # kernels are chosen, and the graph is compiled
+                for _ in range(STEPS):  # cuDNN chooses its kernels, and the graph is compiled
                     step()
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
@@ -109,11 +109,11 @@ def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str
     return out
 
 
-# ------------------------------------------------------------------------------------------ the process of its own
+# --------------------------------------------------------------------------------------------- the separate process
 
 
 def main() -> int:
-    """Read a request from the standard input; write one JSON line per mode that fitted."""
+    """Read a request from the standard input; print one JSON line per mode that fits."""
     request = json.load(sys.stdin)
     size = request["options"]["img_size"]
     options = Options(**{**request["options"], "img_size": tuple(size) if size else None})
@@ -152,7 +152,7 @@ def _peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> Ite
 
 
 def peak_of(make: Callable[[], Callable[[], Any]]) -> int | None:
-    """By how many bytes this process grows while a step is made and done; None where the system cannot tell."""
+    """Return how many bytes this process grows while a step is built and run; None where the system reports none."""
     _wake_engines()
     base = _start()
     step = make()
@@ -163,7 +163,7 @@ def peak_of(make: Callable[[], Callable[[], Any]]) -> int | None:
 
 
 def _wake_engines() -> None:
-    """A little of everything, so that the libraries' own pages are there before anything is measured."""
+    """Run one small step, so that the libraries have allocated their own memory before anything is measured."""
     import torch
     from torch import nn
 
@@ -173,7 +173,7 @@ def _wake_engines() -> None:
 
 
 def _start() -> int | None:
-    """Resident bytes now; the record of the highest starts anew where the system allows it."""
+    """Return the resident bytes now, and reset the system's record of the peak where it allows that."""
     try:
         with open("/proc/self/clear_refs", "w") as control:  # noqa: PTH123 - not a file to keep
             control.write("5")
@@ -183,10 +183,10 @@ def _start() -> int | None:
 
 
 def _highest() -> int | None:
-    """The most resident bytes so far; None where nobody keeps a record."""
-    found = _from_status("VmHWM")
-    if found is not None:
-        return found
+    """Return the peak of the resident bytes; None where the system keeps no record."""
+    peak = _from_status("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a measurement is of: checked before anything heavy begins, and before torch is imported."""
+"""The options of a measurement, checked before torch is imported."""
 
 import os
 import re
@@ -20,16 +20,16 @@ class Options:
 
     Attributes:
         device: "auto" takes a GPU where there is one.
-        dtype: other than float32: autocast; parameters stay in float32.
-        channels_last: memory layout of parameters and images.
-        compile: torch.compile, once for each batch size.
+        dtype: any other than float32 means autocast; parameters stay in float32.
+        channels_last: memory format of parameters and images.
+        compile: apply torch.compile, once for each batch size.
         img_size: (H, W) in pixels; None: each model's own.
-        batch_size: None: 8 on the CPU, 128 on a GPU.
-        seconds: for each model in inference, and as many again in training.
-        threads: None: as torch has it.
-        dense: the network of `create_backbone` instead of the classifier.
+        batch_size: images of a step; None: 8 on the CPU, 128 on a GPU.
+        seconds: for each model in inference, and the same again in training.
+        threads: of the CPU; None: torch's default.
+        dense: measure the network of `create_backbone` instead of the classifier.
         train: measure a training step too.
-        clock: "cpu" counts the processor time of this process (all threads together) instead of the time on the wall.
+        clock: "cpu" counts the processor time of this process (all threads together) instead of wall time.
     """
 
     device: str = "auto"
@@ -58,18 +58,18 @@ class Options:
             height, width = self.img_size
             raise ValueError(f"images of {height} x {width} pixels are too small; the smallest are 32 x 32")
         if self.clock == "cpu" and self.device == "cuda":
-            raise ValueError("processor time says nothing of a GPU's work; measure on the cpu, or by the wall clock")
+            raise ValueError("processor time does not include a GPU's work; add --device cpu, or leave out --cpu-time")
 
     def modes(self) -> tuple[str, ...]:
-        """What is measured: "infer", and "train" where it is asked for."""
+        """Return the modes that are measured: "infer", and "train" where `train` is set."""
         return ("infer", "train") if self.train else ("infer",)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`224` or `800x1280` (height, then width) as (H, W).
+    """Return (H, W) of `224` or `800x1280` (height, then width).
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: the text has neither form.
     """
     if not re.fullmatch(r"\d+(x\d+)?", text):
         raise ValueError(f"an image size is a side in pixels, such as 224, or HEIGHTxWIDTH; got {text!r}")
@@ -78,10 +78,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def check_output(path: str | Path) -> Path:
-    """`path`, if a file can be written there.
+    """Return `path` if a file can be written there.
 
     Raises:
-        ValueError: it is a folder, its folder does not exist, or nothing may be written there.
+        ValueError: the path is a folder, its folder does not exist, or it is not writable.
     """
     path = Path(path)
     if path.is_dir():
@@ -89,12 +89,12 @@ def check_output(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} for {path.name}; create it, or choose another place")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{path} may not be written by you; choose another place")
+        raise ValueError(f"you have no permission to write {path}; choose another place")
     return path
 
 
 def check_compiler() -> None:
-    """Raise ValueError where torch.compile has no C++ compiler to work with on the CPU."""
+    """Raise ValueError where torch.compile has no C++ compiler for the CPU."""
     asked = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([asked] if asked else ["g++", "clang++", "c++"])):
-        raise ValueError("--compile on the CPU needs a C++ compiler, and none is here; install g++, or leave it out")
+        raise ValueError("--compile on the CPU needs a C++ compiler, and there is none; install g++, or leave it out")

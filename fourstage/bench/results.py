@@ -1,4 +1,4 @@
-"""What came out: on the screen, as CSV with timm's column names, as JSON lines."""
+"""Results of measurements: printed as a table, written as CSV with timm's column names and as JSON lines."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ MORE_COLUMNS = ("infer_latency_p50", "infer_latency_p95", "infer_peak_mib", "tra
 
 @dataclass(frozen=True)
 class Speed:
-    """One mode of one model."""
+    """The throughput of one model in one mode."""
 
     batch: int
     rates: tuple[float, ...]  # images per second, round by round
@@ -42,12 +42,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Result:
-    """One model, measured in rounds with the others of its group.
+    """The measurements of one model, taken in rounds with the other models of its group.
 
     Attributes:
-        speeds: by mode, "infer" and perhaps "train".
+        speeds: by mode: "infer", and "train" where it was measured.
         latencies: seconds of single images.
-        notes: what did not go as asked.
+        notes: sentences on what was measured otherwise than requested, such as a smaller batch.
     """
 
     model: str
@@ -60,13 +60,13 @@ class Result:
         return 1000 * quantile(self.latencies, share)
 
     def against(self, other: "Result", mode: str) -> Spread:
-        """Images per second as a multiple of those of another model of the same group, round by round."""
+        """Return images per second as a multiple of another model's of the same group, round by round."""
         return ratio(self.speeds[mode].rates, other.speeds[mode].rates)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside the one that it is measured against."""
+    """A model's speed and memory as multiples of its baseline's."""
 
     model: str
     against: str
@@ -75,20 +75,21 @@ class Comparison:
 
 
 def compare(result: Result, other: Result) -> Comparison:
+    """Return the comparison of two results of the same group; memory is compared only at the same batch."""
     speed = {mode: result.against(other, mode) for mode in result.speeds}
     peak = {}
     for mode, one in result.speeds.items():
         its = other.speeds[mode]
-        if one.peak and its.peak and one.batch == its.batch:  # at another batch it would say nothing
+        if one.peak and its.peak and one.batch == its.batch:
             peak[mode] = one.peak / its.peak
     return Comparison(result.model, other.model, speed, peak)
 
 
-# --------------------------------------------------------------------------------------------------- on the screen
+# ----------------------------------------------------------------------------------------------- the printed table
 
 
 def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows for a person. Half of the rounds lie within the per cents after ±."""
+    """Return the head and the rows of the printed table. The column ± holds half the range of the quartiles."""
     head = ["model", "", "images/s", "± %", "batch", "MiB", "p50 ms", "p95 ms", "M params", "G MACs", "px"]
     return head, [row for result in results for row in _rows(result)]
 
@@ -107,26 +108,26 @@ def _rows(result: Result) -> list[list[str]]:
 
 
 def _digits(value: float) -> str:
-    """Four digits that count, never in powers of ten."""
+    """Format with four significant digits, never with a power of ten."""
     return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
 
 def sentence(comparison: Comparison) -> str:
-    """The comparison in a line."""
-    parts = []
+    """Return the comparison as one line of text."""
+    clauses = []
     for mode, speed in comparison.speed.items():
-        part = f"{WORDS[mode]} {speed.median:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f})"
+        clause = f"{WORDS[mode]} {speed.median:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f})"
         if mode in comparison.peak:
-            part += f" with {comparison.peak[mode]:.2f} times the memory"
-        parts.append(part)
-    return f"{comparison.model} against {comparison.against}: " + "; ".join(parts)
+            clause += f" with {comparison.peak[mode]:.2f} times the memory"
+        clauses.append(clause)
+    return f"{comparison.model} against {comparison.against}: " + "; ".join(clauses)
 
 
 # ------------------------------------------------------------------------------------------------------- in files
 
 
 def record(result: Result) -> dict[str, Any]:
-    """One flat row; columns that timm's result files have too bear their names."""
+    """Return one flat row; columns that timm's result files also have keep timm's names."""
     cost = result.count
     row: dict[str, Any] = {"model": result.model}
     for mode, speed in result.speeds.items():
@@ -144,7 +145,7 @@ def record(result: Result) -> dict[str, Any]:
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """Timm's columns, then ours; those of a mode that nobody measured are left out."""
+    """Write timm's columns, then ours, without those of a mode that was not measured."""
     rows = [record(result) for result in results]
     columns = [column for column in (*TIMM_COLUMNS, *MORE_COLUMNS) if any(column in row for row in rows)]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -156,7 +157,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
 def line(
     result: Result, options: Options, where: Mapping[str, Any], comparison: Comparison | None = None
 ) -> dict[str, Any]:
-    """All that is known of a result: the row, exact counts, every round, the comparison, options and machine."""
+    """Return a complete record of a result: row, exact counts, every round, comparison, options and machine."""
     row = record(result)
     row["counts"] = asdict(result.count)
     row["rounds"] = {mode: [round(rate, 3) for rate in speed.rates] for mode, speed in result.speeds.items()}
@@ -173,24 +174,24 @@ def line(
 
 
 class Files:
-    """Where results go while they come in: what was measured is safe when a later model fails."""
+    """Result files that are written after each group, so that a later failure loses nothing."""
 
     def __init__(self, options: Options, csv: Path | None = None, jsonl: Path | None = None) -> None:
         self.options, self.csv, self.jsonl = options, csv, jsonl
         self.results: list[Result] = []
         self.machine: dict[str, Any] = {}
 
-    def add(self, found: Sequence[Result], compared: Mapping[str, Comparison]) -> None:
-        """What one group gave; `compared` by name."""
+    def add(self, fresh: Sequence[Result], compared: Mapping[str, Comparison]) -> None:
+        """Write the results of one group and their comparisons by model name."""
         self.machine = machine(choose_device(self.options.device))
-        self.results += found
+        self.results += fresh
         if self.jsonl is not None:
-            append_jsonl(self.jsonl, [line(r, self.options, self.machine, compared.get(r.model)) for r in found])
+            append_jsonl(self.jsonl, [line(r, self.options, self.machine, compared.get(r.model)) for r in fresh])
         if self.csv is not None:
             write_csv(self.csv, self.results)
 
     def conditions(self) -> str:
-        """What the numbers were measured on, in a line."""
+        """Return device, versions and options of the measurement as one line of text."""
         options, where = self.options, self.machine
         words = [
             where["gpu"] or f"{where['cpu']}, {where['threads']} threads",
@@ -203,6 +204,6 @@ class Files:
 
 
 def append_jsonl(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """One line each, after what the file holds."""
+    """Append one JSON line for each record to the file."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(one) + "\n" for one in lines)

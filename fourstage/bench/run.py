@@ -14,7 +14,7 @@ from fourstage.bench.memory import Fit
 from fourstage.bench.networks import build, expand, image_for
 from fourstage.bench.options import Options, check_compiler
 from fourstage.bench.results import Comparison, Result, Speed
-from fourstage.bench.task_workloads import DenseWork
+from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step
 from fourstage.bench.workloads import OutOfMemoryError, Setting, free_memory, memory_errors
 from fourstage.engine.devices import choose_device
@@ -26,20 +26,20 @@ LATENCY_SHARE = 0.25  # of the seconds, on top of them
 
 
 @dataclass(frozen=True)
-class Contestant:
+class LoadedModel:
     """A model that is ready to be measured.
 
     Attributes:
-        weight: bytes that it takes on a GPU, without any work.
+        weight_bytes: bytes of its parameters and buffers on a GPU.
         fits: batch and peak memory by mode.
-        notes: what did not go as asked.
+        notes: sentences on what was measured otherwise than requested.
     """
 
     name: str
     model: nn.Module
     image_CHW: tuple[int, int, int]
     count: Count
-    weight: int
+    weight_bytes: int
     fits: dict[str, Fit] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -57,33 +57,33 @@ def bench(
 ) -> tuple[list[Result], list[Comparison]]:
     """Measure images per second, latency, memory and cost.
 
-    Models are measured in groups that take turns, so that a machine that is busy for a while is so for all of them.
+    The models of a group take turns, so that other load on the machine slows down all of them alike.
 
     Args:
         models: names and wildcards: ours, `timm/NAME`, `torchvision/NAME`.
-        against: a model that takes turns with each group; the others are compared with it, round by round.
-        done: is called with what each group gave.
-        show: tell on the screen how far it is.
+        against: the baseline: it takes turns with each group, and the others are compared with it, round by round.
+        done: is called with the results and the comparisons of each group.
+        show: print a progress bar.
 
     Returns:
-        One result per model, the yardstick among them (measured with the first group), and the comparisons.
+        One result per model, including the baseline (measured with the first group), and the comparisons.
 
     Raises:
-        ValueError: an unknown name, an impossible option, too little memory for a single image.
+        ValueError: a name is unknown, an option is impossible, or memory is too small for a single image.
     """
     options = options or Options()
-    names, yardstick = chosen(models, against)
+    names, baseline = select_models(models, against)
     setting = set_up(options)
     out: list[Result] = []
     comparisons: list[Comparison] = []
     with environment(options), Bar("bench", total=1, show=show) as bar:
-        parts = list(groups(names, yardstick))
-        progress = Progress(bar, sum(map(len, parts)), len(options.modes()))
-        for group in parts:
-            found = measure(group, setting, progress)
+        all_groups = list(groups(names, baseline))
+        progress = Progress(bar, sum(map(len, all_groups)), len(options.modes()))
+        for group in all_groups:
+            measured = measure(group, setting, progress)
             free_memory(setting.device)
-            compared = {r.model: results.compare(r, found[0]) for r in found[1:]} if yardstick else {}
-            fresh = found[1:] if yardstick and out else found
+            compared = {r.model: results.compare(r, measured[0]) for r in measured[1:]} if baseline else {}
+            fresh = measured[1:] if baseline and out else measured
             out += fresh
             comparisons += compared.values()
             if done is not None:
@@ -91,41 +91,41 @@ def bench(
     return out, comparisons
 
 
-def chosen(models: Sequence[str], against: str | None) -> tuple[list[str], str | None]:
-    """The names that are asked for, and the yardstick, which is not among them.
+def select_models(models: Sequence[str], against: str | None) -> tuple[list[str], str | None]:
+    """Return the requested names without the baseline, and the baseline.
 
     Raises:
-        ValueError: an unknown name; a yardstick that is several models; nothing left to compare.
+        ValueError: a name is unknown, the baseline is several models, or nothing is left to compare.
     """
     names = expand(models)
     if against is None:
         return names, None
-    yardsticks = expand([against])
-    if len(yardsticks) > 1:
-        raise ValueError(f"{against!r} is {len(yardsticks)} models, and a comparison needs one; name it")
-    names = [name for name in names if name != yardsticks[0]]
+    baselines = expand([against])
+    if len(baselines) > 1:
+        raise ValueError(f"{against!r} is {len(baselines)} models, and a comparison needs one; name it")
+    names = [name for name in names if name != baselines[0]]
     if not names:
-        raise ValueError(f"there is nothing but {against} to compare {against} with; name another model")
-    return names, yardsticks[0]
+        raise ValueError(f"there is nothing but {against} to compare with {against}; name another model")
+    return names, baselines[0]
 
 
-def groups(names: Sequence[str], yardstick: str | None) -> Iterator[list[str]]:
-    """Parts of the names, the yardstick first in each."""
-    first = [] if yardstick is None else [yardstick]
+def groups(names: Sequence[str], baseline: str | None) -> Iterator[list[str]]:
+    """Split the names into groups, each with the baseline first."""
+    first = [] if baseline is None else [baseline]
     step = GROUP - len(first)
     for start in range(0, len(names), step):
         yield [*first, *names[start : start + step]]
 
 
 def set_up(options: Options) -> Setting:
-    """The device that the options mean.
+    """Return the setting for the options, with the device that they name.
 
     Raises:
-        ValueError: no such device here, or no compiler for it.
+        ValueError: this machine lacks the device, or a compiler for it.
     """
     setting = Setting(options, choose_device(options.device))
     if options.clock == "cpu" and setting.device.type != "cpu":
-        raise ValueError("processor time says nothing of a GPU's work; add --device cpu, or leave out --cpu-time")
+        raise ValueError("processor time does not include a GPU's work; add --device cpu, or leave out --cpu-time")
     if options.compile and setting.device.type == "cpu":
         check_compiler()
     return setting
@@ -133,7 +133,7 @@ def set_up(options: Options) -> Setting:
 
 @contextmanager
 def environment(options: Options) -> Iterator[None]:
-    """Threads, seed and choice of kernels as a measurement needs them; afterwards as they were."""
+    """Set threads, seed and the choice of kernels for a measurement, and restore them afterwards."""
     threads, state, benchmark = torch.get_num_threads(), torch.get_rng_state(), torch.backends.cudnn.benchmark
     torch.set_num_threads(options.threads or threads)
     torch.manual_seed(0)
@@ -148,61 +148,62 @@ def environment(options: Options) -> Iterator[None]:
 
 
 def graphs_for_many_models() -> AbstractContextManager[None]:
-    """Let torch.compile keep a graph for each model and batch; by its usual limit the ninth would run uncompiled."""
+    """Let torch.compile keep a graph for each model and batch; with its default limit, the ninth would run eagerly."""
     from torch._dynamo import config
 
     return config.patch(recompile_limit=1000, accumulated_recompile_limit=10000)  # type: ignore[attr-defined]
 
 
 class Progress:
-    """How far a measurement is, for a person: a part for the memory of each model, and parts for each of its races."""
+    """The progress bar of a measurement: one unit for the memory of each model, ten for each of its timed modes."""
 
-    PARTS = 10  # of a race
+    UNITS = 10  # of one model's rounds in one mode
 
     def __init__(self, bar: Bar, models: int, modes: int) -> None:
         self.bar, self.done = bar, 0
-        races = modes + 1  # single images too
-        bar.resize(models * (1 + races * self.PARTS))
+        timed = modes + 1  # the latency of single images is timed too
+        bar.resize(models * (1 + timed * self.UNITS))
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.bar.say(text)
 
     def note(self, text: str) -> None:
+        """Replace the text beside the bar."""
         self.bar.update(self.done, text)
 
     def model(self) -> None:
-        """One more model is ready."""
+        """Advance by one model whose memory is measured."""
         self.done += 1
 
-    def race(self, what: str, models: int, rounds: int) -> Callable[[], None]:
-        """What to call after each round of a race."""
-        start, seen = self.done, 0
+    def rounds(self, what: str, models: int, rounds: int) -> Callable[[], None]:
+        """Return the function to call after each round."""
+        start, finished = self.done, 0
 
         def tick() -> None:
-            nonlocal seen
-            seen += 1
-            self.done = start + models * self.PARTS * seen // rounds
-            self.bar.update(self.done, f"{what}, round {seen} of {rounds}")
+            nonlocal finished
+            finished += 1
+            self.done = start + models * self.UNITS * finished // rounds
+            self.bar.update(self.done, f"{what}, round {finished} of {rounds}")
 
         return tick
 
 
 def measure(names: Sequence[str], setting: Setting, progress: Progress) -> list[Result]:
-    """All modes of one group.
+    """Measure all modes of one group.
 
     Raises:
-        ValueError: too little memory, or a model that does not take images of this size.
+        ValueError: memory is too small, or a model does not take images of this size.
     """
     try:
         with memory_errors():
-            contestants = [enter(name, setting) for name in names]
-            for contestant in contestants:
-                progress.note(f"{contestant.name}: memory")
-                weigh(contestant, setting, progress.say)
+            models = [load_model(name, setting) for name in names]
+            for loaded in models:
+                progress.note(f"{loaded.name}: memory")
+                find_batches(loaded, setting, progress.say)
                 progress.model()
-            rates = {mode: throughput(contestants, mode, setting, progress) for mode in setting.options.modes()}
-            latencies = latency(contestants, setting, progress)
+            rates = {mode: throughput(models, mode, setting, progress) for mode in setting.options.modes()}
+            latencies = latency(models, setting, progress)
     except OutOfMemoryError:
         raise ValueError(
             f"memory is not enough for {', '.join(names)} together; name fewer models, or give a smaller --batch-size"
@@ -215,15 +216,15 @@ def measure(names: Sequence[str], setting: Setting, progress: Progress) -> list[
             latencies[i],
             tuple(one.notes),
         )
-        for i, one in enumerate(contestants)
+        for i, one in enumerate(models)
     ]
 
 
-def enter(name: str, setting: Setting) -> Contestant:
+def load_model(name: str, setting: Setting) -> LoadedModel:
     """Build a model and count what it costs.
 
     Raises:
-        ValueError: it cannot be built for images of this size.
+        ValueError: the model cannot be built for images of this size.
     """
     options = setting.options
     before = allocated(setting.device)
@@ -231,35 +232,35 @@ def enter(name: str, setting: Setting) -> Contestant:
         model = build(name, options.img_size, dense=options.dense)
         image_CHW = image_for(model, options.img_size)
         cost = cost_of(model, image_CHW)
-    except (RuntimeError, AssertionError, TypeError) as error:  # of networks that are not ours
+    except (RuntimeError, AssertionError, TypeError) as error:  # raised by networks of timm and torchvision
         size = "its own size" if options.img_size is None else f"{side(options.img_size)} pixels"
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} cannot be measured at {size}: {reason or type(error).__name__}") from error
     model = setting.place(model)
-    return Contestant(name, model, image_CHW, cost, allocated(setting.device) - before)
+    return LoadedModel(name, model, image_CHW, cost, allocated(setting.device) - before)
 
 
 def cost_of(model: nn.Module, image_CHW: tuple[int, int, int]) -> Count:
-    """Of one image; of a detector or segmentor as published tables count it."""
-    if isinstance(model, DenseWork):
+    """Return the cost of one image; detectors and segmentors are counted as published tables do."""
+    if isinstance(model, TaskWorkload):
         return count_network(model.network, image_CHW[1:])
     return count_module(model, image_CHW)
 
 
-def weigh(contestant: Contestant, setting: Setting, say: Callable[[str], None]) -> None:
-    """Find the batches that fit, and what memory they take."""
-    options, name = setting.options, contestant.name
+def find_batches(loaded: LoadedModel, setting: Setting, say: Callable[[str], None]) -> None:
+    """Find the batch of each mode that fits into memory, and its peak memory."""
+    options, name = setting.options, loaded.name
 
-    def told(text: str) -> None:
-        contestant.notes.append(text)
+    def report(text: str) -> None:
+        loaded.notes.append(text)
         say(f"{name}: {text}")
 
     def on_cuda(modes: Sequence[str], batch: int) -> Mapping[str, int | None]:
         free_memory(setting.device)
-        base = allocated(setting.device) - contestant.weight
+        base = allocated(setting.device) - loaded.weight_bytes
 
         def run(mode: str, batch: int) -> Step:
-            return setting.step(mode, contestant.model.train(mode == "train"), batch, contestant.image_CHW)
+            return setting.step(mode, loaded.model.train(mode == "train"), batch, loaded.image_CHW)
 
         return memory.peaks_on_cuda(run, base, modes, batch)
 
@@ -269,54 +270,54 @@ def weigh(contestant: Contestant, setting: Setting, say: Callable[[str], None]) 
         try:
             return memory.peaks_on_cpu(name, options, modes, batch)
         except ValueError as error:
-            told(f"peak memory is not known: {error}")
+            report(f"peak memory is not known: {error}")
             return dict.fromkeys(modes)
 
     probe = on_cuda if setting.device.type == "cuda" else on_cpu
-    usual = dict.fromkeys(options.modes(), BATCH[setting.device.type])
-    if isinstance(contestant.model, DenseWork):
-        usual |= contestant.model.batches
-    for batch in dict.fromkeys(usual[mode] for mode in options.modes()):
-        modes = [mode for mode in options.modes() if usual[mode] == batch]
-        contestant.fits.update(memory.fit(probe, modes, options.batch_size or batch, told))
+    default = dict.fromkeys(options.modes(), BATCH[setting.device.type])
+    if isinstance(loaded.model, TaskWorkload):
+        default |= loaded.model.batches
+    for batch in dict.fromkeys(default[mode] for mode in options.modes()):
+        modes = [mode for mode in options.modes() if default[mode] == batch]
+        loaded.fits.update(memory.fit(probe, modes, options.batch_size or batch, report))
 
 
 def throughput(
-    contestants: Sequence[Contestant], mode: str, setting: Setting, progress: Progress
+    models: Sequence[LoadedModel], mode: str, setting: Setting, progress: Progress
 ) -> list[tuple[float, ...]]:
-    """Images per second of each model in each round."""
+    """Return images per second of each model in each round."""
     seconds, watch = setting.options.seconds, setting.watch()
     steps = [
-        setting.step(mode, one.model.train(mode == "train"), one.fits[mode].batch, one.image_CHW) for one in contestants
+        setting.step(mode, one.model.train(mode == "train"), one.fits[mode].batch, one.image_CHW) for one in models
     ]
-    paces = [warmed_pace(one, step, watch, progress) for one, step in zip(contestants, steps, strict=True)]
+    paces = [warmed_pace(one, step, watch, progress) for one, step in zip(models, steps, strict=True)]
     rounds = timing.rounds_for(paces, seconds)
     turns = [timing.throughput_turn(step, pace, seconds, rounds) for step, pace in zip(steps, paces, strict=True)]
-    taken = timing.race(turns, rounds, watch, progress.race(results.WORDS[mode], len(contestants), rounds))
+    taken = timing.run_rounds(turns, rounds, watch, progress.rounds(results.WORDS[mode], len(models), rounds))
     return [
         tuple(one.fits[mode].batch / seconds for (seconds,) in samples)
-        for one, samples in zip(contestants, taken, strict=True)
+        for one, samples in zip(models, taken, strict=True)
     ]
 
 
-def latency(contestants: Sequence[Contestant], setting: Setting, progress: Progress) -> list[tuple[float, ...]]:
-    """Seconds of single images of each model."""
+def latency(models: Sequence[LoadedModel], setting: Setting, progress: Progress) -> list[tuple[float, ...]]:
+    """Return seconds of single images of each model."""
     seconds, watch = setting.options.seconds * LATENCY_SHARE, setting.watch()
-    steps = [setting.step("infer", one.model.eval(), 1, one.image_CHW) for one in contestants]
-    paces = [warmed_pace(one, step, watch, progress) for one, step in zip(contestants, steps, strict=True)]
+    steps = [setting.step("infer", one.model.eval(), 1, one.image_CHW) for one in models]
+    paces = [warmed_pace(one, step, watch, progress) for one, step in zip(models, steps, strict=True)]
     rounds = timing.FEWEST
     turns = [timing.latency_turn(step, pace, seconds, rounds) for step, pace in zip(steps, paces, strict=True)]
-    taken = timing.race(turns, rounds, watch, progress.race("single images", len(contestants), rounds))
+    taken = timing.run_rounds(turns, rounds, watch, progress.rounds("single images", len(models), rounds))
     return [tuple(value for samples in one for value in samples) for one in taken]
 
 
-def warmed_pace(contestant: Contestant, step: Step, watch: timing.Watch, progress: Progress) -> float:
-    """Seconds of a step, once kernels are chosen and graphs compiled."""
-    progress.note(f"{contestant.name}: warming up")
+def warmed_pace(loaded: LoadedModel, step: Step, watch: timing.Watch, progress: Progress) -> float:
+    """Return the seconds of a step, after a first step that chooses kernels and compiles graphs."""
+    progress.note(f"{loaded.name}: warming up")
     step()
     return timing.pace(step, watch)
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes that are in use on a GPU; 0 on the CPU, where nobody counts them."""
+    """Return the bytes in use on a GPU; 0 on the CPU, where torch does not count them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

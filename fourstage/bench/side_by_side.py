@@ -1,8 +1,8 @@
-"""Two networks that do the same work, side by side in one run: wall and processor seconds of a step, and peak memory.
+"""Measure two networks that do the same work side by side in one run: seconds of a step and peak memory.
 
-They take turns, the order turning around from round to round, so that a machine that is busy for a while is so for
-both. Processor seconds are those of this process, all threads together; on a machine that others use they survive.
-Memory is that of a process of its own for each step, see `memory`.
+The two take turns, and their order is reversed from round to round, so that other load on the machine slows down both
+alike. Processor seconds are those of this process, all threads together; they stay valid on a shared machine. Memory
+is measured in a separate process for each step, see `memory`.
 """
 
 import argparse
@@ -32,35 +32,35 @@ OURS, PEER = "ours", "peer"
 SIDES = (OURS, PEER)
 MODES = ("infer", "train")
 ROUNDS, FEWEST = 20, 3
-PEAK = "--peak"  # how a script is told to measure memory: --peak SIDE MODE
+PEAK = "--peak"  # makes a script measure memory alone: --peak SIDE MODE
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
-class Duel:
-    """What one mode gave.
+class PairedResult:
+    """The measurements of both sides in one mode.
 
     Attributes:
-        seconds: of a step: by clock, by side, round by round.
-        peaks: bytes, by side; None: not known here.
+        seconds: seconds of a step, by clock, then by side: one value per round.
+        peaks: peak bytes by side; None where the system does not report them.
     """
 
     seconds: Mapping[str, Mapping[str, tuple[float, ...]]]
     peaks: Mapping[str, int | None]
 
     def times_as_fast(self, clock: str) -> Spread:
-        """The peer's seconds over ours, round by round."""
+        """Return the peer's seconds over ours, round by round."""
         return ratio(self.seconds[clock][PEER], self.seconds[clock][OURS])
 
     @property
     def memory(self) -> float | None:
-        """Our peak over the peer's."""
+        """Our peak memory over the peer's."""
         ours, peer = (self.peaks.get(side) for side in SIDES)
         return ours / peer if ours and peer else None
 
 
 def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """Loss, backward, and an update by AdamW, all of it work as usual; at a learning rate of 0 nothing moves."""
+    """Return a step of loss, backward and AdamW. The learning rate is 0, so that the weights stay as they are."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
 
     def step() -> None:
@@ -71,8 +71,8 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Step:
     return step
 
 
-def duel(make: Make, mode: str, seconds: float, peaks: Mapping[str, int | None]) -> Duel:
-    """Let both take turns for about so many seconds on the wall, in at least three rounds."""
+def measure_pair(make: Make, mode: str, seconds: float, peaks: Mapping[str, int | None]) -> PairedResult:
+    """Time both sides in turns for about `seconds` of wall time, in at least three rounds."""
     steps = {side: make(side, mode) for side in SIDES}
     for step in steps.values():
         step()
@@ -86,14 +86,14 @@ def duel(make: Make, mode: str, seconds: float, peaks: Mapping[str, int | None])
             steps[side]()
             for clock, now in CLOCKS.items():
                 taken[clock][side].append(now() - before[clock])
-    return Duel({clock: {side: tuple(v) for side, v in sides.items()} for clock, sides in taken.items()}, peaks)
+    return PairedResult({clock: {side: tuple(v) for side, v in sides.items()} for clock, sides in taken.items()}, peaks)
 
 
 # -------------------------------------------------------------------------------------------------------- memory
 
 
 def peaks(script: str | Path, mode: str, arguments: Sequence[str]) -> dict[str, int | None]:
-    """Peak bytes of a step of each side, which the script measures in processes of their own by `tell_peak`."""
+    """Return peak bytes of a step of each side. The script measures each in a separate process by `print_peak`."""
     out: dict[str, int | None] = {}
     for side in SIDES:
         done = subprocess.run(
@@ -101,7 +101,7 @@ def peaks(script: str | Path, mode: str, arguments: Sequence[str]) -> dict[str, 
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, **memory.AT_ONCE},
+            env={**os.environ, **memory.RETURN_MEMORY},
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -110,45 +110,45 @@ def peaks(script: str | Path, mode: str, arguments: Sequence[str]) -> dict[str, 
     return out
 
 
-def tell_peak(make: Make, side: str, mode: str) -> None:
-    """Measure one step in this process, and print its peak bytes as JSON."""
+def print_peak(make: Make, side: str, mode: str) -> None:
+    """Measure one step in this process and print its peak bytes as JSON."""
     print(json.dumps(memory.peak_of(lambda: make(side, mode))))
 
 
 # ----------------------------------------------------------------------------------------------------- results
 
 
-def line(model: str, peer: str, mode: str, found: Duel) -> dict[str, Any]:
-    """All that is known, for a file of JSON lines."""
+def line(model: str, peer: str, mode: str, result: PairedResult) -> dict[str, Any]:
+    """Return all measurements as one record of a JSON lines file."""
     return {
         "model": model,
         "peer": peer,
         "mode": mode,
         "seconds": {
             clock: {side: round(spread(values).median, 4) for side, values in sides.items()}
-            for clock, sides in found.seconds.items()
+            for clock, sides in result.seconds.items()
         },
         "times_as_fast": {
-            clock: {key: round(getattr(found.times_as_fast(clock), key), 4) for key in ("median", "low", "high")}
-            for clock in found.seconds
+            clock: {key: round(getattr(result.times_as_fast(clock), key), 4) for key in ("median", "low", "high")}
+            for clock in result.seconds
         },
         "rounds": {
             clock: {side: [round(v, 4) for v in values] for side, values in sides.items()}
-            for clock, sides in found.seconds.items()
+            for clock, sides in result.seconds.items()
         },
-        "peak_mib": {side: None if peak is None else round(peak / 2**20, 1) for side, peak in found.peaks.items()},
-        "peak_over_peer": None if found.memory is None else round(found.memory, 4),
+        "peak_mib": {side: None if peak is None else round(peak / 2**20, 1) for side, peak in result.peaks.items()},
+        "peak_over_peer": None if result.memory is None else round(result.memory, 4),
     }
 
 
 HEAD = ("", "", "ours s", "peer s", "times as fast", "by processor time", "ours MiB", "MiB x peer")
 
 
-def cells(model: str, mode: str, found: Duel) -> list[str]:
-    """A row for a person."""
-    ours, peer = (f"{spread(found.seconds['cpu'][side]).median:.3f}" for side in SIDES)
-    wall, cpu = (found.times_as_fast(clock) for clock in ("wall", "cpu"))
-    peak = found.peaks.get(OURS)
+def cells(model: str, mode: str, result: PairedResult) -> list[str]:
+    """Return one row of the printed table."""
+    ours, peer = (f"{spread(result.seconds['cpu'][side]).median:.3f}" for side in SIDES)
+    wall, cpu = (result.times_as_fast(clock) for clock in ("wall", "cpu"))
+    peak = result.peaks.get(OURS)
     return [
         model,
         mode,
@@ -156,7 +156,7 @@ def cells(model: str, mode: str, found: Duel) -> list[str]:
         peer,
         *(f"{value.median:.2f} ({value.low:.2f} to {value.high:.2f})" for value in (wall, cpu)),
         "-" if peak is None else f"{peak / 2**20:.0f}",
-        "-" if found.memory is None else f"{found.memory:.2f}",
+        "-" if result.memory is None else f"{result.memory:.2f}",
     ]
 
 
@@ -165,13 +165,13 @@ def cells(model: str, mode: str, found: Duel) -> list[str]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Whom a script compares.
+    """The two networks that a script compares.
 
     Attributes:
-        model: what ours is called.
-        peer: what the other is called.
-        make: the steps of both.
-        arguments: with which the script makes these two.
+        model: name of our network.
+        peer: name of the other network.
+        make: builds the step of a side and a mode.
+        arguments: command line arguments with which the script builds these two.
     """
 
     model: str
@@ -181,7 +181,7 @@ class Pair:
 
 
 def add_options(top: argparse.ArgumentParser, results: Path, *, size: int, seconds: float, each: str) -> None:
-    """What every script of duels can be told; `seconds` are for `each`, such as "mode"."""
+    """Add the options that all paired benchmarks share; `seconds` are for `each`, such as "mode"."""
     top.add_argument("--size", type=int, default=size, metavar="PX", help=f"a side of the images; default: {size}")
     top.add_argument(
         "--seconds", type=float, default=seconds, metavar="S", help=f"for each {each}; default: {seconds:g}"
@@ -193,19 +193,19 @@ def add_options(top: argparse.ArgumentParser, results: Path, *, size: int, secon
 
 
 def measure(script: str, pair: Pair, args: argparse.Namespace, conditions: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The pair in each mode that `args`, see `add_options`, asks for: a line for its file, and a row for a person."""
+    """Measure the pair in each mode of `args` (see `add_options`): append a line to the file, yield a table row."""
     threads = str(torch.get_num_threads())
     given = [*pair.arguments, "--size", str(args.size), "--threads", threads]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for mode in [args.mode] if args.mode else MODES:
-        found = duel(pair.make, mode, args.seconds, peaks(script, mode, given))
+        result = measure_pair(pair.make, mode, args.seconds, peaks(script, mode, given))
         where = {"size": args.size, **conditions, "machine": machine(torch.device("cpu"))}
-        append_jsonl(args.out, [{**line(pair.model, pair.peer, mode, found), **where}])
-        yield cells(pair.model, mode, found)
+        append_jsonl(args.out, [{**line(pair.model, pair.peer, mode, result), **where}])
+        yield cells(pair.model, mode, result)
 
 
 def show(rows: Iterable[Sequence[str]], *more: str) -> None:
-    """Print rows below `HEAD` and the titles of `more` columns."""
+    """Print rows below the titles of `HEAD` and of `more` columns."""
     table = Table(*HEAD, *more, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""Detectors and segmentors as they are timed: an image in, what a user wants of it out; or a loss.
+"""Timed workloads of detectors and segmentors: from an image to detections, a label map or a loss.
 
 B images, G true boxes, H x W pixels, R regions, C classes.
 """
@@ -18,21 +18,22 @@ from fourstage.tasks.detection.rois import to_rois
 from fourstage.tasks.detection.two_stage import TwoStage
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
-OBJECTS = 8  # in an image that trains; COCO's have seven
+OBJECTS = 8  # in a training image; COCO's have seven on average
 SPREAD = 3.0  # standard deviation of class logits, so that some regions score high for some class
 CANDIDATES, SCORE = 1000, 0.05  # pairs of anchor and class that pass a detector's threshold in an image
 
 
-class DenseWork(nn.Module):
+class TaskWorkload(nn.Module):
     """A detector or segmentor behind the interface of a classifier.
 
-    In evaluation an image gives boxes and pasted masks, or logits for each pixel; in training a loss, of eight made-up
-    objects an image or of made-up label maps. A detector without training finds nothing, which would leave out much
-    of its work: at its first image the class layers are set such that it finds as much as is kept of an image.
+    In evaluation it returns boxes, with their masks pasted, or logits for each pixel. In training it returns a loss,
+    from eight artificial objects an image or from artificial label maps. An untrained detector detects nothing, which
+    would leave out much of its work, so its class layers are set at the first image such that it returns as many
+    detections as it keeps of an image.
 
     Args:
         network: from `create_detector` or `create_segmentor`.
-        size: (H, W) in pixels of the images that it is for.
+        size: (H, W) in pixels of its images.
     """
 
     batches: ClassVar[Mapping[str, int]] = {"infer": 1, "train": 2}  # images of a step, unless others are asked for
@@ -53,12 +54,12 @@ class DenseWork(nn.Module):
         if not self.sees:
             open_eyes(self.network, images_BCHW)
             self.sees = True
-        found = self.network.detect(noise(images_BCHW))
-        for one in found:
+        detections = self.network.detect(noise(images_BCHW))
+        for one in detections:
             if one.masks is not None:
                 for _ in one.masks.paste():
                     pass
-        return [one.boxes_N4 for one in found]
+        return [one.boxes_N4 for one in detections]
 
     def _segmentor(self, network: Segmentor, images_BCHW: Tensor) -> Tensor:
         if not self.training:
@@ -67,22 +68,21 @@ class DenseWork(nn.Module):
         return torch.stack([*losses.values()]).sum()
 
     def compile_maps(self) -> None:
-        """Compile what has fixed shapes: backbone and neck, and a segmentor's decoder."""
-        parts = [self.network.backbone, self.network.neck, getattr(self.network, "decoder", None)]
-        for part in parts:
-            if part is not None:
-                part.compile(dynamic=False)
+        """Compile the modules with fixed shapes: backbone and neck, and a segmentor's decoder."""
+        for module in (self.network.backbone, self.network.neck, getattr(self.network, "decoder", None)):
+            if module is not None:
+                module.compile(dynamic=False)
 
 
 def noise(images_BCHW: Tensor) -> Batch:
-    """A batch without truth."""
+    """Return a batch of the images without ground truth."""
     height, width = images_BCHW.shape[2:]
     sizes = ((int(height), int(width)),) * len(images_BCHW)
     return Batch(tuple(map(str, range(len(images_BCHW)))), images_BCHW, sizes, sizes)
 
 
 def scene(images_BCHW: Tensor) -> Batch:
-    """A batch with objects in it, always the same ones: boxes of a tenth to a half of the sides, filled masks."""
+    """Return a batch with fixed artificial objects: boxes of a tenth to a half of the image's sides, filled masks."""
     batch = noise(images_BCHW)
     height, width = batch.sizes[0]
     random = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def scene(images_BCHW: Tensor) -> Batch:
 
 
 def label_maps(images_BCHW: Tensor, classes: int) -> Tensor:
-    """(B, H, W) uint8: stripes of all classes."""
+    """Return (B, H, W) uint8 label maps with stripes of all classes."""
     columns_W = torch.arange(images_BCHW.shape[3], device=images_BCHW.device) // 8 % classes
     return columns_W.to(torch.uint8).expand(len(images_BCHW), images_BCHW.shape[2], -1)
 
@@ -129,7 +129,7 @@ def open_eyes(network: Detector, images_BCHW: Tensor) -> None:
 
 
 def _spread(head: BoxHead, regions_RCMM: Tensor) -> None:
-    """Logits of each class around 0 over the regions, `SPREAD` wide over all."""
+    """Shift and scale the class layer: each class's logits have mean 0, all together a standard deviation `SPREAD`."""
     logits_RC, _ = head(regions_RCMM)
     if not len(logits_RC):
         return

@@ -1,4 +1,4 @@
-"""Measuring in rounds: everybody takes turns, so that what slows the machine down for a while slows all alike."""
+"""Time several workloads in rounds: they take turns, so that other load on the machine slows down all of them alike."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from statistics import median
 
 Step = Callable[[], None]
-Watch = Callable[[], float]  # seconds so far, once all work that was ordered is done
+Watch = Callable[[], float]  # reads a clock in seconds, after the device has finished its work
 
-ROUNDS, FEWEST = 10, 5  # as many rounds as there is time for
+ROUNDS, FEWEST = 10, 5  # at most and at least
 LATENCIES = (4, 20)  # single images timed in a round: at least, at most
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and the quartiles around it: half of the rounds lie between `low` and `high`."""
+    """A median and its quartiles: half of the values are between `low` and `high`."""
 
     median: float
     low: float
@@ -23,28 +23,28 @@ class Spread:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contestant does in each round.
+    """The work of one model in each round.
 
     Attributes:
-        step: the work.
-        steps: how often it is done for one sample.
-        samples: how many samples are taken.
-        unseen: steps before them that nobody times.
+        step: runs one pass or one training step.
+        steps: steps that make one timed sample.
+        samples: timed samples in a round.
+        untimed: steps before the first sample, which are not timed.
     """
 
     step: Step
     steps: int = 1
     samples: int = 1
-    unseen: int = 0
+    untimed: int = 0
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles."""
+    """Return the median and the quartiles."""
     return Spread(median(values), quantile(values, 0.25), quantile(values, 0.75))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of the values lies, between two of them in proportion."""
+    """Return the value below which `share` of the values is, interpolated linearly between two of them."""
     ordered = sorted(values)
     at = share * (len(ordered) - 1)
     below, above = ordered[math.floor(at)], ordered[math.ceil(at)]
@@ -52,45 +52,46 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """How many times `others` the values are, round by round."""
+    """Return the spread of the values over `others`, round by round."""
     return spread([one / other for one, other in zip(values, others, strict=True)])
 
 
 def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean."""
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
 def pace(step: Step, watch: Watch) -> float:
-    """Seconds of one step that has been warmed up."""
+    """Return the seconds of one step that has been warmed up."""
     start = watch()
     step()
     return max(watch() - start, 1e-9)
 
 
 def rounds_for(paces: Sequence[float], seconds: float) -> int:
-    """How many rounds fit where the slowest does one step a round in its `seconds`."""
+    """Return the number of rounds in which the slowest model can run one step each within its `seconds`."""
     return min(ROUNDS, max(FEWEST, int(seconds / max(paces))))
 
 
 def throughput_turn(step: Step, pace: float, seconds: float, rounds: int) -> Turn:
-    """As many steps in one sample as fill this contestant's share of a round."""
+    """Return a turn of one sample, with as many steps as fill this model's share of a round."""
     return Turn(step, steps=max(1, round(seconds / rounds / pace)))
 
 
 def latency_turn(step: Step, pace: float, seconds: float, rounds: int) -> Turn:
-    """Single steps, each timed; the first of a round, which finds the caches full of another's data, is not."""
+    """Return a turn of single timed steps. The first step of a round is untimed: caches hold another model's data."""
     fewest, most = LATENCIES
-    return Turn(step, samples=min(most, max(fewest, round(seconds / rounds / pace))), unseen=1)
+    return Turn(step, samples=min(most, max(fewest, round(seconds / rounds / pace))), untimed=1)
 
 
-def race(turns: Sequence[Turn], rounds: int, watch: Watch, tick: Callable[[], None]) -> list[list[list[float]]]:
-    """Let everybody take a turn in each round, forwards and backwards by turns.
+def run_rounds(turns: Sequence[Turn], rounds: int, watch: Watch, tick: Callable[[], None]) -> list[list[list[float]]]:
+    """Run all turns in each round, in an order that is reversed from round to round.
 
     Args:
         tick: is called after each round.
 
     Returns:
-        Seconds per step: one list per contestant, of one list per round, of one value per sample.
+        Seconds per step: one list per turn, of one list per round, of one value per sample.
     """
     taken: list[list[list[float]]] = [[] for _ in turns]
     for number in range(rounds):
@@ -102,7 +103,7 @@ def race(turns: Sequence[Turn], rounds: int, watch: Watch, tick: Callable[[], No
 
 
 def _samples(turn: Turn, watch: Watch) -> list[float]:
-    for _ in range(turn.unseen):
+    for _ in range(turn.untimed):
         turn.step()
     out = []
     for _ in range(turn.samples):

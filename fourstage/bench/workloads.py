@@ -1,4 +1,4 @@
-"""What is timed: one pass over a batch, or one training step. B images, C channels, H x W cells."""
+"""The timed workloads: one pass over a batch, or one training step. B images, C channels, H x W cells."""
 
 import gc
 import time
@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.bench.options import Options
-from fourstage.bench.task_workloads import DenseWork
+from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step, Watch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch says it on the CPU
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # in torch's messages on the CPU
 
 
 class OutOfMemoryError(Exception):
-    """A batch did not fit."""
+    """A batch did not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the work runs, and how: `Options` once torch is there."""
+    """The device and the options of a measurement; unlike `Options` it needs torch."""
 
     options: Options
     device: torch.device
@@ -39,7 +39,7 @@ class Setting:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The network on the device, in its memory layout."""
+        """Move the network to the device, in the memory format of the options."""
         model = model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.options.channels_last else model  # type: ignore[call-overload]
 
@@ -48,7 +48,7 @@ class Setting:
         return images_BCHW.contiguous(memory_format=self.memory_format)
 
     def step(self, mode: str, model: nn.Module, batch: int, image_CHW: tuple[int, int, int]) -> Step:
-        """The work of a mode, "infer" or "train", on a batch of noise."""
+        """Return the step of a mode, "infer" or "train", on a batch of noise."""
         images_BCHW = self.images(batch, image_CHW)
         return self.training_step(model, images_BCHW) if mode == "train" else self.inference_step(model, images_BCHW)
 
@@ -62,7 +62,7 @@ class Setting:
         return step
 
     def training_step(self, model: nn.Module, images_BCHW: Tensor) -> Step:
-        """Forward, backward, and an update by AdamW, all of it work as usual; at a learning rate of 0 nothing moves."""
+        """Return a step of forward, backward and AdamW. The learning rate is 0, so that the weights stay unchanged."""
         run = self._compiled(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.05)
         scaler = torch.amp.GradScaler(
@@ -81,14 +81,14 @@ class Setting:
         return step
 
     def _compiled(self, model: nn.Module) -> Any:
-        if self.options.compile and isinstance(model, DenseWork):
+        if self.options.compile and isinstance(model, TaskWorkload):
             model.compile_maps()
             return model
-        # one graph for each batch size: a graph for many would be slower than what a user of one size has
+        # one graph for each batch size: a dynamic graph would be slower than what a user of one size gets
         return torch.compile(model, dynamic=False) if self.options.compile else model
 
     def watch(self) -> Watch:
-        """Seconds on the clock that the options ask for, once the device is done."""
+        """Return the clock of the options; it waits for the device before it reads the time."""
         if self.options.clock == "cpu":
             return time.process_time
         if self.device.type != "cuda":
@@ -102,7 +102,7 @@ class Setting:
 
 
 def loss_of(out: Any, classes_B: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C); of maps the sum of their means; a scalar is a loss already."""
+    """Return the cross-entropy of logits (B, C), or the sum of the means of maps; a scalar is returned as it is."""
     if isinstance(out, Tensor) and out.ndim == 0:
         return out
     if isinstance(out, Tensor):
@@ -112,7 +112,7 @@ def loss_of(out: Any, classes_B: Tensor) -> Tensor:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise `OutOfMemoryError` for torch's ways to say so."""
+    """Raise `OutOfMemoryError` for every error by which torch reports too little memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -124,7 +124,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Release memory that no tensor uses any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

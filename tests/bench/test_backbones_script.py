@@ -52,13 +52,13 @@ def test_a_row_is_judged_by_the_yardstick_the_original_and_its_peer(script: Modu
     found = {
         one.model: one
         for one in (
-            result(script.YARDSTICK, [10, 20, 30], [1, 2, 3]),
+            result(script.BASELINE, [10, 20, 30], [1, 2, 3]),
             result("ours", [30, 60, 90], [2, 4, 6], peak=80),
             result("timm/theirs", [20, 40, 60], [4, 8, 12]),
         )
     }
     verdict = script.judge(row, found, comparable=True)
-    assert {mode: speed.median for mode, speed in verdict.yardstick.items()} == {"infer": 3, "train": 2}
+    assert {mode: speed.median for mode, speed in verdict.baseline.items()} == {"infer": 3, "train": 2}
     assert verdict.original == {"infer": 1.5, "train": 4}
     assert {mode: speed.median for mode, speed in verdict.peer.items()} == {"infer": 1.5, "train": 0.5}
     assert verdict.memory == {"infer": 0.8, "train": 0.8}
@@ -76,9 +76,9 @@ def test_families_weigh_the_same_however_many_members_they_have(script: ModuleTy
 
     verdicts = [verdict("a", 1.0), verdict("a", 4.0), verdict("b", 8.0)]
     assert script.by_family(verdicts, "infer") == pytest.approx({"a": 2, "b": 8})
-    said, drift = script.summary(verdicts, ["infer", "train"])
-    assert said.startswith("infer: 4.00 times the original")
-    assert "lowest a_1.0 1.00" in said
+    speed, drift = script.summary(verdicts, ["infer", "train"])
+    assert speed.startswith("infer: 4.00 times the original")
+    assert "lowest a_1.0 1.00" in speed
     assert drift.endswith("None 0.50")
     assert "none to compare" in script.summary([], ["infer"])[0]
 
@@ -99,7 +99,7 @@ def test_a_run(
         script.Row("other", "visformer_tiny", (1.0, 1.0)),
     )
     monkeypatch.setattr(script, "ROWS", rows)
-    monkeypatch.setattr(script, "YARDSTICK", "timm/test_convnext")
+    monkeypatch.setattr(script, "BASELINE", "timm/test_convnext")
     monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(memory, "peaks_on_cpu", lambda name, options, modes, batch: dict.fromkeys(modes, len(name)))
     monkeypatch.setattr(script, "comparable", lambda options, device: True)

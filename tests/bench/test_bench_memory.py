@@ -37,8 +37,8 @@ def test_a_batch_is_halved_until_it_fits_and_somebody_is_told() -> None:
     assert fits == {"infer": Fit(4, 4000), "train": Fit(2, 2000)}
     assert machine.asked == [(("infer", "train"), 8), (("infer", "train"), 4), (("train",), 2)]
     assert said == [
-        "memory is not enough for 8 images (infer); going on with 4",
-        "memory is not enough for 4 images (train); going on with 2",
+        "memory is not enough for 8 images (infer); continuing with 4",
+        "memory is not enough for 4 images (train); continuing with 2",
     ]
 
 

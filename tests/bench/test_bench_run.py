@@ -1,4 +1,4 @@
-"""The bench as a whole, on networks so small that it takes seconds; no test looks at how fast anything is."""
+"""The complete bench on very small networks; no test depends on speed."""
 
 import csv
 import json
@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from fourstage import registry
-from fourstage.bench import memory, run
-from fourstage.bench import networks as subjects
+from fourstage.bench import memory, networks, run
 from fourstage.bench.options import Options, check_output, parse_size
 from fourstage.bench.results import Result, compare, sentence, table
 from fourstage.bench.workloads import Setting, loss_of
@@ -38,7 +37,7 @@ def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is told, not measured: a process of its own takes seconds, and test_bench_memory.py has one."""
+    """Replace the measurement of memory: a separate process takes seconds, and test_bench_memory.py starts one."""
 
     def peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> dict[str, int | None]:
         return {mode: 2**20 * batch * len(name) for mode in modes}
@@ -108,7 +107,7 @@ def test_a_smaller_batch_is_said(typed: Typed, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(memory, "peaks_on_cpu", peaks)
     code, _, err = typed("bench", "visformer_digits", *QUICK, "--jsonl", tmp_path / "b.jsonl")
     assert code == 0
-    assert "visformer_digits: memory is not enough for 2 images (infer); going on with 1" in err
+    assert "visformer_digits: memory is not enough for 2 images (infer); continuing with 1" in err
     assert json.loads((tmp_path / "b.jsonl").read_text())["notes"]
 
 
@@ -193,29 +192,29 @@ def test_the_loss_of_logits_and_of_maps() -> None:
 
 
 def test_nothing_is_dropped_at_random() -> None:
-    model = subjects.build("timm/swin_tiny_patch4_window7_224", (64, 64), dense=False)
+    model = networks.build("timm/swin_tiny_patch4_window7_224", (64, 64), dense=False)
     rates = [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
     assert rates
     assert not any(rates)
-    swin_t = subjects.build("torchvision/swin_t", None, dense=False)
+    swin_t = networks.build("torchvision/swin_t", None, dense=False)
     assert not any(module.p for module in swin_t.modules() if type(module).__name__ in ("StochasticDepth", "Dropout"))
 
 
 def test_a_network_of_timm_without_a_size_of_its_own_takes_any() -> None:
-    model = subjects.build("timm/test_convnext", (64, 96), dense=False)
-    assert subjects.image_for(model, (64, 96)) == (3, 64, 96)
-    assert subjects.image_for(model, None) == (3, 160, 160)
-    dense = subjects.build("timm/test_convnext", None, dense=True)
-    assert subjects.image_for(dense, None) == (3, 160, 160)
+    model = networks.build("timm/test_convnext", (64, 96), dense=False)
+    assert networks.image_for(model, (64, 96)) == (3, 64, 96)
+    assert networks.image_for(model, None) == (3, 160, 160)
+    dense = networks.build("timm/test_convnext", None, dense=True)
+    assert networks.image_for(dense, None) == (3, 160, 160)
 
 
 def test_names_and_patterns() -> None:
-    assert subjects.expand(["visformer_t*", "visformer_tiny"]) == ["visformer_tiny"]
-    assert "swin_tiny_patch4_window7_224" not in subjects.expand(["swin_t*"])  # an alias of swin_tiny
-    assert subjects.expand(["swin_tiny_patch4_window7_224"]) == ["swin_tiny_patch4_window7_224"]
-    assert "timm/visformer_small" in subjects.expand(["timm/visformer*"])
-    assert subjects.expand(["timm/resnet50.a1_in1k"]) == ["timm/resnet50.a1_in1k"]
-    assert subjects.expand(["torchvision/swin_t"]) == ["torchvision/swin_t"]
+    assert networks.expand(["visformer_t*", "visformer_tiny"]) == ["visformer_tiny"]
+    assert "swin_tiny_patch4_window7_224" not in networks.expand(["swin_t*"])  # an alias of swin_tiny
+    assert networks.expand(["swin_tiny_patch4_window7_224"]) == ["swin_tiny_patch4_window7_224"]
+    assert "timm/visformer_small" in networks.expand(["timm/visformer*"])
+    assert networks.expand(["timm/resnet50.a1_in1k"]) == ["timm/resnet50.a1_in1k"]
+    assert networks.expand(["torchvision/swin_t"]) == ["torchvision/swin_t"]
 
 
 def test_your_own_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +263,7 @@ def test_bad_input_is_one_sentence(words: list[str], said: str, typed: Typed, mo
     def heavy(*args: object) -> None:
         raise AssertionError("something heavy began")
 
-    monkeypatch.setattr(run, "weigh", heavy)
+    monkeypatch.setattr(run, "find_batches", heavy)
     code, out, err = typed("bench", *words)
     line = err.strip().splitlines()[-1]
     assert code == 2, err

@@ -32,9 +32,9 @@ def test_everybody_takes_a_turn_in_each_round_in_an_order_that_turns_around() ->
     clock, ticks = Clock(), []
     turns = [
         Turn(clock.worker("a", 0.5), steps=2),
-        Turn(clock.worker("b", 0.25), samples=3, unseen=1),
+        Turn(clock.worker("b", 0.25), samples=3, untimed=1),
     ]
-    taken = timing.race(turns, 2, clock, lambda: ticks.append(clock.now))
+    taken = timing.run_rounds(turns, 2, clock, lambda: ticks.append(clock.now))
     assert clock.log == [*"aabbbb", *"bbbbaa"]
     assert taken == [[[0.5], [0.5]], [[0.25] * 3] * 2]
     assert ticks == [2.0, 4.0]

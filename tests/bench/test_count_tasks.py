@@ -12,7 +12,7 @@ from torch import nn
 
 from fourstage.backbones.mixers.scalable import InteractiveWindowAttention
 from fourstage.bench.count import Count, count_module
-from fourstage.bench.count_tasks import count_network, count_recipe, network_of, usual_size
+from fourstage.bench.count_tasks import count_network, count_recipe, network_of_recipe, published_size
 from fourstage.dense import create_detector, create_segmentor
 from fourstage.recipe import list_recipes
 
@@ -61,9 +61,9 @@ def test_a_recipe_costs_what_its_source_publishes(row: dict[str, Any]) -> None:
 def filled_up(recipe: str) -> int:
     """MACs of linear layers for the cells that fill maps up to whole windows."""
     with torch.device("meta"):
-        network = network_of(recipe)
+        network = network_of_recipe(recipe)
     macs = 0
-    sizes = usual_size(network)
+    sizes = published_size(network)
     backbone: Any = network.backbone
     for level, stage in zip(backbone.levels, backbone.stages, strict=True):
         height, width = (side // level.stride for side in sizes)
@@ -162,7 +162,7 @@ def test_what_modules_do_beside_products(kind: str) -> None:
 
 
 def test_counting_needs_a_detector_or_a_segmentor() -> None:
-    with pytest.raises(ValueError, match="a detector or a segmentor is counted here; got Conv2d"):
+    with pytest.raises(ValueError, match="needs a detector or a segmentor; got Conv2d"):
         count_network(nn.Conv2d(3, 3, 1), (64, 64))
     [classifier] = list_recipes("smt_tiny_in1k")
     with pytest.raises(ValueError, match="trains a classifier"):

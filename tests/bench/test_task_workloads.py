@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fourstage.bench import memory
-from fourstage.bench import networks as subjects
-from fourstage.bench import side_by_side as duel
-from fourstage.bench.side_by_side import Duel
-from fourstage.bench.task_workloads import DenseWork, label_maps, open_eyes, scene
+from fourstage.bench import memory, networks, side_by_side
+from fourstage.bench.side_by_side import PairedResult
+from fourstage.bench.task_workloads import TaskWorkload, label_maps, open_eyes, scene
 from fourstage.cli import main
 from fourstage.dense import create_detector, create_segmentor
 from fourstage.tasks.detection.detector import Detector
@@ -32,19 +30,19 @@ def small(method: str) -> Detector:
 
 
 def test_names_of_detectors_and_segmentors() -> None:
-    assert subjects.expand(["mask_rcnn:swin_tiny"]) == ["mask_rcnn:swin_tiny"]
-    assert subjects.expand(["upernet:swin_t*"]) == ["upernet:swin_tiny"]
-    assert subjects.expand(["retinanet:timm/resnet18"]) == ["retinanet:timm/resnet18"]
+    assert networks.expand(["mask_rcnn:swin_tiny"]) == ["mask_rcnn:swin_tiny"]
+    assert networks.expand(["upernet:swin_t*"]) == ["upernet:swin_tiny"]
+    assert networks.expand(["retinanet:timm/resnet18"]) == ["retinanet:timm/resnet18"]
     recipe = "mask_rcnn_swin_tiny_coco_1x"
-    assert subjects.expand([recipe]) == [recipe]
-    assert not subjects.is_dense_task("swin_tiny")
+    assert networks.expand([recipe]) == [recipe]
+    assert not networks.is_task_network("swin_tiny")
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("mask_rnn:swin_tiny", "did you mean mask_rcnn?"),
-        ("zzz:swin_tiny", "there are"),
+        ("zzz:swin_tiny", "the methods are"),
         ("mask_rcnn:swin_tni", "did you mean swin_tiny?"),
         ("mask_rcnn:torchvision/swin_t", "one of ours, or timm/NAME"),
     ],
@@ -56,22 +54,22 @@ def test_bad_names_are_one_sentence(name: str, said: str, capsys: pytest.Capture
     assert "\n" not in error
 
 
-def test_a_whole_detector_has_no_dense_form() -> None:
-    with pytest.raises(ValueError, match="measured whole"):
-        subjects.build("mask_rcnn:visformer_digits", None, dense=True)
+def test_a_detector_has_no_dense_form() -> None:
+    with pytest.raises(ValueError, match="complete detector or segmentor; leave out --dense"):
+        networks.build("mask_rcnn:visformer_digits", None, dense=True)
 
 
 @pytest.mark.parametrize("method", SMALL)
 def test_noise_is_full_of_objects(method: str) -> None:
     network = small(method)
     images_BCHW = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-    [boxes_N4] = DenseWork(network, (128, 128)).eval()(images_BCHW)
+    [boxes_N4] = TaskWorkload(network, (128, 128)).eval()(images_BCHW)
     assert len(boxes_N4) == 100  # as many as are kept of an image
 
 
 @pytest.mark.parametrize("method", SMALL)
 def test_a_detector_trains_on_made_up_objects(method: str) -> None:
-    work = DenseWork(small(method), (64, 96)).train()
+    work = TaskWorkload(small(method), (64, 96)).train()
     loss = work(torch.randn(2, 3, 64, 96))
     loss.backward()
     assert loss.ndim == 0
@@ -93,7 +91,7 @@ def test_objects_lie_in_their_image_and_fill_their_boxes() -> None:
 
 def test_a_segmentor_gives_logits_and_a_loss() -> None:
     network = create_segmentor("semantic_fpn", "visformer_digits", 7, neck_channels=8, channels=8)
-    work = DenseWork(network, (64, 64))
+    work = TaskWorkload(network, (64, 64))
     assert work.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 7, 64, 64)
     assert work.train()(torch.randn(2, 3, 64, 64)).ndim == 0
     assert label_maps(torch.zeros(2, 3, 4, 64), 7).unique().tolist() == list(range(7))
@@ -128,45 +126,47 @@ def test_the_class_layer_alone_is_changed() -> None:
     assert changed == {"box_head.classify.weight", "box_head.classify.bias"}
 
 
-# ------------------------------------------------------------------------------------------------------- duels
+# ------------------------------------------------------------------------------------------------- side by side
 
 
 def test_two_take_turns_and_are_compared_round_by_round() -> None:
     log: list[str] = []
 
-    def make(side: str, mode: str) -> duel.Step:
+    def make(side: str, mode: str) -> side_by_side.Step:
         assert mode == "infer"
         return lambda: log.append(side)
 
-    found = duel.duel(make, "infer", 0.0, {"ours": 50, "peer": 100})
+    result = side_by_side.measure_pair(make, "infer", 0.0, {"ours": 50, "peer": 100})
     assert log == ["ours", "peer", *["ours", "peer"], *["peer", "ours"], *["ours", "peer"]]  # the first warm up
-    assert found.memory == 0.5
-    known = Duel({"wall": {"ours": (1, 2, 4), "peer": (2, 4, 8)}, "cpu": {"ours": (1,), "peer": (3,)}}, {"ours": None})
+    assert result.memory == 0.5
+    known = PairedResult(
+        {"wall": {"ours": (1, 2, 4), "peer": (2, 4, 8)}, "cpu": {"ours": (1,), "peer": (3,)}}, {"ours": None}
+    )
     assert known.times_as_fast("wall").median == 2
     assert known.memory is None
-    line = duel.line("a", "b", "infer", known)
+    line = side_by_side.line("a", "b", "infer", known)
     assert line["times_as_fast"]["cpu"]["median"] == 3
     assert line["peak_over_peer"] is None
-    assert duel.cells("a", "infer", known)[:4] == ["a", "infer", "1.000", "3.000"]
+    assert side_by_side.cells("a", "infer", known)[:4] == ["a", "infer", "1.000", "3.000"]
 
 
 def test_a_script_that_fails_says_why(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text("raise ValueError('no such network')")
     with pytest.raises(ValueError, match="memory of ours failed: ValueError: no such network"):
-        duel.peaks(script, "infer", [])
+        side_by_side.peaks(script, "infer", [])
 
 
 def test_memory_of_a_step(tmp_path: Path) -> None:
     script = tmp_path / "steps.py"
     script.write_text(
-        "import sys, torch\nfrom fourstage.bench import side_by_side as duel\n"
+        "import sys, torch\nfrom fourstage.bench import side_by_side\n"
         "held = []\n"
         "def make(side, mode):\n"
         "    return lambda: held.append(torch.ones(2**20 * (4 if side == 'ours' else 16)))\n"
-        "duel.tell_peak(make, *sys.argv[-2:])\n"
+        "side_by_side.print_peak(make, *sys.argv[-2:])\n"
     )
-    peaks = duel.peaks(script, "infer", [])
+    peaks = side_by_side.peaks(script, "infer", [])
     assert peaks["ours"] is not None
     assert peaks["peer"] is not None
     assert 2 * 16e6 < peaks["ours"] < 2 * 16e6 + 40e6
