@@ -71,7 +71,7 @@ def add_evaluate(verbs: Verbs) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
-    from fourstage.report.words import plural
+    from fourstage.report.number_format import plural
     from fourstage.run import evaluate
 
     found = evaluate(
@@ -153,12 +153,12 @@ def add_report(verbs: Verbs) -> None:
 
 def _run_report(args: argparse.Namespace) -> int:
     from fourstage.engine.state import write_text
-    from fourstage.report import render_together
+    from fourstage.report import render_comparison
 
     out = Path(args.out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out {out} must end in .html; the report is a page")
-    page = render_together(args.runs)
+    page = render_comparison(args.runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     print(f"wrote {out}")

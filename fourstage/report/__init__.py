@@ -1,23 +1,23 @@
-"""Run folders as pages and pictures. Importing this costs nothing; the work is imported when it is asked for."""
+"""Run folders as HTML pages and pictures. The functions import their modules when they are called."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
-def render_together(runs: "Sequence[str | Path]") -> str:
-    """Several run folders on one page; see `render_report`."""
-    from fourstage.report.several_runs import together
+def render_comparison(runs: "Sequence[str | Path]") -> str:
+    """Return one HTML page for several run folders; see `render_report`."""
+    from fourstage.report.comparison_page import comparison_page
 
-    return together(runs)
+    return comparison_page(runs)
 
 
 def render_report(run: str | Path) -> str:
-    """The report of a run folder as one HTML page that needs no network and opens by double click.
+    """Return the report of a run folder as one HTML page that needs no network.
 
-    Whatever the folder lacks (a run that stopped early has no evaluation), the report says so instead.
+    Where a file of the folder is missing (a run that stopped early has no evaluation), the report says so.
 
     Args:
-        run: the folder that `fourstage train` wrote; only its `recipe.yaml` must be there.
+        run: the folder that `fourstage train` wrote; only its `recipe.yaml` is required.
 
     Raises:
         ValueError: the folder is not a run folder, or one of its files is damaged.

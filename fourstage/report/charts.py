@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours and fonts come from the page's style, so both follow the light or dark choice.
+"""Charts as inline SVG. Colours and fonts come from the page's style, which has a light and a dark theme.
 
 n points; coordinates are SVG units from the top left, about one to a screen pixel.
 """
@@ -12,36 +12,37 @@ from typing import Literal
 import numpy as np
 
 from fourstage.report.markup import Markup, tag
-from fourstage.report.words import significant
+from fourstage.report.number_format import significant
 
-LARGEST = 1e30  # a value beyond it is treated as infinite: axes would overflow
-FEW = 12  # up to so many points are also drawn as dots
-DRAWN = 600  # more points than that are thinned to about so many, extremes kept
-LETTER = 7.4  # width of a label's letter, generous
+LARGEST = 1e30  # larger values are treated as infinite, because axes would overflow
+MAX_DOTS = 12  # a line of up to 12 points also has dots
+MAX_POINTS = 600  # a longer line is thinned to about this number; extremes are kept
+LETTER = 7.4  # upper bound of the width of a label's letter
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `x_n` rises; a value that is not finite leaves a gap."""
+    """One line of a chart. A value that is not finite leaves a gap."""
 
     name: str
     x_n: np.ndarray
     y_n: np.ndarray
-    look: Literal["accent", "quiet", "raw"] = "accent"  # raw: a faint line under its smoothed self, without a label
+    look: Literal["accent", "quiet", "raw"] = "accent"  # raw: a faint line below the smoothed one, without a label
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of values laid over a range of pixels."""
+    """A range of values and the range of pixels that shows it."""
 
     low: float
     high: float
-    start: float  # where `low` is drawn
-    end: float
+    start: float  # pixel of `low`
+    end: float  # pixel of `high`
     ticks: tuple[float, ...]
     log: bool = False
 
     def place(self, values_n: np.ndarray) -> np.ndarray:
+        """Return the pixels of the values."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         values_n = np.log10(values_n) if self.log else values_n
         return self.start + (values_n - low) / (high - low) * (self.end - self.start)
@@ -57,33 +58,33 @@ def line_chart(
     from_zero: bool = False,
     x_name: str = "epoch",
 ) -> Markup:
-    """Lines over epochs with their last values written at their ends.
+    """Draw lines over epochs with their last values at their ends.
 
     Args:
-        key: names the chart's elements; unique in the page, letters only.
-        title: read aloud instead of the picture.
+        key: prefix of the ids in the chart; unique in the page, letters only.
+        title: text for screen readers.
         size: (width, height) of the view box.
-        percent: values never pass 100, so neither does the axis.
-        from_zero: the value axis begins at zero, unless it has to be logarithmic.
+        percent: limit the value axis to 100.
+        from_zero: begin the value axis at zero, unless it is logarithmic.
 
     Returns:
-        An <svg>. Without a single finite value, a sentence.
+        An <svg>, or a sentence where no value is finite.
     """
-    known = [_clean(line) for line in series]
+    known = [_drawable(line) for line in series]
     if not any(len(line.x_n[np.isfinite(line.y_n)]) for line in known):
         return tag("p", "No finite value was logged.", class_="nothing")
     x, y = _axes(known, size, percent, from_zero)
     labels = _end_labels([line for line in known if line.look != "raw"], x, y, percent)
-    parts = [
+    content = [
         tag("title", title, id=f"{key}-title"),
-        tag("desc", _spoken(known), id=f"{key}-desc"),
+        tag("desc", _summary(known), id=f"{key}-desc"),
         *_grid(x, y, x_name),
         *(_line(line, x, y) for line in sorted(known, key=lambda line: ("raw", "quiet", "accent").index(line.look))),
         *labels,
     ]
     hover = [_hover(line, x, y) for line in known if line.look != "raw"]
     return tag(
-        "svg", *parts, class_="chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
+        "svg", *content, class_="chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
         aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc", data_lines=json.dumps(hover),
         data_top=y.end, data_bottom=y.start,
     )  # fmt: skip
@@ -99,19 +100,20 @@ def bar_chart(
     x_name: str,
     of: str,
 ) -> Markup:
-    """How often values lie between neighbouring edges.
+    """Draw a histogram.
 
     Args:
         key, title, size: as in `line_chart`.
-        edges: (n + 1) rising numbers. A value on an edge counts on its right, on the last one to its left.
-        times_n: whole numbers.
-        x_name: what is counted by, for the axis; the words for the pointer say it too.
-        of: what is counted, such as `classes`.
+        edges: (n + 1) rising edges of the bins. A value on an edge belongs to the bin on its right, a value on the
+            last edge to the last bin.
+        times_n: counts of the bins.
+        x_name: title of the horizontal axis.
+        of: plural of the counted objects, such as `classes`.
     """
     y_high = max(int(times_n.max(initial=0)), 1)
     x = Axis(float(edges[0]), float(edges[-1]), 48, size[0] - 12, ticks(float(edges[0]), float(edges[-1]), most=11))
-    whole = tuple(value for value in ticks(0.0, float(y_high), most=5) if value == int(value))
-    y = Axis(0.0, 1.04 * y_high, size[1] - 48, 14, whole)
+    whole_ticks = tuple(value for value in ticks(0.0, float(y_high), most=5) if value == int(value))
+    y = Axis(0.0, 1.04 * y_high, size[1] - 48, 14, whole_ticks)
     left_n, right_n = x.place(edges[:-1].astype(float)), x.place(edges[1:].astype(float))
     tops_n = y.place(times_n.astype(float))
     bars = [
@@ -123,25 +125,25 @@ def bar_chart(
         if n
     ]  # fmt: skip
     peak = int(times_n.argmax())
-    spoken = (
-        f"Most {of}, {int(times_n[peak]):,} of {int(times_n.sum()):,}, lie from {edges[peak]} to {edges[peak + 1]}."
+    summary = (
+        f"Most {of}, {int(times_n[peak]):,} of {int(times_n.sum()):,}, are from {edges[peak]} to {edges[peak + 1]}."
     )
-    parts = [
+    content = [
         tag("title", title, id=f"{key}-title"),
-        tag("desc", spoken, id=f"{key}-desc"),
+        tag("desc", summary, id=f"{key}-desc"),
         *_grid(x, y, ""),
         tag("text", x_name, x=_n((x.start + x.end) / 2), y=_n(y.start + 40), text_anchor="middle"),
         tag("g", *bars, class_="filled"),
     ]
     return tag(
-        "svg", *parts, class_="chart bar-chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
+        "svg", *content, class_="chart bar-chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
         aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc",
     )  # fmt: skip
 
 
 def sparkline(title: str, y_n: np.ndarray, *, size: tuple[int, int] = (140, 22)) -> Markup:
-    """A line within a sentence, from zero to its own maximum. Empty without a finite value."""
-    line = _clean(Series(title, np.arange(len(y_n), dtype=float), y_n))
+    """Draw a small line for a sentence, from zero to its maximum. Without a finite value the result is empty."""
+    line = _drawable(Series(title, np.arange(len(y_n), dtype=float), y_n))
     finite_n = line.y_n[np.isfinite(line.y_n)]
     if not len(finite_n):
         return Markup()
@@ -153,9 +155,9 @@ def sparkline(title: str, y_n: np.ndarray, *, size: tuple[int, int] = (140, 22))
 
 
 def smooth(y_n: np.ndarray, spread: float = 1 / 40) -> np.ndarray:
-    """A centred Gaussian mean whose width is a share of all points; values that are not finite do not take part.
+    """Return a centred Gaussian mean whose width is a share of all points; values that are not finite are left out.
 
-    Where a value is not finite the result is NaN, so the line shows the same gap.
+    The result is NaN where a value is not finite, so that the smoothed line has the same gaps.
     """
     sigma = len(y_n) * spread
     if sigma < 0.6:
@@ -170,9 +172,9 @@ def smooth(y_n: np.ndarray, spread: float = 1 / 40) -> np.ndarray:
 
 
 def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten that lie in [low, high]; the finest step with at most `most`.
+    """Return the multiples in [low, high] of 1, 2 or 5 times a power of ten, with the smallest step of at most `most`.
 
-    From five up there are at least two of them.
+    With `most` of five or more there are at least two ticks.
     """
     exponent = math.floor(math.log10((high - low) / most))
     for step in (m * 10.0**e for e in (exponent, exponent + 1) for m in (1, 2, 5)):
@@ -182,8 +184,8 @@ def ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
     raise AssertionError("a step of ten times the first always fits")
 
 
-def _clean(line: Series) -> Series:
-    """Floats, in the order of x, with NaN for what cannot be drawn."""
+def _drawable(line: Series) -> Series:
+    """Return the line as floats in the order of x, with NaN for values that cannot be drawn."""
     x_n, y_n = np.asarray(line.x_n, float), np.asarray(line.y_n, float).copy()
     usable_n = np.isfinite(x_n) & (np.abs(np.nan_to_num(x_n)) < LARGEST)
     x_n, y_n = x_n[usable_n], y_n[usable_n]
@@ -215,7 +217,7 @@ def _axes(lines: Sequence[Series], size: tuple[int, int], percent: bool, from_ze
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is wide enough to divide by. One value alone gets room below it, down to zero at most."""
+    """Return a range of positive width. A single value gets room below it, down to zero at most."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-15):
         return float(low), float(high)
     room = max(abs(high) * 0.1, 1e-6)
@@ -223,7 +225,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _spread_over_decades(y_n: np.ndarray) -> bool:
-    """Whether a linear axis would press most values flat against its foot: a few explosions among many."""
+    """Return whether a few values are so large that a linear axis would show all others at zero."""
     return len(y_n) > 3 and y_n.min() > 1 / LARGEST and y_n.max() > 50 * np.median(y_n)
 
 
@@ -235,21 +237,21 @@ def _log_axis(low: float, high: float, start: float, end: float) -> Axis:
 
 
 def _grid(x: Axis, y: Axis, x_name: str) -> list[Markup]:
-    parts = []
+    lines = []
     for value, place in zip(y.ticks, y.place(np.array(y.ticks, float)), strict=True):
-        parts.append(tag("line", class_="grid", x1=_n(x.start), x2=_n(x.end), y1=_n(place), y2=_n(place)))
-        parts.append(tag("text", significant(value), x=_n(x.start - 8), y=_n(place + 4), text_anchor="end"))
+        lines.append(tag("line", class_="grid", x1=_n(x.start), x2=_n(x.end), y1=_n(place), y2=_n(place)))
+        lines.append(tag("text", significant(value), x=_n(x.start - 8), y=_n(place + 4), text_anchor="end"))
     for value, place in zip(x.ticks, x.place(np.array(x.ticks, float)), strict=True):
-        parts.append(tag("line", class_="tick", x1=_n(place), x2=_n(place), y1=_n(y.start), y2=_n(y.start + 4)))
-        parts.append(tag("text", significant(value), x=_n(place), y=_n(y.start + 20), text_anchor="middle"))
-    parts.append(tag("line", class_="axis", x1=_n(x.start), x2=_n(x.end), y1=_n(y.start), y2=_n(y.start)))
+        lines.append(tag("line", class_="tick", x1=_n(place), x2=_n(place), y1=_n(y.start), y2=_n(y.start + 4)))
+        lines.append(tag("text", significant(value), x=_n(place), y=_n(y.start + 20), text_anchor="middle"))
+    lines.append(tag("line", class_="axis", x1=_n(x.start), x2=_n(x.end), y1=_n(y.start), y2=_n(y.start)))
     if x_name:
-        parts.append(tag("text", x_name, x=_n(x.start - 12), y=_n(y.start + 20), text_anchor="end"))
-    return parts
+        lines.append(tag("text", x_name, x=_n(x.start - 12), y=_n(y.start + 20), text_anchor="end"))
+    return lines
 
 
 def _line(line: Series, x: Axis, y: Axis) -> Markup:
-    """A path with gaps, and dots where points are few or stand alone."""
+    """Draw a path with gaps, and dots where the line has few points or a point has no neighbour."""
     x_n, y_n = _thinned(line.x_n, line.y_n)
     known_n = np.isfinite(y_n)
     px_n, py_n = x.place(x_n), np.full(len(y_n), np.nan)
@@ -260,7 +262,7 @@ def _line(line: Series, x: Axis, y: Axis) -> Markup:
         points = [f"{_n(a)} {_n(b)}" for a, b in zip(px_n[begin:end], py_n[begin:end], strict=True)]
         if len(points) > 1:
             pieces.append("M" + "L".join(points))
-        if len(points) == 1 or known_n.sum() <= FEW:
+        if len(points) == 1 or known_n.sum() <= MAX_DOTS:
             dots += zip(px_n[begin:end], py_n[begin:end], strict=True)
     drawn = [tag("path", d="".join(pieces))] if pieces else []
     drawn += [tag("circle", cx=_n(a), cy=_n(b), r=3) for a, b in dots]
@@ -268,11 +270,11 @@ def _line(line: Series, x: Axis, y: Axis) -> Markup:
 
 
 def _thinned(x_n: np.ndarray, y_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest point of each stretch, and the first value that is not finite, so gaps stay."""
-    if len(x_n) <= DRAWN:
+    """Return the lowest and the highest point of each stretch, and its first value that is not finite: gaps stay."""
+    if len(x_n) <= MAX_POINTS:
         return x_n, y_n
     kept: set[int] = {0, len(x_n) - 1}
-    for stretch in np.array_split(np.arange(len(x_n)), DRAWN // 2):
+    for stretch in np.array_split(np.arange(len(x_n)), MAX_POINTS // 2):
         finite = stretch[np.isfinite(y_n[stretch])]
         kept.update(int(i) for i in stretch[~np.isfinite(y_n[stretch])][:1])
         if len(finite):
@@ -298,11 +300,11 @@ def _last(line: Series) -> tuple[float, float]:
 
 
 def _end_labels(lines: Sequence[Series], x: Axis, y: Axis, percent: bool) -> list[Markup]:
-    """Names and last values, right of the line's end, pushed apart where they would overlap."""
+    """Write names and last values right of the lines' ends, moved apart where they would overlap."""
     ends = [(*_last(line), line) for line in lines]
     ends = [(at, float(y.place(np.array([value]))[0]), line) for at, value, line in ends if math.isfinite(value)]
     ends.sort(key=lambda end: end[1])
-    heights = _apart([height for _, height, _ in ends], y.end, y.start, 17)
+    heights = _spread_apart([height for _, height, _ in ends], y.end, y.start, 17)
     labels = []
     for (at, _, line), height in zip(ends, heights, strict=True):
         place = float(x.place(np.array([at]))[0]) + 8
@@ -311,8 +313,8 @@ def _end_labels(lines: Sequence[Series], x: Axis, y: Axis, percent: bool) -> lis
     return labels
 
 
-def _apart(heights: Sequence[float], top: float, bottom: float, gap: float) -> list[float]:
-    """Rising heights at least `gap` apart, moved as little as that needs; never below `bottom`."""
+def _spread_apart(heights: Sequence[float], top: float, bottom: float, gap: float) -> list[float]:
+    """Return rising heights that are at least `gap` apart and not below `bottom`, moved as little as possible."""
     out = [max(height, top) for height in heights]
     for i in range(1, len(out)):
         out[i] = max(out[i], out[i - 1] + gap)
@@ -323,8 +325,8 @@ def _apart(heights: Sequence[float], top: float, bottom: float, gap: float) -> l
     return out
 
 
-def _spoken(lines: Sequence[Series]) -> str:
-    """What a reader of the chart would say first."""
+def _summary(lines: Sequence[Series]) -> str:
+    """Return a summary of the lines for screen readers."""
     sentences = []
     for line in lines:
         known = line.y_n[np.isfinite(line.y_n)]
@@ -335,7 +337,7 @@ def _spoken(lines: Sequence[Series]) -> str:
 
 
 def _hover(line: Series, x: Axis, y: Axis) -> dict[str, object]:
-    """What the script shows under the pointer: pixels to find a point by, and the words for it."""
+    """Return the points for the script: their pixels and the text to show under the pointer."""
     x_n, y_n = _thinned(line.x_n, line.y_n)
     x_n, y_n = x_n[np.isfinite(y_n)], y_n[np.isfinite(y_n)]
     places = zip(x.place(x_n), y.place(y_n) if len(y_n) else y_n, x_n, y_n, strict=True)
@@ -344,5 +346,5 @@ def _hover(line: Series, x: Axis, y: Axis) -> dict[str, object]:
 
 
 def _n(value: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
+    """Format a coordinate to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")

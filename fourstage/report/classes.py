@@ -1,49 +1,50 @@
-"""What every task's results of single classes are shown with: tables of bars, the worst first."""
+"""Tables of classes with bars, the worst class first; every task uses them."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fourstage.report.common import section
 from fourstage.report.markup import Markup, tag
-from fourstage.report.words import plural
+from fourstage.report.number_format import plural
 
 Row = TypeVar("Row")
 
 
 def bar(share: float, class_: str = "bar") -> Markup:
+    """Return a horizontal bar; `share` is from 0 to 1."""
     return tag(
         "span", tag("i", style=f"width:{100 * min(max(share, 0.0), 1.0):.1f}%"), class_=class_, aria_hidden="true"
     )
 
 
-def left_out(absent: int, why: str) -> Markup | None:
-    """So many classes have no row."""
+def omitted_classes(absent: int, why: str) -> Markup | None:
+    """Return a sentence on classes that have no row; None where there is no such class."""
     return tag("p", f"{plural(absent, 'class', 'classes')} {why}.", class_="quiet") if absent else None
 
 
-def worst_first(
-    what: str,
+def class_section(
+    quantity: str,
     rows: Sequence[Row],
     bars: Callable[[Sequence[Row], str], Markup],
     *,
-    most: int,
+    visible: int,
     note: str = "",
     missing: Markup | None,
 ) -> Markup:
-    """A section with a table of classes.
+    """Return a section with a table of classes.
 
     Args:
-        what: is told of each class, such as "Accuracy".
-        rows: the worst first.
-        bars: the table of some rows with a caption.
-        most: rows before the rest is folded.
-        note: follows what is said of the order.
-        missing: from `left_out`.
+        quantity: heading of the section, such as "Accuracy".
+        rows: one per class, the worst first.
+        bars: returns the table of some rows with a caption.
+        visible: rows before the others are folded.
+        note: follows the sentence on the order.
+        missing: from `omitted_classes`.
     """
     folded = None
-    if len(rows) > most + 5:  # folding away a handful would only hide them
-        summary = tag("summary", f"The other {plural(len(rows) - most, 'class', 'classes')}")
-        folded = tag("details", summary, bars(rows[most:], f"{what} of the other classes"))
-        rows = rows[:most]
-    order = tag("p", f"The worst first. {note}".strip(), class_="quiet")
-    return section("classes", f"{what} by class", order, bars(rows, f"{what} by class"), folded, missing)
+    if len(rows) > visible + 5:  # a few rows more do not need to be folded
+        summary = tag("summary", f"The other {plural(len(rows) - visible, 'class', 'classes')}")
+        folded = tag("details", summary, bars(rows[visible:], f"{quantity} of the other classes"))
+        rows = rows[:visible]
+    order = tag("p", f"The worst class comes first. {note}".strip(), class_="quiet")
+    return section("classes", f"{quantity} by class", order, bars(rows, f"{quantity} by class"), folded, missing)

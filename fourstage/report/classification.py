@@ -1,4 +1,4 @@
-"""Sections for image classification: who is mistaken for whom, how each class fares, and pictures of both."""
+"""Sections for image classification: the confusion matrix, accuracy by class, and pictures of predictions."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,25 +7,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourstage.report.charts import bar_chart
-from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import figure, no_predictions, section, shown_path
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
-from fourstage.report.read import ClassRow, Evaluation, Run, Shown
-from fourstage.report.words import percent, plural
+from fourstage.report.number_format import percent, plural
+from fourstage.report.read import ClassifiedSample, ClassRow, Evaluation, Run
 
-LARGEST_MATRIX = 50  # classes; with more, only the most confused pairs are shown
-BESIDE = 12  # classes; up to so many, the pairs stand beside the matrix, else below
-DENSE = 20  # classes; with more, the cells are small
+# numbers of classes above which the page changes
+LARGEST_MATRIX = 50  # only the most confused pairs are shown
+BESIDE = 12  # the pairs are below the matrix instead of beside it
+SMALL_CELLS = 20  # the cells of the matrix are small
+MANY = 100  # only the worst and the best classes are listed
+
 PAIRS = 10
-CLASSES = 20  # rows of the accuracy table before the rest is folded
-MANY = 100  # classes; with more, only the worst and the best are listed
-EXTREMES = 15  # so many of each
+CLASSES = 20  # rows of the accuracy table before the others are folded
+EXTREMES = 15  # worst classes, and best classes, of many
 SHEET = 24  # pictures in each sheet
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
+    """Images of one class that were predicted as another."""
+
     truth: int
     guess: int
     times: int
@@ -33,6 +37,7 @@ class Pair:
 
 
 def confusion(run: Run) -> Markup | None:
+    """Return the section with the confusion matrix, or with the most confused pairs of many classes."""
     evaluation = run.evaluation
     if evaluation is None or (evaluation.confusion is None and not evaluation.per_class):
         return None
@@ -48,7 +53,7 @@ def confusion(run: Run) -> Markup | None:
 
 
 def most_confused(confusion_CC: np.ndarray, most: int) -> list[Pair]:
-    """Pairs off the diagonal, most frequent first; of equally frequent ones, those that cost their class more."""
+    """Return the pairs off the diagonal, most frequent first, then by their share of the class."""
     total_C = confusion_CC.sum(1)
     truth_N, guess_N = np.nonzero(confusion_CC)
     pairs = [
@@ -62,27 +67,27 @@ def most_confused(confusion_CC: np.ndarray, most: int) -> list[Pair]:
 
 
 def _listed(evaluation: Evaluation) -> list[Pair]:
-    """The pairs that the evaluation kept, in its order."""
+    """Return the pairs that evaluation.json holds, in its order."""
     rows = evaluation.per_class
     known = [pair for pair in evaluation.confused if max(pair[:2]) < min(len(rows), len(evaluation.classes))]
     return [Pair(truth, guess, times, times / max(rows[truth].count, 1)) for truth, guess, times in known]
 
 
 def per_class(run: Run) -> Markup | None:
-    """A bar per class, the worst first; of many classes how their accuracies spread, the worst and the best."""
+    """Return the section of accuracy by class; of many classes, the distribution, the worst and the best."""
     every = _class_rows(run.evaluation) if run.evaluation else ()
     rows = sorted((row for row in every if row.count), key=lambda row: (row.top1, -row.count))
     if not rows:
         return None
     absent = len(every) - len(rows)
-    missing = left_out(absent, "without an image in this split")
+    missing = omitted_classes(absent, "without an image in this split")
     if len(rows) > MANY:
         return _extremes(run, rows, missing)
-    return worst_first("Accuracy", rows, _bars, most=CLASSES, missing=missing)
+    return class_section("Accuracy", rows, _bars, visible=CLASSES, missing=missing)
 
 
 def _extremes(run: Run, rows: Sequence[ClassRow], missing: Markup | None) -> Markup:
-    """Of equally good classes, the one with the larger mean loss is the worse."""
+    """Return the section for many classes. Among classes of equal accuracy, a larger mean loss is worse."""
     ordered = sorted(rows, key=lambda row: (row.top1, -np.nan_to_num(row.loss)))
     worst, best = ordered[:EXTREMES], ordered[: -EXTREMES - 1 : -1]
     lists = [
@@ -90,42 +95,44 @@ def _extremes(run: Run, rows: Sequence[ClassRow], missing: Markup | None) -> Mar
         for word, some in (("worst", worst), ("best", best))
     ]
     command = f"fourstage evaluate {shlex.quote(shown_path(run.folder))} --csv classes.csv"
-    all_of_them = tag("p", "All of them as a table: ", tag("code", command), class_="quiet")
+    all_of_them = tag("p", "All classes as a table: ", tag("code", command), class_="quiet")
     spread = _spread(np.array([row.top1 for row in rows]), [row.count for row in rows])
     content = spread, tag("div", *lists, class_="extremes"), missing, all_of_them
     return section("classes", "Accuracy by class", *content)
 
 
 def _spread(top1_C: np.ndarray, counts: Sequence[int]) -> Markup:
-    """How many classes have which accuracy."""
+    """Return a histogram of the classes' accuracies, and a sentence on it."""
     images = float(np.median(counts))
-    width = 4 if images >= 100 or images % 25 == 0 else 10  # per cent; equally many accuracies are possible in each
+    width = 4 if images >= 100 or images % 25 == 0 else 10  # per cent; every bin spans equally many possible accuracies
     edges = np.arange(0, 101, width)
     times_n = np.histogram(np.clip(top1_C, 0, 100), edges)[0]
     below, middle = int((top1_C < 50).sum()), float(np.median(top1_C))
     perfect = int((top1_C >= 100).sum())
-    told = f"Half of the {plural(len(top1_C), 'class', 'classes')} reach {percent(middle)}"
-    told += " or more" if middle < 100 else ""
-    told += f"; {below:,} {'stays' if below == 1 else 'stay'} below {percent(50, 0)}" if below else ""
-    told += f"; {perfect:,} {'has' if perfect == 1 else 'have'} no mistake" if perfect else ""
+    text = f"Half of the {plural(len(top1_C), 'class', 'classes')} reach {percent(middle)}"
+    text += " or more" if middle < 100 else ""
+    text += f"; {below:,} {'stays' if below == 1 else 'stay'} below {percent(50, 0)}" if below else ""
+    text += f"; {perfect:,} {'has' if perfect == 1 else 'have'} no mistake" if perfect else ""
     chart = bar_chart("spread", "Classes by their accuracy", edges, times_n, x_name="accuracy, per cent", of="classes")
-    return join([tag("p", f"{told}."), figure("Classes by their accuracy", chart, "number of classes")])
+    return join([tag("p", f"{text}."), figure("Classes by their accuracy", chart, "number of classes")])
 
 
 def predictions(run: Run) -> Markup:
-    """Sheets of wrong and right predictions, each with what the model thought."""
-    wrong = sorted((shown for shown in run.shown if not shown.right), key=_confidence, reverse=True)
-    right = [shown for shown in run.shown if shown.right]
-    if not run.shown and not run.records:
+    """Return the section with sheets of wrong and right predictions and their probabilities."""
+    wrong = sorted((sample for sample in run.samples if not sample.right), key=_confidence, reverse=True)
+    right = [sample for sample in run.samples if sample.right]
+    if not run.samples and not run.records:
         return no_predictions()
-    return section("predictions", "Predictions", _how_sure(run), _wrong_sheet(run, wrong), _right_sheet(run, right))
+    return section(
+        "predictions", "Predictions", _mean_confidence(run), _wrong_sheet(run, wrong), _right_sheet(run, right)
+    )
 
 
 def _matrix(classes: Sequence[str], confusion_CC: np.ndarray) -> Markup:
-    """A heat map as a table: one colour for what is right, another for what is not, each by its share of the row."""
+    """Return a heat map as a table: one colour for right cells, another for wrong ones, by their share of the row."""
     share_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
     wrong_CC = np.where(np.eye(len(classes), dtype=bool), 0, share_CC)
-    # Mistakes are few. Their colour is relative to the worst, and its root keeps the single ones visible.
+    # mistakes are few: their colour is relative to the worst cell, and the root keeps single mistakes visible
     depth_CC = np.where(wrong_CC > 0, 0.6 * np.sqrt(wrong_CC / max(wrong_CC.max(), 0.05)), 0.5 * share_CC)
     head = tag(
         "tr", tag("th", "truth \\ prediction", class_="corner", scope="col"), *(_column_head(text) for text in classes)
@@ -137,9 +144,9 @@ def _matrix(classes: Sequence[str], confusion_CC: np.ndarray) -> Markup:
             for j, (n, depth) in enumerate(zip(confusion_CC[i], depth_CC[i], strict=True))
         ]
         rows.append(tag("tr", tag("th", name(text), scope="row", title=text), *cells))
-    dense = "matrix dense" if len(classes) > DENSE else "matrix"
-    legend = "Rows are the truth, columns the prediction, cells numbers of images."
-    inner = tag("table", tag("caption", "Confusion matrix"), tag("thead", head), tag("tbody", *rows), class_=dense)
+    style = "matrix small-cells" if len(classes) > SMALL_CELLS else "matrix"
+    legend = "Rows are true classes, columns are predicted classes, and cells are numbers of images."
+    inner = tag("table", tag("caption", "Confusion matrix"), tag("thead", head), tag("tbody", *rows), class_=style)
     box = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label="Confusion matrix")
     return tag("div", box, tag("p", legend, class_="legend"))
 
@@ -157,10 +164,10 @@ def _cell(number: int, depth: float, right: bool) -> Markup:
 
 def _pairs(evaluation: Evaluation, pairs: Sequence[Pair]) -> Markup:
     if not pairs:
-        return tag("p", "Nothing was taken for anything else.", class_="nothing")
+        return tag("p", "No class was confused with another.", class_="nothing")
     classes = evaluation.classes
     rows = [(name(classes[p.truth]), name(classes[p.guess]), f"{p.times:,}", percent(100 * p.share)) for p in pairs]
-    head = ("truth", "taken for", "times", "of its class")
+    head = ("truth", "predicted as", "times", "of its class")
     return table(head, rows, caption="Most confused pairs", class_="pairs-list")
 
 
@@ -178,62 +185,63 @@ def _bars(rows: Sequence[ClassRow], caption: str) -> Markup:
     return table(("class", "", "accuracy", "images"), cells, caption=caption, class_="bars short" if short else "bars")
 
 
-def _confidence(shown: Shown) -> float:
-    return shown.top[0][1] if shown.top else 0.0
+def _confidence(sample: ClassifiedSample) -> float:
+    return sample.top[0][1] if sample.top else 0.0
 
 
-def _how_sure(run: Run) -> Markup | None:
+def _mean_confidence(run: Run) -> Markup | None:
     records = run.records
     if records is None:
         return None
-    parts = [f"{records.count - records.wrong:,} of {plural(records.count, 'image')} right, {records.wrong:,} wrong."]
-    if records.wrong < records.count:
-        parts.append(f"When right, the model gave its answer {percent(100 * records.sure_when_right)} on average")
-        parts[-1] += f"; when wrong, {percent(100 * records.sure_when_wrong)}." if records.wrong else "."
-    return tag("p", " ".join(parts))
+    right = records.count - records.wrong
+    text = f"{right:,} of {plural(records.count, 'image')} are right and {records.wrong:,} wrong."
+    if right:
+        text += f" The mean probability of the first class is {percent(100 * records.confidence_when_right)} when right"
+        text += f" and {percent(100 * records.confidence_when_wrong)} when wrong." if records.wrong else "."
+    return tag("p", text)
 
 
-def _wrong_sheet(run: Run, wrong: Sequence[Shown]) -> Markup:
+def _wrong_sheet(run: Run, wrong: Sequence[ClassifiedSample]) -> Markup:
     if not wrong:
         none = run.records is not None and run.records.wrong == 0
-        text = "None: every image was classified right." if none else "None of the wrong ones was kept as a picture."
+        text = "None: every image was classified right." if none else "No picture of a wrong prediction was kept."
         return join([tag("h3", "Wrong"), tag("p", text, class_="nothing")])
     total = run.records.wrong if run.records else len(wrong)
-    shown = wrong[:SHEET]
-    note = "the surest first" + (f"; {len(shown)} of {total:,}" if total > len(shown) else "")
-    return join([tag("h3", "Wrong ", tag("span", note, class_="quiet")), _sheet(run, shown)])
+    first = wrong[:SHEET]
+    note = "highest probability first" + (f"; {len(first)} of {total:,}" if total > len(first) else "")
+    return join([tag("h3", "Wrong ", tag("span", note, class_="quiet")), _sheet(run, first)])
 
 
-def _right_sheet(run: Run, right: Sequence[Shown]) -> Markup:
+def _right_sheet(run: Run, right: Sequence[ClassifiedSample]) -> Markup:
     if not right:
-        return join([tag("h3", "Right"), tag("p", "None of the right ones was kept as a picture.", class_="nothing")])
-    shown = right[:SHEET]
+        return join([tag("h3", "Right"), tag("p", "No picture of a right prediction was kept.", class_="nothing")])
+    first = right[:SHEET]
     total = run.records.count - run.records.wrong if run.records else len(right)
-    note = f"{len(shown)} of {total:,}" if total > len(shown) else None
-    return join([tag("h3", "Right ", tag("span", note, class_="quiet") if note else None), _sheet(run, shown)])
+    note = f"{len(first)} of {total:,}" if total > len(first) else None
+    return join([tag("h3", "Right ", tag("span", note, class_="quiet") if note else None), _sheet(run, first)])
 
 
-def _sheet(run: Run, shown: Sequence[Shown]) -> Markup:
-    return tag("ul", *(_card(run, one) for one in shown), class_="sheet")
+def _sheet(run: Run, samples: Sequence[ClassifiedSample]) -> Markup:
+    return tag("ul", *(_card(run, sample) for sample in samples), class_="sheet")
 
 
-def _card(run: Run, shown: Shown) -> Markup:
+def _card(run: Run, sample: ClassifiedSample) -> Markup:
     guesses = [
         tag(
             "li", tag("span", name(run.label(label)), class_="who", title=run.label(label)),
             tag("span", percent(100 * probability, 0), class_="share"), bar(probability),
-            class_="truth" if label == shown.truth else None,
+            class_="truth" if label == sample.truth else None,
         )
-        for label, probability in shown.top[:3]
+        for label, probability in sample.top[:3]
     ]  # fmt: skip
-    truth = run.label(shown.truth)
+    truth = run.label(sample.truth)
     heading = tag("p", tag("span", "truth ", class_="quiet"), tag("b", name(truth)), class_="is", title=truth)
-    picture = inline(shown.file, f"{shown.id}, truly {truth}")
+    picture = inline(sample.file, f"{sample.id}, true class {truth}")
     return tag(
         "li",
         picture,
         heading,
         tag("ol", *guesses),
-        class_="card " + ("right" if shown.right else "wrong"),
-        title=shown.id,
+        class_="card " + ("right" if sample.right else "wrong"),
+        title=sample.id,
     )

@@ -1,4 +1,4 @@
-"""Sections that every task's report has: the headline, the curves, the numbers, how to repeat it."""
+"""Sections of every task's report: headline, curves, numbers, recipe, and commands for the reader's own data."""
 
 import math
 import os
@@ -11,39 +11,51 @@ import numpy as np
 
 from fourstage.report.charts import Series, line_chart, smooth, sparkline
 from fourstage.report.markup import Markup, join, name, table, tag
+from fourstage.report.number_format import (
+    NOTHING,
+    count,
+    duration,
+    metric,
+    millions,
+    percent,
+    plural,
+    signed,
+    significant,
+)
 from fourstage.report.read import EvaluationLine, Run
-from fourstage.report.words import NOTHING, count, duration, metric, millions, percent, plural, signed, significant
 
-LAYOUTS = {  # task -> what a folder needs, and how it looks
+LAYOUTS = {  # task -> a sentence on the data folder, and its files
     "classification": (
-        "One sub-folder per class is all it takes; without val/ a fixed part is held out.",
+        "The folder needs one sub-folder per class. Without val/, a fixed share of the images is held out.",
         "my_folder/train/cat/001.jpg\nmy_folder/train/dog/001.jpg\nmy_folder/val/cat/002.jpg",
     ),
     "detection": (
-        "A json in COCO's format for each split; folders of YOLO and of Pascal VOC are read as well.",
+        "The folder needs a JSON file in COCO's format for each split. Folders of YOLO and Pascal VOC work as well.",
         "my_folder/annotations/instances_train.json\nmy_folder/train/001.jpg\n"
         "my_folder/annotations/instances_val.json\nmy_folder/val/002.jpg",
     ),
     "segmentation": (
-        "A PNG of the same name for each image, whose pixels are the numbers of classes (255: not counted).",
+        "The folder needs a PNG of the same name for each image. Its pixels are class numbers (255: ignored).",
         "my_folder/images/train/001.jpg\nmy_folder/masks/train/001.png\nmy_folder/images/val/002.jpg\n"
         "my_folder/masks/val/002.png\nmy_folder/masks/classes.txt",
     ),
 }
-WEIGHTS = {"model": "model", "ema": "EMA"}  # what the log calls them, and what we do
+WEIGHTS = {"model": "model", "ema": "EMA"}  # name in the log -> name on the page
 
 
 def section(key: str, heading: str, *content: object) -> Markup:
+    """Return a <section> with the id `key` below a heading."""
     return tag("section", tag("h2", heading), *content, id=key)
 
 
 def no_predictions() -> Markup:
-    words = "No predictions were kept; the run was not evaluated in full."
+    """Return the section of predictions for a run that has none."""
+    words = "No predictions were kept; the run has no full evaluation."
     return section("predictions", "Predictions", tag("p", words, class_="nothing"))
 
 
 def main_metric(run: Run) -> str:
-    """The metric that decides; guessed from the log when the run stopped before its full evaluation."""
+    """Return the metric that decides; without a full evaluation it is inferred from the log."""
     if run.evaluation:
         return run.evaluation.main_metric
     logged = run.evaluations[-1].metrics if run.evaluations else {}
@@ -51,24 +63,26 @@ def main_metric(run: Run) -> str:
 
 
 def best(lines: Iterable[EvaluationLine], key: str) -> EvaluationLine | None:
-    """The first of the best evaluations. A value that is not finite is never the best."""
+    """Return the first of the best evaluations. A value that is not finite is never the best."""
     sign = 1 if metric(key).higher_is_better else -1
     known = [line for line in lines if math.isfinite(line.metrics.get(key, math.nan))]
     return max(known, key=lambda line: sign * line.metrics[key], default=None)
 
 
 def headline(run: Run) -> Markup:
+    """Return the page's header: names, state, main metric and tiles."""
     top = tag("p", "fourstage", tag("span", " training report", class_="quiet"), class_="brand")
     return tag(
         "header",
         top,
         tag("h1", name(run.name)),
-        _what(run),
-        tag("div", _result(run), _tiles(run), class_="result"),
+        _description(run),
+        tag("div", _headline_metric(run), _tiles(run), class_="result"),
     )
 
 
 def curves(run: Run) -> Markup:
+    """Return the section of losses, metrics, learning rate and gradient norm over epochs."""
     key, epoch_n = main_metric(run), _column(run, "epoch")
     total_n, norm_n = _column(run, "total"), _column(run, "grad_norm")
     large = [
@@ -87,11 +101,9 @@ def curves(run: Run) -> Markup:
 
 
 def numbers(run: Run) -> Markup:
-    """Every metric of the last evaluation beside the best of the run and the published value."""
+    """Return the section with every metric of the last evaluation, the best of the run and the published value."""
     if not run.evaluations and not run.evaluation:
-        return section(
-            "numbers", "Numbers", tag("p", "The run was not evaluated before its log ends.", class_="nothing")
-        )
+        return section("numbers", "Numbers", tag("p", "The log holds no evaluation.", class_="nothing"))
     weights = [which for which in WEIGHTS if any(line.which == which for line in run.evaluations)]
     keys = list(run.evaluation.metrics) if run.evaluation else _logged_metrics(run)
     expect = _expected(run)
@@ -105,48 +117,49 @@ def numbers(run: Run) -> Markup:
 
 
 def recipe(run: Run) -> Markup:
+    """Return the section with the recipe, its changes, the environment and the time spent waiting for data."""
     if run.changes:
         rows = [(tag("code", key), _value(old), _value(new)) for key, (old, new) in run.changes.items()]
-        caption = f"What differs from the recipe {run.source}"
+        caption = f"Changes to the recipe {run.source}"
         changed = join(
-            [tag("h3", "What differs from the recipe"), table(("setting", "recipe", "this run"), rows, caption=caption)]
+            [tag("h3", "Changes to the recipe"), table(("setting", "recipe", "this run"), rows, caption=caption)]
         )
     else:
-        changed = tag("p", "Every value is the one of the recipe ", tag("code", run.source), ".")
+        changed = tag("p", "The run used the recipe ", tag("code", run.source), " without changes.")
     text = tag("pre", tag("code", run.recipe_text), tabindex=0)
-    resolved = tag("details", tag("summary", "The full recipe as it ran"), text)
-    return section("recipe", "How it was made", changed, resolved, _environment(run), _waiting(run))
+    resolved = tag("details", tag("summary", "The complete recipe of this run"), text)
+    return section("recipe", "How it was trained", changed, resolved, _environment(run), _waiting(run))
 
 
 def own_data(run: Run) -> Markup:
-    """Command lines to copy, with the names of this run in them."""
+    """Return the section with commands to copy, which hold the names of this run."""
     source = shlex.quote(run.source)
     words, layout = LAYOUTS.get(run.task, LAYOUTS["classification"])
     return section(
         "own",
-        "Do the same with your own folder",
+        "Train on your own data",
         tag("p", words),
         tag("pre", tag("code", layout), tabindex=0),
-        _command("Look for broken files and empty classes first", "fourstage data check my_folder"),
+        _command("Check the data first", "fourstage data check my_folder"),
         _command("Train the same model on it", f"fourstage train {source} --data my_folder --out runs/mine"),
-        *_with_this_run(run),
+        *_next_commands(run),
     )
 
 
-def _with_this_run(run: Run) -> list[Markup]:
-    """What can be done with what the run left so far."""
+def _next_commands(run: Run) -> list[Markup]:
+    """Return commands that use the checkpoints of this run."""
     folder, commands = shlex.quote(shown_path(run.folder)), []
     if not run.finished and run.environment.get("command"):
-        commands.append(_command("Go on with this run", str(run.environment["command"])))
+        commands.append(_command("Continue this run", str(run.environment["command"])))
     if (run.folder / "checkpoints" / "best.pt").is_file():
-        commands.append(_command("Measure the best weights of this run again", f"fourstage evaluate {folder}"))
+        commands.append(_command("Evaluate the best weights of this run again", f"fourstage evaluate {folder}"))
         mine = f"fourstage evaluate {folder} --data my_folder"
-        commands.append(_command("Measure them on a folder of yours with the same classes", mine))
-        commands.append(_command("Ask them about a picture", f"fourstage predict {folder} image.png"))
+        commands.append(_command("Evaluate them on your own data with the same classes", mine))
+        commands.append(_command("Predict an image", f"fourstage predict {folder} image.png"))
     return commands
 
 
-def _what(run: Run) -> Markup:
+def _description(run: Run) -> Markup:
     classes = (
         f" ({plural(len(run.evaluation.classes), 'class', 'classes')})"
         if run.evaluation and run.evaluation.classes
@@ -161,25 +174,27 @@ def _what(run: Run) -> Markup:
 
 
 def _network(run: Run) -> str:
-    """What was trained, as its recipe has it."""
+    """Return the name of the network in the recipe."""
     if "method" in run.recipe:
-        return f"{run.recipe['method']} over {run.recipe.get('backbone', 'a backbone')}"
+        return f"{run.recipe['method']} with {run.recipe.get('backbone', 'a backbone')}"
     return str(run.recipe.get("model", "a model"))
 
 
 def _state(run: Run) -> Markup:
-    """Whether the run came to its end, in words."""
+    """Return a sentence on whether the run is finished."""
     planned, epochs = run.planned_steps(), run.step / run.steps_per_epoch
     of_epochs = f", {significant(epochs, 3)} epoch{'s' * (epochs != 1)}" if math.isfinite(epochs) else ""
     if run.finished:
         return tag("span", f"Finished: {plural(run.step, 'step')}{of_epochs}.")
     reached = f"step {run.step:,}" + (f" of {count(planned)}" if math.isfinite(planned) else "") + of_epochs
-    again = " The same command goes on from the last checkpoint." if any(run.folder.glob("checkpoints/last.pt")) else ""
-    return tag("span", f"Not finished: the log ends at {reached}, so the run was stopped or is still going.{again}")
+    resume = (
+        " The same command continues from the last checkpoint." if any(run.folder.glob("checkpoints/last.pt")) else ""
+    )
+    return tag("span", f"Not finished: the log ends at {reached}. The run was stopped or is still running.{resume}")
 
 
-def _result(run: Run) -> Markup:
-    """The main metric, large: that of the full evaluation, which all that follows belongs to; else the last one."""
+def _headline_metric(run: Run) -> Markup:
+    """Return the main metric in large type: of the full evaluation, or else of the last logged one."""
     key = main_metric(run)
     lines = [line for line in run.evaluations if key in line.metrics]
     if run.evaluation and key in run.evaluation.metrics:
@@ -190,22 +205,22 @@ def _result(run: Run) -> Markup:
         return tag("div", tag("p", "Not evaluated yet", class_="big none"), class_="main")
     number, unit = (metric(key).show(value).split("\u202f") + [""])[:2]
     big = tag("p", number, tag("small", unit), class_="big")
-    return tag("div", big, tag("p", *_of(run, key, which, step), class_="of"), class_="main")
+    return tag("div", big, tag("p", *_provenance(run, key, which, step), class_="of"), class_="main")
 
 
-def _of(run: Run, key: str, which: str, step: int) -> list[object]:
+def _provenance(run: Run, key: str, which: str, step: int) -> list[object]:
     weights = (
         f" of the {WEIGHTS.get(which, which)} weights" if len({line.which for line in run.evaluations}) > 1 else ""
     )
     epoch = f", epoch {significant(step / run.steps_per_epoch, 3)}" if math.isfinite(run.steps_per_epoch) else ""
     top = best(run.evaluations, key)
-    parts: list[object] = [tag("b", metric(key).label), f"{weights}{epoch}"]
+    words: list[object] = [tag("b", metric(key).label), f"{weights}{epoch}"]
     if top is None:
-        return parts
+        return words
     if top.step == step and top.which == which:
-        return [*parts, "; the best of the run"]
+        return [*words, "; the best of the run"]
     where = f"{WEIGHTS.get(top.which, top.which)}, epoch {significant(top.epoch, 3)}"
-    return [*parts, f"; best of the run {metric(key).show(top.metrics[key])} ({where})"]
+    return [*words, f"; best of the run {metric(key).show(top.metrics[key])} ({where})"]
 
 
 def _tiles(run: Run) -> Markup:
@@ -214,7 +229,7 @@ def _tiles(run: Run) -> Markup:
     if key in expect:
         note = "published, recipe reconstructed" if run.recipe.get("reconstructed") else "published"
         here = run.evaluation.metrics.get(key, math.nan) if run.evaluation else math.nan
-        note += f"; here {signed(here - expect[key])}" if math.isfinite(here) else ""
+        note += f"; this run {signed(here - expect[key])}" if math.isfinite(here) else ""
         tiles.append((metric(key).show(expect[key]), note))
     speed_n = _column(run, "images_per_second")
     parameters = run.environment.get("parameters")
@@ -227,6 +242,7 @@ def _tiles(run: Run) -> Markup:
 
 
 def figure(title: object, chart: Markup, note: object = None) -> Markup:
+    """Return a chart below its title and a note."""
     small = tag("span", note, class_="quiet") if note else None
     return tag("figure", tag("figcaption", tag("b", title), small, tag("output")), chart)
 
@@ -236,7 +252,7 @@ def _small(key: str, title: str, series: list[Series]) -> Markup:
 
 
 def _with_raw(label: str, epoch_n: np.ndarray, y_n: np.ndarray) -> list[Series]:
-    """A faint line and its smoothed self; one line alone where there is too little to smooth."""
+    """Return the logged values as a faint line below the smoothed line; with few points, one line."""
     smoothed_n = smooth(y_n)
     if smoothed_n is y_n:
         return [Series(label, epoch_n, y_n)]
@@ -285,7 +301,7 @@ def _expected(run: Run) -> dict[str, float]:
 
 
 def _full_column(run: Run) -> str | None:
-    """The heading of the full evaluation's column; None where the last logged evaluation is the same one."""
+    """Return the heading of the full evaluation's column; None where the last logged evaluation equals it."""
     full = run.evaluation
     if full is None:
         return None
@@ -296,7 +312,7 @@ def _full_column(run: Run) -> str | None:
 
 
 def _is_best(run: Run) -> bool:
-    """Whether the full evaluation is that of the checkpoint with the best logged main metric."""
+    """Return whether the full evaluation belongs to the checkpoint with the best logged main metric."""
     top = best(run.evaluations, main_metric(run))
     full = run.evaluation
     return top is not None and full is not None and (top.step, top.which) == (full.step, full.which)
@@ -314,7 +330,7 @@ def _number_row(run: Run, key: str, weights: list[str], expect: dict[str, float]
     cells.append(join([known.show(top.metrics[key]), tag("span", where, class_="quiet")]) if top else NOTHING)
     if expect:
         now = run.evaluation.metrics.get(key, math.nan) if run.evaluation else math.nan
-        difference = f" here {signed(now - expect[key])}" if key in expect and math.isfinite(now) else ""
+        difference = f" this run {signed(now - expect[key])}" if key in expect and math.isfinite(now) else ""
         cells.append(
             join([known.show(expect[key]), tag("span", difference, class_="quiet")]) if key in expect else NOTHING
         )
@@ -322,15 +338,17 @@ def _number_row(run: Run, key: str, weights: list[str], expect: dict[str, float]
 
 
 def _evaluated_on(run: Run) -> Markup | None:
-    """Which evaluation the rest of the page shows, and what its choice means."""
+    """Return a sentence on the evaluation that the rest of the page shows."""
     if not run.evaluation:
         return None
     images = f" on {plural(run.records.count, 'image')}" if run.records else ""
     which = WEIGHTS.get(run.evaluation.which, run.evaluation.which)
-    text = f"All that follows is the full evaluation of the {which} weights at step {run.evaluation.step:,}{images}."
+    text = (
+        f"The sections below show the full evaluation of the {which} weights at step {run.evaluation.step:,}{images}."
+    )
     if _is_best(run) and len(run.evaluations) > 1:
         text += (
-            f" It was chosen as the best of {len(run.evaluations):,} on these same images, which favours it slightly."
+            f" It is the best of {len(run.evaluations):,} evaluations on these same images, which favours it slightly."
         )
     return tag("p", text, class_="quiet")
 
@@ -345,7 +363,7 @@ def _environment(run: Run) -> Markup | None:
     packages = run.environment.get("packages") or {}
     rows = [(key, _plain(value)) for key, value in run.environment.items() if key != "packages"]
     rows += [(key, _plain(value)) for key, value in packages.items() if key not in run.environment]
-    listed = table(("what", "value"), rows, caption="The machine and the versions it ran with", class_="pairs")
+    listed = table(("name", "value"), rows, caption="Machine and versions", class_="pairs")
     shown = [run.environment.get(key) for key in ("device", "machine")]
     versions = [f"{key} {run.environment[key]}" for key in ("fourstage", "torch", "python") if key in run.environment]
     summary = ", ".join(str(part) for part in (*shown, *versions) if part)
@@ -359,7 +377,7 @@ def _plain(value: Any) -> str:
 
 
 def _waiting(run: Run) -> Markup | None:
-    """How long the device waited for data, in one line."""
+    """Return a sentence on the share of time that the device waited for data."""
     share_n = 100 * _column(run, "data_wait")
     known_n = share_n[np.isfinite(share_n)]
     if not len(known_n):
@@ -370,7 +388,7 @@ def _waiting(run: Run) -> Markup | None:
 
 
 def shown_path(path: Path) -> str:
-    """Relative to where the report was written from, if it lies below."""
+    """Return the path relative to the working directory if it is inside it, else the absolute path."""
     full = path.resolve()
     here = Path.cwd()
     return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)

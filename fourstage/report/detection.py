@@ -1,4 +1,4 @@
-"""Sections for detection: precision over recall, how each class fares, and objects over images."""
+"""Sections for detection: precision over recall, average precision by class, and pictures of detections."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import numpy as np
 
 from fourstage.report.charts import Series, line_chart
-from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import figure, no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
-from fourstage.report.read import Drawn, Run
-from fourstage.report.words import NOTHING, percent, plural
+from fourstage.report.number_format import NOTHING, percent, plural
+from fourstage.report.read import PredictionPicture, Run
 
-CLASSES = 40  # rows before the rest is folded
-LISTED = 6  # mistakes of each kind that a card names
+CLASSES = 40  # rows before the others are folded
+LISTED = 6  # mistakes of each type that a card names
 WIDE = 900  # pixels, of the picture of truth and prediction
-KINDS = {"box": "boxes", "mask": "masks"}
+TARGETS = {"box": "boxes", "mask": "masks"}
 
 
 def precision_recall(run: Run) -> Markup | None:
-    """A chart each for boxes and masks."""
+    """Return the section with a chart for boxes and one for masks."""
     curves: Mapping[str, Any] = run.evaluation.tables.get("curves", {}) if run.evaluation else {}
-    charts = [_chart(kind, curves[kind]) for kind in KINDS if kind in curves]
+    charts = [_chart(target, curves[target]) for target in TARGETS if target in curves]
     if not charts:
         return None
     note = tag(
         "p",
-        "Of what is found, the share that is right, as more and more of what is there is found. An object is found "
-        "where intersection over union reaches the threshold.",
+        "Precision is the share of detections that are right; recall is the share of objects that are detected. "
+        "A detection is right where its intersection over union with an object reaches the threshold.",
         class_="quiet",
     )
     return section("precision", "Precision over recall", note, tag("div", *charts, class_="charts large"))
 
 
-def _chart(kind: str, curves: Mapping[str, Any]) -> Markup:
+def _chart(target: str, curves: Mapping[str, Any]) -> Markup:
     recall_n = 100 * np.asarray(curves["recall"], dtype=np.float64)
     looks = {"0.50": "accent", "0.75": "quiet", "0.50:0.95": "quiet"}
     lines = [
@@ -42,21 +42,21 @@ def _chart(kind: str, curves: Mapping[str, Any]) -> Markup:
         for threshold, look in looks.items()
         if threshold in curves["mean"]
     ]
-    title = f"Precision over recall of {KINDS[kind]}"
-    chart = line_chart(f"pr{kind}", title, lines, percent=True, from_zero=True, x_name="recall")
-    return figure(KINDS[kind].capitalize(), chart, "both axes in per cent")
+    title = f"Precision over recall of {TARGETS[target]}"
+    chart = line_chart(f"pr{target}", title, lines, percent=True, from_zero=True, x_name="recall")
+    return figure(TARGETS[target].capitalize(), chart, "both axes in per cent")
 
 
 def per_class(run: Run) -> Markup | None:
-    """Average precision of each class, the worst first."""
+    """Return the section with the average precision of each class, the worst first."""
     if run.evaluation is None:
         return None
     every: list[Mapping[str, Any]] = list(run.evaluation.tables.get("per_class") or ())
     rows = sorted((row for row in every if row.get("box_map") is not None), key=lambda row: row["box_map"])
     if not rows:
         return None
-    missing = left_out(len(every) - len(rows), "without an object in this split")
-    return worst_first("Average precision", rows, _bars, most=CLASSES, missing=missing)
+    missing = omitted_classes(len(every) - len(rows), "without an object in this split")
+    return class_section("Average precision", rows, _bars, visible=CLASSES, missing=missing)
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
@@ -76,34 +76,35 @@ def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
 
 
 def predictions(run: Run) -> Markup:
-    """Images with their true and their predicted objects."""
-    if not run.drawn:
+    """Return the section with images of true and predicted objects."""
+    if not run.pictures:
         return no_predictions()
-    words = "Left: what is there. Right: what was found, with its score. Images with the worst mistakes come first."
+    words = (
+        "Left: the ground truth. Right: the detections with their scores. Images with the worst mistakes come first."
+    )
     note = tag("p", words, class_="quiet")
-    sheet = tag("ul", *(_card(run, one) for one in run.drawn), class_="wide-sheet")
+    sheet = tag("ul", *(_card(run, one) for one in run.pictures), class_="wide-sheet")
     return section("predictions", "Predictions", note, sheet)
 
 
-def _card(run: Run, drawn: Drawn) -> Markup:
-    there, found = int(drawn.about.get("true", 0)), int(drawn.about.get("found", 0))
-    told = f"  {plural(there, 'object')} there, {found:,} found"
-    picture = inline(drawn.file, f"{drawn.id}: true and predicted objects", WIDE)
+def _card(run: Run, picture: PredictionPicture) -> Markup:
+    true, detected = int(picture.about.get("true", 0)), int(picture.about.get("found", 0))
+    counts = f"  {plural(true, 'true object')}, {plural(detected, 'detection')}"
+    image = inline(picture.file, f"{picture.id}: true and predicted objects", WIDE)
     mistakes = [
-        _listed("Found, but not there: ", [_false(run, *one) for one in drawn.about.get("false", ())]),
-        _listed("Missed: ", [name(run.label(label)) for label in drawn.about.get("missed", ())]),
+        _listed("False: ", [_false(run, *one) for one in picture.about.get("false", ())]),
+        _listed("Missed: ", [name(run.label(label)) for label in picture.about.get("missed", ())]),
     ]
-    return tag("li", picture, tag("p", join([name(drawn.id), tag("span", told, class_="quiet")])), *mistakes)
+    return tag("li", image, tag("p", join([name(picture.id), tag("span", counts, class_="quiet")])), *mistakes)
 
 
 def _false(run: Run, label: int, score: float, instead: int | None) -> Markup:
-    said = join([name(run.label(label)), f" {percent(100 * score)}"])
-    return said if instead is None else join([said, " in place of ", name(run.label(instead))])
+    detection = join([name(run.label(label)), f" {percent(100 * score)}"])
+    return detection if instead is None else join([detection, " instead of ", name(run.label(instead))])
 
 
-def _listed(heading: str, parts: list[Markup]) -> Markup | None:
-    if not parts:
+def _listed(heading: str, items: list[Markup]) -> Markup | None:
+    if not items:
         return None
-    commas = [part for one in parts[:LISTED] for part in (Markup(", "), one)][1:]
-    more = f" and {len(parts) - LISTED:,} more" if len(parts) > LISTED else ""
-    return tag("p", heading, *commas, more, class_="quiet")
+    more = f" and {len(items) - LISTED:,} more" if len(items) > LISTED else ""
+    return tag("p", heading, join(items[:LISTED], ", "), more, class_="quiet")

@@ -1,4 +1,4 @@
-"""Boxes, masks, names and scores over images. H x W pixels, N objects."""
+"""Draw boxes, masks, names and scores over images. H x W pixels, N objects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,24 +9,24 @@ from PIL import Image, ImageDraw, ImageFont
 from fourstage.report.label_maps import GAP, colours_of
 from fourstage.report.pictures import PAPER, Font, shorten
 
-Tag = tuple[float, float, float, float]  # x1 y1 x2 y2, pixels of the picture
+Rectangle = tuple[float, float, float, float]  # x1 y1 x2 y2, pixels of the picture
 Colour = tuple[int, int, int]
 
 OPACITY = 0.45
-LEAST = 480  # pixels: smaller images are enlarged, for names to be read
-MOST = 1600
+MIN_SIDE = 480  # pixels; smaller images are enlarged, so that names are readable
+MAX_SIDE = 1600
 
 
 def draw_objects(
     image_HW3: np.ndarray, objects: Mapping[str, Any], classes: Sequence[str], side: int | None = None
 ) -> Image.Image:
-    """The image with objects over it, those of the best scores on top.
+    """Draw objects over the image, those with the best scores on top.
 
     Args:
         image_HW3: uint8.
-        objects: `boxes` (x1 y1 x2 y2, pixels), `labels`, perhaps `scores`, `crowd` (whether it is a region of many) and
-            `masks` (COCO's compressed run lengths).
-        side: of the picture, the longer one, pixels; None: that of the image, within limits.
+        objects: `boxes` (x1 y1 x2 y2, pixels) and `labels`; optional are `scores`, `crowd` (whether an object is a
+            region of several) and `masks` (COCO's compressed run lengths).
+        side: longer side of the picture, pixels; None: that of the image, within limits.
     """
     height, width = image_HW3.shape[:2]
     names, colours = list(classes), colours_of(len(classes))
@@ -36,16 +36,16 @@ def draw_objects(
         mask_HW = _decoded(objects["masks"][i], (height, width))
         pixels[mask_HW] = (1 - OPACITY) * pixels[mask_HW] + OPACITY * np.array(_bright(colours[objects["labels"][i]]))
     longer = max(height, width, 1)
-    scale = side / longer if side else min(max(LEAST / longer, 1.0), MOST / longer)
-    how = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
+    scale = side / longer if side else min(max(MIN_SIDE / longer, 1.0), MAX_SIDE / longer)
+    filter_ = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).resize(size, how)
+    picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).resize(size, filter_)
     draw, line = ImageDraw.Draw(picture), max(2, round(max(size) / 320))
     font = ImageFont.load_default(size=max(12, round(max(size) / 36)))
     colour_of = [_bright(colours[label]) for label in objects["labels"]]
     boxes = [_inside(box, scale, size) for box in objects["boxes"]]
-    texts = [shorten(_said(objects, i, names), font, size[0] - 6) for i in range(len(boxes))]
-    places = _places(boxes, texts, font, size)
+    texts = [shorten(_label_text(objects, i, names), font, size[0] - 6) for i in range(len(boxes))]
+    places = _label_boxes(boxes, texts, font, size)
     for i in order:
         draw.rectangle(boxes[i], outline=colour_of[i], width=line)
     for i in order:
@@ -54,36 +54,39 @@ def draw_objects(
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return both pictures on one sheet."""
     sheet = Image.new("RGB", (left.width + GAP + right.width, max(left.height, right.height)), PAPER)
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width + GAP, 0))
     return sheet
 
 
-def _inside(box: Sequence[float], scale: float, size: tuple[int, int]) -> Tag:
-    """x1 y1 x2 y2 in pixels of the picture, on it as a whole."""
+def _inside(box: Sequence[float], scale: float, size: tuple[int, int]) -> Rectangle:
+    """Return x1 y1 x2 y2 in pixels of the picture, clipped to it."""
     limits = (*size, *size)
     x1, y1, x2, y2 = (min(max(edge * scale, 0), limit - 1) for edge, limit in zip(box, limits, strict=True))
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
-def _said(objects: Mapping[str, Any], i: int, names: Sequence[str]) -> str:
-    """The name of an object, and its score or that it is a crowd where that is known."""
+def _label_text(objects: Mapping[str, Any], i: int, names: Sequence[str]) -> str:
+    """Return the class name of an object, with its score and `(crowd)` where they apply."""
     score = f" {objects['scores'][i]:.0%}" if objects.get("scores") else ""
     crowd = " (crowd)" if objects.get("crowd") and objects["crowd"][i] else ""
     return f"{names[objects['labels'][i]]}{score}{crowd}"
 
 
-def _places(boxes: Sequence[Tag], texts: Sequence[str], font: Font, size: tuple[int, int]) -> list[Tag]:
-    """Where the names stand; the first ones, of the best scores, have the choice."""
-    taken: list[Tag] = []
+def _label_boxes(
+    boxes: Sequence[Rectangle], texts: Sequence[str], font: Font, size: tuple[int, int]
+) -> list[Rectangle]:
+    """Return the rectangles of the labels. Objects come by score, so that the best ones get the best places."""
+    taken: list[Rectangle] = []
     for box, text in zip(boxes, texts, strict=True):
-        taken.append(_place_name(box, text, font, size, taken))
+        taken.append(_label_box(box, text, font, size, taken))
     return taken
 
 
-def _place_name(box: Tag, text: str, font: Font, size: tuple[int, int], taken: Sequence[Tag]) -> Tag:
-    """Where a name stands in the picture: on its box or as near to a corner of it as no other name is."""
+def _label_box(box: Rectangle, text: str, font: Font, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
+    """Return the rectangle of a label: on its box or at one of its corners, the first that overlaps no other label."""
     x1, y1, x2, y2 = box
     left, _, right, bottom = font.getbbox(text)
     wide, high = right - left + 6, bottom + 4
@@ -93,24 +96,24 @@ def _place_name(box: Tag, text: str, font: Font, size: tuple[int, int], taken: S
     return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
 
 
-def _write_name(draw: ImageDraw.ImageDraw, place: Tag, text: str, colour: Colour, font: Font) -> None:
+def _write_name(draw: ImageDraw.ImageDraw, place: Rectangle, text: str, colour: Colour, font: Font) -> None:
     draw.rectangle(place, fill=colour)
     ink = (0, 0, 0) if 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 128 else (255, 255, 255)
     draw.text((place[0] + 3, place[1] + 1), text, fill=ink, font=font)
 
 
-def _overlap(a: Tag, b: Tag) -> bool:
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _bright(colour: Colour) -> Colour:
-    """A colour that stands out from photographs: nothing of it is dark."""
+    """Lighten a colour, so that it stands out from photographs."""
     red, green, blue = (64 + round(value * 191 / 255) for value in colour)
     return red, green, blue
 
 
 def _decoded(counts: str, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool."""
+    """Decode a mask to (H, W) bool."""
     from faster_coco_eval.core import mask
 
     return np.asarray(mask.decode({"size": list(size), "counts": counts})).astype(bool)

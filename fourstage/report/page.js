@@ -1,7 +1,7 @@
-// Niceties only: the page says all it has to say without this script.
+// Optional: the page is complete without this script.
 "use strict";
 
-// A light or dark choice that outlives the system's. Where storage is forbidden it lasts as long as the page.
+// The choice of theme overrides that of the system. Without storage it lasts until the page is closed.
 const store = {
   get: () => { try { return localStorage.getItem("fourstage-theme"); } catch { return null; } },
   set: (value) => { try { localStorage.setItem("fourstage-theme", value); } catch { /* forbidden */ } },

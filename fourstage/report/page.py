@@ -1,4 +1,4 @@
-"""The report: sections in order, the style and the script inlined."""
+"""The report of one run: its sections in order, with style and script inlined."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.markup import Markup, tag
 from fourstage.report.read import Run
 
-Section = Callable[[Run], Markup | None]  # None: the run has nothing of the kind
+Section = Callable[[Run], Markup | None]  # returns None where the run lacks the data for it
 
 BEFORE: tuple[Section, ...] = (common.headline, common.curves, common.numbers)
 AFTER: tuple[Section, ...] = (common.recipe, common.own_data)
@@ -21,13 +21,13 @@ OF_TASK: dict[str, tuple[Section, ...]] = {
 
 
 def page(run: Run) -> str:
-    """The whole page. It asks for nothing outside itself, and its policy forbids it to."""
+    """Return the complete page. It loads nothing from the network, and its security policy forbids that."""
     sections = [section(run) for section in (*BEFORE, *OF_TASK.get(run.task, ()), *AFTER)]
     return document(run.name, sections)
 
 
 def document(title: str, sections: Sequence[Markup | None]) -> str:
-    """A page of these sections."""
+    """Return a page of these sections."""
     script = _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

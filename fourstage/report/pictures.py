@@ -1,4 +1,4 @@
-"""Pictures for people: a prediction beside its image, and sheets of images. PIL draws; nothing else is needed.
+"""Draw a prediction beside its image, and contact sheets of images, with PIL alone.
 
 H x W pixels, uint8 RGB.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, QUIET, TRACK, ACCENT = (255, 255, 255), (27, 31, 36), (89, 98, 109), (233, 236, 240), (31, 95, 191)
-SIDE = 400  # of the square that an image is fitted into
+SIDE = 400  # of the square around an image, pixels
 MARGIN = 32
 BARS = 440  # width of the column of bars
 THICK = 12  # of a bar
 ROW = 60  # height of one bar with its name
-TINY = 64  # images up to this side are enlarged with sharp pixels: they are what the network saw
+TINY = 64  # images up to this side are enlarged without smoothing, so that their pixels stay visible
 CELL = 160  # of a contact sheet
 GUESSES = 5
 
@@ -25,15 +25,15 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_prediction(image: np.ndarray, names_and_probabilities: Sequence[tuple[str, float]], title: str) -> Image.Image:
-    """The image beside the five most probable classes as bars.
+    """Draw the image beside the five most probable classes as bars.
 
     Args:
-        image: (H, W, 3) uint8, from 1 x 1 up. Small ones are enlarged, large ones reduced; the shape is kept.
+        image: (H, W, 3) uint8, 1 x 1 or larger. It is resized to a fixed size and keeps its aspect ratio.
         names_and_probabilities: most probable first, probabilities from 0 to 1; up to five are drawn.
-        title: above the bars, such as the file's name.
+        title: text above the bars, such as the file's name.
 
     Returns:
-        RGB, always of the same size.
+        An RGB picture of a fixed size.
 
     Raises:
         ValueError: `image` is not (H, W, 3) uint8, or empty.
@@ -49,16 +49,16 @@ def draw_prediction(image: np.ndarray, names_and_probabilities: Sequence[tuple[s
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, side: int = CELL) -> Image.Image:
-    """Images in rows, each with its caption below it.
+    """Draw images in rows, each with its caption below it.
 
     Args:
         images: (H, W, 3) uint8 each, of any sizes.
-        captions: one an image; long ones are shortened.
-        columns: images a row; the last row may have fewer.
-        side: of the square that each image is fitted into, pixels.
+        captions: one per image; long ones are shortened.
+        columns: images per row; the last row may have fewer.
+        side: of the square around each image, pixels.
 
     Raises:
-        ValueError: no image, not one caption an image, fewer than one column, or an image of another form.
+        ValueError: there is no image, not one caption per image, no column, or an image has another form.
     """
     if not images or len(images) != len(captions) or columns < 1:
         raise ValueError(
@@ -77,11 +77,11 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
 
 
 def shorten(text: str, font: Font, width: float) -> str:
-    """The text in one line; its end gives way to an ellipsis where it is wider than `width` pixels."""
+    """Return the text in one line; where it is wider than `width` pixels, an ellipsis replaces its end."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    low, high = 0, len(text)  # the longest beginning that fits lies in [low, high)
+    low, high = 0, len(text)  # the length of the longest beginning that fits is in [low, high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if font.getlength(text[:middle].rstrip() + "…") <= width else (low, middle)
@@ -91,12 +91,13 @@ def shorten(text: str, font: Font, width: float) -> str:
 def write_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, *, width: float, ink: tuple[int, int, int]
 ) -> None:
+    """Draw one line of text, shortened to `width` pixels."""
     font, text = _font_for(text, size)
     draw.text(corner, shorten(text, font, width), fill=ink, font=font)
 
 
 def _font_for(text: str, size: int) -> tuple[Font, str]:
-    """PIL's own font knows ASCII only. Other letters need one of the system; without it they lose their accents."""
+    """Return a font and the text. PIL's font has ASCII alone; without a system font, other letters lose accents."""
     if not text.isascii():
         for name in FALLBACKS:
             try:
@@ -108,7 +109,7 @@ def _font_for(text: str, size: int) -> tuple[Font, str]:
 
 
 def _bar(sheet: Image.Image, corner: tuple[int, int], name: str, probability: float, ink: tuple[int, int, int]) -> None:
-    """A name and its share over a bar."""
+    """Draw a name and its probability above a bar."""
     (x, y), draw, font = corner, ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
     share = f"{100 * probability:.1f} %"
     write_line(draw, corner, name, 18, width=BARS - font.getlength(share) - 24, ink=ink)
@@ -120,22 +121,22 @@ def _bar(sheet: Image.Image, corner: tuple[int, int], name: str, probability: fl
 
 
 def _pill(sheet: Image.Image, corner: tuple[int, int], length: int, colour: tuple[int, int, int]) -> None:
-    """A bar with round ends; drawn four times as large, because PIL's own edges are jagged."""
+    """Draw a bar with round ends, four times as large and then reduced, because PIL's edges are jagged."""
     shape = Image.new("L", (4 * length, 4 * THICK))
     ImageDraw.Draw(shape).rounded_rectangle((0, 0, 4 * length - 1, 4 * THICK - 1), radius=2 * THICK, fill=255)
     sheet.paste(colour, corner, shape.resize((length, THICK), Image.Resampling.BOX))
 
 
 def _paste(sheet: Image.Image, image: np.ndarray, corner: tuple[int, int], side: int) -> None:
-    """Fit the image into a square of `side` pixels, centred on a faint ground where it is not square itself."""
+    """Fit the image into a square of `side` pixels, centred on a light grey background."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"a picture must be (H, W, 3) uint8; got {image.shape} {image.dtype}; convert it to RGB first")
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     sharp = max(height, width) <= TINY
-    how = Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
-    fitted = Image.fromarray(np.ascontiguousarray(image)).resize(size, how, reducing_gap=3.0)
+    filter_ = Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+    fitted = Image.fromarray(np.ascontiguousarray(image)).resize(size, filter_, reducing_gap=3.0)
     x, y = corner[0] + (side - size[0]) // 2, corner[1] + (side - size[1]) // 2
     ImageDraw.Draw(sheet).rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), fill=(246, 247, 249))
     sheet.paste(fitted, (x, y))

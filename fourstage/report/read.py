@@ -1,4 +1,4 @@
-"""A run folder as typed values. What the folder lacks is None or empty; what is damaged is an error."""
+"""Read a run folder into typed values. Missing files give None or empty values; damaged files raise errors."""
 
 import json
 import math
@@ -22,12 +22,14 @@ class TrainLine:
     lr: float
     grad_norm: float
     images_per_second: float
-    data_wait: float  # share of the time since the line before, 0 to 1
+    data_wait: float  # share of the time since the previous line, 0 to 1
     seconds: float  # since the run began
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationLine:
+    """One logged evaluation."""
+
     step: int
     epoch: float
     which: str  # "model" or "ema"
@@ -36,6 +38,8 @@ class EvaluationLine:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
+    """The accuracy of one class."""
+
     name: str
     count: int
     top1: float  # per cent; NaN where no image is of this class
@@ -55,22 +59,22 @@ class Evaluation:
     confusion: np.ndarray | None  # (C, C) int64, rows truth, columns prediction
     per_class: tuple[ClassRow, ...]
     confused: tuple[tuple[int, int, int], ...] = ()  # truth, prediction, count: where there is no `confusion`
-    tables: Mapping[str, Any] = field(default_factory=dict)  # as they were written
+    tables: Mapping[str, Any] = field(default_factory=dict)  # as in evaluation.json
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What all predictions of the last evaluation come to."""
+    """A summary of all predictions of the last evaluation."""
 
     count: int
     wrong: int
-    sure_when_right: float  # mean probability of the first guess; NaN when there is none
-    sure_when_wrong: float
+    confidence_when_right: float  # mean probability of the first guess; NaN when there is none
+    confidence_when_wrong: float
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A prediction with its picture."""
+class ClassifiedSample:
+    """A classified image with its picture."""
 
     file: Path
     id: str
@@ -83,30 +87,32 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture of what was predicted for an image, of tasks whose predictions are seen rather than read."""
+class PredictionPicture:
+    """A picture of ground truth and prediction, of detection and segmentation."""
 
     file: Path
     id: str
-    about: Mapping[str, Any]  # what else the task noted of it
+    about: Mapping[str, Any]  # the entry of index.json, whose keys depend on the task
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """The contents of a run folder."""
+
     folder: Path
     recipe: dict[str, Any]
     recipe_text: str
     name: str
-    source: str  # what `fourstage train` was asked for: the name of a recipe, or a file
+    source: str  # the argument of `fourstage train`: the name of a recipe, or a file
     changes: dict[str, tuple[Any, Any]]  # key -> (in the named recipe, in this run)
     environment: dict[str, Any]
     train: tuple[TrainLine, ...]
     evaluations: tuple[EvaluationLine, ...]
-    seconds: float  # of the whole run; NaN when nothing was logged
+    seconds: float  # training time of the run; NaN when nothing was logged
     evaluation: Evaluation | None
     records: Records | None
-    shown: tuple[Shown, ...]
-    drawn: tuple[Drawn, ...] = ()
+    samples: tuple[ClassifiedSample, ...]  # of classification
+    pictures: tuple[PredictionPicture, ...] = ()  # of detection and segmentation
 
     @property
     def task(self) -> str:
@@ -114,7 +120,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that the log knows of."""
+        """The last step in the log."""
         return max((line.step for line in (*self.train, *self.evaluations)), default=0)
 
     @property
@@ -127,7 +133,7 @@ class Run:
         return self.step > self.planned_steps() - 0.5
 
     def planned_steps(self) -> float:
-        """The length that the recipe asks for, in steps; NaN when it cannot be told."""
+        """Return the length of the recipe in steps; NaN when it is unknown."""
         optimisation = self.recipe.get("optimisation")
         length = optimisation.get("length") if isinstance(optimisation, Mapping) else self.recipe.get("length")
         match = re.fullmatch(r"([\d.]+)(ep|it)", str(length))
@@ -136,20 +142,20 @@ class Run:
         return float(match[1]) * (self.steps_per_epoch if match[2] == "ep" else 1)
 
     def label(self, index: int) -> str:
-        """The name of a class; its number when the names are not known."""
+        """Return the name of a class, or its number when the names are unknown."""
         classes = self.evaluation.classes if self.evaluation else ()
         return classes[index] if 0 <= index < len(classes) else f"class {index}"
 
 
 def read_run(folder: Path) -> Run:
-    """Read what `fourstage train` wrote.
+    """Read a folder that `fourstage train` wrote.
 
     Raises:
-        ValueError: the folder holds no recipe.yaml, or a file in it is not what it should be.
+        ValueError: the folder holds no recipe.yaml, or one of its files is damaged.
     """
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(
-            f"{folder} is not a run folder, it holds no recipe.yaml; name a folder that `fourstage train` wrote"
+            f"{folder} is not a run folder: it holds no recipe.yaml; name a folder that `fourstage train` wrote"
         )
     recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
     changes, log = _mapping(folder / "changes.json"), list(_lines(folder / "log.jsonl"))
@@ -169,13 +175,13 @@ def read_run(folder: Path) -> Run:
         seconds=_seconds(log),
         evaluation=_evaluation(folder / "evaluation.json", classifies=classifies),
         records=_records(folder / "records.jsonl") if classifies else None,
-        shown=_shown(folder / "samples") if classifies else (),
-        drawn=() if classifies else _drawn(folder / "samples"),
+        samples=_samples(folder / "samples") if classifies else (),
+        pictures=() if classifies else _pictures(folder / "samples"),
     )
 
 
 def number(value: object) -> float:
-    """A logged number; NaN for what was not logged. Writers differ in how they spell NaN."""
+    """Return a logged number, which may be a string such as "NaN"; NaN for a value that was not logged."""
     if not isinstance(value, int | float | str):
         return math.nan
     try:
@@ -188,11 +194,11 @@ def _recipe(path: Path, text: str) -> dict[str, Any]:
     try:
         recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path} is not YAML any more ({str(error).splitlines()[0]}); train again into a new folder"
-        ) from error
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); train again into a new folder") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} should hold the recipe's keys and values, and holds {type(recipe).__name__}")
+        raise ValueError(
+            f"{path} should hold the recipe's keys and values; got {type(recipe).__name__}; train into a new folder"
+        )
     return recipe
 
 
@@ -206,22 +212,22 @@ def _read_json(path: Path) -> Any:
 def _mapping(path: Path) -> dict[str, Any]:
     content = _read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, and holds a {type(content).__name__}; remove it")
+        raise ValueError(f"{path} should hold a JSON object; got {type(content).__name__}; remove the file")
     return content
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line. A last line without its end is what a killed run leaves: skipped."""
+    """Yield the JSON objects of a file, one a line. An incomplete last line, which a killed run leaves, is skipped."""
     if not path.is_file():
         return
-    *whole, rest = path.read_bytes().split(b"\n")
-    for i, line in enumerate([*whole, rest]):
+    *complete, rest = path.read_bytes().split(b"\n")
+    for i, line in enumerate([*complete, rest]):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except ValueError as error:
-            if i == len(whole):
+            if i == len(complete):
                 return
             raise ValueError(f"{path}, line {i + 1}, is damaged ({error}); remove that line") from error
 
@@ -246,7 +252,7 @@ def _evaluated(line: Mapping[str, Any]) -> EvaluationLine:
 
 
 def _seconds(log: list[dict[str, Any]]) -> float:
-    """When the last line was written, counted from the start."""
+    """Return the seconds from the start of the run to its last logged step."""
     times = [number((line.get("timing") or {}).get("seconds")) for line in log if line.get("kind") == "train"]
     return next((seconds for seconds in reversed(times) if math.isfinite(seconds)), math.nan)
 
@@ -272,7 +278,7 @@ def _evaluation(path: Path, *, classifies: bool) -> Evaluation | None:
     confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise ValueError(
-            f"{path} names {len(classes)} classes and holds a confusion table of shape {confusion.shape}; remove it"
+            f"{path} names {len(classes)} classes, but its confusion table has the shape {confusion.shape}; remove it"
         )
     return Evaluation(
         step=int(content.get("step", 0)),
@@ -304,20 +310,20 @@ def _records(path: Path) -> Records | None:
     return Records(len(right) + len(wrong), len(wrong), *mean)
 
 
-def _shown(folder: Path) -> tuple[Shown, ...]:
+def _samples(folder: Path) -> tuple[ClassifiedSample, ...]:
     if not (folder / "index.json").is_file():
         return ()
-    shown = []
+    samples = []
     for entry in _read_json(folder / "index.json"):
         top = tuple((int(label), number(probability)) for label, probability in entry["top"])
-        file = folder / Path(entry["file"]).name  # only what lies in this folder
+        file = folder / Path(entry["file"]).name  # a path that leads out of the folder is not followed
         if file.is_file():
-            shown.append(Shown(file, str(entry["id"]), int(entry["truth"]), top))
-    return tuple(shown)
+            samples.append(ClassifiedSample(file, str(entry["id"]), int(entry["truth"]), top))
+    return tuple(samples)
 
 
-def _drawn(folder: Path) -> tuple[Drawn, ...]:
+def _pictures(folder: Path) -> tuple[PredictionPicture, ...]:
     if not (folder / "index.json").is_file():
         return ()
     entries = [(folder / Path(entry["file"]).name, entry) for entry in _read_json(folder / "index.json")]
-    return tuple(Drawn(file, str(entry["id"]), entry) for file, entry in entries if file.is_file())
+    return tuple(PredictionPicture(file, str(entry["id"]), entry) for file, entry in entries if file.is_file())

@@ -1,32 +1,32 @@
-"""Sections for semantic segmentation: how each class fares, what is taken for what, and label maps over images."""
+"""Sections for semantic segmentation: IoU by class, the most confused pairs, and pictures of label maps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fourstage.report.classes import bar, left_out, worst_first
+from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
-from fourstage.report.read import Drawn, Run
-from fourstage.report.words import NOTHING, percent
+from fourstage.report.number_format import NOTHING, percent
+from fourstage.report.read import PredictionPicture, Run
 
 PAIRS = 20
-CLASSES = 40  # rows before the rest is folded
+CLASSES = 40  # rows before the others are folded
 WIDE = 900  # pixels, of the picture of image, truth and prediction
 
 
 def per_class(run: Run) -> Markup | None:
-    """Intersection over union of each class, the worst first."""
+    """Return the section with the intersection over union of each class, the worst first."""
     if run.evaluation is None:
         return None
     every: list[Mapping[str, Any]] = list(run.evaluation.tables.get("per_class") or ())
     rows = sorted((row for row in every if row["iou"] is not None), key=lambda row: row["iou"])
     if not rows:
         return None
-    missing = left_out(len(every) - len(rows), "neither in the images nor predicted")
+    missing = omitted_classes(len(every) - len(rows), "neither in the images nor predicted")
     protocols = run.evaluation.tables.get("protocols", {})
-    note = f"Seen as {protocols['ss']}." if "ss" in protocols else ""
-    return worst_first("Intersection over union", rows, _bars, most=CLASSES, note=note, missing=missing)
+    note = f"Evaluation protocol: {protocols['ss']}." if "ss" in protocols else ""
+    return class_section("Intersection over union", rows, _bars, visible=CLASSES, note=note, missing=missing)
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
@@ -43,7 +43,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
 
 
 def confused(run: Run) -> Markup | None:
-    """What is taken for what, by pixels."""
+    """Return the section with the most confused pairs of classes, by pixels."""
     if run.evaluation is None or not run.evaluation.tables.get("confused"):
         return None
     of_class = [row["pixels"] for row in run.evaluation.tables["per_class"]]
@@ -51,33 +51,35 @@ def confused(run: Run) -> Markup | None:
         (name(run.label(a)), name(run.label(b)), f"{n:,}", percent(100 * n / max(of_class[a], 1)))
         for a, b, n in run.evaluation.tables["confused"][:PAIRS]
     ]
-    head = ("truth", "taken for", "pixels", "of its class")
+    head = ("truth", "predicted as", "pixels", "of its class")
     return section(
         "confusion", "Most confused pairs", table(head, rows, caption="Most confused pairs", class_="pairs-list")
     )
 
 
 def predictions(run: Run) -> Markup:
-    """Images beside their true and predicted label maps."""
-    if not run.drawn:
+    """Return the section with images beside their true and predicted label maps."""
+    if not run.pictures:
         return no_predictions()
     note = tag(
-        "p", "Each image, its true classes, and the predicted ones; those with most wrong pixels first.", class_="quiet"
+        "p",
+        "Each image, its ground truth and its prediction. Images with most wrong pixels come first.",
+        class_="quiet",
     )
     return section(
-        "predictions", "Predictions", note, tag("ul", *(_card(run, one) for one in run.drawn), class_="wide-sheet")
+        "predictions", "Predictions", note, tag("ul", *(_card(run, one) for one in run.pictures), class_="wide-sheet")
     )
 
 
-def _card(run: Run, drawn: Drawn) -> Markup:
+def _card(run: Run, picture: PredictionPicture) -> Markup:
     legend = [
         tag("li", tag("i", style=f"background:rgb({r},{g},{b})"), name(run.label(label)))
-        for label, (r, g, b) in drawn.about.get("legend", ())
+        for label, (r, g, b) in picture.about.get("legend", ())
     ]
-    right = f"{percent(float(drawn.about.get('right', 0.0)))} of its pixels right"
+    right = f"{percent(float(picture.about.get('right', 0.0)))} of the pixels are right"
     return tag(
         "li",
-        inline(drawn.file, f"{drawn.id}: image, true and predicted classes", WIDE),
-        tag("p", join([name(drawn.id), tag("span", f"  {right}", class_="quiet")])),
+        inline(picture.file, f"{picture.id}: image, true and predicted classes", WIDE),
+        tag("p", join([name(picture.id), tag("span", f"  {right}", class_="quiet")])),
         tag("ul", *legend, class_="legend-of"),
     )

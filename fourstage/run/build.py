@@ -18,7 +18,7 @@ from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias,
 from fourstage.engine.schedule import Schedule, cosine
 from fourstage.ops import matmul as products
 from fourstage.recipe import Recipe, steps
-from fourstage.report.words import plural
+from fourstage.report.number_format import plural
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
 from fourstage.run.task_protocol import AnyTask
 

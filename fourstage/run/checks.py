@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fourstage.data.sample import Dataset
 from fourstage.recipe import Recipe
-from fourstage.report.words import plural
+from fourstage.report.number_format import plural
 from fourstage.weights.reading.safe import Checkpoint
 
 

@@ -18,7 +18,7 @@ from fourstage.engine.state import write_whole
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
-from fourstage.report.words import plural
+from fourstage.report.number_format import plural
 from fourstage.run import build, videos
 from fourstage.run.complete_checkpoints import fill_whole, fitting_recipes, published_of
 from fourstage.run.folder import RunFolder

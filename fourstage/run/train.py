@@ -23,7 +23,7 @@ from fourstage.engine.training import Training, averaged
 from fourstage.ops import matmul as products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
-from fourstage.report.words import plural
+from fourstage.report.number_format import plural
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourstage.report.charts import DRAWN, Series, bar_chart, line_chart, smooth, sparkline, ticks
+from fourstage.report.charts import MAX_POINTS, Series, bar_chart, line_chart, smooth, sparkline, ticks
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 sane = st.floats(-1e6, 1e6)
@@ -74,7 +74,7 @@ def test_any_number_of_points_is_drawn(count: int) -> None:
     svg = chart(np.linspace(3, 1, count).tolist())
     assert len(list(svg.iter("circle"))) == (count if count <= 12 else 0)
     assert len(drawn(svg)) <= max(2 * count if count <= 12 else count, 0)
-    assert len(drawn(svg)) <= DRAWN + 60
+    assert len(drawn(svg)) <= MAX_POINTS + 60
     [text] = [t.text for t in svg.iter("text") if "label" in t.get("class", "")]
     assert text == ("3.00" if count == 1 else "1.00")
     assert len(labels(svg, "end")) >= 2

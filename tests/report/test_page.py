@@ -170,7 +170,7 @@ def test_the_best_checkpoint_is_said_to_be_the_best(tmp_path: Path) -> None:
     assert "EMA weights, epoch 20; the best of the run" in plain(page.all("header")[0])
     numbers = plain(page.section("numbers"))
     assert "best checkpoint, EMA" in numbers
-    assert "the best of 90 on these same images" in numbers
+    assert "the best of 90 evaluations on these same images" in numbers
 
 
 def test_a_log_that_reaches_the_planned_length_is_finished(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_run_of_a_recipe_file_is_called_by_its_name_and_repeated_by_its_file(t
 def test_a_run_without_a_mistake_says_so(tmp_path: Path) -> None:
     page = report(digits_run(tmp_path / "run", wrong=False))
     assert "every image was classified right" in plain(page.section("predictions"))
-    assert "Nothing was taken for anything else" in plain(page.section("confusion"))
+    assert "No class was confused with another" in plain(page.section("confusion"))
 
 
 def test_a_published_number_stands_beside_ours_and_changes_are_listed(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_a_published_number_stands_beside_ours_and_changes_are_listed(tmp_path: 
     page = report(run)
     top1 = json.loads((run / "evaluation.json").read_text())["metrics"]["top1"]
     difference = f"{top1 - 82.2:+.2f}".replace("-", "\u2212")
-    assert f"published; here {difference}82.20 %" in plain(page.all("dl")[0])
-    assert f"82.20 % here {difference}" in plain(page.section("numbers"))
+    assert f"published; this run {difference}82.20 %" in plain(page.all("dl")[0])
+    assert f"82.20 % this run {difference}" in plain(page.section("numbers"))
     how = plain(page.section("recipe"))
     assert "optimisation.batch_size1024512" in how
     assert "datanot set/data/imagenet" in how
@@ -261,9 +261,9 @@ def test_a_run_that_stopped_early_says_what_it_lacks(tmp_path: Path) -> None:
     header = plain(page.all("header")[0])
     assert "Not finished: the log ends at step 3 of 675" in header
     assert "Not evaluated yet" in header
-    assert "not evaluated before its log ends" in plain(page.section("numbers"))
+    assert "The log holds no evaluation" in plain(page.section("numbers"))
     assert "No predictions were kept" in plain(page.section("predictions"))
-    assert "Go on with this run" in plain(page.section("own"))
+    assert "Continue this run" in plain(page.section("own"))
     assert len(page.all("svg", "chart")) == 3
 
 

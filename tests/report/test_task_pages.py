@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_dense_runs import ANIMALS, detection_run, segmentation_run
 from fake_runs import HOSTILE
+from fake_task_runs import ANIMALS, detection_run, segmentation_run
 from test_page import Element, Tree, plain, report
 
 from fourstage.report import render_report
@@ -26,7 +26,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_dense_report_is_whole_and_asks_for_nothing_outside_itself(kind: str, tmp_path: Path) -> None:
+def test_a_report_of_detection_or_segmentation_is_complete_and_loads_nothing(kind: str, tmp_path: Path) -> None:
     text = render_report(MAKERS[kind](tmp_path / "run"))
     assert len(text.encode()) < 6_000_000
     assert not re.search(r"(src|href|action|data|poster)\s*=\s*[\"']?\s*(https?:)?//", text)
@@ -73,10 +73,10 @@ def test_the_cards_say_what_is_wrong_the_worst_first(tmp_path: Path) -> None:
     for card, one in zip(cards, index, strict=True):
         text = plain(card)
         assert ("Missed: " in text) == bool(one["missed"])
-        assert ("Found, but not there: " in text) == bool(one["false"])
+        assert ("False: " in text) == bool(one["false"])
         if one["missed"]:
             assert ANIMALS[one["missed"][0]] in text
-    assert any(" in place of " in plain(card) for card in cards)
+    assert any(" instead of " in plain(card) for card in cards)
 
 
 def test_segmentation_by_class_and_what_is_taken_for_what(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_segmentation_by_class_and_what_is_taken_for_what(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("make", [detection_run, segmentation_run])
 @pytest.mark.parametrize("missing", ["evaluation.json", "samples/index.json", "records.jsonl", "log.jsonl"])
-def test_any_part_of_a_dense_run_may_be_missing(make: Callable[[Path], Path], missing: str, tmp_path: Path) -> None:
+def test_a_file_of_a_run_may_be_missing(make: Callable[[Path], Path], missing: str, tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     (run / missing).unlink()
     text = plain(report(run))

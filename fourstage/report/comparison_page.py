@@ -1,4 +1,4 @@
-"""Several runs on one page: each with its result, its curves and what it sees; its own report has the rest."""
+"""One page for several runs: their results in a table, then curves and predictions of each."""
 
 import re
 from collections.abc import Sequence
@@ -6,23 +6,23 @@ from pathlib import Path
 
 from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.markup import Markup, join, name, table, tag
+from fourstage.report.number_format import count, duration, metric, millions
 from fourstage.report.page import Section, document
 from fourstage.report.read import Run, read_run
-from fourstage.report.words import count, duration, metric, millions
 
-SHOWN: dict[str, tuple[Section, ...]] = {
+PREDICTIONS: dict[str, tuple[Section, ...]] = {
     "classification": (classification.predictions,),
     "detection": (detection.predictions,),
     "segmentation": (segmentation.predictions,),
 }
-NAMED = re.compile(r'\b(id|aria-labelledby|aria-describedby|for)="')
+ID_ATTRIBUTES = re.compile(r'\b(id|aria-labelledby|aria-describedby|for)="')
 
 
-def together(folders: Sequence[str | Path]) -> str:
-    """One page for several run folders.
+def comparison_page(folders: Sequence[str | Path]) -> str:
+    """Return one page for several run folders.
 
     Raises:
-        ValueError: no folder, one that is not a run's, or the same twice.
+        ValueError: there is no folder, one is not a run folder, or one is named twice.
     """
     paths = [Path(folder) for folder in folders]
     if not paths or len({path.resolve() for path in paths}) < len(paths):
@@ -30,11 +30,13 @@ def together(folders: Sequence[str | Path]) -> str:
     runs = [read_run(path) for path in paths]
     top = tag("p", "fourstage", tag("span", " runs side by side", class_="quiet"), class_="brand")
     head = tag("header", top, tag("h1", " · ".join(run.name for run in runs)), _overview(runs))
-    return document(" · ".join(run.name for run in runs), [head, *(_part(i, run) for i, run in enumerate(runs, 1))])
+    return document(
+        " · ".join(run.name for run in runs), [head, *(_run_section(i, run) for i, run in enumerate(runs, 1))]
+    )
 
 
 def _overview(runs: Sequence[Run]) -> Markup:
-    """What each run is, and how well it did."""
+    """Return the table of the runs and their results."""
     rows = []
     for i, run in enumerate(runs, 1):
         key = common.main_metric(run)
@@ -47,12 +49,12 @@ def _overview(runs: Sequence[Run]) -> Markup:
     return table(head, rows, caption="The runs", class_="numbers")
 
 
-def _part(i: int, run: Run) -> Markup:
-    """A run's sections, their names made unique in the page."""
-    sections = [common.curves(run), *(section(run) for section in SHOWN.get(run.task, ()))]
-    content = NAMED.sub(rf'\1="run{i}-', join(sections))
+def _run_section(i: int, run: Run) -> Markup:
+    """Return the sections of one run; its number makes their ids unique in the page."""
+    sections = [common.curves(run), *(section(run) for section in PREDICTIONS.get(run.task, ()))]
+    content = ID_ATTRIBUTES.sub(rf'\1="run{i}-', join(sections))
     heading = tag("h1", name(run.name), " ", tag("span", run.task, class_="quiet"))
     where = tag(
-        "p", "Everything else is in ", tag("code", f"{common.shown_path(run.folder)}/report.html"), class_="quiet"
+        "p", "The complete report is ", tag("code", f"{common.shown_path(run.folder)}/report.html"), class_="quiet"
     )
-    return tag("div", heading, where, Markup(content), id=f"run{i}", class_="part")
+    return tag("div", heading, where, Markup(content), id=f"run{i}", class_="run")

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fourstage.report.markup import Markup, escape, tag
-from fourstage.report.words import duration, metric, millions, plural, signed, significant
+from fourstage.report.number_format import duration, metric, millions, plural, signed, significant
 
 
 @pytest.mark.parametrize(

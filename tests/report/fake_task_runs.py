@@ -60,7 +60,7 @@ def detection_run(
     task = Detection(cast(Any, Stub(len(classes))), classes)
     names = [f"val/{classes[i % len(classes)][:40]}-{i:03}.jpg" for i in range(images)]
     records = {name: _detected(draw, len(classes), objects, masks=masks) for name in names}
-    _become(folder, "detection", "mask_rcnn", task, task.score(records), task.tables(records), records)
+    _rewrite_for_task(folder, "detection", "mask_rcnn", task, task.score(records), task.tables(records), records)
     keep_samples(folder, task, cast(Recipe, None), cast(Dataset, Noise(names)), records)
     return folder
 
@@ -86,11 +86,11 @@ def segmentation_run(folder: Path, *, classes: Sequence[str] = ANIMALS, absent: 
         legend = [[label, list(colours[label])] for label in there]
         lines.append({"file": f"{i:03}.png", "id": id, "right": 91.3, "legend": legend})
     (folder / "samples" / "index.json").write_text(json.dumps(lines))
-    _become(folder, "segmentation", "upernet", task, task.score(records), task.tables(records), records)
+    _rewrite_for_task(folder, "segmentation", "upernet", task, task.score(records), task.tables(records), records)
     return folder
 
 
-def _become(
+def _rewrite_for_task(
     folder: Path,
     kind: str,
     method: str,

@@ -7,12 +7,12 @@ import pytest
 from fake_runs import digits_run, large_run, stopped_run
 
 from fourstage.cli import main
-from fourstage.report import render_together
+from fourstage.report import render_comparison
 
 
 def test_runs_stand_on_one_page_with_names_of_their_own(tmp_path: Path) -> None:
     runs = [digits_run(tmp_path / "a"), stopped_run(tmp_path / "b"), large_run(tmp_path / "c", classes=120, images=300)]
-    page = render_together(runs)
+    page = render_comparison(runs)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids)) > 12
     for referred in re.findall(r'aria-(?:labelledby|describedby)="([^"]*)"', page):

@@ -1,22 +1,23 @@
-"""Numbers as a reader expects them, and what metrics are called."""
+"""Format numbers, durations and metrics for people."""
 
 import math
 import re
 from dataclasses import dataclass
 
-SPACE = "\u202f"  # narrow and unbreakable, between a number and its unit
-NOTHING = "–"
+SPACE = "\u202f"  # narrow no-break space between a number and its unit
+NOTHING = "–"  # shown for a value that is unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How to show a metric: per cent or a bare number, and which end of it is good."""
+    """How a metric is shown: its label, its unit (per cent or none), and whether higher is better."""
 
     label: str
     percent: bool = True
     higher_is_better: bool = True
 
     def show(self, value: float, digits: int = 2) -> str:
+        """Return the value with its unit."""
         if not math.isfinite(value):
             return NOTHING if math.isnan(value) else "infinite"
         if self.percent:
@@ -52,18 +53,19 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-    """What is known of a metric; an unknown one is a bare number under its own name, the higher the better."""
+    """Return how a metric is shown; an unknown one has its own name, no unit, and higher is better."""
     if match := re.fullmatch(r"(box|mask)_recall_?(\w+)", name):
         return Metric(f"{match[1]} recall, {SIZES.get(match[2], match[2] + ' an image')}")
     return METRICS.get(name, Metric(name, percent=False))
 
 
 def percent(value: float, digits: int = 1) -> str:
+    """Return `82.2 %`."""
     return f"{value:.{digits}f}{SPACE}%"
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number to so many digits, without the padding that Python gives exponents: 2e-5, not 2e-05."""
+    """Return the value with `digits` significant digits and an exponent without padding: 2e-5, not 2e-05."""
     if not math.isfinite(value):
         return NOTHING
     text = f"{value:.{digits}g}"
@@ -74,33 +76,34 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def count(value: float) -> str:
+    """Return a whole number with separators: 1,797."""
     return f"{round(value):,}" if math.isfinite(value) else NOTHING
 
 
 def signed(difference: float) -> str:
-    """A difference with its sign, a true minus among them."""
+    """Return a difference with its sign; the minus is U+2212."""
     return f"{difference:+.2f}".replace("-", "\u2212")
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
-    """`1 image`, `1,797 images`."""
+    """Return `1 image` or `1,797 images`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def millions(value: float) -> str:
-    """A number of parameters: 412,340 in full below a million, then 28.3 M."""
+    """Return a number of parameters: 412,340 below a million, 28.3 M above it."""
     return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:.1f}{SPACE}M"
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: 41 s, 2 min 1 s, 3 h 5 min, 2 d 4 h."""
+    """Return a duration in at most two units: 41 s, 2 min 1 s, 3 h 5 min, 2 d 4 h."""
     if not math.isfinite(seconds) or seconds < 0:
         return NOTHING
     if seconds < 10:
         return f"{seconds:.1f}{SPACE}s"
-    left, parts = round(seconds), []
+    left, amounts = round(seconds), []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         amount, left = divmod(left, size)
-        if amount or parts:
-            parts.append(f"{amount}{SPACE}{unit}" if amount else "")
-    return " ".join(part for part in parts[:2] if part)
+        if amount or amounts:
+            amounts.append(f"{amount}{SPACE}{unit}" if amount else "")
+    return " ".join(text for text in amounts[:2] if text)
