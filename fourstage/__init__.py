@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
     from fourstage.backbones.layers import Level
     from fourstage.dense import create_detector, create_segmentor
+    from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
 
     __version__: str
@@ -23,7 +24,9 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "register",
+    "register_detector",
     "register_mixer",
+    "register_segmentor",
 ]
 
 _HOMES = {
@@ -35,7 +38,9 @@ _HOMES = {
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
     "register": "fourstage.registry",
+    "register_detector": "fourstage.methods",
     "register_mixer": "fourstage.registry",
+    "register_segmentor": "fourstage.methods",
 }
 
 

@@ -1,26 +1,16 @@
 """Detectors and segmentors by name, over any backbone, with weights from a file."""
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from fourstage.api import create_backbone, load_checkpoint
-from fourstage.tasks.detection import METHODS
+from fourstage.methods import NETWORKS, find_method, list_methods
 from fourstage.tasks.parts.settings import check_counts, check_names
 
 ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")  # of checkpoints
-
-SEGMENTORS = {  # method -> where it is built
-    "upernet": "fourstage.tasks.segmentation.upernet:upernet",
-    "semantic_fpn": "fourstage.tasks.segmentation.semantic_fpn:semantic_fpn",
-}
-
-
-DETECTORS = {name: f"fourstage.tasks.detection.{name}:{made}" for name, made in METHODS.items()}
 
 
 def create_detector(
@@ -50,7 +40,7 @@ def create_detector(
         ValueError: an unknown name or argument, a value that cannot be, a checkpoint that does not fit.
         FileNotFoundError: there is no such checkpoint.
     """
-    return _create(DETECTORS, "detector", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
+    return _create("detection", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
 
 
 def create_segmentor(
@@ -80,12 +70,11 @@ def create_segmentor(
         ValueError: an unknown name or argument, a value that cannot be, a checkpoint that does not fit.
         FileNotFoundError: there is no such checkpoint.
     """
-    return _create(SEGMENTORS, "segmentor", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
+    return _create("segmentation", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
 
 
 def _create(
-    table: Mapping[str, str],
-    what: str,
+    task: str,
     method: str | Path,
     backbone: str | nn.Module | None,
     num_classes: int | None,
@@ -94,17 +83,12 @@ def _create(
     arguments: Mapping[str, Any],
 ) -> nn.Module:
     method = str(method)
-    if method not in table and (Path(method).is_file() or Path(method).suffix in ENDINGS):
+    if method not in list_methods(task) and (Path(method).is_file() or Path(method).suffix in ENDINGS):
         given = (backbone, num_classes, checkpoint_path, backbone_args, *arguments.values())
-        return _of_checkpoint(Path(method), what, alone=all(value is None for value in given))
-    if method not in table:
-        close = get_close_matches(method, table, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(table)}"
-        raise ValueError(f"no {what} is called {method!r}; {hint}")
+        return _of_checkpoint(Path(method), task, alone=all(value is None for value in given))
+    build = find_method(method, task).builder
     if backbone is None or num_classes is None:
         raise ValueError(f"a {method} needs a backbone and num_classes, such as 'swin_tiny' and 80")
-    module, _, name = table[method].partition(":")
-    build: Callable[..., nn.Module] = getattr(import_module(module), name)
     given = {key: value for key, value in arguments.items() if value is not None}
     check_arguments(build, method, given)
     check_counts(num_classes=num_classes)
@@ -114,6 +98,8 @@ def _create(
     except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for what nothing above looks at
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{method} cannot be built with {_listed(given)} ({reason}); correct them") from error
+    if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
+        cast(Any, network).method = method
     if checkpoint_path is not None:
         load_checkpoint(network, checkpoint_path)
     return network
@@ -123,7 +109,7 @@ def _listed(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "nothing given"
 
 
-def _of_checkpoint(path: Path, what: str, *, alone: bool) -> nn.Module:
+def _of_checkpoint(path: Path, which: str, *, alone: bool) -> nn.Module:
     """The network that a checkpoint of a detector or segmentor describes, with its weights, in evaluation mode."""
     from fourstage.run.predict import task_of_file
     from fourstage.weights.reading.safe import read_checkpoint
@@ -131,8 +117,8 @@ def _of_checkpoint(path: Path, what: str, *, alone: bool) -> nn.Module:
     if not alone:
         raise ValueError(f"{path} says itself what it is; give no other argument, or name the method")
     task: Any = task_of_file(read_checkpoint(path))[1]
-    if {"detector": "Detection", "segmentor": "Segmentation"}[what] != type(task).__name__:
-        raise ValueError(f"{path} holds no {what} but a network of {type(task).__name__.lower()}")
+    if which != type(task).__name__.lower():
+        raise ValueError(f"{path} holds no {NETWORKS[which]} but a network of {type(task).__name__.lower()}")
     return task.network.eval()
 
 

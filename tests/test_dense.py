@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 import fourstage
+from fourstage.methods import get_method, load_address
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
-from fourstage.weights.openmmlab import detector_names as mmdet
-from fourstage.weights.openmmlab import segmentor_names as mmseg
 from fourstage.weights.rules import Rule, claims, rename
+
+
+def foreign_names(method: str) -> tuple[Rule, ...]:
+    row = get_method(method)
+    assert row is not None
+    assert row.names is not None
+    return load_address(row.names)
+
+
+def is_segmentor(method: str) -> bool:
+    row = get_method(method)
+    return row is not None and row.task == "segmentation"
 
 
 def theirs(method: str, model: nn.Module) -> dict[str, Tensor]:
@@ -20,7 +31,7 @@ def theirs(method: str, model: nn.Module) -> dict[str, Tensor]:
         key: torch.randn(value.shape) if value.is_floating_point() else torch.full_like(value, 7)
         for key, value in model.state_dict().items()
     }
-    rules = (mmseg if method in mmseg.METHODS else mmdet).METHODS[method]
+    rules = foreign_names(method)
     out = {key: value for key, value in state.items() if key.startswith("backbone.")}
     for key in candidates(method):
         ours = rename({key: torch.zeros(0)}, rules) if len(claims(rules, key)) == 1 else {}
@@ -67,7 +78,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def build(method: str, num_classes: int = 5, **more: object) -> nn.Module:
-    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    create: Any = fourstage.create_segmentor if is_segmentor(method) else fourstage.create_detector
     return create(method, "visformer_digits", num_classes, **{**METHODS[method], **more})
 
 
@@ -82,7 +93,7 @@ def test_a_checkpoint_with_the_originals_names_fills_everything(method: str, tmp
     report = fourstage.load_checkpoint(model, tmp_path / "m.pth")
     assert report.read == len(model.state_dict())
     assert not report.fresh
-    rules: tuple[Rule, ...] = (mmseg if method in mmseg.METHODS else mmdet).METHODS[method]
+    rules: tuple[Rule, ...] = foreign_names(method)
     ours = rename({k: v for k, v in state.items() if not k.startswith("backbone.")}, rules)
     for key, value in model.state_dict().items():
         assert torch.equal(value, (state if key.startswith("backbone.") else ours)[key]), key
@@ -192,7 +203,7 @@ def test_names_and_arguments_are_checked() -> None:
 @pytest.mark.parametrize("num_classes", ["80", 2.5, True, 0, -3])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_number_of_classes_that_is_none_is_told_before_the_backbone_is_built(method: str, num_classes: Any) -> None:
-    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    create: Any = fourstage.create_segmentor if is_segmentor(method) else fourstage.create_detector
     with pytest.raises(ValueError, match=f"num_classes is a count, a whole number from 1 on; got {num_classes!r}"):
         create(method, "timm/there_is_none", num_classes)
 
@@ -208,7 +219,7 @@ def test_a_checkpoint_that_is_not_there_is_told(name: str) -> None:
 @pytest.mark.parametrize("backbone", ["timm/resnet10t", "visformer_tiny"])
 def test_any_backbone_goes_into_any_method(backbone: str, method: str) -> None:
     """Of timm, and one that begins at stride 8."""
-    create: Any = fourstage.create_segmentor if method in mmseg.METHODS else fourstage.create_detector
+    create: Any = fourstage.create_segmentor if is_segmentor(method) else fourstage.create_detector
     model = create(method, backbone, 3, **METHODS[method])
     assert model.backbone.levels[0].stride == (4 if "timm" in backbone else 8)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.bench.count import Count, count_module
-from fourstage.dense import DETECTORS, create_detector, create_segmentor
+from fourstage.dense import create_detector, create_segmentor
+from fourstage.methods import list_methods
 from fourstage.recipe import Detection, Segmentation, resolve
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.padding import padded
@@ -58,7 +59,7 @@ def network_of_recipe(name: str) -> nn.Module:
 def network_of_method(name: str) -> nn.Module:
     """Build `METHOD:BACKBONE` with COCO's or ADE20K's number of classes and the method's defaults."""
     method, _, backbone = name.partition(":")
-    if method in DETECTORS:
+    if method in list_methods("detection"):
         return create_detector(method, backbone, COCO)
     return create_segmentor(method, backbone, ADE20K)
 

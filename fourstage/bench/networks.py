@@ -16,9 +16,8 @@ from torch import nn
 from fourstage import registry
 from fourstage.api import create_backbone, create_model
 from fourstage.bench.count import image_shape
-from fourstage.dense import DETECTORS, SEGMENTORS
+from fourstage.methods import list_methods
 
-METHODS = (*DETECTORS, *SEGMENTORS)
 ELSEWHERE = ("timm", "torchvision")
 # layer classes that drop activations at random in training, and the attribute that holds the rate
 DROPOUT_RATES = {"Dropout": "p", "Dropout2d": "p", "StochasticDepth": "p", "DropPath": "drop_prob"}
@@ -65,9 +64,9 @@ def _matches(pattern: str) -> list[str]:
 def _task_matches(pattern: str) -> list[str]:
     """Return the names that `METHOD:BACKBONE` matches; the backbone may be a wildcard."""
     method, _, backbone = pattern.partition(":")
-    if method not in METHODS:
-        close = get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the methods are {', '.join(METHODS)}"
+    if method not in (known := list_methods()):
+        close = get_close_matches(method, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the methods are {', '.join(known)}"
         raise ValueError(f"{pattern!r} needs the name of a detector or segmentor before the colon; {hint}")
     if backbone.startswith("torchvision/") or ":" in backbone:
         raise ValueError(f"the backbone of {pattern!r} must be one of ours, or timm/NAME")
@@ -84,7 +83,7 @@ def task_recipes() -> frozenset[str]:
 
 def is_task_network(name: str) -> bool:
     """Return whether the name is that of a detector or a segmentor."""
-    return ":" in name or (any(method in name for method in METHODS) and name in task_recipes())
+    return ":" in name or (any(method in name for method in list_methods()) and name in task_recipes())
 
 
 def _known_elsewhere(home: str) -> list[str]:

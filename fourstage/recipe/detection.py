@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.network_arguments import Sides, check_dense
+from fourstage.recipe.network_arguments import MethodName, Sides, check_dense
 
 
 class DetectionAugmentation(Section):
@@ -36,7 +36,7 @@ class Detection(Recipe):
     )  # per cent
 
     task: str = "detection"
-    method: Literal["retinanet", "mask_rcnn", "cascade_mask_rcnn"]
+    method: MethodName  # a detector of `fourstage.methods`, or one that `imports` register
     method_args: dict[str, Any] = Field(default={})
     backbone: str
     backbone_args: dict[str, Any] = Field(default={})

@@ -1,10 +1,22 @@
 """What recipes of detection and of segmentation have in common."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, ValidationInfo
+
+from fourstage.methods import find_method
 from fourstage.recipe.common import Recipe
 
 Sides = tuple[int, int]
+
+
+def _check_method(name: str, info: ValidationInfo) -> str:
+    if not info.data.get("imports"):  # which may register it, and run later: a wrong name is found when it is built
+        find_method(name, info.data["task"])
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_check_method)]
 
 
 def check_dense(recipe: Recipe, method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.network_arguments import Sides, check_dense
+from fourstage.recipe.network_arguments import MethodName, Sides, check_dense
 
 
 class SegmentationAugmentation(Section):
@@ -63,7 +63,7 @@ class Segmentation(Recipe):
     )  # per cent
 
     task: str = "segmentation"
-    method: Literal["upernet", "semantic_fpn"]
+    method: MethodName  # a segmentor of `fourstage.methods`, or one that `imports` register
     method_args: dict[str, Any] = Field(default={})
     backbone: str
     backbone_args: dict[str, Any] = Field(default={})

@@ -10,19 +10,13 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.api import Start
 from fourstage.data.class_names import names_of
+from fourstage.methods import all_methods, load_address, recognise
 from fourstage.recipe import Recipe, list_recipes, resolve
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
-from fourstage.weights.complete_checkpoints import AUXILIARY, BACKBONE, load_dense_state, method_of
+from fourstage.weights.complete_checkpoints import AUXILIARY, BACKBONE, load_dense_state
 from fourstage.weights.load import Report, which_models
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
-
-# last layer of a head, OpenMMLab's name or ours -> classes from its rows; background is one
-ROWS = {
-    r"(roi_head\.bbox_head\.(0\.)?fc_cls|box_head(s\.0)?\.classify)\.weight": lambda rows: rows - 1,
-    r"(decode_head\.conv_seg|decoder\.classify)\.weight": lambda rows: rows,
-}
-DENSE_ROWS = ("bbox_head.retina_{}.weight", "dense_head.{}.weight")  # RetinaNet's: classes and four deltas an anchor
 
 
 def fill_whole(network: nn.Module, file: Checkpoint, which: str = "model") -> Report:
@@ -52,7 +46,7 @@ def classes_in(file: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
     """
     if file.classes:
         return tuple(file.classes)
-    count = _rows(file.weights()) or getattr(recipe, "num_classes", None)
+    count = _count_classes(file.weights(), recipe.task) or getattr(recipe, "num_classes", None)
     if not count:
         raise ValueError(
             f"{file.path} does not say how many classes it tells apart, and {recipe.name} does not either; give a "
@@ -61,17 +55,11 @@ def classes_in(file: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
     return names_of(count, recipe.task)
 
 
-def _rows(state: Mapping[str, Tensor]) -> int | None:
+def _count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
     state = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
-    for key, value in state.items():
-        for pattern, classes in ROWS.items():
-            if re.fullmatch(pattern, key):
-                return classes(len(value))
-    for names, (classify, regress) in zip(DENSE_ROWS, (("cls", "reg"), ("classify", "regress")), strict=True):
-        scores, deltas = (state.get(names.format(name)) for name in (classify, regress))
-        if scores is not None and deltas is not None and len(deltas) >= 4:
-            return len(scores) // (len(deltas) // 4)
-    return None
+    counters = dict.fromkeys(method.count_classes for method in all_methods(task) if method.count_classes is not None)
+    counts = (load_address(counter)(state) for counter in counters)
+    return next((count for count in counts if count is not None), None)
 
 
 def fitting_recipes(file: Checkpoint) -> list[str]:
@@ -80,12 +68,12 @@ def fitting_recipes(file: Checkpoint) -> list[str]:
         state = {re.sub(r"^(module\.)+", "", key): value for key, value in file.weights().items()}
     except ValueError:
         return []
-    method = method_of(state)
+    method = recognise(state)
     inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     if method is None or not inner:
         return []
     backbones = set(which_models(inner))
-    recipes = [(name, resolve(name).recipe) for name in list_recipes(f"{method}_*")]
+    recipes = [(name, resolve(name).recipe) for name in list_recipes(f"{method.name}_*")]
     return [name for name, recipe in recipes if getattr(recipe, "backbone", None) in backbones]
 
 

@@ -5,29 +5,14 @@ heads, which the method's own table renames. Of another method's file a training
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from fourstage.methods import get_method, load_address, recognise
 from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state
 from fourstage.weights.rules import Rule, check_complete, claims, rename
 
-TABLES = {  # method -> the module with its table, in METHODS
-    "upernet": "openmmlab.segmentor_names",
-    "semantic_fpn": "openmmlab.segmentor_names",
-    "retinanet": "openmmlab.detector_names",
-    "mask_rcnn": "openmmlab.detector_names",
-    "cascade_mask_rcnn": "openmmlab.detector_names",
-}
-# what names of heads contain, MMDetection's and MMSegmentation's or ours -> their method, the first that is found
-PARTS = {
-    r"^roi_head\.bbox_head\.0\.|^box_heads\.": "cascade_mask_rcnn",
-    r"^roi_head\.|^box_head\.": "mask_rcnn",
-    r"\.retina_cls\.|^dense_head\.": "retinanet",
-    r"^decode_head\.psp_modules\.|^decoder\.pooled\.": "upernet",
-    r"^decode_head\.scale_heads\.|^decoder\.scales\.": "semantic_fpn",
-}
 BACKBONE = "backbone."
 HEAD = "head."  # of a classifier, beside a backbone: MMPretrain has it so
 AUXILIARY = "auxiliary."  # trains along and predicts nothing: a file or a network may be without it
@@ -56,7 +41,7 @@ def load_dense_state(
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
     backbone = model.get_submodule(BACKBONE[:-1])
     classifier = bool(inner) and all(key.startswith(HEAD) for key in around)
-    other = fresh_head and bool(inner) and method_of(around) != method
+    other = fresh_head and bool(inner) and not _is_of(method, around, own)
     if not around or classifier or other or (not inner and backbone.state_dict()):  # its backbone alone
         report = _load_backbone(backbone, inner or state, source)
         fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
@@ -71,10 +56,18 @@ def load_dense_state(
     return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=moved)
 
 
-def method_of(keys: Iterable[str]) -> str | None:
-    """The method of a whole detector or segmentor by the names in it; None for one that is not among ours."""
-    keys = list(keys)
-    return next((name for part, name in PARTS.items() if any(re.search(part, key) for key in keys)), None)
+def _is_of(method: str, around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the keys outside a backbone are those of a network of this method, whose keys here are `own`."""
+    known = get_method(method)
+    if known is None or known.keys is None:
+        return _has_own_names(around, own)
+    recognised = recognise(around)
+    return recognised is not None and recognised.name == method
+
+
+def _has_own_names(around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether most keys of a file are those of the network."""
+    return len(around.keys() & own.keys()) * 2 > len(around)
 
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,9 +91,15 @@ def _our_names(
     around: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Neck and heads under our names, and the keys that the table drops."""
-    if len(around.keys() & own.keys()) * 2 > len(around):
+    if _has_own_names(around, own):
         return dict(around), []
-    rules: Sequence[Rule] = import_module(f"fourstage.weights.{TABLES[method]}").METHODS[method]
+    known = get_method(method)
+    if known is None or known.names is None:
+        raise ValueError(
+            f"{source} holds no {method} as it is called here ({next(iter(around))} is not in the network), and "
+            f"foreign names of a {method} are not known; give a checkpoint that was trained here"
+        )
+    rules: Sequence[Rule] = load_address(known.names)
     strange = [key for key in around if len(claims(rules, key)) != 1]
     if strange:
         more = f" and {len(strange) - 1} more" if strange[1:] else ""

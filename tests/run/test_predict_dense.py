@@ -27,6 +27,7 @@ from fourstage.data.images import read_image
 from fourstage.data.sample import Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform
 from fourstage.data.transforms.segmentation import evaluation_transform as as_bytes
+from fourstage.methods import get_method, load_address
 from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
 from fourstage.run.openmmlab import apply_limits, from_config
@@ -37,10 +38,8 @@ from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
-from fourstage.weights.openmmlab import detector_names as mmdet
-from fourstage.weights.openmmlab import segmentor_names as mmseg
 from fourstage.weights.reading.safe import Checkpoint
-from fourstage.weights.rules import claims, rename
+from fourstage.weights.rules import Rule, claims, rename
 
 os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # before the first video of this process
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -103,7 +102,10 @@ def alive(model: nn.Module) -> nn.Module:
 
 def their_names(method: str, model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
-    rules = (mmseg if method in mmseg.METHODS else mmdet).METHODS[method]
+    row = get_method(method)
+    assert row is not None
+    assert row.names is not None
+    rules: tuple[Rule, ...] = load_address(row.names)
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     out = renamed(inner, MMDETECTION, "backbone.")
     for key in candidates(method):

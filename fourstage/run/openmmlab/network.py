@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fourstage.data.class_names import names_of
+from fourstage.methods import all_methods, load_address
 from fourstage.recipe import Recipe, from_mapping
 from fourstage.run.openmmlab.backbones import backbone_of
-from fourstage.run.openmmlab.detectors import cascade, mask_rcnn, retinanet
 from fourstage.run.openmmlab.images import Tested
 from fourstage.run.openmmlab.part import Built, Part, Values, is_byte, mapping
-from fourstage.run.openmmlab.segmentors import segmentor
 from fourstage.weights.openmmlab.config import config_of
 from fourstage.weights.reading.safe import Checkpoint
-
-BUILDERS: dict[str, Callable[[Part, Tested, Mapping[str, Any]], Built]] = {
-    "MaskRCNN": mask_rcnn,
-    "FasterRCNN": mask_rcnn,
-    "CascadeRCNN": cascade,
-    "RetinaNet": retinanet,
-    "EncoderDecoder": segmentor,
-}
 
 
 @dataclass(frozen=True)
@@ -66,13 +57,15 @@ def from_config(
     model = Part(config.get("model"), "model", source)
     meta = meta if isinstance(meta, Mapping) else {}
     kind = model.kind
-    if kind not in BUILDERS:
+    known = _readers()
+    if kind not in known:
         raise ValueError(
             f"{source} holds a {kind or 'network without a name'}, which is not among the networks here "
-            f"({', '.join(BUILDERS)}); give a checkpoint of one of these"
+            f"({', '.join(known)}); give a checkpoint of one of these"
         )
     tested = Tested(config, model)
-    built = BUILDERS[kind](model, tested, meta)
+    read: Callable[[Part, Tested, Mapping[str, Any]], Built] = load_address(known[kind])
+    built = read(model, tested, meta)
     values = {
         "name": re.sub(r"\W", "_", Path(source).stem) or "checkpoint",
         "num_classes": built.classes,
@@ -88,6 +81,12 @@ def from_config(
             f"recipe with --weights {source}"
         )
     return Found(from_mapping(values, source).recipe, names, _palette(meta, built.classes), built.limits)
+
+
+def _readers() -> dict[str, str]:
+    """The types of networks that can be read, and the addresses of their readers."""
+    readable = [(method, method.read_config) for method in all_methods() if method.read_config is not None]
+    return {kind: reader for method, reader in readable for kind in method.config_types}
 
 
 def _palette(meta: Mapping[str, Any], classes: int) -> Values:

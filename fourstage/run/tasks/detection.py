@@ -13,6 +13,7 @@ from fourstage.data.objects.views import ObjectData, portraits
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
 from fourstage.dense import create_detector
+from fourstage.methods import find_method
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.recipe import Recipe
 from fourstage.run.build import run_imports
@@ -33,7 +34,6 @@ COLUMNS = (  # objects; per cent
     ("count", 0),
     *((f"{kind}_{name}", 4) for kind in ("box", "mask") for name in ("map", "map50", "map75", "recall")),
 )
-MASKED = {"mask_rcnn": "Faster R-CNN", "cascade_mask_rcnn": "Cascade R-CNN"}  # and what they are without masks
 SHOWN = 12  # images whose detections a run folder keeps: half of them the worst
 
 
@@ -50,18 +50,20 @@ def about(dataset: Dataset) -> dict[str, Any]:
 
 def unusual(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
     own = _own(recipe)
-    if own.method not in MASKED or not own.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
+    without_masks = find_method(own.method, "detection").without_masks
+    if without_masks is None or not own.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
         return ()
     if getattr(dataset, "note", ""):  # only some objects have one, and it says so
         return ()
-    return (f"no object of {own.data} has a mask: boxes alone are trained and scored, as {MASKED[own.method]} does.",)
+    return (f"no object of {own.data} has a mask: boxes alone are trained and scored, as {without_masks} does.",)
 
 
 def build_task(recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> Detection:
     """Without masks in the data, methods that can do without them have boxes alone."""
     own, arguments = _own(recipe), dict(_own(recipe).method_args)
     torch.manual_seed(own.seed)
-    if own.method in MASKED and about and not about.get("masks", True):
+    maskable = find_method(own.method, "detection").without_masks is not None
+    if maskable and about and not about.get("masks", True):
         arguments.setdefault("masks", False)
     network: Any = create_detector(own.method, own.backbone, len(classes), backbone_args=own.backbone_args, **arguments)
     ids = (about or {}).get("category_ids")

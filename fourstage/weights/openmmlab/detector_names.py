@@ -5,7 +5,9 @@ The tables are complete for RetinaNet, Mask R-CNN (with and without masks) and C
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from fourstage.weights.rules import Rule
 
@@ -54,4 +56,22 @@ REGIONS = (
     Rule(MASK + rf"conv_logits\.{WB}", _indexed(r"mask_HEAD.logits.\2")),
 )
 HEADS = (*FPN, *RETINA, *RPN, *REGIONS)
-METHODS: dict[str, tuple[Rule, ...]] = dict.fromkeys(("retinanet", "mask_rcnn", "cascade_mask_rcnn"), HEADS)
+
+
+def count_of_box_head(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a box head, theirs or ours; the background has a row of its own."""
+    weight = r"(roi_head\.bbox_head\.(0\.)?fc_cls|box_head(s\.0)?\.classify)\.weight"
+    rows = next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)
+    return None if rows is None else rows - 1
+
+
+def count_of_retinanet(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a RetinaNet's head, theirs or ours: there are four deltas for each anchor of a cell."""
+    for classify, regress in (
+        ("bbox_head.retina_cls", "bbox_head.retina_reg"),
+        ("dense_head.classify", "dense_head.regress"),
+    ):
+        logits, deltas = state.get(f"{classify}.weight"), state.get(f"{regress}.weight")
+        if logits is not None and deltas is not None and len(deltas) >= 4:
+            return len(logits) // (len(deltas) // 4)
+    return None

@@ -4,7 +4,9 @@ What is below `backbone.` is renamed by the tables of the backbone's own family,
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from fourstage.weights.rules import Rule
 
@@ -63,17 +65,21 @@ OTHER_AUXILIARY = Rule(r"auxiliary_head\.(?!conv_seg\.|(?:convs\.\d+|conv_cat)\.
 
 AROUND = (Rule(r"data_preprocessor\.(?:mean|std)", None),)  # what images are normalised with is no weight
 
-METHODS: dict[str, tuple[Rule, ...]] = {
-    "upernet": (
-        *_below(UPER_HEAD, "decode_head.", "decoder."),
-        *_below(FCN_HEAD, "auxiliary_head.", "auxiliary."),
-        OTHER_AUXILIARY,
-        *AROUND,
-    ),
-    "semantic_fpn": (
-        *_below(FPN_NECK, "neck.", "neck."),
-        *_below(FPN_HEAD, "decode_head.", "decoder."),
-        Rule(r"auxiliary_head\..*", None),
-        *AROUND,
-    ),
-}
+UPERNET = (
+    *_below(UPER_HEAD, "decode_head.", "decoder."),
+    *_below(FCN_HEAD, "auxiliary_head.", "auxiliary."),
+    OTHER_AUXILIARY,
+    *AROUND,
+)
+SEMANTIC_FPN = (
+    *_below(FPN_NECK, "neck.", "neck."),
+    *_below(FPN_HEAD, "decode_head.", "decoder."),
+    Rule(r"auxiliary_head\..*", None),
+    *AROUND,
+)
+
+
+def count_of_decoder(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a decoder's last layer, theirs or ours."""
+    weight = r"(decode_head\.conv_seg|decoder\.classify)\.weight"
+    return next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)

@@ -13,9 +13,8 @@ from torch import nn
 
 from fourstage.data.sample import Batch, Objects
 from fourstage.dense import create_detector
-from fourstage.tasks.detection import METHODS, method
 from fourstage.tasks.detection.box_head import BoxHead, Selecting
-from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.detection.detector import Detections
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.detection.rpn import Proposing
 from fourstage.tasks.detection.two_stage import TwoStage
@@ -319,15 +318,6 @@ def test_a_few_steps_learn_one_image(name: str) -> None:
         optimizer.step()
         history.append(total.item())
     assert np.mean(history[-5:]) < 0.6 * np.mean(history[:3])
-
-
-def test_detectors_are_found_by_name() -> None:
-    assert method("retinanet") is RetinaNet
-    assert all(issubclass(method(name), Detector) for name in METHODS)
-    with pytest.raises(ValueError, match=r"did you mean mask_rcnn.*masks=False"):
-        method("faster_rcnn")
-    with pytest.raises(ValueError, match="there are cascade_mask_rcnn"):
-        method("yolo")
 
 
 TINY: dict[str, Any] = {"channels": 8, "conv_channels": 8, "fc_channels": 16, "mask_channels": 8}

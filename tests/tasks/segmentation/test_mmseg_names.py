@@ -6,10 +6,13 @@ import pytest
 import torch
 from heads import METHODS, Patches
 
+from fourstage.methods import all_methods, load_address
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.weights.openmmlab.segmentor_names import METHODS as TABLES
-from fourstage.weights.rules import claims, rename
+from fourstage.weights.rules import Rule, claims, rename
 
+TABLES: dict[str, tuple[Rule, ...]] = {
+    method.name: load_address(method.names) for method in all_methods("segmentation") if method.names is not None
+}
 BUILDS: dict[str, Callable[[], Segmentor]] = {
     "upernet": lambda: METHODS["upernet"](Patches((4, 6, 8, 10)), 3, channels=8, auxiliary_convs=2),
     "semantic_fpn": lambda: METHODS["semantic_fpn"](Patches((4, 6, 8, 10)), 3, channels=8, neck_channels=8),

@@ -1,0 +1,206 @@
+"""Detectors and segmentors by name: one row for each, which says where its pieces are.
+
+Every room may read this table. It imports none of them: an address is text, "module:attribute", which is imported when
+the attribute is needed.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, TypeAlias, TypeVar
+
+NETWORKS = {"detection": "detector", "segmentation": "segmentor"}  # task -> what its networks are called
+DETECTION, SEGMENTATION = "fourstage.tasks.detection", "fourstage.tasks.segmentation"
+FOREIGN, CONFIGS = "fourstage.weights.openmmlab", "fourstage.run.openmmlab"
+
+Builder: TypeAlias = Callable[..., Any]  # of an nn.Module; this file imports no torch
+Build = TypeVar("Build", bound=Builder)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one detector or segmentor is built and recognised.
+
+    Attributes:
+        name: what users type, as in `create_detector(name, ...)` and in a recipe's `method`.
+        task: "detection" or "segmentation".
+        build: called with a backbone, a number of classes and the method's own arguments; or its address.
+        names: address of the rules that rename the neck and the heads of foreign checkpoints; None: there are no
+            foreign checkpoints, and one of ours holds the network's own keys.
+        keys: a pattern that some key outside the backbone matches in every checkpoint of this method, foreign or ours,
+            and in none of the methods below it in the table.
+        count_classes: address of a function from the tensors of such a checkpoint to its number of classes, or None
+            where the tensors do not show it.
+        config_types: names of the network in OpenMMLab's configurations.
+        read_config: address of the function that reads such a configuration.
+        without_masks: name of the method where it is built with `masks=False`; None: it has no such argument.
+    """
+
+    name: str
+    task: str
+    build: str | Builder
+    names: str | None = None
+    keys: str | None = None
+    count_classes: str | None = None
+    config_types: tuple[str, ...] = ()
+    read_config: str | None = None
+    without_masks: str | None = None
+
+    @property
+    def builder(self) -> Builder:
+        """The class or function that builds the network, imported now."""
+        return load_address(self.build) if isinstance(self.build, str) else self.build
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "cascade_mask_rcnn",
+            "detection",
+            f"{DETECTION}.cascade_mask_rcnn:CascadeMaskRCNN",
+            names=f"{FOREIGN}.detector_names:HEADS",
+            count_classes=f"{FOREIGN}.detector_names:count_of_box_head",
+            keys=r"^roi_head\.bbox_head\.0\.|^box_heads\.",
+            config_types=("CascadeRCNN",),
+            read_config=f"{CONFIGS}.detectors:cascade",
+            without_masks="Cascade R-CNN",
+        ),
+        Method(
+            "mask_rcnn",
+            "detection",
+            f"{DETECTION}.mask_rcnn:MaskRCNN",
+            names=f"{FOREIGN}.detector_names:HEADS",
+            count_classes=f"{FOREIGN}.detector_names:count_of_box_head",
+            keys=r"^roi_head\.|^box_head\.",
+            config_types=("MaskRCNN", "FasterRCNN"),
+            read_config=f"{CONFIGS}.detectors:mask_rcnn",
+            without_masks="Faster R-CNN",
+        ),
+        Method(
+            "retinanet",
+            "detection",
+            f"{DETECTION}.retinanet:RetinaNet",
+            names=f"{FOREIGN}.detector_names:HEADS",
+            count_classes=f"{FOREIGN}.detector_names:count_of_retinanet",
+            keys=r"\.retina_cls\.|^dense_head\.",
+            config_types=("RetinaNet",),
+            read_config=f"{CONFIGS}.detectors:retinanet",
+        ),
+        Method(
+            "upernet",
+            "segmentation",
+            f"{SEGMENTATION}.upernet:upernet",
+            names=f"{FOREIGN}.segmentor_names:UPERNET",
+            count_classes=f"{FOREIGN}.segmentor_names:count_of_decoder",
+            keys=r"^decode_head\.psp_modules\.|^decoder\.pooled\.",
+            config_types=("EncoderDecoder",),
+            read_config=f"{CONFIGS}.segmentors:segmentor",
+        ),
+        Method(
+            "semantic_fpn",
+            "segmentation",
+            f"{SEGMENTATION}.semantic_fpn:semantic_fpn",
+            names=f"{FOREIGN}.segmentor_names:SEMANTIC_FPN",
+            count_classes=f"{FOREIGN}.segmentor_names:count_of_decoder",
+            keys=r"^decode_head\.scale_heads\.|^decoder\.scales\.",
+            config_types=("EncoderDecoder",),
+            read_config=f"{CONFIGS}.segmentors:segmentor",
+        ),
+    )
+}
+_registered: dict[str, Method] = {}
+
+
+def load_address(address: str) -> Any:
+    """The attribute at "module:attribute"."""
+    module, _, attribute = address.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def all_methods(task: str | None = None) -> list[Method]:
+    """The methods of a task, or of all tasks: built-in ones first, then registered ones."""
+    return [method for method in (*METHODS.values(), *_registered.values()) if task in (None, method.task)]
+
+
+def list_methods(task: str | None = None) -> list[str]:
+    """The names of the methods of a task, or of all tasks."""
+    return [method.name for method in all_methods(task)]
+
+
+def find_method(name: str, task: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ValueError: the task has no such method; the message offers the nearest name.
+    """
+    found = next((method for method in all_methods(task) if method.name == name), None)
+    if found is None:
+        known = list_methods(task)
+        close = get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"no {NETWORKS[task]} is called {name!r}; {hint}{_boxes_alone(name, task)}")
+    return found
+
+
+def get_method(name: str) -> Method | None:
+    """The method of this name, of whatever task; None where there is none."""
+    return METHODS.get(name) or _registered.get(name)
+
+
+def _boxes_alone(name: str, task: str) -> str:
+    """How to build the R-CNNs without masks, for those who ask for one of them by its own name."""
+    maskable = [method.name for method in all_methods(task) if method.without_masks]
+    return f"; for boxes alone take {' or '.join(maskable)} with masks=False" if "rcnn" in name and maskable else ""
+
+
+def recognise(keys: Iterable[str]) -> Method | None:
+    """The method of a complete checkpoint by the keys outside its backbone; None where no method claims them."""
+    keys = list(keys)
+    named = ((method, method.keys) for method in all_methods() if method.keys is not None)
+    return next((method for method, pattern in named if any(re.search(pattern, key) for key in keys)), None)
+
+
+def register_detector(build: Build) -> Build:
+    """Make your own detector reachable by its name: `create_detector(build.__name__, ...)`, `method:` in a recipe.
+
+    `build` is a class or a function that takes a backbone, the number of classes and arguments of its own, and gives a
+    `Detector`; CONTRIBUTING.md shows one.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return _register(build, "detection")
+
+
+def register_segmentor(build: Build) -> Build:
+    """Make your own segmentor reachable by its name: `create_segmentor(build.__name__, ...)`, `method:` in a recipe.
+
+    `build` is a class or a function that takes a backbone, the number of classes and arguments of its own, and gives a
+    `Segmentor`; CONTRIBUTING.md shows one.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    return _register(build, "segmentation")
+
+
+def _register(build: Build, task: str) -> Build:
+    name = getattr(build, "__name__", "")
+    if not name.isidentifier():
+        raise ValueError(f"a {NETWORKS[task]} is registered by the name of its class or function; {build!r} has none")
+    taken = get_method(name)
+    if taken is not None and (isinstance(taken.build, str) or _place(taken.build) != _place(build)):
+        raise ValueError(f"there is a {NETWORKS[taken.task]} called {name!r} already; give the new one another name")
+    _registered[name] = Method(name, task, build)
+    return build
+
+
+def _place(build: Builder) -> tuple[str, str]:
+    """The file of a class or function, or the module where no file is behind it, and its name there."""
+    module = build.__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file or module, getattr(build, "__qualname__", "")
