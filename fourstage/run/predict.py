@@ -21,8 +21,9 @@ from fourstage.registry import find
 from fourstage.report.number_format import plural
 from fourstage.run import build, videos
 from fourstage.run.complete_checkpoints import fill_whole, fitting_recipes, published_of
+from fourstage.run.described import about_of, classes_of, recipe_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.openmmlab import apply_limits, described
+from fourstage.run.openmmlab.network import network_of_checkpoint
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyTask, Seen, import_kind, kind_of
 from fourstage.weights import catalog
@@ -285,24 +286,24 @@ def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTas
         return _named("classification", converted, file.path, which)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
         return _of_run(file, which, None)
-    found = described(file)
-    if found is None:
+    described = network_of_checkpoint(file)
+    if described is None:
         fitting = fitting_recipes(file)
         name = fitting[0] if fitting else "MODEL or RECIPE, as `fourstage models` and `fourstage recipes` list them,"
         hint = "it looks like" if fitting else "add it:"
         raise ValueError(
             f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights {file.path}"
         )
+    recipe = recipe_of(described, file.path)
     try:
-        task = kind_of(found.recipe).build_task(found.recipe, found.classes, found.about)
+        task = kind_of(recipe).build_task(recipe, classes_of(described), about_of(described))
     except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes that no machine has
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe with --weights"
         ) from error
     fill_whole(task.network, file, which)
-    apply_limits(task.network, found.limits)
-    return found.recipe, task
+    return recipe, task
 
 
 def _of_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:

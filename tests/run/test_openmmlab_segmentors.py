@@ -1,12 +1,14 @@
 """What MMSegmentation's configurations mean for the network that is built of them, and for the images that it sees."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from run import dense_configs as configs
 from run.test_predict_dense import changed
 
-from fourstage.run.openmmlab import from_config
+from fourstage.run.described import recipe_of
+from fourstage.run.openmmlab.network import network_of_config
 
 CLASSES = ("cat", "dog", "owl")
 SWIN = {"type": "SwinTransformer", "embed_dims": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
@@ -16,7 +18,7 @@ def recipe(model: dict[str, Any], **changes: Any) -> Any:
     model = {**model, "backbone": SWIN}
     for path, value in changes.items():
         model = changed(model, path.replace("__", "."), value)
-    return from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
+    return recipe_of(network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES), Path("m.pth"))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def seen(steps: list[dict[str, Any]], **preprocessor: Any) -> Any:
     model = {**configs.semantic_fpn(), "backbone": SWIN}
     first = {"mean": [1, 2, 3], "std": [4, 5, 6], **preprocessor}
     config = {"model": {**model, "data_preprocessor": first}, "test_dataloader": {"dataset": {"pipeline": steps}}}
-    found: Any = from_config(config, "m.pth", classes=CLASSES).recipe
+    found: Any = recipe_of(network_of_config(config, "m.pth", classes=CLASSES), Path("m.pth"))
     return found.evaluation
 
 

@@ -30,7 +30,8 @@ from fourstage.data.transforms.segmentation import evaluation_transform as as_by
 from fourstage.methods import get_method, load_address
 from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
-from fourstage.run.openmmlab import apply_limits, from_config
+from fourstage.run.described import classes_of, recipe_of
+from fourstage.run.openmmlab.network import network_of_config
 from fourstage.run.tasks import detection as kind
 from fourstage.run.videos import frames_of, look_at
 from fourstage.tasks.detection.box_head import Selecting
@@ -304,33 +305,40 @@ BACKBONES = [
 @pytest.mark.parametrize(
     ("theirs", "ours", "arguments"), BACKBONES, ids=lambda value: value if type(value) is str else ""
 )
-def test_backbones_are_found_by_their_sizes(theirs: dict[str, Any], ours: str, arguments: dict[str, Any]) -> None:
-    recipe: Any = from_config({"model": {**whole("e2e/mask_rcnn_swin_t"), "backbone": theirs}}, "m.pth").recipe
-    assert recipe.backbone == ours
-    assert recipe.backbone_args == {**arguments, "drop_path_rate": theirs.get("drop_path_rate", 0.0)}
+def test_backbones_are_recognised_by_their_sizes(theirs: dict[str, Any], ours: str, arguments: dict[str, Any]) -> None:
+    found = network_of_config({"model": {**whole("e2e/mask_rcnn_swin_t"), "backbone": theirs}}, "m.pth")
+    assert found.backbone == ours
+    assert found.backbone_args == {**arguments, "drop_path_rate": theirs.get("drop_path_rate", 0.0)}
 
 
-def test_whole_published_configurations_are_understood() -> None:
-    found = from_config({"model": whole("e2e/mask_rcnn_swin_t")}, "runs/my file.pth")
-    recipe: Any = found.recipe
+def test_published_configurations_are_understood() -> None:
+    found = network_of_config({"model": whole("e2e/mask_rcnn_swin_t")}, "runs/my file.pth")
+    assert (found.task, found.method, found.num_classes, found.evaluation) == ("detection", "mask_rcnn", 80, {})
+    arguments = {"channels": 256, "masks": True, "mask_channels": 256, "fc_channels": 1024}
+    limits = {
+        "rpn": {"proposals": {"per_level": 1000, "per_image": 1000, "iou_threshold": 0.7}},
+        "selecting": {"score_threshold": 0.05, "iou_threshold": 0.5, "per_image": 100},
+    }
+    assert found.method_args == {**arguments, **limits}
+    assert (found.mean, found.std) == (pytest.approx((0.485, 0.456, 0.406)), pytest.approx((0.229, 0.224, 0.225)))
+    assert (found.classes, found.palette) == (None, None)
+    recipe: Any = recipe_of(found, Path("runs/my file.pth"))
     assert (recipe.name, recipe.method, recipe.num_classes, recipe.evaluation.scale) == (
         "my_file",
         "mask_rcnn",
         80,
         (1333, 800),
     )
-    assert recipe.method_args == {"channels": 256, "masks": True, "mask_channels": 256, "fc_channels": 1024}
     assert recipe.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert found.classes == COCO
-    assert found.limits["selecting"] == {"score_threshold": 0.05, "iou_threshold": 0.5, "per_image": 100}
-    cascade: Any = from_config(
+    assert classes_of(found) == COCO
+    cascade = network_of_config(
         {"model": {**whole("heads/cascade_mask_rcnn_4conv1fc"), "backbone": whole("e2e/mask_rcnn_swin_t")["backbone"]}},
         "m.pth",
-    ).recipe
+    )
     assert (cascade.method, cascade.method_args["heads"]) == ("cascade_mask_rcnn", "4conv1fc")
-    segmentor = from_config({"model": whole("e2e/upernet_swin_t")}, "m.pth")
-    assert segmentor.classes == ADE20K
-    assert segmentor.recipe.subject == "upernet over swin_tiny"
+    segmentor = network_of_config({"model": whole("e2e/upernet_swin_t")}, "m.pth")
+    assert classes_of(segmentor) == ADE20K
+    assert recipe_of(segmentor, Path("m.pth")).subject == "upernet over swin_tiny"
 
 
 SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
@@ -352,12 +360,16 @@ SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
 def test_what_a_configuration_may_have_otherwise_is_built(
     model: dict[str, Any], path: str, value: object, more: dict[str, Any]
 ) -> None:
-    usual: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
-    found = from_config(configs.of_mmengine(changed(model, path, value)), "m.pth", classes=CLASSES)
-    recipe: Any = found.recipe
-    assert recipe.method_args == {**usual.method_args, **more}
-    network: Any = fourstage.create_detector(recipe.method, "swin_mini", 3, **recipe.method_args)
-    apply_limits(network, found.limits)
+    usual = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).method_args
+    found = network_of_config(configs.of_mmengine(changed(model, path, value)), "m.pth", classes=CLASSES)
+    assert found.method is not None
+    expected = {**usual, **more}
+    if "rpn" in more:
+        expected["rpn"] = {**usual["rpn"], **more["rpn"]}
+    if "mask_thr" in path:
+        expected["selecting"] = {**usual["selecting"], "mask_threshold": value}
+    assert found.method_args == expected
+    network: Any = fourstage.create_detector(found.method, "swin_mini", 3, **found.method_args)
     if "mask_thr" in path:
         assert network.selecting.mask_threshold == value
     if "agnostic" in path:
@@ -368,33 +380,33 @@ def test_boxes_are_read_from_maps_as_the_configuration_says() -> None:
     model = configs.mask_rcnn()
     for name in ("bbox", "mask"):
         model = changed(model, f"roi_head.{name}_roi_extractor.finest_scale", 28)
-    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
-    network: Any = fourstage.create_detector("mask_rcnn", "swin_mini", 3, **recipe.method_args)
+    found = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES)
+    network: Any = fourstage.create_detector("mask_rcnn", "swin_mini", 3, **found.method_args)
     assert (network.box_pool.finest, network.mask_pool.finest) == (28, 28)
     with pytest.raises(ValueError, match="finest_scale=56"):
-        from_config(configs.of_mmengine(changed(model, "roi_head.mask_roi_extractor.finest_scale", 56)), "m.pth")
+        network_of_config(configs.of_mmengine(changed(model, "roi_head.mask_roi_extractor.finest_scale", 56)), "m.pth")
 
 
 def test_a_mask_rcnn_may_have_the_heads_of_the_swin_line() -> None:
     model = configs.mask_rcnn()
     model["roi_head"] = {**model["roi_head"], "bbox_head": configs.cascade()["roi_head"]["bbox_head"][0]}
-    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
-    assert (recipe.method_args["heads"], recipe.method_args["conv_channels"]) == ("4conv1fc", 16)
+    found = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES)
+    assert (found.method_args["heads"], found.method_args["conv_channels"]) == ("4conv1fc", 16)
 
 
 def test_maps_of_fewer_stages_begin_where_the_backbone_does() -> None:
     model = changed(configs.mask_rcnn(), "backbone.out_indices", [0, 1, 2])
     model = changed(changed(model, "neck.in_channels", configs.WIDTHS[:3]), "neck.num_outs", 4)
     model = changed(model, "rpn_head.anchor_generator.strides", [4, 8, 16, 32])
-    recipe: Any = from_config(configs.of_mmengine(model), "m.pth", classes=CLASSES).recipe
-    assert recipe.backbone_args["out_indices"] == [0, 1, 2]
+    found = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES)
+    assert found.backbone_args["out_indices"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("version", "candidates"), [("2.11.0", "anchors"), ("2.19.1+1", "pairs"), (None, "pairs")])
 def test_retinanet_chooses_as_its_version_did(version: str | None, candidates: str) -> None:
     meta = {} if version is None else {"mmdet_version": version}
-    recipe: Any = from_config(configs.of_mmcv(configs.retinanet()), "m.pth", meta=meta, classes=CLASSES).recipe
-    assert recipe.method_args["candidates"] == candidates
+    found = network_of_config(configs.of_mmcv(configs.retinanet()), "m.pth", meta=meta, classes=CLASSES)
+    assert found.method_args["candidates"] == candidates
 
 
 def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -436,7 +448,7 @@ def test_what_cannot_be_built_the_same_is_refused(
     model: dict[str, Any], path: str, value: object, sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence) as error:
-        from_config(configs.of_mmengine(changed(model, path, value)), "m.pth", classes=CLASSES)
+        network_of_config(configs.of_mmengine(changed(model, path, value)), "m.pth", classes=CLASSES)
     assert "m.pth" in str(error.value)
 
 
@@ -451,7 +463,7 @@ def test_what_cannot_be_built_the_same_is_refused(
 def test_images_that_reach_the_network_otherwise_are_refused(path: str, value: object, sentence: str) -> None:
     config = changed(configs.of_mmengine(configs.mask_rcnn()), path, value)
     with pytest.raises(ValueError, match=sentence):
-        from_config(config, "m.pth", classes=CLASSES)
+        network_of_config(config, "m.pth", classes=CLASSES)
 
 
 def test_names_for_files_without_any() -> None:

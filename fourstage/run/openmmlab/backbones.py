@@ -17,8 +17,8 @@ UNIFIED = {  # class of the STM study -> how our names begin
 }
 
 
-def backbone_of(part: Part) -> Values:
-    """Our name of a backbone and its arguments."""
+def backbone_of(part: Part) -> tuple[str, Values]:
+    """Return our name of a backbone and its arguments."""
     kind = part.kind
     if kind == "SwinTransformer":
         found = _swin(part)
@@ -36,7 +36,7 @@ def backbone_of(part: Part) -> Values:
     if kind != "Visformer" and maps != MAPS:
         arguments["out_indices"] = list(maps)
     arguments["drop_path_rate"] = part.share("drop_path_rate", 0.0)
-    return {"backbone": name, "backbone_args": arguments}
+    return name, arguments
 
 
 def _swin(part: Part) -> tuple[str, Values]:

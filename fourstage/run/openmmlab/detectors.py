@@ -19,8 +19,7 @@ def mask_rcnn(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
     box = heads.part("bbox_head")
     _check_box_head(box, STDS)
     arguments = _two_stage(model, heads) | _box_arguments(box, agnostic_of={"2fc": False, "4conv1fc": False})
-    values = {"task": "detection", "method": "mask_rcnn", "method_args": arguments, **_seen_by_detector(test)}
-    return Built(values, box.number("num_classes", 80), _rcnn_limits(test))
+    return _detector("mask_rcnn", with_limits(arguments, test.limits()), box, test)
 
 
 def cascade(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
@@ -30,10 +29,14 @@ def cascade(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
         raise boxes[0].error(f"is one of {len(boxes)}, and a cascade here has {len(CASCADE_STDS)}")
     for box, stds in zip(boxes, CASCADE_STDS, strict=True):
         _check_box_head(box, stds)
-    box = boxes[0]
-    arguments = _two_stage(model, heads) | _box_arguments(box, agnostic_of={"2fc": True, "4conv1fc": False})
-    values = {"task": "detection", "method": "cascade_mask_rcnn", "method_args": arguments, **_seen_by_detector(test)}
-    return Built(values, box.number("num_classes", 80), _rcnn_limits(test))
+    arguments = _two_stage(model, heads) | _box_arguments(boxes[0], agnostic_of={"2fc": True, "4conv1fc": False})
+    return _detector("cascade_mask_rcnn", with_limits(arguments, test.limits()), boxes[0], test)
+
+
+def _detector(method: str, arguments: Values, head: Part, test: Tested) -> Built:
+    scale = test.scale()
+    evaluation = {"scale": scale} if scale else {}
+    return Built("detection", method, arguments, head.number("num_classes", 80), evaluation)
 
 
 def retinanet(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
@@ -64,19 +67,7 @@ def retinanet(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
         **unusual({"tower_channels": (towers, channels), "ratios": (list(anchors.numbers("ratios")), ANCHOR_RATIOS)}),
         **unusual({name: (octaves[name], usual) for name, usual in (("base_scale", 4), ("scales_per_octave", 3))}),
     }
-    values = {"task": "detection", "method": "retinanet", "method_args": arguments, **_seen_by_detector(test)}
-    return Built(values, head.number("num_classes", 80))
-
-
-def apply_limits(network: Any, limits: Mapping[str, Any]) -> None:
-    """Set how many proposals and detections a detector keeps, and from which score and overlap on."""
-    from fourstage.tasks.detection.box_head import Selecting
-    from fourstage.tasks.detection.rpn import Proposing
-
-    if "selecting" in limits:
-        network.selecting = Selecting(**limits["selecting"])
-    if "proposals" in limits:
-        network.rpn.proposals = Proposing(**limits["proposals"])
+    return _detector("retinanet", arguments, head, test)
 
 
 def _heads(model: Part) -> Part:
@@ -188,25 +179,25 @@ def _two_stage(model: Part, heads: Part) -> Values:
     return arguments
 
 
-def _rcnn_limits(test: Tested) -> dict[str, Values]:
-    rpn, rcnn = test.limits().part("rpn"), test.limits().part("rcnn")
+def with_limits(arguments: Values, limits: Part) -> Values:
+    """Return the arguments of a two-stage method with how many proposals and detections it keeps, from which score."""
+    rpn, rcnn = limits.part("rpn"), limits.part("rcnn")
     mask_threshold = rcnn.share("mask_thr_binary", 0.5)
     for part in (rpn, rcnn):
         part.must("min_bbox_size", [0], default=0)
     most = next((name for name in ("max_per_img", "max_num", "nms_post") if rpn.get(name) is not None), "max_per_img")
-    return {
-        "proposals": {
-            "per_level": rpn.number("nms_pre", 1000),
-            "per_image": rpn.number(most, 1000),  # its name changed over the years
-            "iou_threshold": _overlap(rpn, 0.7),
-        },
-        "selecting": {
-            "score_threshold": rcnn.share("score_thr", 0.05),
-            "iou_threshold": _overlap(rcnn, 0.5),
-            "per_image": rcnn.number("max_per_img", 100),
-            **unusual({"mask_threshold": (mask_threshold, 0.5)}),
-        },
+    proposals = {
+        "per_level": rpn.number("nms_pre", 1000),
+        "per_image": rpn.number(most, 1000),  # its name changed over the years
+        "iou_threshold": _overlap(rpn, 0.7),
     }
+    selecting = {
+        "score_threshold": rcnn.share("score_thr", 0.05),
+        "iou_threshold": _overlap(rcnn, 0.5),
+        "per_image": rcnn.number("max_per_img", 100),
+        **unusual({"mask_threshold": (mask_threshold, 0.5)}),
+    }
+    return {**arguments, "rpn": {**arguments.get("rpn", {}), "proposals": proposals}, "selecting": selecting}
 
 
 def _overlap(limits: Part, usual: float) -> float:
@@ -216,8 +207,3 @@ def _overlap(limits: Part, usual: float) -> float:
     nms = limits.part("nms")
     nms.must("type", ["nms"], default="nms")
     return nms.share("iou_threshold", nms.share("iou_thr", usual))
-
-
-def _seen_by_detector(test: Tested) -> Values:
-    scale = test.scale()
-    return {"evaluation": {"scale": scale}} if scale else {}

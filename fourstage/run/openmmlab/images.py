@@ -7,6 +7,8 @@ from typing import Any
 
 from fourstage.run.openmmlab.part import Part, Values, is_count, is_number, mapping, name_of
 
+Triple = tuple[float, float, float]  # red, green, blue
+
 
 @dataclass(frozen=True)
 class Tested:
@@ -92,18 +94,23 @@ class Tested:
             values |= {"window": list(limits.whole("crop_size")), "stride": list(limits.whole("stride"))}
         return values
 
-    def normalisation(self) -> Values:
-        """Mean and standard deviation in units of 1 (white), from wherever the version keeps them."""
+    def normalisation(self) -> tuple[Triple | None, Triple | None]:
+        """Return mean and standard deviation of pixels from 0 to 1, wherever the version keeps them; None: not said."""
         config, model = self.config, self.model
         step = self.step("Normalize")
         places = (model.get("data_preprocessor"), config.get("data_preprocessor"), step, config.get("img_norm_cfg"))
         found = next((place for place in places if mapping(place).get("mean") is not None), None)
         if found is None:
-            return {}
+            return None, None
         part = Part(found, "normalisation", model.source)
         part.must("bgr_to_rgb" if "bgr_to_rgb" in found else "to_rgb", [True], default=True)
-        values = {name: part.get(name) for name in ("mean", "std")}
-        for name, value in values.items():
-            if not isinstance(value, list | tuple) or len(value) != 3 or not all(is_number(one) for one in value):
-                raise part.error(f"has the {name} {value!r:.60}, and three numbers are needed")
-        return {name: [one / 255 for one in value] for name, value in values.items()}
+        return _triple(part, "mean"), _triple(part, "std")
+
+
+def _triple(part: Part, name: str) -> Triple:
+    """Return three numbers from 0 to 255 as numbers from 0 to 1."""
+    found: Any = part.get(name)
+    if not isinstance(found, list | tuple) or len(found) != 3 or not all(is_number(one) for one in found):
+        raise part.error(f"has the {name} {found!r:.60}, and three numbers are needed")
+    red, green, blue = found
+    return red / 255, green / 255, blue / 255

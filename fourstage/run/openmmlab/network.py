@@ -1,39 +1,19 @@
-"""From a checkpoint's configuration to a recipe: each part of it is read where its kind belongs."""
+"""From the configuration in a checkpoint to a description of its network."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fourstage.data.class_names import names_of
 from fourstage.methods import all_methods, load_address
-from fourstage.recipe import Recipe, from_mapping
 from fourstage.run.openmmlab.backbones import backbone_of
 from fourstage.run.openmmlab.images import Tested
-from fourstage.run.openmmlab.part import Built, Part, Values, is_byte, mapping
+from fourstage.run.openmmlab.part import Built, Part, is_byte, mapping
+from fourstage.weights.description import Colour, NetworkDescription
 from fourstage.weights.openmmlab.config import config_of
 from fourstage.weights.reading.safe import Checkpoint
 
 
-@dataclass(frozen=True)
-class Found:
-    """A network that a checkpoint describes.
-
-    Attributes:
-        classes: names, in the order of the labels.
-        about: what the task must know of its data beside them; see `run.kinds`.
-        limits: of a detector: what `apply_limits` sets.
-    """
-
-    recipe: Recipe
-    classes: tuple[str, ...]
-    about: Values = field(default_factory=dict)
-    limits: Mapping[str, Any] = field(default_factory=dict)
-
-
-def described(file: Checkpoint) -> Found | None:
-    """What a checkpoint's own configuration describes; None where it carries none.
+def network_of_checkpoint(file: Checkpoint) -> NetworkDescription | None:
+    """Return the network that a checkpoint's own configuration describes; None where it carries none.
 
     Raises:
         ValueError: the configuration cannot be read, or describes what cannot be built here.
@@ -41,23 +21,24 @@ def described(file: Checkpoint) -> Found | None:
     config = config_of(file.content, str(file.path))
     if config is None:
         return None
-    return from_config(config, str(file.path), meta=file.content.get("meta"), classes=file.classes)
+    return network_of_config(config, str(file.path), meta=file.content.get("meta"), classes=file.classes)
 
 
-def from_config(
+def network_of_config(
     config: Mapping[str, Any], source: str, *, meta: object = None, classes: Sequence[str] | None = None
-) -> Found:
-    """The network of a configuration.
+) -> NetworkDescription:
+    """Return the network of a configuration.
 
     Args:
         source: the file's name, for messages.
         meta: what the checkpoint says beside it: version and palette.
         classes: names, where the checkpoint has them.
+
+    Raises:
+        ValueError: the configuration describes what cannot be built here.
     """
-    model = Part(config.get("model"), "model", source)
-    meta = meta if isinstance(meta, Mapping) else {}
-    kind = model.kind
-    known = _readers()
+    model, meta = Part(config.get("model"), "model", source), mapping(meta)
+    kind, known = model.kind, _readers()
     if kind not in known:
         raise ValueError(
             f"{source} holds a {kind or 'network without a name'}, which is not among the networks here "
@@ -66,21 +47,27 @@ def from_config(
     tested = Tested(config, model)
     read: Callable[[Part, Tested, Mapping[str, Any]], Built] = load_address(known[kind])
     built = read(model, tested, meta)
-    values = {
-        "name": re.sub(r"\W", "_", Path(source).stem) or "checkpoint",
-        "num_classes": built.classes,
-        **built.values,
-        **backbone_of(model.part("backbone")),
-        **tested.normalisation(),
-        "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},  # nothing is trained
-    }
-    names = tuple(classes) if classes else names_of(built.classes, values["task"])
-    if len(names) != built.classes:
+    backbone, backbone_args = backbone_of(model.part("backbone"))
+    mean, std = tested.normalisation()
+    if classes and len(classes) != built.num_classes:
         raise ValueError(
-            f"{source} names {len(names)} classes, and its configuration has num_classes={built.classes}; name a "
+            f"{source} names {len(classes)} classes, and its configuration has num_classes={built.num_classes}; name a "
             f"recipe with --weights {source}"
         )
-    return Found(from_mapping(values, source).recipe, names, _palette(meta, built.classes), built.limits)
+    return NetworkDescription(
+        task=built.task,
+        backbone=backbone,
+        num_classes=built.num_classes,
+        backbone_args=backbone_args,
+        method=built.method,
+        method_args=built.method_args,
+        classes=tuple(classes) if classes else None,
+        mean=mean,
+        std=std,
+        evaluation=built.evaluation,
+        over_valid=built.over_valid,
+        palette=_palette(meta, built.num_classes),
+    )
 
 
 def _readers() -> dict[str, str]:
@@ -89,12 +76,14 @@ def _readers() -> dict[str, str]:
     return {kind: reader for method, reader in readable for kind in method.config_types}
 
 
-def _palette(meta: Mapping[str, Any], classes: int) -> Values:
-    """The colours of the classes, where the file gives one for each."""
+def _palette(meta: Mapping[str, Any], classes: int) -> tuple[Colour, ...] | None:
+    """Return the colours of the classes, where the file gives one for each."""
     inner = mapping(meta.get("dataset_meta"))
-    for found in (meta.get("PALETTE"), inner.get("palette"), inner.get("PALETTE")):
-        if isinstance(found, list | tuple) and len(found) == classes:
-            rows = [list(row) for row in found if isinstance(row, list | tuple)]
-            if len(rows) == classes and all(len(row) == 3 and all(is_byte(one) for one in row) for row in rows):
-                return {"palette": rows}
-    return {}
+    for palette in (meta.get("PALETTE"), inner.get("palette"), inner.get("PALETTE")):
+        if isinstance(palette, list | tuple) and len(palette) == classes and all(map(_is_colour, palette)):
+            return tuple((r, g, b) for r, g, b in palette)
+    return None
+
+
+def _is_colour(row: object) -> bool:
+    return isinstance(row, list | tuple) and len(row) == 3 and all(map(is_byte, row))

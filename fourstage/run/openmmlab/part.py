@@ -9,11 +9,14 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Built:
-    """What a detector or segmentor of a configuration is here; for limits see `Found`."""
+    """A detector or segmentor of a configuration without its backbone; fields as in `NetworkDescription`."""
 
-    values: Values  # of the recipe
-    classes: int
-    limits: Mapping[str, Any] = field(default_factory=dict)
+    task: str
+    method: str
+    method_args: Values
+    num_classes: int
+    evaluation: Values = field(default_factory=dict)
+    over_valid: bool = False
 
 
 class Part:

@@ -30,9 +30,14 @@ def segmentor(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:
     else:
         arguments |= {"channels": head.number("channels", 128), **_pyramid(model, head)}
         method = "semantic_fpn"
-    values = {"task": "segmentation", "method": method, "method_args": arguments, "evaluation": test.protocol()}
-    values["over_valid"] = bool(loss.get("avg_non_ignore", False))
-    return Built(values, classes)
+    return Built(
+        task="segmentation",
+        method=method,
+        method_args=arguments,
+        num_classes=classes,
+        evaluation=test.protocol(),
+        over_valid=bool(loss.get("avg_non_ignore", False)),
+    )
 
 
 def _maps(model: Part) -> list[int]:

@@ -1,0 +1,43 @@
+"""From the description of a network in a checkpoint to a recipe that predicts and evaluates with it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fourstage.data.class_names import names_of
+from fourstage.recipe import Recipe, from_mapping
+from fourstage.weights.description import NetworkDescription
+
+NO_TRAINING = {"batch_size": 2, "length": "1it", "lr": 1.0}  # a recipe has these values, and nothing uses them
+
+
+def recipe_of(description: NetworkDescription, source: Path) -> Recipe:
+    """Return the recipe of the detector or segmentor that a file describes.
+
+    Args:
+        source: the file, for the recipe's name and for messages.
+    """
+    values: dict[str, Any] = {
+        "name": re.sub(r"\W", "_", source.stem) or "checkpoint",
+        "task": description.task,
+        "method": description.method,
+        "method_args": dict(description.method_args),
+        "backbone": description.backbone,
+        "backbone_args": dict(description.backbone_args),
+        "num_classes": description.num_classes,
+        "evaluation": dict(description.evaluation),
+        "optimisation": NO_TRAINING,
+    }
+    values |= {key: value for key in ("mean", "std") if (value := getattr(description, key)) is not None}
+    values |= {"over_valid": description.over_valid} if description.task == "segmentation" else {}
+    return from_mapping(values, str(source)).recipe
+
+
+def classes_of(description: NetworkDescription) -> tuple[str, ...]:
+    """Return the names that the file has, or COCO's or ADE20K's by their number, or numbers."""
+    return description.classes or names_of(description.num_classes, description.task)
+
+
+def about_of(description: NetworkDescription) -> dict[str, Any]:
+    """Return what the task must know of its data beside the classes."""
+    return {"palette": [list(colour) for colour in description.palette]} if description.palette else {}
