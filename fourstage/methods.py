@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 NETWORKS = {"detection": "detector", "segmentation": "segmentor"}  # task -> what its networks are called
 DETECTION, SEGMENTATION = "fourstage.tasks.detection", "fourstage.tasks.segmentation"
-FOREIGN, CONFIGS = "fourstage.weights.openmmlab", "fourstage.run.openmmlab"
+FOREIGN = "fourstage.weights.openmmlab"
 
 Builder: TypeAlias = Callable[..., Any]  # of an nn.Module; this file imports no torch
 Build = TypeVar("Build", bound=Builder)
@@ -66,7 +66,7 @@ METHODS = {
             count_classes=f"{FOREIGN}.detector_names:count_of_box_head",
             keys=r"^roi_head\.bbox_head\.0\.|^box_heads\.",
             config_types=("CascadeRCNN",),
-            read_config=f"{CONFIGS}.detectors:cascade",
+            read_config=f"{FOREIGN}.detectors:cascade",
             without_masks="Cascade R-CNN",
         ),
         Method(
@@ -77,7 +77,7 @@ METHODS = {
             count_classes=f"{FOREIGN}.detector_names:count_of_box_head",
             keys=r"^roi_head\.|^box_head\.",
             config_types=("MaskRCNN", "FasterRCNN"),
-            read_config=f"{CONFIGS}.detectors:mask_rcnn",
+            read_config=f"{FOREIGN}.detectors:mask_rcnn",
             without_masks="Faster R-CNN",
         ),
         Method(
@@ -88,7 +88,7 @@ METHODS = {
             count_classes=f"{FOREIGN}.detector_names:count_of_retinanet",
             keys=r"\.retina_cls\.|^dense_head\.",
             config_types=("RetinaNet",),
-            read_config=f"{CONFIGS}.detectors:retinanet",
+            read_config=f"{FOREIGN}.detectors:retinanet",
         ),
         Method(
             "upernet",
@@ -98,7 +98,7 @@ METHODS = {
             count_classes=f"{FOREIGN}.segmentor_names:count_of_decoder",
             keys=r"^decode_head\.psp_modules\.|^decoder\.pooled\.",
             config_types=("EncoderDecoder",),
-            read_config=f"{CONFIGS}.segmentors:segmentor",
+            read_config=f"{FOREIGN}.segmentors:segmentor",
         ),
         Method(
             "semantic_fpn",
@@ -108,7 +108,7 @@ METHODS = {
             count_classes=f"{FOREIGN}.segmentor_names:count_of_decoder",
             keys=r"^decode_head\.scale_heads\.|^decoder\.scales\.",
             config_types=("EncoderDecoder",),
-            read_config=f"{CONFIGS}.segmentors:segmentor",
+            read_config=f"{FOREIGN}.segmentors:segmentor",
         ),
     )
 }

@@ -23,10 +23,10 @@ from fourstage.run import build, videos
 from fourstage.run.complete_checkpoints import fill_whole, fitting_recipes, published_of
 from fourstage.run.described import about_of, classes_of, recipe_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.openmmlab.network import network_of_checkpoint
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyTask, Seen, import_kind, kind_of
 from fourstage.weights import catalog
+from fourstage.weights.openmmlab.network import network_of_checkpoint
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:

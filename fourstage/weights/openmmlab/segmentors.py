@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fourstage.run.openmmlab.backbones import MAPS
-from fourstage.run.openmmlab.images import Tested
-from fourstage.run.openmmlab.part import Built, Part, Values, is_index, is_number
+from fourstage.weights.openmmlab.backbones import MAPS
+from fourstage.weights.openmmlab.evaluation import Tested
+from fourstage.weights.openmmlab.section import Built, Part, Values, is_index, is_number
 
 
 def segmentor(model: Part, test: Tested, meta: Mapping[str, Any]) -> Built:

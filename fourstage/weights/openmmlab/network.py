@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fourstage.methods import all_methods, load_address
-from fourstage.run.openmmlab.backbones import backbone_of
-from fourstage.run.openmmlab.images import Tested
-from fourstage.run.openmmlab.part import Built, Part, is_byte, mapping
 from fourstage.weights.description import Colour, NetworkDescription
+from fourstage.weights.openmmlab.backbones import backbone_of
 from fourstage.weights.openmmlab.config import config_of
+from fourstage.weights.openmmlab.evaluation import Tested
+from fourstage.weights.openmmlab.section import Built, Part, is_byte, mapping
 from fourstage.weights.reading.safe import Checkpoint
 
 

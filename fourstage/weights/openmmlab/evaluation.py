@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fourstage.run.openmmlab.part import Part, Values, is_count, is_number, mapping, name_of
+from fourstage.weights.openmmlab.section import Part, Values, is_count, is_number, mapping, name_of
 
 Triple = tuple[float, float, float]  # red, green, blue
 

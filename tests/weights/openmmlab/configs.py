@@ -159,3 +159,8 @@ def _written(value: Any) -> str:
         begin, end = "[]" if isinstance(value, list) else ("(", ",)")
         return f"{begin}{', '.join(map(_written, value))}{end}"
     return repr(value)
+
+
+def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    first, _, rest = path.partition(".")
+    return {**config, first: changed(config.get(first, {}), rest, value) if rest else value}

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fourstage.run.openmmlab.backbones import MAPS
-from fourstage.run.openmmlab.images import Tested
-from fourstage.run.openmmlab.part import Built, Part, Values, unusual
+from fourstage.weights.openmmlab.backbones import MAPS
+from fourstage.weights.openmmlab.evaluation import Tested
+from fourstage.weights.openmmlab.section import Built, Part, Values, unusual
 
 ANCHOR_RATIOS = [0.5, 1.0, 2.0]
 STDS = [0.1, 0.1, 0.2, 0.2]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fourstage import registry
-from fourstage.run.openmmlab.part import Part, Values, is_number
+from fourstage.weights.openmmlab.section import Part, Values, is_number
 
 MAPS = (0, 1, 2, 3)  # that a backbone of four stages gives
 SWIN_VISFORMER, VISFORMER = "swin_visformer_", "visformer_"

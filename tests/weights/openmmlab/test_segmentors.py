@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run import dense_configs as configs
-from run.test_predict_dense import changed
+from weights.openmmlab import configs
+from weights.openmmlab.configs import changed
 
 from fourstage.run.described import recipe_of
-from fourstage.run.openmmlab.network import network_of_config
+from fourstage.weights.openmmlab.network import network_of_config
 
 CLASSES = ("cat", "dog", "owl")
 SWIN = {"type": "SwinTransformer", "embed_dims": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
