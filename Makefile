@@ -1,8 +1,10 @@
 # `make demo` and `make test` each set up all they need in one .venv and install nothing twice.
 #   TORCH_INDEX=https://...   take the newest torch and torchvision of another package index, not the pinned pair
 #   PYTHON=python3.12         use another interpreter
+#   JOBS=1                    run the tests in so many processes; without it, in one for each core and at most eight
 PYTHON ?= python3
 TORCH_INDEX ?=
+JOBS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cat requirements.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
@@ -52,7 +54,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --durations=10 -n $(JOBS) --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY)
 	$(BIN)/python -m pytest -m torture -o addopts="-q --strict-markers" -o timeout=7200
