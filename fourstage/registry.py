@@ -21,7 +21,7 @@ FAMILIES = {
     "swin_": "swin",
     "scalable_vit_": "scalablevit",
     "unified_": "unified",
-    "official_": "official",
+    "official_": "unified",
     "smt_": "smt",
 }
 

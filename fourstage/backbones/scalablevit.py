@@ -237,30 +237,18 @@ def dense(
     )
 
 
-def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
-    """The smallest sensible ScalableViT, for tests; nobody published it."""
-    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
-
-
-def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
-
-
-TEST_DESIGN = Design(
-    widths=(16, 32, 32, 64),
-    depths=(2, 2, 3, 2),
-    heads=(1, 2, 2, 4),
-    ratios=(2, 0.5, 1.25, 1.25),
-    window=4,
-    hidden=48,
-)
 SMALL = Design(widths=(64, 128, 256, 512), depths=(2, 2, 20, 2), heads=(2, 4, 8, 16), ratios=(1.25, 1.25, 1.25, 1))
-SMALL_0 = replace(SMALL, ratios=(1.25, 1.25, 1.25, 1.25), hidden=0)
-BASE = Design(widths=(96, 192, 384, 768), depths=(2, 2, 14, 6), heads=(3, 6, 12, 24), ratios=(2, 1.25, 1.25, 1))
-LARGE = Design(widths=(128, 256, 512, 1024), depths=(2, 6, 12, 4), heads=(4, 8, 16, 32), ratios=(0.25, 0.5, 1, 1))
 
-registry.add("scalable_vit_small", classifier=partial(classifier, SMALL), dense=partial(dense, SMALL))
-registry.add("scalable_vit_small_0", classifier=partial(classifier, SMALL_0), dense=partial(dense, SMALL_0))
-registry.add("scalable_vit_base", classifier=partial(classifier, BASE), dense=partial(dense, BASE))
-registry.add("scalable_vit_large", classifier=partial(classifier, LARGE), dense=partial(dense, LARGE))
+DESIGNS = {
+    "scalable_vit_small": SMALL,
+    "scalable_vit_small_0": replace(SMALL, ratios=(1.25, 1.25, 1.25, 1.25), hidden=0),
+    "scalable_vit_base": Design(
+        widths=(96, 192, 384, 768), depths=(2, 2, 14, 6), heads=(3, 6, 12, 24), ratios=(2, 1.25, 1.25, 1)
+    ),
+    "scalable_vit_large": Design(
+        widths=(128, 256, 512, 1024), depths=(2, 6, 12, 4), heads=(4, 8, 16, 32), ratios=(0.25, 0.5, 1, 1)
+    ),
+}
+
+for _name, _design in DESIGNS.items():
+    registry.add(_name, classifier=partial(classifier, _design), dense=partial(dense, _design))

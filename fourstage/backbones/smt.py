@@ -7,7 +7,7 @@ between stages round up. So the first map has (H + 1) // 4 cells a side, and eac
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -42,7 +42,8 @@ class Design:
     depths: tuple[int, ...]
     ratios: tuple[int, ...]  # how much MLPs widen
     kernel: int  # cells a side of the stem's first convolution
-    init_values: float = 0  # what layer scales begin with, unless another value is asked for; 0: there are none
+    init_values: float = 0  # of layer scales, unless another value is asked for; 0: there are none
+    img_size: int = 224  # pixels a side, unless another size is asked for
 
     def levels(self) -> list[Level]:
         return [Level(width, 4 * 2**i) for i, width in enumerate(self.widths)]
@@ -179,7 +180,7 @@ def classifier(
     *,
     num_classes: int = 1000,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     global_pool: str = "avg",
@@ -189,7 +190,7 @@ def classifier(
 
     Args:
         num_classes: 0 gives pooled features.
-        img_size: pixels, a side or (H, W); only recorded, the network is the same for all sizes.
+        img_size: pixels, a side or (H, W); only recorded, the network is the same for all sizes. None: the design's.
         drop_rate: dropout on the pooled features.
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
         global_pool: "avg"; "" with num_classes=0 gives the last map.
@@ -205,7 +206,7 @@ def classifier(
         nn.Identity(),
         num_classes=num_classes,
         in_chans=in_chans,
-        img_size=sides(img_size),
+        img_size=sides(design.img_size if img_size is None else img_size),
         drop_rate=drop_rate,
         global_pool=global_pool,
     )
@@ -215,7 +216,7 @@ def dense(
     design: Design,
     *,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     out_indices: Sequence[int] | None = None,
     init_values: float | None = None,
@@ -227,7 +228,7 @@ def dense(
     single numbers. Their large network has no layer scales: `init_values=0` takes its files.
 
     Args:
-        img_size: pixels; only recorded.
+        img_size: pixels; only recorded. None: the design's.
         drop_path_rate, init_values: as for the classifier.
         out_indices: which maps come out; None: all four.
     """
@@ -239,36 +240,24 @@ def dense(
         None,
         out_indices=out_indices,
         in_chans=in_chans,
-        img_size=sides(img_size),
+        img_size=sides(design.img_size if img_size is None else img_size),
     )
 
 
-def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
-    """The smallest sensible SMT, for tests; nobody published it."""
-    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
+DESIGNS = {
+    "smt_tiny": Design(widths=(64, 128, 256, 512), depths=(2, 2, 8, 1), ratios=(4, 4, 4, 2), kernel=3),
+    "smt_small": Design(widths=(64, 128, 256, 512), depths=(3, 4, 18, 2), ratios=(4, 4, 4, 2), kernel=3),
+    "smt_base": Design(widths=(64, 128, 256, 512), depths=(4, 6, 28, 2), ratios=(8, 6, 4, 2), kernel=7),
+    "smt_large": Design(
+        widths=(96, 192, 384, 768), depths=(4, 6, 28, 4), ratios=(8, 6, 4, 2), kernel=7, init_values=1e-4
+    ),
+}
+DESIGNS["smt_large_384"] = replace(DESIGNS["smt_large"], img_size=384)  # the same weights fit both
 
-
-def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
-
-
-TEST_DESIGN = Design(widths=(16, 16, 32, 32), depths=(1, 1, 2, 1), ratios=(2, 2, 2, 1), kernel=3, init_values=0.1)
-TINY = Design(widths=(64, 128, 256, 512), depths=(2, 2, 8, 1), ratios=(4, 4, 4, 2), kernel=3)
-SMALL = Design(widths=(64, 128, 256, 512), depths=(3, 4, 18, 2), ratios=(4, 4, 4, 2), kernel=3)
-BASE = Design(widths=(64, 128, 256, 512), depths=(4, 6, 28, 2), ratios=(8, 6, 4, 2), kernel=7)
-LARGE = Design(widths=(96, 192, 384, 768), depths=(4, 6, 28, 4), ratios=(8, 6, 4, 2), kernel=7, init_values=1e-4)
-
-registry.add("smt_tiny", classifier=partial(classifier, TINY), dense=partial(dense, TINY), aliases=("smt_tiny_224",))
-registry.add(
-    "smt_small", classifier=partial(classifier, SMALL), dense=partial(dense, SMALL), aliases=("smt_small_224",)
-)
-registry.add("smt_base", classifier=partial(classifier, BASE), dense=partial(dense, BASE), aliases=("smt_base_224",))
-registry.add(
-    "smt_large", classifier=partial(classifier, LARGE), dense=partial(dense, LARGE), aliases=("smt_large_224",)
-)
-registry.add(  # the same weights fit both; this one says that images have 384 pixels
-    "smt_large_384",
-    classifier=partial(classifier, LARGE, img_size=384),
-    dense=partial(dense, LARGE, img_size=384),
-)
+for _name, _design in DESIGNS.items():
+    registry.add(
+        _name,
+        classifier=partial(classifier, _design),
+        dense=partial(dense, _design),
+        aliases=() if _name == "smt_large_384" else (f"{_name}_224",),
+    )

@@ -7,7 +7,7 @@ Maps have ceil(H / stride) cells a side: zeros complete the last patch and the l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -41,6 +41,7 @@ class Design:
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     window: int = 7  # cells a side, unless `window_size` says otherwise
+    img_size: int = 224  # pixels a side, unless another size is asked for
 
     def levels(self) -> list[Level]:
         return [Level(self.width * 2**i, PATCH * 2**i) for i in range(len(self.depths))]
@@ -175,7 +176,7 @@ def classifier(
     *,
     num_classes: int = 1000,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     global_pool: str = "avg",
@@ -189,14 +190,14 @@ def classifier(
     Args:
         num_classes: 0 gives pooled features.
         img_size: pixels, a side or (H, W). Where a map's shorter side is below the window, this sizes the bias tables;
-            it sizes the position embedding, which is resized bicubically for other images.
+            it sizes the position embedding, which is resized bicubically for other images. None: the design's.
         drop_rate: dropout on the pooled features.
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
         global_pool: "avg"; "" with num_classes=0 gives the last map.
         window_size: cells a side of the windows; None: as the network's name says.
         ape: add an absolute position embedding to the first map.
     """
-    size = sides(img_size)
+    size = sides(design.img_size if img_size is None else img_size)
     return Classifier(
         FAMILY,
         PatchEmbed(in_chans, design.width),
@@ -215,7 +216,7 @@ def dense(
     design: Design,
     *,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     out_indices: Sequence[int] | None = None,
     window_size: int | None = None,
@@ -227,10 +228,11 @@ def dense(
 
     Args:
         img_size: pixels; sizes the position embedding, which is resized bicubically for other images; nothing else.
+            None: the design's.
         drop_path_rate, window_size, ape: as for the classifier.
         out_indices: which maps come out; None: all four.
     """
-    size = sides(img_size)
+    size = sides(design.img_size if img_size is None else img_size)
     return Dense(
         FAMILY,
         PatchEmbed(in_chans, design.width),
@@ -243,53 +245,22 @@ def dense(
     )
 
 
-def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
-    """The smallest sensible Swin, for tests; nobody published it."""
-    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
+DESIGNS = {
+    "swin_tiny": Design(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+    "swin_small": Design(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
+    "swin_base": Design(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
+    "swin_large": Design(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48)),
+}
+ALIASES = {name: (f"{name}_patch4_window7_224",) for name in DESIGNS}
+DESIGNS |= {
+    f"{name}_patch4_window12_384": replace(DESIGNS[name], window=12, img_size=384)
+    for name in ("swin_base", "swin_large")
+}
 
-
-def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
-
-
-TEST_DESIGN = Design(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
-TINY = Design(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))
-SMALL = Design(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24))
-BASE = Design(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32))
-LARGE = Design(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48))
-
-registry.add(
-    "swin_tiny",
-    classifier=partial(classifier, TINY),
-    dense=partial(dense, TINY),
-    aliases=("swin_tiny_patch4_window7_224",),
-)
-registry.add(
-    "swin_small",
-    classifier=partial(classifier, SMALL),
-    dense=partial(dense, SMALL),
-    aliases=("swin_small_patch4_window7_224",),
-)
-registry.add(
-    "swin_base",
-    classifier=partial(classifier, BASE),
-    dense=partial(dense, BASE),
-    aliases=("swin_base_patch4_window7_224",),
-)
-registry.add(
-    "swin_large",
-    classifier=partial(classifier, LARGE),
-    dense=partial(dense, LARGE),
-    aliases=("swin_large_patch4_window7_224",),
-)
-registry.add(
-    "swin_base_patch4_window12_384",
-    classifier=partial(classifier, BASE, img_size=384, window_size=12),
-    dense=partial(dense, BASE, img_size=384, window_size=12),
-)
-registry.add(
-    "swin_large_patch4_window12_384",
-    classifier=partial(classifier, LARGE, img_size=384, window_size=12),
-    dense=partial(dense, LARGE, img_size=384, window_size=12),
-)
+for _name, _design in DESIGNS.items():
+    registry.add(
+        _name,
+        classifier=partial(classifier, _design),
+        dense=partial(dense, _design),
+        aliases=ALIASES.get(_name, ()),
+    )

@@ -182,48 +182,19 @@ def dense(
     )
 
 
-def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
-    """The smallest sensible SwinVisformer, for tests; nobody published it."""
-    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
-
-
-def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
-
-
-TEST_DESIGN = Design(stem=8, width=8, depths=(1, 2, 2, 2), heads=(0, 0, 2, 4), windows=(0, 0, 4, 2))
-TINY_V2 = Design(stem=24, width=48, depths=(1, 4, 6, 3), heads=(0, 0, 6, 12))
 SMALL_V2 = Design(stem=32, width=64, depths=(1, 10, 14, 3), heads=(0, 0, 8, 16))
-MEDIUM_V2 = Design(stem=32, width=96, depths=(1, 8, 14, 2), heads=(0, 0, 8, 16))
-SMALL = Design(stem=32, width=96, depths=(0, 7, 4, 4), heads=(0, 0, 6, 6))  # the stages of visformer_small
-# small V2 with its blocks elsewhere; weights of these were never published
-SMALL_13183 = replace(SMALL_V2, depths=(1, 3, 18, 3))
-SMALL_16163 = replace(SMALL_V2, depths=(1, 6, 16, 3))
-SMALL_131111 = replace(SMALL_V2, depths=(1, 3, 11, 11))
-SMALL_161010 = replace(SMALL_V2, depths=(1, 6, 10, 10))
 
-registry.add("swin_visformer_tiny_v2", classifier=partial(classifier, TINY_V2), dense=partial(dense, TINY_V2))
-registry.add("swin_visformer_small_v2", classifier=partial(classifier, SMALL_V2), dense=partial(dense, SMALL_V2))
-registry.add("swin_visformer_medium_v2", classifier=partial(classifier, MEDIUM_V2), dense=partial(dense, MEDIUM_V2))
-registry.add("swin_visformer_small", classifier=partial(classifier, SMALL), dense=partial(dense, SMALL))
-registry.add(
-    "swin_visformer_small_13183",
-    classifier=partial(classifier, SMALL_13183),
-    dense=partial(dense, SMALL_13183),
-)
-registry.add(
-    "swin_visformer_small_16163",
-    classifier=partial(classifier, SMALL_16163),
-    dense=partial(dense, SMALL_16163),
-)
-registry.add(
-    "swin_visformer_small_131111",
-    classifier=partial(classifier, SMALL_131111),
-    dense=partial(dense, SMALL_131111),
-)
-registry.add(
-    "swin_visformer_small_161010",
-    classifier=partial(classifier, SMALL_161010),
-    dense=partial(dense, SMALL_161010),
-)
+DESIGNS = {
+    "swin_visformer_tiny_v2": Design(stem=24, width=48, depths=(1, 4, 6, 3), heads=(0, 0, 6, 12)),
+    "swin_visformer_small_v2": SMALL_V2,
+    "swin_visformer_medium_v2": Design(stem=32, width=96, depths=(1, 8, 14, 2), heads=(0, 0, 8, 16)),
+    "swin_visformer_small": Design(stem=32, width=96, depths=(0, 7, 4, 4), heads=(0, 0, 6, 6)),  # as visformer_small
+    # small V2 with its blocks in other stages; weights of these were never published
+    "swin_visformer_small_13183": replace(SMALL_V2, depths=(1, 3, 18, 3)),
+    "swin_visformer_small_16163": replace(SMALL_V2, depths=(1, 6, 16, 3)),
+    "swin_visformer_small_131111": replace(SMALL_V2, depths=(1, 3, 11, 11)),
+    "swin_visformer_small_161010": replace(SMALL_V2, depths=(1, 6, 10, 10)),
+}
+
+for _name, _design in DESIGNS.items():
+    registry.add(_name, classifier=partial(classifier, _design), dense=partial(dense, _design))

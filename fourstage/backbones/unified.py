@@ -1,6 +1,11 @@
 """One architecture for many token mixers (the STM study, https://arxiv.org/abs/2211.05781, OpenGVLab/STM-Evaluation).
 
 Networks of one size differ in the mixer and in what belongs to it. docs/mixers.md says how to put in another one.
+
+The study also has two networks as their authors drew them, in the same frame of blocks: official_swin_tiny
+(https://arxiv.org/abs/2103.14030) and official_pvt_v2_b0 (PVTv2, https://arxiv.org/abs/2106.13797). They differ from
+the originals in their layer scales and in the epsilon of most norms. No weights of them were published.
+
 B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
 
 Maps have ceil(H / stride) cells a side, as the source's 3x3 convolutions of stride 2 give them.
@@ -29,6 +34,7 @@ from fourstage.backbones.layers import (
 from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer, check_shape
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.backbones.swin import PatchEmbed, PatchMerge
 from fourstage.ops.matmul import Linear
 from fourstage.ops.shapes import ceil_div, known_true
 
@@ -66,6 +72,37 @@ class Down(nn.Sequential):
         super().__init__(conv, Norm(width))
 
 
+class OverlapEmbed(nn.Sequential):
+    """PVTv2's stem and down-sampling: overlapping patches. (B, C, H, W) to (B, C', ceil(H / s), ceil(W / s))."""
+
+    def __init__(self, before: int, width: int, *, patch: int, stride: int) -> None:
+        conv = nn.Conv2d(before, width, patch, stride=stride, padding=patch // 2)
+        super().__init__(conv, Norm(width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous(memory_format=torch.channels_last))
+
+
+class SwinStem(PatchEmbed):
+    """Swin's patch embedding with the epsilon of this source."""
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__(in_chans, width)
+        self[1] = Norm(width)
+
+
+class SwinDown(nn.Module):
+    """Swin's merge of four neighbours: (B, C, H, W) to (B, 2C, ceil(H / 2), ceil(W / 2))."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        assert width == 2 * before, "a merge doubles the channels"
+        self.merge = PatchMerge(before)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.merge(x_BCHW.movedim(1, -1)).movedim(-1, 1)
+
+
 class Head(nn.Module):
     """What the last map passes before it is pooled: (B, C, H, W) to (B, 1.5 C, H, W)."""
 
@@ -91,6 +128,13 @@ class Shell:
 
 
 UNIFIED = Shell()
+SWIN = Shell(SwinStem, SwinDown, stage_norm=nn.Identity, final=Norm, head_ratio=1)
+PVT_V2 = Shell(
+    stem=partial(OverlapEmbed, patch=7, stride=4),
+    down=partial(OverlapEmbed, patch=3, stride=2),
+    final=nn.Identity,
+    head_ratio=1,
+)
 
 
 class DecayedScale(LayerScale):
@@ -336,32 +380,6 @@ def dense(
     )
 
 
-def tiny(
-    *, design: Design | None = None, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0
-) -> Classifier:
-    """The smallest sensible unified network, by default with Swin's mixer, for tests; nobody published it."""
-    return classifier(
-        design or TEST_DESIGNS["unified_swin"],
-        img_size=img_size,
-        num_classes=num_classes,
-        drop_path_rate=drop_path_rate,
-        init_values=0.5,
-    )
-
-
-def tiny_dense(
-    *, design: Design | None = None, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None
-) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(
-        design or TEST_DESIGNS["unified_swin"],
-        img_size=64,
-        drop_path_rate=drop_path_rate,
-        out_indices=out_indices,
-        init_values=0.5,
-    )
-
-
 def _doubling(width: int) -> tuple[int, ...]:
     return tuple(width * 2**i for i in range(4))
 
@@ -416,13 +434,8 @@ DESIGNS = {
     "unified_swin_tiny": _swin(96, (2, 2, 6, 2)),
     "unified_swin_small": _swin(96, (2, 2, 18, 2)),
     "unified_swin_base": _swin(128, (2, 2, 18, 2)),
-}
-TEST_DESIGNS = {
-    name.removesuffix("_micro"): replace(
-        design, widths=(8, 16, 32, 64), depths=(1, 2, 1, 1), heads=(1, 2, 4, 8), mlp_ratios=(2,) * 4
-    )
-    for name, design in DESIGNS.items()
-    if name.endswith("_micro")
+    "official_swin_tiny": replace(_swin(96, (2, 2, 6, 2)), shell=SWIN),
+    "official_pvt_v2_b0": replace(PVT_V2_MICRO, depths=(2, 2, 2, 2), shell=PVT_V2),
 }
 CHECKPOINTS_SAY = {"unified_halo": "unified_halonet", "unified_dcn_v3": "unified_internimage"}  # of the same networks
 

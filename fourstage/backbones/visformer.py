@@ -59,6 +59,8 @@ class Design:
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d  # of blocks and maps; stem and patch embeddings have BatchNorm
     embed_norm: bool = True  # whether patch embeddings have a norm
     position: bool = True  # whether there are position embeddings
+    img_size: int = 224  # pixels a side, unless another size is asked for
+    num_classes: int = 1000  # unless another number is asked for
 
     @property
     def family(self) -> Family:
@@ -279,9 +281,9 @@ def stages(
 def classifier(
     design: Design,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     global_pool: str = "avg",
@@ -290,22 +292,22 @@ def classifier(
     """Visformer as its source trains it, for images of any size.
 
     Args:
-        num_classes: 0 gives pooled features.
-        img_size: pixels, a side or (H, W); sizes the position embeddings.
+        num_classes: 0 gives pooled features; None: the design's number.
+        img_size: pixels, a side or (H, W); sizes the position embeddings. None: the design's.
         drop_rate: dropout on the pooled features.
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
         global_pool: "avg"; "" with num_classes=0 gives the last map.
         qk_scale_factor: queries and keys are each multiplied by head_dim ** qk_scale_factor. The default is the usual
             head_dim ** -0.5 on their product; -0.5, as the source's later recipes have it, is safer in half precision.
     """
-    size = sides(img_size)
+    size = sides(design.img_size if img_size is None else img_size)
     return Classifier(
         design.family,
         Stem(in_chans, design.stem) if design.stem else ChannelsLast(),
         stages(design, in_chans, size, drop_path_rate, qk_scale_factor),
         design.levels(),
         design.norm(design.widths[-1]),
-        num_classes=num_classes,
+        num_classes=design.num_classes if num_classes is None else num_classes,
         in_chans=in_chans,
         img_size=size,
         drop_rate=drop_rate,
@@ -317,7 +319,7 @@ def dense(
     design: Design,
     *,
     in_chans: int = 3,
-    img_size: int | tuple[int, int] = 224,
+    img_size: int | tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
     qk_scale_factor: float = -0.25,
     out_indices: Sequence[int] | None = None,
@@ -328,7 +330,7 @@ def dense(
     detectors have them, the main path without them, and the position embeddings stay (resized), so that a classifier's
     checkpoint means the same here. The arguments are those of `classifier`.
     """
-    size = sides(img_size)
+    size = sides(design.img_size if img_size is None else img_size)
     return Dense(
         design.family,
         Stem(in_chans, design.stem) if design.stem else ChannelsLast(),
@@ -341,28 +343,6 @@ def dense(
     )
 
 
-def tiny(*, img_size: int = 64, num_classes: int = 10, drop_path_rate: float = 0.0) -> Classifier:
-    """The smallest sensible Visformer, for tests; nobody published it."""
-    return classifier(TEST_DESIGN, img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate)
-
-
-def tiny_dense(*, drop_path_rate: float = 0.0, out_indices: Sequence[int] | None = None) -> Dense:
-    """The dense form of `tiny`."""
-    return dense(TEST_DESIGN, img_size=64, drop_path_rate=drop_path_rate, out_indices=out_indices)
-
-
-TEST_DESIGN = Design(stem=8, widths=(16, 32, 64), depths=(1, 2, 1), heads=(0, 2, 2))
-TINY = Design(stem=16, widths=(96, 192, 384), depths=(7, 4, 4), heads=(0, 3, 3))
-SMALL = Design(stem=32, widths=(192, 384, 768), depths=(7, 4, 4), heads=(0, 6, 6))
-DIGITS = Design(
-    stem=32,
-    widths=(64, 128, 256),
-    depths=(2, 2, 2),
-    heads=(0, 0, 4),
-    spatial=(True, True, True),
-    patches=(2, 2, 2),
-    position=False,
-)
 NET3 = Design(
     stem=32,
     widths=(192, 384, 768),
@@ -372,26 +352,36 @@ NET3 = Design(
     norm=LayerNorm2d,
     embed_norm=False,
 )
-NET1 = replace(NET3, stem=0, widths=(384,), depths=(12,), heads=(6,), head_ratio=(1,), spatial=(False,), patches=(16,))
-NET2 = replace(NET3, depths=(0, 12, 0))
 NET4 = replace(NET3, norm=nn.BatchNorm2d)
 NET5 = replace(NET4, spatial=(True, True, True), groups=1)
 NET6 = replace(NET5, position=False)
-NET7 = replace(NET6, depths=(6, 7, 7), heads=(0, 0, 0))
 
-registry.add("visformer_tiny", classifier=partial(classifier, TINY), dense=partial(dense, TINY))
-registry.add("visformer_small", classifier=partial(classifier, SMALL), dense=partial(dense, SMALL))
-registry.add("visformer_net1", classifier=partial(classifier, NET1), dense=partial(dense, NET1))
-registry.add("visformer_net2", classifier=partial(classifier, NET2), dense=partial(dense, NET2))
-registry.add("visformer_net3", classifier=partial(classifier, NET3), dense=partial(dense, NET3))
-registry.add("visformer_net4", classifier=partial(classifier, NET4), dense=partial(dense, NET4))
-registry.add("visformer_net5", classifier=partial(classifier, NET5), dense=partial(dense, NET5))
-registry.add("visformer_net6", classifier=partial(classifier, NET6), dense=partial(dense, NET6))
-registry.add("visformer_net7", classifier=partial(classifier, NET7), dense=partial(dense, NET7))
-# Ours, published nowhere: a Visformer for the demo, whose 32-pixel digits are too small for a first patch of 8 pixels.
-# Convolutions tell it what lies where: position embeddings of a digit that fills its image mean nothing in a scene.
-registry.add(
-    "visformer_digits",
-    classifier=partial(classifier, DIGITS, img_size=32, num_classes=10),
-    dense=partial(dense, DIGITS, img_size=32),
-)
+DESIGNS = {
+    "visformer_tiny": Design(stem=16, widths=(96, 192, 384), depths=(7, 4, 4), heads=(0, 3, 3)),
+    "visformer_small": Design(stem=32, widths=(192, 384, 768), depths=(7, 4, 4), heads=(0, 6, 6)),
+    "visformer_net1": replace(
+        NET3, stem=0, widths=(384,), depths=(12,), heads=(6,), head_ratio=(1,), spatial=(False,), patches=(16,)
+    ),
+    "visformer_net2": replace(NET3, depths=(0, 12, 0)),
+    "visformer_net3": NET3,
+    "visformer_net4": NET4,
+    "visformer_net5": NET5,
+    "visformer_net6": NET6,
+    "visformer_net7": replace(NET6, depths=(6, 7, 7), heads=(0, 0, 0)),
+    # Ours, published nowhere: for the demo, whose 32-pixel digits are too small for a first patch of 8 pixels.
+    # Convolutions give it positions: a table for digits that fill their image would mean nothing in a scene.
+    "visformer_digits": Design(
+        stem=32,
+        widths=(64, 128, 256),
+        depths=(2, 2, 2),
+        heads=(0, 0, 4),
+        spatial=(True, True, True),
+        patches=(2, 2, 2),
+        position=False,
+        img_size=32,
+        num_classes=10,
+    ),
+}
+
+for _name, _design in DESIGNS.items():
+    registry.add(_name, classifier=partial(classifier, _design), dense=partial(dense, _design))

@@ -1,32 +1,17 @@
-"""The families at a tiny width, in both forms: what every law is tried on. A family joins with one line per network."""
+"""The families at a tiny width, in both forms: what every law is tried on. A family joins in `tiny_networks.py`."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from tiny_networks import NETWORKS, tiny, tiny_dense
 from torch import nn
 
-from fourstage.backbones import official, scalablevit, smt, swin, swin_visformer, unified, visformer
 from fourstage.backbones.base import Backbone
 
-UNIFIED = {**unified.TEST_DESIGNS, **official.TEST_DESIGNS}
-CLASSIFIERS: dict[str, Callable[..., Any]] = {
-    "scalablevit": scalablevit.tiny,
-    "smt": smt.tiny,
-    "swin": swin.tiny,
-    "swin_visformer": swin_visformer.tiny,
-    "visformer": visformer.tiny,
-    **{name: partial(unified.tiny, design=design) for name, design in UNIFIED.items()},
-}
-DENSE: dict[str, Callable[..., Any]] = {
-    "scalablevit": scalablevit.tiny_dense,
-    "smt": smt.tiny_dense,
-    "swin": swin.tiny_dense,
-    "swin_visformer": swin_visformer.tiny_dense,
-    "visformer": visformer.tiny_dense,
-    **{name: partial(unified.tiny_dense, design=design) for name, design in UNIFIED.items()},
-}
+CLASSIFIERS: dict[str, Callable[..., Any]] = {name: partial(tiny, name) for name in NETWORKS}
+DENSE: dict[str, Callable[..., Any]] = {name: partial(tiny_dense, name) for name in NETWORKS}
 FORMS = {f"{name}-classifier": build for name, build in CLASSIFIERS.items()} | {
     f"{name}-dense": build for name, build in DENSE.items()
 }

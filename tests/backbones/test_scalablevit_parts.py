@@ -1,5 +1,6 @@
 """What ScalableViT alone has. The original's numbers are in test_golden_backbones.py."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden.fill import read_manifest
+from tiny_networks import tiny, tiny_dense
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +17,7 @@ from fourstage.backbones import scalablevit
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
 
 MANIFEST = Path(__file__).parents[1] / "golden" / "backbones" / "scalablevit" / "scalable_vit_small.json.gz"
-FORMS = {"classifier": scalablevit.tiny, "dense": scalablevit.tiny_dense}
+FORMS = {"classifier": partial(tiny, "scalablevit"), "dense": partial(tiny_dense, "scalablevit")}
 
 
 def outputs(model: nn.Module, image_BCHW: Tensor) -> list[Tensor]:
@@ -154,7 +156,7 @@ def test_every_epsilon() -> None:
 def test_the_head_has_a_hidden_layer_but_for_small_0() -> None:
     with torch.device("meta"):
         model = scalablevit.classifier(scalablevit.SMALL, num_classes=7)
-        plain = scalablevit.classifier(scalablevit.SMALL_0, num_classes=7)
+        plain = scalablevit.classifier(scalablevit.DESIGNS["scalable_vit_small_0"], num_classes=7)
     assert (model.num_features, model.head_hidden_size) == (512, 4096)
     assert (plain.num_features, plain.head_hidden_size) == (512, 512)
     assert not list(plain.pre_logits.parameters())
@@ -206,7 +208,7 @@ def test_initial_weights_follow_the_table() -> None:
 
 
 def test_maps_lie_channels_last_all_along() -> None:
-    model = scalablevit.tiny().eval()
+    model = tiny("scalablevit").eval()
     with torch.inference_mode():
         maps = model.forward_maps(torch.randn(2, 3, 64, 96))
     assert all(x_BCHW.movedim(1, -1).is_contiguous() for x_BCHW in maps)

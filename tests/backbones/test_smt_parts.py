@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_networks import SMT, tiny, tiny_dense
 from torch import Tensor, nn
 
 from fourstage import registry
@@ -13,7 +14,7 @@ from fourstage.backbones.mixers import modulation
 from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation, depthwise
 from fourstage.weights.load import load_state
 
-PLAIN = replace(smt.TEST_DESIGN, init_values=0)
+PLAIN = replace(SMT, init_values=0)
 THEIRS = (  # our names -> the source's, after the stages were counted from 1
     (r"^stem\.([013])", r"patch_embed1.conv.\1"),
     (r"^stem\.4", r"patch_embed1.norm"),
@@ -107,14 +108,14 @@ def test_channels_that_do_not_split_evenly_are_refused() -> None:
 
 def test_modulation_comes_first_and_attention_last() -> None:
     with torch.device("meta"):
-        model = smt.classifier(replace(smt.TINY, depths=(2, 2, 5, 2)))
+        model = smt.classifier(replace(smt.DESIGNS["smt_tiny"], depths=(2, 2, 5, 2)))
     kinds = [[type(block.get_submodule("attn")) for block in stage.blocks] for stage in model.stages]  # type: ignore[union-attr]
     first, last = ScaleAwareModulation, LocalGlobalAttention
     assert kinds == [[first, first], [first, first], [first, last, first, last, first], [last, last]]
 
 
 def test_epsilons_are_the_sources() -> None:
-    model = smt.tiny()
+    model = tiny("smt")
     norms = {name: part.eps for name, part in model.named_modules() if isinstance(part, nn.LayerNorm)}
     outside = {"stem.4", "stages.1.embed.1", "stages.2.embed.1", "stages.3.embed.1"}
     assert {name for name, eps in norms.items() if eps == 1e-5} == outside
@@ -124,7 +125,12 @@ def test_epsilons_are_the_sources() -> None:
 
 @pytest.mark.parametrize(
     ("design", "asked", "first"),
-    [(smt.LARGE, None, 1e-4), (smt.LARGE, 0, None), (smt.SMALL, None, None), (smt.SMALL, 0.5, 0.5)],
+    [
+        (smt.DESIGNS["smt_large"], None, 1e-4),
+        (smt.DESIGNS["smt_large"], 0, None),
+        (smt.DESIGNS["smt_small"], None, None),
+        (smt.DESIGNS["smt_small"], 0.5, 0.5),
+    ],
 )
 def test_init_values_give_layer_scales_or_none(design: smt.Design, asked: float | None, first: float | None) -> None:
     narrow = replace(design, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1))
@@ -139,13 +145,13 @@ def test_init_values_give_layer_scales_or_none(design: smt.Design, asked: float 
 
 def test_layer_scales_do_not_begin_below_zero() -> None:
     with pytest.raises(ValueError, match="init_values is what layer scales begin with, or 0 for none; got -1"):
-        smt.classifier(smt.TEST_DESIGN, init_values=-1)
+        smt.classifier(SMT, init_values=-1)
 
 
 def test_a_checkpoint_has_layer_scales_as_the_network_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "FAMILIES", {})  # do not search for a network that it fits
     torch.manual_seed(0)
-    scaled, plain = (smt.classifier(design, num_classes=10) for design in (smt.TEST_DESIGN, PLAIN))
+    scaled, plain = (smt.classifier(design, num_classes=10) for design in (SMT, PLAIN))
     with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.scale1\.scale is missing from the file"):
         load_state(scaled, their_names(plain.state_dict()), source="no_gammas.pth")
     with pytest.raises(ValueError, match=r"stages\.0\.blocks\.0\.scale1\.scale is not in it"):
@@ -155,7 +161,7 @@ def test_a_checkpoint_has_layer_scales_as_the_network_does(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["local_conv.", "dw_conv."])
 def test_the_dense_form_reads_the_classifiers_file_and_the_detection_copys(name: str) -> None:
     torch.manual_seed(0)
-    classifier, dense = smt.tiny(), smt.tiny_dense()
+    classifier, dense = tiny("smt"), tiny_dense("smt")
     for part in classifier.parameters():
         nn.init.normal_(part)
     state = {re.sub(r"local_conv\.", name, key): value for key, value in their_names(classifier.state_dict()).items()}
@@ -164,14 +170,14 @@ def test_the_dense_form_reads_the_classifiers_file_and_the_detection_copys(name:
     assert (report.dropped, report.fresh, report.resized) == (("head.weight", "head.bias"), (), ())
     ours = classifier.state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in dense.state_dict().items())
-    again = smt.tiny()
+    again = tiny("smt")
     assert not load_state(again, state, source="smt.pth").dropped
     assert all(torch.equal(value, ours[key]) for key, value in again.state_dict().items())
 
 
 def test_both_forms_have_the_same_maps() -> None:
     torch.manual_seed(0)
-    classifier, dense = smt.tiny().eval(), smt.tiny_dense().eval()
+    classifier, dense = tiny("smt").eval(), tiny_dense("smt").eval()
     load_state(dense, classifier.state_dict(), source="ours.pth")
     image_BCHW = torch.randn(1, 3, 65, 97)
     with torch.inference_mode():
@@ -190,7 +196,7 @@ def test_the_network_for_384_pixels_differs_in_what_it_says_alone() -> None:
 
 def test_initial_weights_follow_the_table() -> None:
     torch.manual_seed(0)
-    state = smt.classifier(replace(smt.TINY, depths=(1, 1, 2, 1))).state_dict()
+    state = smt.classifier(replace(smt.DESIGNS["smt_tiny"], depths=(1, 1, 2, 1))).state_dict()
     expected = {
         "head.weight": 0.02,
         "stages.2.blocks.1.attn.kv.weight": 0.02,

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden.fill import original_state, read_manifest
+from tiny_networks import tiny, tiny_dense
 from torch import Tensor, nn
 
 import fourstage
@@ -55,7 +56,7 @@ def test_windows_of_the_classifier_are_as_large_as_maps_until_they_are_whole(
 
 def test_where_windows_fit_and_are_several_the_two_forms_differ_in_position_embeddings_only() -> None:
     torch.manual_seed(0)
-    model, dense = swin_visformer.tiny(img_size=128).eval(), swin_visformer.tiny_dense().eval()
+    model, dense = tiny("swin_visformer", img_size=128).eval(), tiny_dense("swin_visformer").eval()
     for name, parameter in model.named_parameters():
         if name.endswith("position"):
             nn.init.zeros_(parameter)
@@ -72,7 +73,7 @@ def test_where_windows_fit_and_are_several_the_two_forms_differ_in_position_embe
 @pytest.mark.parametrize(("height", "width"), [(90, 70), (100, 150)])
 def test_what_fills_up_the_last_windows_changes_nothing_in_the_classifier(height: int, width: int) -> None:
     torch.manual_seed(0)
-    model = swin_visformer.tiny().eval()
+    model = tiny("swin_visformer").eval()
     image_BCHW = torch.randn(1, 3, height, width)
     zeros, filled = F.pad, []
 
@@ -92,7 +93,7 @@ def test_what_fills_up_the_last_windows_changes_nothing_in_the_classifier(height
 
 def test_a_classifiers_checkpoint_fills_the_dense_form_but_for_positions_and_norms() -> None:
     torch.manual_seed(0)
-    model, dense = swin_visformer.tiny(), swin_visformer.tiny_dense()
+    model, dense = tiny("swin_visformer"), tiny_dense("swin_visformer")
     report = load_state(dense, model.state_dict(), source="v.pth")
     gone = {key for key in model.state_dict() if key.startswith(("final.", "head.")) or key.endswith(".position")}
     assert set(report.dropped) == gone
@@ -113,7 +114,7 @@ def test_buffers_that_follow_from_sizes_are_dropped() -> None:
 
 def test_another_resolution_resizes_position_embeddings_and_the_tables_of_windows_that_change() -> None:
     torch.manual_seed(0)
-    small, large = (swin_visformer.tiny(img_size=size) for size in (32, 96))
+    small, large = (tiny("swin_visformer", img_size=size) for size in (32, 96))
     report = load_state(large, small.state_dict(), source="v.pth")
     tables = [f"stages.{i}.blocks.{j}.attn.table" for i in (2, 3) for j in (0, 1)]
     assert set(report.resized) == {f"stages.{i}.position" for i in range(4)} | set(tables)

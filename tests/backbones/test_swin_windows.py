@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import SWIN, tiny
 from torch import Tensor
 
 import fourstage
@@ -44,7 +45,7 @@ def test_cells_see_each_other_if_they_share_a_window_that_the_roll_did_not_wrap(
 @settings(max_examples=15, deadline=None)
 def test_what_fills_up_the_last_windows_changes_nothing(height: int, width: int) -> None:
     torch.manual_seed(0)
-    model = swin.tiny().eval()
+    model = tiny("swin").eval()
     image_BCHW = torch.randn(1, 3, height, width)
 
     def noise(x_BHWC: Tensor, height: int, width: int) -> Tensor:
@@ -65,7 +66,7 @@ def test_native_sizes_neither_pad_nor_resize() -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("an operation that native sizes do not need")
 
-    for model in (swin.tiny(img_size=128), swin.tiny(img_size=96)):
+    for model in (tiny("swin", img_size=128), tiny("swin", img_size=96)):
         size = model.default_cfg["input_size"][1:]
         with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(F, "pad", refuse)
@@ -79,7 +80,7 @@ def test_native_sizes_neither_pad_nor_resize() -> None:
 @pytest.mark.parametrize("size", [128, 160, 256])
 def test_a_network_gives_the_numbers_of_one_that_was_built_for_the_image(size: int) -> None:
     torch.manual_seed(0)
-    here, there = swin.tiny(img_size=128).eval(), swin.tiny(img_size=size).eval()
+    here, there = tiny("swin", img_size=128).eval(), tiny("swin", img_size=size).eval()
     there.load_state_dict(here.state_dict())
     image_BCHW = torch.randn(1, 3, size, size)
     with torch.inference_mode():
@@ -87,7 +88,7 @@ def test_a_network_gives_the_numbers_of_one_that_was_built_for_the_image(size: i
 
 
 def test_the_window_shrinks_with_img_size_and_with_the_image() -> None:
-    small = swin.tiny(img_size=64)
+    small = tiny("swin", img_size=64)
     tables = [p for name, p in small.named_parameters() if name.endswith("0.attn.table")]
     assert [len(table) for table in tables] == [49, 49, 49, 9]  # maps of 16, 8, 4, 2; windows of 4, 4, 4, 2
     attention = WindowAttention(8, 2, 4, shifted=True, dense=False)
@@ -169,7 +170,7 @@ def test_windows_and_positions_can_be_asked_for(form: Any) -> None:
 @pytest.mark.parametrize("form", [swin.classifier, swin.dense])
 def test_positions_are_added_to_the_first_map_and_resized_to_it(form: Any) -> None:
     torch.manual_seed(0)
-    with_positions, without = form(swin.TEST_DESIGN, img_size=64, ape=True), form(swin.TEST_DESIGN, img_size=64)
+    with_positions, without = form(SWIN, img_size=64, ape=True), form(SWIN, img_size=64)
     state = with_positions.state_dict()
     position_1CHW = state.pop("stages.0.embed.position")
     assert 0.015 < float(position_1CHW.std()) < 0.025

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_networks import UNIFIED, tiny, tiny_dense
 from torch import Tensor, nn
 
 import fourstage
 from fourstage import registry
-from fourstage.backbones import official, unified
+from fourstage.backbones import unified
 from fourstage.backbones.mixers import build
 from fourstage.backbones.mixers.depthwise import DepthwiseMixer
 from fourstage.backbones.mixers.halo import HaloMixer
@@ -27,7 +28,7 @@ from fourstage.run.tasks.classification import build_task
 from fourstage.weights.load import load_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "mixers.md"
-DESIGN = unified.TEST_DESIGNS["unified_swin"]
+DESIGN = UNIFIED["unified_swin"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +105,8 @@ def test_a_mixer_is_given_what_its_signature_names_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", registry.MIXERS)
 def test_every_skeleton_takes_every_built_in_mixer(name: str) -> None:
-    own = {type(m) for m in mixers_of(unified.tiny(design=unified.TEST_DESIGNS[f"unified_{name}"]))}
-    for design in (DESIGN, unified.TEST_DESIGNS["unified_pvt"], official.TEST_DESIGNS["official_pvt_v2"]):
+    own = {type(m) for m in mixers_of(tiny(f"unified_{name}"))}
+    for design in (DESIGN, UNIFIED["unified_pvt"], UNIFIED["official_pvt_v2"]):
         model = unified.classifier(design, mixer=name, img_size=64)
         assert {type(m) for m in mixers_of(model)} == own
         assert isinstance(blocks_of(model)[0], unified.PositionedBlock) == (name == "pvt")
@@ -114,7 +115,7 @@ def test_every_skeleton_takes_every_built_in_mixer(name: str) -> None:
 
 
 def test_a_mixer_changes_nothing_but_mixers() -> None:
-    plain, other = (unified.tiny(design=DESIGN), unified.classifier(DESIGN, mixer=Recording, num_classes=10))
+    plain, other = (tiny("unified_swin"), unified.classifier(DESIGN, mixer=Recording, num_classes=10))
     shapes = [{k: v.shape for k, v in m.state_dict().items() if ".mixer." not in k} for m in (plain, other)]
     assert shapes[0] == shapes[1]
     other.set_grad_checkpointing()
@@ -211,9 +212,8 @@ def test_parameters_are_as_many_as_the_sources(name: str, classifier: int, dense
 
 def test_pvt_adds_its_positions_before_the_residual_in_the_classifier_and_beside_it_in_the_dense_form() -> None:
     torch.manual_seed(0)
-    design = unified.TEST_DESIGNS["unified_pvt"]
     x_BHWC = torch.randn(1, 16, 16, 8)
-    for model in (unified.tiny(design=design), unified.tiny_dense(design=design)):
+    for model in (tiny("unified_pvt"), tiny_dense("unified_pvt")):
         block = blocks_of(model.eval())[0]
         assert isinstance(block, unified.PositionedBlock)
         block.position.data.normal_()
@@ -223,11 +223,11 @@ def test_pvt_adds_its_positions_before_the_residual_in_the_classifier_and_beside
         torch.testing.assert_close(block(x_BHWC), x + block.scale2(block.mlp(block.norm2(x))))
 
 
-@pytest.mark.parametrize("build_tiny", [unified.tiny, unified.tiny_dense])
+@pytest.mark.parametrize("build_tiny", [tiny, tiny_dense])
 def test_positions_are_resized_corner_to_corner_and_only_for_other_sizes(
     build_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build_tiny(design=unified.TEST_DESIGNS["unified_pvt"]).eval()
+    model = build_tiny("unified_pvt").eval()
     calls = []
     resize = F.interpolate
     monkeypatch.setattr(F, "interpolate", lambda x, **how: calls.append(how) or resize(x, **how))
@@ -245,9 +245,9 @@ def test_windows_of_swin_follow_the_form_and_the_block() -> None:
         mixers = mixers_of(form.get_submodule("stages.2"))
         assert all(isinstance(m, WindowAttention) and m.window == 7 and m.dense == dense for m in mixers)
         assert [m.shifted for m in mixers] == [j % 2 == 1 for j in range(9)]
-    assert {m.dense for m in mixers_of(unified.tiny_dense(design=unified.TEST_DESIGNS["unified_halo"]))} == {True}
-    assert {m.dense for m in mixers_of(unified.tiny(design=unified.TEST_DESIGNS["unified_halo"]))} == {False}
-    small = [m.window for m in mixers_of(unified.tiny(design=DESIGN, img_size=64))]
+    assert {m.dense for m in mixers_of(tiny_dense("unified_halo"))} == {True}
+    assert {m.dense for m in mixers_of(tiny("unified_halo"))} == {False}
+    small = [m.window for m in mixers_of(tiny("unified_swin", img_size=64))]
     assert small == [7, 7, 7, 4, 2]  # maps of 16, 8, 4 and 2 cells
 
 
@@ -278,20 +278,20 @@ def test_the_depthwise_mixer_sees_seven_by_seven_cells_channel_by_channel() -> N
 
 @pytest.mark.parametrize("design", ["unified_swin", "unified_convnext"])
 def test_layer_scale_begins_with_init_values_or_is_left_out(design: str) -> None:
-    scales = {n: p for n, p in unified.classifier(unified.TEST_DESIGNS[design]).named_parameters() if ".scale" in n}
+    scales = {n: p for n, p in unified.classifier(UNIFIED[design]).named_parameters() if ".scale" in n}
     assert len(scales) == 10
     assert all((p == 1e-6).all() for p in scales.values())
-    without = unified.classifier(unified.TEST_DESIGNS[design], init_values=0)
+    without = unified.classifier(UNIFIED[design], init_values=0)
     assert not [n for n, _ in without.named_parameters() if ".scale" in n]
     with pytest.raises(ValueError, match="init_values is what layer scales begin with"):
-        unified.dense(unified.TEST_DESIGNS[design], init_values=-1)
+        unified.dense(UNIFIED[design], init_values=-1)
 
 
 @pytest.mark.parametrize(
     ("design", "decayed"), [("unified_convnext", True), ("unified_halo", True), ("unified_pvt", False)]
 )
 def test_weight_decay_reaches_the_scales_that_the_source_stores_with_four_axes(design: str, decayed: bool) -> None:
-    model = unified.tiny(design=unified.TEST_DESIGNS[design])
+    model = tiny(design)
     parameters = dict(model.named_parameters())
     assert norm_or_bias("", parameters["stages.0.blocks.0.scale1.scale"]) != decayed
     assert not model.no_weight_decay()
@@ -314,9 +314,9 @@ def test_initial_weights_follow_the_table() -> None:
 
 
 def test_a_classifiers_file_fills_the_dense_form_without_its_norms() -> None:
-    for design in (*unified.TEST_DESIGNS.values(), *official.TEST_DESIGNS.values()):
-        state = unified.tiny(design=design).state_dict()
-        backbone = unified.tiny_dense(design=design)
+    for design in UNIFIED:
+        state = tiny(design).state_dict()
+        backbone = tiny_dense(design)
         report = load_state(backbone, state, source="file")
         assert {key.split(".")[0] for key in report.fresh} == {"norms"}
         assert all(re.match(r"stages\.\d\.norm\.|final\.|head\.", key) for key in report.dropped)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_networks import VISFORMER, tiny
 from torch import Tensor, nn
 
 import fourstage
@@ -23,7 +24,7 @@ def narrow(design: visformer.Design) -> visformer.Design:
 
 
 def test_the_steps_to_a_convolutional_network_differ_as_the_table_says() -> None:
-    nets = [narrow(getattr(visformer, f"NET{i}")) for i in range(1, 8)]
+    nets = [narrow(visformer.DESIGNS[f"visformer_net{i}"]) for i in range(1, 8)]
     models = [visformer.classifier(net, img_size=64, num_classes=3).eval() for net in nets]
     parts = [{type(part) for part in model.stages.modules()} for model in models]
     assert [nn.BatchNorm2d in x for x in parts] == [False, False, False, True, True, True, True]
@@ -41,7 +42,7 @@ def test_the_steps_to_a_convolutional_network_differ_as_the_table_says() -> None
 
 
 def test_the_transformer_on_patches_has_one_map_and_leaves_out_what_fills_no_patch() -> None:
-    design = narrow(visformer.NET1)
+    design = narrow(visformer.DESIGNS["visformer_net1"])
     torch.manual_seed(0)
     model, backbone = visformer.classifier(design, img_size=64).eval(), visformer.dense(design, img_size=64).eval()
     assert backbone.levels == model.levels == (Level(48, 16),)
@@ -98,13 +99,13 @@ def their_names(state: dict[str, Tensor], wrapper: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("wrapper", ["", "ln."])
-@pytest.mark.parametrize("net", [visformer.NET1, visformer.NET3])
+@pytest.mark.parametrize("net", [visformer.DESIGNS["visformer_net1"], visformer.NET3])
 def test_checkpoints_with_layer_norm_are_read(net: visformer.Design, wrapper: str) -> None:
     """The source's LayerNorm has parameters of (C, 1, 1); in its early versions they are of (C,), under `ln`."""
     torch.manual_seed(0)
     ours, other = (visformer.classifier(narrow(net), img_size=64) for _ in range(2))
     state = their_names(ours.state_dict(), wrapper)
-    if net is visformer.NET1:  # has its blocks in the second stage
+    if net is visformer.DESIGNS["visformer_net1"]:  # has its blocks in the second stage
         state = {key.replace("stage1.", "stage2."): value for key, value in state.items()}
     report = load_state(other, state, source="v.pth")
     assert not report.dropped
@@ -115,7 +116,7 @@ def test_checkpoints_with_layer_norm_are_read(net: visformer.Design, wrapper: st
 def test_position_embeddings_are_read_as_they_are_at_the_native_size_and_resized_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = visformer.tiny(img_size=64).eval()
+    model = tiny("visformer", img_size=64).eval()
     sizes = []
     resize = F.interpolate
     monkeypatch.setattr(F, "interpolate", lambda x, size, **kw: sizes.append(size) or resize(x, size, **kw))
@@ -128,7 +129,7 @@ def test_position_embeddings_are_read_as_they_are_at_the_native_size_and_resized
 
 @pytest.mark.parametrize("img_size", [33, (40, 95), 224])
 def test_native_maps_have_the_size_of_the_position_embeddings(img_size: int | tuple[int, int]) -> None:
-    design = replace(visformer.TEST_DESIGN, patches=(2, 2, 2))
+    design = replace(VISFORMER, patches=(2, 2, 2))
     model = visformer.classifier(design, img_size=img_size).eval()
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     with torch.inference_mode():

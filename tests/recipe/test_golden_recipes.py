@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_networks import SCALABLE_VIT, SMT, SWIN, SWIN_VISFORMER
 from torch import nn
 
 from fourstage.backbones import scalablevit, smt, swin, swin_visformer, unified
@@ -70,19 +71,19 @@ def tiny_unified(name: str) -> nn.Module:
 
 
 def tiny_scalable() -> nn.Module:
-    return scalablevit.classifier(replace(scalablevit.TEST_DESIGN, depths=(2, 2, 2, 2), hidden=16))
+    return scalablevit.classifier(replace(SCALABLE_VIT, depths=(2, 2, 2, 2), hidden=16))
 
 
 def tiny_smt() -> nn.Module:
-    return smt.classifier(replace(smt.TEST_DESIGN, depths=(1, 1, 2, 1)), init_values=1e-4)
+    return smt.classifier(replace(SMT, depths=(1, 1, 2, 1)), init_values=1e-4)
 
 
 def tiny_swin() -> nn.Module:
-    return swin.classifier(replace(swin.TEST_DESIGN, depths=(2, 2, 2, 2)), ape=True)
+    return swin.classifier(replace(SWIN, depths=(2, 2, 2, 2)), ape=True)
 
 
 def tiny_swin_visformer() -> nn.Module:
-    return swin_visformer.classifier(replace(swin_visformer.TEST_DESIGN, depths=(1, 1, 2, 2)))
+    return swin_visformer.classifier(replace(SWIN_VISFORMER, depths=(1, 1, 2, 2)))
 
 
 GROUPS: list[tuple[str, str, str, Callable[[], nn.Module], Sequence[Rule]]] = [

@@ -21,10 +21,12 @@ NETWORK = """
 import fourstage
 from fourstage.backbones import swin
 
+TINY = swin.Design(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
+
 
 @fourstage.register
 def layer_norms(num_classes: int = 10, img_size: int = 32):
-    return swin.tiny(img_size=img_size, num_classes=num_classes)
+    return swin.classifier(TINY, img_size=img_size, num_classes=num_classes)
 """
 RECIPE = """
 base: digits_visformer

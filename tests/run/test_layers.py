@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_networks import tiny
 from torch import nn
 
-from fourstage.backbones import visformer
 from fourstage.engine.training import learn
 from fourstage.run.layers import freeze, layers_of
 from fourstage.tasks.classification import Classification
 
 
 def test_frozen_stages_keep_weights_and_statistics() -> None:
-    task = Classification(visformer.tiny(num_classes=4, drop_path_rate=0.5), ["a", "b", "c", "d"])
+    task = Classification(tiny("visformer", num_classes=4, drop_path_rate=0.5), ["a", "b", "c", "d"])
     frozen = freeze(task, 1)
     assert {name.split(".")[1] for name in frozen} == {"stem", "stages"}
     assert not any(name.startswith(("network.stages.1", "network.stages.2", "network.head")) for name in frozen)
@@ -30,7 +30,7 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
 
 
 def test_too_many_stages_get_a_sentence() -> None:
-    task = Classification(visformer.tiny(num_classes=4), ["a", "b", "c", "d"])
+    task = Classification(tiny("visformer", num_classes=4), ["a", "b", "c", "d"])
     with pytest.raises(ValueError, match="frozen_stages=9, and the network has 3 stages"):
         freeze(task, 9)
     with pytest.raises(ValueError, match="group_matcher"):

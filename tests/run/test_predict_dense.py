@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from test_dense import candidates
+from tiny_networks import SWIN, tiny
 from torch import nn
 from weights.foreign import MMDETECTION, renamed
 from weights.openmmlab import configs
@@ -67,8 +68,8 @@ SEGMENTORS: dict[str, tuple[dict[str, Any], dict[str, Any], Protocol]] = {
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Swin small enough for tests, by a name."""
     registry.list_models()
-    build = partial(swin.dense, swin.TEST_DESIGN)
-    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", swin.tiny, build))
+    build = partial(swin.dense, SWIN)
+    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", partial(tiny, "swin"), build))
 
 
 @pytest.fixture

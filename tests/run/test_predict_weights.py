@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from run.runs import refused
+from tiny_networks import SWIN, tiny
 from weights.server import Server, serving
 
 import fourstage
@@ -58,8 +59,8 @@ def server() -> Iterator[Server]:
 def row(server: Server, monkeypatch: pytest.MonkeyPatch) -> Weight:
     """A published RetinaNet over a small network, with a recipe; the server has its file."""
     registry.list_models()
-    build = partial(swin.dense, swin.TEST_DESIGN)
-    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", swin.tiny, build))
+    build = partial(swin.dense, SWIN)
+    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", partial(tiny, "swin"), build))
     torch.manual_seed(0)
     content = io.BytesIO()
     torch.save(fourstage.create_detector("retinanet", "swin_mini", 80, **SMALL).state_dict(), content)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from foreign import MICROSOFT, renamed
 from golden.fill import original_state, read_manifest
+from tiny_networks import SWIN, tiny, tiny_dense
 from torch import Tensor
 
 import fourstage
@@ -84,8 +85,8 @@ def test_a_classifier_and_a_detector_fill_the_dense_form(swin_state: dict[str, T
 
 @pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2)])
 def test_a_classifier_fills_a_dense_form_of_few_stages(out_indices: tuple[int, ...]) -> None:
-    model = swin.tiny()
-    dense = swin.tiny_dense(out_indices=out_indices)
+    model = tiny("swin")
+    dense = tiny_dense("swin", out_indices=out_indices)
     report = load_state(dense, model.state_dict(), source="file.pth")
     assert torch.equal(dense.state_dict()["stem.0.weight"], model.state_dict()["stem.0.weight"])
     assert report.fresh == tuple(f"norms.{i}.{key}" for i in out_indices for key in ("weight", "bias"))
@@ -197,7 +198,7 @@ def test_tables_are_resized_to_the_network(visformer_state: dict[str, Tensor]) -
     report = load_state(model, visformer_state, source="v.pth")
     assert report.resized == tuple(f"stages.{i}.position" for i in range(3))
     assert "3 resized" in str(report)
-    large, small = (swin.classifier(dataclasses.replace(swin.TEST_DESIGN, window=w)) for w in (7, 4))
+    large, small = (swin.classifier(dataclasses.replace(SWIN, window=w)) for w in (7, 4))
     report = load_state(large, small.state_dict(), source="s.pth")
     assert len(report.resized) == 8
     assert large.state_dict()["stages.0.blocks.0.attn.table"].shape == (169, 1)

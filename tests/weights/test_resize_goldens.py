@@ -12,6 +12,7 @@ import pytest
 import torch
 from foreign import MICROSOFT, STM, foreign
 from golden.fill import fill, read_manifest, sampled
+from tiny_networks import SWIN
 from torch import Tensor
 
 import fourstage
@@ -126,7 +127,7 @@ def test_the_rows_of_a_large_head_are_those_of_the_same_wordnet_ids() -> None:
 
 
 def test_a_large_head_is_read_mapped_or_refused() -> None:
-    design = replace(swin.TEST_DESIGN, width=8, heads=(1, 1, 1, 1))
+    design = replace(SWIN, width=8, heads=(1, 1, 1, 1))
     large = swin.classifier(design, img_size=64, num_classes=21841)
     row = imagenet22k.ROWS[850]
     head = large.state_dict()["head.weight"]

@@ -50,8 +50,7 @@ def _swin(part: Part) -> tuple[str, Values]:
     part.part("act_cfg").must("type", ["GELU"], default="GELU")
     name = _match(part, "swin_", wanted, first=f"_window{window}_")
     arguments: Values = {}
-    own = registry.find(name).dense
-    if window != getattr(own, "keywords", {}).get("window_size", _design(name).window):
+    if window != _design(name).window:
         arguments["window_size"] = window
     if part.get("use_abs_pos_embed", part.get("ape", False)):
         arguments |= {"ape": True, "img_size": part.number("pretrain_img_size", 224)}

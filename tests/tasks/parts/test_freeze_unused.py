@@ -1,13 +1,14 @@
 """Every parameter that has a gradient at all has one in every step, whatever maps of the backbone are read."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from tiny_networks import tiny_dense
 from torch import Tensor, nn
 
-from fourstage.backbones import scalablevit, smt, swin, unified, visformer
 from fourstage.backbones.layers import Level
 from fourstage.bench.task_workloads import label_maps, scene
 from fourstage.tasks.detection.detector import Detector
@@ -16,9 +17,7 @@ from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.tasks.segmentation.upernet import upernet
 
-BACKBONES = {
-    family.__name__.rpartition(".")[2]: family.tiny_dense for family in (scalablevit, smt, swin, unified, visformer)
-}
+BACKBONES = {name: partial(tiny_dense, name) for name in ("scalablevit", "smt", "swin", "unified_swin", "visformer")}
 DETECTORS: dict[str, Callable[..., Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
 

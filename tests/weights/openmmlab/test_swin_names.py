@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from golden.fill import fill, fill_head, read_manifest
 from safetensors.torch import save_file
+from tiny_networks import SWIN, tiny_dense
 from torch import Tensor
 from weights.foreign import MICROSOFT, MMDETECTION, renamed
 
@@ -108,13 +109,13 @@ def mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("names", [mmdetection, lambda state: renamed(state, MICROSOFT)], ids=["mmdet", "microsoft"])
 @pytest.mark.parametrize("tokens", [True, False])
 def test_position_embeddings_come_as_maps_or_as_tokens(names: Callable, tokens: bool) -> None:
-    source, model = (swin.dense(swin.TEST_DESIGN, img_size=64, ape=True) for _ in range(2))
+    source, model = (swin.dense(SWIN, img_size=64, ape=True) for _ in range(2))
     state = names(source.state_dict())
     if tokens:
         state["absolute_pos_embed"] = state["absolute_pos_embed"].flatten(2).mT
     assert not load_state(model, state, source="s.pth").resized
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in source.state_dict().items())
-    larger = swin.dense(swin.TEST_DESIGN, img_size=(96, 64), ape=True)
+    larger = swin.dense(SWIN, img_size=(96, 64), ape=True)
     assert load_state(larger, state, source="s.pth").resized == ("stages.0.embed.position",)
     image_BCHW = torch.randn(1, 3, 96, 64)
     for a, b in zip(larger(image_BCHW), source(image_BCHW), strict=True):  # resized once, or at run time
@@ -180,10 +181,10 @@ HOLDS_AVERAGE = ("model_ema", "mmcv 1 with averages", "mmengine with averages")
 @pytest.mark.parametrize("names", [mmdetection, lambda state: renamed(state, MICROSOFT)], ids=["mmdet", "microsoft"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_wrapping_is_taken_off(form: str, names: Callable, tmp_path: Path) -> None:
-    weights, average = (swin.tiny_dense().state_dict() for _ in range(2))
+    weights, average = (tiny_dense("swin").state_dict() for _ in range(2))
     path = tmp_path / "file.pth"
     torch.save(FORMS[form](names(weights), names(average)), path)
-    model = swin.tiny_dense()
+    model = tiny_dense("swin")
     report = fourstage.load_checkpoint(model, path)
     expected = average if "mmengine" in form else weights  # mmengine swaps the two when it saves
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.items())
@@ -195,10 +196,10 @@ def test_every_wrapping_is_taken_off(form: str, names: Callable, tmp_path: Path)
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone."])
 def test_safetensors_are_read_by_the_same_names(prefix: str, tmp_path: Path) -> None:
-    weights = swin.tiny_dense().state_dict()
+    weights = tiny_dense("swin").state_dict()
     state = with_prefix(mmdetection(weights), prefix)
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "file.safetensors")
-    model = swin.tiny_dense()
+    model = tiny_dense("swin")
     fourstage.load_checkpoint(model, tmp_path / "file.safetensors")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
 
