@@ -1,6 +1,7 @@
-"""Names to models. A family is one file; the table below says which file a name belongs to.
+"""Networks and token mixers by name.
 
-Nothing here imports torch: a family is imported when one of its names is asked for.
+A family is one file in `fourstage/backbones`; `FAMILIES` maps the beginning of a name to that file. This module does
+not import torch: a family is imported when one of its networks is looked up.
 """
 
 import inspect
@@ -39,7 +40,7 @@ class Entry:
 
 _entries: dict[str, Entry] = {}
 
-# token mixers of the unified architecture that have a name from the start; they are built in backbones/mixers/build.py
+# built-in token mixers of the unified architecture; backbones/mixers/build.py builds them
 MIXERS = ("convnext", "dcn_v3", "halo", "pvt", "pvt_v2", "swin")
 _mixers: dict[str, "Callable[..., nn.Module]"] = {}
 
@@ -51,10 +52,10 @@ def add(
     dense: "Callable[..., nn.Module]",
     aliases: tuple[str, ...] = (),
 ) -> None:
-    """Make the two forms of a network reachable under `name` and under its other names.
+    """Register the two forms of a network under `name` and its aliases.
 
     Raises:
-        ValueError: a name is taken.
+        ValueError: a name is already registered.
     """
     for each in (name, *aliases):
         if each in _entries:
@@ -63,26 +64,27 @@ def add(
 
 
 def register(build: Build) -> Build:
-    """Make your own backbone reachable as `create_model(build.__name__)` and `create_backbone(build.__name__)`.
+    """Register your own network for `create_model(build.__name__)` and `create_backbone(build.__name__)`.
 
-    What `build` returns serves as a dense network if it has `levels` and its forward returns the list of maps.
+    A network that `build` returns serves as a dense backbone if it has `levels` and its forward returns the list of
+    maps.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
     name = getattr(build, "__name__", "")
-    _import_family(name)  # so that a name of ours is found taken whichever comes first
+    _import_family(name)  # a built-in name is refused even where its family was not imported yet
     add(name, classifier=build, dense=build)
     return build
 
 
 def register_mixer(build: Build) -> Build:
-    """Make your own token mixer reachable by its name: `create_model("unified_swin_tiny", mixer=build.__name__)`.
+    """Register your own token mixer for `create_model("unified_swin_tiny", mixer=build.__name__)`.
 
-    `build` is a class or a function; docs/mixers.md says what it is called with.
+    `build` is a class or a function; docs/mixers.md lists the arguments that it is called with.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
     name = getattr(build, "__name__", "")
     if name in _mixers or name in MIXERS:
@@ -92,10 +94,10 @@ def register_mixer(build: Build) -> Build:
 
 
 def find_mixer(name: str) -> "Callable[..., nn.Module]":
-    """The mixer that was registered as `name`; not for those in `MIXERS`.
+    """Return the mixer that a user registered as `name`. Built-in mixers are not looked up here.
 
     Raises:
-        ValueError: no mixer has this name; the sentence offers the nearest ones.
+        ValueError: no mixer has this name; the message suggests similar names.
     """
     if name not in _mixers:
         known = sorted({*MIXERS, *_mixers})
@@ -105,24 +107,24 @@ def find_mixer(name: str) -> "Callable[..., nn.Module]":
 
 
 def find(name: str) -> Entry:
-    """The entry called `name`. Imports one family, not all.
+    """Return the entry called `name`, importing only its family.
 
     Raises:
-        ValueError: no model has this name; the sentence offers the nearest ones.
+        ValueError: no model has this name; the message suggests similar names.
     """
     if not isinstance(name, str):
-        raise ValueError(f"a model is asked for by its name, got {name!r}; list_models() names them all")
+        raise ValueError(f"a model's name is a string, such as 'swin_tiny'; got {name!r}")
     _import_family(name)
     if name not in _entries:
         known = list_models()
         close = get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() names them all"
+        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() lists all names"
         raise ValueError(f"no model is called {name!r}; {hint}")
     return _entries[name]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """All names that match a shell-style wildcard, sorted; aliases included.
+    """Return all names and aliases that match a shell-style wildcard, sorted.
 
     Args:
         pattern: `*` any text, `?` one character, `[ab]` one of these.
@@ -133,14 +135,14 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, Any]) -> "nn.Module":
-    """`build(**arguments)`, where None means the default and a wrong name is answered with the nearest right one.
+    """Return `build(**arguments)`. An argument that is None takes its default.
 
     Raises:
-        ValueError: `build` has no such argument.
+        ValueError: `build` has no such argument, or one has the wrong type; the message suggests similar names.
     """
     parameters = inspect.signature(build).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        # what a partial has filled in as a positional argument is no longer among the parameters
+        # a positional argument that a partial has filled in is not among the parameters
         known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         for argument in arguments:
             if argument not in known:
@@ -150,7 +152,7 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
     try:
         return build(**{key: value for key, value in arguments.items() if value is not None})
     except TypeError as error:
-        raise ValueError(f"{name} was given an argument of the wrong type ({error}); see its values") from error
+        raise ValueError(f"{name} was given an argument of the wrong type ({error}); correct its value") from error
 
 
 def _import_family(name: str) -> None:

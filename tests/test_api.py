@@ -67,7 +67,7 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         ),
         (lambda: fourstage.create_model("swin_tiny", num_classes="10"), "num_classes is a count"),
         (lambda: fourstage.create_model("swin_tiny", img_size=224.0), "img_size is one side in pixels"),
-        (lambda: fourstage.create_backbone(cast(Any, 5)), "a model is asked for by its name"),
+        (lambda: fourstage.create_backbone(cast(Any, 5)), "a model's name is a string"),
         (lambda: fourstage.create_model("visformer_tiny", pretrained=True), "checkpoint_path='visformer_tiny.pth'"),
         (lambda: fourstage.create_model("swin_tiny.in1", pretrained=True), "did you mean swin_tiny.in1k"),
         (lambda: fourstage.create_model("visformer_digits", pretrained=True), "nobody has published weights"),
