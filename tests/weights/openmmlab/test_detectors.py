@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_networks import SWIN, tiny
 from weights.openmmlab import configs
 from weights.openmmlab.configs import changed
 
@@ -25,8 +26,8 @@ CLASSES = ("cat", "dog", "owl")
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Swin small enough for tests, by a name."""
     registry.list_models()
-    build = partial(swin.dense, swin.TEST_DESIGN)
-    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", swin.tiny, build))
+    build = partial(swin.dense, SWIN)
+    monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", partial(tiny, "swin"), build))
 
 
 def whole(name: str) -> dict[str, Any]:
