@@ -130,7 +130,7 @@ def make(backbone: str, size: int) -> side_by_side.Make:
             with torch.inference_mode():
                 if side == side_by_side.PEER:
                     return sum(len(one["boxes"]) for one in model(list(images_BCHW)))
-                return sum(len(one.masks.whole()) for one in model.detect(noise(images_BCHW)))
+                return sum(len(one.masks.full_size()) for one in model.detect(noise(images_BCHW)))
 
         def loss() -> Tensor:
             losses: Mapping[str, Tensor] = (

@@ -89,6 +89,6 @@ class _UsualWork(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> None:
         if isinstance(self.network, Detector):
-            self.network.usual_work(padded(images_BCHW))
+            self.network.forward_for_counting(padded(images_BCHW))
         else:
             self.network.coarse(images_BCHW)

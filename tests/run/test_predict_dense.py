@@ -32,8 +32,8 @@ from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
 from fourstage.run.tasks import detection as kind
 from fourstage.run.videos import frames_of, look_at
-from fourstage.tasks.detection.box_head import Selecting
-from fourstage.tasks.detection.rpn import Proposing
+from fourstage.tasks.detection.box_head import DetectionLimits
+from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -45,7 +45,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CLASSES = ("cat", "dog", "owl")
 MEAN, STD = (tuple(value / 255 for value in values) for values in (configs.MEAN, configs.STD))
 SMALL = {"channels": 16, "fc_channels": 32, "mask_channels": 16}
-SELECTING, PROPOSING = Selecting(0.1, 0.4, 7), Proposing(50, 20, 0.6)
+SELECTING, PROPOSING = DetectionLimits(0.1, 0.4, 7), ProposalLimits(50, 20, 0.6)
 RETINA = {"per_level": 40, "score_threshold": 0.1, "iou_threshold": 0.4, "per_image": 7}
 DETECTORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # our method, our arguments, their configuration
     "mask_rcnn": ("mask_rcnn", SMALL, configs.mask_rcnn()),
@@ -146,7 +146,7 @@ def test_a_detector_is_found_by_its_checkpoint_alone(
 
     network: Any = fourstage.create_detector(method, "swin_mini", len(CLASSES), checkpoint_path=file, **arguments)
     if name != "retinanet":
-        network.selecting, network.rpn.proposals = SELECTING, PROPOSING
+        network.limits, network.rpn.proposals = SELECTING, PROPOSING
     task, prepare = Detection(network.eval(), CLASSES), evaluation_transform((128, 96), mean=MEAN, std=STD)
     for photo in photos:
         image = read_image(photo, orient=True)
@@ -178,9 +178,7 @@ def test_a_detector_is_built_from_its_checkpoint_alone(name: str, tmp_path: Path
     network: Any = fourstage.create_detector(file)
     assert (network.method, network.num_classes, network.training) == (method, len(CLASSES), False)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in by_hand.state_dict().items())
-    limits = (
-        (network.rpn.proposals, network.selecting) if name == "mask_rcnn" else (network.per_level, network.per_image)
-    )
+    limits = (network.rpn.proposals, network.limits) if name == "mask_rcnn" else (network.per_level, network.per_image)
     assert limits == ((PROPOSING, SELECTING) if name == "mask_rcnn" else (40, 7))
     with pytest.raises(ValueError, match="says itself what it is"):
         fourstage.create_detector(file, "swin_tiny")

@@ -58,8 +58,8 @@ class AnchorGrid:
         return out
 
 
-def inside(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N,): boxes that lie wholly within an image of `size` (H, W)."""
+def within_image(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N,) bool: which boxes are entirely within an image of `size` (H, W)."""
     x1, y1, x2, y2 = boxes_N4.unbind(-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < size[1]) & (y2 < size[0])
 

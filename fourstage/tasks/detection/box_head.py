@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
-from fourstage.tasks.detection.detector import Detections, Mean, Truth, count_tensor
+from fourstage.tasks.detection.detector import Detections, GroundTruth, Mean, count_tensor
 from fourstage.tasks.detection.losses import divide, giou_sum, smooth_l1_sum
 from fourstage.tasks.detection.matching import IoUMatcher, Sampler
 from fourstage.tasks.detection.rois import to_rois
@@ -27,19 +27,19 @@ class Samples:
     """The regions of one image that train, positives first."""
 
     boxes_R4: Tensor
-    truth_P: Tensor  # which true box each positive answers for
-    is_truth_P: Tensor  # bool: the positive is itself a true box
+    matched_P: Tensor  # which true box each positive answers for
+    is_ground_truth_P: Tensor  # bool: the positive is itself a true box
     labels_R: Tensor  # int64; C is background
 
     @property
     def positives(self) -> Tensor:
         """(P, 4) their boxes."""
-        return self.boxes_R4[: len(self.truth_P)]
+        return self.boxes_R4[: len(self.matched_P)]
 
 
 def sample_regions(
     proposals_N4: Tensor,
-    truth: Truth,
+    truth: GroundTruth,
     matcher: IoUMatcher,
     sampler: Sampler,
     rng: np.random.Generator,
@@ -51,16 +51,16 @@ def sample_regions(
     matched_N = torch.cat([own_G, matcher(proposals_N4, truth.boxes_G4)])
     boxes_N4 = torch.cat([truth.boxes_G4, proposals_N4])
     positive_P, negative_M = sampler(matched_N, rng)
-    truth_P = matched_N[positive_P]
-    labels_R = torch.cat([truth.labels_G[truth_P], torch.full_like(negative_M, background)])
-    return Samples(boxes_N4[torch.cat([positive_P, negative_M])], truth_P, positive_P < count, labels_R)
+    matched_P = matched_N[positive_P]
+    labels_R = torch.cat([truth.labels_G[matched_P], torch.full_like(negative_M, background)])
+    return Samples(boxes_N4[torch.cat([positive_P, negative_M])], matched_P, positive_P < count, labels_R)
 
 
 @dataclass(frozen=True)
 class BoxLoss:
     """What the boxes of positives are trained by."""
 
-    kind: Literal["l1", "smooth_l1", "giou"] = "l1"  # giou compares the boxes themselves, the others their deltas
+    form: Literal["l1", "smooth_l1", "giou"] = "l1"  # giou compares the boxes themselves, the others their deltas
     weight: float = 1.0
     beta: float = 1.0  # of smooth_l1
 
@@ -127,7 +127,7 @@ class BoxHead(nn.Module):
         logits_RC: Tensor,
         deltas_RK4: Tensor,
         samples: Sequence[Samples],
-        truths: Sequence[Truth],
+        truths: Sequence[GroundTruth],
         mean: Mean,
     ) -> dict[str, Tensor]:
         """`loss_cls`, cross-entropy, and `loss_bbox`, both divided by the number of regions."""
@@ -139,11 +139,11 @@ class BoxHead(nn.Module):
             return {"loss_cls": divide(class_sum, count), "loss_bbox": deltas_RK4[positive_P].sum()}
         deltas_P4 = _of_class(deltas_RK4[positive_P], labels_R[positive_P])
         anchors_P4 = torch.cat([s.positives for s in samples])
-        wanted_P4 = torch.cat([t.boxes_G4[s.truth_P] for s, t in zip(samples, truths, strict=True)])
-        if self.loss.kind == "giou":
+        wanted_P4 = torch.cat([t.boxes_G4[s.matched_P] for s, t in zip(samples, truths, strict=True)])
+        if self.loss.form == "giou":
             box_sum = giou_sum(self.coder.decode(anchors_P4, deltas_P4), wanted_P4)
         else:
-            beta = self.loss.beta if self.loss.kind == "smooth_l1" else 0.0
+            beta = self.loss.beta if self.loss.form == "smooth_l1" else 0.0
             box_sum = smooth_l1_sum(deltas_P4, self.coder.encode(anchors_P4, wanted_P4), beta)
         return {"loss_cls": divide(class_sum, count), "loss_bbox": divide(box_sum, count) * self.loss.weight}
 
@@ -160,7 +160,7 @@ def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Selecting:
+class DetectionLimits:
     """Which of all regions and classes are detections."""
 
     score_threshold: float = 0.05  # more than this
@@ -172,7 +172,7 @@ class Selecting:
         check_counts(per_image=self.per_image)
 
 
-USUAL = Selecting()
+DEFAULT_LIMITS = DetectionLimits()
 
 
 def select(
@@ -181,7 +181,7 @@ def select(
     deltas_RK4: Tensor,
     coder: BoxCoder,
     size: tuple[int, int],
-    how: Selecting,
+    how: DetectionLimits,
     place: Callable[[Tensor], Tensor],
 ) -> Detections:
     """Detections in one image of `size` (H, W).

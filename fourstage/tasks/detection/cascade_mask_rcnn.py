@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import USUAL, BoxHead, Samples, Selecting, regions_of
-from fourstage.tasks.detection.detector import Detections, truths_of
+from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, BoxHead, DetectionLimits, Samples, regions_of
+from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, IoUMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
-from fourstage.tasks.detection.rpn import Proposing
+from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
 from fourstage.tasks.parts.settings import check_counts, settings_from
 
@@ -33,7 +33,7 @@ STAGES = (
     CascadeStage(0.7, (0.033, 0.033, 0.067, 0.067), 0.25),
 )
 
-PROPOSALS = Proposing(2000, 2000)  # in training
+PROPOSALS = ProposalLimits(2000, 2000)  # in training
 
 
 class CascadeMaskRCNN(TwoStage):
@@ -72,11 +72,11 @@ class CascadeMaskRCNN(TwoStage):
         fc_channels: int = 1024,
         mask_channels: int = 256,
         mask_convs: int = 4,
-        training_proposals: Proposing | Mapping[str, Any] = PROPOSALS,
+        training_proposals: ProposalLimits | Mapping[str, Any] = PROPOSALS,
         rpn: Mapping[str, Any] | None = None,
         finest: float = FINEST,
         regions: int = 512,
-        selecting: Selecting | Mapping[str, Any] = USUAL,
+        selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
         first = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
         check_counts(mask_channels=mask_channels)
@@ -116,7 +116,7 @@ class CascadeMaskRCNN(TwoStage):
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """Of proposals, and `s0.loss_cls`, `s0.loss_bbox`, `s0.loss_mask` and so on, a stage each."""
-        draws, truths = Draws(seed), truths_of(batch, masks=len(self.mask_heads) > 0)
+        draws, truths = Draws(seed), ground_truths(batch, masks=len(self.mask_heads) > 0)
         maps = self.maps(batch)
         logits, deltas = self.rpn(maps)
         losses = self.rpn.losses(logits, deltas, batch, truths, draws, self.mean_over_ranks)
@@ -149,7 +149,7 @@ class CascadeMaskRCNN(TwoStage):
             labels_R = torch.where(s.labels_R == self.num_classes, logits[:, :-1].argmax(dim=1), s.labels_R)
             boxes_R4 = head.refine(s.boxes_R4, deltas, labels_R, batch.sizes[i])
             keep_R = torch.ones(len(boxes_R4), dtype=torch.bool, device=boxes_R4.device)
-            keep_R[: len(s.is_truth_P)] = ~s.is_truth_P
+            keep_R[: len(s.is_ground_truth_P)] = ~s.is_ground_truth_P
             out.append(boxes_R4[keep_R])
         return out
 

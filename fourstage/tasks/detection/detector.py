@@ -21,7 +21,7 @@ Mean = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What a detector should find in one image: no crowds, no box without extent."""
 
     boxes_G4: Tensor  # float32, pixels
@@ -63,7 +63,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         check_counts(num_classes=num_classes)
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
-        self.mean_over_ranks: Mean = itself
+        self.mean_over_ranks: Mean = unchanged
         self.find_unused_parameters = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class Detector(nn.Module, ABC):
         """The objects in each image, in pixels of the original image, or of the network's with `rescale=False`."""
 
     @abstractmethod
-    def usual_work(self, images_BCHW: Tensor) -> None:
+    def forward_for_counting(self, images_BCHW: Tensor) -> None:
         """All layers once, for what published costs are counted with: nothing is chosen, so shapes are enough.
 
         Args:
@@ -92,11 +92,11 @@ class Detector(nn.Module, ABC):
         return self.neck(feature_maps(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
 
 
-def itself(value: Tensor) -> Tensor:
+def unchanged(value: Tensor) -> Tensor:
     return value
 
 
-def truths_of(batch: Batch, *, masks: bool) -> list[Truth]:
+def ground_truths(batch: Batch, *, masks: bool) -> list[GroundTruth]:
     """What is to be found in each image.
 
     Args:
@@ -116,7 +116,7 @@ def truths_of(batch: Batch, *, masks: bool) -> list[Truth]:
             _check_masks(id, masks_GHW, batch.images_BCHW)
         if masks_GHW is not None and len(keep) < len(masks_GHW):  # else no copy: hundreds of masks are large
             masks_GHW = masks_GHW[keep]
-        truths.append(Truth(objects.boxes_N4[keep].float(), objects.labels_N[keep], masks_GHW))
+        truths.append(GroundTruth(objects.boxes_N4[keep].float(), objects.labels_N[keep], masks_GHW))
     return truths
 
 

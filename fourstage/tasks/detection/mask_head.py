@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fourstage.tasks.detection.box_head import Samples
 from fourstage.tasks.detection.boxes import as_float32
-from fourstage.tasks.detection.detector import Truth
+from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.masks import crop_masks
 from fourstage.tasks.parts.conv import ConvNormAct
 
@@ -52,15 +52,15 @@ class MaskHead(nn.Module):
     def _features(self, x_RCMM: Tensor) -> Tensor:
         return F.relu(self.upsample(self.convs(x_RCMM)))
 
-    def loss(self, x_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[Truth]) -> Tensor:
+    def loss(self, x_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[GroundTruth]) -> Tensor:
         """Binary cross-entropy of the true class' mask, a mean over all cells; 0 where there are no positives."""
-        labels_P = torch.cat([s.labels_R[: len(s.truth_P)] for s in samples])
+        labels_P = torch.cat([s.labels_R[: len(s.matched_P)] for s in samples])
         chosen_PMM = self.of_class(x_PCMM, labels_P)
         if len(chosen_PMM) == 0:
             return chosen_PMM.sum()
         wanted = []
         for s, t in zip(samples, truths, strict=True):
-            if len(s.truth_P):
+            if len(s.matched_P):
                 assert t.masks_GHW is not None
-                wanted.append(crop_masks(t.masks_GHW, s.positives, s.truth_P, chosen_PMM.shape[-1]))
+                wanted.append(crop_masks(t.masks_GHW, s.positives, s.matched_P, chosen_PMM.shape[-1]))
         return F.binary_cross_entropy_with_logits(chosen_PMM, torch.cat(wanted).to(chosen_PMM))

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import USUAL, Selecting, regions_of
-from fourstage.tasks.detection.detector import Detections, truths_of
+from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, DetectionLimits, regions_of
+from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, IoUMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
-from fourstage.tasks.detection.rpn import Proposing
+from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
 from fourstage.tasks.parts.settings import check_counts
 
-PROPOSALS = Proposing(2000, 1000)  # in training
+PROPOSALS = ProposalLimits(2000, 1000)  # in training
 STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes
 
 
@@ -57,11 +57,11 @@ class MaskRCNN(TwoStage):
         fc_channels: int = 1024,
         mask_channels: int = 256,
         mask_convs: int = 4,
-        training_proposals: Proposing | Mapping[str, Any] = PROPOSALS,
+        training_proposals: ProposalLimits | Mapping[str, Any] = PROPOSALS,
         rpn: Mapping[str, Any] | None = None,
         finest: float = FINEST,
         regions: int = 512,
-        selecting: Selecting | Mapping[str, Any] = USUAL,
+        selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
         check_counts(mask_channels=mask_channels)
         check_counts(mask_convs=mask_convs, least=0)
@@ -91,7 +91,7 @@ class MaskRCNN(TwoStage):
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """Of proposals, classes, boxes and, where there is a mask head, masks."""
-        draws, truths = Draws(seed), truths_of(batch, masks=self.mask_head is not None)
+        draws, truths = Draws(seed), ground_truths(batch, masks=self.mask_head is not None)
         maps = self.maps(batch)
         logits, deltas = self.rpn(maps)
         losses = self.rpn.losses(logits, deltas, batch, truths, draws, self.mean_over_ranks)

@@ -61,7 +61,7 @@ class SmallMasks:
         for small, boxes in zip(self.probabilities_NMM.split(at_once), self.boxes_N4.split(at_once), strict=True):
             yield self._pasted(small, boxes)
 
-    def whole(self) -> Tensor:
+    def full_size(self) -> Tensor:
         """(N, H, W) bool: all masks at once."""
         out_NHW = torch.zeros((len(self), *self.size), dtype=torch.bool, device=self.boxes_N4.device)
         first = 0

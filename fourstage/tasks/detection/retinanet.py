@@ -15,10 +15,10 @@ from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
 from fourstage.tasks.detection.detector import (
     Detections,
     Detector,
+    GroundTruth,
     Mean,
-    Truth,
+    ground_truths,
     to_original,
-    truths_of,
 )
 from fourstage.tasks.detection.losses import divide, focal_sum, smooth_l1_sum
 from fourstage.tasks.detection.matching import IGNORED, IoUMatcher
@@ -87,7 +87,12 @@ class RetinaHead(nn.Module):
         return logits, deltas
 
     def losses(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], batch: Batch, truths: Sequence[Truth], mean: Mean
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        batch: Batch,
+        truths: Sequence[GroundTruth],
+        mean: Mean,
     ) -> dict[str, Tensor]:
         """`loss_cls` and `loss_bbox` from what `forward` gave."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
@@ -117,7 +122,7 @@ class RetinaHead(nn.Module):
         }
 
     def _matched(
-        self, anchors_N4: Tensor, sizes: Sequence[tuple[int, int]], batch: Batch, truths: Sequence[Truth]
+        self, anchors_N4: Tensor, sizes: Sequence[tuple[int, int]], batch: Batch, truths: Sequence[GroundTruth]
     ) -> Tensor:
         """(B, N): index of a true box of the image, BACKGROUND or IGNORED."""
         rows = []
@@ -191,12 +196,12 @@ class RetinaNet(Detector):
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """`loss_cls`, focal, and `loss_bbox`, L1. Nothing is drawn."""
-        truths = truths_of(batch, masks=False)
+        truths = ground_truths(batch, masks=False)
         logits, deltas = self.dense_head(self.maps(batch))
         return self.dense_head.losses(logits, deltas, batch, truths, self.mean_over_ranks)
 
-    def usual_work(self, images_BCHW: Tensor) -> None:
-        """As `Detector.usual_work`."""
+    def forward_for_counting(self, images_BCHW: Tensor) -> None:
+        """As `Detector.forward_for_counting`."""
         self.dense_head(self.neck(self.backbone(images_BCHW)))
 
     @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.anchors import AnchorGrid, inside
+from fourstage.tasks.detection.anchors import AnchorGrid, within_image
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
-from fourstage.tasks.detection.detector import Mean, Truth, count_tensor
+from fourstage.tasks.detection.detector import GroundTruth, Mean, count_tensor
 from fourstage.tasks.detection.losses import divide, smooth_l1_sum
 from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
 from fourstage.tasks.detection.padding import padded_size
@@ -22,7 +22,7 @@ from fourstage.tasks.parts.settings import check_counts, settings_from
 
 
 @dataclass(frozen=True)
-class Proposing:
+class ProposalLimits:
     """How many proposals go on."""
 
     per_level: int  # of the best scores, before non-maximum suppression
@@ -33,7 +33,7 @@ class Proposing:
         check_counts(per_level=self.per_level, per_image=self.per_image)
 
 
-IN_TRAINING, AT_TEST = Proposing(2000, 1000), Proposing(1000, 1000)
+IN_TRAINING, AT_TEST = ProposalLimits(2000, 1000), ProposalLimits(1000, 1000)
 
 
 def flat(x_BCHW: Tensor, values: int) -> Tensor:
@@ -85,8 +85,8 @@ class RPNHead(nn.Module):
         beta: float = 0.0,
         whole_anchors: bool = False,
         count: int = 256,
-        training_proposals: Proposing | Mapping[str, Any] = IN_TRAINING,
-        proposals: Proposing | Mapping[str, Any] = AT_TEST,
+        training_proposals: ProposalLimits | Mapping[str, Any] = IN_TRAINING,
+        proposals: ProposalLimits | Mapping[str, Any] = AT_TEST,
     ) -> None:
         super().__init__()
         check_counts(channels=channels, count=count)
@@ -98,8 +98,8 @@ class RPNHead(nn.Module):
         self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors.per_cell, 1)
         self.coder, self.matcher, self.sampler = BoxCoder(), IoUMatcher(0.7, 0.3, 0.3), Sampler(count, 0.5)
         self.beta, self.whole_anchors = beta, whole_anchors
-        self.training_proposals = settings_from(Proposing, "training_proposals", training_proposals)
-        self.proposals = settings_from(Proposing, "proposals", proposals)
+        self.training_proposals = settings_from(ProposalLimits, "training_proposals", training_proposals)
+        self.proposals = settings_from(ProposalLimits, "proposals", proposals)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,7 +123,7 @@ class RPNHead(nn.Module):
         logits: Sequence[Tensor],
         deltas: Sequence[Tensor],
         batch: Batch,
-        truths: Sequence[Truth],
+        truths: Sequence[GroundTruth],
         draws: Draws,
         mean: Mean,
     ) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ class RPNHead(nn.Module):
         for i, truth in enumerate(truths):
             usable_N = torch.cat(self.anchors.within(sizes, padded_size(batch.sizes[i]), anchors_N4.device))
             if self.whole_anchors:
-                usable_N = usable_N & inside(anchors_N4, batch.sizes[i])
+                usable_N = usable_N & within_image(anchors_N4, batch.sizes[i])
             matched_N = match_inside(self.matcher, anchors_N4, usable_N, truth.boxes_G4)
             positive_P, negative_M = self.sampler(matched_N, draws.stream(batch.ids[i], 0))
             wanted_P4 = self.coder.encode(anchors_N4[positive_P], truth.boxes_G4[matched_N[positive_P]])
@@ -149,7 +149,7 @@ class RPNHead(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], batch: Batch, how: Proposing
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], batch: Batch, how: ProposalLimits
     ) -> list[tuple[Tensor, Tensor]]:
         """Boxes (n, 4) in network pixels and their scores (n,) for each image, best first."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
@@ -171,7 +171,7 @@ class RPNHead(nn.Module):
         return [self._kept(boxes_BN4[i], scores_BN[i], level_N, how) for i in range(len(scores_BN))]
 
     @staticmethod
-    def _kept(boxes_N4: Tensor, scores_N: Tensor, level_N: Tensor, how: Proposing) -> tuple[Tensor, Tensor]:
+    def _kept(boxes_N4: Tensor, scores_N: Tensor, level_N: Tensor, how: ProposalLimits) -> tuple[Tensor, Tensor]:
         sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
         some = (sides_N2 > 0).all(dim=1)
         boxes_N4, scores_N = boxes_N4[some], scores_N[some]

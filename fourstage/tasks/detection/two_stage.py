@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples, Selecting, sample_regions, select
-from fourstage.tasks.detection.detector import Detections, Detector, Truth, scale_of, to_original
+from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, DetectionLimits, Samples, sample_regions, select
+from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth, scale_of, to_original
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.matching import Draws, IoUMatcher, Sampler
@@ -93,7 +93,7 @@ class TwoStage(Detector):
         rpn: Mapping[str, Any],
         finest: float,
         regions: int,
-        selecting: Selecting | Mapping[str, Any],
+        selecting: DetectionLimits | Mapping[str, Any],
     ) -> None:
         check_counts(channels=channels, num_outs=num_outs, regions=regions)
         check_sizes(finest=finest)
@@ -103,10 +103,10 @@ class TwoStage(Detector):
         self.rpn = RPNHead(self.neck.levels, **rpn)
         used = self.neck.levels[: len(levels)]
         self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
-        self.sampler, self.selecting = Sampler(regions, 0.25), settings_from(Selecting, "selecting", selecting)
+        self.sampler, self.limits = Sampler(regions, 0.25), settings_from(DetectionLimits, "selecting", selecting)
 
-    def usual_work(self, images_BCHW: Tensor) -> None:
-        """As `Detector.usual_work`: 1,000 regions for each box head, 100 for each mask head."""
+    def forward_for_counting(self, images_BCHW: Tensor) -> None:
+        """As `Detector.forward_for_counting`: 1,000 regions for each box head, 100 for each mask head."""
         maps = self.neck(self.backbone(images_BCHW))
         self.rpn(maps)
         finest = maps[0]
@@ -119,7 +119,7 @@ class TwoStage(Detector):
     def sample(
         self,
         proposals: Sequence[Tensor],
-        truths: Sequence[Truth],
+        truths: Sequence[GroundTruth],
         batch: Batch,
         matcher: IoUMatcher,
         draws: Draws,
@@ -132,7 +132,7 @@ class TwoStage(Detector):
         ]
 
     def mask_loss(
-        self, head: MaskHead, maps: Sequence[Tensor], samples: Sequence[Samples], truths: Sequence[Truth]
+        self, head: MaskHead, maps: Sequence[Tensor], samples: Sequence[Samples], truths: Sequence[GroundTruth]
     ) -> Tensor:
         """Of the positives alone."""
         regions = self.mask_pool(maps, to_rois([s.positives for s in samples]))
@@ -159,7 +159,7 @@ class TwoStage(Detector):
         parts = zip(proposals, logits_RC.split(counts), deltas_RK4.split(counts), strict=True)
         for i, (boxes_R4, logits, deltas) in enumerate(parts):
             place = partial(to_original, batch=batch, i=i) if rescale and not mask_heads else _same
-            found.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.selecting, place))
+            found.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.limits, place))
         if not mask_heads:
             return found
         return self._with_masks(maps, batch, found, mask_heads, rescale=rescale)
@@ -181,7 +181,7 @@ class TwoStage(Detector):
             scale = scale_of(batch, i) if rescale else (1.0, 1.0)
             size = batch.original_sizes[i] if rescale else batch.sizes[i]
             boxes_N4 = d.boxes_N4 / d.boxes_N4.new_tensor(scale * 2)
-            masks = SmallMasks(small_NMM, boxes_N4, size, self.selecting.mask_threshold)
+            masks = SmallMasks(small_NMM, boxes_N4, size, self.limits.mask_threshold)
             out.append(Detections(boxes_N4, d.labels_N, d.scores_N, masks))
         return out
 

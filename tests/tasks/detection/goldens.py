@@ -128,7 +128,7 @@ def check_detections(
             assert detections.masks is None
             continue
         assert detections.masks is not None
-        masks_NHW = detections.masks.whole()
+        masks_NHW = detections.masks.full_size()
         assert list(masks_NHW.shape) == golden[f"{kind}/{i}/mask_shape"].tolist()
         np.testing.assert_allclose(masks_NHW.sum(dim=(1, 2)), golden[f"{kind}/{i}/mask_area"], rtol=0, atol=2)
         if f"{kind}/{i}/mask_packbits_first6" in golden:

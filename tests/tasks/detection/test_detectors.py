@@ -13,10 +13,10 @@ from torch import nn
 
 from fourstage.data.sample import Batch, Objects
 from fourstage.dense import create_detector
-from fourstage.tasks.detection.box_head import BoxHead, Selecting
+from fourstage.tasks.detection.box_head import BoxHead, DetectionLimits
 from fourstage.tasks.detection.detector import Detections
 from fourstage.tasks.detection.retinanet import RetinaNet
-from fourstage.tasks.detection.rpn import Proposing
+from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import TwoStage
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -39,8 +39,8 @@ def test_an_image_among_others_gives_what_it_gives_alone(name: str) -> None:
         if alone.masks is not None:
             ours = found[i].masks
             assert ours is not None
-            assert ours.whole().shape == (len(alone), 192, 256)
-            assert (alone.masks.whole() != ours.whole()).float().mean() < 1e-3
+            assert ours.full_size().shape == (len(alone), 192, 256)
+            assert (alone.masks.full_size() != ours.full_size()).float().mean() < 1e-3
 
 
 @every
@@ -143,7 +143,7 @@ def test_nothing_found_is_empty(name: str) -> None:
     [found] = detector.detect(batch([[]]))
     assert (len(found), found.boxes_N4.shape, found.labels_N.dtype) == (0, (0, 4), torch.int64)
     if found.masks is not None:
-        assert found.masks.whole().shape == (0, 192, 256)
+        assert found.masks.full_size().shape == (0, 192, 256)
 
 
 @every
@@ -226,7 +226,7 @@ def test_true_boxes_enter_every_stage_of_a_cascade_once(name: str) -> None:
     detector.losses(batch([SOME, []]), seed=1)
     for before, after in itertools.pairwise(range(3)):
         for i, own in enumerate((2, 0)):  # true boxes in the images, all of which are their own positives
-            assert chosen[before][i].is_truth_P.sum() == own
+            assert chosen[before][i].is_ground_truth_P.sum() == own
             assert len(given[after][i]) == len(chosen[before][i].boxes_R4) - own
 
 
@@ -352,9 +352,9 @@ def test_limits_come_as_mappings_too() -> None:
     rpn = {"proposals": {"per_level": 50, "per_image": 20}, "count": 64}
     limits = {"per_image": 300, "score_threshold": 0.01, "mask_threshold": 0.9}
     detector: Any = create_detector("mask_rcnn", SmallBackbone(), 3, selecting=limits, rpn=rpn, **TINY)
-    assert detector.selecting == Selecting(0.01, 0.5, 300, 0.9)
-    assert detector.rpn.proposals == Proposing(50, 20)
-    assert detector.rpn.training_proposals == Proposing(2000, 1000)
+    assert detector.limits == DetectionLimits(0.01, 0.5, 300, 0.9)
+    assert detector.rpn.proposals == ProposalLimits(50, 20)
+    assert detector.rpn.training_proposals == ProposalLimits(2000, 1000)
     [found] = finds_much(detector).detect(batch([SOME]))
     assert found.masks is not None
     assert found.masks.threshold == 0.9

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 
 from fourstage.backbones.layers import Level
 from fourstage.tasks.detection.anchors import AnchorGrid, octave_scales
-from fourstage.tasks.detection.box_head import Selecting, select
+from fourstage.tasks.detection.box_head import DetectionLimits, select
 from fourstage.tasks.detection.boxes import BoxCoder, box_iou, generalized_iou, grouped_nms
 from fourstage.tasks.detection.losses import divide, focal_sum, giou_sum, smooth_l1_sum
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
@@ -200,7 +200,9 @@ def test_selection_over_classes(golden: Golden) -> None:
         def decode(self, anchors_N4: Tensor, deltas_N4: Tensor, size: Any = None) -> Tensor:
             return deltas_N4
 
-    found = select(rows[:, None].expand(-1, 4), scores_RC.log(), boxes_RK4, Given(), (0, 0), Selecting(), lambda b: b)
+    found = select(
+        rows[:, None].expand(-1, 4), scores_RC.log(), boxes_RK4, Given(), (0, 0), DetectionLimits(), lambda b: b
+    )
     dets = golden("nms/multi_dets")
     assert found.labels_N.tolist() == golden("nms/multi_labels").tolist()
     torch.testing.assert_close(found.boxes_N4, dets[:, :4])
@@ -243,7 +245,7 @@ def test_masks_are_cut_out(golden: Golden) -> None:
 
 def test_masks_are_pasted(golden: Golden) -> None:
     small, boxes = golden("mask/paste_in")[:, 0], golden("mask/target_boxes")
-    masks = SmallMasks(small, boxes, (256, 320)).whole()
+    masks = SmallMasks(small, boxes, (256, 320)).full_size()
     area = golden("mask/paste_thr_area")
     assert (masks.sum(dim=(1, 2)) - area).abs().max() <= 2
     expected = golden("mask/paste_full/val")

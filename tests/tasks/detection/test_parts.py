@@ -17,7 +17,7 @@ from fourstage.tasks.detection import matching
 from fourstage.tasks.detection.anchors import AnchorGrid
 from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, Samples
 from fourstage.tasks.detection.boxes import BoxCoder, box_iou, clip_boxes, grouped_nms
-from fourstage.tasks.detection.detector import Truth
+from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.losses import focal_sum
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
@@ -151,7 +151,7 @@ def test_a_box_head_trains_the_deltas_of_the_true_class(kind: str, agnostic: boo
     proposals, boxes = some_boxes(4, 0), some_boxes(2, 1)
     labels = torch.tensor([2, 0, 3, 3])  # two positives, two of the background
     samples = Samples(proposals, torch.tensor([1, 0]), torch.tensor([False, False]), labels)
-    truth = Truth(boxes, torch.tensor([0, 2]), None)
+    truth = GroundTruth(boxes, torch.tensor([0, 2]), None)
     logits, deltas = torch.randn(4, 4), torch.randn(4, 1 if agnostic else 3, 4, requires_grad=True)
     losses = head.losses(logits, deltas, [samples], [truth], lambda count: count)
     chosen = torch.stack([deltas[0, 0 if agnostic else 2], deltas[1, 0]])
@@ -227,10 +227,10 @@ def test_pasting_is_sampling_at_pixel_centres(pixels: int, monkeypatch: pytest.M
     small, boxes = torch.rand(6, 28, 28), some_boxes(6, 3, 60) - 10
     for masks in (SmallMasks(small, boxes, (70, 90)), SmallMasks(small, boxes.round(), (70, 90))):
         expected = pasted_by_torch(small, masks.boxes_N4, masks.size)
-        assert (masks.whole() != expected).sum() <= 2
+        assert (masks.full_size() != expected).sum() <= 2
         assert [len(part) for part in masks.paste()] == [1] * 6
         together = masks._pasted(small, masks.boxes_N4)  # as a GPU does it
-        assert torch.equal(together, masks.whole())
+        assert torch.equal(together, masks.full_size())
 
 
 def test_masks_of_huge_images_are_made_one_at_a_time() -> None:
@@ -240,7 +240,7 @@ def test_masks_of_huge_images_are_made_one_at_a_time() -> None:
 
 def test_a_mask_without_extent_is_no_error() -> None:
     boxes = torch.tensor([[10.0, 5, 10, 20], [3, 3, 3, 3], [-5, -5, -2, -1]])
-    assert SmallMasks(torch.ones(3, 28, 28), boxes, (30, 30)).whole().sum() < 100
+    assert SmallMasks(torch.ones(3, 28, 28), boxes, (30, 30)).full_size().sum() < 100
 
 
 @pytest.mark.parametrize("pixels", [1, 10**8])

@@ -149,7 +149,7 @@ def test_what_a_configuration_may_have_otherwise_is_built(
     assert found.method_args == expected
     network: Any = fourstage.create_detector(found.method, "swin_mini", 3, **found.method_args)
     if "mask_thr" in path:
-        assert network.selecting.mask_threshold == value
+        assert network.limits.mask_threshold == value
     if "agnostic" in path:
         assert network.box_head.regress.out_features == 4
 
