@@ -1,81 +1,244 @@
-"""Which data set lies behind a name or a folder. A format more is a line more in the table."""
+"""The formats of data sets: one row each. A new format is one file and one row.
 
+A user's format is registered by `register_format` in a file that a recipe names in `imports:`.
+"""
+
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
-from fourstage.data.label_maps.folders import LabelMaps, is_labelmaps
+from fourstage.data.findings import Checked
+from fourstage.data.label_maps.folders import LabelMaps, is_label_maps
 from fourstage.data.labels import huggingface, imagenet, inaturalist
 from fourstage.data.labels.cifar import Cifar, is_cifar
 from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
-from fourstage.data.labels.listing import Listed, opener
+from fourstage.data.labels.listing import Listed, Survey
 from fourstage.data.objects.coco import Coco, is_coco
 from fourstage.data.objects.voc import Voc, is_voc
 from fourstage.data.objects.yolo import Yolo, is_yolo
-from fourstage.data.sample import Dataset
-from fourstage.data.shards.dataset import is_pattern, is_shards, survey_shards
+from fourstage.data.sample import Dataset, Progress, Split, Truth
+from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 
-Split = Literal["train", "val"]
-Truth = Literal["label", "objects", "label_map_HW"]
-Progress = Callable[[int, int], None]  # done, total
+Opener = Callable[..., Dataset]  # (folder, split), as `Format.open` says
+Checker = Callable[[Path, Progress], Checked]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A layout of folders that is recognised by looking at it."""
+    """One way to store a data set in a folder.
+
+    Checkers and writers are named as "module:function", so that they are imported when they are needed.
+
+    Attributes:
+        name: for messages; no two formats share one.
+        layout: what such a folder holds, for the sentence that lists the known formats.
+        fits: whether a folder is of this format. It is asked of every folder, so it looks at a few names only.
+        open: a class or function of (folder, split) that returns a `Dataset`. It raises ValueError for what is wrong
+            with the data, and `NoSplitError` for a split that the data lacks. Where it has a parameter `progress`, it
+            is also given what is called with (done, total).
+        truth: what the samples have. Several formats with different truths may fit one folder.
+        check: a function of (folder, progress) that returns what is wrong with the data; None: it has no checker.
+        write: a function that writes another data set in this format; None: it has no writer.
+        takes: whether data that is no folder, such as an address, is of this format; None: it takes folders only.
+    """
 
     name: str
-    layout: str  # how it looks, for the sentence that lists what is known
+    layout: str
     fits: Callable[[Path], bool]
-    open: Callable[[Path, Split], Dataset]
-    truth: Truth = "label"  # what its samples have; one folder may be read in two ways
+    open: Opener
+    truth: Truth = "label"
+    check: Checker | str | None = None
+    write: str | None = None
+    takes: Callable[[str | Path], bool] | None = None
+
+    def place(self, data: str | Path) -> Any:
+        """Return what `open` and `check` take: a folder as a path, anything else as it is."""
+        return data if self.takes is not None and self.takes(data) else Path(data)
+
+    def dataset(self, data: str | Path, split: Split, progress: Progress | None = None) -> Dataset:
+        """Open one split; see `open_dataset`."""
+        more = {"progress": progress} if "progress" in inspect.signature(self.open).parameters else {}
+        return self.open(self.place(data), split, **more)
+
+    def checker(self) -> Checker:
+        """Return the function that checks such data. Raises ValueError where the format has none."""
+        if self.check is None:
+            raise ValueError(
+                f"the format {self.name!r} has no checker: give register_format a function as check=, or try the data "
+                "with `fourstage train RECIPE --dry-run`"
+            )
+        return _function(self.check) if isinstance(self.check, str) else self.check
+
+    def writer(self) -> Callable[..., Any]:
+        """Return the function that writes such data."""
+        assert self.write is not None, f"{self.name} has no writer"
+        return _function(self.write)
 
 
+def _function(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _listing(name: str, layout: str, fits: Callable[[Path], bool], survey: Survey) -> Format:
+    """Return the format of images that a list, an archive or a table names."""
+
+    def check(root: Path, progress: Progress) -> Checked:
+        from fourstage.data.checks.listed import check_listing
+
+        return check_listing(name, partial(survey, root), str(root), progress)
+
+    def open_split(root: Path, split: Split) -> Listed:
+        return Listed(survey(root, split))
+
+    return Format(name, layout, fits, open_split, check=check)
+
+
+CHECKS = "fourstage.data.checks"
 FORMATS = (  # the first that fits is taken; the more particular come first
-    Format("COCO", "annotations/instances_train*.json, or train/_annotations.coco.json", is_coco, Coco, "objects"),
-    Format("YOLO", "data.yaml with names, train and val", is_yolo, Yolo, "objects"),
-    Format("Pascal VOC", "Annotations/*.xml with JPEGImages/, or train/*.xml", is_voc, Voc, "objects"),
     Format(
-        "label maps",
-        "images/train with masks/train, ADE20K, Cityscapes, or Pascal VOC with SegmentationClass",
-        is_labelmaps,
-        LabelMaps,
-        "label_map_HW",
+        name="COCO",
+        layout="annotations/instances_train*.json, or train/_annotations.coco.json",
+        fits=is_coco,
+        open=Coco,
+        truth="objects",
+        check=f"{CHECKS}.coco:check_coco",
     ),
     Format(
+        name="YOLO",
+        layout="data.yaml with names, train and val",
+        fits=is_yolo,
+        open=Yolo,
+        truth="objects",
+        check=f"{CHECKS}.yolo:check_yolo",
+    ),
+    Format(
+        name="Pascal VOC",
+        layout="Annotations/*.xml with JPEGImages/, or train/*.xml",
+        fits=is_voc,
+        open=Voc,
+        truth="objects",
+        check=f"{CHECKS}.voc:check_voc",
+    ),
+    Format(
+        name="label maps",
+        layout="images/train with masks/train, ADE20K, Cityscapes, or Pascal VOC with SegmentationClass",
+        fits=is_label_maps,
+        open=LabelMaps,
+        truth="label_map_HW",
+        check=f"{CHECKS}.label_maps:check_label_maps",
+    ),
+    _listing(
         "ImageNet lists",
         "meta/train.txt, with lines PATH LABEL",
         imagenet.is_meta_lists,
-        opener(imagenet.survey_meta_lists),
+        imagenet.survey_meta_lists,
     ),
-    Format("ImageNet zip", "train.zip with train_map.txt", imagenet.is_zip_maps, opener(imagenet.survey_zip_maps)),
-    Format("ImageNet-22K", imagenet.FALL.format("train"), imagenet.is_fall, opener(imagenet.survey_fall)),
-    Format(
+    _listing("ImageNet zip", "train.zip with train_map.txt", imagenet.is_zip_maps, imagenet.survey_zip_maps),
+    _listing("ImageNet-22K", imagenet.FALL.format("train"), imagenet.is_fall, imagenet.survey_fall),
+    _listing(
         "ImageNet of Kaggle",
         f"{imagenet.KAGGLE}/train with LOC_val_solution.csv",
         imagenet.is_kaggle,
-        opener(imagenet.survey_kaggle),
+        imagenet.survey_kaggle,
     ),
-    Format(
+    _listing(
         "iNaturalist",
         "train2018.json with train_val2018/",
         inaturalist.is_inaturalist,
-        opener(inaturalist.survey_inaturalist),
+        inaturalist.survey_inaturalist,
     ),
-    Format("CIFAR", "cifar-10-batches-py, cifar-100-python or the binary ones", is_cifar, Cifar),
     Format(
+        name="CIFAR",
+        layout="cifar-10-batches-py, cifar-100-python or the binary ones",
+        fits=is_cifar,
+        open=Cifar,
+        check=f"{CHECKS}.listed:check_cifar",
+    ),
+    _listing(
         "Hugging Face",
         "dataset_dict.json, or data/train-*.parquet",
         huggingface.is_huggingface,
-        opener(huggingface.survey_huggingface),
+        huggingface.survey_huggingface,
     ),
-    Format("WebDataset", "train-*.tar and val-*.tar", is_shards, opener(survey_shards)),
-    Format("ImageFolder", "train/<class>/*.jpg, or <class>/*.jpg", is_imagefolder, ImageFolder),
+    Format(
+        name="WebDataset",
+        layout="train-*.tar and val-*.tar",
+        fits=is_shards,
+        open=open_shards,
+        check=f"{CHECKS}.listed:check_shards",
+        write="fourstage.data.shards.write:write_shards",
+        takes=is_pattern,
+    ),
+    Format(
+        name="ImageFolder",
+        layout="train/<class>/*.jpg, or <class>/*.jpg",
+        fits=is_imagefolder,
+        open=ImageFolder,
+        check=f"{CHECKS}.imagefolder:check_imagefolder",
+    ),
 )
+_registered: dict[str, tuple[Format, str]] = {}  # by name; with the file that registered it
+
+
+def register_format(
+    name: str,
+    *,
+    layout: str,
+    fits: Callable[[Path], bool],
+    truth: Truth = "label",
+    check: Checker | None = None,
+) -> Callable[[type | Opener], Any]:
+    """Make your own format known: a decorator for the class or function that opens it. Arguments: see `Format`.
+
+    Such formats are asked before the built-in ones, in the order of their registration. The same file may run again.
+
+    Raises:
+        ValueError: another format has this name.
+    """
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    file = frame.f_back.f_code.co_filename
+    if name in {format.name for format in FORMATS} or _registered.get(name, (None, file))[1] != file:
+        raise ValueError(f"two formats are called {name!r}; give the new one another name")
+
+    def decorate(open_split: type | Opener) -> Any:
+        _registered[name] = (Format(name, layout, fits, open_split, truth, check), file)
+        return open_split
+
+    return decorate
+
+
+def all_formats() -> tuple[Format, ...]:
+    """Return the formats in the order in which a folder is compared with them."""
+    return (*(format for format, _ in _registered.values()), *FORMATS)
+
+
+def find_format(data: str | Path, truth: Truth | None = None) -> Format:
+    """Return the format of a folder; see `open_dataset`. Raises ValueError when there is no folder, or none fits."""
+    root, formats = Path(data), all_formats()
+    for format in formats:
+        if format.takes is not None and format.takes(data):
+            return format
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}: give the folder of a data set, or one of the names digits and digit_scenes")
+    fitting = (format for format in formats if format.fits(root))
+    if truth in (None, "label"):  # folders with boxes or label maps look like class folders too
+        if (first := next(fitting, None)) is not None:
+            return first
+    elif candidates := list(fitting):
+        return next((format for format in candidates if format.truth == truth), candidates[0])
+    known = "; ".join(f"{format.name} ({format.layout})" for format in formats)
+    raise ValueError(f"{root} {_content(root)}, which is no layout that is known{_nearby(root)}: {known}")
 
 
 def open_dataset(
@@ -88,7 +251,7 @@ def open_dataset(
             The names win over folders of that name, which are `./digits`.
         truth: what the samples should have, for folders that can be read in more than one way; a folder that cannot be
             read in this way is read in another.
-        progress: called with (done, total) while `digit_scenes` are made or shards are indexed, which happens once.
+        progress: called with (done, total) while `digit_scenes` are written or shards are indexed, which happens once.
 
     Raises:
         ValueError: there is no such folder, no known layout fits, or the data is broken; one sentence.
@@ -97,46 +260,24 @@ def open_dataset(
         return Digits(split)
     if str(data) == "digit_scenes":
         data = cached_digit_scenes(progress)
-    format = find_format(data, truth)
-    if format.name == "WebDataset":
-        return Listed(survey_shards(data, split, progress))
-    return format.open(Path(data), split)
-
-
-def find_format(data: str | Path, truth: Truth | None = None) -> Format:
-    """The layout of a folder; see `open_dataset`. Raises ValueError when there is no folder, or none fits."""
-    if is_pattern(data):
-        return next(format for format in FORMATS if format.name == "WebDataset")
-    root = Path(data)
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}: give the folder of a data set, or one of the names digits and digit_scenes")
-    fitting = (format for format in FORMATS if format.fits(root))
-    if truth in (None, "label"):  # folders with boxes or label maps look like class folders too
-        if (first := next(fitting, None)) is not None:
-            return first
-    elif found := list(fitting):
-        return next((format for format in found if format.truth == truth), found[0])
-    known = "; ".join(f"{format.name} ({format.layout})" for format in FORMATS)
-    raise ValueError(f"{root} {_content(root)}, which is no layout that is known{_nearby(root)}: {known}")
+    return find_format(data, truth).dataset(data, split, progress)
 
 
 def _content(root: Path) -> str:
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     folders = [path.name for path in entries if path.is_dir()]
-    kinds = Counter(path.suffix.lower() or "no ending" for path in entries if path.is_file())
+    suffixes = Counter(path.suffix.lower() or "no ending" for path in entries if path.is_file())
     shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
-    parts = [f"the folders {shown}"] if folders else []
-    if kinds:
-        parts.append(
-            f"{kinds.total():,} file{'s' * (kinds.total() > 1)} ({', '.join(kind for kind, _ in kinds.most_common(3))})"
-        )
-    return f"holds {' and '.join(parts)}" if parts else "is empty"
+    words = [f"the folders {shown}"] if folders else []
+    if suffixes:
+        most = ", ".join(suffix for suffix, _ in suffixes.most_common(3))
+        words.append(f"{suffixes.total():,} file{'s' * (suffixes.total() > 1)} ({most})")
+    return f"holds {' and '.join(words)}" if words else "is empty"
 
 
 def _nearby(root: Path) -> str:
     """Archives often unpack into one folder more than expected."""
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if any(format.fits(folder) for format in FORMATS):
+        if any(format.fits(folder) for format in all_formats()):
             return f" (did you mean {folder}?)"
     return ""

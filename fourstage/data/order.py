@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 
-def by_hash(names: Sequence[str], seed: int = 0) -> list[int]:
-    """Positions of `names` in the order of a hash of (seed, name).
+def hash_order(names: Sequence[str], seed: int = 0) -> list[int]:
+    """Return the positions of `names` in the order of a hash of (seed, name).
 
     A split that takes the first tenth hardly changes when names are added, which no shuffle of positions can promise.
     """

@@ -7,13 +7,17 @@ counts the pixel. Padding is on the right and at the bottom: zeros in normalised
 B images, H x W pixels, N objects, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Split = Literal["train", "val"]
+Truth = Literal["label", "objects", "label_map_HW"]  # fields of `Sample`
+Progress = Callable[[int, int], None]  # (done, total)
 
 IGNORE = 255  # the label of pixels that neither train nor score
 
@@ -99,7 +103,13 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """A split of a data set: a fixed order of samples that can be read one by one."""
+    """A split of a data set: a fixed order of samples that can be read one by one.
+
+    Attributes that a data set may have besides:
+        note: one sentence about what is unusual, such as a split that was made here; empty otherwise.
+        shard_sizes: images in each shard, in the order of the samples; empty where any order reads equally fast.
+        labels_N: (N,) int64, the label of every sample of a classification data set.
+    """
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,18 +133,23 @@ class Dataset(Protocol):
 
 
 class BadImage(ValueError):
-    """A file that should hold an image and does not. The message names the file and what is wrong with it."""
+    """An image file, or the truth that comes with it, that cannot be used. The message names it and the reason.
+
+    A run can skip such images. A format with another sentence makes a subclass with another `SENTENCE`.
+    """
+
+    SENTENCE: ClassVar[str] = "{path} cannot be read as an image: {reason}"
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as an image: {reason}")
+        super().__init__(self.SENTENCE.format(path=path, reason=reason))
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:  # loader workers send it through a pipe
-        return BadImage, (self.path, self.reason)
+        return type(self), (self.path, self.reason)
 
 
 class NoSplitError(ValueError):
-    """A data set that has no such split: one for evaluation alone has no training images."""
+    """The data set has no such split: one for evaluation alone has no training images."""
 
 
 def collate(samples: list[Sample], divisor: int = 1) -> Batch:

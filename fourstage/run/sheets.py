@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fourstage.data.loader import MIX, SAMPLE, seed_everything
 from fourstage.data.objects.rle import encode_mask
-from fourstage.data.order import by_hash
+from fourstage.data.order import hash_order
 from fourstage.data.sample import Batch, Dataset, Objects, Sample, collate
 from fourstage.recipe import Classification, Detection, Recipe, Segmentation
 from fourstage.run.task_protocol import kind_of
@@ -165,7 +165,7 @@ def _rows(dataset: Dataset, recipe: Classification) -> list[list[Picture]]:
 def _chosen(dataset: Dataset, count: int) -> Sequence[int]:
     """A few samples from all over the data set, always the same; of different classes where that is easy."""
     places = np.linspace(0, len(dataset) - 1, min(len(dataset), 8 * count)).round().astype(int)
-    order = by_hash([dataset.id(int(place)) for place in places])
+    order = hash_order([dataset.id(int(place)) for place in places])
     candidates = [int(places[i]) for i in order]
     labels = getattr(dataset, "labels_N", None)
     if labels is None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from fourstage.data.formats import Truth, open_dataset
-from fourstage.data.sample import Dataset
+from fourstage.data.formats import open_dataset
+from fourstage.data.sample import Dataset, Truth
 from fourstage.engine.state import write_whole
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, resolve

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, TypedDict, cast
 
-from fourstage.data.formats import Truth, find_format, open_dataset
-from fourstage.data.labels.imagefolder import find_bad_images, without
-from fourstage.data.sample import Dataset
+from fourstage.data.bad_images import find_bad_images, without
+from fourstage.data.formats import find_format, open_dataset
+from fourstage.data.sample import Dataset, Truth
 from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
 from fourstage.engine.devices import Ranks

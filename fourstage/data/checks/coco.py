@@ -4,23 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fourstage.data.findings import (
-    Checked,
-    Finding,
-    Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
-    image_findings,
-    inspect_images,
-    leaks,
-)
+from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.objects.coco import Annotated, find_split, read_json
 from fourstage.data.objects.rle import decode_mask
+from fourstage.data.sample import Progress, Split
 
-Split = Literal["train", "val"]
 Content = dict[str, Any]
 
 

@@ -3,22 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fourstage.data.findings import (
-    Checked,
-    Finding,
+from fourstage.data.checks.inspect import (
     Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
+    contradictory_labels,
     image_findings,
     inspect_images,
     leaks,
-    two_classes,
-    uneven,
+    uneven_classes,
 )
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
 from fourstage.data.labels import imagefolder as layouts
-from fourstage.data.labels.imagefolder import Layout, Split
+from fourstage.data.labels.imagefolder import Layout
+from fourstage.data.sample import Progress, Split
+from fourstage.data.walk import all_files, image_files, subfolders
 
 
 def check_imagefolder(root: Path, progress: Progress) -> Checked:
@@ -36,8 +34,8 @@ def check_imagefolder(root: Path, progress: Progress) -> Checked:
     for split, files in splits.items():
         summary.splits[split] = _summary(files, inspected[split])
         findings += image_findings(inspected[split])
-        findings += two_classes(inspected[split], [name for name, paths in files.items() for _ in paths])
-        findings += uneven(str(layout.folder(split)), summary.splits[split])
+        findings += contradictory_labels(inspected[split], [name for name, paths in files.items() for _ in paths])
+        findings += uneven_classes(str(layout.folder(split)), summary.splits[split])
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
 
@@ -45,12 +43,12 @@ def check_imagefolder(root: Path, progress: Progress) -> Checked:
 def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[Finding]]:
     """The images of each class that belong to `split`, and what names of folders and files tell."""
     folder = layout.folder(split)
-    files = {name: list(layouts.image_files(folder / name)) for name in layouts.class_names(folder)}
-    classes = layouts.class_names(layout.train or folder)
-    findings = layouts.problems(layout, split, classes, files)
+    files = {name: list(image_files(folder / name)) for name in subfolders(folder)}
+    classes = subfolders(layout.train or folder)
+    findings = layouts.layout_problems(layout, split, classes, files)
     findings += [
         Finding("warning", "other file", str(folder / path), "is no image by its name", "it is not read; move it away")
-        for path in layouts.all_files(folder)
+        for path in all_files(folder)
         if not is_image_name(path.rsplit("/", 1)[-1])
     ]
     findings += [
@@ -58,9 +56,9 @@ def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[F
         for path in sorted(folder.iterdir())
         if path.is_file() and is_image_name(path.name)
     ]
-    if odd := layouts.note(layout, split, classes, files):
+    if odd := layouts.layout_note(layout, split, classes, files):
         findings.append(odd)
-    return layouts.held_apart(layout, split, files), findings
+    return layouts.images_of(layout, split, files), findings
 
 
 def _inspect_splits(

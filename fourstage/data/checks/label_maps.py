@@ -1,27 +1,13 @@
 """What can be wrong with a folder of images and label maps."""
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fourstage.data.findings import (
-    CHUNK,
-    Checked,
-    Finding,
-    Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
-    image_findings,
-    inspect_images,
-    leaks,
-    plural,
-    uneven,
-)
+from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks, uneven_classes
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary, plural
 from fourstage.data.images import open_image
 from fourstage.data.label_maps.folders import (
     NO_LABEL,
@@ -33,8 +19,9 @@ from fourstage.data.label_maps.folders import (
     read_values,
     table,
 )
-from fourstage.data.label_maps.layouts import Pairs, Split
-from fourstage.data.sample import IGNORE, BadImage, NoSplitError
+from fourstage.data.label_maps.layouts import Pairs
+from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Split
+from fourstage.data.threads import map_in_threads
 
 RARE = 1e-4  # of the pixels with a label
 
@@ -50,7 +37,7 @@ class _Map:
     colours: int = 0  # how many a map has that holds colours instead of numbers
 
 
-def check_labelmaps(root: Path, progress: Progress) -> Checked:
+def check_label_maps(root: Path, progress: Progress) -> Checked:
     """Read every image and every label map: partners that are missing, sizes, labels that are none, classes."""
     findings, summary, images = list[Finding](), Summary("label maps"), dict[Split, list[Inspected]]()
     for split in ("train", "val"):
@@ -67,7 +54,7 @@ def check_labelmaps(root: Path, progress: Progress) -> Checked:
             findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))
         there = [i for i, path in enumerate(pairs.maps) if path.is_file()]
         images[split] = inspect_images([pairs.images[i] for i in there], progress, orient=True)
-        maps = _inspect_maps([pairs.maps[i] for i in there])
+        maps = list(map_in_threads(_inspect, [pairs.maps[i] for i in there]))
         findings += image_findings(images[split])
         findings += _map_findings(maps, images[split], table(pairs, len(classes)), len(classes))
         summary.splits[split] = _summary(images[split], maps, table(pairs, len(classes)), classes)
@@ -81,14 +68,6 @@ def check_labelmaps(root: Path, progress: Progress) -> Checked:
 def _spare(pairs: Pairs) -> Iterator[Finding]:
     for path in pairs.spare:
         yield Finding("warning", "label map without image", str(path), "has no image", "add it, or delete the map")
-
-
-def _inspect_maps(paths: Sequence[Path]) -> list[_Map]:
-    found: list[_Map] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(paths), CHUNK):
-            found += pool.map(_inspect, paths[start : start + CHUNK])
-    return found
 
 
 def _inspect(path: Path) -> _Map:
@@ -172,4 +151,4 @@ def _class_findings(
         share = f"{100 * pixels[label] / pixels.sum():.3f} per cent"
         what = f"has {plural(int(pixels[label]), 'pixel')} of {classes[label]!r}, {share}"
         yield Finding("note", "rare class", where, what, "look at the result of each class, not at the mean alone")
-    yield from uneven(where, summary)
+    yield from uneven_classes(where, summary)

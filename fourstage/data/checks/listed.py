@@ -6,74 +6,41 @@ from pathlib import Path
 
 import numpy as np
 
-from fourstage.data.findings import (
-    Checked,
-    Finding,
+from fourstage.data.checks.inspect import (
     Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
+    contradictory_labels,
     image_findings,
     inspect_samples,
     leaks,
-    two_classes,
-    uneven,
+    uneven_classes,
 )
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.labels.cifar import Cifar
-from fourstage.data.labels.listing import Listed, Listing, Split
-from fourstage.data.sample import NoSplitError
+from fourstage.data.labels.listing import Listed, Listing
+from fourstage.data.sample import NoSplitError, Progress, Split
 from fourstage.data.shards.dataset import survey_shards
 
 NAMES: dict[Split, str] = {"train": "training", "val": "validation"}
 
-Survey = Callable[[Path, Split], Listing]
 
+def check_listing(name: str, survey: Callable[[Split], Listing], source: str, progress: Progress) -> Checked:
+    """Check the images of a list, an archive or a table: missing and unreadable ones, labels, what occurs twice.
 
-def check_listed(name: str, survey: Survey) -> Callable[[Path, Progress], Checked]:
-    """A checker for a format that a survey tells about."""
-
-    def check(root: Path, progress: Progress) -> Checked:
-        return _check(name, lambda split: survey(root, split), str(root), progress)
-
-    return check
-
-
-def check_shards(data: str | Path, progress: Progress) -> Checked:
-    """Every shard, and every image in the whole ones."""
-
-    def survey(split: Split) -> Listing:
-        return survey_shards(data, split, lambda done, total: progress(done, total + 1))  # images follow
-
-    return _check("WebDataset", survey, str(data), progress)
-
-
-def check_cifar(root: Path, progress: Progress) -> Checked:
-    """Files that are missing or damaged; images that occur twice."""
-    findings, summary, inspected = list[Finding](), Summary("CIFAR"), dict[Split, list[Inspected]]()
-    for split in ("train", "val"):
-        try:
-            dataset = Cifar(root, split)
-        except ValueError as error:
-            findings.append(_unopened(root, split, error))
-            continue
-        inspected[split] = inspect_samples(dataset, range(len(dataset)), progress)
-        labels = [dataset.classes[label] for label in dataset.labels_N]
-        summary.splits[split] = _summary(dataset.classes, dataset.labels_N, inspected[split])
-        findings += two_classes(inspected[split], labels)
-    return Checked(findings + leaks(inspected.get("train", []), inspected.get("val", [])), summary)
-
-
-def _check(name: str, survey: Callable[[Split], Listing], root: str, progress: Progress) -> Checked:
+    Args:
+        name: of the format.
+        survey: what lists the images of a split.
+        source: the data set, for messages.
+    """
     findings, summary = list[Finding](), Summary(name)
     listings: dict[Split, Listing] = {}
     for split in ("train", "val"):
         try:
             listings[split] = survey(split)
         except NoSplitError as error:
-            findings.append(Finding("note", f"no {NAMES[split]} split", root, f"({split})", str(error)))
+            findings.append(Finding("note", f"no {NAMES[split]} split", source, f"({split})", str(error)))
         except ValueError as error:
             if str(error) not in {finding.do for finding in findings}:
-                findings.append(_unopened(root, split, error))
+                findings.append(_unopened(source, split, error))
     total, done = sum(len(listing.labels_N) - len(listing.missing) for listing in listings.values()), 0
     inspected: dict[Split, list[Inspected]] = {}
     for split, listing in listings.items():
@@ -86,8 +53,33 @@ def _check(name: str, survey: Callable[[Split], Listing], root: str, progress: P
         known = set(findings)  # both splits may come from one list
         findings += [one for one in (*listing.problems, *_missing(listing), *_held_out(listing)) if one not in known]
         findings += image_findings(images)
-        findings += two_classes(images, [str(label) for label in labels_N])
-        findings += uneven(listing.source, summary.splits[split])
+        findings += contradictory_labels(images, [str(label) for label in labels_N])
+        findings += uneven_classes(listing.source, summary.splits[split])
+    return Checked(findings + leaks(inspected.get("train", []), inspected.get("val", [])), summary)
+
+
+def check_shards(data: str | Path, progress: Progress) -> Checked:
+    """Check every shard, and every image of the complete ones."""
+
+    def survey(split: Split) -> Listing:
+        return survey_shards(data, split, lambda done, total: progress(done, total + 1))  # images follow
+
+    return check_listing("WebDataset", survey, str(data), progress)
+
+
+def check_cifar(root: Path, progress: Progress) -> Checked:
+    """Check CIFAR's files: missing or damaged ones, and images that occur twice."""
+    findings, summary, inspected = list[Finding](), Summary("CIFAR"), dict[Split, list[Inspected]]()
+    for split in ("train", "val"):
+        try:
+            dataset = Cifar(root, split)
+        except ValueError as error:
+            findings.append(_unopened(root, split, error))
+            continue
+        inspected[split] = inspect_samples(dataset, range(len(dataset)), progress)
+        labels = [dataset.classes[label] for label in dataset.labels_N]
+        summary.splits[split] = _summary(dataset.classes, dataset.labels_N, inspected[split])
+        findings += contradictory_labels(inspected[split], labels)
     return Checked(findings + leaks(inspected.get("train", []), inspected.get("val", [])), summary)
 
 

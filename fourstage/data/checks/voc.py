@@ -4,18 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fourstage.data.checks.coco import box_findings
-from fourstage.data.findings import (
-    Checked,
-    Finding,
-    Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
-    image_findings,
-    inspect_images,
-    leaks,
-)
+from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.objects.voc import annotation_files, class_file, from_corners, image_of, read_annotation
+from fourstage.data.sample import Progress
 
 
 def check_voc(root: Path, progress: Progress) -> Checked:

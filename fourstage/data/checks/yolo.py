@@ -2,27 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fourstage.data.checks.coco import box_findings, mask_findings
-from fourstage.data.findings import (
-    Checked,
-    Finding,
-    Inspected,
-    Progress,
-    SplitSummary,
-    Summary,
-    image_findings,
-    inspect_images,
-    leaks,
-)
+from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
 from fourstage.data.objects.yolo import Description, describe, label_file, label_lines, lines_of, parse_line
-from fourstage.data.sample import NoSplitError
-
-Split = Literal["train", "val"]
+from fourstage.data.sample import NoSplitError, Progress, Split
 
 
 def check_yolo(root: Path, progress: Progress) -> Checked:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from fourstage.data.order import by_hash
+from fourstage.data.order import hash_order
 from fourstage.data.sample import Sample
 
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -69,7 +69,7 @@ def scans(split: Literal["train", "val"]) -> tuple[np.ndarray, np.ndarray, np.nd
     held_out = np.zeros(len(labels_N), dtype=bool)
     for digit in range(10):
         of_class = np.flatnonzero(labels_N == digit)
-        order = by_hash([f"{number:04d}" for number in of_class])
+        order = hash_order([f"{number:04d}" for number in of_class])
         held_out[of_class[order[:VAL_PER_CLASS]]] = True
     numbers_N = np.flatnonzero(held_out if split == "val" else ~held_out)
     images_N88 = np.rint(values[numbers_N].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

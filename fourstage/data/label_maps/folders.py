@@ -3,26 +3,22 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from fourstage.data.images import open_image, read_image
-from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs, Split
-from fourstage.data.sample import IGNORE, BadImage, Sample
+from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs
+from fourstage.data.sample import IGNORE, BadImage, Sample, Split
 
 NO_LABEL = 256  # in a table from stored values to labels: the value should not occur
 
 
 class BadLabelMap(BadImage):
-    """A label map that cannot be used. The message names the file and what is wrong with it."""
+    """A label map that cannot be used. The message names the file and the reason."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.args = (f"{path} cannot be used as a label map: {reason}",)
-
-    def __reduce__(self) -> tuple[type["BadLabelMap"], tuple[str, str]]:
-        return BadLabelMap, (self.path, self.reason)
+    SENTENCE: ClassVar[str] = "{path} cannot be used as a label map: {reason}"
 
 
 class LabelMaps:
@@ -83,7 +79,7 @@ class LabelMaps:
         )
 
 
-def is_labelmaps(root: Path) -> bool:
+def is_label_maps(root: Path) -> bool:
     """Whether `root` has one of the layouts."""
     return any(layout.fits(root) for layout in LAYOUTS)
 

@@ -7,21 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
-from fourstage.data.labels.imagefolder import VAL_SHARE, all_files, image_files
-from fourstage.data.order import by_hash
-from fourstage.data.sample import IGNORE, NoSplitError
+from fourstage.data.sample import IGNORE, NoSplitError, Split
+from fourstage.data.splits import SPLIT_NAMES, split_positions
+from fourstage.data.walk import all_files, image_files
 
-Split = Literal["train", "val"]
 Colour = tuple[int, int, int]
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "test"),  # the first that is there
-}
 LABELS = ("masks", "labels", "annotations")  # the first that is there
 CLASSES = "classes.txt"  # one name a line, beside the label maps or at the top
 ADE_CLASSES = 150
@@ -171,13 +165,12 @@ def find_folder(root: Path, split: Split) -> Pairs:
 
 
 def _held_apart(pairs: Pairs, split: Split) -> Pairs:
-    """What of one folder belongs to `split`: always the same images."""
-    order = by_hash([_below(path, pairs.folder) for path in pairs.images])
-    count = max(1, round(len(order) * VAL_SHARE)) if len(order) > 1 else 0
-    kept = sorted(order[:count] if split == "val" else order[count:])
+    """Return the pairs of one folder that belong to `split`."""
+    names = [_below(path, pairs.folder) for path in pairs.images]
+    kept, held_out = split_positions(names, split), len(split_positions(names, "val"))
     note = (
-        f"{pairs.folder.parent} has no val: {count:,} of its {len(order):,} images, always the same ones, are held out "
-        "for validation."
+        f"{pairs.folder.parent} has no val: {held_out:,} of its {len(names):,} images, always the same ones, are held "
+        "out for validation."
     )
     return replace(pairs, images=[pairs.images[i] for i in kept], maps=[pairs.maps[i] for i in kept], note=note)
 

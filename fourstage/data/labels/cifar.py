@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.data.labels.listing import Split
-from fourstage.data.sample import Sample
+from fourstage.data.sample import Sample, Split
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.labels.imagefolder import SPLIT_NAMES
-from fourstage.data.labels.listing import Listing, Split, empty_classes, hold_out, label_problems, numbered_classes
-from fourstage.data.sample import BadImage, NoSplitError
+from fourstage.data.labels.listing import Listing, empty_classes, hold_out, label_problems, numbered_classes
+from fourstage.data.sample import BadImage, NoSplitError, Split
+from fourstage.data.splits import SPLIT_NAMES
 from fourstage.files import atomic_file, cache_folder
 
 IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say their kind

@@ -1,28 +1,18 @@
 """Images for classification in the ImageFolder layout: `train/<class>/*.jpg` and `val/<class>/*.jpg`."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, cast
 
 import numpy as np
 
-from fourstage.data.findings import CHUNK, Finding, Progress
+from fourstage.data.findings import Finding
 from fourstage.data.images import is_image_name, read_image
-from fourstage.data.objects.views import ObjectData, Part
-from fourstage.data.order import by_hash
-from fourstage.data.sample import BadImage, Dataset, NoSplitError, Sample
-
-Split = Literal["train", "val"]
-
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "test"),  # the first that is there
-}
-VAL_SHARE = 0.1
+from fourstage.data.sample import BadImage, NoSplitError, Sample, Split
+from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
+from fourstage.data.walk import image_files, subfolders
 
 
 @dataclass(frozen=True)
@@ -62,13 +52,13 @@ class ImageFolder:
     def __init__(self, root: str | Path, split: Split) -> None:
         layout = find_layout(Path(root))
         self.folder = layout.folder(split)
-        self.classes = tuple(class_names(layout.train or self.folder))
+        self.classes = tuple(subfolders(layout.train or self.folder))
         self.truths = ("label",)
-        files = {name: list(image_files(self.folder / name)) for name in class_names(self.folder)}
-        if broken := problems(layout, split, self.classes, files):
+        files = {name: list(image_files(self.folder / name)) for name in subfolders(self.folder)}
+        if broken := layout_problems(layout, split, self.classes, files):
             raise ValueError(str(broken[0]))
-        self.note = str(note(layout, split, self.classes, files) or "")
-        files = held_apart(layout, split, files)
+        self.note = str(layout_note(layout, split, self.classes, files) or "")
+        files = images_of(layout, split, files)
         ids = [f"{name}/{path}" for name, paths in files.items() for path in paths]
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
         self._ids = np.array([os.fsencode(id) for id in ids])
@@ -117,39 +107,12 @@ def is_imagefolder(root: Path) -> bool:
         return True
     with_images = (
         any(is_image_name(name) for _, _, names in os.walk(root / folder) for name in names)
-        for folder in class_names(root)
+        for folder in subfolders(root)
     )
     return sum(islice(filter(None, with_images), 2)) == 2
 
 
-def class_names(folder: Path) -> list[str]:
-    """Names of the sub-folders, sorted; hidden ones and what macOS adds to archives are none."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
-
-
-def image_files(folder: Path) -> Iterator[str]:
-    """Paths below `folder`, sorted, of all image files in it and in its sub-folders; symbolic links are followed."""
-    return (path for path in all_files(folder) if is_image_name(path.rsplit("/", 1)[-1]))
-
-
-def all_files(folder: Path) -> list[str]:
-    """Paths below `folder`, sorted, with `/`, of every file that is not hidden."""
-    found: list[str] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def problems(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> list[Finding]:
+def layout_problems(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> list[Finding]:
     """Why the data cannot be used; `files` are the images of each class folder of `split`."""
     folder = layout.folder(split)
     if not files:
@@ -176,17 +139,20 @@ def problems(layout: Layout, split: Split, classes: Sequence[str], files: dict[s
     return unknown + empty
 
 
-def held_apart(layout: Layout, split: Split, files: dict[str, list[str]]) -> dict[str, list[str]]:
+def images_of(layout: Layout, split: Split, files: dict[str, list[str]]) -> dict[str, list[str]]:
     """What of `files` belongs to `split`: all, unless both splits come from one folder."""
     if layout.val is not None:
         return files
-    return {name: [paths[i] for i in _part(name, paths, split)] for name, paths in files.items()}
+    return {
+        name: [paths[i] for i in split_positions([f"{name}/{path}" for path in paths], split)]
+        for name, paths in files.items()
+    }
 
 
-def note(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> Finding | None:
+def layout_note(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> Finding | None:
     """What is unusual about `split` and yet fine; `files` are the images of each class folder, whole."""
     if layout.val is None:
-        held_out = sum(len(paths) for paths in held_apart(layout, "val", files).values())
+        held_out = sum(len(paths) for paths in images_of(layout, "val", files).values())
         total = sum(len(paths) for paths in files.values())
         do = (
             f"{held_out:,} of its {total:,} images, about {VAL_SHARE:.0%} of each class and always the same ones, "
@@ -199,62 +165,3 @@ def note(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, 
     if split == "val" and layout.val.name.lower() == "test":
         return Finding("note", "split", str(layout.root), "has no val/ folder", "test/ is used for validation")
     return None
-
-
-def _part(name: str, paths: Sequence[str], split: Split) -> list[int]:
-    """Positions, ascending, of the images of one class that belong to `split` when a part is held out."""
-    count = max(1, round(len(paths) * VAL_SHARE)) if len(paths) > 1 else 0
-    order = by_hash([f"{name}/{path}" for path in paths])
-    return sorted(order[:count] if split == "val" else order[count:])
-
-
-def find_bad_images(dataset: Dataset, progress: Progress | None = None) -> dict[str, BadImage]:
-    """Decode every image of a data set, in threads, and return what cannot be read by the sample's id, in order."""
-    bad: dict[str, BadImage] = {}
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(dataset), CHUNK):
-            indices = range(start, min(start + CHUNK, len(dataset)))
-            for index, error in zip(indices, pool.map(lambda i: _error(dataset, i), indices), strict=True):
-                if error is not None:
-                    bad[dataset.id(index)] = error
-                if progress is not None:
-                    progress(index + 1, len(dataset))
-    return bad
-
-
-def _error(dataset: Dataset, index: int) -> BadImage | None:
-    try:
-        dataset.sample(index)
-    except BadImage as error:
-        return error
-    return None
-
-
-class Without:
-    """A data set less the samples with the given ids, in the same order and with the same classes."""
-
-    def __init__(self, dataset: Dataset, ids: Collection[str]) -> None:
-        self._dataset = dataset
-        self._indices = np.array([i for i in range(len(dataset)) if dataset.id(i) not in ids], dtype=np.int64)
-        self.classes, self.truths = dataset.classes, dataset.truths
-        self.note: str = getattr(dataset, "note", "")
-        sizes: tuple[int, ...] = getattr(dataset, "shard_sizes", ())
-        shards_N = np.searchsorted(np.cumsum(sizes), self._indices, side="right") if sizes else self._indices[:0]
-        self.shard_sizes = tuple(np.bincount(shards_N, minlength=len(sizes)).tolist()) if sizes else ()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def id(self, index: int) -> str:
-        return self._dataset.id(int(self._indices[index]))
-
-    def sample(self, index: int) -> Sample:
-        return self._dataset.sample(int(self._indices[index]))
-
-
-def without(dataset: Dataset, ids: Collection[str]) -> Dataset:
-    """`dataset` less the samples with these ids, such as what `find_bad_images` returns."""
-    if hasattr(dataset, "counts"):  # data with objects, which says more of itself
-        kept_I = np.array([dataset.id(i) not in ids for i in range(len(dataset))])
-        return Part(cast(ObjectData, dataset), kept_I)
-    return Without(dataset, ids)

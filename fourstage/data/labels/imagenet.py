@@ -17,11 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.labels import imagefolder
 from fourstage.data.labels.listing import (
     FileStore,
     Listing,
-    Split,
     Store,
     class_names,
     empty_classes,
@@ -30,7 +28,8 @@ from fourstage.data.labels.listing import (
     missing_files,
 )
 from fourstage.data.labels.zips import ZipStore
-from fourstage.data.sample import NoSplitError
+from fourstage.data.sample import NoSplitError, Split
+from fourstage.data.walk import image_files, subfolders
 
 FALL = "ILSVRC2011fall_whole_map_{}.txt"
 KAGGLE = "ILSVRC/Data/CLS-LOC"
@@ -210,7 +209,7 @@ def is_kaggle(root: Path) -> bool:
 def survey_kaggle(root: Path, split: Split) -> Listing:
     """Training images in class folders; validation images all in one, told apart by the csv."""
     folder = root / KAGGLE
-    classes = tuple(imagefolder.class_names(folder / "train")) if (folder / "train").is_dir() else ()
+    classes = tuple(subfolders(folder / "train")) if (folder / "train").is_dir() else ()
     mapping = root / "LOC_synset_mapping.txt"
     if not classes and mapping.is_file():
         classes = tuple(line.split()[0] for line in mapping.read_text().splitlines() if line.strip())
@@ -231,7 +230,7 @@ def survey_kaggle(root: Path, split: Split) -> Listing:
 
 
 def _class_folders(folder: Path, label: dict[str, int]) -> Entries:
-    files = {name: [f"{name}/{path}" for path in imagefolder.image_files(folder / name)] for name in label}
+    files = {name: [f"{name}/{path}" for path in image_files(folder / name)] for name in label}
     names = [os.fsencode(path) for paths in files.values() for path in paths]
     labels_N = np.repeat([label[name] for name in files], [len(paths) for paths in files.values()])
     return Entries(names, labels_N.astype(np.int64))

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.images import read_image
-from fourstage.data.labels.imagefolder import class_names, find_layout, image_files
+from fourstage.data.labels.imagefolder import find_layout
 from fourstage.data.sample import Dataset, Sample
+from fourstage.data.walk import image_files, subfolders
 
 CLASSES = 1000
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
@@ -62,8 +63,8 @@ class Variant:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.classes, self.truths = folder, wnids(), ("label",)
-        label = {name: i for i, name in enumerate(_numbers() if _numbered(class_names(folder)) else self.classes)}
-        files = {name: list(image_files(folder / name)) for name in sorted(class_names(folder), key=label.__getitem__)}
+        label = {name: i for i, name in enumerate(_numbers() if _numbered(subfolders(folder)) else self.classes)}
+        files = {name: list(image_files(folder / name)) for name in sorted(subfolders(folder), key=label.__getitem__)}
         empty = [name for name, paths in files.items() if not paths]
         if empty:
             raise ValueError(f"{folder / empty[0]} is a class folder without images; add some, or delete the folder")
@@ -98,7 +99,7 @@ def find_variant(root: Path) -> Path | None:
     folder = layout.val or (root if layout.train == root else None)
     if folder is None:
         return None
-    names = class_names(folder)
+    names = subfolders(folder)
     if _numbered(names):
         return folder
     if len(names) < 2 or not all(map(_is_wnid, names)) or not set(names).issubset(wnids()):

@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.labels.listing import (
-    FileStore,
-    Listing,
-    Split,
-    empty_classes,
-    hold_out,
-    label_problems,
-    missing_files,
-)
-from fourstage.data.sample import NoSplitError
+from fourstage.data.labels.listing import FileStore, Listing, empty_classes, hold_out, label_problems, missing_files
+from fourstage.data.sample import NoSplitError, Split
 
 YEARS = "20[0-9][0-9]"
 

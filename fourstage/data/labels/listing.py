@@ -5,18 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from fourstage.data.findings import Finding
 from fourstage.data.images import decode_image
-from fourstage.data.order import by_hash
-from fourstage.data.sample import BadImage, Sample
+from fourstage.data.sample import BadImage, Sample, Split
+from fourstage.data.splits import VAL_SHARE, split_positions
 
-Split = Literal["train", "val"]
-
-VAL_SHARE = 0.1
 SYNSETS = {  # classes -> timm's table with the folder of each, in the order that published labels count
     1000: "imagenet_synsets.txt",
     21841: "imagenet21k_goog_synsets.txt",  # its last two rows are classes a second time, and lists leave them out
@@ -74,6 +71,9 @@ class Listing:
             shards_N=None if self.shards_N is None else self.shards_N[places],
             missing=tuple(kept[place] for place in self.missing if place in kept),
         )
+
+
+Survey = Callable[[Path, Split], Listing]  # of a folder, which lists the images of one split
 
 
 class Listed:
@@ -177,9 +177,8 @@ def hold_out(listing: Listing, split: Split) -> Listing:
     order = np.argsort(listing.labels_N, kind="stable")
     _, starts = np.unique(listing.labels_N[order], return_index=True)
     for places in np.split(order, starts[1:]) if len(order) else []:
-        count = max(1, round(len(places) * VAL_SHARE)) if len(places) > 1 else 0
-        ids = [listing.store.id(int(listing.rows_N[place])) for place in places] if count else []
-        held[places[by_hash(ids)[:count]]] = True
+        ids = [listing.store.id(int(listing.rows_N[place])) for place in places]
+        held[places[split_positions(ids, "val")]] = True
     note = (
         f"{listing.source} has no validation split: {held.sum():,} of its {len(held):,} images, about {VAL_SHARE:.0%} "
         "of each class and always the same ones, are held out for validation"
@@ -257,12 +256,3 @@ def _folder_names(names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ..
             return ()
     whole = sorted(of_label) == list(range(len(of_label))) and len(set(of_label.values())) == len(of_label)
     return tuple(os.fsdecode(of_label[label]) for label in sorted(of_label)) if whole else ()
-
-
-def opener(survey: Callable[[Path, Split], Listing]) -> Callable[[Path, Split], Listed]:
-    """A survey as what the table of formats asks for."""
-
-    def open_split(root: Path, split: Split) -> Listed:
-        return Listed(survey(root, split))
-
-    return open_split

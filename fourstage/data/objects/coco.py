@@ -9,20 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fourstage.data.images import read_image
+from fourstage.data.objects.dataset import as_bad_objects
 from fourstage.data.objects.json_scan import entries
 from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.objects.table import ObjectTable, ObjectWriter, Row
-from fourstage.data.objects.views import reading_objects
-from fourstage.data.sample import BadImage, Objects, Sample
+from fourstage.data.sample import BadImage, Objects, Sample, Split
+from fourstage.data.splits import EXPORT_SPLIT_NAMES
 
 __all__ = ["Coco", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
-
-Split = Literal["train", "val"]
 
 BESIDE = "_annotations.coco.json"
 NEEDED = {
@@ -30,7 +29,6 @@ NEEDED = {
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Coco:
         if said != (height, width):
             reason = f"it is {width} x {height}, but {self.place.annotations} says {said[1]} x {said[0]}"
             raise BadImage(str(self.path(index)), reason)
-        with reading_objects(self.path(index)):
+        with as_bad_objects(self.path(index)):
             reference = self.reference(index) if self.with_reference else None
             return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
 
@@ -119,10 +117,10 @@ class Coco:
 
 def find_split(root: Path, split: Split) -> Annotated:
     """The json and the image folder of one split. Raises ValueError when there is none."""
-    for name in FOLDERS[split]:
+    for name in EXPORT_SPLIT_NAMES[split]:
         if (root / name / BESIDE).is_file():
             return Annotated(root / name / BESIDE, root / name)
-    for name in FOLDERS[split]:
+    for name in EXPORT_SPLIT_NAMES[split]:
         found = sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True)  # 2017 before 2014
         places = [Annotated(path, _image_folder(root, path.stem.removeprefix("instances_"))) for path in found]
         if places:

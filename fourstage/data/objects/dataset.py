@@ -1,21 +1,22 @@
-"""What data sets with objects have beyond others, and views of them. I images, H x W pixels."""
+"""What data sets with objects have beyond others, and subsets of them. I images, H x W pixels."""
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 
 from fourstage.data.images import open_image
-from fourstage.data.sample import BadImage, Dataset, Objects, Sample
+from fourstage.data.sample import BadImage, Dataset, Objects
+from fourstage.data.subset import Subset
 
-TURNED = (5, 6, 7, 8)  # values of EXIF's orientation under which width and height change places
-ORIENTATION = 0x0112  # its number
+ORIENTATION = 0x0112  # EXIF's tag
+SWAPS_SIDES = (5, 6, 7, 8)  # values of the tag for which width and height change places
 
 
-class ObjectData(Dataset, Protocol):
+class ObjectDataset(Dataset, Protocol):
     """A data set with boxes, perhaps with masks.
 
     Attributes:
@@ -53,19 +54,14 @@ class ObjectData(Dataset, Protocol):
 
 
 class BadObjects(BadImage):
-    """An image whose objects cannot be used. The message names the object and what is wrong with it."""
+    """An image whose objects cannot be used. The message names the object and the reason."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.args = (reason,)
-
-    def __reduce__(self) -> tuple[type["BadObjects"], tuple[str, str]]:
-        return BadObjects, (self.path, self.reason)
+    SENTENCE: ClassVar[str] = "{reason}"
 
 
 @contextmanager
-def reading_objects(image: Path) -> Generator[None]:
-    """What is wrong with an object in here is wrong with its image, which may then be skipped like a broken one."""
+def as_bad_objects(image: Path) -> Generator[None]:
+    """Raise an object's error as one of its image, which a run can skip like a broken image."""
     try:
         yield
     except BadImage:
@@ -74,42 +70,38 @@ def reading_objects(image: Path) -> Generator[None]:
         raise BadObjects(str(image), str(error)) from error
 
 
-class Part:
+def has_objects(dataset: Dataset) -> TypeGuard[ObjectDataset]:
+    """Whether a data set is an `ObjectDatasetset`."""
+    return "objects" in dataset.truths and hasattr(dataset, "counts")
+
+
+class ObjectSubset(Subset):
     """Some images of a data set with objects, in the same order and with the same classes."""
 
-    def __init__(self, dataset: ObjectData, kept_I: np.ndarray) -> None:
-        self._dataset, self._indices = dataset, np.flatnonzero(kept_I)
-        self.classes, self.truths, self.note = dataset.classes, dataset.truths, dataset.note
+    def __init__(self, dataset: ObjectDataset, indices_n: np.ndarray) -> None:
+        super().__init__(dataset, indices_n)
+        self._objects = dataset
         self.has_masks, self.with_reference = dataset.has_masks, dataset.with_reference
         self.category_ids: tuple[Any, ...] = tuple(getattr(dataset, "category_ids", ()))
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
     def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        return self._dataset.sizes(self._indices if indices is None else self._indices[indices])
+        return self._objects.sizes(self._indices_n if indices is None else self._indices_n[indices])
 
     def counts(self) -> np.ndarray:
-        return self._dataset.counts()[self._indices]
-
-    def id(self, index: int) -> str:
-        return self._dataset.id(int(self._indices[index]))
+        return self._objects.counts()[self._indices_n]
 
     def path(self, index: int) -> Path:
-        return self._dataset.path(int(self._indices[index]))
-
-    def sample(self, index: int) -> Sample:
-        return self._dataset.sample(int(self._indices[index]))
+        return self._objects.path(int(self._indices_n[index]))
 
     def objects(self, index: int) -> Objects:
-        return self._dataset.objects(int(self._indices[index]))
+        return self._objects.objects(int(self._indices_n[index]))
 
     def reference(self, index: int) -> dict[str, Any]:
-        return self._dataset.reference(int(self._indices[index]))
+        return self._objects.reference(int(self._indices_n[index]))
 
 
-def for_training(dataset: ObjectData, *, filter_empty: bool = True, min_size: int = 32) -> ObjectData:
-    """Without the images that MMDetection does not train on either.
+def trainable(dataset: ObjectDataset, *, filter_empty: bool = True, min_size: int = 32) -> ObjectDataset:
+    """Return the data set without the images that MMDetection does not train on either.
 
     Args:
         filter_empty: leave out images without annotations. Those that have only crowd regions or broken boxes stay.
@@ -128,11 +120,11 @@ def for_training(dataset: ObjectData, *, filter_empty: bool = True, min_size: in
             f"no image of {len(dataset):,} is left to train on: all are without objects or below {min_size} pixels; "
             "add filter_empty=false to train on images without objects"
         )
-    return dataset if kept_I.all() else Part(dataset, kept_I)
+    return dataset if kept_I.all() else ObjectSubset(dataset, np.flatnonzero(kept_I))
 
 
-def portraits(dataset: ObjectData) -> bytes:
-    """For each image one byte: 1 where it is higher than wide, else 0; what `TrainPlan` groups by."""
+def portrait_flags(dataset: ObjectDataset) -> bytes:
+    """Return a byte for each image: 1 where it is higher than wide, else 0; `TrainPlan` groups by them."""
     height_I, width_I = dataset.sizes().T
     return (width_I < height_I).astype(np.uint8).tobytes()
 
@@ -147,8 +139,8 @@ class HeaderSizes:
     def __init__(self, sizes_I2: np.ndarray) -> None:
         self._sizes_I2 = sizes_I2
 
-    def of(self, dataset: ObjectData, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """(I, 2) int64, see `ObjectData.sizes`."""
+    def of(self, dataset: ObjectDataset, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64, see `ObjectDataset.sizes`."""
         wanted_i = np.arange(len(self._sizes_I2)) if indices is None else np.asarray(indices, dtype=np.int64)
         unknown_i = wanted_i[self._sizes_I2[wanted_i, 0] < 0]
         if len(unknown_i):
@@ -160,5 +152,5 @@ class HeaderSizes:
 def _read_size(path: Path) -> tuple[int, int]:
     with open_image(path, orient=True) as image:
         width, height = image.size
-        turned = image.format != "PNG" and image.getexif().get(ORIENTATION) in TURNED
-    return (width, height) if turned else (height, width)
+        swapped = image.format != "PNG" and image.getexif().get(ORIENTATION) in SWAPS_SIDES
+    return (width, height) if swapped else (height, width)

@@ -8,24 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers.expat import ExpatError, ParserCreate
 
 import numpy as np
 
 from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
 from fourstage.data.objects.table import ObjectTable, Row
-from fourstage.data.objects.views import HeaderSizes, reading_objects
-from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample
-
-Split = Literal["train", "val"]
+from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
+from fourstage.data.splits import EXPORT_SPLIT_NAMES
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Voc:
         if said not in (None, size):
             reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
             raise BadImage(str(self.path(index)), reason)
-        with reading_objects(self.path(index)):
+        with as_bad_objects(self.path(index)):
             reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
             objects = self._table.objects(index, size, partial(self._where, index))
         return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
@@ -123,7 +121,7 @@ class Voc:
 
 def is_voc(root: Path) -> bool:
     """Whether `root` is a folder of VOC, holds some, or has XML files beside its images."""
-    return bool(_voc_folders(root)) or any(any((root / name).glob("*.xml")) for name in BESIDE["train"])
+    return bool(_voc_folders(root)) or any(any((root / name).glob("*.xml")) for name in EXPORT_SPLIT_NAMES["train"])
 
 
 def annotation_files(root: Path, split: Split) -> list[Path]:
@@ -135,10 +133,10 @@ def annotation_files(root: Path, split: Split) -> list[Path]:
     """
     folders = _voc_folders(root)
     if not folders:
-        for name in BESIDE[split]:
+        for name in EXPORT_SPLIT_NAMES[split]:
             if found := sorted((root / name).glob("*.xml")):
                 return found
-        raise NoSplitError(f"{root} holds no XML files for {split}, such as {BESIDE[split][0]}/*.xml")
+        raise NoSplitError(f"{root} holds no XML files for {split}, such as {EXPORT_SPLIT_NAMES[split][0]}/*.xml")
     return [path for folder in folders for path in _listed(folder, split)]
 
 
@@ -251,7 +249,7 @@ def _listed(folder: Path, split: Split) -> list[Path]:
 
 
 def _all_files(root: Path) -> Iterator[Path]:
-    for split in BESIDE:
+    for split in EXPORT_SPLIT_NAMES:
         try:
             yield from annotation_files(root, split)
         except NoSplitError:

@@ -8,19 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fourstage.data.images import is_image_name, read_image
+from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
 from fourstage.data.objects.table import ObjectTable, Row
-from fourstage.data.objects.views import HeaderSizes, reading_objects
-from fourstage.data.sample import NoSplitError, Objects, Sample
-
-Split = Literal["train", "val"]
+from fourstage.data.sample import NoSplitError, Objects, Sample, Split
+from fourstage.data.splits import EXPORT_SPLIT_NAMES
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any other
-KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,11 @@ class Description:
             NoSplitError: there is no such split.
             ValueError: a folder or list is missing, or has no images.
         """
-        key = next((key for key in KEYS[split] if key in self.folders), None)
+        key = next((key for key in EXPORT_SPLIT_NAMES[split] if key in self.folders), None)
         if key is None:
-            raise NoSplitError(f"{self.path} names no images for {split}: a line `{KEYS[split][0]}: FOLDER` is needed")
+            raise NoSplitError(
+                f"{self.path} names no images for {split}: a line `{EXPORT_SPLIT_NAMES[split][0]}: FOLDER` is needed"
+            )
         found = [path for text in self.folders[key] for path in self._listed(key, text)]
         if not found:
             raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images")
@@ -112,7 +112,7 @@ class Yolo:
         """Read one image and its objects. Raises BadImage."""
         image_HW3 = read_image(self.path(index), orient=True)
         size = (image_HW3.shape[0], image_HW3.shape[1])
-        with reading_objects(self.path(index)):
+        with as_bad_objects(self.path(index)):
             reference = self._reference(index, size) if self.with_reference else None
             return Sample(self.id(index), image_HW3, size, objects=self._objects(index, size), reference=reference)
 
@@ -236,7 +236,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _split_keys(content: dict[str, Any]) -> list[str]:
-    return [key for keys in KEYS.values() for key in keys if content.get(key)]
+    return [key for keys in EXPORT_SPLIT_NAMES.values() for key in keys if content.get(key)]
 
 
 def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:

@@ -7,29 +7,29 @@ loader's order decides which shards are needed when.
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.labels.imagefolder import SPLIT_NAMES, class_names, is_imagefolder
+from fourstage.data.labels.imagefolder import is_imagefolder
 from fourstage.data.labels.listing import (
+    Listed,
     Listing,
-    Split,
     empty_classes,
     hold_out,
     label_problems,
     numbered_classes,
     read_classes,
 )
-from fourstage.data.sample import BadImage, NoSplitError
+from fourstage.data.sample import BadImage, NoSplitError, Progress, Split
 from fourstage.data.shards.cache import ShardCache, filesystem, is_address
 from fourstage.data.shards.index import BrokenShardError, ShardIndex, local_index
+from fourstage.data.splits import SPLIT_NAMES
+from fourstage.data.walk import subfolders
 from fourstage.files import read_at
-
-Progress = Callable[[int, int], None]  # done, total
 
 STATE = "shards.json"  # what `fourstage data shard` notes about its work
 MOST = 1_000_000  # shards that one pattern may name
@@ -49,8 +49,8 @@ def is_shards(root: Path) -> bool:
     if not _local_tars(root):
         return False
     names = [name for of_split in SPLIT_NAMES.values() for name in of_split]
-    folders = [root / name for name in class_names(root) if name.lower() in names]
-    return not (any(map(class_names, folders)) if folders else is_imagefolder(root))
+    folders = [root / name for name in subfolders(root) if name.lower() in names]
+    return not (any(map(subfolders, folders)) if folders else is_imagefolder(root))
 
 
 def is_pattern(data: str | Path) -> bool:
@@ -135,7 +135,7 @@ def _expanded(pattern: str) -> list[str]:
 
 def _local_tars(root: Path) -> list[str]:
     below = [name for names in SPLIT_NAMES.values() for name in names]
-    folders = [root, *(root / name for name in (class_names(root) if root.is_dir() else ()) if name.lower() in below)]
+    folders = [root, *(root / name for name in (subfolders(root) if root.is_dir() else ()) if name.lower() in below)]
     return sorted(str(p) for folder in folders for p in folder.glob("*.tar") if not p.name.startswith("."))
 
 
@@ -195,6 +195,11 @@ class TarStore:
 
 def _joined(parts: Sequence[np.ndarray], kind: np.dtype) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, dtype=kind)
+
+
+def open_shards(data: str | Path, split: Split, progress: Progress | None = None) -> Listed:
+    """Open one split of a folder, address or pattern of shards; see `survey_shards`."""
+    return Listed(survey_shards(data, split, progress))
 
 
 def survey_shards(data: str | Path, split: Split, progress: Progress | None = None) -> Listing:

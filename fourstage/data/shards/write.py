@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import EXTENSIONS, open_image
-from fourstage.data.order import by_hash
-from fourstage.data.sample import BadImage, Dataset, NoSplitError
-from fourstage.data.shards.dataset import STATE, Progress
+from fourstage.data.order import hash_order
+from fourstage.data.sample import BadImage, Dataset, NoSplitError, Progress, Split
+from fourstage.data.shards.dataset import STATE
 from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
 from fourstage.files import atomic_file, remove_unfinished
-
-Split = Literal["train", "val"]
 
 LARGEST = 256 << 20  # bytes of a shard, where nothing else is asked for; of ImageNet, some 2,300 images
 
@@ -161,7 +159,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_split(folder: Path, split: str, dataset: Any, limits: _Limits, progress: Any) -> int:
     """The shards of one split. Returns their number."""
-    order = by_hash([dataset.id(index) for index in range(len(dataset))])
+    order = hash_order([dataset.id(index) for index in range(len(dataset))])
     shard = done = 0
     while done < len(order):
         path = folder / f"{split}-{shard:06d}.tar"

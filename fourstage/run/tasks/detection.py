@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from fourstage.api import load_checkpoint
-from fourstage.data.objects import views as object_data
-from fourstage.data.objects.views import ObjectData, portraits
+from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
 from fourstage.dense import create_detector
@@ -92,11 +91,11 @@ def transforms(recipe: Recipe) -> tuple[Transform, Transform]:
 
 
 def for_training(recipe: Recipe, dataset: Dataset) -> Dataset:
-    return object_data.for_training(cast(ObjectData, dataset), filter_empty=_own(recipe).filter_empty)
+    return trainable(cast(ObjectDataset, dataset), filter_empty=_own(recipe).filter_empty)
 
 
 def groups(recipe: Recipe, dataset: Dataset) -> bytes:
-    return portraits(cast(ObjectData, dataset)) if _own(recipe).group_by_aspect else b""
+    return portrait_flags(cast(ObjectDataset, dataset)) if _own(recipe).group_by_aspect else b""
 
 
 def divisor(recipe: Recipe) -> int:

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourstage.data.checks.label_maps import check_labelmaps
+from fourstage.data.checks.label_maps import check_label_maps
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.data.findings import Checked, Finding, render
 from fourstage.data.sample import IGNORE
 
 
 def check(root: Path) -> Checked:
-    return check_labelmaps(root, lambda done, total: None)
+    return check_label_maps(root, lambda done, total: None)
 
 
 def kinds(findings: list[Finding]) -> Counter[str]:
-    return Counter(f"{finding.severity}: {finding.kind}" for finding in findings)
+    return Counter(f"{finding.severity}: {finding.title}" for finding in findings)
 
 
 def of_kind(findings: list[Finding], kind: str) -> Finding:
-    [finding] = [finding for finding in findings if finding.kind == kind]
+    [finding] = [finding for finding in findings if finding.title == kind]
     return finding
 
 

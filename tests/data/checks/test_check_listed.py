@@ -39,7 +39,7 @@ def lists(picture: Picture, tmp_path: Path) -> Path:
 
 
 def kinds(findings: list[Finding]) -> Counter[str]:
-    return Counter(f"{finding.severity}: {finding.kind}" for finding in findings)
+    return Counter(f"{finding.severity}: {finding.title}" for finding in findings)
 
 
 def zipped(lists: Path) -> Path:

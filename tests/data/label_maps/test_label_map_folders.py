@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourstage.data.embedded.digit_scenes import BACKGROUND, COLOURS, write_digit_scenes
-from fourstage.data.label_maps.folders import BadLabelMap, LabelMaps, is_labelmaps, made_up
+from fourstage.data.label_maps.folders import BadLabelMap, LabelMaps, is_label_maps, made_up
 from fourstage.data.label_maps.layouts import CITYSCAPES, VOC
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError
@@ -57,7 +57,7 @@ def folder(pair: Pair, tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images_and_masks(folder: Path) -> None:
-    assert is_labelmaps(folder)
+    assert is_label_maps(folder)
     train, val = LabelMaps(folder, "train"), LabelMaps(folder, "val")
     assert train.classes == ("sky", "sea", "sand")
     assert train.truths == ("label_map_HW",)
@@ -241,7 +241,7 @@ def test_what_is_missing_is_said(folder: Path) -> None:
         LabelMaps(folder / "nowhere", "val")
     with pytest.raises(ValueError, match=r"no label maps in a layout that is known: ADE20K .*; Cityscapes"):
         LabelMaps(folder / "images", "val")
-    assert not is_labelmaps(folder / "images")
+    assert not is_label_maps(folder / "images")
     for i in range(3):
         (folder / f"images/train/a/{i}.png").unlink()
     with pytest.raises(ValueError, match="holds no images"):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fourstage.data.bad_images import find_bad_images, without
 from fourstage.data.embedded.digits import Digits
-from fourstage.data.labels.imagefolder import ImageFolder, find_bad_images, without
-from fourstage.data.order import by_hash
+from fourstage.data.labels.imagefolder import ImageFolder
+from fourstage.data.order import hash_order
 
 Picture = Callable[..., Path]
 
@@ -79,14 +80,14 @@ def test_without_val_a_tenth_of_each_class_is_held_out(below_root: bool, tmp_pat
     names=st.lists(st.text(string.ascii_lowercase, min_size=1), unique=True), added=st.text(string.digits, min_size=1)
 )
 def test_the_order_of_a_split_depends_on_names_alone(names: list[str], added: str) -> None:
-    ranked = [names[i] for i in by_hash(names)]
-    assert ranked == [names[::-1][i] for i in by_hash(names[::-1])]
+    ranked = [names[i] for i in hash_order(names)]
+    assert ranked == [names[::-1][i] for i in hash_order(names[::-1])]
     longer = [*names, added]
-    assert [name for name in (longer[i] for i in by_hash(longer)) if name != added] == ranked
+    assert [name for name in (longer[i] for i in hash_order(longer)) if name != added] == ranked
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
-    assert by_hash(list("abcdefgh")) == [6, 5, 2, 1, 4, 3, 0, 7]
+    assert hash_order(list("abcdefgh")) == [6, 5, 2, 1, 4, 3, 0, 7]
 
 
 def empty_class(folder: Path) -> None:

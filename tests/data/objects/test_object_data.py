@@ -20,9 +20,9 @@ from fourstage.data.formats import find_format, open_dataset
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
 from fourstage.data.objects import table as object_table
 from fourstage.data.objects.coco import Coco
+from fourstage.data.objects.dataset import BadObjects, ObjectDataset, ObjectSubset, portrait_flags, trainable
 from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.objects.table import ObjectTable, Row
-from fourstage.data.objects.views import BadObjects, ObjectData, Part, for_training, portraits
 from fourstage.data.objects.voc import CLASSES, Voc, read_annotation
 from fourstage.data.objects.yolo import Yolo, label_file, parse_line
 from fourstage.data.sample import BadImage, NoSplitError
@@ -148,16 +148,16 @@ def test_the_images_that_mmdetection_trains_on(values: dict[str, Any], name: str
     dataset = Coco(tiny, "train")
     ids = dict(zip(range(len(dataset)), dataset.image_ids, strict=True))
     names = {dataset.id(index): ids[index] for index in range(len(dataset))}
-    part = for_training(dataset, **values)
+    part = trainable(dataset, **values)
     expected = json.loads((FOLDER / "coco_tiny_expected.json").read_text())[f"train_image_ids_{name}"]
     assert [names[part.id(index)] for index in range(len(part))] == expected
-    assert len(part.sizes()) == len(part.counts()) == len(part) == len(portraits(part))
+    assert len(part.sizes()) == len(part.counts()) == len(part) == len(portrait_flags(part))
     assert torch.equal(part.objects(0).boxes_N4, dataset.objects(0).boxes_N4)
 
 
 def test_nothing_left_to_train_on_is_told(tiny: Path) -> None:
     with pytest.raises(ValueError, match="no image of 7 is left to train on"):
-        for_training(Coco(tiny, "train"), min_size=1000)
+        trainable(Coco(tiny, "train"), min_size=1000)
 
 
 # The same scenes in three layouts.
@@ -231,7 +231,7 @@ def layouts(tmp_path: Path, picture: Picture) -> dict[str, Path]:
     return roots
 
 
-def opened(root: Path, split: Any) -> ObjectData:
+def opened(root: Path, split: Any) -> ObjectDataset:
     dataset = open_dataset(root, split)
     assert isinstance(dataset, Coco | Yolo | Voc)
     return dataset
@@ -246,7 +246,7 @@ def test_three_layouts_say_the_same(split: str, layouts: dict[str, Path]) -> Non
         assert dataset.sizes().tolist() == [list(size) for size in SIZES]
         assert dataset.counts().tolist() == [2, 1]
         assert dataset.has_masks == (name != "voc")
-        assert portraits(dataset) == b"\0\1"
+        assert portrait_flags(dataset) == b"\0\1"
         for i, of_image in enumerate(SQUARES):
             sample = pickle.loads(pickle.dumps(dataset)).sample(i)
             assert (sample.original_size, sample.image.shape) == (SIZES[i], (*SIZES[i], 3))
@@ -269,7 +269,7 @@ def test_three_layouts_say_the_same(split: str, layouts: dict[str, Path]) -> Non
 def test_three_layouts_are_clean(layouts: dict[str, Path]) -> None:
     for name, root in layouts.items():
         findings, summary = check(root)
-        assert {one.kind for one in findings} == {"tiny image"} | ({"leak"} if name == "voc" else set()), findings
+        assert {one.title for one in findings} == {"tiny image"} | ({"leak"} if name == "voc" else set()), findings
         assert summary.splits["train"].per_class == {"cat": 1, "dog": 2}
         assert summary.splits["val"].images == 2
 
@@ -347,7 +347,7 @@ def test_a_broken_yolo_folder_is_told(layouts: dict[str, Path]) -> None:
     (root / "images/val/0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"labels/train/0\.txt, line 2: the class 7"):
         Yolo(root, "train")
-    kinds = Counter(f"{finding.severity}: {finding.kind}" for finding in check(root).findings)
+    kinds = Counter(f"{finding.severity}: {finding.title}" for finding in check(root).findings)
     assert kinds == {
         "error: unknown category": 1, "error: broken line": 1, "error: box outside": 1, "error: inverted box": 1,
         "warning: empty box": 1, "error: unreadable image": 1, "note: image without objects": 1,
@@ -384,7 +384,7 @@ def test_label_files_without_image_are_told(layouts: dict[str, Path]) -> None:
     yaml = layouts["yolo"] / "data.yaml"
     for train in ("images/train", "list.txt"):
         yaml.write_text(f"train: {train}\nval: images/val\nnames: [cat, dog]\n")
-        [finding] = [one for one in check(layouts["yolo"]).findings if one.kind == "label file without image"]
+        [finding] = [one for one in check(layouts["yolo"]).findings if one.title == "label file without image"]
         assert (finding.severity, finding.where) == ("warning", str(labels / "99.txt"))
 
 
@@ -426,7 +426,7 @@ def test_xml_beside_the_images(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "classes.txt").write_text("thing 1\n")
     with pytest.raises(ValueError, match="has a 'thing 0', which is no class of thing 1"):
         Voc(tmp_path, "val")
-    assert "unknown category" in {finding.kind for finding in check(tmp_path).findings}
+    assert "unknown category" in {finding.title for finding in check(tmp_path).findings}
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_a_broken_voc_folder_is_told(layouts: dict[str, Path], picture: Picture)
     (root / "ImageSets/Main/train.txt").write_text("0\n1\nmissing\n")
     with pytest.raises(ValueError, match=r"missing\.xml is listed, but there is no such file"):
         Voc(root, "train")
-    kinds = Counter(f"{finding.severity}: {finding.kind}" for finding in check(root).findings)
+    kinds = Counter(f"{finding.severity}: {finding.title}" for finding in check(root).findings)
     assert kinds == {
         "error: unreadable image": 1, "error: broken annotation": 1, "error: image of another size": 2,
         "error: inverted box": 2, "warning: leak": 2,
@@ -468,7 +468,7 @@ def test_a_broken_annotation_is_named_once(layouts: dict[str, Path]) -> None:
     path = layouts["voc"] / "Annotations/0.xml"
     for text, what in (("<annotation>", "is no annotation of Pascal VOC: no element found"), (None, "is listed, but")):
         path.write_text(text) if text else path.unlink()
-        [told] = {str(one) for one in check(layouts["voc"]).findings if one.kind == "broken annotation"}
+        [told] = {str(one) for one in check(layouts["voc"]).findings if one.title == "broken annotation"}
         assert told.startswith(f"{path} {what}")
         assert told.count("0.xml") == 1
 
@@ -478,11 +478,11 @@ def test_classes_of_val_that_train_has_not_are_told(tmp_path: Path, picture: Pic
         for i, size in enumerate(SIZES):
             picture(f"{split}/{i}.png", *size)
             (tmp_path / split / f"{i}.xml").write_text(voc_text(i, name=name))
-    [finding] = [one for one in check(tmp_path).findings if one.kind == "categories differ"]
+    [finding] = [one for one in check(tmp_path).findings if one.title == "categories differ"]
     assert finding.severity == "warning"
     assert "'kitten' for val and none of them for train" in finding.what
     (tmp_path / "classes.txt").write_text("cat\n")  # now no label is one of them
-    assert {one.kind for one in check(tmp_path).findings} == {"unknown category", "tiny image"}
+    assert {one.title for one in check(tmp_path).findings} == {"unknown category", "tiny image"}
 
 
 # From disk to batch.
@@ -492,7 +492,7 @@ def test_classes_of_val_that_train_has_not_are_told(tmp_path: Path, picture: Pic
 def test_batches_of_objects(workers: int, layouts: dict[str, Path]) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     train, val = opened(layouts["coco"], "train"), opened(layouts["coco"], "val")
-    plan = TrainPlan(len(train), 2, kinds=portraits(train))
+    plan = TrainPlan(len(train), 2, kinds=portrait_flags(train))
     transform = train_transform("resize", mean=mean, std=std, scale=(120, 64), paste_from=train)
     [[batch]] = train_batches(train, plan, transform, first_step=3, last_step=4, divisor=32, workers=workers)
     assert batch.images_BCHW.shape in ((2, 3, 128, 96), (2, 3, 128, 128))
@@ -514,7 +514,7 @@ def test_batches_of_objects(workers: int, layouts: dict[str, Path]) -> None:
 
 def test_a_part_reads_the_right_images(layouts: dict[str, Path]) -> None:
     whole = opened(layouts["coco"], "val")
-    part = Part(whole, np.array([False, True]))
+    part = ObjectSubset(whole, np.array([1]))
     assert (len(part), part.id(0), part.path(0).name) == (1, "1.png", "1.png")
     assert part.sample(0).id == "1.png"
     assert part.reference(0) == whole.reference(1)
@@ -555,9 +555,9 @@ def test_a_part_does_not_ask_for_the_headers_of_others(tmp_path: Path, picture: 
     (tmp_path / "images/c.png").write_bytes(b"no image")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
     dataset = Yolo(tmp_path, "train")
-    part = Part(dataset, np.array([False, True, False]))
+    part = ObjectSubset(dataset, np.array([1]))
     assert part.sizes().tolist() == [list(dataset.sample(1).original_size)]
-    assert len(for_training(part, filter_empty=False)) == 1
+    assert len(trainable(part, filter_empty=False)) == 1
     with pytest.raises(BadImage, match=r"c\.png"):
         dataset.sizes()
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourstage.data.bad_images import without
 from fourstage.data.formats import find_format, open_dataset
-from fourstage.data.labels.imagefolder import without
 from fourstage.data.labels.listing import Listed
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
 from fourstage.data.sample import BadImage
