@@ -12,7 +12,9 @@ from typing import Any, Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Level, in_parts
+from fourstage.backbones.layers import Level
+from fourstage.ops.chunks import by_images
+from fourstage.ops.measure import choose_products
 
 SMALLEST = 32  # pixels a side: one cell of the coarsest map
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB values in [0, 1]
@@ -66,6 +68,7 @@ class Backbone(nn.Module):
         self.num_features = levels[-1].channels
         self.stem = stem
         self.stages = nn.ModuleList(stages)
+        choose_products()
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *img_size),
             "pool_size": tuple(family.cells(side, levels[-1].stride) for side in img_size),
@@ -78,6 +81,10 @@ class Backbone(nn.Module):
             "first_conv": next(name for name, m in self.named_modules() if isinstance(m, nn.Conv2d)),
             "classifier": "head",
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        choose_products()  # in a process that unpickles a network and builds none
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -104,9 +111,9 @@ class Backbone(nn.Module):
             ValueError: another number of axes or channels, or an image that is too small.
         """
         check_image(image_BCHW, self.in_chans)
-        x_BCHW, maps = in_parts(self.stem, image_BCHW), []
+        x_BCHW, maps = by_images(self.stem, image_BCHW), []
         for stage in self.stages[:count]:
-            x_BCHW = in_parts(stage, x_BCHW)
+            x_BCHW = by_images(stage, x_BCHW)
             maps.append(x_BCHW)
         return maps
 

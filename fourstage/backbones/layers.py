@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fourstage.ops.matmul import Linear, LinearGelu, by_rows
-from fourstage.ops.shapes import known_true
-
-IN_CACHE = 5 * 2**19  # bytes of the map that enters a stage; the widest map within is some four times as large
+from fourstage.ops.matmul import mlp
+from fourstage.ops.shapes import channels_last, known_true
 
 
 @dataclass(frozen=True)
@@ -61,23 +59,53 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a (B, C, H, W) map; no copy where the map lies channels-last in memory."""
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of a (B, C, H, W) map, without a copy where the memory is channels-last.
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+    It is no `nn.LayerNorm`, which norms the last axis, so that nobody takes it for one.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1, bias 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        shape = self.weight.shape
+        return F.layer_norm(x_BCHW.movedim(1, -1), shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps:g}"
 
 
-class Mlp(nn.Sequential):
+class ChannelsLast(nn.ModuleList):
+    """Layers one after the other, in channels-last memory: (B, C, H, W) to (B, C', H', W')."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = channels_last(x_BCHW)
+        for layer in self:
+            x_BCHW = layer(x_BCHW)
+        return x_BCHW
+
+
+class Mlp(nn.Module):
     """Widen, GELU, narrow, over the last axis of (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = LinearGelu(dim, hidden)
-        self.reduce = Linear(hidden, dim)
+        self.expand = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.reduce = nn.Linear(hidden, dim)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return by_rows(super().forward, input, self.expand.out_features)
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return mlp(self.expand, self.act, self.reduce, x_BHWC)
 
 
 class LayerScale(nn.Module):
@@ -127,21 +155,6 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Te
     for block in blocks:
         x = recomputed(block, x) if recompute and torch.is_grad_enabled() else block(x)
     return x
-
-
-def in_parts(stage: nn.Module, x_B: Tensor) -> Tensor:
-    """`stage(x)`; on a CPU without gradients few images at a time.
-
-    What passes between layers then stays in the processor's cache, in memory that the process has already.
-    """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x_B.device.type != "cpu":
-        return stage(x_B)
-    if x_B.numel() * x_B.element_size() <= IN_CACHE:  # an empty batch too
-        return stage(x_B)
-    if any(m.training or m._forward_hooks or m._forward_pre_hooks for m in stage.modules()):
-        return stage(x_B)  # batch statistics and whoever looks in need the whole batch
-    images = IN_CACHE * len(x_B) // (x_B.numel() * x_B.element_size())
-    return torch.cat([stage(part) for part in x_B.split(max(1, images))])
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    ChannelsLast,
     LayerNorm2d,
     Level,
     Mlp,
@@ -29,7 +30,6 @@ from fourstage.backbones.layers import (
     sides,
 )
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
-from fourstage.ops.matmul import Linear
 from fourstage.ops.shapes import ceil_div
 
 PATCHES = (4, 2, 2, 2)  # cells of the map before that a patch embedding joins, a side
@@ -52,15 +52,12 @@ class Design:
         return [Level(width, 4 * 2**i) for i, width in enumerate(self.widths)]
 
 
-class PatchEmbed(nn.Sequential):
+class PatchEmbed(ChannelsLast):
     """Overlapping patches to cells: (B, C, H, W) to (B, C', ceil(H / patch), ceil(W / patch)), channels-last."""
 
     def __init__(self, before: int, width: int, patch: int) -> None:
         conv = nn.Conv2d(before, width, 2 * patch - 1, stride=patch, padding=patch - 1)
-        super().__init__(conv, LayerNorm2d(width, eps=EPS))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
+        super().__init__([conv, LayerNorm2d(width, eps=EPS)])
 
 
 class PositionEncoding(nn.Module):
@@ -189,7 +186,7 @@ def classifier(
         global_pool: "avg"; "" with num_classes=0 gives the last map.
     """
     last, hidden = design.widths[-1], design.hidden
-    widen = nn.Sequential(Linear(last, hidden), nn.LayerNorm(hidden, eps=EPS), nn.GELU()) if hidden else None
+    widen = nn.Sequential(nn.Linear(last, hidden), nn.LayerNorm(hidden, eps=EPS), nn.GELU()) if hidden else None
     return Classifier(
         FAMILY,
         PatchEmbed(in_chans, design.widths[0], PATCHES[0]),

@@ -10,24 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    ChannelsLast,
     LayerNorm2d,
     LayerScale,
     Level,
-    Linear,
     drop_path,
     drop_path_rates,
     init_linear,
     run_blocks,
     sides,
 )
-from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation, depthwise
+from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation
+from fourstage.ops.depthwise import residual_depthwise
+from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div
 
 HEADS = (0, 0, 8, 16)  # of attention, by stage
@@ -49,20 +50,19 @@ class Design:
         return [Level(width, 4 * 2**i) for i, width in enumerate(self.widths)]
 
 
-class Stem(nn.Sequential):
+class Stem(ChannelsLast):
     """Image to a quarter of its size: (B, in_chans, H, W) to (B, C, (H + 1) // 4, (W + 1) // 4), channels-last."""
 
     def __init__(self, in_chans: int, width: int, kernel: int) -> None:
         super().__init__(
-            nn.Conv2d(in_chans, width, kernel, stride=2, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 2, stride=2),
-            LayerNorm2d(width),
+            [
+                nn.Conv2d(in_chans, width, kernel, stride=2, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 2, stride=2),
+                LayerNorm2d(width),
+            ]
         )
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
 
 
 def embed(before: int, width: int) -> nn.Sequential:
@@ -75,16 +75,13 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = Linear(dim, hidden)
+        self.expand = nn.Linear(dim, hidden)
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.reduce = Linear(hidden, dim)
+        self.reduce = nn.Linear(hidden, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = self.expand(x_BHWC)
-        # x + spatial(x) in one pass: a kernel that is 1 in the middle gives x itself
-        itself_1133 = F.pad(self.spatial.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-        x_BHWC = depthwise(x_BHWC, self.spatial.weight + itself_1133, self.spatial.bias)
-        return self.reduce(F.gelu(x_BHWC))
+        x_BHWC = residual_depthwise(self.spatial, linear(self.expand, x_BHWC))
+        return linear(self.reduce, F.gelu(x_BHWC))
 
 
 class Block(nn.Module):

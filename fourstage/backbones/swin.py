@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    ChannelsLast,
     LayerNorm2d,
     Level,
-    Linear,
     Mlp,
     drop_path,
     drop_path_rates,
@@ -28,6 +28,7 @@ from fourstage.backbones.layers import (
     sides,
 )
 from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, pad_to
 
 PATCH = 4  # pixels
@@ -47,16 +48,15 @@ class Design:
         return [Level(self.width * 2**i, PATCH * 2**i) for i in range(len(self.depths))]
 
 
-class PatchEmbed(nn.Sequential):
+class PatchEmbed(ChannelsLast):
     """Image to cells of 4 x 4 pixels: (B, in_chans, H, W) to (B, C, ceil(H / 4), ceil(W / 4))."""
 
     def __init__(self, in_chans: int, width: int) -> None:
-        super().__init__(nn.Conv2d(in_chans, width, PATCH, PATCH), LayerNorm2d(width))
+        super().__init__([nn.Conv2d(in_chans, width, PATCH, PATCH), LayerNorm2d(width)])
 
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = (ceil_div(side, PATCH) * PATCH for side in input.shape[-2:])
-        image_BCHW = pad_to(input.movedim(1, -1), height, width).movedim(-1, 1)
-        return super().forward(image_BCHW.contiguous(memory_format=torch.channels_last))
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = (ceil_div(side, PATCH) * PATCH for side in x_BCHW.shape[-2:])
+        return super().forward(pad_to(x_BCHW.movedim(1, -1), height, width).movedim(-1, 1))
 
 
 class Position(nn.Module):
@@ -81,14 +81,14 @@ class PatchMerge(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduce = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduce = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         rows, columns = (ceil_div(side, 2) for side in x_BHWC.shape[1:3])
         x_BHWC = pad_to(x_BHWC, 2 * rows, 2 * columns)
         pairs = x_BHWC.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B, rows, 2, columns, 2, C
         # the neighbours' order in the checkpoints: down first, then across
-        return self.reduce(self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return linear(self.reduce, self.norm(pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 class Block(nn.Module):

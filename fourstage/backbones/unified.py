@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    ChannelsLast,
     LayerNorm2d,
     LayerScale,
     Level,
@@ -35,7 +36,7 @@ from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mix
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.backbones.swin import PatchEmbed, PatchMerge
-from fourstage.ops.matmul import Linear
+from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, known_true
 
 HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
@@ -48,20 +49,19 @@ class Norm(LayerNorm2d):
         super().__init__(dim, eps=1e-6)
 
 
-class Stem(nn.Sequential):
+class Stem(ChannelsLast):
     """Image to a quarter of its size: (B, in_chans, H, W) to (B, C, ceil(H / 4), ceil(W / 4)), then channels-last."""
 
     def __init__(self, in_chans: int, width: int) -> None:
         super().__init__(
-            nn.Conv2d(in_chans, width // 2, 3, stride=2, padding=1),
-            Norm(width // 2),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            Norm(width),
+            [
+                nn.Conv2d(in_chans, width // 2, 3, stride=2, padding=1),
+                Norm(width // 2),
+                nn.GELU(),
+                nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+                Norm(width),
+            ]
         )
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
 
 
 class Down(nn.Sequential):
@@ -72,15 +72,12 @@ class Down(nn.Sequential):
         super().__init__(conv, Norm(width))
 
 
-class OverlapEmbed(nn.Sequential):
+class OverlapEmbed(ChannelsLast):
     """PVTv2's stem and down-sampling: overlapping patches. (B, C, H, W) to (B, C', ceil(H / s), ceil(W / s))."""
 
     def __init__(self, before: int, width: int, *, patch: int, stride: int) -> None:
         conv = nn.Conv2d(before, width, patch, stride=stride, padding=patch // 2)
-        super().__init__(conv, Norm(width))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
+        super().__init__([conv, Norm(width)])
 
 
 class SwinStem(PatchEmbed):
@@ -109,11 +106,11 @@ class Head(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         width = int(HEAD_RATIO * dim)
-        self.expand = Linear(dim, width, bias=False)
+        self.expand = nn.Linear(dim, width, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.gelu(self.norm(self.expand(x_BCHW.movedim(1, -1)).movedim(-1, 1)))
+        return F.gelu(self.norm(linear(self.expand, x_BCHW.movedim(1, -1)).movedim(-1, 1)))
 
 
 @dataclass(frozen=True)
@@ -151,13 +148,13 @@ class DepthwiseMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.expand = Linear(dim, hidden)
+        self.expand = nn.Linear(dim, hidden)
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.reduce = Linear(hidden, dim)
+        self.reduce = nn.Linear(hidden, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        hidden_BCHW = self.spatial(self.expand(x_BHWC).movedim(-1, 1))
-        return self.reduce(F.gelu(hidden_BCHW.movedim(1, -1)))
+        hidden_BCHW = self.spatial(linear(self.expand, x_BHWC).movedim(-1, 1))
+        return linear(self.reduce, F.gelu(hidden_BCHW.movedim(1, -1)))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
 from fourstage.backbones.layers import (
+    ChannelsLast,
     LayerNorm2d,
     Level,
     drop_path,
@@ -80,22 +81,12 @@ class Design:
         return [(cells(height, level.stride), cells(width, level.stride)) for level in self.levels()]
 
 
-class Stem(nn.Sequential):
+class Stem(ChannelsLast):
     """Image to half its size: (B, in_chans, H, W) to (B, C, ceil(H / 2), ceil(W / 2)), from here on channels-last."""
 
     def __init__(self, in_chans: int, width: int) -> None:
         conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
-
-
-class ChannelsLast(nn.Module):
-    """The image itself, from here on channels-last: what stands for a stem where there is none."""
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        return image_BCHW.contiguous(memory_format=torch.channels_last)
+        super().__init__([conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
 
 
 def patch_embed(before: int, width: int, patch: int, *, norm: bool) -> nn.Sequential:

@@ -13,20 +13,24 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules import module as nn_module
 
 SWITCH = "FOURSTAGE_OPS"
-TENSORS = (Tensor, nn.Parameter)  # a subclass (quantised, sharded, traced) has kernels of its own
-LAYERS = (  # what a fast path may replace; wrappers, parametrisations, adapters and quantised layers are other types
-    nn.Linear,
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-    nn.LayerNorm,
-    nn.BatchNorm2d,
-    nn.GELU,
-    nn.ReLU,
-    nn.Dropout,
-    nn.Identity,
+TENSORS = frozenset((Tensor, nn.Parameter))  # a subclass (quantised, sharded, traced) has kernels of its own
+LAYERS = frozenset(
+    (  # what a fast path may replace; wrappers, parametrisations, adapters and quantised layers are other types
+        nn.Linear,
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        nn.LayerNorm,
+        nn.BatchNorm2d,
+        nn.GELU,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Identity,
+    )
 )
 
 
@@ -40,14 +44,14 @@ def may_run_fast(*tensors: Tensor | None, modules: Iterable[nn.Module] = ()) -> 
     Raises:
         ValueError: the environment's `FOURSTAGE_OPS` has an unknown value.
     """
-    if torch.compiler.is_compiling():  # first, so that a compiler reads no further
+    if is_compiling():  # first, so that a compiler reads no further
         return False
-    return (
-        all(_is_plain(tensor) for tensor in tensors)
-        and switched_on()
-        and runs_eagerly()
-        and all(is_untouched(module) for module in modules)
-    )
+    for tensor in tensors:
+        if tensor is not None and not _is_plain(tensor):
+            return False
+    if not (runs_eagerly() and switched_on()):
+        return False
+    return all(map(is_untouched, modules))
 
 
 def switched_on() -> bool:
@@ -67,8 +71,8 @@ def switched_on() -> bool:
 def runs_eagerly() -> bool:
     """Return whether operators run now, one by one: nothing compiles, exports, traces, counts or transforms them."""
     return not (
-        torch.compiler.is_compiling()  # true while exporting too
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        is_compiling()  # true while exporting too
+        or is_tracing()
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()  # FlopCounterMode, FakeTensorMode
         or torch._C._len_torch_function_stack()
@@ -79,36 +83,35 @@ def runs_eagerly() -> bool:
 
 def is_untouched(module: nn.Module) -> bool:
     """Return whether a layer is exactly PyTorch's own: no wrapper, hook, parametrisation, patch or compiled form."""
-    return (
-        type(module) in LAYERS
-        and not _is_watched(module)
-        and "forward" not in module.__dict__  # accelerate patches single instances
-        and all(_is_plain(tensor) for tensor in (*module._parameters.values(), *_statistics(module)))
+    if type(module) not in LAYERS or is_watched(module):
+        return False
+    for tensor in module._parameters.values():
+        if tensor is not None and not _is_plain(tensor):
+            return False
+    return not module._buffers or all(map(_is_plain, _statistics(module)))
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Return whether a call of the module does more than its class says: hooks, a patched or a compiled forward."""
+    own = module.__dict__
+    return bool(
+        own.get("_forward_hooks")
+        or own.get("_forward_pre_hooks")
+        or own.get("_backward_hooks")
+        or own.get("_backward_pre_hooks")
+        or own.get("_compiled_call_impl") is not None
+        or "forward" in own  # accelerate patches single instances
+        or nn_module._has_any_global_hook()
     )
 
 
-def _statistics(module: nn.Module) -> list[Tensor | None]:
-    return [module.running_mean, module.running_var] if isinstance(module, nn.BatchNorm2d) else []
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in TENSORS and tensor.is_cpu and tensor.dtype is torch.float32
 
 
-def _is_watched(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-        nn_module._global_forward_hooks,
-        nn_module._global_forward_pre_hooks,
-        nn_module._global_backward_hooks,
-        nn_module._global_backward_pre_hooks,
-    )
-    return any(hooks) or module._compiled_call_impl is not None
-
-
-def _is_plain(tensor: Tensor | None) -> bool:
-    if tensor is None:
-        return True
-    return type(tensor) in TENSORS and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+def _statistics(module: nn.Module) -> list[Tensor]:
+    """Return the buffers that take part in the arithmetic; BatchNorm counts its batches in integers."""
+    return [tensor for tensor in module._buffers.values() if tensor is not None and tensor.dtype is not torch.int64]
 
 
 # The questions below are older and narrower; the operations that still ask them move to `may_run_fast`.

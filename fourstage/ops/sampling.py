@@ -4,14 +4,14 @@ B images, H x W cells, h heads of d channels, L levels; Q queries, each with P p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fourstage.ops.matmul import has_choice
+from fourstage.ops.eager import may_run_fast
 
 RING = 2  # cells of zeros around a map: all four corners of a point outside may lie in it
 FAR = 2**24  # cells; a location farther off is taken for one so far off: outside any map, and an int32 still
@@ -58,20 +58,23 @@ def deformable_sample(
     """
     dtype = locations_BQhLP2.dtype
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"locations in {dtype} cannot tell the cells of a large map apart; use locations.float()")
+        raise ValueError(
+            f"locations in {dtype} cannot tell neighbouring cells of a large map apart; use locations.float()"
+        )
+    given, maps, weights_BQhLP = maps[0].dtype, [map.to(dtype) for map in maps], weights_BQhLP.to(dtype)
     read = FORMS[form or best_form(*maps, locations_BQhLP2, weights_BQhLP)]
     levels = len(maps)
-    locations, weights = locations_BQhLP2.unbind(3), weights_BQhLP.to(dtype).unbind(3)
+    locations, weights = locations_BQhLP2.unbind(3), weights_BQhLP.unbind(3)
     cells = [None] * levels if cells_BQhLP2 is None else cells_BQhLP2.unbind(3)
     assert len(locations) == len(weights) == len(cells) == levels
-    out_BQC = read(maps[0].to(dtype), locations[0], weights[0], cells[0])
+    out_BQC = read(maps[0], locations[0], weights[0], cells[0])
     for i in range(1, levels):
-        out_BQC = out_BQC + read(maps[i].to(dtype), locations[i], weights[i], cells[i])
-    return out_BQC.to(maps[0].dtype)
+        out_BQC = out_BQC + read(maps[i], locations[i], weights[i], cells[i])
+    return out_BQC.to(given)
 
 
 def best_form(*tensors: Tensor) -> Form:
-    """The form that suits the device and what is going on.
+    """Return the form that suits the device and the mode. The plain form is `grid_sample`.
 
     | where | form | why |
     | --- | --- | --- |
@@ -80,23 +83,20 @@ def best_form(*tensors: Tensor) -> Form:
     | compiled | gather | it fuses; the others stay calls of PyTorch's kernels |
     | exported | grid_sample | one operator that every runtime knows |
     | GPU | grid_sample | not measured |
-    | GPU, `torch.use_deterministic_algorithms` | gather | backward, grid_sample raises; `index_select` repeats itself |
+    | GPU, `torch.use_deterministic_algorithms` | gather | grid_sample raises in backward; `index_select` is exact |
     """
-    cpu = tensors[0].device.type == "cpu"
-    if not cpu and torch.are_deterministic_algorithms_enabled():
+    if torch.are_deterministic_algorithms_enabled() and tensors[0].device.type != "cpu":
         return "gather"
-    if torch.compiler.is_exporting():
-        return "grid_sample"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return "gather"
-    if cpu and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+    if may_run_fast(*tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return "embedding_bag"
     return "grid_sample"
 
 
 def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
     """One level by the operator of that name. Returns (B, Q, h * d)."""
-    batch, height, width, heads, dim = map_BHWhd.shape
+    (batch, height, width, heads, dim), queries = map_BHWhd.shape, at_BQhP2.shape[1]
     # queries last: along them the operator runs fastest
     at = at_BQhP2.permute(4, 0, 2, 3, 1)
     cells = cells if cells is None else cells.permute(4, 0, 2, 3, 1)
@@ -104,8 +104,9 @@ def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cel
     grid = torch.stack(x_y, dim=-1).flatten(0, 1)
     read = F.grid_sample(map_BHWhd.permute(0, 3, 4, 1, 2).flatten(0, 1), grid, align_corners=False)
     weight = weight_BQhP.permute(0, 2, 3, 1).flatten(0, 1)
-    out = WeighedSum.apply(read, weight) if has_choice(read) else (read * weight[:, None]).sum(2)  # B * h, d, Q
-    return out.reshape(batch, heads * dim, -1).transpose(1, 2).contiguous()
+    fast = may_run_fast(read, weight)
+    out = weighed_sum(read, weight) if fast else (read * weight[:, None]).sum(2)  # B * h, d, Q
+    return out.reshape(batch, heads * dim, queries).transpose(1, 2).contiguous()
 
 
 def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
@@ -123,9 +124,12 @@ def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
     return rest.add(at, alpha=step)  # for the gradient no more than a factor
 
 
-class WeighedSum(torch.autograd.Function):
-    """`(read * weight[:, None]).sum(2)` for a CPU: point after point, so that nothing large is made on the way."""
+def weighed_sum(read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:
+    """Return `(read * weight[:, None]).sum(2)`, point after point, so that the product is never in memory."""
+    return cast(Tensor, _WeighedSum.apply(read_NdPQ, weight_NPQ))
 
+
+class _WeighedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:
         ctx.save_for_backward(read_NdPQ, weight_NPQ)
@@ -156,11 +160,11 @@ def by_gather(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: T
 
 def by_embedding_bag(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
     """One level as rows of a table, picked, weighed and added up by one operator. Returns (B, Q, h * d)."""
-    batch, queries, _, points, _ = at_BQhP2.shape
+    batch, queries, heads, points, _ = at_BQhP2.shape
     rows, shares = zip(*corners(map_BHWhd, at_BQhP2, weight_BQhP, cells), strict=True)
     row, share = (torch.cat(x, dim=-1).reshape(-1, 4 * points) for x in (rows, shares))
     out = F.embedding_bag(row, ringed(map_BHWhd), per_sample_weights=share, mode="sum")
-    return out.reshape(batch, queries, -1)
+    return out.reshape(batch, queries, heads * map_BHWhd.shape[-1])
 
 
 def ringed(map_BHWhd: Tensor) -> Tensor:

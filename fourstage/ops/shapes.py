@@ -43,3 +43,10 @@ def crop_to(x_BHWC: Tensor, height: int, width: int) -> Tensor:
     for axis, side in ((1, height), (2, width)):
         x_BHWC = x_BHWC.index_select(axis, torch.arange(side, device=x_BHWC.device))
     return x_BHWC
+
+
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """Return the map in channels-last memory; under a transform, which adds axes of its own, as it is."""
+    if torch._C._are_functorch_transforms_active():
+        return x_BCHW
+    return x_BCHW.contiguous(memory_format=torch.channels_last)

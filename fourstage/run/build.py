@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
-from fourstage.ops import matmul as products
+from fourstage.ops import measure, products
 from fourstage.recipe import Recipe, steps
 from fourstage.report.number_format import plural
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
@@ -66,9 +66,9 @@ def take_products(state: Mapping[str, Any] | None, ranks: Ranks, device: torch.d
         return
     before = None if state is None else state["conditions"].get("products")
     try:
-        products.take(before or "")
+        products.use(before or "")
     except ValueError:  # a new run, or another machine that has not these ways: `_check_same_data` says so
-        products.take(ranks.gather({str(ranks.rank): str(products.ways())})["0"])
+        products.use(ranks.gather({str(ranks.rank): str(measure.choose_products())})["0"])
 
 
 def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
-from fourstage.ops import matmul as products
+from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.report.number_format import plural
@@ -146,7 +146,7 @@ class _Setup:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch": str(torch.__version__),
-            "products": str(products.ways()) if self.device.type == "cpu" else "of the device",
+            "products": products.description() if self.device.type == "cpu" else "of the device",
         }
 
     def batches(self, first: int, last: int) -> Generator[list[Batch]]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fourstage.backbones.mixers import halo as module
-from fourstage.backbones.mixers.halo import HaloMixer, StripAttention, attend
+from fourstage.backbones.mixers.halo import HaloMixer
+from fourstage.ops.halo_attention import at_once as all_at_once
+from fourstage.ops.halo_attention import by_strips
 
 side, seeds = st.integers(1, 17), st.integers(0, 2**31)
 
@@ -72,8 +73,8 @@ def test_strips_give_what_all_at_once_gives_and_its_gradients(
     shapes = ((*blocks, dim), (2, down * block, across * block, 2 * heads * dim), (*blocks, window), (*blocks, window))
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     q, kv, rows, columns = inputs
-    at_once = attend(q, kv, rows, columns, halo)
-    in_strips = StripAttention.apply(q, kv, rows, columns, halo)
+    at_once = all_at_once(q, kv, rows, columns, halo)
+    in_strips = by_strips(q, kv, rows, columns, halo)
     torch.testing.assert_close(in_strips, at_once)
     probe = torch.randn_like(at_once)
     for a, b in zip(
@@ -107,7 +108,7 @@ def test_what_fills_up_the_last_blocks_changes_nothing(at_once: bool, height: in
     built, x_BHWC = mixer(7, 3, dense=False), torch.randn(1, height, width, 8)
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         if at_once:
-            patch.setattr(module, "has_choice", lambda _: False)
+            patch.setenv("FOURSTAGE_OPS", "plain")
         expected = built(x_BHWC)
         patch.setattr(F, "pad", noise)
         assert float((built(x_BHWC) - expected).abs().max()) < 1e-6

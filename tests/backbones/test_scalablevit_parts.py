@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fourstage
 from fourstage.backbones import scalablevit
+from fourstage.backbones.layers import LayerNorm2d
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
 
 MANIFEST = Path(__file__).parents[1] / "golden" / "backbones" / "scalablevit" / "scalable_vit_small.json.gz"
@@ -148,7 +149,9 @@ def test_every_epsilon() -> None:
     with torch.device("meta"):
         models = fourstage.create_model("scalable_vit_base"), fourstage.create_backbone("scalable_vit_base")
     for model in models:
-        norms = {name: module.eps for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+        norms = {
+            name: module.eps for name, module in model.named_modules() if isinstance(module, nn.LayerNorm | LayerNorm2d)
+        }
         assert {name for name, eps in norms.items() if eps != 1e-6} == {n for n in norms if n.endswith("attn.norm")}
         assert {eps for name, eps in norms.items() if name.endswith("attn.norm")} == {1e-5}
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones import smt
-from fourstage.backbones.mixers import modulation
-from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation, depthwise
+from fourstage.backbones.layers import LayerNorm2d
+from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation
+from fourstage.ops.depthwise import depthwise
 from fourstage.weights.load import load_state
 
 PLAIN = replace(SMT, init_values=0)
@@ -63,8 +64,8 @@ def test_weighing_in_runs_changes_no_number(dim: int, training: bool, monkeypatc
     torch.manual_seed(1)
     x_BHWC = torch.randn(2, 5, 7, dim)
     results = []
-    for choice in (False, True):
-        monkeypatch.setattr(modulation, "has_choice", lambda _, choice=choice: choice)
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
         mixer = modulation_with_statistics(dim).train(training)
         out = mixer(x_BHWC)
         out.square().sum().backward()
@@ -96,7 +97,7 @@ def test_maps_of_one_cell_a_side_have_zeros_around_them_like_all_others(height: 
     conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
     x_BHWC = torch.randn(2, height, width, 6)
     expected = conv(x_BHWC.movedim(-1, 1).contiguous()).movedim(1, -1)
-    torch.testing.assert_close(depthwise(x_BHWC, conv.weight, conv.bias), expected)
+    torch.testing.assert_close(depthwise(conv, x_BHWC), expected)
 
 
 def test_channels_that_do_not_split_evenly_are_refused() -> None:
@@ -116,7 +117,7 @@ def test_modulation_comes_first_and_attention_last() -> None:
 
 def test_epsilons_are_the_sources() -> None:
     model = tiny("smt")
-    norms = {name: part.eps for name, part in model.named_modules() if isinstance(part, nn.LayerNorm)}
+    norms = {name: part.eps for name, part in model.named_modules() if isinstance(part, nn.LayerNorm | LayerNorm2d)}
     outside = {"stem.4", "stages.1.embed.1", "stages.2.embed.1", "stages.3.embed.1"}
     assert {name for name, eps in norms.items() if eps == 1e-5} == outside
     assert {eps for name, eps in norms.items() if name not in outside} == {1e-6}

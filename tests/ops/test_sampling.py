@@ -173,7 +173,7 @@ def test_a_place_that_is_no_number_gives_no_number_and_no_crash(form: Form) -> N
 
 def test_locations_in_half_precision_are_refused_with_a_sentence() -> None:
     *maps, locations, weights = case(0, [(3, 3)])
-    with pytest.raises(ValueError, match=r"bfloat16 cannot tell the cells .* use locations.float\(\)"):
+    with pytest.raises(ValueError, match=r"bfloat16 cannot tell neighbouring cells .* use locations.float\(\)"):
         deformable_sample(maps, locations.bfloat16(), weights)
 
 

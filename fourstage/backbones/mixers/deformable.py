@@ -6,7 +6,7 @@ B images, H x W cells, Q = H * W of them; C channels = h heads of d; one level L
 import torch
 from torch import Tensor, nn
 
-from fourstage.backbones.layers import Linear
+from fourstage.ops.matmul import linear
 from fourstage.ops.sampling import deformable_sample, kernel_cells
 
 
@@ -36,20 +36,20 @@ class DeformableMixer(nn.Module):
         if kernel % 2 == 0:
             raise ValueError(f"a kernel of {kernel} x {kernel} points has no middle; give an odd number")
         self.heads, self.kernel = heads, kernel
-        self.value = Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
         self.look = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm = nn.LayerNorm(dim)
         self.act = nn.GELU()
-        self.offset = Linear(dim, heads * kernel**2 * 2)
-        self.weigh = Linear(dim, heads * kernel**2)
-        self.proj = Linear(dim, dim)
+        self.offset = nn.Linear(dim, heads * kernel**2 * 2)
+        self.weigh = nn.Linear(dim, heads * kernel**2)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         height, width = x_BHWC.shape[1:3]
-        value_BHWhd = self.value(x_BHWC).unflatten(-1, (self.heads, -1))
+        value_BHWhd = linear(self.value, x_BHWC).unflatten(-1, (self.heads, -1))
         look_BHWC = self.act(self.norm(self.look(x_BHWC.movedim(-1, 1)).movedim(1, -1)))
-        offset = self.offset(look_BHWC).flatten(1, 2).unflatten(-1, (self.heads, 1, -1, 2))
-        weight = self.weigh(look_BHWC).flatten(1, 2).unflatten(-1, (self.heads, 1, -1))
+        offset = linear(self.offset, look_BHWC).flatten(1, 2).unflatten(-1, (self.heads, 1, -1, 2))
+        weight = linear(self.weigh, look_BHWC).flatten(1, 2).unflatten(-1, (self.heads, 1, -1))
         cells_QP2 = kernel_cells(height, width, self.kernel, device=x_BHWC.device)
         precision = torch.promote_types(offset.dtype, torch.float32)
         out_BQC = deformable_sample(
@@ -58,4 +58,4 @@ class DeformableMixer(nn.Module):
             weight.to(precision).softmax(-1),
             cells_BQhLP2=cells_QP2[None, :, None, None],
         )
-        return self.proj(out_BQC.unflatten(1, (height, width)))
+        return linear(self.proj, out_BQC.unflatten(1, (height, width)))

@@ -5,7 +5,7 @@ B images, H x W cells, C channels. Sources: https://arxiv.org/abs/2201.03545, ht
 
 from torch import Tensor, nn
 
-from fourstage.ops.matmul import Linear
+from fourstage.ops.matmul import linear
 
 
 class DepthwiseMixer(nn.Module):
@@ -21,10 +21,10 @@ class DepthwiseMixer(nn.Module):
 
     def __init__(self, dim: int, kernel: int = 7) -> None:
         super().__init__()
-        self.before = Linear(dim, dim)
+        self.before = nn.Linear(dim, dim)
         self.spatial = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        self.after = Linear(dim, dim)
+        self.after = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BCHW = self.spatial(self.before(x_BHWC).movedim(-1, 1))
-        return self.after(x_BCHW.movedim(1, -1))
+        x_BCHW = self.spatial(linear(self.before, x_BHWC).movedim(-1, 1))
+        return linear(self.after, x_BCHW.movedim(1, -1))

@@ -6,7 +6,8 @@ B images, H x W cells, C channels; M cells of the smaller map; h heads of d chan
 
 from torch import Tensor, nn
 
-from fourstage.ops.matmul import Linear, attend
+from fourstage.ops.attention import attend
+from fourstage.ops.matmul import linear
 
 
 class ReductionAttention(nn.Module):
@@ -27,9 +28,9 @@ class ReductionAttention(nn.Module):
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads, self.reduction = heads, reduction
-        self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
         if reduction > 1:
             self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
             self.norm = nn.LayerNorm(dim)
@@ -37,11 +38,11 @@ class ReductionAttention(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         height, width, channels = x_BHWC.shape[1:]
         split = (self.heads, channels // self.heads)
-        q_BhNd = self.q(x_BHWC).flatten(1, 2).unflatten(-1, split).transpose(1, 2)
-        kv = self.kv(self.reduced(x_BHWC)).flatten(1, 2).unflatten(-1, (2, *split))
+        q_BhNd = linear(self.q, x_BHWC).flatten(1, 2).unflatten(-1, split).transpose(1, 2)
+        kv = linear(self.kv, self.reduced(x_BHWC)).flatten(1, 2).unflatten(-1, (2, *split))
         k_BhMd, v_BhMd = kv.permute(2, 0, 3, 1, 4).unbind(0)
         out_BhNd = attend(q_BhNd, k_BhMd, v_BhMd)
-        return self.proj(out_BhNd.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+        return linear(self.proj, out_BhNd.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
 
     def reduced(self, x_BHWC: Tensor) -> Tensor:
         """The map that keys and values are made from."""

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.ops.matmul import Linear, attend
+from fourstage.ops.attention import attend
+from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
@@ -31,14 +32,14 @@ class InteractiveWindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads, self.window = heads, window
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        q_BHWC, k_BHWC, v_BHWC = self.qkv(x_BHWC).chunk(3, dim=-1)
+        q_BHWC, k_BHWC, v_BHWC = linear(self.qkv, x_BHWC).chunk(3, dim=-1)
         local_BHWC = self.local(v_BHWC.movedim(-1, 1)).movedim(1, -1)
-        return self.proj(self.attend(q_BHWC, k_BHWC, v_BHWC) + local_BHWC)
+        return linear(self.proj, self.attend(q_BHWC, k_BHWC, v_BHWC) + local_BHWC)
 
     def attend(self, q_BHWC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor) -> Tensor:
         """(B, H, W, C): the attention of each window, before the last linear layer."""
@@ -101,19 +102,19 @@ class ScalableAttention(nn.Module):
         super().__init__()
         inner = int(dim * ratio)
         self.heads, self.reduction = heads, reduction
-        self.q = Linear(dim, inner)
+        self.q = nn.Linear(dim, inner)
         self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction, groups=dim)
         self.mix = nn.Conv2d(dim, inner, 1)
         self.norm = nn.LayerNorm(inner)
         self.act = nn.GELU()
-        self.k = Linear(inner, inner)
-        self.v = Linear(inner, dim)
-        self.proj = Linear(dim, dim)
+        self.k = nn.Linear(inner, inner)
+        self.v = nn.Linear(inner, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         reduced_BHWC = self.reduced(x_BHWC)
-        q, k, v = self.q(x_BHWC), self.k(reduced_BHWC), self.v(reduced_BHWC)
-        return self.proj(attention(q, k, v, self.heads))
+        q, k, v = linear(self.q, x_BHWC), linear(self.k, reduced_BHWC), linear(self.v, reduced_BHWC)
+        return linear(self.proj, attention(q, k, v, self.heads))
 
     def reduced(self, x_BHWC: Tensor) -> Tensor:
         """(B, H // reduction, W // reduction, C * ratio): the map that keys and values are made from."""
@@ -140,13 +141,13 @@ class GlobalAttention(nn.Module):
     def __init__(self, dim: int, heads: int, ratio: float) -> None:
         super().__init__()
         self.heads, self.scale = heads, (dim // heads * ratio) ** -0.5
-        self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        k_BHWC, v_BHWC = self.kv(x_BHWC).chunk(2, dim=-1)
-        return self.proj(attention(self.q(x_BHWC), k_BHWC, v_BHWC, self.heads, self.scale))
+        k_BHWC, v_BHWC = linear(self.kv, x_BHWC).chunk(2, dim=-1)
+        return linear(self.proj, attention(linear(self.q, x_BHWC), k_BHWC, v_BHWC, self.heads, self.scale))
 
 
 def attention(q_BHWC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor, heads: int, scale: float | None = None) -> Tensor:

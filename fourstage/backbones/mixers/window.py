@@ -6,7 +6,8 @@ B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows
 import torch
 from torch import Tensor, nn
 
-from fourstage.ops.matmul import Linear, attend
+from fourstage.ops.attention import attend
+from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
@@ -50,8 +51,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shifted, self.dense = heads, window, shifted, dense
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.qkv = Linear(dim, 3 * heads * self.head_dim, bias)
-        self.proj = Linear(heads * self.head_dim, dim, bias)
+        self.qkv = nn.Linear(dim, 3 * heads * self.head_dim, bias)
+        self.proj = nn.Linear(heads * self.head_dim, dim, bias)
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.offsets_wwww: Tensor
         self.register_buffer("offsets_wwww", relative_positions(window), persistent=False)
@@ -81,7 +82,7 @@ class WindowAttention(nn.Module):
             x_BHWC = x_BHWC.roll((shift, shift), dims=(1, 2))
         if not fits:
             x_BHWC = crop_to(x_BHWC, height, width)
-        return self.proj(x_BHWC)
+        return linear(self.proj, x_BHWC)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
         """Side of the windows and how far they shift on a map of this size."""
@@ -93,7 +94,7 @@ class WindowAttention(nn.Module):
         """Attention in each window of a map that the windows fit, before the last linear layer."""
         batch, height, width, _ = x_BHWC.shape
         down, across, cells = height // window, width // window, window * window
-        qkv = self.qkv(x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
+        qkv = linear(self.qkv, x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, windows down, windows across, h, w, w, d
         masks = [self.bias(window).to(qkv.dtype)]
         if visible_nNN is None:  # one bias for all windows: they count as batch

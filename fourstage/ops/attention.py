@@ -1,0 +1,54 @@
+"""Attention: `softmax(q k^T * scale + masks) v`. `products.py` says which product computes it."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourstage.ops import products
+from fourstage.ops.eager import may_run_fast
+
+SMALL = 2**22  # attention weights that fit a cache, so that two products may leave them in memory between them
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, masks: Iterable[Tensor] = (), *, scale: float | None = None) -> Tensor:
+    """Return the attention of q, k and v, each (..., cells, head_dim) with at least two axes in front.
+
+    Args:
+        masks: are added to the products; each broadcasts to (..., cells of q, cells of k). A large negative but finite
+            number hides a cell, so that a row in which all cells are hidden stays a number.
+        scale: default head_dim ** -0.5.
+    """
+    masks = list(masks)
+    two = may_run_fast(q, k, v, *masks) and products.current().attention == "plain" and _two_products_pay(q, k, masks)
+    return by_two_products(q, k, v, masks, scale) if two else by_fused_kernel(q, k, v, masks, scale)
+
+
+def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
+    """The plain form."""
+    mask = sum(masks[1:], start=masks[0]) if masks else None
+    if q.ndim > 4:  # the fused kernels know batch and heads alone
+        front = q.shape[1:-2]
+        mask = mask if mask is None else mask.expand(*front, *mask.shape[-2:]).flatten(0, -3)
+        q, k, v = (x.flatten(1, -3) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(1, front)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def by_two_products(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
+    weights = q @ k.transpose(-2, -1)
+    weights *= q.shape[-1] ** -0.5 if scale is None else scale  # in place: nothing else needs the product
+    for mask in masks:
+        weights += mask
+    return weights.softmax(-1) @ v
+
+
+def _two_products_pay(q: Tensor, k: Tensor, masks: list[Tensor]) -> bool:
+    """With gradients the fused kernel takes no mask, and without a mask it is the faster one."""
+    weights = q.numel() // q.shape[-1] * k.shape[-2]
+    return bool(masks) if torch.is_grad_enabled() else weights <= SMALL
+
+
+Product = Callable[[Tensor, Tensor, Tensor, list[Tensor], float | None], Tensor]
+PRODUCTS: dict[str, Product] = {"fused": by_fused_kernel, "plain": by_two_products}

@@ -1,0 +1,38 @@
+"""Depth-wise convolutions of (B, H, W, C) maps. B images, H x W cells, C channels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.ops.eager import may_run_fast
+from fourstage.ops.shapes import known_true
+
+
+def depthwise(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
+    """Return `conv(x)` of a 3 x 3 convolution that keeps the size, for maps down to one cell: (B, H, W, C) to the same.
+
+    To know how a map lies in memory, a convolution asks whether it has more than one cell a side, and a graph for many
+    sizes would keep the answer and refuse the others. So while a graph is traced the zeros around the map are put there
+    beforehand, after which it has more cells for certain.
+    """
+    x_BCHW = x_BHWC.movedim(-1, 1)
+    if not torch.compiler.is_compiling() or type(conv) is not nn.Conv2d:
+        return conv(x_BCHW).movedim(1, -1)
+    if known_true(x_BHWC.shape[1] > 1) and known_true(x_BHWC.shape[2] > 1):
+        return conv(x_BCHW).movedim(1, -1)
+    x_BCHW = F.pad(x_BCHW, (1, 1, 1, 1))
+    return F.conv2d(x_BCHW, conv.weight, conv.bias, groups=conv.groups).movedim(1, -1)
+
+
+def residual_depthwise(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
+    """Return `x + conv(x)` of such a convolution: (B, H, W, C) to the same."""
+    if may_run_fast(x_BHWC, modules=(conv,)):
+        return with_itself(conv, x_BHWC)
+    return x_BHWC + depthwise(conv, x_BHWC)
+
+
+def with_itself(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
+    """The same in one pass over the map: a kernel that is 1 in the middle gives x itself."""
+    itself_1133 = F.pad(conv.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+    kernel_C133 = conv.weight + itself_1133
+    return F.conv2d(x_BHWC.movedim(-1, 1), kernel_C133, conv.bias, padding=1, groups=conv.groups).movedim(1, -1)
