@@ -6,9 +6,9 @@ from dataclasses import astuple
 
 import pytest
 import torch
+from tiny_networks import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from fourstage.backbones import visformer
 from fourstage.ops import measure, products
 from fourstage.ops.products import Products
 
@@ -44,9 +44,9 @@ def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_network_of_a_process_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(measure, "measured", lambda: calls.append(1) or Products("convolution", "blas", "plain"))
-    model = visformer.tiny()
+    model = tiny("visformer")
     model(torch.randn(1, 3, 64, 64))
-    visformer.tiny()
+    tiny("visformer")
     assert calls == [1]
     assert products.current() == Products("convolution", "blas", "plain")
     products._chosen.clear()
@@ -57,13 +57,13 @@ def test_the_first_network_of_a_process_measures_once(monkeypatch: pytest.Monkey
 def test_nothing_is_measured_where_no_fast_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "measured", None)
     monkeypatch.setenv("FOURSTAGE_OPS", "plain")
-    visformer.tiny()
+    tiny("visformer")
     assert products.chosen() is None
     assert products.description() == "plain"
 
 
 def test_a_forward_pass_never_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = visformer.tiny()
+    model = tiny("visformer")
     products._chosen.clear()
     monkeypatch.setattr(measure, "measured", None)
     model(torch.randn(1, 3, 64, 64))
@@ -72,7 +72,7 @@ def test_a_forward_pass_never_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "measured", None)
     monkeypatch.setenv("FOURSTAGE_PRODUCTS", "convolution, blas, plain")
-    visformer.tiny()
+    tiny("visformer")
     assert astuple(products.current()) == ("convolution", "blas", "plain")
     assert products.description() == "convolution,blas,plain"
 

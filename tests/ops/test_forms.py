@@ -1,0 +1,109 @@
+"""Every fast path gives the plain form's values and gradients, runs where it may, and is never exported."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from ops.forms import FORMS, Form
+from torch import Tensor, nn
+
+from fourstage.ops import attention, matmul, products, sampling
+
+CASES = [pytest.param(form, case, id=f"{name}-{case}") for name, form in FORMS.items() for case in form.inputs]
+USUAL = [pytest.param(form, id=name) for name, form in FORMS.items()]
+
+
+@pytest.fixture(autouse=True)
+def _unchosen() -> Iterator[None]:
+    before = list(products._chosen)
+    yield
+    products._chosen[:] = before
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[str]:
+    """What a form's fast path computed, after its products were set."""
+    form: Form = request.node.callspec.params["form"]
+    try:
+        products.use(form.products)
+    except ValueError:
+        pytest.skip("this PyTorch was built without oneDNN")
+    for name, value in form.limits.items():
+        monkeypatch.setattr(f"fourstage.ops.{name}", value)
+    seen: list[str] = []
+    module, _, name = form.fast.rpartition(".")
+    target = getattr(__import__(f"fourstage.ops.{module}", fromlist=[name]), name)
+
+    def spy(*args: object, **kwargs: object) -> object:
+        seen.append(name)
+        return target(*args, **kwargs)
+
+    monkeypatch.setattr(f"fourstage.ops.{form.fast}", spy)
+    tables: list[dict[Any, Any]] = [matmul.PRODUCTS, attention.PRODUCTS, sampling.FORMS]
+    for table in tables:
+        for key in [key for key, value in table.items() if value is target]:
+            monkeypatch.setitem(table, key, spy)
+    return seen
+
+
+def modes(form: Form) -> tuple[bool, ...]:
+    return {"both": (False, True), "without": (False,), "with": (True,)}[form.gradients]
+
+
+def results(module: nn.Module, tensors: list[Tensor], *, gradients: bool) -> list[Tensor]:
+    """The output, buffers after it, and gradients of inputs and parameters."""
+    leaves = [x.detach().clone().requires_grad_(gradients) for x in tensors]
+    with nullcontext() if gradients else torch.no_grad():
+        out = module(*leaves)
+    if not gradients:
+        return [out, *module.buffers()]
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    wanted = [*leaves, *module.parameters()]
+    return [out, *module.buffers(), *torch.autograd.grad((out * probe).sum(), wanted, materialize_grads=True)]
+
+
+@pytest.mark.parametrize(("form", "case"), CASES)
+def test_values_and_gradients(form: Form, case: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for gradients in modes(form):
+        both = []
+        for switch in ("plain", "fast"):
+            monkeypatch.setenv("FOURSTAGE_OPS", switch)
+            calls.clear()
+            torch.manual_seed(0)
+            both.append(results(form.build(), list(form.inputs[case]()), gradients=gradients))
+            assert not calls or switch == "fast"
+        assert calls or case != "usual"
+        size = max(float(plain.detach().abs().max()) for plain in (*both[0], torch.ones(1)) if plain.numel())
+        for plain, fast in zip(*both, strict=True):  # a bias before a norm has a gradient of rounding alone
+            torch.testing.assert_close(fast, plain, rtol=1e-4, atol=2e-6 * size)
+
+
+@pytest.mark.parametrize("form", USUAL)
+def test_the_plain_form_is_exported(form: Form, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        for gradients in (False, True):
+            with nullcontext() if gradients else torch.no_grad():
+                program = torch.export.export(form.build(), tuple(form.inputs["usual"]()))
+            counts.append(Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
+    assert counts[:2] == counts[2:]
+    assert not calls
+
+
+@pytest.mark.parametrize("form", USUAL)
+def test_hooks_see_every_layer(form: Form, calls: list[str]) -> None:
+    module = form.build()
+    layers = [layer for layer in module.modules() if not list(layer.children()) and layer is not module]
+    seen: list[nn.Module] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: seen.append(layer))
+    for gradients in modes(form):
+        seen.clear()
+        results(module, list(form.inputs["usual"]()), gradients=gradients)
+        if list(module.parameters()):
+            assert seen == [layer for layer in layers if list(layer.parameters()) or isinstance(layer, nn.GELU)]
+            assert not calls
