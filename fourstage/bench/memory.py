@@ -42,15 +42,15 @@ def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], Non
     Raises:
         ValueError: not even one image fits.
     """
-    found: dict[str, Fit] = {}
+    fits: dict[str, Fit] = {}
     while True:
-        left = [mode for mode in modes if mode not in found]
+        left = [mode for mode in modes if mode not in fits]
         if not left:
-            return found
-        found |= {mode: Fit(batch, peak) for mode, peak in probe(left, batch).items()}
-        left = [mode for mode in left if mode not in found]
+            return fits
+        fits |= {mode: Fit(batch, peak) for mode, peak in probe(left, batch).items()}
+        left = [mode for mode in left if mode not in fits]
         if not left:
-            return found
+            return fits
         if batch == 1:
             raise ValueError("memory is not enough for a single image; give a smaller --img-size or another --device")
         say(f"memory is not enough for {batch} images ({left[0]}); continuing with {batch // 2}")

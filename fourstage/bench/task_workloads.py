@@ -43,7 +43,7 @@ class TaskWorkload(nn.Module):
         assert isinstance(network, Detector | Segmentor)
         self.network = network
         self.default_cfg = {"input_size": (3, *size)}
-        self.sees = False
+        self.detects = False
 
     def forward(self, images_BCHW: Tensor) -> Tensor | list[Tensor]:
         if isinstance(self.network, Segmentor):
@@ -51,9 +51,9 @@ class TaskWorkload(nn.Module):
         if self.training:
             losses = self.network.losses(scene(images_BCHW))
             return torch.stack([*losses.values()]).sum()
-        if not self.sees:
+        if not self.detects:
             open_eyes(self.network, images_BCHW)
-            self.sees = True
+            self.detects = True
         detections = self.network.detect(noise(images_BCHW))
         for one in detections:
             if one.masks is not None:

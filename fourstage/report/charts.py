@@ -86,7 +86,7 @@ def line_chart(
     return tag(
         "svg", *content, class_="chart", viewBox=f"0 0 {size[0]} {size[1]}", role="img",
         aria_labelledby=f"{key}-title", aria_describedby=f"{key}-desc", data_lines=json.dumps(hover),
-        data_top=y.end, data_bottom=y.start,
+        data_top=y.end, data_bottom=y.start, data_x_name=x_name,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ for (const chart of document.querySelectorAll("svg.chart[data-lines]")) {
       marks.append(svg("circle", { cx: point[0], cy: point[1], r: 3.5, class: line.look }));
       return lines.length > 1 ? `${line.name} ${point[3]}` : point[3];
     });
-    output.textContent = `epoch ${at[2]}: ${words.join(", ")}`;
+    output.textContent = `${chart.dataset.xName} ${at[2]}: ${words.join(", ")}`;
   });
   chart.addEventListener("pointerleave", () => { marks.replaceChildren(); output.textContent = ""; });
 }

@@ -49,7 +49,7 @@ def test_the_table_names_models_that_are_there(script: ModuleType) -> None:
 
 def test_a_row_is_judged_by_the_yardstick_the_original_and_its_peer(script: ModuleType) -> None:
     row = script.Row("f", "ours", (2.0, 0.5), "timm/theirs", (1.0, 2.0))
-    found = {
+    results = {
         one.model: one
         for one in (
             result(script.BASELINE, [10, 20, 30], [1, 2, 3]),
@@ -57,7 +57,7 @@ def test_a_row_is_judged_by_the_yardstick_the_original_and_its_peer(script: Modu
             result("timm/theirs", [20, 40, 60], [4, 8, 12]),
         )
     }
-    verdict = script.judge(row, found, comparable=True)
+    verdict = script.judge(row, results, comparable=True)
     assert {mode: speed.median for mode, speed in verdict.baseline.items()} == {"infer": 3, "train": 2}
     assert verdict.original == {"infer": 1.5, "train": 4}
     assert {mode: speed.median for mode, speed in verdict.peer.items()} == {"infer": 1.5, "train": 0.5}
@@ -66,10 +66,10 @@ def test_a_row_is_judged_by_the_yardstick_the_original_and_its_peer(script: Modu
     assert script.cells(verdict, ["infer"]) == [
         "ours", "3.00 (3.00 to 3.00)", "1.50", "1.50 (1.50 to 1.50)", "0.80"
     ]  # fmt: skip
-    assert script.judge(row, found, comparable=False).original == {}
+    assert script.judge(row, results, comparable=False).original == {}
 
 
-def test_families_weigh_the_same_however_many_members_they_have(script: ModuleType) -> None:
+def test_families_have_equal_weight_whatever_their_size(script: ModuleType) -> None:
     def verdict(family: str, value: float) -> object:
         row = script.Row(family, f"{family}_{value}", (1.0, 1.0))
         return script.Verdict(row, {}, {"infer": value}, {}, {}, {"infer": 0.5} if family == "b" else {})

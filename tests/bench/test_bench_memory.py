@@ -31,7 +31,7 @@ class Machine:
         return out
 
 
-def test_a_batch_is_halved_until_it_fits_and_somebody_is_told() -> None:
+def test_a_batch_is_halved_until_it_fits_and_that_is_reported() -> None:
     machine, said = Machine(ROOM), []
     fits = memory.fit(machine, ("infer", "train"), 8, said.append)
     assert fits == {"infer": Fit(4, 4000), "train": Fit(2, 2000)}
@@ -42,7 +42,7 @@ def test_a_batch_is_halved_until_it_fits_and_somebody_is_told() -> None:
     ]
 
 
-def test_where_all_fits_nobody_is_told() -> None:
+def test_nothing_is_reported_where_all_batches_fit() -> None:
     said: list[str] = []
     assert memory.fit(Machine(ROOM), ("infer",), 5, said.append) == {"infer": Fit(5, 5000)}
     assert said == []

@@ -77,7 +77,7 @@ def test_the_table_the_files_and_the_comparison(typed: Typed, tmp_path: Path) ->
     assert lines[0]["options"]["train"] is True
 
 
-def test_lines_are_added_to_a_file_and_the_table_is_written_anew(typed: Typed, tmp_path: Path) -> None:
+def test_lines_are_added_to_a_file_and_the_table_is_rewritten(typed: Typed, tmp_path: Path) -> None:
     files = ["--csv", tmp_path / "b.csv", "--jsonl", tmp_path / "b.jsonl"]
     for _ in range(2):
         assert typed("bench", "visformer_digits", *QUICK, *files)[0] == 0
@@ -100,7 +100,7 @@ def test_words_after_an_option_are_models_too(typed: Typed) -> None:
     assert "timm/test_vit" in out
 
 
-def test_a_smaller_batch_is_said(typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_smaller_batch_is_reported(typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> dict[str, int | None]:
         return {} if batch > 1 else dict.fromkeys(modes, 5)
 
@@ -111,7 +111,7 @@ def test_a_smaller_batch_is_said(typed: Typed, monkeypatch: pytest.MonkeyPatch, 
     assert json.loads((tmp_path / "b.jsonl").read_text())["notes"]
 
 
-def test_memory_that_cannot_be_measured_is_said_and_the_rest_goes_on(
+def test_memory_that_cannot_be_measured_is_reported_and_the_bench_continues(
     typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*args: object) -> dict[str, int | None]:
@@ -124,7 +124,7 @@ def test_memory_that_cannot_be_measured_is_said_and_the_rest_goes_on(
     assert " - " in out
 
 
-def test_groups_share_the_yardstick_and_it_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_share_the_baseline_which_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "GROUP", 2)
     groups: list[list[str]] = []
     found, comparisons = run.bench(

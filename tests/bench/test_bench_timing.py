@@ -28,7 +28,7 @@ class Clock:
         return step
 
 
-def test_everybody_takes_a_turn_in_each_round_in_an_order_that_turns_around() -> None:
+def test_workloads_take_turns_in_an_order_that_is_reversed_each_round() -> None:
     clock, ticks = Clock(), []
     turns = [
         Turn(clock.worker("a", 0.5), steps=2),
@@ -76,7 +76,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20))
-def test_the_median_lies_between_the_quartiles_and_means_do_not_depend_on_order(values: list[float]) -> None:
+def test_the_median_is_between_the_quartiles_and_means_do_not_depend_on_order(values: list[float]) -> None:
     spread = timing.spread(values)
     assert min(values) <= spread.low <= spread.median * (1 + 1e-12)
     assert spread.median * (1 - 1e-12) <= spread.high <= max(values)

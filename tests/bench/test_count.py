@@ -135,7 +135,7 @@ def test_images_of_another_size_cost_more_and_the_dense_form_has_no_head() -> No
         count("visformer_tiny", 16)
 
 
-def test_sampling_is_told_apart() -> None:
+def test_sampling_is_counted_separately() -> None:
     cost = count("unified_dcn_v3_micro")
     assert 0 < cost.sampling_macs < cost.macs / 10
 

@@ -87,7 +87,7 @@ def test_a_higher_value_is_drawn_higher_and_a_later_one_further_right() -> None:
     assert y1 < y2 < y0
 
 
-def test_ticks_stand_where_their_values_are_drawn() -> None:
+def test_ticks_are_where_their_values_are_drawn() -> None:
     svg = chart([0.0, 10.0, 20.0], from_zero=True)
     ys = {v: y - 4 for _, y, v in labels(svg, "end")}
     points = drawn(svg)

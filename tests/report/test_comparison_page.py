@@ -10,7 +10,7 @@ from fourstage.cli import main
 from fourstage.report import render_comparison
 
 
-def test_runs_stand_on_one_page_with_names_of_their_own(tmp_path: Path) -> None:
+def test_several_runs_are_on_one_page_with_unique_ids(tmp_path: Path) -> None:
     runs = [digits_run(tmp_path / "a"), stopped_run(tmp_path / "b"), large_run(tmp_path / "c", classes=120, images=300)]
     page = render_comparison(runs)
     ids = re.findall(r'\bid="([^"]*)"', page)

@@ -44,7 +44,7 @@ def test_the_overlay_is_as_large_as_the_image_within_limits(size: tuple[int, int
     assert tuple(sheet[middle, left + side - 5]) == (0, 0, 153)
 
 
-def test_truth_and_prediction_stand_beside_the_image() -> None:
+def test_truth_and_prediction_are_beside_the_image() -> None:
     image_HW3 = np.full((64, 64, 3), 100, np.uint8)
     truth_HW, guess_HW = np.full((64, 64), 255, np.uint8), np.ones((64, 64), np.uint8)
     sheet = np.asarray(truth_and_prediction(image_HW3, truth_HW, guess_HW, COLOURS, side=64))

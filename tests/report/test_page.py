@@ -93,7 +93,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_report_is_whole_and_asks_for_nothing_outside_itself(kind: str, tmp_path: Path) -> None:
+def test_a_report_is_complete_and_loads_nothing(kind: str, tmp_path: Path) -> None:
     run = MAKERS[kind](tmp_path / "run")
     text = render_report(run)
     assert len(text.encode()) < 1_500_000
@@ -154,7 +154,7 @@ def test_wrong_predictions_come_surest_first_with_their_own_picture(tmp_path: Pa
     assert len(page.section("predictions").all("li", "right")) == len(index) - len(wrong)
 
 
-def test_the_best_checkpoint_is_said_to_be_the_best(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_reported_as_the_best(tmp_path: Path) -> None:
     run = digits_run(tmp_path / "run")
     evaluation = json.loads((run / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -205,7 +205,7 @@ def test_a_run_without_a_mistake_says_so(tmp_path: Path) -> None:
     assert "No class was confused with another" in plain(page.section("confusion"))
 
 
-def test_a_published_number_stands_beside_ours_and_changes_are_listed(tmp_path: Path) -> None:
+def test_a_published_number_is_beside_ours_and_changes_are_listed(tmp_path: Path) -> None:
     run = large_run(tmp_path / "run")
     page = report(run)
     top1 = json.loads((run / "evaluation.json").read_text())["metrics"]["top1"]

@@ -105,7 +105,7 @@ def test_a_file_of_a_run_may_be_missing(make: Callable[[Path], Path], missing: s
 
 
 @pytest.mark.parametrize("make", [detection_run, segmentation_run])
-def test_names_of_a_dense_run_show_themselves_and_never_run(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_names_in_a_report_are_escaped(make: Callable[..., Path], tmp_path: Path) -> None:
     text = render_report(make(tmp_path / "run", classes=HOSTILE))
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text

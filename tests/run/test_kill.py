@@ -181,8 +181,8 @@ def test_a_polite_stop_saves_says_where_and_continues(
 
 @pytest.mark.torture
 def test_sigkill_at_thirty_moments(data: Path, whole: Ending, tmp_path: Path) -> None:
-    """Ten runs, three kills each; what happened goes into docs/log.md as a table."""
-    rows = ["| run | killed after log line of step | same bits |", "| --- | --- | --- |"]
+    """Ten runs, three kills each; a table of the kills is appended to docs/log.md."""
+    rows = ["| run | killed (after the log line of this step) | same bits |", "| --- | --- | --- |"]
     for number in range(10):
         rng = random.Random(number)
         out = tmp_path / f"run{number}"
@@ -192,6 +192,9 @@ def test_sigkill_at_thirty_moments(data: Path, whole: Ending, tmp_path: Path) ->
         assert_same(whole, ending(out))
         rows.append(f"| {number} | {'; '.join(told)} | yes |")
     today, machine = datetime.now(UTC).date(), f"{platform.machine()}, Python {platform.python_version()}"
-    title = f"## {today}: thirty kills, each run with the bits of one that was never killed"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    title = f"## {today}: thirty kills, and the bits of a run that was never killed"
+    where = f"Machine: {machine}, torch {torch.__version__}. Commit: {commit}."
     with (Path(__file__).parents[2] / "docs" / "log.md").open("a") as log:
-        log.write("\n".join(["", title, "", f"`make torture` on {machine}, torch {torch.__version__}.", "", *rows, ""]))
+        log.write("\n".join(["", title, "", where, "", "`make torture` gave:", "", *rows, ""]))
