@@ -1,4 +1,4 @@
-"""No line of docs/coming-from.md and docs/clusters.md can rot: each is resolved, and what is light is run."""
+"""Every command in docs/coming-from.md and docs/clusters.md is parsed and resolved, and runs where it is light."""
 
 import json
 import re
@@ -24,7 +24,7 @@ CLASSES = ("cat", "dog", "eel")
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Our lines in fenced blocks, those that end in a backslash joined with the next."""
+    """Yield our lines in fenced blocks; a line that ends in a backslash is joined with the next."""
     for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
         lines = [line for line in block.replace("\\\n", " ").splitlines() if not line.startswith("#")]
         yield from (line.partition("  #")[0].strip() for line in lines if "fourstage " in line)
@@ -34,7 +34,7 @@ COMMANDS = sorted({*commands(PAGE), *commands(DOCS / "clusters.md")})
 
 
 def words_of(command: str) -> list[str]:
-    """The words behind `fourstage`, however its processes are started."""
+    """Return the words after `fourstage`, whatever starts its processes."""
     words = shlex.split(command)
     return words[words.index("fourstage") + 1 :]
 
@@ -49,7 +49,7 @@ def recipe_of(args: Namespace) -> Recipe:
 
 
 def is_light(command: str) -> bool:
-    """Whether a line runs in seconds."""
+    """Return whether a line runs in seconds."""
     args = parsed(command)
     if args.verb == "bench":
         return args.dtype != "float32"  # one measurement is enough
@@ -64,7 +64,7 @@ HEAVY = [command for command in COMMANDS if not is_light(command)]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny data set in the place of ImageNet."""
+    """Write a tiny data set in the place of ImageNet."""
     root = tmp_path_factory.mktemp("data")
     for split, count in (("train", 4), ("val", 1)):
         for label, name in enumerate(CLASSES):
@@ -77,7 +77,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a line on small things: those that would train, without training; all others for real."""
+    """Run a line on small data and networks: trainings as a dry run, all others completely."""
     args = parsed(command)
     words = [re.sub(r"^/data/\w+", str(data), word) for word in words_of(command)]
     if args.verb == "train":
@@ -92,7 +92,7 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
         checkpoint(folder / args.weights, recipe_of(args))
     elif args.verb == "bench":
         assert set(args.subjects) <= set(list_models())
-        words = ["visformer_digits" if word in args.subjects else word for word in words]  # measuring takes its time
+        words = ["visformer_digits" if word in args.subjects else word for word in words]  # measuring the named model takes too long
         words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
     elif args.verb == "convert":
         torch.save({"model": create_model(args.model).state_dict()}, folder / args.file)
@@ -103,7 +103,7 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def fewer(args: Namespace) -> list[str]:
-    """Changes that let a training of any length begin on a dozen images."""
+    """Return changes with which a training of any length starts on a dozen images."""
     if args.verb != "train":
         return []
     classes = ["num_classes=3"] if getattr(recipe_of(args), "num_classes", None) else []
@@ -111,14 +111,14 @@ def fewer(args: Namespace) -> list[str]:
 
 
 def checkpoint(path: Path, recipe: Recipe) -> None:
-    """Weights of the recipe's network at the size that the test gives it."""
+    """Save weights of the recipe's network at the test's image size."""
     assert isinstance(recipe, Classification)
     network = create_model(recipe.model, num_classes=len(CLASSES), img_size=64, **recipe.model_args)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": network.state_dict()}, path)
 
 
-def test_the_page_has_lines_of_every_kind() -> None:
+def test_the_page_has_lines_of_every_verb() -> None:
     assert len(COMMANDS) > 35
     verbs = {parsed(command).verb for command in COMMANDS}
     assert verbs >= {"train", "evaluate", "slurm", "bench", "convert", "predict", "data"}
@@ -167,11 +167,11 @@ def test_every_flag_of_the_sources_is_on_the_page(flag: str) -> None:
 def test_a_change_in_the_table_is_one(changes: str) -> None:
     words = re.findall(r"[\w.]+=(?:\[[^\]]*\]|\S+)", changes)
     assert " ".join(words) == changes
-    found = resolve("smt_tiny_in1k", words).recipe
-    assert isinstance(found, Classification)
+    changed = resolve("smt_tiny_in1k", words).recipe
+    assert isinstance(changed, Classification)
     plain = resolve("smt_tiny_in1k").recipe
     assert isinstance(plain, Classification)
-    added = {key: value for key, value in found.model_args.items() if value != plain.model_args.get(key)}
+    added = {key: value for key, value in changed.model_args.items() if value != plain.model_args.get(key)}
     if "model_args" not in changes:
         return
     taken = 0

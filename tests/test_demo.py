@@ -1,4 +1,4 @@
-"""What `make demo` types is understood: a classifier, what starts from it, and one page of all runs."""
+"""The commands of `make demo` parse: a classifier, a detector and a segmentor from it, and one page of all runs."""
 
 import re
 import shlex
@@ -7,15 +7,15 @@ from pathlib import Path
 from fourstage import cli
 from fourstage.recipe import resolve
 
-NETWORKS = ("model", "backbone", "backbone")  # what each recipe calls it
+NETWORKS = ("model", "backbone", "backbone")  # the recipes' keys for it
 MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
 def typed() -> list[list[str]]:
-    """The words behind `fourstage` in each line of the demo."""
+    """Return the words after `fourstage` in each line of the demo."""
     demo = re.search(r"^demo: .*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)
     variables = dict(re.findall(r"^(\w+) := (.*)$", MAKEFILE, flags=re.MULTILINE))
-    assert demo, "there is a demo"
+    assert demo, "the Makefile has no demo"
     lines = [line.partition("/fourstage ")[2] for line in demo[1].splitlines() if line.startswith("\t$(BIN)/fourstage")]
     return [shlex.split(re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], line)) for line in lines]
 
