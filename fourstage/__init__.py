@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
     from fourstage.backbones.layers import Level
     from fourstage.dense import create_detector, create_segmentor
+    from fourstage.data.formats import register_format
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
 
@@ -25,6 +26,7 @@ __all__ = [
     "load_checkpoint",
     "register",
     "register_detector",
+    "register_format",
     "register_mixer",
     "register_segmentor",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "list_models": "fourstage.registry",
     "register": "fourstage.registry",
     "register_detector": "fourstage.methods",
+    "register_format": "fourstage.data.formats",
     "register_mixer": "fourstage.registry",
     "register_segmentor": "fourstage.methods",
 }

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-LEAVES = {"files", "methods"}  # any room may import them
+LEAVES = {"files", "user_files", "methods"}  # any room may import them
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "files": set(),
+    "user_files": set(),
     "registry": set(),
     "methods": set(),
     "progress": set(),

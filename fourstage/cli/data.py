@@ -11,11 +11,13 @@ def add_data(verbs: Verbs) -> None:
     inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
     check = add_verb(inner, "check", _run_check, "read a data set and say what is wrong with it")
     check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
+    _add_imports(check)
     shard = add_verb(inner, "shard", _run_shard, "write a classification data set as WebDataset tar shards")
     shard.add_argument("source", metavar="SRC", help="a data set that can be read, or `digits`")
     shard.add_argument("folder", metavar="DST", help="a new folder; one that was interrupted is continued")
     shard.add_argument("--max-size", metavar="BYTES", help="of a shard, such as 500MB; default: 256MB")
     shard.add_argument("--count", type=int, metavar="N", help="images of a shard")
+    _add_imports(shard)
     show = add_verb(inner, "show", _run_show, "a sheet of images as the training sees them")
     show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
     show.add_argument("--recipe", metavar="RECIPE", help="whose augmentation; default: one for what the data has")
@@ -23,10 +25,22 @@ def add_data(verbs: Verbs) -> None:
     add_changes(show)
 
 
+def _add_imports(verb: Parser) -> None:
+    verb.add_argument(
+        "--imports",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a file that registers your own format; may be repeated",
+    )
+
+
 def _run_check(args: argparse.Namespace) -> int:
     from fourstage.data.checks.check import check, render
     from fourstage.progress import Bar
+    from fourstage.user_files import import_files
 
+    import_files(args.imports)
     with Bar("checking", 1) as bar:
         findings, summary = check(args.path, progress=bar.of)
     print(render(findings, summary))
@@ -36,7 +50,9 @@ def _run_check(args: argparse.Namespace) -> int:
 def _run_shard(args: argparse.Namespace) -> int:
     from fourstage.data.shards.write import parse_size, write_shards
     from fourstage.progress import Bar
+    from fourstage.user_files import import_files
 
+    import_files(args.imports)
     size = None if args.max_size is None else parse_size(args.max_size)
     with Bar("writing shards", 1) as bar:
         written = write_shards(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
@@ -74,17 +74,12 @@ class Format:
                 f"the format {self.name!r} has no checker: give register_format a function as check=, or try the data "
                 "with `fourstage train RECIPE --dry-run`"
             )
-        return _function(self.check) if isinstance(self.check, str) else self.check
+        return resolve_name(self.check) if isinstance(self.check, str) else self.check
 
     def writer(self) -> Callable[..., Any]:
         """Return the function that writes such data."""
         assert self.write is not None, f"{self.name} has no writer"
-        return _function(self.write)
-
-
-def _function(place: str) -> Callable[..., Any]:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+        return resolve_name(self.write)
 
 
 def _listing(name: str, layout: str, fits: Callable[[Path], bool], survey: Survey) -> Format:

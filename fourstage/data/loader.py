@@ -6,6 +6,7 @@ loads it, with any number of workers, on the first try or after a restart.
 
 import math
 import os
+import pickle
 import random
 import signal
 import threading
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from fourstage.data.sample import Batch, Dataset, Sample, collate
+from fourstage.user_files import import_again, imported_files
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
 TOGETHER = 16  # shards whose samples are mixed: at any time no others are read; of 1,000 images each, 16,000 images
@@ -183,6 +185,11 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
     ) -> None:
         self.dataset, self.transform, self.mix, self.divisor = dataset, transform, mix, divisor
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """A spawned process runs the user's files first: without them it would not find the classes of their data."""
+        files = imported_files()
+        return (_unpickled, (files, pickle.dumps(vars(self)))) if files else super().__reduce_ex__(protocol)
+
     def __getitem__(self, request: Request) -> Batch | ValueError:
         """What is wrong with the data is returned, not raised: an exception does not pass whole out of a worker."""
         try:
@@ -223,6 +230,11 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
         if isinstance(self.transform, Placing):
             return self.transform.into(sample, place_CHW)
         return self.transform(sample)
+
+
+def _unpickled(files: tuple[tuple[str, str], ...], content: bytes) -> _Fetch:
+    import_again(files)
+    return _Fetch(**pickle.loads(content))
 
 
 def _as_batch(samples: list[Sample], room_BCHW: Tensor, divisor: int) -> Batch:
