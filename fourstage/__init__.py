@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fourstage.api import create_backbone, create_model, load_checkpoint
     from fourstage.backbones.layers import Level
-    from fourstage.dense import create_detector, create_segmentor
     from fourstage.data.formats import register_format
+    from fourstage.dense import create_detector, create_segmentor
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
 

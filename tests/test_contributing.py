@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run.runs import logged
 from torch import Tensor
 
@@ -13,6 +15,8 @@ import fourstage
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense
 from fourstage.cli import main
+from fourstage.data import formats
+from fourstage.data.formats import open_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -45,6 +49,7 @@ def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget after each test what its files register."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(registry, "_mixers", dict(registry._mixers))
+    monkeypatch.setattr(formats, "_registered", dict(formats._registered))
 
 
 @pytest.mark.parametrize("title", ["A family of backbones", "A token mixer"])
@@ -75,3 +80,17 @@ def test_a_token_mixer(tmp_path: Path) -> None:
     backbone = fourstage.create_backbone("unified_pvt_micro", mixer="ShiftMixer").eval()
     maps: list[Tensor] = backbone(torch.randn(1, 3, 45, 64))
     assert [x.shape[1:] for x in maps] == [(32, 12, 16), (64, 6, 8), (160, 3, 4), (256, 2, 2)]
+
+
+def test_a_data_format(tmp_path: Path) -> None:
+    write_files("A data format", tmp_path)
+    folder, rng = tmp_path / "my_pictures", np.random.default_rng(0)
+    folder.mkdir()
+    rows = ["file,class,split"]
+    for i in range(16):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{'cat' if i % 2 else 'dog'},{'train' if i < 10 else 'val'}")
+    (folder / "pictures.csv").write_text("\n".join(rows))
+    train_three_steps(tmp_path / "mine.yaml")
+    dataset = open_dataset(folder, "val")
+    assert (type(dataset).__name__, dataset.classes, len(dataset)) == ("PictureTable", ("cat", "dog"), 6)

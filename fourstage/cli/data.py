@@ -25,7 +25,7 @@ def add_data(verbs: Verbs) -> None:
     add_changes(show)
 
 
-def _add_imports(verb: Parser) -> None:
+def _add_imports(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--imports",
         metavar="FILE.py",
