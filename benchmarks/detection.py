@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from fourstage.api import create_backbone
 from fourstage.bench import side_by_side
-from fourstage.bench.task_workloads import noise, open_eyes, scene
+from fourstage.bench.task_workloads import noise, scene
 from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN
@@ -105,7 +105,7 @@ def ready(side: str, backbone: str, size: int) -> tuple[Any, Tensor]:
     ours = create_detector("mask_rcnn", f"timm/{backbone}", CLASSES)
     assert isinstance(ours, Detector)
     assert isinstance(ours, OurMaskRCNN)
-    open_eyes(ours.eval(), images_BCHW[:1])
+    ours.eval().spread_scores(noise(images_BCHW[:1]))
     if side == side_by_side.OURS:
         return ours, images_BCHW
     peer = theirs(backbone, size)

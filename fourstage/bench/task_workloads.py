@@ -1,26 +1,19 @@
 """Timed workloads of detectors and segmentors: from an image to detections, a label map or a loss.
 
-B images, G true boxes, H x W pixels, R regions, C classes.
+B images, G ground-truth boxes, H x W pixels.
 """
 
 from collections.abc import Mapping
-from math import log
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch, Objects
-from fourstage.tasks.detection.box_head import BoxHead
 from fourstage.tasks.detection.detector import Detector
-from fourstage.tasks.detection.retinanet import RetinaNet
-from fourstage.tasks.detection.rois import to_rois
-from fourstage.tasks.detection.two_stage import TwoStage
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
 OBJECTS = 8  # in a training image; COCO's have seven on average
-SPREAD = 3.0  # standard deviation of class logits, so that some regions score high for some class
-CANDIDATES, SCORE = 1000, 0.05  # pairs of anchor and class that pass a detector's threshold in an image
 
 
 class TaskWorkload(nn.Module):
@@ -52,7 +45,7 @@ class TaskWorkload(nn.Module):
             losses = self.network.losses(scene(images_BCHW))
             return torch.stack([*losses.values()]).sum()
         if not self.detects:
-            open_eyes(self.network, images_BCHW)
+            self.network.spread_scores(noise(images_BCHW))
             self.detects = True
         detections = self.network.detect(noise(images_BCHW))
         for one in detections:
@@ -105,35 +98,3 @@ def label_maps(images_BCHW: Tensor, classes: int) -> Tensor:
     """Return (B, H, W) uint8 label maps with stripes of all classes."""
     columns_W = torch.arange(images_BCHW.shape[3], device=images_BCHW.device) // 8 % classes
     return columns_W.to(torch.uint8).expand(len(images_BCHW), images_BCHW.shape[2], -1)
-
-
-@torch.no_grad()
-def open_eyes(network: Detector, images_BCHW: Tensor) -> None:
-    """Set the class layers such that the network finds things in noise."""
-    batch = noise(images_BCHW)
-    if isinstance(network, TwoStage):
-        maps = network.maps(batch)
-        logits, deltas = network.rpn(maps)
-        proposals = [boxes for boxes, _ in network.rpn.propose(logits, deltas, batch, network.rpn.proposals)]
-        regions_RCMM = network.box_pool(maps, to_rois(proposals))
-        for head in network.modules():
-            if isinstance(head, BoxHead):
-                _spread(head, regions_RCMM)
-    elif isinstance(network, RetinaNet):
-        logits, _ = network.dense_head(network.maps(batch))
-        every_N = torch.cat([x_BKHW.float().flatten() for x_BKHW in logits])
-        last = every_N.topk(min(CANDIDATES * len(batch), len(every_N))).values[-1]
-        bias = network.dense_head.classify.bias
-        assert bias is not None
-        bias += (log(SCORE / (1 - SCORE)) - last).to(bias.dtype)
-
-
-def _spread(head: BoxHead, regions_RCMM: Tensor) -> None:
-    """Shift and scale the class layer: each class's logits have mean 0, all together a standard deviation `SPREAD`."""
-    logits_RC, _ = head(regions_RCMM)
-    if not len(logits_RC):
-        return
-    mean_C = logits_RC.mean(dim=0)
-    factor = SPREAD / (logits_RC - mean_C).square().mean().sqrt().clamp(min=1e-12)
-    head.classify.weight *= factor
-    head.classify.bias.copy_((head.classify.bias - mean_C) * factor)

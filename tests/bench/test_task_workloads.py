@@ -10,7 +10,7 @@ import torch
 
 from fourstage.bench import memory, networks, side_by_side
 from fourstage.bench.side_by_side import PairedResult
-from fourstage.bench.task_workloads import TaskWorkload, label_maps, open_eyes, scene
+from fourstage.bench.task_workloads import TaskWorkload, label_maps, noise, scene
 from fourstage.cli import main
 from fourstage.dense import create_detector, create_segmentor
 from fourstage.tasks.detection.detector import Detector
@@ -121,7 +121,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
 def test_the_class_layer_alone_is_changed() -> None:
     network = small("mask_rcnn").eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    open_eyes(network, torch.randn(1, 3, 64, 64))
+    network.spread_scores(noise(torch.randn(1, 3, 64, 64)))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"box_head.classify.weight", "box_head.classify.bias"}
 

@@ -34,6 +34,7 @@ from fourstage.run.tasks import detection as kind
 from fourstage.run.videos import frames_of, look_at
 from fourstage.tasks.detection.box_head import DetectionLimits
 from fourstage.tasks.detection.rpn import ProposalLimits
+from fourstage.tasks.detection.single_stage import CandidateLimits
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -178,8 +179,10 @@ def test_a_detector_is_built_from_its_checkpoint_alone(name: str, tmp_path: Path
     network: Any = fourstage.create_detector(file)
     assert (network.method, network.num_classes, network.training) == (method, len(CLASSES), False)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in by_hand.state_dict().items())
-    limits = (network.rpn.proposals, network.limits) if name == "mask_rcnn" else (network.per_level, network.per_image)
-    assert limits == ((PROPOSING, SELECTING) if name == "mask_rcnn" else (40, 7))
+    if name == "mask_rcnn":
+        assert (network.rpn.proposals, network.limits) == (PROPOSING, SELECTING)
+    else:
+        assert network.limits == CandidateLimits(**RETINA)
     with pytest.raises(ValueError, match="says itself what it is"):
         fourstage.create_detector(file, "swin_tiny")
     with pytest.raises(ValueError, match="holds no segmentor but a network of detection"):

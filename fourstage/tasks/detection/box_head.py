@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
 from fourstage.tasks.detection.detector import Detections, GroundTruth, Mean, count_tensor
 from fourstage.tasks.detection.losses import divide, giou_sum, smooth_l1_sum
-from fourstage.tasks.detection.matching import IoUMatcher, Sampler
+from fourstage.tasks.detection.matching import AnchorMatcher, Sampler
 from fourstage.tasks.detection.rois import to_rois
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.settings import check_counts
+
+SPREAD = 3.0  # standard deviation of logits for which some regions score high for some class
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Samples:
 def sample_regions(
     proposals_N4: Tensor,
     truth: GroundTruth,
-    matcher: IoUMatcher,
+    matcher: AnchorMatcher,
     sampler: Sampler,
     rng: np.random.Generator,
     background: int,
@@ -48,7 +50,7 @@ def sample_regions(
     """Choose among the proposals and the true boxes, which are proposed too."""
     count = len(truth.boxes_G4)
     own_G = torch.arange(count, device=proposals_N4.device)
-    matched_N = torch.cat([own_G, matcher(proposals_N4, truth.boxes_G4)])
+    matched_N = torch.cat([own_G, matcher([proposals_N4], truth.boxes_G4)])
     boxes_N4 = torch.cat([truth.boxes_G4, proposals_N4])
     positive_P, negative_M = sampler(matched_N, rng)
     matched_P = matched_N[positive_P]
@@ -150,6 +152,17 @@ class BoxHead(nn.Module):
     def refine(self, boxes_R4: Tensor, deltas_RK4: Tensor, labels_R: Tensor, size: tuple[int, int]) -> Tensor:
         """(R, 4) boxes moved as their class says, clipped to `size` (H, W)."""
         return self.coder.decode(boxes_R4, _of_class(deltas_RK4, labels_R), size)
+
+    @torch.no_grad()
+    def spread_scores(self, regions_RCMM: Tensor, std: float = SPREAD) -> None:
+        """Change the class layer such that the logits of each class are around 0 over these regions, `std` wide."""
+        logits_RC, _ = self(regions_RCMM)
+        if not len(logits_RC):
+            return
+        mean_C = logits_RC.mean(dim=0)
+        factor = std / (logits_RC - mean_C).square().mean().sqrt().clamp(min=1e-12)
+        self.classify.weight *= factor
+        self.classify.bias.copy_((self.classify.bias - mean_C) * factor)
 
 
 def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:

@@ -23,6 +23,11 @@ def box_areas(boxes_N4: Tensor) -> Tensor:
     return (x2 - x1) * (y2 - y1)
 
 
+def have_area(boxes_N4: Tensor) -> Tensor:
+    """(N,) bool: which boxes have positive sides."""
+    return (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
+
+
 def overlaps(a_N4: Tensor, b_N4: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of intersection and of union of boxes that broadcast against each other, without the last axis."""
     ax1, ay1, ax2, ay2 = a_N4.unbind(-1)

@@ -11,7 +11,7 @@ from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, BoxHead, DetectionLimits, Samples, regions_of
 from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.mask_head import MaskHead
-from fourstage.tasks.detection.matching import Draws, IoUMatcher
+from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
@@ -95,7 +95,7 @@ class CascadeMaskRCNN(TwoStage):
         self.stages = tuple(settings_from(CascadeStage, "a stage", stage) for stage in stages)
         if not self.stages:
             raise ValueError("a cascade has at least one stage; stages is empty")
-        self.matchers = [IoUMatcher(s.iou, s.iou, s.iou, rescue=False) for s in self.stages]
+        self.matchers = [OverlapMatcher(ThresholdMatcher(s.iou, s.iou, s.iou, rescue=False)) for s in self.stages]
         self.box_heads = nn.ModuleList(
             box_head(
                 channels,

@@ -1,18 +1,19 @@
-"""What every detector is: a backbone, a neck, and heads that give losses or detections.
+"""What all detectors share: a backbone, a neck, and heads that return losses or detections.
 
 B images, C classes, G true boxes, N detections, H x W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.tasks.detection.boxes import have_area
 from fourstage.tasks.detection.masks import SmallMasks
-from fourstage.tasks.detection.padding import padded
+from fourstage.tasks.detection.padding import padded, padded_size, padding_masks
 from fourstage.tasks.parts.levels import feature_maps
 from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.parts.settings import check_counts
@@ -22,7 +23,7 @@ Mean = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What a detector should find in one image: no crowds, no box without extent."""
+    """The objects of one image that a detector learns: no crowds, no box without area."""
 
     boxes_G4: Tensor  # float32, pixels
     labels_G: Tensor  # int64
@@ -31,7 +32,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best score first."""
+    """The detections in one image, best score first."""
 
     boxes_N4: Tensor  # float32, pixels
     labels_N: Tensor  # int64
@@ -43,7 +44,9 @@ class Detections:
 
 
 class Detector(nn.Module, ABC):
-    """A task's network. `backbone` and `neck` can be compiled in place: `detector.backbone.compile(dynamic=True)`.
+    """A network that detects objects. A subclass defines `losses` and `detect`.
+
+    `backbone` and `neck` can be compiled in place: `detector.backbone.compile(dynamic=True)`.
 
     Args:
         backbone: (B, 3, H, W) to one map per entry of its `levels`.
@@ -67,40 +70,67 @@ class Detector(nn.Module, ABC):
         self.find_unused_parameters = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses, scalars, the same names for every batch."""
+        """Return named losses, scalars, with the same names for every batch."""
         return self.losses(batch)
 
     @abstractmethod
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
-        """What `forward` gives. `seed` keys the random choice of boxes; None: by torch's generator, see `Draws`."""
+        """Return named losses. `seed` keys the random choice of boxes; None: torch's generator keys it, see `Draws`."""
 
     @abstractmethod
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
-        """The objects in each image, in pixels of the original image, or of the network's with `rescale=False`."""
-
-    @abstractmethod
-    def forward_for_counting(self, images_BCHW: Tensor) -> None:
-        """All layers once, for what published costs are counted with: nothing is chosen, so shapes are enough.
+        """Return the detections in each image, in pixels of the original image.
 
         Args:
-            images_BCHW: on any device, sides in multiples of 32; one image, as the numbers of regions are those of one.
+            rescale: False: in pixels of the image that the network reads.
+        """
+
+    def forward_for_counting(self, images_BCHW: Tensor) -> None:
+        """Run all layers once on as many regions as published costs are counted with; nothing is chosen.
+
+        Args:
+            images_BCHW: on any device, "meta" too; sides in multiples of 32; one image, as the numbers of regions are
+                those of one.
+
+        Raises:
+            ValueError: the detector does not define it.
+        """
+        raise ValueError(
+            f"the cost of a {type(self).__name__} cannot be counted; define its forward_for_counting(images_BCHW), "
+            f"which runs all of its layers once"
+        )
+
+    def spread_scores(self, batch: Batch) -> None:
+        """Change the class layers such that an untrained network returns as many detections as a trained one may.
+
+        Benchmarks call it, because suppression and masks cost nothing where nothing scores above the threshold. A
+        detector that always returns the same number of detections need not define it.
         """
 
     def maps(self, batch: Batch) -> list[Tensor]:
-        """The neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
+        """Return the neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype
         return self.neck(feature_maps(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
 
+    def padding_masks(self, batch: Batch, maps: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return for each of the `maps` a (B, h, w) bool mask, True where a cell is padding.
+
+        None where no image is smaller than the batch: then nothing needs to be masked.
+        """
+        padded_to = padded_size((batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1]))
+        return padding_masks(batch.sizes, padded_to, maps)
+
 
 def unchanged(value: Tensor) -> Tensor:
+    """Return the value as it is: the mean over one process, or boxes that stay where they are."""
     return value
 
 
 def ground_truths(batch: Batch, *, masks: bool) -> list[GroundTruth]:
-    """What is to be found in each image.
+    """Return the objects of each image that a detector learns.
 
     Args:
-        masks: whether they are needed.
+        masks: whether masks are needed.
 
     Raises:
         ValueError: an image of the batch has objects without masks, or masks of another size.
@@ -109,8 +139,7 @@ def ground_truths(batch: Batch, *, masks: bool) -> list[GroundTruth]:
         raise ValueError("these images come without objects; training a detector needs data with boxes")
     truths = []
     for id, objects in zip(batch.ids, batch.objects, strict=True):
-        sides_N2 = objects.boxes_N4[:, 2:] - objects.boxes_N4[:, :2]
-        keep = (~objects.crowd_N & (sides_N2 > 0).all(dim=1)).nonzero().squeeze(1)
+        keep = (~objects.crowd_N & have_area(objects.boxes_N4)).nonzero().squeeze(1)
         masks_GHW = objects.masks_NHW if masks else None
         if masks and len(keep):
             _check_masks(id, masks_GHW, batch.images_BCHW)
@@ -129,13 +158,13 @@ def _check_masks(id: str, masks_NHW: Tensor | None, images_BCHW: Tensor) -> None
 
 
 def scale_of(batch: Batch, i: int) -> tuple[float, float]:
-    """By how much image i was resized, across and down."""
+    """Return the factors by which image i was resized, across and down."""
     (height, width), (old_height, old_width) = batch.sizes[i], batch.original_sizes[i]
     return width / old_width, height / old_height
 
 
 def to_original(boxes_N4: Tensor, batch: Batch, i: int) -> Tensor:
-    """Boxes in image i as it came, from boxes in the image that the network saw."""
+    """Move boxes from the resized image i to the original image i."""
     across, down = scale_of(batch, i)
     return boxes_N4 * boxes_N4.new_tensor([1 / across, 1 / down] * 2)
 

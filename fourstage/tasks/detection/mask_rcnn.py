@@ -10,7 +10,7 @@ from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, DetectionLimits, regions_of
 from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.mask_head import MaskHead
-from fourstage.tasks.detection.matching import Draws, IoUMatcher
+from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
@@ -87,7 +87,7 @@ class MaskRCNN(TwoStage):
             loss=box_loss or ("l1" if heads == "2fc" else "giou"),
         )
         self.mask_head = MaskHead(channels, num_classes, convs=mask_convs, channels=mask_channels) if masks else None
-        self.matcher = IoUMatcher(0.5, 0.5, 0.5)
+        self.matcher = OverlapMatcher(ThresholdMatcher(0.5, 0.5, 0.5))
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """Of proposals, classes, boxes and, where there is a mask head, masks."""

@@ -1,7 +1,9 @@
-"""Images as whole cells of every common map. B images, H x W pixels."""
+"""Images padded to whole cells of every common map. B images, H x W pixels, h x w cells."""
 
 import math
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,3 +20,24 @@ def padded(images_BHW: Tensor) -> Tensor:
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of an image of `size` that is padded alone."""
     return math.ceil(size[0] / MULTIPLE) * MULTIPLE, math.ceil(size[1] / MULTIPLE) * MULTIPLE
+
+
+def padding_masks(
+    sizes: Sequence[tuple[int, int]], padded_to: tuple[int, int], maps: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """For each of the maps (B, C, h, w) a (B, h, w) bool mask, True where the cell's first pixel is padding.
+
+    Args:
+        sizes: (H, W) of each image.
+        padded_to: (H, W) of the batch.
+
+    Returns:
+        None where no image is smaller than the batch.
+    """
+    if all(size == padded_to for size in sizes):
+        return None
+    device = maps[0].device
+    rows_H, columns_W = (torch.arange(side, device=device) for side in padded_to)
+    limit_B2 = torch.tensor(sizes, device=device)
+    beyond_BHW = (rows_H >= limit_B2[:, :1])[:, :, None] | (columns_W >= limit_B2[:, 1:])[:, None]
+    return [F.interpolate(beyond_BHW[:, None].float(), size=x.shape[-2:])[:, 0].bool() for x in maps]

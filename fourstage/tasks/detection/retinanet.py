@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.anchors import AnchorGrid, octave_scales
-from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
+from fourstage.tasks.detection.boxes import BoxCoder, as_float32
 from fourstage.tasks.detection.detector import (
     Detections,
     Detector,
@@ -19,18 +19,25 @@ from fourstage.tasks.detection.detector import (
     Mean,
     ground_truths,
     to_original,
+    unchanged,
 )
 from fourstage.tasks.detection.losses import divide, focal_sum, smooth_l1_sum
-from fourstage.tasks.detection.matching import IGNORED, IoUMatcher
+from fourstage.tasks.detection.matching import IGNORED, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.padding import padded_size
-from fourstage.tasks.detection.rpn import match_inside
+from fourstage.tasks.detection.single_stage import (
+    CandidateLimits,
+    Candidates,
+    by_anchor,
+    init_convs,
+    match_inside,
+    select_candidates,
+    shift_scores,
+)
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.freeze_unused import freeze_unused
 from fourstage.tasks.parts.levels import first_at_stride, levels_of
 from fourstage.tasks.parts.settings import check_counts, check_sizes
-
-Candidates = Literal["pairs", "anchors"]
 
 
 class RetinaHead(nn.Module):
@@ -68,15 +75,12 @@ class RetinaHead(nn.Module):
         )
         self.classify = nn.Conv2d(widths[-1], self.anchors.per_cell * num_classes, 3, padding=1)
         self.regress = nn.Conv2d(widths[-1], self.anchors.per_cell * 4, 3, padding=1)
-        self.coder, self.matcher = BoxCoder(), IoUMatcher(0.5, 0.4)
+        self.coder, self.matcher = BoxCoder(), OverlapMatcher(ThresholdMatcher(0.5, 0.4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Weights: normal, std 0.01; biases: 0, and for the classes such that every one starts at a score of 0.01."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+        init_convs(self)
         assert self.classify.bias is not None
         nn.init.constant_(self.classify.bias, -math.log(0.99 / 0.01))
 
@@ -97,7 +101,7 @@ class RetinaHead(nn.Module):
         """`loss_cls` and `loss_bbox` from what `forward` gave."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
         anchors = self.anchors.boxes(sizes, logits[0].device)
-        matched_BN = self._matched(torch.cat(anchors), sizes, batch, truths)
+        matched_BN = self._matched(anchors, sizes, batch, truths)
         count = mean((matched_BN >= 0).sum(dim=1).clamp(min=1).sum().float())
         offset_B = torch.tensor([0, *(len(t.labels_G) for t in truths)][:-1], device=matched_BN.device).cumsum(0)
         labels_G, boxes_G4 = torch.cat([t.labels_G for t in truths]), torch.cat([t.boxes_G4 for t in truths])
@@ -122,13 +126,17 @@ class RetinaHead(nn.Module):
         }
 
     def _matched(
-        self, anchors_N4: Tensor, sizes: Sequence[tuple[int, int]], batch: Batch, truths: Sequence[GroundTruth]
+        self,
+        anchors: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        batch: Batch,
+        truths: Sequence[GroundTruth],
     ) -> Tensor:
-        """(B, N): index of a true box of the image, BACKGROUND or IGNORED."""
+        """(B, N): index of a ground-truth box of the image, BACKGROUND or IGNORED."""
         rows = []
         for size, truth in zip(batch.sizes, truths, strict=True):
-            usable_N = torch.cat(self.anchors.within(sizes, padded_size(size), anchors_N4.device))
-            rows.append(match_inside(self.matcher, anchors_N4, usable_N, truth.boxes_G4))
+            usable = self.anchors.within(sizes, padded_size(size), anchors[0].device)
+            rows.append(match_inside(self.matcher, anchors, usable, truth.boxes_G4))
         return torch.stack(rows)
 
 
@@ -174,7 +182,7 @@ class RetinaNet(Detector):
         per_image: int = 100,
     ) -> None:
         check_counts(channels=channels, tower_channels=tower_channels, num_outs=num_outs)
-        check_counts(per_level=per_level, per_image=per_image)
+        limits = CandidateLimits(score_threshold, candidates, per_level, iou_threshold, per_image)
         levels = levels_of(backbone)
         start = first_at_stride(levels, 8)
         neck = FPN(levels, channels, max(num_outs, len(levels) - start), start_level=start, extra="input")
@@ -189,16 +197,19 @@ class RetinaNet(Detector):
             scales_per_octave=scales_per_octave,
             ratios=ratios,
         )
-        if candidates not in ("pairs", "anchors"):
-            raise ValueError(f"candidates are the best 'pairs' or the best 'anchors'; got {candidates!r}")
-        self.score_threshold, self.candidates, self.per_level = score_threshold, candidates, per_level
-        self.iou_threshold, self.per_image = iou_threshold, per_image
+        self.limits = limits
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """`loss_cls`, focal, and `loss_bbox`, L1. Nothing is drawn."""
         truths = ground_truths(batch, masks=False)
         logits, deltas = self.dense_head(self.maps(batch))
         return self.dense_head.losses(logits, deltas, batch, truths, self.mean_over_ranks)
+
+    @torch.no_grad()
+    def spread_scores(self, batch: Batch) -> None:
+        """As `Detector.spread_scores`."""
+        logits, _ = self.dense_head(self.maps(batch))
+        shift_scores(self.dense_head.classify, logits, self.limits)
 
     def forward_for_counting(self, images_BCHW: Tensor) -> None:
         """As `Detector.forward_for_counting`."""
@@ -210,52 +221,14 @@ class RetinaNet(Detector):
         logits, deltas = self.dense_head(self.maps(batch))
         anchors = self.dense_head.anchors.boxes([(x.shape[-2], x.shape[-1]) for x in logits], logits[0].device)
         return [
-            self._detections([x[i] for x in logits], [x[i] for x in deltas], anchors, batch, i, rescale=rescale)
+            select_candidates(
+                (by_anchor(x_BKHW[i : i + 1], self.num_classes)[0].sigmoid() for x_BKHW in logits),
+                [by_anchor(x_BKHW[i : i + 1], 4)[0] for x_BKHW in deltas],
+                anchors,
+                coder=self.dense_head.coder,
+                size=batch.sizes[i],
+                limits=self.limits,
+                place=partial(to_original, batch=batch, i=i) if rescale else unchanged,
+            )
             for i in range(len(batch))
         ]
-
-    def _detections(
-        self,
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        anchors: Sequence[Tensor],
-        batch: Batch,
-        i: int,
-        *,
-        rescale: bool,
-    ) -> Detections:
-        choose = self._best_pairs if self.candidates == "pairs" else self._pairs_of_best_anchors
-        chosen = [choose(x, d, a) for x, d, a in zip(logits, deltas, anchors, strict=True)]
-        scores_N, labels_N, deltas_N4, anchors_N4 = (torch.cat([level[k] for level in chosen]) for k in range(4))
-        boxes_N4 = self.dense_head.coder.decode(anchors_N4, deltas_N4, batch.sizes[i])
-        if rescale:
-            boxes_N4 = to_original(boxes_N4, batch, i)
-        if self.candidates == "pairs":
-            some = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
-            boxes_N4, labels_N, scores_N = boxes_N4[some], labels_N[some], scores_N[some]
-        kept = grouped_nms(boxes_N4, scores_N, labels_N, self.iou_threshold)[: self.per_image]
-        return Detections(boxes_N4[kept], labels_N[kept], scores_N[kept])
-
-    def _best_pairs(self, logits: Tensor, deltas: Tensor, anchors_N4: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores, labels, deltas and anchors of the best (anchor, class) pairs of one level of one image."""
-        scores_NC, deltas_N4 = self._rows(logits, deltas)
-        n, label = (scores_NC > self.score_threshold).nonzero(as_tuple=True)
-        scores_P, best_P = scores_NC[n, label].sort(descending=True, stable=True)
-        best_P = best_P[: self.per_level]
-        return scores_P[: self.per_level], label[best_P], deltas_N4[n[best_P]], anchors_N4[n[best_P]]
-
-    def _pairs_of_best_anchors(
-        self, logits: Tensor, deltas: Tensor, anchors_N4: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same for all classes of the anchors whose best class scores best."""
-        scores_NC, deltas_N4 = self._rows(logits, deltas)
-        if len(scores_NC) > self.per_level:
-            best_N = scores_NC.amax(dim=1).topk(self.per_level).indices
-            scores_NC, deltas_N4, anchors_N4 = scores_NC[best_N], deltas_N4[best_N], anchors_N4[best_N]
-        n, label = (scores_NC > self.score_threshold).nonzero(as_tuple=True)
-        return scores_NC[n, label], label, deltas_N4[n], anchors_N4[n]
-
-    def _rows(self, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C) scores and (N, 4) deltas of one map of one image."""
-        rows = [as_float32(x).permute(1, 2, 0) for x in (logits, deltas)]
-        return rows[0].reshape(-1, self.num_classes).sigmoid(), rows[1].reshape(-1, 4)

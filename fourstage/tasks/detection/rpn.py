@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.anchors import AnchorGrid, within_image
-from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms
+from fourstage.tasks.detection.boxes import BoxCoder, grouped_nms, have_area
 from fourstage.tasks.detection.detector import GroundTruth, Mean, count_tensor
 from fourstage.tasks.detection.losses import divide, smooth_l1_sum
-from fourstage.tasks.detection.matching import IGNORED, Draws, IoUMatcher, Sampler
+from fourstage.tasks.detection.matching import Draws, OverlapMatcher, Sampler, ThresholdMatcher
 from fourstage.tasks.detection.padding import padded_size
+from fourstage.tasks.detection.single_stage import by_anchor, first_best, init_convs, match_inside
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.settings import check_counts, settings_from
 
@@ -34,30 +35,6 @@ class ProposalLimits:
 
 
 IN_TRAINING, AT_TEST = ProposalLimits(2000, 1000), ProposalLimits(1000, 1000)
-
-
-def flat(x_BCHW: Tensor, values: int) -> Tensor:
-    """(B, H * W * A, values) from channels that hold A anchors of so many values."""
-    return as_float32(x_BCHW).permute(0, 2, 3, 1).reshape(len(x_BCHW), -1, values)
-
-
-def first_best(scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best scores of each row and where they are, best first, and of equal ones the first first.
-
-    Sigmoid leaves many scores near 1 equal, and which of two equal boxes suppresses the other changes what follows.
-    """
-    place_BN = scores_BN.topk(count).indices.sort().values
-    scores_BN, order_BN = scores_BN.gather(1, place_BN).sort(descending=True, stable=True)
-    return scores_BN, place_BN.gather(1, order_BN)
-
-
-def match_inside(matcher: IoUMatcher, anchors_N4: Tensor, usable_N: Tensor, boxes_G4: Tensor) -> Tensor:
-    """(N,) as `matcher` gives it for the usable anchors alone; the others are IGNORED."""
-    if bool(usable_N.all()):
-        return matcher(anchors_N4, boxes_G4)
-    matched_N = torch.full((len(anchors_N4),), IGNORED, device=anchors_N4.device)
-    matched_N[usable_N] = matcher(anchors_N4[usable_N], boxes_G4)
-    return matched_N
 
 
 class RPNHead(nn.Module):
@@ -96,7 +73,11 @@ class RPNHead(nn.Module):
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))
         self.objectness = nn.Conv2d(widths[-1], self.anchors.per_cell, 1)
         self.deltas = nn.Conv2d(widths[-1], 4 * self.anchors.per_cell, 1)
-        self.coder, self.matcher, self.sampler = BoxCoder(), IoUMatcher(0.7, 0.3, 0.3), Sampler(count, 0.5)
+        self.coder, self.matcher, self.sampler = (
+            BoxCoder(),
+            OverlapMatcher(ThresholdMatcher(0.7, 0.3, 0.3)),
+            Sampler(count, 0.5),
+        )
         self.beta, self.whole_anchors = beta, whole_anchors
         self.training_proposals = settings_from(ProposalLimits, "training_proposals", training_proposals)
         self.proposals = settings_from(ProposalLimits, "proposals", proposals)
@@ -104,18 +85,15 @@ class RPNHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weights: normal, std 0.01; biases: 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+        init_convs(self)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each map (B, A, H, W) logits and (B, 4A, H, W) deltas."""
         logits, deltas = [], []
         for x_BCHW in maps:
-            seen_BCHW = self.convs(x_BCHW)
-            logits.append(self.objectness(seen_BCHW))
-            deltas.append(self.deltas(seen_BCHW))
+            shared_BCHW = self.convs(x_BCHW)
+            logits.append(self.objectness(shared_BCHW))
+            deltas.append(self.deltas(shared_BCHW))
         return logits, deltas
 
     def losses(
@@ -129,15 +107,16 @@ class RPNHead(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox` from what `forward` gave."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
-        anchors_N4 = torch.cat(self.anchors.boxes(sizes, logits[0].device))
-        logits_BN = torch.cat([flat(x, 1) for x in logits], dim=1).squeeze(2)
-        deltas_BN4 = torch.cat([flat(x, 4) for x in deltas], dim=1)
+        anchors = self.anchors.boxes(sizes, logits[0].device)
+        anchors_N4 = torch.cat(anchors)
+        logits_BN = torch.cat([by_anchor(x, 1) for x in logits], dim=1).squeeze(2)
+        deltas_BN4 = torch.cat([by_anchor(x, 4) for x in deltas], dim=1)
         class_sum, box_sum, count = logits_BN.new_zeros(()), deltas_BN4.new_zeros(()), 0
         for i, truth in enumerate(truths):
-            usable_N = torch.cat(self.anchors.within(sizes, padded_size(batch.sizes[i]), anchors_N4.device))
+            usable = self.anchors.within(sizes, padded_size(batch.sizes[i]), anchors_N4.device)
             if self.whole_anchors:
-                usable_N = usable_N & within_image(anchors_N4, batch.sizes[i])
-            matched_N = match_inside(self.matcher, anchors_N4, usable_N, truth.boxes_G4)
+                usable = [u & within_image(a, batch.sizes[i]) for u, a in zip(usable, anchors, strict=True)]
+            matched_N = match_inside(self.matcher, anchors, usable, truth.boxes_G4)
             positive_P, negative_M = self.sampler(matched_N, draws.stream(batch.ids[i], 0))
             wanted_P4 = self.coder.encode(anchors_N4[positive_P], truth.boxes_G4[matched_N[positive_P]])
             class_sum = class_sum + F.softplus(-logits_BN[i, positive_P]).sum()
@@ -157,7 +136,7 @@ class RPNHead(nn.Module):
         limit_B12 = torch.tensor(batch.sizes, device=logits[0].device)[:, None]
         boxes, scores = [], []
         for logits_BAHW, deltas_BAHW, anchors_N4 in zip(logits, deltas, anchors, strict=True):
-            scores_BN, deltas_BN4 = flat(logits_BAHW, 1).squeeze(2).sigmoid(), flat(deltas_BAHW, 4)
+            scores_BN, deltas_BN4 = by_anchor(logits_BAHW, 1).squeeze(2).sigmoid(), by_anchor(deltas_BAHW, 4)
             anchors_BN4 = anchors_N4.expand(len(scores_BN), -1, -1)
             if scores_BN.shape[1] > how.per_level:
                 scores_BN, best_BN = first_best(scores_BN, how.per_level)
@@ -172,8 +151,7 @@ class RPNHead(nn.Module):
 
     @staticmethod
     def _kept(boxes_N4: Tensor, scores_N: Tensor, level_N: Tensor, how: ProposalLimits) -> tuple[Tensor, Tensor]:
-        sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-        some = (sides_N2 > 0).all(dim=1)
-        boxes_N4, scores_N = boxes_N4[some], scores_N[some]
-        kept = grouped_nms(boxes_N4, scores_N, level_N[some], how.iou_threshold)[: how.per_image]
+        some_N = have_area(boxes_N4)
+        boxes_N4, scores_N = boxes_N4[some_N], scores_N[some_N]
+        kept = grouped_nms(boxes_N4, scores_N, level_N[some_N], how.iou_threshold)[: how.per_image]
         return boxes_N4[kept], scores_N[kept]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import BoxHead, BoxLoss, DetectionLimits, Samples, sample_regions, select
-from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth, scale_of, to_original
+from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth, scale_of, to_original, unchanged
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks
-from fourstage.tasks.detection.matching import Draws, IoUMatcher, Sampler
+from fourstage.tasks.detection.matching import AnchorMatcher, Draws, Sampler
 from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
@@ -105,6 +105,17 @@ class TwoStage(Detector):
         self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
         self.sampler, self.limits = Sampler(regions, 0.25), settings_from(DetectionLimits, "selecting", selecting)
 
+    @torch.no_grad()
+    def spread_scores(self, batch: Batch) -> None:
+        """As `Detector.spread_scores`, on the best proposals."""
+        maps = self.maps(batch)
+        logits, deltas = self.rpn(maps)
+        proposals = [boxes for boxes, _ in self.rpn.propose(logits, deltas, batch, self.rpn.proposals)]
+        regions_RCMM = self.box_pool(maps, to_rois(proposals))
+        for head in self.modules():
+            if isinstance(head, BoxHead):
+                head.spread_scores(regions_RCMM)
+
     def forward_for_counting(self, images_BCHW: Tensor) -> None:
         """As `Detector.forward_for_counting`: 1,000 regions for each box head, 100 for each mask head."""
         maps = self.neck(self.backbone(images_BCHW))
@@ -121,7 +132,7 @@ class TwoStage(Detector):
         proposals: Sequence[Tensor],
         truths: Sequence[GroundTruth],
         batch: Batch,
-        matcher: IoUMatcher,
+        matcher: AnchorMatcher,
         draws: Draws,
         purpose: int,
     ) -> list[Samples]:
@@ -158,7 +169,7 @@ class TwoStage(Detector):
         found = []
         parts = zip(proposals, logits_RC.split(counts), deltas_RK4.split(counts), strict=True)
         for i, (boxes_R4, logits, deltas) in enumerate(parts):
-            place = partial(to_original, batch=batch, i=i) if rescale and not mask_heads else _same
+            place = partial(to_original, batch=batch, i=i) if rescale and not mask_heads else unchanged
             found.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.limits, place))
         if not mask_heads:
             return found
@@ -184,7 +195,3 @@ class TwoStage(Detector):
             masks = SmallMasks(small_NMM, boxes_N4, size, self.limits.mask_threshold)
             out.append(Detections(boxes_N4, d.labels_N, d.scores_N, masks))
         return out
-
-
-def _same(boxes_N4: Tensor) -> Tensor:
-    return boxes_N4

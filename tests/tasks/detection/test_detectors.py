@@ -17,6 +17,7 @@ from fourstage.tasks.detection.box_head import BoxHead, DetectionLimits
 from fourstage.tasks.detection.detector import Detections
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.detection.rpn import ProposalLimits
+from fourstage.tasks.detection.single_stage import CandidateLimits, best_pairs, by_anchor, pairs_of_best_anchors
 from fourstage.tasks.detection.two_stage import TwoStage
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -257,17 +258,19 @@ def test_the_older_rule_keeps_all_classes_of_the_best_anchors() -> None:
     torch.manual_seed(0)
     detector = RetinaNet(finds_much(small("retinanet")).backbone, 3, channels=16, convs=1, candidates="anchors")
     finds_much(detector)
-    detector.per_level = 4
     logits, deltas = torch.randn(27, 2, 3), torch.randn(36, 2, 3)
     anchors = torch.rand(54, 4)
-    scores, labels, _, chosen = detector._pairs_of_best_anchors(logits, deltas, anchors)
-    all_scores = logits.permute(1, 2, 0).reshape(54, 3).sigmoid()
+    all_scores = by_anchor(logits[None], 3)[0].sigmoid()
+    assert torch.equal(all_scores, logits.permute(1, 2, 0).reshape(54, 3).sigmoid())
+    scores, chosen, labels = pairs_of_best_anchors(all_scores, 0.05, 4)
     best = all_scores.amax(dim=1).topk(4).indices
     expected = [(float(all_scores[n, c]), c) for n in best for c in range(3) if all_scores[n, c] > 0.05]
     assert list(zip(scores.tolist(), labels.tolist(), strict=True)) == expected
-    assert set(map(tuple, chosen.tolist())) <= set(map(tuple, anchors[best].tolist()))
-    pairs = detector._best_pairs(logits, deltas, anchors)[0]
+    assert set(map(tuple, anchors[chosen].tolist())) <= set(map(tuple, anchors[best].tolist()))
+    assert by_anchor(deltas[None], 4).shape == (1, 54, 4)
+    pairs = best_pairs(all_scores, 0.05, 4).scores_P
     np.testing.assert_allclose(pairs, all_scores.flatten().sort(descending=True).values[:4])
+    detector.limits = CandidateLimits(candidates="anchors", per_level=4)
     assert detector.detect(batch([[]]))
 
 

@@ -18,7 +18,7 @@ from fourstage.tasks.detection.box_head import DetectionLimits, select
 from fourstage.tasks.detection.boxes import BoxCoder, box_iou, generalized_iou, grouped_nms
 from fourstage.tasks.detection.losses import divide, focal_sum, giou_sum, smooth_l1_sum
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
-from fourstage.tasks.detection.matching import BACKGROUND, IoUMatcher
+from fourstage.tasks.detection.matching import BACKGROUND, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import RoIPool
 
 FOLDER = Path(__file__).parents[2] / "golden" / "heads"
@@ -100,9 +100,9 @@ def test_matching(name: str, golden: Golden) -> None:
     else:
         boxes_N4 = golden("assign/rcnn/priors")
     rescue = rule.get("match_low_quality", True)
-    matcher = IoUMatcher(rule["pos_iou_thr"], rule["neg_iou_thr"], rule["min_pos_iou"], rescue)
+    matcher = OverlapMatcher(ThresholdMatcher(rule["pos_iou_thr"], rule["neg_iou_thr"], rule["min_pos_iou"], rescue))
     expected = golden(f"assign/{name}/gt_inds").long()  # -1 ignored, 0 background, else index + 1
-    ours = matcher(boxes_N4, truths)
+    ours = matcher([boxes_N4], truths)
     assert torch.equal(torch.where(ours == BACKGROUND, 0, torch.where(ours >= 0, ours + 1, -1)), expected)
 
 

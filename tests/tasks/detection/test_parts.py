@@ -21,9 +21,9 @@ from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.losses import focal_sum
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
-from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, IoUMatcher, Sampler, choose
+from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, OverlapMatcher, Sampler, ThresholdMatcher, choose
 from fourstage.tasks.detection.rois import RoIPool, to_rois
-from fourstage.tasks.detection.rpn import first_best
+from fourstage.tasks.detection.single_stage import first_best
 from fourstage.tasks.parts.fpn import FPN
 
 seeds = st.integers(0, 2**31)
@@ -55,7 +55,7 @@ def test_a_wild_delta_gives_a_finite_box_within_the_image() -> None:
     assert each[:, 0].tolist() == [[70, 50, 70, 50], [20, 10, 20, 10]]
 
 
-def brute_match(rule: IoUMatcher, anchors: Tensor, boxes: Tensor) -> list[int]:
+def brute_match(rule: ThresholdMatcher, anchors: Tensor, boxes: Tensor) -> list[int]:
     iou = box_iou(boxes, anchors)
     out = []
     for n in range(len(anchors)):
@@ -79,18 +79,18 @@ def brute_match(rule: IoUMatcher, anchors: Tensor, boxes: Tensor) -> list[int]:
 def test_matching_is_what_its_words_say_however_many_boxes_at_a_time(
     n: int, g: int, seed: int, rescue: bool, pairs: int
 ) -> None:
-    rule, anchors, boxes = IoUMatcher(0.5, 0.4, 0.1, rescue), some_boxes(n, seed), some_boxes(g, seed + 1)
+    rule, anchors, boxes = ThresholdMatcher(0.5, 0.4, 0.1, rescue), some_boxes(n, seed), some_boxes(g, seed + 1)
     boxes[: min(g, n) // 2] = anchors[: min(g, n) // 2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "PAIRS", pairs)
-        assert rule(anchors, boxes).tolist() == brute_match(rule, anchors, boxes)
+        assert OverlapMatcher(rule)([anchors], boxes).tolist() == brute_match(rule, anchors, boxes)
 
 
 def test_an_overlap_of_exactly_the_limit_is_enough() -> None:
     anchors = torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 5], [0, 0, 5, 4]])  # overlaps of 0.5, 0.25 and 0.2
-    rule = IoUMatcher(0.5, 0.25, rescue=False)
-    assert rule(anchors, torch.tensor([[0.0, 0, 10, 10]])).tolist() == [0, IGNORED, BACKGROUND]
-    rescued = IoUMatcher(0.9, 0.6, 0.5)(anchors, torch.tensor([[0.0, 0, 10, 10]]))
+    rule = OverlapMatcher(ThresholdMatcher(0.5, 0.25, rescue=False))
+    assert rule([anchors], torch.tensor([[0.0, 0, 10, 10]])).tolist() == [0, IGNORED, BACKGROUND]
+    rescued = OverlapMatcher(ThresholdMatcher(0.9, 0.6, 0.5))([anchors], torch.tensor([[0.0, 0, 10, 10]]))
     assert rescued.tolist() == [0, BACKGROUND, BACKGROUND]
 
 
