@@ -7,7 +7,7 @@ B images, C channels, H x W cells.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ class Stage(Protocol):
     def __call__(self, x_BCHW: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class HasNonPersistentBuffers(Protocol):
+    """A module with buffers that no state dict holds, such as index tables."""
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill these buffers, on the device of the module's parameters."""
+
+
 class Backbone(nn.Module):
     """Stem and stages.
 
@@ -69,6 +77,7 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         choose_products()
+        self.register_load_state_dict_post_hook(_init_buffers_after_load)
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *img_size),
             "pool_size": tuple(family.cells(side, levels[-1].stride) for side in img_size),
@@ -117,6 +126,16 @@ class Backbone(nn.Module):
             maps.append(x_BCHW)
         return maps
 
+    def init_non_persistent_buffers(self) -> None:
+        """Fill every buffer that no state dict holds, such as index tables.
+
+        Needed after `to_empty` where no state dict is loaded: `load_state_dict` fills these buffers itself.
+        """
+        for stage in self.stages:
+            for module in stage.modules():
+                if isinstance(module, HasNonPersistentBuffers):
+                    module.init_non_persistent_buffers()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only blocks' inputs for the backward pass and compute the rest again: less memory, same numbers."""
         for stage in self.stages:
@@ -131,6 +150,12 @@ class Backbone(nn.Module):
         last = (r"^(?:final|pre_logits|norms)\.", (99999,))
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), last]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
+
+
+def _init_buffers_after_load(module: nn.Module, _incompatible_keys: object) -> None:
+    """Fill the buffers of a network that was built on `meta`. As a function it can be copied and pickled."""
+    assert isinstance(module, Backbone)
+    module.init_non_persistent_buffers()
 
 
 class Classifier(Backbone):

@@ -55,12 +55,19 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(heads * self.head_dim, dim, bias)
         self.table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.offsets_wwww: Tensor
-        self.register_buffer("offsets_wwww", relative_positions(window), persistent=False)
+        self.register_buffer("offsets_wwww", self.table.new_empty((window,) * 4, dtype=torch.int64), persistent=False)
+        self.init_non_persistent_buffers()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The table: normal with std 0.02, as all families with such tables have it."""
         nn.init.trunc_normal_(self.table, std=0.02)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the index table, on the device of the weights."""
+        if self.offsets_wwww.device != self.table.device:  # `load_state_dict(assign=True)` moves parameters alone
+            self.offsets_wwww = torch.empty_like(self.offsets_wwww, device=self.table.device)
+        self.offsets_wwww.copy_(relative_positions(self.window))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         _, height, width, _ = x_BHWC.shape
@@ -116,7 +123,7 @@ class WindowAttention(nn.Module):
 
 def relative_positions(window: int) -> Tensor:
     """(w, w, w, w) int64: row of the bias table for a query cell (y, x) and a key cell (y, x)."""
-    at = torch.arange(window)
+    at = torch.arange(window, device="cpu")
     apart_ww = at[:, None] - at[None, :] + window - 1  # query minus key, from 0
     return apart_ww[:, None, :, None] * (2 * window - 1) + apart_ww[None, :, None, :]
 

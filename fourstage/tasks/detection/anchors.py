@@ -28,8 +28,8 @@ class AnchorGrid:
         check_sizes(scales=scales, ratios=ratios)
         self.strides = tuple(strides)
         self.per_cell = len(scales) * len(ratios)
-        high = torch.tensor(ratios).sqrt()[:, None]
-        sides_A = torch.tensor(scales)[None]
+        high = torch.tensor(ratios, device="cpu").sqrt()[:, None]  # real numbers in a network on `meta` too
+        sides_A = torch.tensor(scales, device="cpu")[None]
         self._base = []
         for stride in self.strides:
             width_A, height_A = ((stride * r * sides_A).flatten() * 0.5 for r in (1 / high, high))

@@ -1,0 +1,44 @@
+"""Detectors and segmentors that were built on `meta`, where nothing has memory, are filled by a state dict."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import tiny_dense
+from torch import Tensor, nn
+
+import fourstage
+from fourstage.bench.task_workloads import scene
+from fourstage.methods import list_methods
+from fourstage.tasks.detection.detector import Detector
+
+SMALL = {"channels": 8}
+
+
+def build(task: str, method: str) -> nn.Module:
+    create: Any = fourstage.create_detector if task == "detection" else fourstage.create_segmentor
+    return create(method, tiny_dense("swin"), 3, **SMALL).eval()
+
+
+def values(network: nn.Module, images_BCHW: Tensor) -> list[Tensor]:
+    """Return what depends on every tensor of a network: the losses of a detector, the logits of a segmentor."""
+    with torch.no_grad():
+        if isinstance(network, Detector):
+            return [*network.losses(scene(images_BCHW), seed=0).values()]
+        return [network(images_BCHW)]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("task", "method"), [(t, m) for t in ("detection", "segmentation") for m in list_methods(t)])
+def test_a_network_on_meta_is_filled_by_a_state_dict(task: str, method: str, assign: bool) -> None:
+    torch.manual_seed(0)
+    source, images_BCHW = build(task, method), torch.randn(1, 3, 64, 96)
+    with torch.device("meta"):
+        network = build(task, method)
+    if not assign:
+        network.to_empty(device="cpu")
+        for buffer in network.buffers():
+            buffer.fill_(2**40)
+    network.load_state_dict(source.state_dict(), assign=assign)
+    for a, b in zip(values(source, images_BCHW), values(network, images_BCHW), strict=True):
+        assert torch.equal(a, b)
