@@ -77,10 +77,10 @@ def count_network(network: nn.Module, img_size: Sequence[int]) -> Count:
     """
     if not isinstance(network, Detector | Segmentor):
         raise ValueError(f"count_network needs a detector or a segmentor; got {type(network).__name__}")
-    return count_module(_UsualWork(network), (3, *img_size))
+    return count_module(_CountedForward(network), (3, *img_size))
 
 
-class _UsualWork(nn.Module):
+class _CountedForward(nn.Module):
     """The counted work as a forward pass."""
 
     def __init__(self, network: Detector | Segmentor) -> None:

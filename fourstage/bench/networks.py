@@ -1,4 +1,4 @@
-"""Build the networks that are measured from their names.
+"""Build the networks to be measured by their names.
 
 A model of ours has its own name, timm's are `timm/NAME` and torchvision's `torchvision/NAME`. A detector or segmentor
 is `METHOD:BACKBONE`, where the backbone is one of ours or of timm's, or the name of its recipe.

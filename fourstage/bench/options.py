@@ -51,7 +51,7 @@ class Options:
             raise ValueError(f"there is no dtype {self.dtype!r}; choose {', '.join(DTYPES)}")
         for name, value in (("batch size", self.batch_size), ("number of threads", self.threads)):
             if value is not None and value < 1:
-                raise ValueError(f"the {name} counts from 1; got {value}")
+                raise ValueError(f"the {name} must be at least 1; got {value}")
         if not 0 < self.seconds <= 3600:
             raise ValueError(f"seconds is the time for each model, above 0 and at most 3600; got {self.seconds:g}")
         if self.img_size is not None and min(self.img_size) < SMALLEST:

@@ -293,10 +293,10 @@ def throughput(
     paces = [warmed_pace(one, step, watch, progress) for one, step in zip(models, steps, strict=True)]
     rounds = timing.rounds_for(paces, seconds)
     turns = [timing.throughput_turn(step, pace, seconds, rounds) for step, pace in zip(steps, paces, strict=True)]
-    taken = timing.run_rounds(turns, rounds, watch, progress.rounds(results.WORDS[mode], len(models), rounds))
+    samples = timing.run_rounds(turns, rounds, watch, progress.rounds(results.WORDS[mode], len(models), rounds))
     return [
-        tuple(one.fits[mode].batch / seconds for (seconds,) in samples)
-        for one, samples in zip(models, taken, strict=True)
+        tuple(one.fits[mode].batch / seconds_per_step for (seconds_per_step,) in rounds_of_one)
+        for one, rounds_of_one in zip(models, samples, strict=True)
     ]
 
 
@@ -307,8 +307,8 @@ def latency(models: Sequence[LoadedModel], setting: Setting, progress: Progress)
     paces = [warmed_pace(one, step, watch, progress) for one, step in zip(models, steps, strict=True)]
     rounds = timing.FEWEST
     turns = [timing.latency_turn(step, pace, seconds, rounds) for step, pace in zip(steps, paces, strict=True)]
-    taken = timing.run_rounds(turns, rounds, watch, progress.rounds("single images", len(models), rounds))
-    return [tuple(value for samples in one for value in samples) for one in taken]
+    samples = timing.run_rounds(turns, rounds, watch, progress.rounds("single images", len(models), rounds))
+    return [tuple(value for values in one for value in values) for one in samples]
 
 
 def warmed_pace(loaded: LoadedModel, step: Step, watch: timing.Watch, progress: Progress) -> float:
