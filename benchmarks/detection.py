@@ -22,10 +22,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from fourstage.api import create_backbone
+from fourstage.api import create_backbone, create_detector
 from fourstage.bench import side_by_side
 from fourstage.bench.task_workloads import noise, scene
-from fourstage.dense import create_detector
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN as OurMaskRCNN
 from fourstage.tasks.parts.levels import levels_of

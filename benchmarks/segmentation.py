@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourstage.api import create_segmentor
 from fourstage.bench import side_by_side
 from fourstage.bench.count import count_module
 from fourstage.bench.networks import without_dropout
 from fourstage.bench.task_workloads import label_maps
-from fourstage.dense import create_segmentor
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy
 from fourstage.tasks.segmentation.segmentor import Segmentor
 

@@ -7,10 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fourstage.api import create_backbone, create_model, load_checkpoint
+    from fourstage.api import (
+        create_backbone,
+        create_detector,
+        create_model,
+        create_segmentor,
+        from_checkpoint,
+        load_checkpoint,
+    )
     from fourstage.backbones.layers import Level
     from fourstage.data.formats import register_format
-    from fourstage.dense import create_detector, create_segmentor
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
 
@@ -22,6 +28,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmentor",
+    "from_checkpoint",
     "list_models",
     "load_checkpoint",
     "register",
@@ -34,9 +41,10 @@ __all__ = [
 _HOMES = {
     "Level": "fourstage.backbones.layers",
     "create_backbone": "fourstage.api",
-    "create_detector": "fourstage.dense",
+    "create_detector": "fourstage.api",
     "create_model": "fourstage.api",
-    "create_segmentor": "fourstage.dense",
+    "create_segmentor": "fourstage.api",
+    "from_checkpoint": "fourstage.api",
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
     "register": "fourstage.registry",

@@ -1,33 +1,41 @@
-"""The functions that most users need: networks by name, with weights from a file.
+"""The functions that most users need: networks by name or from a file, with or without weights.
 
 B images, C channels, H x W cells.
 """
 
-import inspect
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from fourstage import registry
-from fourstage.backbones.base import Classifier, FeatureMaps, chosen_levels
-from fourstage.backbones.layers import Level
+from fourstage.backbones.base import Classifier, FeatureMaps
+from fourstage.build import build_network, check_levels, fill, starting_point
+from fourstage.data.class_names import names_of
+from fourstage.methods import NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
-from fourstage.weights import catalog
-from fourstage.weights.catalog import Weight
-from fourstage.weights.load import Report, load_state
-from fourstage.weights.reading import metadata
+from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
+from fourstage.weights.description import NetworkDescription, describe_network
+from fourstage.weights.load import Report
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
-if TYPE_CHECKING:
-    from fourstage.weights.reading.download import Progress
+__all__ = [
+    "create_backbone",
+    "create_detector",
+    "create_model",
+    "create_segmentor",
+    "from_checkpoint",
+    "list_models",
+    "load_checkpoint",
+    "register",
+    "register_detector",
+    "register_mixer",
+    "register_segmentor",
+]
 
-__all__ = ["create_backbone", "create_model", "list_models", "load_checkpoint", "register", "register_mixer"]
+STARTING_WEIGHTS = ("pretrained", "checkpoint_path")  # arguments that make a network start from another file
+CHECKPOINT_ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 
 
 def create_model(
@@ -43,16 +51,17 @@ def create_model(
 
     Args:
         model_name: one of `list_models()`. With the tag of a published weight behind it, `smt_large.in22k`, the network
-            is the one that this file is for: its image size, number of classes and what else it needs, where you do not
-            say otherwise.
+            is the one that this file is for: its image size, its number of classes and its other arguments, unless you
+            give them.
         pretrained: start from the published weights, which are fetched once; docs/checkpoints.md says which a name
             without a tag means.
         checkpoint_path: start from this file, ours or the original code's. A head for another number of classes is left
-            out if `num_classes` is given, and an error if it is not. What `fourstage convert` wrote brings its own
-            arguments, where you do not say otherwise.
-        features_only: the list of maps instead of logits, as timm gives it: `.feature_info.channels()`, `.reduction()`.
+            out if `num_classes` is given, and an error if it is not. A file that `fourstage convert` wrote brings its
+            own arguments, unless you give them.
+        features_only: return the list of maps instead of logits, as timm does: `.feature_info.channels()`,
+            `.reduction()`.
         out_indices: with `features_only`, which maps come out.
-        **arguments: of the model: num_classes, in_chans, img_size, drop_rate, drop_path_rate and what its family adds.
+        **arguments: of the model: num_classes, in_chans, img_size, drop_rate, drop_path_rate and those of its family.
             None means the default.
 
     Returns:
@@ -64,10 +73,10 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices chooses maps; create_model({model_name!r}, features_only=True) gives maps")
-    start = _start(model_name, pretrained, checkpoint_path, "create_model")
-    model = _build(start, start.entry.classifier, arguments)
+    start = starting_point(model_name, pretrained, checkpoint_path, "create_model")
+    model = build_network(start, start.entry.classifier, arguments)
     if (file := start.read("create_model")) is not None:
-        _fill(model, file, fresh_head=arguments.get("num_classes") is not None)
+        fill(model, file, fresh_head=arguments.get("num_classes") is not None)
     if not features_only:
         return model
     if not isinstance(model, Classifier):
@@ -83,15 +92,15 @@ def create_backbone(
     out_indices: Sequence[int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Build a dense network: image in, list of maps out, as the source's detection code has it.
+    """Build a dense backbone: image in, list of maps out, as the source's detection code has it.
 
     Args:
         backbone: one of `list_models()`, `"timm/<name>"` for a network of timm, or a module that has `levels` and
-            returns its maps: that one comes back as it is.
+            returns its maps: such a module is returned as it is.
         pretrained: start from the published weights, as in `create_model`. A detector's tag is for its backbone.
         checkpoint_path: start from this file: a classifier's or a detector's, ours or the original code's.
         out_indices: which maps come out, finest first; None: all.
-        **arguments: of the model: in_chans, img_size, drop_path_rate and what its family adds. None means the default.
+        **arguments: of the model: in_chans, img_size, drop_path_rate and those of its family. None means the default.
 
     Returns:
         A network from (B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per entry of its `levels`.
@@ -103,18 +112,102 @@ def create_backbone(
     if isinstance(backbone, nn.Module):
         if pretrained or checkpoint_path is not None or out_indices is not None or arguments:
             raise ValueError("the backbone is built already; give its arguments and weights where it is built")
-        return with_levels(backbone, type(backbone).__name__)
+        return check_levels(backbone, type(backbone).__name__)
     if isinstance(backbone, str) and backbone.startswith("timm/"):
+        from fourstage.timm_backbone import TimmBackbone
+
         if checkpoint_path is not None:
             arguments["checkpoint_path"] = str(checkpoint_path)
         return TimmBackbone(backbone.removeprefix("timm/"), pretrained, out_indices, arguments)
     if out_indices is not None:
         arguments["out_indices"] = out_indices
-    start = _start(backbone, pretrained, checkpoint_path, "create_backbone")
-    model = with_levels(_build(start, start.entry.dense, arguments), backbone)
+    start = starting_point(backbone, pretrained, checkpoint_path, "create_backbone")
+    model = check_levels(build_network(start, start.entry.dense, arguments), backbone)
     if (file := start.read("create_backbone")) is not None:
-        _fill(model, file, fresh_head=False)
+        fill(model, file, fresh_head=False)
     return model
+
+
+def create_detector(
+    method: str | Path,
+    backbone: str | nn.Module | None = None,
+    num_classes: int | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """Build an object detector.
+
+    Args:
+        method: "retinanet", "mask_rcnn", "cascade_mask_rcnn", or the name of a detector of your own. The file of a
+            checkpoint still works here, with a warning: `from_checkpoint` is the function for it.
+        backbone: what `create_backbone` takes: a name of ours, `"timm/<name>"`, or a module with `levels`.
+        num_classes: classes of objects; there is no background among them.
+        checkpoint_path: start from this file: a complete detector of MMDetection or ours, or a backbone's weights.
+        backbone_args: of the backbone, where it is a name: `{"drop_path_rate": 0.2}`.
+        **arguments: of the method, such as `masks=False`. None means the default.
+
+    Returns:
+        A network whose `detect(batch)` gives boxes, labels, scores and masks, and whose `losses(batch)` train it.
+
+    Raises:
+        ValueError: an unknown name or argument, a value out of range, a checkpoint that does not fit.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    return _create("detection", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
+
+
+def create_segmentor(
+    method: str | Path,
+    backbone: str | nn.Module | None = None,
+    num_classes: int | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """Build a semantic segmentor.
+
+    Args:
+        method: "upernet", "semantic_fpn", or the name of a segmentor of your own. The file of a checkpoint still works
+            here, with a warning: `from_checkpoint` is the function for it.
+        backbone: what `create_backbone` takes: a name of ours, `"timm/<name>"`, or a module with `levels`.
+        num_classes: classes of pixels, 2 to 255.
+        checkpoint_path: start from this file: a complete segmentor of MMSegmentation or ours, or a backbone's weights.
+        backbone_args: of the backbone, where it is a name: `{"drop_path_rate": 0.2}`.
+        **arguments: of the method, such as `channels`. None means the default.
+
+    Returns:
+        A network from (B, 3, H, W) normalised images to (B, num_classes, H, W) logits.
+
+    Raises:
+        ValueError: an unknown name or argument, a value out of range, a checkpoint that does not fit.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    return _create("segmentation", method, backbone, num_classes, checkpoint_path, backbone_args, arguments)
+
+
+def from_checkpoint(path: str | Path, *, which: str = "model") -> nn.Module:
+    """Build the network that a checkpoint describes, and fill it.
+
+    A file describes itself if it is of one of our runs, of `fourstage convert`, of MMDetection or of MMSegmentation.
+
+    Args:
+        path: .pth, .pt or .safetensors. Nothing in it is executed, and nothing that it names is imported.
+        which: `"model"`, or `"ema"` for the averaged weights if the file has them.
+
+    Returns:
+        What `create_model`, `create_backbone`, `create_detector` or `create_segmentor` would build, in evaluation mode.
+        Its `class_names` is a tuple in the order of the labels: the file's own names, else COCO's or ADE20K's where a
+        detector or segmentor has as many classes, else "class 0", "class 1", ...; () for a dense backbone.
+
+    Raises:
+        ValueError: the file does not describe a network, describes one that cannot be built here, or lacks some of its
+            weights; says which function builds it by name.
+        FileNotFoundError: there is no such file.
+    """
+    return _build_described(read_checkpoint(path), which)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *, fresh_head: bool = False) -> Report:
@@ -134,141 +227,116 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
         ValueError: the file cannot be read, or holds another network (the sentence names the one it fits), or another
             number of classes.
     """
-    return _fill(model, read_checkpoint(path), which, fresh_head=fresh_head)
+    return fill(model, read_checkpoint(path), which, fresh_head=fresh_head)
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a network is built from: its entry, and the published weight or the file that it starts from."""
-
-    entry: registry.Entry
-    weight: Weight | None  # the row that the name's tag or `pretrained` means
-    file: Checkpoint | None  # given by hand
-    pretrained: bool
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Those that the weight or the file needs."""
-        own = metadata.arguments_of(self.file.metadata, self.entry.name, self.file.path) if self.file else {}
-        return {**(self.weight.network if self.weight else {}), **own}
-
-    def read(self, call: str) -> Checkpoint | None:
-        """The file, fetched where that is wished."""
-        if self.file is not None or not self.pretrained:
-            return self.file
-        assert self.weight is not None
-        from fourstage.weights.reading.download import fetch
-
-        with _progress(self.weight) as progress:
-            return read_checkpoint(fetch(self.weight, call, progress))
-
-
-def _start(name: str, pretrained: bool, checkpoint_path: str | Path | None, call: str) -> Start:
-    """What a name with or without a tag means.
-
-    Raises:
-        ValueError: an unknown name or tag, or weights that this form cannot have.
-    """
-    bare, tag = catalog.split(name) if isinstance(name, str) else (name, None)
-    entry = registry.find(bare)
-    weight = catalog.find(entry.name, tag) if tag is not None or pretrained else None
-    if weight is not None and weight.method is not None and call == "create_model":
-        raise ValueError(
-            f"{weight.name} is a {weight.method}; create_backbone({weight.name!r}, pretrained=True) takes its backbone"
-        )
-    file = None if checkpoint_path is None else read_checkpoint(checkpoint_path)
-    return Start(entry, weight, file, pretrained)
-
-
-def _build(start: Start, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    known = inspect.signature(build).parameters
-    needed = {key: value for key, value in start.arguments.items() if key in known}  # the dense form has no classes
+def _create(
+    task: str,
+    method: str | Path,
+    backbone: str | nn.Module | None,
+    num_classes: int | None,
+    checkpoint_path: str | Path | None,
+    backbone_args: Mapping[str, Any] | None,
+    arguments: Mapping[str, Any],
+) -> nn.Module:
+    method = str(method)
+    if method not in list_methods(task) and (Path(method).is_file() or Path(method).suffix in CHECKPOINT_ENDINGS):
+        given = (backbone, num_classes, checkpoint_path, backbone_args, *arguments.values())
+        return _from_checkpoint_of(task, Path(method), alone=all(value is None for value in given))
+    builder = find_method(method, task).builder
+    if backbone is None or num_classes is None:
+        raise ValueError(f"a {method} needs a backbone and num_classes, such as 'swin_tiny' and 80")
     given = {key: value for key, value in arguments.items() if value is not None}
-    model = registry.call(build, start.entry.name, {**needed, **given})
-    if isinstance(cfg := getattr(model, "default_cfg", None), dict):
-        cfg["architecture"] = start.entry.name
-        if start.weight is not None:
-            cfg |= {"tag": start.weight.tag, "license": start.weight.licence, "origin_url": start.weight.origin}
-    return model
+    _check_arguments(builder, method, given, num_classes)
+    maps_network = create_backbone(backbone, **(backbone_args or {}))
+    try:
+        network = builder(maps_network, num_classes, **given)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for values that no check above covers
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        shown = ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "no arguments"
+        raise ValueError(f"{method} cannot be built with {shown} ({reason}); correct them") from error
+    if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
+        cast(Any, network).method = method
+    if checkpoint_path is not None:
+        load_checkpoint(network, checkpoint_path)
+    return network
 
 
-def _fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:
-    method = getattr(model, "method", None)
-    if isinstance(method, str):  # a detector or segmentor
-        from fourstage.weights.complete_checkpoints import load_dense_state
+def _check_arguments(
+    builder: Callable[..., nn.Module], method: str, given: Mapping[str, Any], num_classes: int
+) -> None:
+    """Raise ValueError for an argument that the method does not have, and for a number of classes that is none."""
+    from fourstage.tasks.parts.settings import check_counts, check_names
 
-        state = file.weights(which)
-        return load_dense_state(model, state, method=method, source=file.path.name, fresh_head=fresh_head)
-    return load_state(model, file.weights(which), source=file.path.name, fresh_head=fresh_head)
-
-
-@contextmanager
-def _progress(weight: Weight) -> Iterator["Progress"]:
-    """A bar in megabytes that appears with the first of them; of several processes the first one shows it."""
-    from fourstage.progress import Bar
-
-    bar = None
-    with ExitStack() as stack:
-
-        def progress(done: int, total: int) -> None:
-            nonlocal bar
-            now, end = (math.ceil(size / 2**20) for size in (done, total))
-            if bar is None:
-                show = os.environ.get("RANK", "0") == "0"
-                bar = stack.enter_context(Bar(f"{weight.file}, MB", end, now, show=show))
-                bar.say(f"fetching {weight.address}  (licence: {weight.licence})")
-            bar.resize(end)
-            bar.update(now)
-
-        yield progress
+    check_names(builder, method, given, but=("backbone", "num_classes"))
+    check_counts(num_classes=num_classes)
 
 
-def with_levels(model: nn.Module, name: str) -> nn.Module:
-    """`model`, if it can serve as a backbone.
+def _from_checkpoint_of(task: str, path: Path, *, alone: bool) -> nn.Module:
+    """Return the network of a file for `create_detector(file)` and `create_segmentor(file)`."""
+    if not alone:
+        raise ValueError(f"{path} describes its network itself; give no other argument, or name the method")
+    network = _build_described(read_checkpoint(path), task=task)
+    warnings.warn(
+        f"create_{NETWORKS[task]}(file) is deprecated; type fourstage.from_checkpoint({str(path)!r})",
+        DeprecationWarning,
+        stacklevel=4,  # of who called create_detector or create_segmentor
+    )
+    return network
 
-    Raises:
-        ValueError: it does not say what its maps are.
+
+def _build_described(file: Checkpoint, which: str = "model", task: str | None = None) -> nn.Module:
+    """Build the network that a file describes, and fill it.
+
+    Args:
+        task: that of the network; None: any.
     """
-    levels = getattr(model, "levels", None)
-    if not levels or not all(hasattr(level, "channels") and hasattr(level, "stride") for level in levels):
-        raise ValueError(
-            f"{name} does not say which maps it gives: set levels = (Level(channels=..., stride=...), ...), "
-            "finest first, with Level from fourstage"
-        )
-    return model
+    described = describe_network(file)
+    if described is None:
+        raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
+    if task not in (None, described.task):
+        raise ValueError(f"{file.path} holds no {NETWORKS[task]} but a network of {described.task}")
+    try:
+        network = _described_network(described)
+    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes that no machine has
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        files = ", ".join(described.imports)
+        hint = f"; its recipe imports {files}: run that yourself first, if you trust it" if files else ""
+        raise ValueError(f"{file.path} describes a network that cannot be built here ({reason:.200}){hint}") from error
+    if described.method is None:
+        fill(network, file, which, fresh_head=False)
+    else:
+        fill_completely(network, file, which)
+    cast(Any, network).class_names = _class_names(described)
+    return network.eval()
 
 
-class TimmBackbone(nn.Module):
-    """A network of timm as a dense network: its maps at stride 4 and coarser, always (B, C, H, W)."""
+def _described_network(described: NetworkDescription) -> nn.Module:
+    """Build a network from its description, with fresh weights: its file is the only one that is read."""
+    arguments = {key: value for key, value in described.backbone_args.items() if key not in STARTING_WEIGHTS}
+    if described.task == "backbone":
+        return create_backbone(described.backbone, **arguments)
+    if described.method is None:
+        return create_model(described.backbone, num_classes=described.num_classes, **arguments)
+    create = {"detection": create_detector, "segmentation": create_segmentor}[described.task]
+    settings = {key: value for key, value in described.method_args.items() if key not in STARTING_WEIGHTS}
+    return create(described.method, described.backbone, described.num_classes, backbone_args=arguments, **settings)
 
-    def __init__(
-        self, name: str, pretrained: bool, out_indices: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> None:
-        super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError(f'timm/{name} needs timm; type: pip install "fourstage[train]"') from error
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no model called {name!r}; timm.list_models('*{name[:8]}*') lists similar ones")
-        try:
-            self.model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
-        except (TypeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-            raise ValueError(
-                f"timm/{name} cannot be built with {given} ({reason}); correct or leave them out"
-            ) from error
-        info: Any = self.model.feature_info
-        rows = [(i, Level(c, s)) for i, (c, s) in enumerate(zip(info.channels(), info.reduction(), strict=True))]
-        rows = [row for row in rows if row[1].stride >= 4]
-        kept = chosen_levels(out_indices, len(rows))
-        self.levels = tuple(rows[i][1] for i in kept)
-        self.positions = tuple(rows[i][0] for i in kept)
-        self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
 
-    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level."""
-        maps = self.model(image_BCHW)
-        chosen = [maps[i] for i in self.positions]
-        return [x.movedim(-1, 1) for x in chosen] if self.channels_last else chosen
+def _class_names(described: NetworkDescription) -> tuple[str, ...]:
+    if described.task == "backbone":
+        return ()
+    return described.classes or names_of(described.num_classes, described.task)
+
+
+def _how_to_build(file: Checkpoint) -> str:
+    """Return what to type for a file that does not describe its network."""
+    method, models = similar_networks(file)
+    if not models:
+        return "build it by name, as list_models() has it, and give checkpoint_path="
+    path = str(file.path)
+    if method is None:
+        return f"it looks like {models[0]}: type create_model({models[0]!r}, checkpoint_path={path!r})"
+    classes = count_classes(file.weights(), method.task) or "..."
+    call = f"create_{NETWORKS[method.task]}({method.name!r}, {models[0]!r}, {classes}, checkpoint_path={path!r})"
+    return f"it looks like a {method.name} over {models[0]}: type {call}"

@@ -92,7 +92,9 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
         checkpoint(folder / args.weights, recipe_of(args))
     elif args.verb == "bench":
         assert set(args.subjects) <= set(list_models())
-        words = ["visformer_digits" if word in args.subjects else word for word in words]  # measuring the named model takes too long
+        words = [
+            "visformer_digits" if word in args.subjects else word for word in words
+        ]  # measuring the named model takes too long
         words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
     elif args.verb == "convert":
         torch.save({"model": create_model(args.model).state_dict()}, folder / args.file)

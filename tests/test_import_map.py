@@ -24,7 +24,10 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "recipe": set(),
     "recipes": {"recipe"},
     "report": {"recipe"},
-}  # run, api, cli, bench and doctor stand above the rooms
+    "timm_backbone": {"backbones"},
+    "build": {"registry", "weights", "progress"},
+    "api": {"build", "timm_backbone", "registry", "backbones", "weights", "tasks", "data"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourstage.api import create_detector, create_segmentor
 from fourstage.bench.count import Count, count_module
-from fourstage.dense import create_detector, create_segmentor
 from fourstage.methods import list_methods
 from fourstage.recipe import Detection, Segmentation, resolve
 from fourstage.tasks.detection.detector import Detector

@@ -20,12 +20,13 @@ from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.number_format import plural
 from fourstage.run import build, videos
-from fourstage.run.complete_checkpoints import fill_whole, fitting_recipes, published_of
+from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import about_of, classes_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyTask, Seen, import_kind, kind_of
 from fourstage.weights import catalog
+from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -302,7 +303,7 @@ def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTas
         raise ValueError(
             f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe with --weights"
         ) from error
-    fill_whole(task.network, file, which)
+    fill_completely(task.network, file, which)
     return recipe, task
 
 

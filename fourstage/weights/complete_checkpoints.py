@@ -1,7 +1,7 @@
-"""Whole detectors and segmentors from the tensors of a file: OpenMMLab's, ours, or a classifier's for the backbone.
+"""Detectors and segmentors from the tensors of a file: OpenMMLab's, ours, or a classifier's for the backbone.
 
-A file's keys fall in two: those of the backbone, which `load` reads as it reads a classifier's, and those of neck and
-heads, which the method's own table renames. Of another method's file a training may start with the backbone alone.
+A file has keys of the backbone, which `load` reads as it reads a classifier's, and keys of the neck and the heads,
+which the method's own table renames. A training may start with the backbone of another method's file.
 """
 
 import re
@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fourstage.methods import get_method, load_address, recognise
-from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state
+from fourstage.methods import Method, all_methods, get_method, load_address, recognise
+from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, which_models
+from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, claims, rename
 
 BACKBONE = "backbone."
@@ -54,6 +55,47 @@ def load_dense_state(
     moved = len(filled.keys() - around.keys())
     fresh = [key for key in fresh if not re.fullmatch(COUNTER, key)]
     return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=moved)
+
+
+def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") -> Report:
+    """Fill a detector or segmentor from a file that must hold all of it.
+
+    Raises:
+        ValueError: the file holds another network, or a backbone alone.
+    """
+    method = getattr(network, "method", None)
+    if method is None:
+        raise ValueError(f"{type(network).__name__} has no method, by which the names in {file.path} could be known")
+    report = load_dense_state(network, file.weights(which), method=method, source=file.path.name)
+    fresh = [key for key in report.fresh if not key.startswith(AUXILIARY)]  # which predicts nothing
+    if fresh:
+        raise ValueError(
+            f"{file.path} holds a backbone without the heads of a {method} ({fresh[0]} and {len(fresh) - 1} more); "
+            f"give the checkpoint of a trained {method}"
+        )
+    return report
+
+
+def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
+    """Return the number of classes of a detector or segmentor by its tensors; None where they do not show it."""
+    bare = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
+    counters = dict.fromkeys(method.count_classes for method in all_methods(task) if method.count_classes is not None)
+    counts = (load_address(counter)(bare) for counter in counters)
+    return next((count for count in counts if count is not None), None)
+
+
+def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
+    """Return the method and the networks of ours that a file would fill, by the names and shapes in it.
+
+    Of a classifier or a backbone alone the method is None; of a file that fits nothing here, there are no networks.
+    """
+    try:
+        state = {re.sub(r"^(module\.)+", "", key): value for key, value in file.weights().items()}
+    except ValueError:
+        return None, []
+    inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    method = recognise(key for key in state if not key.startswith(BACKBONE)) if inner else None
+    return method, which_models(inner or state)
 
 
 def _is_of(method: str, around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

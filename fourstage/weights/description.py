@@ -1,8 +1,16 @@
-"""What a checkpoint says about its own network, as plain values: nothing is built here, and nothing is imported."""
+"""What a checkpoint says about its own network, as plain values: nothing is built here.
+
+A file describes itself if it is of one of our runs, which keeps its recipe, of `fourstage convert`, which writes
+metadata, or of MMDetection or MMSegmentation, which keep their configuration.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from fourstage.methods import get_method
+from fourstage.weights.reading import metadata
+from fourstage.weights.reading.safe import Checkpoint
 
 Colour = tuple[int, int, int]
 
@@ -36,3 +44,76 @@ class NetworkDescription:
     over_valid: bool = False
     palette: tuple[Colour, ...] | None = None
     imports: tuple[str, ...] = ()
+
+
+def describe_network(file: Checkpoint) -> NetworkDescription | None:
+    """Return the network that a file describes; None where it describes none.
+
+    Raises:
+        ValueError: the description is damaged, or is of a network that cannot be built here.
+    """
+    if "fourstage_format" in file.metadata:
+        return _of_converted(file)
+    if file.content.get("fourstage") == 1 and "recipe" in file.content:
+        return _of_run(file)
+    from fourstage.weights.openmmlab.network import network_of_checkpoint  # which imports this module
+
+    return network_of_checkpoint(file)
+
+
+def _of_converted(file: Checkpoint) -> NetworkDescription:
+    """Return the network of a file that `fourstage convert` wrote."""
+    name, dense = file.metadata.get("model", ""), file.metadata.get("form") == "dense"
+    arguments = metadata.arguments_of(file.metadata, name, file.path)
+    classes = 0 if dense else arguments.pop("num_classes", None)
+    if not name or type(classes) is not int:
+        raise ValueError(f"the metadata of {file.path} is damaged (model, num_classes); convert its original again")
+    return NetworkDescription(
+        task="backbone" if dense else "classification",
+        backbone=name,
+        num_classes=classes,
+        backbone_args=arguments,
+        classes=tuple(file.classes) if file.classes else None,
+    )
+
+
+def _of_run(file: Checkpoint) -> NetworkDescription:
+    """Return the network that a run trained, by the recipe in its checkpoint."""
+    recipe, about = (_mapping(file, file.content.get(key) or {}, key) for key in ("recipe", "about"))
+    task, classes = recipe.get("task"), file.classes
+    if task not in ("classification", "detection", "segmentation") or not classes:
+        raise ValueError(f"{file.path} is damaged (recipe.task is {task!r:.40}); give another checkpoint of the run")
+    of_backbone = "model" if task == "classification" else "backbone"
+    arguments = _mapping(file, recipe.get(f"{of_backbone}_args", {}), f"recipe.{of_backbone}_args")
+    if task == "classification" and "image_size" in recipe:
+        arguments = {"img_size": recipe["image_size"], **arguments}
+    return NetworkDescription(
+        task=task,
+        backbone=_text(file, recipe, of_backbone),
+        num_classes=len(classes),
+        backbone_args=arguments,
+        method=None if task == "classification" else _text(file, recipe, "method"),
+        method_args={} if task == "classification" else _method_args(file, recipe, about),
+        classes=tuple(classes),
+        imports=tuple(map(str, recipe.get("imports") or ())),
+    )
+
+
+def _method_args(file: Checkpoint, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a run's method. Data without masks made a network of boxes alone."""
+    given = _mapping(file, recipe.get("method_args", {}), "recipe.method_args")
+    method = get_method(_text(file, recipe, "method"))
+    maskable = method is not None and method.without_masks is not None
+    return {"masks": False, **given} if maskable and about and not about.get("masks", True) else given
+
+
+def _mapping(file: Checkpoint, value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{file.path} is damaged ({where} is {value!r:.40}); give another checkpoint of the run")
+    return {str(key): one for key, one in value.items()}
+
+
+def _text(file: Checkpoint, recipe: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := recipe.get(key), str):
+        raise ValueError(f"{file.path} is damaged (recipe.{key} is {value!r:.40}); give another checkpoint of the run")
+    return value

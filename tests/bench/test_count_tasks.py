@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from fourstage.api import create_detector, create_segmentor
 from fourstage.backbones.mixers.scalable import InteractiveWindowAttention
 from fourstage.bench.count import Count, count_module
 from fourstage.bench.count_tasks import count_network, count_recipe, network_of_recipe, published_size
-from fourstage.dense import create_detector, create_segmentor
 from fourstage.recipe import list_recipes
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden" / "published_numbers.json").read_text())

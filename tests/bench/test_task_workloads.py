@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from fourstage.api import create_detector, create_segmentor
 from fourstage.bench import memory, networks, side_by_side
 from fourstage.bench.side_by_side import PairedResult
 from fourstage.bench.task_workloads import TaskWorkload, label_maps, noise, scene
 from fourstage.cli import main
-from fourstage.dense import create_detector, create_segmentor
 from fourstage.tasks.detection.detector import Detector
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -34,7 +34,6 @@ from fourstage.run.tasks import detection as kind
 from fourstage.run.videos import frames_of, look_at
 from fourstage.tasks.detection.box_head import DetectionLimits
 from fourstage.tasks.detection.rpn import ProposalLimits
-from fourstage.tasks.detection.single_stage import CandidateLimits
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -169,24 +168,6 @@ def test_a_detector_is_found_by_its_checkpoint_alone(
     printed = json.loads(capsys.readouterr().out)
     assert [len(one["objects"]) for one in printed] == [sum(r["file_name"] == p.name for r in rows) for p in photos]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", *(f"{p.stem}.png" for p in photos)}
-
-
-@pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
-def test_a_detector_is_built_from_its_checkpoint_alone(name: str, tmp_path: Path) -> None:
-    method, arguments, config = DETECTORS[name]
-    file = checkpoint(tmp_path / "m.pth", method, detector(name), config)
-    by_hand = fourstage.create_detector(method, "swin_mini", len(CLASSES), checkpoint_path=file, **arguments)
-    network: Any = fourstage.create_detector(file)
-    assert (network.method, network.num_classes, network.training) == (method, len(CLASSES), False)
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in by_hand.state_dict().items())
-    if name == "mask_rcnn":
-        assert (network.rpn.proposals, network.limits) == (PROPOSING, SELECTING)
-    else:
-        assert network.limits == CandidateLimits(**RETINA)
-    with pytest.raises(ValueError, match="says itself what it is"):
-        fourstage.create_detector(file, "swin_tiny")
-    with pytest.raises(ValueError, match="holds no segmentor but a network of detection"):
-        fourstage.create_segmentor(str(file))
 
 
 def test_results_are_what_coco_tools_read(photos: list[Path], tmp_path: Path) -> None:

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from fourstage.api import load_checkpoint
+from fourstage.api import create_detector, load_checkpoint
 from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
-from fourstage.dense import create_detector
 from fourstage.methods import find_method
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.recipe import Recipe
 from fourstage.run.build import run_imports
 from fourstage.run.checks import check_same_classes, check_truth
-from fourstage.run.complete_checkpoints import classes_in, fill_whole, recipe_with_weights
+from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import Opened, Record, Records, Seen, Transform
 from fourstage.tasks.detection.errors import SURE, Errors, errors_of
 from fourstage.tasks.detection.task import Detection
+from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.reading.safe import read_checkpoint
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def repeats(recipe: Recipe) -> int:
 
 def load(task: Detection, weights: str | Path, which: str) -> None:
     file = read_checkpoint(weights)
-    fill_whole(task.network, file, which)
+    fill_completely(task.network, file, which)
     check_same_classes(weights, file, task.classes)
 
 
@@ -130,7 +130,7 @@ def named(model: str, weights: str | Path | None) -> tuple[Recipe, Detection]:
     recipe, file, about = recipe_with_weights(model, weights)
     run_imports(recipe)
     task = build_task(recipe, classes_in(file, recipe), about)
-    fill_whole(task.network, file)
+    fill_completely(task.network, file)
     return recipe, task
 
 

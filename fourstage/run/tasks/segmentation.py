@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fourstage.api import load_checkpoint
+from fourstage.api import create_segmentor, load_checkpoint
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
-from fourstage.dense import create_segmentor
 from fourstage.recipe import Recipe
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.build import run_imports
 from fourstage.run.checks import check_same_classes, check_truth
-from fourstage.run.complete_checkpoints import classes_in, fill_whole, recipe_with_weights
+from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import Opened, Records, Seen, Transform
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
+from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.reading.safe import read_checkpoint
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def repeats(recipe: Recipe) -> int:
 
 def load(task: Segmentation, weights: str | Path, which: str) -> None:
     file = read_checkpoint(weights)
-    fill_whole(task.network, file, which)
+    fill_completely(task.network, file, which)
     check_same_classes(weights, file, task.classes)
 
 
@@ -140,7 +140,7 @@ def named(model: str, weights: str | Path | None) -> tuple[Recipe, Segmentation]
     recipe, file, about = recipe_with_weights(model, weights)
     run_imports(recipe)
     task = build_task(recipe, classes_in(file, recipe), about)
-    fill_whole(task.network, file)
+    fill_completely(task.network, file)
     return recipe, task
 
 

@@ -11,8 +11,8 @@ import torch
 from scenes import NAMES, SOME, SmallBackbone, batch, finds_much, objects, small
 from torch import nn
 
+from fourstage.api import create_detector
 from fourstage.data.sample import Batch, Objects
-from fourstage.dense import create_detector
 from fourstage.tasks.detection.box_head import BoxHead, DetectionLimits
 from fourstage.tasks.detection.detector import Detections
 from fourstage.tasks.detection.retinanet import RetinaNet

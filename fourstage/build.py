@@ -1,0 +1,133 @@
+"""What `api.py` needs to build a network and to fill it: names with tags, weights to fetch, arguments to check."""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fourstage import registry
+from fourstage.weights import catalog
+from fourstage.weights.catalog import Weight
+from fourstage.weights.complete_checkpoints import load_dense_state
+from fourstage.weights.load import Report, load_state
+from fourstage.weights.reading import metadata
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from fourstage.weights.reading.download import Progress
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a network is built from: its registry entry, and the published weight or the file that it starts from."""
+
+    entry: registry.Entry
+    weight: Weight | None  # the row that the name's tag or `pretrained` means
+    file: Checkpoint | None  # given by hand
+    pretrained: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that the weight or the file needs."""
+        own = metadata.arguments_of(self.file.metadata, self.entry.name, self.file.path) if self.file else {}
+        return {**(self.weight.network if self.weight else {}), **own}
+
+    def read(self, call: str) -> Checkpoint | None:
+        """Return the file, fetched where `pretrained` asks for it.
+
+        Args:
+            call: the function that the user called, for messages.
+        """
+        if self.file is not None or not self.pretrained:
+            return self.file
+        assert self.weight is not None
+        from fourstage.weights.reading.download import fetch
+
+        with _progress(self.weight) as progress:
+            return read_checkpoint(fetch(self.weight, call, progress))
+
+
+def starting_point(name: str, pretrained: bool, checkpoint_path: str | Path | None, call: str) -> StartingPoint:
+    """Return what a name with or without a tag means.
+
+    Raises:
+        ValueError: an unknown name or tag, or weights that this form cannot have.
+    """
+    bare, tag = catalog.split(name) if isinstance(name, str) else (name, None)
+    entry = registry.find(bare)
+    weight = catalog.find(entry.name, tag) if tag is not None or pretrained else None
+    if weight is not None and weight.method is not None and call == "create_model":
+        raise ValueError(
+            f"{weight.name} is a {weight.method}; create_backbone({weight.name!r}, pretrained=True) takes its backbone"
+        )
+    file = None if checkpoint_path is None else read_checkpoint(checkpoint_path)
+    return StartingPoint(entry, weight, file, pretrained)
+
+
+def build_network(start: StartingPoint, builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Build one form of a network with what its weights need and what the user gives; None means the default."""
+    known = inspect.signature(builder).parameters
+    needed = {key: value for key, value in start.arguments.items() if key in known}  # a dense backbone has no classes
+    given = {key: value for key, value in arguments.items() if value is not None}
+    model = registry.call(builder, start.entry.name, {**needed, **given})
+    if isinstance(cfg := getattr(model, "default_cfg", None), dict):
+        cfg["architecture"] = start.entry.name
+        if start.weight is not None:
+            cfg |= {"tag": start.weight.tag, "license": start.weight.licence, "origin_url": start.weight.origin}
+    return model
+
+
+def fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:
+    """Fill a classifier, a dense backbone, a detector or a segmentor from a file.
+
+    Args:
+        which: "model" or "ema".
+        fresh_head: see `fourstage.load_checkpoint`.
+    """
+    state, source = file.weights(which), file.path.name
+    method = getattr(model, "method", None)
+    if isinstance(method, str):  # a detector or segmentor
+        return load_dense_state(model, state, method=method, source=source, fresh_head=fresh_head)
+    return load_state(model, state, source=source, fresh_head=fresh_head)
+
+
+def check_levels(model: nn.Module, name: str) -> nn.Module:
+    """Return `model`, which can serve as a backbone.
+
+    Raises:
+        ValueError: it does not say what its maps are.
+    """
+    levels = getattr(model, "levels", None)
+    if not levels or not all(hasattr(level, "channels") and hasattr(level, "stride") for level in levels):
+        raise ValueError(
+            f"{name} does not say which maps it gives: set levels = (Level(channels=..., stride=...), ...), "
+            "finest first, with Level from fourstage"
+        )
+    return model
+
+
+@contextmanager
+def _progress(weight: Weight) -> Iterator["Progress"]:
+    """Show a bar in megabytes from the first of them on; of several processes the first one shows it."""
+    from fourstage.progress import Bar
+
+    bar = None
+    with ExitStack() as stack:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar
+            now, end = (math.ceil(size / 2**20) for size in (done, total))
+            if bar is None:
+                show = os.environ.get("RANK", "0") == "0"
+                bar = stack.enter_context(Bar(f"{weight.file}, MB", end, now, show=show))
+                bar.say(f"fetching {weight.address}  (licence: {weight.licence})")
+            bar.resize(end)
+            bar.update(now)
+
+        yield progress
