@@ -14,8 +14,8 @@ from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
-from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
-from fourstage.tasks.parts.settings import check_counts, settings_from
+from fourstage.tasks.detection.two_stage import BoxLossName, Heads, RegionHeads, TwoStage
+from fourstage.tasks.parts.settings import settings_from
 
 
 @dataclass(frozen=True)
@@ -78,41 +78,34 @@ class CascadeMaskRCNN(TwoStage):
         regions: int = 512,
         selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
-        first = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
-        check_counts(mask_channels=mask_channels)
-        check_counts(mask_convs=mask_convs, least=0)
+        by_default = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
+        two_layers = heads == "2fc"
+        settings = RegionHeads(
+            heads=heads,
+            norm=norm,
+            class_agnostic=two_layers if class_agnostic is None else class_agnostic,
+            box_loss=box_loss or ("smooth_l1" if two_layers else "giou"),
+            conv_channels=conv_channels,
+            fc_channels=fc_channels,
+            mask_channels=mask_channels,
+            mask_convs=mask_convs,
+        )
         super().__init__(
             backbone,
             num_classes,
             channels=channels,
             num_outs=num_outs,
-            rpn={**first, **(rpn or {})},
+            rpn={**by_default, **(rpn or {})},
             finest=finest,
             regions=regions,
             selecting=selecting,
         )
-        plain = heads == "2fc"
         self.stages = tuple(settings_from(CascadeStage, "a stage", stage) for stage in stages)
         if not self.stages:
             raise ValueError("a cascade has at least one stage; stages is empty")
         self.matchers = [OverlapMatcher(ThresholdMatcher(s.iou, s.iou, s.iou, rescue=False)) for s in self.stages]
-        self.box_heads = nn.ModuleList(
-            box_head(
-                channels,
-                num_classes,
-                heads,
-                norm=norm,
-                conv_channels=conv_channels,
-                fc_channels=fc_channels,
-                class_agnostic=plain if class_agnostic is None else class_agnostic,
-                stds=s.stds,
-                loss=box_loss or ("smooth_l1" if plain else "giou"),
-            )
-            for s in self.stages
-        )
-        self.mask_heads = nn.ModuleList(
-            MaskHead(channels, num_classes, convs=mask_convs, channels=mask_channels) for _ in self.stages if masks
-        )
+        self.box_heads = nn.ModuleList(settings.box_head(channels, num_classes, s.stds) for s in self.stages)
+        self.mask_heads = nn.ModuleList(settings.mask_head(channels, num_classes) for _ in self.stages if masks)
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
         """Of proposals, and `s0.loss_cls`, `s0.loss_bbox`, `s0.loss_mask` and so on, a stage each."""

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, DetectionLimits, regions_of
 from fourstage.tasks.detection.detector import Detections, ground_truths
-from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import FINEST, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
-from fourstage.tasks.detection.two_stage import BoxLossName, Heads, TwoStage, box_head
-from fourstage.tasks.parts.settings import check_counts
+from fourstage.tasks.detection.two_stage import BoxLossName, Heads, RegionHeads, TwoStage
 
 PROPOSALS = ProposalLimits(2000, 1000)  # in training
 STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes
@@ -63,8 +61,16 @@ class MaskRCNN(TwoStage):
         regions: int = 512,
         selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
-        check_counts(mask_channels=mask_channels)
-        check_counts(mask_convs=mask_convs, least=0)
+        settings = RegionHeads(
+            heads=heads,
+            norm=norm,
+            class_agnostic=class_agnostic,
+            box_loss=box_loss or ("l1" if heads == "2fc" else "giou"),
+            conv_channels=conv_channels,
+            fc_channels=fc_channels,
+            mask_channels=mask_channels,
+            mask_convs=mask_convs,
+        )
         super().__init__(
             backbone,
             num_classes,
@@ -75,18 +81,8 @@ class MaskRCNN(TwoStage):
             regions=regions,
             selecting=selecting,
         )
-        self.box_head = box_head(
-            channels,
-            num_classes,
-            heads,
-            norm=norm,
-            conv_channels=conv_channels,
-            fc_channels=fc_channels,
-            class_agnostic=class_agnostic,
-            stds=STDS,
-            loss=box_loss or ("l1" if heads == "2fc" else "giou"),
-        )
-        self.mask_head = MaskHead(channels, num_classes, convs=mask_convs, channels=mask_channels) if masks else None
+        self.box_head = settings.box_head(channels, num_classes, STDS)
+        self.mask_head = settings.mask_head(channels, num_classes) if masks else None
         self.matcher = OverlapMatcher(ThresholdMatcher(0.5, 0.5, 0.5))
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:

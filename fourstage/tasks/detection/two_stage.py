@@ -1,6 +1,7 @@
-"""What detectors with a second look at each proposal share. R regions, C classes, N detections."""
+"""What Mask R-CNN and Cascade Mask R-CNN share. R regions, C classes, N detections."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -27,42 +28,51 @@ BoxLossName = Literal["l1", "smooth_l1", "giou"]
 LOSSES: dict[str, BoxLoss] = {"l1": BoxLoss(), "smooth_l1": BoxLoss("smooth_l1"), "giou": BoxLoss("giou", 10.0)}
 
 
-def box_head(
-    in_channels: int,
-    num_classes: int,
-    heads: Heads,
-    *,
-    norm: Callable[[int], nn.Module],
-    conv_channels: int,
-    fc_channels: int,
-    class_agnostic: bool,
-    stds: tuple[float, float, float, float],
-    loss: str,
-) -> BoxHead:
-    """A box head by name: two linear layers, or four convolutions with norm and one linear layer.
+@dataclass(frozen=True)
+class RegionHeads:
+    """Settings of the box heads and the mask heads, of Mask R-CNN and Cascade Mask R-CNN alike.
 
     Raises:
-        ValueError: there is no such head or loss, or none of such a width.
+        ValueError: an unknown form or loss, or a number that is no count.
     """
-    if heads not in ("2fc", "4conv1fc"):
-        raise ValueError(f"heads are '2fc' or '4conv1fc'; got {heads!r}")
-    if loss not in LOSSES:
-        raise ValueError(f"box_loss is one of {', '.join(LOSSES)}; got {loss!r}")
-    check_counts(conv_channels=conv_channels, fc_channels=fc_channels)
-    plain = heads == "2fc"
-    return BoxHead(
-        in_channels,
-        num_classes,
-        size=BOX_REGION,
-        convs=0 if plain else 4,
-        conv_channels=conv_channels,
-        norm=None if plain else norm,
-        fcs=2 if plain else 1,
-        channels=fc_channels,
-        class_agnostic=class_agnostic,
-        stds=stds,
-        loss=LOSSES[loss],
-    )
+
+    heads: Heads  # a box head has two linear layers, or four convolutions with norm and a linear layer
+    norm: Callable[[int], nn.Module]  # of the convolutions of box heads
+    class_agnostic: bool  # one box for all classes instead of a box for each
+    box_loss: str
+    conv_channels: int
+    fc_channels: int
+    mask_channels: int
+    mask_convs: int
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("2fc", "4conv1fc"):
+            raise ValueError(f"heads are '2fc' or '4conv1fc'; got {self.heads!r}")
+        if self.box_loss not in LOSSES:
+            raise ValueError(f"box_loss is one of {', '.join(LOSSES)}; got {self.box_loss!r}")
+        check_counts(conv_channels=self.conv_channels, fc_channels=self.fc_channels, mask_channels=self.mask_channels)
+        check_counts(mask_convs=self.mask_convs, least=0)
+
+    def box_head(self, in_channels: int, num_classes: int, stds: tuple[float, float, float, float]) -> BoxHead:
+        """Build a box head. `stds` are those of its deltas."""
+        has_convs = self.heads == "4conv1fc"
+        return BoxHead(
+            in_channels,
+            num_classes,
+            size=BOX_REGION,
+            convs=4 if has_convs else 0,
+            conv_channels=self.conv_channels,
+            norm=self.norm if has_convs else None,
+            fcs=1 if has_convs else 2,
+            channels=self.fc_channels,
+            class_agnostic=self.class_agnostic,
+            stds=stds,
+            loss=LOSSES[self.box_loss],
+        )
+
+    def mask_head(self, in_channels: int, num_classes: int) -> MaskHead:
+        """Build a mask head."""
+        return MaskHead(in_channels, num_classes, convs=self.mask_convs, channels=self.mask_channels)
 
 
 class TwoStage(Detector):
