@@ -21,6 +21,7 @@ from fourstage.recipe import Recipe, steps
 from fourstage.report.number_format import plural
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
 from fourstage.run.task_protocol import AnyTask
+from fourstage.tasks.detection.task import Detection
 
 
 def run_imports(recipe: Recipe) -> None:
@@ -85,6 +86,8 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
         cast(Any, backbone_of(task)[1]).set_grad_checkpointing(True)
     if recipe.frozen_stages:
         freeze(task, recipe.frozen_stages)
+    if isinstance(task, Detection) and task.network.counts_over_ranks:
+        task.network.mean_over_ranks = ranks.mean
     if recipe.sync_batchnorm:
         # What is published of detectors and segmentors has such norms in the heads, and plain ones in the backbone.
         plain = None if recipe.task == "classification" else task.network.get_submodule("backbone")

@@ -55,12 +55,14 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         method: the name by which it is built and by which the names in foreign checkpoints are known.
-        mean_over_ranks: the mean of a scalar over the processes that train together. Losses are divided by it where a
-            process alone would divide by a count of its own. The identity is how the published detectors were trained.
+        counts_over_ranks: whether losses are divided by the mean count of all processes that train together, as query
+            detectors and ATSS were published, instead of each process' own count.
+        mean_over_ranks: the mean of a scalar over these processes where `counts_over_ranks`, else its argument.
         find_unused_parameters: whether some parameters may get no gradient from any loss; see `freeze_unused`.
     """
 
-    method: str
+    method: str | None = None
+    counts_over_ranks: bool = False
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, num_classes: int) -> None:
         super().__init__()

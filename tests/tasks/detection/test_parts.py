@@ -21,7 +21,15 @@ from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.losses import focal_sum
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
-from fourstage.tasks.detection.matching import BACKGROUND, IGNORED, OverlapMatcher, Sampler, ThresholdMatcher, choose
+from fourstage.tasks.detection.matching import (
+    BACKGROUND,
+    IGNORED,
+    OverlapMatcher,
+    Sampler,
+    ThresholdMatcher,
+    best_of_each_level,
+    choose,
+)
 from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.single_stage import first_best
 from fourstage.tasks.parts.fpn import FPN
@@ -308,3 +316,18 @@ def test_of_equal_scores_the_first_comes_first() -> None:
         found, where = first_best(row[None], count)
         assert torch.equal(found[0], values[:count])
         assert torch.equal(where[0], place[:count])
+
+
+def test_costs_with_a_minus_sign_are_a_quality() -> None:
+    cost = torch.tensor([[3.0, 9.0, 5.0], [4.0, 2.0, 8.0]])
+    rule = ThresholdMatcher(-4.0, -6.0, rescue=False)
+    assert rule(-cost).tolist() == [0, 1, IGNORED]
+    assert rule(-cost - 5).tolist() == [BACKGROUND, BACKGROUND, BACKGROUND]
+    assert rule(torch.empty(0, 3)).tolist() == [BACKGROUND] * 3
+
+
+def test_each_level_gives_its_best_anchors_or_all_that_it_has() -> None:
+    quality = torch.tensor([[0.1, 0.9, 0.5, 0.3, 0.7], [0.8, 0.2, 0.4, 0.6, 0.0]])
+    assert best_of_each_level(quality, [3, 2], 2).sort(dim=1).values.tolist() == [[1, 2, 3, 4], [0, 2, 3, 4]]
+    assert best_of_each_level(quality, [4, 1], 3).shape == (2, 4)
+    assert best_of_each_level(quality[:0], [4, 1], 3).shape == (0, 4)
