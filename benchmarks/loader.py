@@ -125,7 +125,7 @@ def ours(folder: Path, task: str, options: Options) -> Pass:
         return evaluation
     data, epochs = ImageFolder(folder, "train"), count()
     plan = TrainPlan(len(data), options.batch_size)
-    mix = classification.mixing(recipe(), CLASSES, plan.part_size)
+    mix = classification.mixing(recipe(), CLASSES, plan.micro_batch)
 
     def training() -> int:
         first = next(epochs) * plan.steps_per_epoch

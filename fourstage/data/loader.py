@@ -1,4 +1,4 @@
-"""Batches whose content is a function of the step: nothing about the position is ever saved.
+"""Batches whose content is a function of the step, so that no position in the data is ever saved.
 
 Every random draw is keyed by its place (seed, epoch, index), so the same step gives the same batch whichever process
 loads it, with any number of workers, on the first try or after a restart.
@@ -26,31 +26,32 @@ from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.user_files import import_again, imported_files
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
-TOGETHER = 16  # shards whose samples are mixed: at any time no others are read; of 1,000 images each, 16,000 images
+MIXED_SHARDS = 16  # shards whose samples are shuffled among each other; no others are read at the time
 
 
 def seed_everything(*key: int) -> None:
-    """Set every global generator that a transform may draw from, by a key of whole numbers."""
+    """Seed every global generator that a transform may draw from by a key of integers."""
     a, b = np.random.SeedSequence(key).generate_state(2, np.uint32).tolist()
     random.seed((a << 32) | b)
     np.random.seed(a)  # noqa: NPY002 - the generator that timm's policies draw from
-    # Not torch.manual_seed: for GPUs that are not in use yet it notes the call with its traceback, a millisecond each.
+    # Not torch.manual_seed: for GPUs that are not in use yet it records the call with its traceback, in a millisecond.
     torch.default_generator.manual_seed((a << 31) ^ b)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(
-    seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = (), kinds: bytes = b"", together: int = 2
+    seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = (), groups: bytes = b"", group_size: int = 2
 ) -> torch.Tensor:
-    """The order of a data set in one epoch: (length,) int64, every index once.
+    """Return the order of a data set in one epoch: (length,) int64, every index once.
 
     Args:
         shard_sizes: samples in each shard, in the order of the data set. The shards are shuffled, and the samples of
-            `TOGETHER` neighbouring ones among each other, so that an epoch passes over the shards once.
-        kinds: a byte for each sample; then `together` samples in a row are of one kind, but for the last few.
+            `MIXED_SHARDS` neighbouring ones among each other, so that an epoch passes over the shards once.
+        groups: the group of each sample as a byte; then `group_size` samples in a row are of one group, but for the
+            last few.
     """
-    if kinds:
-        return _by_kind(epoch_order(seed, epoch, length, shard_sizes), kinds, together)
+    if groups:
+        return _grouped(epoch_order(seed, epoch, length, shard_sizes), groups, group_size)
     key = np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(key) >> 1)
     if not shard_sizes:
@@ -58,43 +59,43 @@ def epoch_order(
     assert sum(shard_sizes) == length, "shards hold all samples"
     shards = torch.arange(length).split(list(shard_sizes))
     order = torch.randperm(len(shards), generator=generator).tolist()
-    parts: list[torch.Tensor] = []
-    for start in range(0, len(order), TOGETHER):
-        group = torch.cat([shards[i] for i in order[start : start + TOGETHER]])
-        parts.append(group[torch.randperm(len(group), generator=generator)])
-    return torch.cat(parts)
+    mixed: list[torch.Tensor] = []
+    for start in range(0, len(order), MIXED_SHARDS):
+        samples = torch.cat([shards[i] for i in order[start : start + MIXED_SHARDS]])
+        mixed.append(samples[torch.randperm(len(samples), generator=generator)])
+    return torch.cat(mixed)
 
 
-def _by_kind(order_N: Tensor, kinds: bytes, together: int) -> Tensor:
-    """The order with each sample moved back to where `together` of its kind have come; incomplete ones at the end."""
-    assert len(kinds) == len(order_N), "every sample has a kind"
-    kinds_N = torch.frombuffer(bytearray(kinds), dtype=torch.uint8)[order_N]
-    groups: list[Tensor] = []  # places in the order, (groups of this kind, together)
+def _grouped(order_N: Tensor, groups: bytes, group_size: int) -> Tensor:
+    """Move each sample back to where `group_size` of its group have come; incomplete ones go to the end."""
+    assert len(groups) == len(order_N), "every sample has a group"
+    groups_N = torch.frombuffer(bytearray(groups), dtype=torch.uint8)[order_N]
+    runs: list[Tensor] = []  # positions in the order, (runs of this group, group_size)
     rest: list[Tensor] = []
-    for kind in kinds_N.unique():
-        places_n = (kinds_N == kind).nonzero()[:, 0]
-        whole = len(places_n) // together * together
-        groups.append(places_n[:whole].reshape(-1, together))
-        rest.append(places_n[whole:])
-    all_groups = torch.cat(groups)
-    return order_N[torch.cat([all_groups[all_groups[:, -1].argsort()].flatten(), torch.cat(rest).sort().values])]
+    for group in groups_N.unique():
+        positions_n = (groups_N == group).nonzero()[:, 0]
+        grouped = len(positions_n) // group_size * group_size
+        runs.append(positions_n[:grouped].reshape(-1, group_size))
+        rest.append(positions_n[grouped:])
+    all_runs = torch.cat(runs)
+    return order_N[torch.cat([all_runs[all_runs[:, -1].argsort()].flatten(), torch.cat(rest).sort().values])]
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Which samples make up each part of each step, for one process among several.
+    """The samples of each micro-batch of each step, for one process among several.
 
-    An epoch has `length // batch_size` steps; what is left over is seen in another epoch. The images of a step are the
-    same at any number of processes and accumulated parts that `batch_size` divides into. Neighbours in the order go to
-    different processes.
+    An epoch has `length // batch_size` steps; the remaining images come in another epoch. The images of a step are the
+    same at any number of processes and of accumulated micro-batches that `batch_size` divides into. Neighbours in the
+    order go to different processes.
 
     Args:
-        batch_size: images per step, of all processes and parts together.
-        repeats: so often each image comes in a row; an epoch of the same length then shows a part of the images only,
-            another one each time. Source: repeated augmentation, https://arxiv.org/abs/1902.05509, as DeiT has it.
+        batch_size: images per step, of all processes and micro-batches.
+        repeats: how many times in a row each image comes; an epoch of the same length then shows only some of the
+            images, other ones each time. Source: repeated augmentation as in DeiT, https://arxiv.org/abs/1902.05509
         shard_sizes: see `epoch_order`; empty where any order reads equally fast.
-        kinds, together: see `epoch_order`: landscape and portrait images apart, for less padding. Then neighbours in
-            the order go to the same process.
+        groups, group_size: see `epoch_order`: landscape and portrait images apart, for less padding. Neighbours in the
+            order then go to the same process.
     """
 
     length: int
@@ -105,8 +106,8 @@ class TrainPlan:
     ranks: int = 1
     repeats: int = 1
     shard_sizes: tuple[int, ...] = ()
-    kinds: bytes = b""
-    together: int = 2
+    groups: bytes = b""
+    group_size: int = 2
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulation * self.ranks):
@@ -131,29 +132,29 @@ class TrainPlan:
         return self.length // self.batch_size
 
     @property
-    def part_size(self) -> int:
+    def micro_batch(self) -> int:
         """Images that one process works through at a time."""
         return self.batch_size // (self.accumulation * self.ranks)
 
-    def part(self, step: int, part: int) -> "Request":
-        """What this process loads for one part of a step."""
+    def request(self, step: int, number: int) -> "Request":
+        """Return what this process loads for one of the micro-batches of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        size = self.part_size
-        start = place * self.batch_size + part * size * self.ranks
+        size = self.micro_batch
+        start = place * self.batch_size + number * size * self.ranks
         places = range(start + self.rank, start + size * self.ranks, self.ranks)
-        if self.kinds:
+        if self.groups:
             places = range(start + self.rank * size, start + (self.rank + 1) * size)
-        whole = epoch_order(self.seed, epoch, self.length, self.shard_sizes, self.kinds, self.together)
-        order = whole[[place // self.repeats for place in places]]
+        order = epoch_order(self.seed, epoch, self.length, self.shard_sizes, self.groups, self.group_size)
+        indices = order[[place // self.repeats for place in places]]
         copies = tuple(place % self.repeats for place in places) if self.repeats > 1 else ()
-        return Request((self.seed, epoch), tuple(order.tolist()), (self.seed, step, part, self.rank), copies)
+        return Request((self.seed, epoch), tuple(indices.tolist()), (self.seed, step, number, self.rank), copies)
 
 
 @dataclass(frozen=True)
 class Request:
     """One batch to load: indices, and the keys of its random draws (None: nothing is random).
 
-    `copies` says of each index which of several copies in a row it is; empty where there is one of each.
+    `copies` has, for each index, its number among the copies of this image in a row; empty without such copies.
     """
 
     sample_key: tuple[int, ...] | None
@@ -162,19 +163,19 @@ class Request:
     copies: tuple[int, ...] = ()
 
 
-class Placing(ABC):
-    """A transform that can write its image to a place in a batch."""
+class BatchTransform(ABC):
+    """A transform that can write its image into the memory of a batch."""
 
     def __call__(self, sample: Sample) -> Sample:
         return self.into(sample, None)
 
     @abstractmethod
-    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
-        """Transform a sample; the image is `place_CHW` afterwards, which must be as large, unless that is None."""
+    def into(self, sample: Sample, slot_CHW: Tensor | None) -> Sample:
+        """Transform a sample into `slot_CHW`, which has the size of the result; None: into memory of its own."""
 
 
 class _Fetch(TorchDataset["Batch | ValueError"]):
-    """Turns requests into batches, in whichever process asks."""
+    """Requests to batches, in the main process or in a loader process."""
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
         return (_unpickled, (files, pickle.dumps(vars(self)))) if files else super().__reduce_ex__(protocol)
 
     def __getitem__(self, request: Request) -> Batch | ValueError:
-        """What is wrong with the data is returned, not raised: an exception does not pass whole out of a worker."""
+        """Return the batch, or the error of broken data: an exception that is raised does not leave a worker intact."""
         try:
             copies = request.copies or (0,) * len(request.indices)
             batch = self._gather(request.sample_key, list(zip(request.indices, copies, strict=True)))
@@ -203,32 +204,32 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
         return batch
 
     def _gather(self, key: tuple[int, ...] | None, asked: list[tuple[int, int]]) -> Batch:
-        """A batch as `collate` makes it; images that are as large as the first go to their places as they come.
+        """Return a batch as `collate` does; images of the size of the first are written straight into the batch.
 
-        So each is written once, and in a loader's process to where the main process will read it.
+        Each image is then written once; in a loader process, to memory that the main process reads.
         """
         first, *rest = asked
         samples = [self._one(key, *first, None)]
         image_CHW = samples[0].image
         assert isinstance(image_CHW, Tensor), "transforms end with a tensor"
-        if samples[0].objects is not None or samples[0].label_map_HW is not None:  # of these, images differ in size
+        if samples[0].objects is not None or samples[0].label_map_HW is not None:  # such images differ in size
             return collate([*samples, *(self._one(key, *one, None) for one in rest)], self.divisor)
-        room_BCHW = _room((len(asked), *image_CHW.shape), image_CHW.dtype)
-        samples[0] = replace(samples[0], image=room_BCHW[0].copy_(image_CHW))
-        for place_CHW, one in zip(room_BCHW[1:], rest, strict=True):
-            sample = self._one(key, *one, place_CHW)
+        images_BCHW = _batch_memory((len(asked), *image_CHW.shape), image_CHW.dtype)
+        samples[0] = replace(samples[0], image=images_BCHW[0].copy_(image_CHW))
+        for slot_CHW, one in zip(images_BCHW[1:], rest, strict=True):
+            sample = self._one(key, *one, slot_CHW)
             assert isinstance(sample.image, Tensor), "transforms end with a tensor"
-            if sample.image is not place_CHW and sample.image.shape == place_CHW.shape:
-                sample = replace(sample, image=place_CHW.copy_(sample.image))
+            if sample.image is not slot_CHW and sample.image.shape == slot_CHW.shape:
+                sample = replace(sample, image=slot_CHW.copy_(sample.image))
             samples.append(sample)
-        return _as_batch(samples, room_BCHW, self.divisor)
+        return _as_batch(samples, images_BCHW, self.divisor)
 
-    def _one(self, key: tuple[int, ...] | None, index: int, copy: int, place_CHW: Tensor | None) -> Sample:
+    def _one(self, key: tuple[int, ...] | None, index: int, copy: int, slot_CHW: Tensor | None) -> Sample:
         sample = self.dataset.sample(index)
         if key is not None:
             seed_everything(SAMPLE, *key, index, *([copy] if copy else []))
-        if isinstance(self.transform, Placing):
-            return self.transform.into(sample, place_CHW)
+        if isinstance(self.transform, BatchTransform):
+            return self.transform.into(sample, slot_CHW)
         return self.transform(sample)
 
 
@@ -237,24 +238,24 @@ def _unpickled(files: tuple[tuple[str, str], ...], content: bytes) -> _Fetch:
     return _Fetch(**pickle.loads(content))
 
 
-def _as_batch(samples: list[Sample], room_BCHW: Tensor, divisor: int) -> Batch:
-    """What `collate` makes of samples whose images lie in a batch already, where all do and none is to be padded."""
-    height, width = room_BCHW.shape[-2:]
+def _as_batch(samples: list[Sample], images_BCHW: Tensor, divisor: int) -> Batch:
+    """Return what `collate` does, without a copy where all images are in the batch already and none needs padding."""
+    height, width = images_BCHW.shape[-2:]
     same = all(isinstance(s.image, Tensor) and s.image.shape[-2:] == (height, width) for s in samples)
     same = same and height % divisor == 0 and width % divisor == 0
     if not same or any(sample.objects is not None or sample.label_map_HW is not None for sample in samples):
         return collate(samples, divisor)
-    rest = collate([replace(sample, image=room_BCHW[0, :, :0, :0]) for sample in samples])  # all but the images
-    return replace(rest, images_BCHW=room_BCHW, sizes=((height, width),) * len(samples))
+    rest = collate([replace(sample, image=images_BCHW[0, :, :0, :0]) for sample in samples])  # all but the images
+    return replace(rest, images_BCHW=images_BCHW, sizes=((height, width),) * len(samples))
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor; in a loader's process in memory that the main process shares."""
-    room = torch.empty(0, dtype=dtype)
+def _batch_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor; in a loader process, in memory that it shares with the main process."""
+    memory = torch.empty(0, dtype=dtype)
     if get_worker_info() is not None:
-        bytes_ = math.prod(shape) * room.element_size()
-        room = room.new(room.untyped_storage()._new_shared(bytes_, device="cpu"))  # as torch's own collate does
-    return room.resize_(shape)
+        size = math.prod(shape) * memory.element_size()
+        memory = memory.new(memory.untyped_storage()._new_shared(size, device="cpu"))  # as torch's own collate does
+    return memory.resize_(shape)
 
 
 def train_batches(
@@ -269,19 +270,19 @@ def train_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[list[Batch]]:
-    """The batches of steps `first_step` to `last_step` - 1: for each step a list, one batch per accumulated part.
+    """Yield for each step from `first_step` to `last_step` - 1 a list with its accumulated micro-batches.
 
     Args:
         divisor: images are padded to multiples of it, see `collate`.
     """
-    order = (plan.part(step, part) for step in range(first_step, last_step) for part in range(plan.accumulation))
+    order = (plan.request(step, i) for step in range(first_step, last_step) for i in range(plan.accumulation))
     loader = _loader(_Fetch(dataset, transform, mix, divisor), order, workers, pin_memory)
-    parts: list[Batch] = []
-    for batch in _whole(loader):
-        parts.append(_good(batch))
-        if len(parts) == plan.accumulation:
-            yield parts
-            parts = []
+    batches: list[Batch] = []
+    for batch in _loaded(loader):
+        batches.append(batch)
+        if len(batches) == plan.accumulation:
+            yield batches
+            batches = []
 
 
 def evaluation_batches(
@@ -295,23 +296,29 @@ def evaluation_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """This process's share of a data set, every sample in exactly one process; `divisor` as in `train_batches`."""
+    """Yield this process's share of a data set; every sample is in exactly one process.
+
+    Args:
+        divisor: as in `train_batches`.
+    """
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
-    for batch in _whole(_loader(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory)):
-        yield _good(batch)
+    yield from _loaded(_loader(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory))
 
 
-def _whole(loader: Iterable[Batch | ValueError]) -> Generator[Batch | ValueError]:
-    """What a loader gives; a worker that the system has killed is told in a sentence."""
+def _loaded(loader: Iterable[Batch | ValueError]) -> Generator[Batch]:
+    """Yield the batches of a loader; raise the errors that it returns, and one sentence where a worker was killed."""
     batches = iter(loader)
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-        # torch would raise in the middle of a step when a worker dies; without that it is found when data is asked for
+        # torch would raise in the middle of a step when a worker dies; now the error comes with the next request
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # a worker that dies while it hands over a batch breaks the connection before torch has missed it
+        # a worker that dies while it hands over a batch breaks the connection before torch notices its end
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ValueError(
@@ -320,19 +327,13 @@ def _whole(loader: Iterable[Batch | ValueError]) -> Generator[Batch | ValueError
         ) from error
 
 
-def _good(batch: Batch | ValueError) -> Batch:
-    if isinstance(batch, ValueError):
-        raise batch
-    return batch
-
-
 def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> DataLoader[Batch | ValueError]:
     workers = min(workers, _cores())
     return DataLoader(
         fetch,
         batch_size=None,
-        sampler=_Once(order),
-        collate_fn=_as_is,
+        sampler=_IteratorSampler(order),
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
@@ -341,16 +342,16 @@ def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: b
 
 
 def _cores() -> int:
-    """Processors that this process may use; more loader workers than that only get in each other's way."""
+    """Return the number of processors that this process may use; more loader workers than that slow each other down."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-class _Once:
-    """An iterator in the shape that torch's loader asks of a sampler."""
+class _IteratorSampler:
+    """An iterator as the sampler that torch's loader needs; it is read once."""
 
     def __init__(self, order: Iterator[Request]) -> None:
         self.order = order
@@ -360,7 +361,7 @@ class _Once:
 
 
 def _start_worker(worker: int) -> None:
-    """Leave it to the main process to decide what Ctrl-C and SIGTERM mean; one thread a worker."""
+    """Ignore Ctrl-C and SIGTERM, which the main process handles, and use one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

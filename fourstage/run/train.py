@@ -156,7 +156,7 @@ class _Setup:
             kind_of(self.recipe).transforms(self.recipe)[0],
             first_step=first,
             last_step=last,
-            mix=kind_of(self.recipe).mixing(self.recipe, len(self.splits.train.classes), self.order.part_size),
+            mix=kind_of(self.recipe).mixing(self.recipe, len(self.splits.train.classes), self.order.micro_batch),
             workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
             divisor=kind_of(self.recipe).divisor(self.recipe),
@@ -189,7 +189,7 @@ def _prepare(
     order = _order(recipe, opened.train, ranks)  # what can be wrong with a recipe is said before images are read
     build.schedule(recipe, order.steps_per_epoch)
     kind.transforms(recipe)
-    kind.mixing(recipe, len(opened.train.classes), order.part_size)
+    kind.mixing(recipe, len(opened.train.classes), order.micro_batch)
     about = kind.about(opened.train)
     task = kind.build_task(recipe, opened.train.classes, about)
     build.prepare(task, recipe, ranks, device)
@@ -197,14 +197,14 @@ def _prepare(
     loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
     splits = replace(splits, train=kind.for_training(recipe, splits.train))
-    kinds = kind.groups(recipe, splits.train)
-    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks, kinds), about, ranks, device)
+    groups = kind.groups(recipe, splits.train)
+    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks, groups), about, ranks, device)
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     return setup, task
 
 
-def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks, kinds: bytes = b"") -> TrainPlan:
+def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks, groups: bytes = b"") -> TrainPlan:
     o = recipe.optimisation
     return TrainPlan(
         length=len(dataset),
@@ -215,8 +215,8 @@ def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks, kinds: bytes = b"") -
         ranks=ranks.size,
         repeats=kind_of(recipe).repeats(recipe),
         shard_sizes=getattr(dataset, "shard_sizes", ()),
-        kinds=kinds,
-        together=max(1, o.batch_size // o.accumulation // ranks.size),
+        groups=groups,
+        group_size=max(1, o.batch_size // o.accumulation // ranks.size),
     )
 
 

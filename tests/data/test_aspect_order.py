@@ -35,22 +35,22 @@ KINDS = np.random.default_rng(0).integers(0, 2, 103).astype(np.uint8).tobytes()
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (4, 1), (2, 2), (8, 1)])
 def test_a_step_is_the_same_for_any_processes(ranks: int, accumulation: int) -> None:
-    one = TrainPlan(103, 16, seed=3, kinds=KINDS)
+    one = TrainPlan(103, 16, seed=3, groups=KINDS)
     for step in (0, 5, 6, 40):
         indices: list[int] = []
         for part in range(accumulation):
             for rank in range(ranks):
-                plan = TrainPlan(103, 16, 3, accumulation, rank, ranks, kinds=KINDS)
-                mine = plan.part(step, part).indices
+                plan = TrainPlan(103, 16, 3, accumulation, rank, ranks, groups=KINDS)
+                mine = plan.request(step, part).indices
                 assert len(mine) == 16 // ranks // accumulation
                 pairs = [mine[i : i + 2] for i in range(0, len(mine), 2)]
                 assert all(len({KINDS[i] for i in pair}) == 1 for pair in pairs)
                 indices += mine
-        assert indices == list(one.part(step, 0).indices)
+        assert indices == list(one.request(step, 0).indices)
 
 
 def test_without_kinds_nothing_changes() -> None:
-    assert TrainPlan(50, 8).part(3, 0) == TrainPlan(50, 8, kinds=b"", together=4).part(3, 0)
+    assert TrainPlan(50, 8).request(3, 0) == TrainPlan(50, 8, groups=b"", group_size=4).request(3, 0)
 
 
 def test_epochs_differ() -> None:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourstage.data.loader import (
-    TOGETHER,
-    Placing,
+    MIXED_SHARDS,
+    BatchTransform,
     Request,
     TrainPlan,
     _Fetch,
-    _whole,
+    _loaded,
     epoch_order,
     evaluation_batches,
     seed_everything,
@@ -94,7 +94,7 @@ def test_draws_differ_between_epochs_and_samples() -> None:
 def test_an_epoch_shows_no_sample_twice(length: int, batch_size: int, epoch: int) -> None:
     plan = TrainPlan(length, batch_size, seed=1)
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-    seen = [index for step in steps for index in plan.part(step, 0).indices]
+    seen = [index for step in steps for index in plan.request(step, 0).indices]
     assert len(seen) == len(set(seen)) == plan.steps_per_epoch * batch_size
     assert sorted(epoch_order(1, epoch, length).tolist()) == list(range(length))
 
@@ -103,13 +103,13 @@ def test_an_epoch_shows_no_sample_twice(length: int, batch_size: int, epoch: int
 @settings(max_examples=40, deadline=None)
 def test_processes_and_parts_share_the_images_of_one_process(step: int, shape: tuple[int, int]) -> None:
     ranks, accumulation = shape
-    alone = TrainPlan(100, 16, seed=2).part(step, 0).indices
+    alone = TrainPlan(100, 16, seed=2).request(step, 0).indices
     for part in range(accumulation):
         size = 16 // accumulation
         here = alone[part * size : (part + 1) * size]
         for rank in range(ranks):
             plan = TrainPlan(100, 16, seed=2, accumulation=accumulation, rank=rank, ranks=ranks)
-            assert plan.part(step, part).indices == here[rank::ranks]
+            assert plan.request(step, part).indices == here[rank::ranks]
 
 
 @given(st.integers(0, 40), st.sampled_from([1, 2, 4]))
@@ -117,7 +117,7 @@ def test_processes_and_parts_share_the_images_of_one_process(step: int, shape: t
 def test_repeated_images_follow_each_other_in_different_processes(step: int, ranks: int) -> None:
     """DeiT's sampler: an epoch of the same length shows a third of the images three times, spread over processes."""
     plans = [TrainPlan(100, 8, seed=2, rank=rank, ranks=ranks, repeats=3) for rank in range(ranks)]
-    asked = [plan.part(step, 0) for plan in plans]
+    asked = [plan.request(step, 0) for plan in plans]
     found = [
         (index, copy)
         for row in zip(*(zip(r.indices, r.copies, strict=True) for r in asked), strict=True)
@@ -142,7 +142,7 @@ def test_an_epoch_passes_over_shards_once(sizes: list[int], seed: int, epoch: in
     first = {number: int(np.flatnonzero(shard == number)[0]) for number in set(shard.tolist())}
     last = {number: int(np.flatnonzero(shard == number)[-1]) for number in first}
     for place in range(len(order)):
-        assert sum(first[number] <= place <= last[number] for number in first) <= TOGETHER
+        assert sum(first[number] <= place <= last[number] for number in first) <= MIXED_SHARDS
 
 
 @given(sizes, st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)]), st.sampled_from([1, 3]), st.integers(0, 40))
@@ -156,7 +156,7 @@ def test_shards_are_split_over_processes_without_overlap_or_loss(
 
     def indices(rank: int, ranks: int, accumulation: int, step: int) -> list[list[int]]:
         plan = TrainPlan(length, batch_size, 2, accumulation, rank, ranks, repeats, shards)
-        return [list(plan.part(step, part).indices) for part in range(accumulation)]
+        return [list(plan.request(step, part).indices) for part in range(accumulation)]
 
     [alone] = indices(0, 1, 1, step)
     size = batch_size // accumulation
@@ -217,23 +217,23 @@ def test_a_worker_that_dies_while_it_hands_over_is_told(error: Exception) -> Non
         yield Batch(("0",), torch.zeros(1, 3, 4, 4), ((4, 4),), ((4, 4),))
         raise error
 
-    batches = _whole(dying())
+    batches = _loaded(dying())
     assert isinstance(next(batches), Batch)
     with pytest.raises(ValueError, match="a loader process was killed"):
         next(batches)
 
 
-class Growing(Placing):
+class Growing(BatchTransform):
     """Images whose size depends on their number, written to their place where they fit."""
 
     def __init__(self, grows: bool) -> None:
         self.grows = grows
 
-    def into(self, sample: Sample, place_CHW: torch.Tensor | None) -> Sample:
+    def into(self, sample: Sample, slot_CHW: torch.Tensor | None) -> Sample:
         side = 4 + int(sample.id) if self.grows else 4
         image_CHW = torch.full((3, side, side), float(sample.id))
-        if place_CHW is not None and place_CHW.shape == image_CHW.shape:
-            image_CHW = place_CHW.copy_(image_CHW)
+        if slot_CHW is not None and slot_CHW.shape == image_CHW.shape:
+            image_CHW = slot_CHW.copy_(image_CHW)
         return dataclasses.replace(sample, image=image_CHW)
 
 

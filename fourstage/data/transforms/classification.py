@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fourstage.data.images import as_picture, as_pixels
-from fourstage.data.loader import Placing
+from fourstage.data.loader import BatchTransform
 from fourstage.data.sample import Sample
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def eval_transform(
     return _Eval(resize.transforms[0], image_size, _Normalise(mean, std))
 
 
-class _Train(Placing):
+class _Train(BatchTransform):
     def __init__(self, crop: Any, change: list[Any], normalise: "_Normalise", erase: Any) -> None:
         from torchvision.transforms.functional import pil_modes_mapping
 
@@ -136,7 +136,7 @@ class _Train(Placing):
         self._filters = [pil_modes_mapping[mode] for mode in modes]
         self._crop, self._change, self._normalise, self._erase = crop, change, normalise, erase
 
-    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
+    def into(self, sample: Sample, slot_CHW: Tensor | None) -> Sample:
         image = as_picture(_pixels(sample))
         top, left, height, width = self._crop.get_params(image, self._crop.scale, self._crop.ratio)
         image = image.crop((left, top, left + width, top + height))
@@ -144,11 +144,11 @@ class _Train(Placing):
         image = image.resize(self._crop.size[::-1], filter)
         for change in self._change:
             image = change(image)
-        image_CHW = self._normalise(image, place_CHW)
+        image_CHW = self._normalise(image, slot_CHW)
         return replace(sample, image=image_CHW if self._erase is None else self._erase(image_CHW))
 
 
-class _Eval(Placing):
+class _Eval(BatchTransform):
     """Resize, then cut out the middle; of what would be cut off, little is computed.
 
     Args:
@@ -163,7 +163,7 @@ class _Eval(Placing):
         self._side, self._normalise = side, normalise
         self._filter = pil_modes_mapping[resize.interpolation]
 
-    def into(self, sample: Sample, place_CHW: Tensor | None) -> Sample:
+    def into(self, sample: Sample, slot_CHW: Tensor | None) -> Sample:
         image = as_picture(_pixels(sample))
         whole = self._resized(*image.size)
         # In these two cases PIL does not resize the lines first and the columns then.
@@ -173,7 +173,7 @@ class _Eval(Placing):
             image = image.resize(whole, self._filter).crop((left, top, left + self._side, top + self._side))
         else:
             image = _middle_of_resized(image, whole, self._side, self._filter)
-        return replace(sample, image=self._normalise(image, place_CHW))
+        return replace(sample, image=self._normalise(image, slot_CHW))
 
     def _resized(self, width: int, height: int) -> Pair:
         """(W, H) of the image before anything is cut off, by torchvision's rule."""
@@ -231,9 +231,9 @@ class _Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self._mean_C11, self._std_C11 = (torch.tensor(list(v), dtype=torch.float32)[:, None, None] for v in (mean, std))
 
-    def __call__(self, image: Any, place_CHW: Tensor | None) -> Tensor:
+    def __call__(self, image: Any, slot_CHW: Tensor | None) -> Tensor:
         bytes_CHW = as_pixels(image).transpose(2, 0, 1)
-        image_CHW = torch.empty(bytes_CHW.shape) if place_CHW is None else place_CHW
+        image_CHW = torch.empty(bytes_CHW.shape) if slot_CHW is None else slot_CHW
         np.copyto(image_CHW.numpy(), bytes_CHW)
         return image_CHW.div_(255).sub_(self._mean_C11).div_(self._std_C11)
 

@@ -492,7 +492,7 @@ def test_classes_of_val_that_train_has_not_are_told(tmp_path: Path, picture: Pic
 def test_batches_of_objects(workers: int, layouts: dict[str, Path]) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     train, val = opened(layouts["coco"], "train"), opened(layouts["coco"], "val")
-    plan = TrainPlan(len(train), 2, kinds=portrait_flags(train))
+    plan = TrainPlan(len(train), 2, groups=portrait_flags(train))
     transform = train_transform("resize", mean=mean, std=std, scale=(120, 64), paste_from=train)
     [[batch]] = train_batches(train, plan, transform, first_step=3, last_step=4, divisor=32, workers=workers)
     assert batch.images_BCHW.shape in ((2, 3, 128, 96), (2, 3, 128, 128))

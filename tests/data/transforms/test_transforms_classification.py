@@ -13,7 +13,7 @@ from timm.data import transforms_factory
 from torch import Tensor
 
 from fourstage.data.images import read_image
-from fourstage.data.loader import Placing
+from fourstage.data.loader import BatchTransform
 from fourstage.data.sample import Objects, Sample
 from fourstage.data.transforms.classification import Transform, eval_transform, posterize, train_transform
 
@@ -140,7 +140,7 @@ def test_a_file_gives_what_its_pixels_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize("transform", ["TRAIN", "evaluation"])
 def test_an_image_can_be_written_to_its_place_in_a_batch(transform: str) -> None:
     chosen: Any = TRAIN if transform == "TRAIN" else eval_transform(32, **COLOURS)
-    assert isinstance(chosen, Placing)
+    assert isinstance(chosen, BatchTransform)
     sample, room_BCHW = Sample("a", photo(40, 50), (40, 50), label=3), torch.full((2, 3, 32, 32), torch.nan)
     seed(5)
     placed = chosen.into(sample, room_BCHW[1])
