@@ -1,6 +1,7 @@
 """Who may import whom, and that nothing heavy is imported before it is needed."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,23 +13,37 @@ LEAVES = {"files", "user_files", "methods"}  # any room may import them
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "files": set(),
     "user_files": set(),
-    "registry": set(),
     "methods": set(),
+    "registry": set(),
     "progress": set(),
     "ops": set(),
     "backbones": {"registry", "ops"},
+    "timm_backbone": {"backbones"},
     "weights": {"backbones", "registry"},
     "data": set(),
     "tasks": {"backbones", "data", "ops"},
+    "build": {"registry", "weights", "progress"},
+    "api": {"build", "timm_backbone", "registry", "backbones", "weights", "tasks", "data"},
     "engine": {"progress"},
     "recipe": set(),
     "recipes": {"recipe"},
-    "report": {"recipe"},
-    "timm_backbone": {"backbones"},
-    "build": {"registry", "weights", "progress"},
-    "api": {"build", "timm_backbone", "registry", "backbones", "weights", "tasks", "data"},
+    "report": set(),
+    "bench": {"api", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},
+    "run": {
+        *("api", "build", "registry", "backbones", "ops", "weights", "tasks", "data"),
+        *("engine", "recipe", "report", "progress"),
+    },
+    "slurm": {"engine", "recipe"},
+    "doctor": set(),
+    "cli": {"run", "report", "bench", "data", "engine", "recipe", "slurm", "doctor", "progress"},
+    "__init__": {"api", "registry", "backbones", "data"},
+    "__main__": {"cli"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
@@ -45,10 +60,24 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room in ROOMS:
-        ours = {name.split(".")[1] for name in imported(path) if name.startswith("fourstage.")}
-        assert ours <= ROOMS[room] | LEAVES | {room}
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("fourstage.")}
+    assert ours <= ROOMS[room_of(path)] | LEAVES | {room_of(path)}
+
+
+def test_every_room_has_a_row() -> None:
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+def test_no_rooms_import_each_other() -> None:
+    graphlib.TopologicalSorter(ROOMS).prepare()  # raises CycleError
+
+
+def test_the_api_needs_no_recipe_and_no_run() -> None:
+    code = "import fourstage.api, fourstage.weights.openmmlab.network"
+    loaded = modules_after(code)
+    assert "fourstage.api" in loaded
+    above = ("fourstage.run", "fourstage.engine", "fourstage.recipe", "fourstage.report", "fourstage.cli")
+    assert not [name for name in loaded if name.startswith(above)]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "backbones" in p.parts], ids=lambda path: path.name)
@@ -66,11 +95,15 @@ def test_processes_are_named_in_one_file() -> None:
     assert [p.name for p in FILES if any(n.startswith("torch.distributed") for n in imported(p))] == ["devices.py"]
 
 
-def loaded_by(code: str) -> set[str]:
+def modules_after(code: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
     )
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    return set(done.stdout.split())
+
+
+def loaded_by(code: str) -> set[str]:
+    return {name.partition(".")[0] for name in modules_after(code)}
 
 
 def test_import_fourstage_stays_light() -> None:
