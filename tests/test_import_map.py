@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
 
 def test_every_room_has_a_row() -> None:
     assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+def test_the_page_on_the_architecture_has_the_same_table() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \|$", page[page.index("| room | may import |") :].partition("\n\n")[0], re.M
+    )
+    assert {room: set(re.findall(r"`(\w+)`", may)) for room, may in rows} == {
+        room: may for room, may in ROOMS.items() if room not in LEAVES
+    }
 
 
 def test_no_rooms_import_each_other() -> None:
