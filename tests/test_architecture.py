@@ -1,0 +1,27 @@
+"""docs/architecture.md names every room, and only files that exist; test_import_map.py has its table of imports."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def section(heading: str) -> str:
+    return PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_every_room_is_in_the_tree() -> None:
+    tree = section("Rooms")
+    rooms = {
+        path.name for path in (ROOT / "fourstage").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    missing = [room for room in rooms - {"__main__.py"} if room not in tree]
+    assert not missing, f"docs/architecture.md lacks {sorted(missing)}"
+
+
+def test_files_on_the_page_exist() -> None:
+    names = set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE))
+    assert len(names) > 15
+    missing = [name for name in names if not any((ROOT / base / name).is_file() for base in ("", "fourstage"))]
+    assert not missing, f"docs/architecture.md names {sorted(missing)}, which do not exist"
