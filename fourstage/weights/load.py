@@ -92,12 +92,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         raise ValueError(misfit(model, inner, source))
     renamed, gone = named
     wanted = model.state_dict()
+    if (plan := make_plan(model, wanted, renamed)).wrong:
+        raise ValueError(misfit(model, inner, source, plan.wrong))
     if any(tensor.is_meta for tensor in wanted.values()):
         raise ValueError(
             f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
         )
-    if (plan := make_plan(model, wanted, renamed)).wrong:
-        raise ValueError(misfit(model, inner, source, plan.wrong))
     head, note = fit_head(renamed, wanted, source, fresh_head)
     filled = {key: renamed[key] for key in plan.take if not key.startswith("head.")} | head
     for key in plan.resize:

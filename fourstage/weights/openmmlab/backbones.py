@@ -1,14 +1,14 @@
-"""Which backbone of ours a configuration of MMDetection or MMSegmentation means, by its sizes."""
+"""The backbone of a configuration of MMDetection or MMSegmentation: our network with the same sizes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from fourstage import registry
-from fourstage.weights.openmmlab.section import Part, Values, is_number
+from fourstage.weights.openmmlab.section import ConfigSection, Values, is_number
 
-MAPS = (0, 1, 2, 3)  # that a backbone of four stages gives
+MAPS = (0, 1, 2, 3)  # indices of the maps of four stages
 SWIN_VISFORMER, VISFORMER = "swin_visformer_", "visformer_"
-UNIFIED = {  # class of the STM study -> how our names begin
+UNIFIED = {  # class of the STM study -> prefix of our names
     "UnifiedConvNeXt": "unified_convnext_",
     "UnifiedDCNv3": "unified_dcn_v3_",
     "UnifiedHalonet": "unified_halo_",
@@ -17,73 +17,72 @@ UNIFIED = {  # class of the STM study -> how our names begin
 }
 
 
-def backbone_of(part: Part) -> tuple[str, Values]:
-    """Return our name of a backbone and its arguments."""
-    kind = part.kind
-    if kind == "SwinTransformer":
-        found = _swin(part)
-    elif kind == "SMT":
-        found = _smt(part)
-    elif kind in UNIFIED:
-        found = _unified(part, UNIFIED[kind])
-    elif kind in ("SwinVisformer", "Visformer"):
-        found = _visformer(part, SWIN_VISFORMER if kind == "SwinVisformer" else VISFORMER)
+def backbone_of(backbone: ConfigSection) -> tuple[str, Values]:
+    """Return the name of our network and its arguments."""
+    type_name = backbone.type_name
+    if type_name == "SwinTransformer":
+        name, arguments = _swin(backbone)
+    elif type_name == "SMT":
+        name, arguments = _smt(backbone)
+    elif type_name in UNIFIED:
+        name, arguments = _unified(backbone, UNIFIED[type_name])
+    elif type_name in ("SwinVisformer", "Visformer"):
+        name, arguments = _visformer(backbone, SWIN_VISFORMER if type_name == "SwinVisformer" else VISFORMER)
     else:
         known = ", ".join(("SwinTransformer", "SMT", *UNIFIED, "SwinVisformer", "Visformer"))
-        raise part.error(f"is of the type {kind!r}, which is not among the backbones here ({known})")
-    name, arguments = found
-    maps = part.whole("out_indices", MAPS)
-    if kind != "Visformer" and maps != MAPS:
+        raise backbone.error(f"is of the type {type_name!r}, which is not among the backbones here ({known})")
+    maps = backbone.integers("out_indices", MAPS)
+    if type_name != "Visformer" and maps != MAPS:
         arguments["out_indices"] = list(maps)
-    arguments["drop_path_rate"] = part.share("drop_path_rate", 0.0)
+    arguments["drop_path_rate"] = backbone.fraction("drop_path_rate", 0.0)
     return name, arguments
 
 
-def _swin(part: Part) -> tuple[str, Values]:
-    width = part.get("embed_dims", part.get("embed_dim", 96))
-    wanted = {"width": width, "depths": part.whole("depths"), "heads": part.whole("num_heads")}
-    window = part.number("window_size", 7)
+def _swin(backbone: ConfigSection) -> tuple[str, Values]:
+    width = backbone.get("embed_dims", backbone.get("embed_dim", 96))
+    wanted = {"width": width, "depths": backbone.integers("depths"), "heads": backbone.integers("num_heads")}
+    window = backbone.integer("window_size", 7)
     for name, value in (("mlp_ratio", 4), ("patch_size", 4), ("qkv_bias", True), ("patch_norm", True)):
-        part.must(name, [value], default=value)
-    part.must("qk_scale", [None], default=None)
-    part.must("strides", [[4, 2, 2, 2]], default=[4, 2, 2, 2])
-    part.part("act_cfg").must("type", ["GELU"], default="GELU")
-    name = _match(part, "swin_", wanted, first=f"_window{window}_")
+        backbone.require(name, [value], default=value)
+    backbone.require("qk_scale", [None], default=None)
+    backbone.require("strides", [[4, 2, 2, 2]], default=[4, 2, 2, 2])
+    backbone.section("act_cfg").require("type", ["GELU"], default="GELU")
+    name = _match(backbone, "swin_", wanted, first=f"_window{window}_")
     arguments: Values = {}
     if window != _design(name).window:
         arguments["window_size"] = window
-    if part.get("use_abs_pos_embed", part.get("ape", False)):
-        arguments |= {"ape": True, "img_size": part.number("pretrain_img_size", 224)}
+    if backbone.get("use_abs_pos_embed", backbone.get("ape", False)):
+        arguments |= {"ape": True, "img_size": backbone.integer("pretrain_img_size", 224)}
     return name, arguments
 
 
-def _smt(part: Part) -> tuple[str, Values]:
-    wanted = {"widths": part.whole("embed_dims"), "depths": part.whole("depths")}
-    wanted |= {"ratios": part.whole("mlp_ratios")} if part.get("mlp_ratios") else {}
-    name = _match(part, "smt_", wanted)
-    return name, {"init_values": 0} if _design(name).init_values else {}  # its detectors have no layer scales
+def _smt(backbone: ConfigSection) -> tuple[str, Values]:
+    wanted = {"widths": backbone.integers("embed_dims"), "depths": backbone.integers("depths")}
+    wanted |= {"ratios": backbone.integers("mlp_ratios")} if backbone.get("mlp_ratios") else {}
+    name = _match(backbone, "smt_", wanted)
+    return name, {"init_values": 0} if _design(name).init_values else {}  # the source's detectors have no layer scales
 
 
-def _unified(part: Part, prefix: str) -> tuple[str, Values]:
-    return _match(part, prefix, {"widths": part.whole("dims"), "depths": part.whole("depths")}), {}
+def _unified(backbone: ConfigSection, prefix: str) -> tuple[str, Values]:
+    return _match(backbone, prefix, {"widths": backbone.integers("dims"), "depths": backbone.integers("depths")}), {}
 
 
-def _visformer(part: Part, prefix: str) -> tuple[str, Values]:
-    """Its `embed_dim` is that of the stage at stride 16."""
-    width, depths = part.number("embed_dim", 384), part.whole("depth")
+def _visformer(backbone: ConfigSection, prefix: str) -> tuple[str, Values]:
+    """Its `embed_dim` is the width of the stage at stride 16."""
+    width, depths = backbone.integer("embed_dim", 384), backbone.integers("depth")
     if prefix == SWIN_VISFORMER:
         wanted: Values = {"width": width // 4, "depths": depths}
     else:
         wanted = {"widths": (width // 2, width, 2 * width), "depths": depths}
-    name = _match(part, prefix, wanted)
-    scale = part.get("qk_scale")
+    name = _match(backbone, prefix, wanted)
+    scale = backbone.get("qk_scale")
     if scale is not None and not is_number(scale):
-        raise part.error(f"has qk_scale={scale!r:.60}, and a number is needed")
+        raise backbone.error(f"has qk_scale={scale!r:.60}, and a number is needed")
     return name, {"qk_scale_factor": scale} if scale is not None else {}
 
 
-def _match(part: Part, prefix: str, wanted: Mapping[str, Any], first: str = "") -> str:
-    """Our network with these sizes; of several one whose name contains `first`."""
+def _match(backbone: ConfigSection, prefix: str, wanted: Mapping[str, Any], first: str = "") -> str:
+    """Return our network with these sizes; of several, one whose name contains `first`."""
     fitting, known = [], []
     for name in registry.list_models(f"{prefix}*"):
         design = _design(name)
@@ -94,10 +93,10 @@ def _match(part: Part, prefix: str, wanted: Mapping[str, Any], first: str = "") 
             fitting.append(name)
     if not fitting:
         sizes = ", ".join(f"{key} {value}" for key, value in wanted.items())
-        raise part.error(f"is a {part.kind} with {sizes}, which none of {', '.join(known)} has")
+        raise backbone.error(f"is a {backbone.type_name} with {sizes}, which none of {', '.join(known)} has")
     return next((name for name in fitting if first and first in name), fitting[0])
 
 
 def _design(name: str) -> Any:
-    """The sizes of a network of ours; None for a user's own."""
+    """Return the design of a network of ours; None for a user's own."""
     return next(iter(getattr(registry.find(name).dense, "args", ())), None)

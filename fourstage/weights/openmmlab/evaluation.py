@@ -1,29 +1,34 @@
-"""What images go through before a network of a configuration sees them when it is tested."""
+"""How a configuration prepares test images, and its limits on what a network predicts."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fourstage.weights.openmmlab.section import Part, Values, is_count, is_number, mapping, name_of
+from fourstage.weights.openmmlab.section import ConfigSection, Values, is_count, is_number, mapping, name_of
 
 Triple = tuple[float, float, float]  # red, green, blue
 
 
 @dataclass(frozen=True)
-class Tested:
-    """The configuration around the model: how images are tested."""
+class EvaluationPipeline:
+    """The test pipeline of a configuration.
+
+    Attributes:
+        config: the configuration.
+        model: its section `model`.
+    """
 
     config: Mapping[str, Any]
-    model: Part
+    model: ConfigSection
 
-    def limits(self) -> Part:
-        """`test_cfg`, which older configurations have beside the model."""
+    def limits(self) -> ConfigSection:
+        """Return `test_cfg`, which older configurations have beside the model."""
         own = self.model.get("test_cfg") or self.config.get("test_cfg")
-        return Part(own if isinstance(own, Mapping) else {}, "test_cfg", self.model.source)
+        return ConfigSection(own if isinstance(own, Mapping) else {}, "test_cfg", self.model.source)
 
     def steps(self) -> list[Mapping[str, Any]]:
-        """What happens to a test image, whatever is wrapped around it; empty where the configuration does not say."""
+        """Return the steps for a test image, unwrapped; empty where the configuration does not say."""
         data, loader = self.config.get("data"), self.config.get("test_dataloader")
         test = mapping(mapping(data).get("test")) or mapping(mapping(loader).get("dataset"))
         while isinstance(test.get("dataset"), Mapping):  # wrapped
@@ -38,79 +43,79 @@ class Tested:
         return out
 
     def scale(self) -> list[int] | None:
-        """The two limits on a test image's sides, pixels; None where the configuration does not say."""
+        """Return the two limits on a test image's sides in pixels; None where the configuration does not say."""
         self._check_steps()
         resize = self.step("Resize")
         if resize is None or resize.get("scale_factor") == 1:
             return None
-        part = Part(resize, "test pipeline's Resize", self.model.source)
-        part.must("keep_ratio", [True], default="img_scale" in resize)
-        scale = part.get("scale", part.get("img_scale"))
+        section = ConfigSection(resize, "test pipeline's Resize", self.model.source)
+        section.require("keep_ratio", [True], default="img_scale" in resize)
+        scale = section.get("scale", section.get("img_scale"))
         if isinstance(scale, list | tuple) and scale and isinstance(scale[0], list | tuple):
-            scale = scale[0]  # of several the first is that of one view
+            scale = scale[0]  # of several, the first is for a single view
         if not isinstance(scale, list | tuple) or len(scale) != 2 or not all(is_count(side) for side in scale):
-            raise part.error(f"has the scale {scale!r:.60}, and two numbers of pixels are needed")
+            raise section.error(f"has the scale {scale!r:.60}, and two numbers of pixels are needed")
         return [int(side) for side in scale]
 
     def step(self, name: str) -> Mapping[str, Any] | None:
-        """The first step of this name."""
+        """Return the first step of this name."""
         return next((step for step in self.steps() if name_of(step) == name), None)
 
     def _check_steps(self) -> None:
-        """Raise ValueError for a step that makes other sizes than ours do."""
+        """Raise ValueError for a step that gives other sizes than the transforms here."""
         known = ("Resize", "Pad")
         for step in self.steps():
             if re.search("Resize|Crop|Pad", name_of(step)) and name_of(step) not in known:
-                raise Part(step, "test pipeline", self.model.source).error(
-                    f"has the step {name_of(step)}, and the networks here see an image after {' and '.join(known)}"
+                raise ConfigSection(step, "test pipeline", self.model.source).error(
+                    f"has the step {name_of(step)}, and images here go through {' and '.join(known)}"
                 )
 
     def divisor(self) -> int:
-        """Of which number the sides of a test image are multiples when a segmentor sees it."""
+        """Return the number whose multiples the sides of a segmentor's test image are."""
         own = mapping(self.model.get("data_preprocessor")) or mapping(self.config.get("data_preprocessor"))
-        places = [Part(own.get("test_cfg"), "data_preprocessor.test_cfg", self.model.source)]
+        places = [ConfigSection(own.get("test_cfg"), "data_preprocessor.test_cfg", self.model.source)]
         if (pad := self.step("Pad")) is not None:
             names = [name_of(step) for step in self.steps()]
             if "Normalize" not in names[: names.index("Pad")]:
-                raise Part(pad, "test pipeline's Pad", self.model.source).error(
+                raise ConfigSection(pad, "test pipeline's Pad", self.model.source).error(
                     "comes before images are normalised, and here it comes after"
                 )
-            places.append(Part(pad, "test pipeline's Pad", self.model.source))
+            places.append(ConfigSection(pad, "test pipeline's Pad", self.model.source))
         for place in places:
-            place.must("size", [None], default=None)
+            place.require("size", [None], default=None)
             for name in ("pad_val", "pad_to_square"):
-                place.must(name, [0, False, {"img": 0, "seg": 255}], default=0)
-        return max(1, *(place.number("size_divisor", 1) for place in places))
+                place.require(name, [0, False, {"img": 0, "seg": 255}], default=0)
+        return max(1, *(place.integer("size_divisor", 1) for place in places))
 
     def protocol(self) -> Values:
-        """How a segmentor sees a test image."""
+        """Return the sizes and windows with which a segmentor predicts a test image."""
         limits = self.limits()
-        limits.must("mode", ["whole", "slide"], default="whole")
+        limits.require("mode", ["whole", "slide"], default="whole")
         scale = self.scale()
         values: Values = {"scale": scale} if scale or self.steps() else {}
         if (divisor := self.divisor()) > 1:
             values["divisor"] = divisor
         if limits.get("mode") == "slide":
-            values |= {"window": list(limits.whole("crop_size")), "stride": list(limits.whole("stride"))}
+            values |= {"window": list(limits.integers("crop_size")), "stride": list(limits.integers("stride"))}
         return values
 
     def normalisation(self) -> tuple[Triple | None, Triple | None]:
-        """Return mean and standard deviation of pixels from 0 to 1, wherever the version keeps them; None: not said."""
+        """Return mean and standard deviation of pixels from 0 to 1; None where the configuration does not say."""
         config, model = self.config, self.model
         step = self.step("Normalize")
         places = (model.get("data_preprocessor"), config.get("data_preprocessor"), step, config.get("img_norm_cfg"))
         found = next((place for place in places if mapping(place).get("mean") is not None), None)
         if found is None:
             return None, None
-        part = Part(found, "normalisation", model.source)
-        part.must("bgr_to_rgb" if "bgr_to_rgb" in found else "to_rgb", [True], default=True)
-        return _triple(part, "mean"), _triple(part, "std")
+        section = ConfigSection(found, "normalisation", model.source)
+        section.require("bgr_to_rgb" if "bgr_to_rgb" in found else "to_rgb", [True], default=True)
+        return _triple(section, "mean"), _triple(section, "std")
 
 
-def _triple(part: Part, name: str) -> Triple:
+def _triple(section: ConfigSection, name: str) -> Triple:
     """Return three numbers from 0 to 255 as numbers from 0 to 1."""
-    found: Any = part.get(name)
+    found: Any = section.get(name)
     if not isinstance(found, list | tuple) or len(found) != 3 or not all(is_number(one) for one in found):
-        raise part.error(f"has the {name} {found!r:.60}, and three numbers are needed")
+        raise section.error(f"has the {name} {found!r:.60}, and three numbers are needed")
     red, green, blue = found
     return red / 255, green / 255, blue / 255

@@ -1,22 +1,24 @@
 """From the configuration in a checkpoint to a description of its network."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from fourstage.methods import all_methods, load_address
 from fourstage.weights.description import Colour, NetworkDescription
 from fourstage.weights.openmmlab.backbones import backbone_of
 from fourstage.weights.openmmlab.config import config_of
-from fourstage.weights.openmmlab.evaluation import Tested
-from fourstage.weights.openmmlab.section import Built, Part, is_byte, mapping
+from fourstage.weights.openmmlab.evaluation import EvaluationPipeline
+from fourstage.weights.openmmlab.section import ConfigSection, MethodSettings, is_byte, mapping
 from fourstage.weights.reading.safe import Checkpoint
+
+Reader: TypeAlias = Callable[[ConfigSection, EvaluationPipeline, Mapping[str, Any]], MethodSettings]
 
 
 def network_of_checkpoint(file: Checkpoint) -> NetworkDescription | None:
     """Return the network that a checkpoint's own configuration describes; None where it carries none.
 
     Raises:
-        ValueError: the configuration cannot be read, or describes what cannot be built here.
+        ValueError: the configuration cannot be read, or describes what cannot be settings here.
     """
     config = config_of(file.content, str(file.path))
     if config is None:
@@ -35,45 +37,45 @@ def network_of_config(
         classes: names, where the checkpoint has them.
 
     Raises:
-        ValueError: the configuration describes what cannot be built here.
+        ValueError: the configuration describes what cannot be settings here.
     """
-    model, meta = Part(config.get("model"), "model", source), mapping(meta)
-    kind, known = model.kind, _readers()
-    if kind not in known:
+    model, meta = ConfigSection(config.get("model"), "model", source), mapping(meta)
+    type_name, known = model.type_name, _readers()
+    if type_name not in known:
         raise ValueError(
-            f"{source} holds a {kind or 'network without a name'}, which is not among the networks here "
+            f"{source} holds a {type_name or 'network without a name'}, which is not among the networks here "
             f"({', '.join(known)}); give a checkpoint of one of these"
         )
-    tested = Tested(config, model)
-    read: Callable[[Part, Tested, Mapping[str, Any]], Built] = load_address(known[kind])
-    built = read(model, tested, meta)
-    backbone, backbone_args = backbone_of(model.part("backbone"))
-    mean, std = tested.normalisation()
-    if classes and len(classes) != built.num_classes:
+    pipeline = EvaluationPipeline(config, model)
+    read: Reader = load_address(known[type_name])
+    settings = read(model, pipeline, meta)
+    backbone, backbone_args = backbone_of(model.section("backbone"))
+    mean, std = pipeline.normalisation()
+    if classes and len(classes) != settings.num_classes:
         raise ValueError(
-            f"{source} names {len(classes)} classes, and its configuration has num_classes={built.num_classes}; name a "
-            f"recipe with --weights {source}"
+            f"{source} names {len(classes)} classes, and its configuration has num_classes={settings.num_classes}; "
+            f"name a recipe with --weights {source}"
         )
     return NetworkDescription(
-        task=built.task,
+        task=settings.task,
         backbone=backbone,
-        num_classes=built.num_classes,
+        num_classes=settings.num_classes,
         backbone_args=backbone_args,
-        method=built.method,
-        method_args=built.method_args,
+        method=settings.method,
+        method_args=settings.method_args,
         classes=tuple(classes) if classes else None,
         mean=mean,
         std=std,
-        evaluation=built.evaluation,
-        over_valid=built.over_valid,
-        palette=_palette(meta, built.num_classes),
+        evaluation=settings.evaluation,
+        over_valid=settings.over_valid,
+        palette=_palette(meta, settings.num_classes),
     )
 
 
 def _readers() -> dict[str, str]:
-    """The types of networks that can be read, and the addresses of their readers."""
+    """Return the types of networks that can be read, and the addresses of their readers."""
     readable = [(method, method.read_config) for method in all_methods() if method.read_config is not None]
-    return {kind: reader for method, reader in readable for kind in method.config_types}
+    return {type_name: reader for method, reader in readable for type_name in method.config_types}
 
 
 def _palette(meta: Mapping[str, Any], classes: int) -> tuple[Colour, ...] | None:

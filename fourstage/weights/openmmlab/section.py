@@ -1,4 +1,4 @@
-"""A dictionary in a configuration of OpenMMLab's, which knows where it stands, for sentences about its values."""
+"""A dictionary in a configuration of OpenMMLab's with its path, so that messages name the entry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Built:
+class MethodSettings:
     """A detector or segmentor of a configuration without its backbone; fields as in `NetworkDescription`."""
 
     task: str
@@ -19,87 +19,98 @@ class Built:
     over_valid: bool = False
 
 
-class Part:
-    """A dictionary of a configuration, which knows where it stands."""
+class ConfigSection:
+    """A dictionary of a configuration.
+
+    Args:
+        values: the dictionary; anything else counts as an empty one.
+        path: of the dictionary in the configuration, such as "model.neck".
+        source: name of the file, for messages.
+    """
 
     def __init__(self, values: object, path: str, source: str) -> None:
         self.values, self.path, self.source = mapping(values), path, source
 
     @property
-    def kind(self) -> str:
+    def type_name(self) -> str:
+        """The type without the library that it is from."""
         return name_of(self.values)
 
     def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry; `default` where it is missing or None."""
         found = self.values.get(name, default)
         return default if found is None else found
 
-    def part(self, name: str) -> "Part":
-        return Part(self.values.get(name), f"{self.path}.{name}", self.source)
+    def section(self, name: str) -> "ConfigSection":
+        """Return the dictionary of this name; an empty one where there is none."""
+        return ConfigSection(self.values.get(name), f"{self.path}.{name}", self.source)
 
-    def parts(self, name: str) -> list["Part"]:
-        """One or several under the same name."""
+    def sections(self, name: str) -> list["ConfigSection"]:
+        """Return the dictionaries in the list of this name, or the only one."""
         found = self.values.get(name)
         several = found if isinstance(found, list | tuple) else [found]
-        return [Part(one, f"{self.path}.{name}", self.source) for one in several] or [self.part(name)]
+        return [ConfigSection(one, f"{self.path}.{name}", self.source) for one in several] or [self.section(name)]
 
-    def number(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
+        """Return a whole number from 0 on."""
         found: Any = self.get(name, default)
         if not is_count(found):
             raise self.error(f"has {name}={found!r:.60}, and a whole number is needed")
         return int(found)
 
-    def share(self, name: str, default: float) -> float:
-        """A number from 0 to 1."""
+    def fraction(self, name: str, default: float) -> float:
+        """Return a number from 0 to 1."""
         found: Any = self.get(name, default)
         if not is_number(found) or not 0 <= found <= 1:
             raise self.error(f"has {name}={found!r:.60}, and a number from 0 to 1 is needed")
         return found
 
-    def whole(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Several whole numbers."""
+    def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Return several whole numbers from 0 on."""
         found: Any = self.get(name, default)
         if not isinstance(found, list | tuple) or not all(is_count(one) for one in found):
             raise self.error(f"has {name}={found!r:.60}, and whole numbers are needed")
         return tuple(int(one) for one in found)
 
-    def indices(self, name: str, maps: Sequence[int]) -> list[int]:
-        """Numbers of maps, finest first; negative ones count from the end. All of them where none are named."""
+    def map_indices(self, name: str, maps: Sequence[int]) -> list[int]:
+        """Return indices of maps, finest first; all of them where none are named. Negative ones count from the end."""
         found = self.get(name, maps)
         found = list(found) if isinstance(found, list | tuple) else [found]
         if not found or not all(is_index(one) and -len(maps) <= one < len(maps) for one in found):
             raise self.error(f"has {name}={self.get(name)!r:.60}, and the backbone gives {len(maps)} maps")
         return [maps[one] for one in found]
 
-    def numbers(self, name: str) -> tuple[float, ...]:
-        """Several numbers above zero."""
+    def positive_numbers(self, name: str) -> tuple[float, ...]:
+        """Return several numbers above zero."""
         found: Any = self.get(name)
         if not isinstance(found, list | tuple) or not found or not all(is_number(one) and one > 0 for one in found):
             raise self.error(f"has {name}={found!r:.60}, and numbers above zero are needed")
         return tuple(found)
 
-    def must(self, name: str, allowed: Sequence[Any], default: Any = None) -> None:
-        """Raise ValueError unless a value is one that our networks have."""
+    def require(self, name: str, allowed: Sequence[Any], default: Any = None) -> None:
+        """Raise ValueError unless an entry has one of the values that the networks here support."""
         found = name_of(self.values) if name == "type" else self.values.get(name)
         if found in (None, ""):
             found = default
-        if plain(found) not in [plain(value) for value in allowed]:
+        if comparable(found) not in [comparable(value) for value in allowed]:
             ours = " or ".join(repr(value) for value in allowed)
             raise self.error(f"has {name}={found!r:.60}, and the networks here have {ours}")
 
     def error(self, what: str) -> ValueError:
+        """Return an error whose sentence ends with the section's path and `what`."""
         return ValueError(f"{self.source} cannot be built from its own configuration: {self.path} {what}")
 
 
 def name_of(values: object) -> str:
-    """A type without the library that it is from: `mmdet.SwinTransformer`."""
+    """Return a type without the library that it is from: SwinTransformer of `mmdet.SwinTransformer`."""
     found = mapping(values).get("type", "")
     return found.rpartition(".")[2] if isinstance(found, str) else ""
 
 
-def plain(value: Any) -> Any:
-    """Lists and tuples are the same; so are 1 and 1.0, but not 1 and True."""
+def comparable(value: Any) -> Any:
+    """Return a value such that lists equal tuples, and True does not equal 1."""
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [comparable(one) for one in value]
     return (value,) if isinstance(value, bool) else value
 
 
@@ -108,7 +119,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def unusual(values: Mapping[str, tuple[Any, Any]]) -> Values:
-    """Those that are not as usual, given as (value, usual value)."""
+    """Return the values that differ from the usual ones, given as (value, usual value)."""
     return {name: value for name, (value, usual) in values.items() if value != usual}
 
 
