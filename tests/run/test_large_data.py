@@ -88,7 +88,7 @@ def list_of_missing_files(root: Path, photos: Path) -> tuple[str, ...]:
     (root / "val").symlink_to(photos / "val")
     (root / "meta/train.txt").write_text("".join([*lines, "digit 3/gone.png 3\n"]))
     (root / "meta/val.txt").write_text("".join(lines[:4]))
-    return "names 1 image that is not there", "gone.png"
+    return "lists 1 image that does not exist", "gone.png"
 
 
 def zip_without_its_map(root: Path, photos: Path) -> tuple[str, ...]:

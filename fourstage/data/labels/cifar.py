@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them, for Python or as binary files. N images of 32 x 32 pixels.
 
-The Python files are pickles, which may hold any program. They are read by an unpickler that knows arrays of small whole
-numbers and plain containers and nothing else.
+The Python files are pickles, which may hold any program. The unpickler here knows arrays of bytes and plain containers,
+and nothing else.
 """
 
 import pickle
@@ -21,10 +21,10 @@ PIXELS = 3 * SIDE * SIDE
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Where one of the two keeps what."""
+class Variant:
+    """The files of CIFAR-10 or CIFAR-100."""
 
-    folders: tuple[str, ...]  # as the archives unpack: for Python, binary
+    folders: tuple[str, ...]  # of the unpacked archives: for Python, binary
     train: tuple[str, ...]
     test: tuple[str, ...]
     names: tuple[str, bytes]  # Python's file of class names, and the key in it
@@ -33,7 +33,7 @@ class Kind:
     head: int  # bytes before the pixels of a binary image; the last is the label
 
 
-TEN = Kind(
+TEN = Variant(
     ("cifar-10-batches-py", "cifar-10-batches-bin"),
     tuple(f"data_batch_{i}" for i in range(1, 6)),
     ("test_batch",),
@@ -42,7 +42,7 @@ TEN = Kind(
     b"labels",
     1,
 )
-HUNDRED = Kind(
+HUNDRED = Variant(
     ("cifar-100-python", "cifar-100-binary"),
     ("train",),
     ("test",),
@@ -63,22 +63,22 @@ class Cifar:
     truths = ("label",)
 
     def __init__(self, root: str | Path, split: Split) -> None:
-        folder, kind, binary = _find(Path(root))
-        self.classes = _classes(folder, kind, binary)
+        folder, variant, binary = _find(Path(root))
+        self.classes = _classes(folder, variant, binary)
         read = _read_binary if binary else _read_pickle
-        batches = {name: read(folder, name, kind) for name in (kind.train if split == "train" else kind.test)}
+        batches = {name: read(folder, name, variant) for name in (variant.train if split == "train" else variant.test)}
         self.labels_N = np.concatenate([labels for labels, _ in batches.values()]).astype(np.int64)
         self._images_N3HW = np.concatenate([pixels for _, pixels in batches.values()]).reshape(-1, 3, SIDE, SIDE)
         starts = np.cumsum([0, *(len(labels) for labels, _ in batches.values())])[:-1]
         self._starts = dict(zip(batches, starts.tolist(), strict=True))
         self._folder, self.note = (
             folder,
-            f"the validation split is {kind.test[0]} of {folder}" if split == "val" else "",
+            f"the validation split is {variant.test[0]} of {folder}" if split == "val" else "",
         )
         if len(self.labels_N) and not 0 <= self.labels_N.min() <= self.labels_N.max() < len(self.classes):
             raise ValueError(
                 f"{folder} has labels from {self.labels_N.min()} to {self.labels_N.max()}, and {len(self.classes)} "
-                "classes; fetch it again"
+                "classes; download it again"
             )
 
     def __len__(self) -> int:
@@ -100,49 +100,49 @@ class Cifar:
 
 
 def is_cifar(root: Path) -> bool:
-    return _look(root) is not None
+    return _locate(root) is not None
 
 
-def _look(root: Path) -> tuple[Path, Kind, bool] | None:
-    """The folder of the files, at `root` or just below it, its kind, and whether it is the binary one."""
-    for kind in (TEN, HUNDRED):
-        for binary, name in enumerate(kind.folders):
+def _locate(root: Path) -> tuple[Path, Variant, bool] | None:
+    """Return the folder of the files, at `root` or in it, the variant, and whether it has the binary files."""
+    for variant in (TEN, HUNDRED):
+        for binary, name in enumerate(variant.folders):
             for folder in (root, root / name):
-                if (folder / (kind.binary_names if binary else kind.names[0])).is_file() and any(
-                    (folder / f"{batch}{'.bin' * binary}").is_file() for batch in (*kind.train, *kind.test)
+                if (folder / (variant.binary_names if binary else variant.names[0])).is_file() and any(
+                    (folder / f"{batch}{'.bin' * binary}").is_file() for batch in (*variant.train, *variant.test)
                 ):
-                    return folder, kind, bool(binary)
+                    return folder, variant, bool(binary)
     return None
 
 
-def _find(root: Path) -> tuple[Path, Kind, bool]:
-    found = _look(root)
+def _find(root: Path) -> tuple[Path, Variant, bool]:
+    found = _locate(root)
     if found is None:
         raise ValueError(f"{root} holds neither cifar-10-batches-py nor cifar-100-python; unpack the archive there")
     return found
 
 
-def _classes(folder: Path, kind: Kind, binary: bool) -> tuple[str, ...]:
+def _classes(folder: Path, variant: Variant, binary: bool) -> tuple[str, ...]:
     if binary:
-        return tuple((folder / kind.binary_names).read_text().split())
-    names = _load(folder / kind.names[0]).get(kind.names[1])
+        return tuple((folder / variant.binary_names).read_text().split())
+    names = _load(folder / variant.names[0]).get(variant.names[1])
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        raise ValueError(f"{folder / kind.names[0]} has no list {kind.names[1].decode()!r}; fetch it again")
+        raise ValueError(f"{folder / variant.names[0]} has no list {variant.names[1].decode()!r}; download it again")
     return tuple(name.decode("utf-8", "replace") for name in names)
 
 
-def _read_binary(folder: Path, name: str, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+def _read_binary(folder: Path, name: str, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
     path = folder / f"{name}.bin"
     data = np.frombuffer(_bytes(path), dtype=np.uint8)
-    if not len(data) or len(data) % (kind.head + PIXELS):
-        raise ValueError(f"{path} holds no whole number of images; it was cut off, so fetch it again")
-    rows = data.reshape(-1, kind.head + PIXELS)
-    return rows[:, kind.head - 1], rows[:, kind.head :]
+    if not len(data) or len(data) % (variant.head + PIXELS):
+        raise ValueError(f"{path} ends in the middle of an image: it was cut off, so download it again")
+    rows = data.reshape(-1, variant.head + PIXELS)
+    return rows[:, variant.head - 1], rows[:, variant.head :]
 
 
-def _read_pickle(folder: Path, name: str, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+def _read_pickle(folder: Path, name: str, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
     content = _load(folder / name)
-    labels, pixels = content.get(kind.labels), content.get(b"data")
+    labels, pixels = content.get(variant.labels), content.get(b"data")
     array = pixels.value if isinstance(pixels, _Array) else None
     if (
         not isinstance(labels, list)
@@ -151,8 +151,8 @@ def _read_pickle(folder: Path, name: str, kind: Kind) -> tuple[np.ndarray, np.nd
         or array.shape != (len(labels), PIXELS)
     ):
         raise ValueError(
-            f"{folder / name} is not CIFAR's: it needs a list of labels and an array with a row of {PIXELS} bytes "
-            "for each; fetch it again"
+            f"{folder / name} is not a file of CIFAR: it needs a list of labels and an array with "
+            f"a row of {PIXELS} bytes for each; download it again"
         )
     return np.array(labels, dtype=np.int64), array
 
@@ -161,21 +161,22 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); unpack the whole archive again") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}); unpack the archive again") from error
 
 
 def _load(path: Path) -> dict[bytes, Any]:
-    """The dict in a pickle, keys as bytes. Raises ValueError where the file is damaged or wants more than data."""
+    """Return the dict in a pickle, keys as bytes. Raises ValueError where the file is damaged or would run code."""
+    stream = BytesIO(_bytes(path))
     try:
-        content = _Unpickler(BytesIO(_bytes(path)), encoding="bytes").load()
+        content = _Unpickler(stream, encoding="bytes").load()
     except _RefusedError as error:
         raise ValueError(
-            f"{path} wants to run {error}, which no file of CIFAR does; nothing was run, and it is not to be trusted"
+            f"{path} would run {error}, which no file of CIFAR does; nothing was run: do not trust this file"
         ) from error
-    except Exception as error:  # a damaged pickle drives the unpickler to anything
-        raise ValueError(f"{path} is damaged ({str(error) or type(error).__name__}); fetch it again") from error
+    except Exception as error:  # the unpickler raises any error on a damaged pickle
+        raise ValueError(f"{path} is damaged ({str(error) or type(error).__name__}); download it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not CIFAR's: it holds a {type(content).__name__}; fetch it again")
+        raise ValueError(f"{path} is not a file of CIFAR: it holds a {type(content).__name__}; download it again")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
 
@@ -183,19 +184,19 @@ class _RefusedError(Exception):
     pass
 
 
-class _Kind:
-    """Stands for numpy.dtype; one-byte whole numbers are all there is."""
+class _ByteType:
+    """A stand-in for numpy.dtype that accepts bytes only."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code not in ("u1", b"u1", "|u1", b"|u1"):
-            raise ValueError(f"an array of {code!r}, where bytes were to be")
+            raise ValueError(f"it has an array of {code!r} instead of bytes")
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 class _Array:
-    """Stands for numpy's function that makes an empty array, to be filled by the state that follows."""
+    """A stand-in for numpy's function that creates an empty array, which the state that follows fills."""
 
     value: np.ndarray | None = None
 
@@ -203,29 +204,29 @@ class _Array:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        _, shape, kind, by_column, data = state
-        if not isinstance(kind, _Kind) or not isinstance(data, bytes):
-            raise ValueError("an array that is not made of bytes")
+        _, shape, variant, by_column, data = state
+        if not isinstance(variant, _ByteType) or not isinstance(data, bytes):
+            raise ValueError("it has an array of something else than bytes")
         flat = np.frombuffer(data, dtype=np.uint8)
         self.value = flat.reshape(tuple(map(int, shape)), order="F" if by_column else "C")
 
 
-def _latin(text: Any, encoding: Any = "latin1") -> bytes:
-    """Stands for `_codecs.encode`, by which Python 3 writes bytes into old forms of pickles."""
+def _latin1_bytes(text: Any, encoding: Any = "latin1") -> bytes:
+    """Return what `_codecs.encode` does, by which Python 3 writes bytes into pickles of old protocols."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise ValueError("text that is not latin1")
+        raise ValueError("it has text that is not latin1")
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives the few names that CIFAR's files need stand-ins of this file, and refuses all others."""
+    """An unpickler that resolves the few names in CIFAR's files to the stand-ins above, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         makers: dict[tuple[str, str], Callable[..., Any] | str] = {
             ("multiarray", "_reconstruct"): _Array,
             ("numpy", "ndarray"): "ndarray",
-            ("numpy", "dtype"): _Kind,
-            ("_codecs", "encode"): partial(_latin),  # a new one each time: a pickle may change its fields
+            ("numpy", "dtype"): _ByteType,
+            ("_codecs", "encode"): partial(_latin1_bytes),  # a new one each time: a pickle may change its fields
         }
         last = module.removeprefix("numpy.core.").removeprefix("numpy._core.")
         if (last, name) not in makers:

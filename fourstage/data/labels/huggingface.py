@@ -3,7 +3,7 @@
     dataset_dict.json  train/state.json  train/data-00000-of-00002.arrow  validation/...       save_to_disk
     data/train-00000-of-00002.parquet  data/validation-00000-of-00001.parquet                  the hub's layout
 
-Parquet can only be read in large pieces, so its images are copied once to Arrow files in the cache, as `datasets` does.
+Parquet can only be read in large chunks, so its images are copied once to Arrow files in the cache, as `datasets` does.
 """
 
 import json
@@ -20,7 +20,7 @@ from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.files import atomic_file, cache_folder
 
-IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say their kind
+IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say what they hold
 LABELS = ("label", "labels", "fine_label", "cls", "class")
 
 
@@ -33,14 +33,14 @@ def is_huggingface(root: Path) -> bool:
 
 
 def survey_huggingface(root: Path, split: Split) -> Listing:
-    """One split; a single table, or a training table alone, has a tenth held out."""
+    """Return the listing of one split. A tenth is held out of a single table, or of a training table alone."""
     found = _files(root)
     names = {s: next((name for name in SPLIT_NAMES[s] if name in found), None) for s in ("train", "val")}
     if names["train"] is None and len(found) == 1:  # a single table, whatever it is called
         names = {"train": next(iter(found)), "val": None}
     if names["train"] is None and (split == "train" or names["val"] is None):
         raise NoSplitError(
-            f"{root} has the splits {', '.join(found) or 'none'} and no train; it can only be evaluated with"
+            f"{root} has the splits {', '.join(found) or 'none'} but no train; use it for evaluation only"
         )
     own = Tables(found[names[split] or names["train"] or ""], names[split] or names["train"] or "train")
     first = own if names["train"] in (None, own.name) else Tables(found[names["train"]], names["train"] or "")
@@ -63,7 +63,7 @@ def _parquet(root: Path) -> list[Path]:
 
 
 def _files(root: Path) -> dict[str, list[Path]]:
-    """The files of each split, by its name."""
+    """Return the files of each split, by its name."""
     if (root / "dataset_dict.json").is_file():
         names = _json(root / "dataset_dict.json", "splits")
         return {str(name): _arrow_files(root / str(name)) for name in names}
@@ -71,9 +71,9 @@ def _files(root: Path) -> dict[str, list[Path]]:
         return {"train": _arrow_files(root)}
     found: dict[str, list[Path]] = {}
     for path in dict.fromkeys(_parquet(root)):
-        beside = path.name.removesuffix(".parquet").split("-")[0]
+        prefix = path.name.removesuffix(".parquet").split("-")[0]
         known = [name for names in SPLIT_NAMES.values() for name in names]
-        name = beside if beside in known or path.parent in (root, root / "data") else path.parent.name
+        name = prefix if prefix in known or path.parent in (root, root / "data") else path.parent.name
         found.setdefault(name, []).append(path)
     return found
 
@@ -110,27 +110,27 @@ class Tables:
         self.label = self._column("ClassLabel", LABELS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # another process opens the files itself
+        return {**self.__dict__, "_open": {}}  # each process opens the files itself
 
     def _table(self, file: int) -> Any:
         if file not in self._open:
             self._open[file] = _open_arrow(self.files[file])
         return self._open[file]
 
-    def _column(self, kind: str, usual: tuple[str, ...]) -> str:
-        said = [name for name, one in self.features.items() if isinstance(one, dict) and one.get("_type") == kind]
+    def _column(self, feature: str, usual: tuple[str, ...]) -> str:
+        said = [name for name, one in self.features.items() if isinstance(one, dict) and one.get("_type") == feature]
         known = [name for name in usual if name in said] or said
         known = known or [name for name in usual if name in self.schema.names]
         if not known:
-            what = "images" if kind == "Image" else "labels"
+            what = "images" if feature == "Image" else "labels"
             raise ValueError(
-                f"{self._named[0]} has no column of {what}, only {', '.join(self.schema.names)}; give one the name "
+                f"{self._named[0]} has no column of {what}, only {', '.join(self.schema.names)}; call one of them "
                 f"{usual[0]!r}"
             )
         return known[0]
 
     def classes(self) -> tuple[str, ...]:
-        """The names that the file says, else the texts in the column, else numbers."""
+        """Return the names that the file gives, else the texts in the column, else numbers."""
         said = self.features.get(self.label)
         if isinstance(said, dict) and isinstance(said.get("names"), list):
             return tuple(map(str, said["names"]))
@@ -140,7 +140,7 @@ class Tables:
         return numbered_classes(1 + max((int(value) for value in values if value is not None), default=-1))
 
     def labels(self, classes: tuple[str, ...]) -> np.ndarray:
-        """(N,) int64; -1 where there is none."""
+        """Return (N,) int64 labels; -1 where there is none."""
         position = {name: i for i, name in enumerate(classes)}
         values = self._labels()
         return np.array(
@@ -170,7 +170,7 @@ class Tables:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What `datasets` notes about the columns."""
+    """Return what `datasets` stores about the columns."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
@@ -189,17 +189,17 @@ def _arrow() -> Any:
 
 
 def _open_arrow(path: Path) -> Any:
-    """A table over the file, whose pages the system reads when they are asked for."""
+    """Return a table over the file, whose pages the system reads when they are needed."""
     pa = _arrow()
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).strip().rstrip(".")
-        raise ValueError(f"{path} is no whole Arrow file ({reason}); save the data set again") from error
+        raise ValueError(f"{path} is not a complete Arrow file ({reason}); save the data set again") from error
 
 
 def _as_arrow(path: Path) -> Path:
-    """The content of a parquet file as an Arrow file in the cache, written on first use."""
+    """Return the path of an Arrow file in the cache with the content of a parquet file; it is written on first use."""
     pa = _arrow()
     stat = path.stat()
     key = sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -216,5 +216,5 @@ def _as_arrow(path: Path) -> Path:
                     writer.write_batch(batch)
         except pa.ArrowInvalid as error:
             reason = str(error).strip().rstrip(".")
-            raise ValueError(f"{path} is no whole parquet file ({reason}); fetch it again") from error
+            raise ValueError(f"{path} is not a complete parquet file ({reason}); download it again") from error
     return target

@@ -17,7 +17,7 @@ from fourstage.data.walk import image_files, subfolders
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the class folders of a data set are. `val` is None where a part of `train` has to be held out."""
+    """Where the class folders of a data set are. `val` is None where some images of `train` have to be held out."""
 
     root: Path
     train: Path | None
@@ -37,13 +37,13 @@ class Layout:
 class ImageFolder:
     """One split of a folder of images; each sub-folder of `train/` is a class, in sorted order.
 
-    Images may lie in folders below their class. `valid/`, `validation/` and `test/` do as `val/`. Without any of them,
-    or with class folders directly below the root, a tenth of each class (at least one image of every class that has
+    Images may be in folders below their class. `valid/`, `validation/` and `test/` serve as `val/`. Without any of
+    them, or with class folders directly below the root, a tenth of each class (at least one image of every class with
     two) is held out for validation, chosen by a hash of the path: the same images on every machine. EXIF orientation is
     not applied, as in torchvision and timm.
 
     Attributes:
-        note: one sentence about what is unusual, such as a split that was made here; empty otherwise.
+        note: one sentence about what is unusual, such as a split that was held out; empty otherwise.
 
     Raises:
         ValueError: a missing folder, no classes, no images, a class without images, a class in val/ that train/ lacks.
@@ -90,7 +90,7 @@ class ImageFolder:
 
 
 def find_layout(root: Path) -> Layout:
-    """Which folder holds the classes of which split. Raises ValueError when `root` is no folder."""
+    """Return which folder holds the classes of which split. Raises ValueError when `root` is not a folder."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder that holds train/<class>/*.jpg, or the name digits")
@@ -113,7 +113,7 @@ def is_imagefolder(root: Path) -> bool:
 
 
 def layout_problems(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> list[Finding]:
-    """Why the data cannot be used; `files` are the images of each class folder of `split`."""
+    """Return why the data cannot be used; `files` are the images of each class folder of `split`."""
     folder = layout.folder(split)
     if not files:
         do = f"every sub-folder is one class, such as {folder}/cat/001.jpg"
@@ -123,7 +123,7 @@ def layout_problems(layout: Layout, split: Split, classes: Sequence[str], files:
         return [Finding("error", "no images", str(folder), what, "file names must end in .jpg, .png or the like")]
     if len(files) < 2 and len(classes) < 2:
         do = f"give {folder} one sub-folder for each class; perhaps the path is one level too deep or too high"
-        return [Finding("error", "one class", str(folder), "holds one class, so there is nothing to tell apart", do)]
+        return [Finding("error", "one class", str(folder), "holds one class, so there is nothing to classify", do)]
     do = f"rename or delete the folder, or add training images to {layout.train}"
     unknown = [
         Finding("error", "unknown class", str(folder / name), f"is a class that {layout.train} lacks", do)
@@ -140,7 +140,7 @@ def layout_problems(layout: Layout, split: Split, classes: Sequence[str], files:
 
 
 def images_of(layout: Layout, split: Split, files: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What of `files` belongs to `split`: all, unless both splits come from one folder."""
+    """Return the files that belong to `split`: all of them, unless both splits come from one folder."""
     if layout.val is not None:
         return files
     return {
@@ -150,7 +150,7 @@ def images_of(layout: Layout, split: Split, files: dict[str, list[str]]) -> dict
 
 
 def layout_note(layout: Layout, split: Split, classes: Sequence[str], files: dict[str, list[str]]) -> Finding | None:
-    """What is unusual about `split` and yet fine; `files` are the images of each class folder, whole."""
+    """Return what is unusual about `split` but fine; `files` are all images of each class folder."""
     if layout.val is None:
         held_out = sum(len(paths) for paths in images_of(layout, "val", files).values())
         total = sum(len(paths) for paths in files.values())

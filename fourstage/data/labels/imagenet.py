@@ -1,4 +1,4 @@
-"""ImageNet as its users keep it beside class folders: lists, zip archives, the 22K lists, and Kaggle's tree.
+"""ImageNet in other forms than class folders: lists, zip archives, the 22K lists, and Kaggle's tree.
 
     train/... val/... meta/train.txt meta/val.txt               lines "path label"                   (OpenMMLab, STM)
     train.zip train_map.txt val.zip val_map.txt                 lines "path<TAB>label"               (Swin, SMT)
@@ -33,12 +33,12 @@ from fourstage.data.walk import image_files, subfolders
 
 FALL = "ILSVRC2011fall_whole_map_{}.txt"
 KAGGLE = "ILSVRC/Data/CLS-LOC"
-SHOWN = 100  # broken lines of one list that are told; a file that is no list at all has a million
+SHOWN = 100  # broken lines of one list that are reported; a file that is not a list may have a million
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What a list names: paths as bytes, labels, and lines that say neither."""
+    """The content of a list: paths as bytes, labels, and what is wrong with its lines."""
 
     names: list[bytes]
     labels_N: np.ndarray
@@ -47,29 +47,29 @@ class Entries:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the layouts is read."""
+    """How one of the forms is read."""
 
     lists: dict[Split, Path]
     read: Callable[[Path], Entries]
-    store: Callable[[Split, Sequence[bytes]], tuple[Store, tuple[int, ...]]]  # and the places of what is missing
-    classes: tuple[str, ...] = ()  # where the layout knows them without its lists
-    images: dict[Split, Path] = field(default_factory=dict)  # where a split's images would be; without it: nowhere
+    store: Callable[[Split, Sequence[bytes]], tuple[Store, tuple[int, ...]]]  # with the positions of missing images
+    classes: tuple[str, ...] = ()  # where they are known without the lists
+    images: dict[Split, Path] = field(default_factory=dict)  # where a split's images would be
 
 
 def survey(root: Path, layout: Layout, split: Split) -> Listing:
-    """One split by its list; without a validation list a tenth of the training list is held out."""
+    """Return the listing of one split; without a validation list, a tenth of the training list is held out."""
     here, place = {s: path for s, path in layout.lists.items() if path.is_file()}, layout.images.get(split)
     if split not in here and (split == "train" or "train" not in here or (place is not None and place.exists())):
         lacking = place is None or not place.exists()
         raise (NoSplitError if lacking else ValueError)(
-            f"{root if lacking else place} comes without {layout.lists[split]}, "
-            "and nothing says what is in its images: write that list, with a path and a label a line"
+            f"{root if lacking else place} comes without {layout.lists[split]}, so its images have no labels: "
+            "write that list, with a path and a label in each line"
         )
     known = layout.read(here.get("train", layout.lists["val"]))
     own = known if split not in here or "train" not in here else layout.read(here[split])
     source = str(here.get(split, layout.lists["train"]))
     classes = layout.classes or class_names(root, known.names, known.labels_N)
-    own, twice = _once(own, source)
+    own, twice = _without_duplicates(own, source)
     store, missing = layout.store(split if split in here else "train", own.names)
     listing = Listing(
         source=source,
@@ -86,12 +86,12 @@ def survey(root: Path, layout: Layout, split: Split) -> Listing:
     return listing if "val" in here else hold_out(listing, split)
 
 
-def _once(entries: Entries, source: str) -> tuple[Entries, list[Finding]]:
-    """Images that a list names twice: with one label the copies go, with two nobody knows what they show."""
+def _without_duplicates(entries: Entries, source: str) -> tuple[Entries, list[Finding]]:
+    """Drop the copies of images that are listed more than once with one label; two labels of one image are an error."""
     if len(set(entries.names)) == len(entries.names):
         return entries, []
     labels: dict[bytes, int] = {}
-    kept, found, copies = list[int](), list[Finding](), 0
+    kept, findings, copies = list[int](), list[Finding](), 0
     for place, (name, label) in enumerate(zip(entries.names, entries.labels_N.tolist(), strict=True)):
         if name not in labels:
             labels[name] = label
@@ -100,46 +100,46 @@ def _once(entries: Entries, source: str) -> tuple[Entries, list[Finding]]:
             copies += 1
         else:
             what = f"gives {os.fsdecode(name)} the labels {labels[name]} and {label}"
-            found.append(Finding("error", "two labels", source, what, "take the wrong line out"))
+            findings.append(Finding("error", "two labels", source, what, "remove the wrong line"))
     if copies:
-        what = f"names {copies:,} image{'s' * (copies > 1)} more than once"
-        found.append(Finding("note", "listed twice", source, what, "each is used once"))
-    return Entries([entries.names[i] for i in kept], entries.labels_N[kept], entries.problems), found
+        what = f"lists {copies:,} image{'s' * (copies > 1)} more than once"
+        findings.append(Finding("note", "listed twice", source, what, "each is used once"))
+    return Entries([entries.names[i] for i in kept], entries.labels_N[kept], entries.problems), findings
 
 
 def read_lines(path: Path) -> Entries:
-    """A list with a path and a label a line, apart by a tab or by spaces; paths may hold spaces."""
+    """Read a list with a path and a label in each line, separated by a tab or by spaces; paths may contain spaces."""
     names, labels, problems = list[bytes](), list[int](), list[Finding]()
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        parts = line.rsplit(b"\t" if b"\t" in line else None, 1)
-        if not parts or not line.strip():
+        fields = line.rsplit(b"\t" if b"\t" in line else None, 1)
+        if not fields or not line.strip():
             continue
         try:
-            label = int(parts[1])
+            label = int(fields[1])
         except (IndexError, ValueError):
             if len(problems) < SHOWN:
                 what = f"reads {os.fsdecode(line[:80])!r}"
                 do = "it must be a path and a label, such as n01440764/n01440764_18.JPEG 0"
                 problems.append(Finding("error", "broken line", f"{path}, line {number}:", what, do))
             continue
-        names.append(parts[0].strip().removeprefix(b"./"))
+        names.append(fields[0].strip().removeprefix(b"./"))
         labels.append(label)
     return Entries(names, np.array(labels, dtype=np.int64), problems)
 
 
 def read_pairs(path: Path) -> Entries:
-    """The 22K lists: JSON with a pair of path and label for each image."""
+    """Read a 22K list: JSON with a pair of path and label for each image."""
     try:
         pairs = json.loads(path.read_bytes())
         names, labels = [os.fsencode(name) for name, _ in pairs], [int(label) for _, label in pairs]
     except (ValueError, TypeError, RecursionError) as error:
-        do = 'it must be JSON such as [["n01440764/n01440764_18.JPEG", 0], ...]; fetch it again'
+        do = 'it must be JSON such as [["n01440764/n01440764_18.JPEG", 0], ...]; download it again'
         return Entries([], np.empty(0, np.int64), [Finding("error", "broken list", str(path), f"({error})", do)])
     return Entries(names, np.array(labels, dtype=np.int64))
 
 
 def _files_of(folders: Sequence[Path], names: Sequence[bytes]) -> tuple[FileStore, tuple[int, ...]]:
-    """Files below the first of `folders` that has the first name."""
+    """Return the store of files below the first of `folders` that has the first name, and the missing positions."""
     first = os.fsdecode(names[0]) if names else ""
     folder = next((folder for folder in folders if (folder / first).is_file()), folders[0])
     return FileStore(folder, np.array(names, dtype=bytes)), missing_files(folder, names)
@@ -166,7 +166,7 @@ def survey_meta_lists(root: Path, split: Split) -> Listing:
 
 
 def is_zip_maps(root: Path) -> bool:
-    """An archive of a split. One that lies beside its own unpacked folders and has no list is no matter."""
+    """Whether there is an archive of a split; one without a list whose folder is unpacked does not count."""
     return any(
         (root / f"{s}.zip").is_file() and ((root / f"{s}_map.txt").is_file() or not (root / s).is_dir())
         for s in ("train", "val")
@@ -207,7 +207,7 @@ def is_kaggle(root: Path) -> bool:
 
 
 def survey_kaggle(root: Path, split: Split) -> Listing:
-    """Training images in class folders; validation images all in one, told apart by the csv."""
+    """Return the listing of one split: training images in class folders, validation images labelled by the csv."""
     folder = root / KAGGLE
     classes = tuple(subfolders(folder / "train")) if (folder / "train").is_dir() else ()
     mapping = root / "LOC_synset_mapping.txt"
@@ -215,12 +215,12 @@ def survey_kaggle(root: Path, split: Split) -> Listing:
         classes = tuple(line.split()[0] for line in mapping.read_text().splitlines() if line.strip())
     label, images = {name: i for i, name in enumerate(classes)}, folder / split
     if not images.is_dir():
-        raise NoSplitError(f"{folder} holds no {split}/; unpack it there, or use this data without it")
+        raise NoSplitError(f"{folder} holds no {split}/; unpack it there, or use this data without that split")
     if not classes:
         raise ValueError(f"{folder} has no class folders in train/, and there is no {mapping}; unpack one of them")
     source = root / "LOC_val_solution.csv" if split == "val" else images
     if not source.exists():
-        raise ValueError(f"{images} comes without {source}, which says what is in its images: unpack it there")
+        raise ValueError(f"{images} comes without {source}, which has its labels: unpack it there")
     own = _solutions(source, label) if split == "val" else _class_folders(images, label)
     store, missing = _files_of((images,), own.names)
     problems = [*own.problems, *label_problems(str(source), own.labels_N, classes)]
@@ -237,14 +237,14 @@ def _class_folders(folder: Path, label: dict[str, int]) -> Entries:
 
 
 def _solutions(path: Path, label: dict[str, int]) -> Entries:
-    """Lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`, below a head."""
+    """Read lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`, below a header."""
     names, labels, problems = list[bytes](), list[int](), list[Finding]()
     for number, line in enumerate(path.read_text().splitlines()[1:], 2):
         name, _, rest = line.partition(",")
         if not (words := rest.split()) or words[0] not in label:
             what = f"reads {line[:80]!r}"
             problems.append(
-                Finding("error", "broken line", f"{path}, line {number}:", what, "it names no class; mend it")
+                Finding("error", "broken line", f"{path}, line {number}:", what, "it names no class; correct it")
             )
             continue
         names.append(os.fsencode(f"{name}.JPEG"))

@@ -89,9 +89,9 @@ class Variant:
 def find_variant(root: Path) -> Path | None:
     """The folder of the class folders, if they are named as a test set for ImageNet's classes; None otherwise.
 
-    They lie directly below `root` or in its `val/`. With a `train/` beside it, `val/` is one only if it lacks some of
-    the 1000 classes: with all of them it is ImageNet. No image is looked at, so this says nothing of what a network
-    was trained for.
+    They are directly below `root` or in its `val/`. With a `train/` beside it, `val/` is one only if it lacks some of
+    the 1000 classes: with all of them it is ImageNet. No image is read, so this does not show what a network was
+    trained for.
     """
     if not root.is_dir():
         return None
@@ -140,11 +140,11 @@ def _lists(file: Path) -> list[list[int]]:
         content: Any = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); download it again, or remove it") from None
-    whole = isinstance(content, list) and all(
+    valid = isinstance(content, list) and all(
         isinstance(labels, list) and all(type(label) is int and 0 <= label < CLASSES for label in labels)
         for labels in content
     )
-    if not whole:
+    if not valid:
         raise ValueError(
             f"{file} is not ImageNet-ReaL's list of lists of labels from 0 to 999; download it again, or remove it"
         )
@@ -166,4 +166,4 @@ def _numbered(names: Sequence[str]) -> bool:
 def _info() -> Any:
     from timm.data.imagenet_info import ImageNetInfo
 
-    return ImageNetInfo()  # reads its tables when it is made
+    return ImageNetInfo()  # reads its tables when it is constructed

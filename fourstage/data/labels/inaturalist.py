@@ -20,12 +20,12 @@ def is_inaturalist(root: Path) -> bool:
 
 
 def survey_inaturalist(root: Path, split: Split) -> Listing:
-    """One split; classes are the categories in the order of their ids."""
+    """Return the listing of one split; classes are the categories in the order of their ids."""
     found = {s: max(root.glob(f"{s}{YEARS}.json"), default=None) for s in ("train", "val")}
     path = found[split] or found["train"]
     if path is None or (split == "train" and found["train"] is None):
         raise NoSplitError(
-            f"{root} holds {found['val']} and no train20xx.json; fetch it, or only evaluate with this data"
+            f"{root} holds {found['val']} but no train20xx.json; download it, or use this data for evaluation only"
         )
     content = _read(path)
     first = _read(found["train"]) if found["train"] not in (None, path) else content
@@ -55,12 +55,12 @@ def _read(path: Path) -> dict[str, Any]:
     }
     try:
         content = json.loads(path.read_bytes())
-        broken = [part for part, keys in needed.items() if any(not _has(entry, keys) for entry in content[part])]
+        broken = [name for name, keys in needed.items() if any(not _has(entry, keys) for entry in content[name])]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is no list of iNaturalist ({error!r}); fetch it again") from error
+        raise ValueError(f"{path} is not a list of iNaturalist ({error!r}); download it again") from error
     if broken:
-        part = broken[0]
-        raise ValueError(f"{path}: an entry of {part!r} has not the keys {', '.join(needed[part])}; fetch it again")
+        name = broken[0]
+        raise ValueError(f"{path}: an entry of {name!r} lacks one of {', '.join(needed[name])}; download it again")
     return content
 
 
@@ -69,7 +69,7 @@ def _has(entry: Any, keys: tuple[str, ...]) -> bool:
 
 
 def _names(categories: list[dict[str, Any]]) -> tuple[str, ...]:
-    """The categories' names; those that occur twice (two kingdoms may share a name) with their id."""
+    """Return the categories' names; those that occur twice (two kingdoms may share a name) get their id."""
     counts = Counter(str(category["name"]) for category in categories)
     return tuple(
         str(category["name"]) if counts[str(category["name"])] == 1 else f"{category['name']} ({category['id']})"

@@ -1,4 +1,4 @@
-"""Images with one label each, whose bytes lie in files, archives or tables. N images, C classes."""
+"""Images with one label each, whose bytes are in files, archives or tables. N images, C classes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ SYNSETS = {  # classes -> timm's table with the folder of each, in the order tha
 
 
 class Store(Protocol):
-    """Where images lie. A row is a position among all images of a split."""
+    """Where the bytes of images are. A row is a position among all images of a split."""
 
     def id(self, row: int) -> str:
         """The sample's id."""
         ...
 
     def where(self, row: int) -> str:
-        """The file, or the archive and the place in it, for messages."""
+        """The file, or the archive and the path in it, for messages."""
         ...
 
     def read(self, row: int) -> bytes:
@@ -41,13 +41,13 @@ class Listing:
     """What is known of one split before an image is opened.
 
     Attributes:
-        source: the list, archive or folder that it comes from, for messages.
+        source: the list, archive or folder, for messages.
         rows_N: which rows of the store belong to the split, in the order of the samples.
         problems: what is wrong; a data set with an error among them cannot be opened.
-        missing: places, in the order of the samples, of images that are named and not there.
-        shards_N: the shard that each image lies in, rising; None where images can be read in any order.
-        note: what is unusual and fine, one sentence.
-        held_out: whether the validation split is a part of the training images.
+        missing: positions of the samples whose image is listed but does not exist.
+        shards_N: the shard of each image, ascending; None where any order reads equally fast.
+        note: one sentence about what is unusual; empty otherwise.
+        held_out: whether the validation split consists of images that were held out.
     """
 
     source: str
@@ -62,7 +62,7 @@ class Listing:
     held_out: bool = False
 
     def take(self, places: np.ndarray) -> "Listing":
-        """The same with some of the images, by their places."""
+        """Return the listing of the images at these positions."""
         kept = {int(place): i for i, place in enumerate(places)} if self.missing else {}
         return replace(
             self,
@@ -77,7 +77,7 @@ Survey = Callable[[Path, Split], Listing]  # of a folder, which lists the images
 
 
 class Listed:
-    """One split of a data set as a listing tells it.
+    """One split of a data set, from its listing.
 
     Attributes:
         note: one sentence about what is unusual; empty otherwise.
@@ -91,7 +91,7 @@ class Listed:
 
     def __init__(self, listing: Listing) -> None:
         if errors := [problem for problem in listing.problems if problem.severity == "error"]:
-            more = f" (and {len(errors) - 1:,} errors more; `fourstage data check` lists them)" if errors[1:] else ""
+            more = f" (and {len(errors) - 1:,} more errors; `fourstage data check` lists them)" if errors[1:] else ""
             raise ValueError(f"{errors[0]}{more}")
         self._store, self._rows_N = listing.store, listing.rows_N
         _refuse_missing(listing)
@@ -123,8 +123,8 @@ def _refuse_missing(listing: Listing) -> None:
         first = [listing.store.where(int(listing.rows_N[place])) for place in listing.missing[:3]]
         count = len(listing.missing)
         raise ValueError(
-            f"{listing.source} names {count:,} image{'s' * (count > 1)} that {'are' if count > 1 else 'is'} not there, "
-            f"such as {', '.join(first)}; fetch {'them' if count > 1 else 'it'}, or take the lines out of the list"
+            f"{listing.source} lists {count:,} image{'s' * (count > 1)} that {'do' if count > 1 else 'does'} not "
+            f"exist, such as {', '.join(first)}; add {'them' if count > 1 else 'it'}, or remove the lines from the list"
         )
 
 
@@ -149,7 +149,10 @@ class FileStore:
 
 
 def missing_files(folder: Path, names: Sequence[bytes]) -> tuple[int, ...]:
-    """Places of the names that no file below `folder` has. Each folder is read once: look-ups take minutes."""
+    """Return the positions of the names that no file below `folder` has.
+
+    Each folder is listed once: a look-up for each name would take minutes.
+    """
     root, there = os.fsencode(folder), dict[bytes, frozenset[bytes]]()
     missing: list[int] = []
     for place, name in enumerate(names):
@@ -169,7 +172,7 @@ def _files_in(folder: bytes) -> frozenset[bytes]:
 
 
 def hold_out(listing: Listing, split: Split) -> Listing:
-    """The part of a listing without a validation split of its own that belongs to `split`.
+    """Return the images of `split` from a listing without a validation split.
 
     A tenth of each class, at least one image of every class that has two, is held out; a hash of the ids decides.
     """
@@ -187,11 +190,19 @@ def hold_out(listing: Listing, split: Split) -> Listing:
 
 
 def label_problems(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> list[Finding]:
-    """No image at all, labels that no class has, and classes without an image."""
+    """Return findings for a list without images, with one class, or with labels that are out of range."""
     if not len(labels_N):
-        return [Finding("error", "empty list", source, "names no image", "a line is needed for each: a path, a label")]
+        return [
+            Finding(
+                "error",
+                "empty list",
+                source,
+                "lists no image",
+                "it needs a line with a path and a label for each image",
+            )
+        ]
     if len(classes) < 2:
-        what = "has one class, so there is nothing to tell apart"
+        what = "has one class, so there is nothing to classify"
         return [Finding("error", "one class", source, what, "give images of two classes or more")]
     found: list[Finding] = []
     values, counts = np.unique(labels_N, return_counts=True)
@@ -204,7 +215,7 @@ def label_problems(source: str, labels_N: np.ndarray, classes: Sequence[str]) ->
 
 
 def empty_classes(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> list[Finding]:
-    """Classes that no training image shows."""
+    """Return findings for classes without a training image."""
     counts = np.bincount(labels_N[(labels_N >= 0) & (labels_N < len(classes))], minlength=len(classes))
     empty = np.flatnonzero(counts == 0).tolist()
     do = "add some; where labels begin with 1, subtract one" if empty[:1] == [0] else "add some"
@@ -212,11 +223,11 @@ def empty_classes(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> 
 
 
 def class_names(root: Path | None, names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
-    """Names for classes that a list gives as numbers.
+    """Return names for classes that a list gives as numbers.
 
-    The first that there is: the lines of `classes.txt` or `meta/classes.txt` in `root`; the folders of the images,
+    The first that exists: the lines of `classes.txt` or `meta/classes.txt` in `root`; the folders of the images,
     where each class has one of its own; ImageNet's folders (`n01440764`, ...) where the labels are 0 to 999 or 0 to
-    21840; the numbers themselves. So a network trained from class folders knows the same classes.
+    21840; the numbers themselves. A network that was trained from class folders therefore fits the list.
     """
     for path in (root / "classes.txt", root / "meta" / "classes.txt") if root is not None else ():
         if path.is_file():
@@ -226,19 +237,19 @@ def class_names(root: Path | None, names: Sequence[bytes], labels_N: np.ndarray)
 
 
 def read_classes(text: bytes, source: str) -> tuple[str, ...]:
-    """Lines as class names. Raises ValueError for names that are not text or not told apart."""
+    """Return the lines as class names. Raises ValueError for bytes that are not text, and for a repeated name."""
     try:
         found = tuple(line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no UTF-8 text; save it with one class name a line") from error
+        raise ValueError(f"{source} is not UTF-8 text; save it with one class name a line") from error
     if len(set(found)) < len(found):
         twice = next(name for name in found if found.count(name) > 1)
-        raise ValueError(f"{source} has the class {twice!r} twice; each line must name another class")
+        raise ValueError(f"{source} has the class {twice!r} twice; each class needs its own name")
     return found
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
-    """ImageNet's folders where the number of classes is its own, else the numbers from 0 on."""
+    """Return ImageNet's folders where the number of classes is ImageNet's, else the numbers from 0 on."""
     spec = find_spec("timm") if count in SYNSETS else None  # only its table is read: importing timm takes seconds
     for place in spec.submodule_search_locations or () if spec is not None else ():
         path = Path(place) / "data" / "_info" / SYNSETS[count]
@@ -248,11 +259,11 @@ def numbered_classes(count: int) -> tuple[str, ...]:
 
 
 def _folder_names(names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
-    """The folder of each class where every label has exactly one, and no other label; else nothing."""
+    """Return the folder of each class where every label has exactly one of its own; else nothing."""
     of_label: dict[int, bytes] = {}
     for name, label in zip(names, labels_N.tolist(), strict=True):
         folder = name.rpartition(b"/")[0].rpartition(b"/")[2]
         if not folder or of_label.setdefault(label, folder) != folder:
             return ()
-    whole = sorted(of_label) == list(range(len(of_label))) and len(set(of_label.values())) == len(of_label)
-    return tuple(os.fsdecode(of_label[label]) for label in sorted(of_label)) if whole else ()
+    complete = sorted(of_label) == list(range(len(of_label))) and len(set(of_label.values())) == len(of_label)
+    return tuple(os.fsdecode(of_label[label]) for label in sorted(of_label)) if complete else ()

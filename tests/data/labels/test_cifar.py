@@ -51,7 +51,7 @@ def test_every_form_of_pickle(protocol: int, tmp_path: Path) -> None:
         content = {"data": np.asfortranarray(PIXELS), "fine_labels": [0, 1] * 6, "filenames": [b"x.png"] * 12}
         write(tmp_path / name, content, protocol)
     if protocol == 5:  # numpy makes arrays by another function there, and no file of CIFAR is written so
-        with pytest.raises(ValueError, match=r"wants to run numpy.*_frombuffer"):
+        with pytest.raises(ValueError, match=r"would run numpy.*_frombuffer"):
             Cifar(tmp_path, "val")
     else:
         val = Cifar(tmp_path, "val")
@@ -69,7 +69,7 @@ def test_the_binary_files(tmp_path: Path) -> None:
     assert train.labels_N.tolist() == [0, 1] * 6
     assert np.array_equal(train.raw(5), PIXELS[5].reshape(3, 32, 32).transpose(1, 2, 0))
     (folder / "train.bin").write_bytes(rows[:-1])
-    with pytest.raises(ValueError, match=r"train.bin holds no whole number of images; it was cut off"):
+    with pytest.raises(ValueError, match=r"train.bin ends in the middle of an image: it was cut off"):
         Cifar(tmp_path, "train")
 
 
@@ -92,7 +92,7 @@ class Evil:
 )
 def test_a_pickle_that_wants_more_than_data_is_refused(evil: Evil, ten: Path) -> None:
     write(ten / "cifar-10-batches-py/test_batch", {b"data": PIXELS, b"labels": LABELS, b"extra": evil})
-    with pytest.raises(ValueError, match=r"test_batch wants to run .*; nothing was run, and it is not to be trusted"):
+    with pytest.raises(ValueError, match=r"test_batch would run .*; nothing was run: do not trust this file"):
         Cifar(ten, "val")
     assert not Path("/tmp/never").exists()
 
@@ -102,8 +102,8 @@ def test_a_pickle_that_wants_more_than_data_is_refused(evil: Evil, ten: Path) ->
     [
         ({b"data": PIXELS.astype(object), b"labels": LABELS}, "is damaged .*an array of"),
         ({b"data": PIXELS.astype(np.float32), b"labels": LABELS}, "is damaged .*an array of"),
-        ({b"data": PIXELS[:3], b"labels": LABELS}, "is not CIFAR's"),
-        ({b"data": PIXELS, b"labels": ["a"] * 12}, "is not CIFAR's"),
+        ({b"data": PIXELS[:3], b"labels": LABELS}, "is not a file of CIFAR"),
+        ({b"data": PIXELS, b"labels": ["a"] * 12}, "is not a file of CIFAR"),
         ({b"data": PIXELS, b"labels": [10] * 12}, "labels from 10 to 10, and 10 classes"),
         ([1], "holds a list"),
     ],
@@ -117,8 +117,8 @@ def test_files_that_are_not_cifars(content: Any, told: str, ten: Path) -> None:
 def test_cut_off_and_missing_files(ten: Path) -> None:
     path = ten / "cifar-10-batches-py/data_batch_3"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"data_batch_3 is damaged .* fetch it again"):
+    with pytest.raises(ValueError, match=r"data_batch_3 is damaged .* download it again"):
         Cifar(ten, "train")
     path.unlink()
-    with pytest.raises(ValueError, match=r"data_batch_3 cannot be read .* unpack the whole archive again"):
+    with pytest.raises(ValueError, match=r"data_batch_3 cannot be read .* unpack the archive again"):
         Cifar(ten, "train")

@@ -105,7 +105,7 @@ def test_what_cannot_be_used(saved: Path, pictures: list[Path], tmp_path: Path) 
     file = saved / "train/data-00000-of-00002.arrow"
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(
-        ValueError, match=r"data-00000-of-00002.arrow is no whole Arrow file .*; save the data set again"
+        ValueError, match=r"data-00000-of-00002.arrow is not a complete Arrow file .*; save the data set again"
     ):
         opened(saved)
     file.unlink()

@@ -114,10 +114,10 @@ def test_a_damaged_member_is_named(zipped: Path) -> None:
 def test_archives_that_cannot_be_used(zipped: Path) -> None:
     whole = (zipped / "train.zip").read_bytes()
     (zipped / "train.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"train.zip is no whole zip archive \(.*\): fetch or write it again"):
+    with pytest.raises(ValueError, match=r"train.zip is not a complete zip archive \(.*\): download or write it again"):
         opened(zipped)
     (zipped / "train.zip").unlink()
-    with pytest.raises(ValueError, match=r"train.zip cannot be read .* fetch it"):
+    with pytest.raises(ValueError, match=r"train.zip cannot be read .* download the archive"):
         opened(zipped)
     (zipped / "val_map.txt").unlink()
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_missing_files_are_counted_and_the_first_are_named(lists: Path, zipped: 
         gone = "".join(f"n01/gone_{i}.JPEG\t0\n" for i in range(5))
         (root / mark).write_text((root / mark).read_text().replace(" ", "\t") + gone)
         with pytest.raises(
-            ValueError, match=r"names 5 images that are not there, such as .*gone_0.*gone_2.JPEG; fetch them"
+            ValueError, match=r"lists 5 images that do not exist, such as .*gone_0.*gone_2.JPEG; add them"
         ):
             opened(root)
 
@@ -157,13 +157,13 @@ def test_missing_is_what_no_file_has(tmp_path_factory: pytest.TempPathFactory, n
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "names no image: a line is needed for each"),
+        ("", "lists no image: it needs a line with a path and a label"),
         ("n01/n01_0.JPEG\nn01/n01_1.JPEG 0\n", r"line 1: reads 'n01/n01_0.JPEG': it must be a path and a label"),
         (
             "n01/n01_0.JPEG 0\nn02/n02_1.JPEG 1\nn01/n01_1.JPEG -1\n",
             "gives 1 image the label -1, and the classes are 0 to",
         ),
-        ("n01/n01_0.JPEG 0\n", "has one class, so there is nothing to tell apart"),
+        ("n01/n01_0.JPEG 0\n", "has one class, so there is nothing to classify"),
         ("n01/n01_0.JPEG 0\nn02/n02_0.JPEG 1\nn01/n01_0.JPEG 1\n", "gives n01/n01_0.JPEG the labels 0 and 1"),
     ],
 )
@@ -189,7 +189,7 @@ def test_copies_in_a_list_are_used_once(lists: Path) -> None:
     (lists / "meta/train.txt").write_text(text * 2)
     train = opened(lists)
     assert len(train) == 6
-    assert "names 6 images more than once: each is used once" in train.note
+    assert "lists 6 images more than once: each is used once" in train.note
 
 
 def test_without_a_validation_list_a_tenth_is_held_out(picture: Picture, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_kaggles_tree(picture: Picture, tmp_path: Path) -> None:
     assert [(val.id(i), int(val.labels_N[i])) for i in range(2)] == [("val_2.JPEG", 1), ("val_1.JPEG", 0)]
     assert isinstance(val.sample(0), Sample)
     (tmp_path / "LOC_val_solution.csv").unlink()
-    with pytest.raises(ValueError, match=r"LOC_val_solution.csv, which says what is in its images"):
+    with pytest.raises(ValueError, match=r"LOC_val_solution.csv, which has its labels"):
         opened(tmp_path, "val")
 
 

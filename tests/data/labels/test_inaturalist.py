@@ -37,11 +37,11 @@ def test_classes_are_the_categories_by_their_ids(root: Path) -> None:
 def test_what_cannot_be_used(root: Path) -> None:
     (root / "train_val2018/Kind/7/train1.jpg").unlink()
     with pytest.raises(
-        ValueError, match=r"train2018.json names 1 image that is not there, such as .*train1.jpg; fetch it"
+        ValueError, match=r"train2018.json lists 1 image that does not exist, such as .*train1.jpg; add it"
     ):
         open_dataset(root, "train")
     (root / "train2018.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
-    with pytest.raises(ValueError, match=r"an entry of 'images' has not the keys id, file_name"):
+    with pytest.raises(ValueError, match=r"an entry of 'images' lacks one of id, file_name"):
         open_dataset(root, "train")
     (root / "train2018.json").write_text("{")
     with pytest.raises(ValueError, match=r"is no list of iNaturalist"):
