@@ -17,7 +17,7 @@ from torch import Tensor
 from fourstage.data.sample import Batch
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.data.transforms.segmentation import normalised
-from fourstage.ops.partial_resize import Size, Span, part_of_resized, span_read
+from fourstage.ops.resized_crop import Size, Span, crop_of_resized, input_span
 from fourstage.tasks.segmentation.protocol import SMALLEST, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
@@ -73,7 +73,7 @@ class View:
 
     def read_for(self, out: Size, rows: Span, columns: Span) -> tuple[Span, Span]:
         """Which pixels of the view, not mirrored, a part of the result is made of."""
-        return span_read(self.size[0], out[0], rows, self.aligned), span_read(
+        return input_span(self.size[0], out[0], rows, self.aligned), input_span(
             self.size[1], out[1], columns, self.aligned
         )
 
@@ -82,7 +82,7 @@ class View:
         down, across = self.read_for(out, rows, columns)
         logits_CRK = self._averaged(down, self.as_seen(across))
         logits_CRK = logits_CRK.flip(-1) if self.mirrored else logits_CRK
-        return part_of_resized(logits_CRK, self.size, out, rows, columns, (down[0], across[0]), self.aligned)
+        return crop_of_resized(logits_CRK, self.size, out, rows, columns, (down[0], across[0]), self.aligned)
 
     def _averaged(self, rows: Span, columns: Span) -> Tensor:
         """The mean over all windows, on pixels of the view."""
@@ -104,7 +104,7 @@ class View:
     def _enlarged(self, number: int, rows: Span, columns: Span) -> Tensor:
         """A part of a window's logits, on its pixels."""
         coarse_CHW = self.coarse[number]
-        return part_of_resized(coarse_CHW, _size(coarse_CHW), self.extent, rows, columns, aligned=self.aligned)
+        return crop_of_resized(coarse_CHW, _size(coarse_CHW), self.extent, rows, columns, aligned=self.aligned)
 
 
 def _overlap(corner: int, side: int, span: Span) -> tuple[Span, Span]:

@@ -20,7 +20,7 @@ from fourstage.bench import memory
 from fourstage.data.sample import Batch, Sample, collate
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.data.transforms.segmentation import evaluation_transform, normalised
-from fourstage.ops.partial_resize import part_of_resized, span_read
+from fourstage.ops.resized_crop import crop_of_resized, input_span
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import MULTI_SCALE, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -161,10 +161,10 @@ def test_a_part_of_a_resized_map_is_the_part_of_the_resized_map(
     (r0, r1), (c0, c1) = spans
     x_CHW = torch.randn(3, *old)
     expected = F.interpolate(x_CHW[None], size=new, mode="bilinear", align_corners=aligned)[0, :, r0:r1, c0:c1]
-    part = part_of_resized(x_CHW, old, new, *spans, aligned=aligned)
+    part = crop_of_resized(x_CHW, old, new, *spans, aligned=aligned)
     torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
-    (y0, y1), (x0, x1) = (span_read(o, n, span, aligned) for o, n, span in zip(old, new, spans, strict=True))
-    cut = part_of_resized(x_CHW[:, y0:y1, x0:x1], old, new, *spans, origin=(y0, x0), aligned=aligned)
+    (y0, y1), (x0, x1) = (input_span(o, n, span, aligned) for o, n, span in zip(old, new, spans, strict=True))
+    cut = crop_of_resized(x_CHW[:, y0:y1, x0:x1], old, new, *spans, origin=(y0, x0), aligned=aligned)
     torch.testing.assert_close(cut, expected, rtol=1e-4, atol=1e-5)
 
 
