@@ -81,6 +81,16 @@ def runs_eagerly() -> bool:
     )
 
 
+def is_recorded() -> bool:
+    """Return whether operators are recorded into a graph: by a compiler, an exporter or `torch.jit.trace`."""
+    return is_compiling() or is_tracing()
+
+
+def may_bypass(*containers: nn.Module) -> bool:
+    """Return whether layers may be called in place of the modules that hold them, which nobody watches."""
+    return runs_eagerly() and not any(map(is_watched, containers))
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Return whether a layer is exactly PyTorch's own: no wrapper, hook, parametrisation, patch or compiled form."""
     if type(module) not in LAYERS or is_watched(module):
@@ -112,33 +122,3 @@ def _is_plain(tensor: Tensor) -> bool:
 def _statistics(module: nn.Module) -> list[Tensor]:
     """Return the buffers that take part in the arithmetic; BatchNorm counts its batches in integers."""
     return [tensor for tensor in module._buffers.values() if tensor is not None and tensor.dtype is not torch.int64]
-
-
-# The questions below are older and narrower; the operations that still ask them move to `may_run_fast`.
-
-
-def unwatched(*modules: nn.Module) -> bool:
-    """Whether nobody hangs on to these modules: no hooks, which may also make weights anew, and not compiled."""
-    return not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl is not None
-        for module in modules
-    )
-
-
-def plain_convs(*modules: nn.Module) -> bool:
-    """Whether these are convolutions as they were built. What wraps, shards or parametrises one changes its type."""
-    return all(type(module) is nn.Conv2d for module in modules) and unwatched(*modules)
-
-
-def eager_on_cpu(x: Tensor) -> bool:
-    """Whether operators run now, on a CPU: nothing is traced, counted, faked or transformed."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-    )

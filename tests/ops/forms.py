@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fourstage.ops import attention, depthwise, halo_attention, matmul, sampling, scale_weighing
+from fourstage.ops import (
+    attention,
+    conv_of_class,
+    depthwise,
+    halo_attention,
+    matmul,
+    memory_format,
+    pyramid,
+    resized_conv,
+    resized_loss,
+    sampling,
+    scale_weighing,
+)
 
 Inputs = Callable[[], Sequence[Tensor]]
 
@@ -124,6 +136,34 @@ def sample(map_BHWhd: Tensor, locations_BQhLP2: Tensor, weights_BQhLP: Tensor) -
     return sampling.deformable_sample([map_BHWhd], locations_BQhLP2, weights_BQhLP)
 
 
+def pyramid_inputs(batch: int, sizes: Sequence[tuple[int, int]], widths: Sequence[int]) -> Inputs:
+    """One map of each size and width."""
+    return lambda: [torch.randn(batch, width, *size) for size, width in zip(sizes, widths, strict=True)]
+
+
+def class_channel(conv: nn.Module, x_RDMM: Tensor) -> Tensor:
+    return conv_of_class.conv_of_class(conv, x_RDMM, torch.arange(len(x_RDMM)))
+
+
+def pixel_loss(logits_BChw: Tensor) -> Tensor:
+    batch, classes, height, width = logits_BChw.shape
+    labels_BHW = (torch.arange(batch * 6 * height * width) % (classes + 1)).view(batch, 3 * height, 2 * width)
+    return resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, ignore=classes)
+
+
+RESIZED: dict[str, list[tuple[int, int]]] = {
+    "usual": [(8, 12), (4, 6), (2, 3)],
+    "odd": [(7, 5), (4, 3), (9, 1)],
+    "one row": [(1, 6), (1, 3), (1, 1)],
+    "one column": [(6, 1), (3, 1), (1, 1)],
+}
+DOUBLED: dict[str, list[tuple[int, int]]] = {
+    "usual": [(8, 12), (4, 6)],
+    "odd": [(7, 5), (4, 3)],
+    "two rows": [(2, 6), (1, 3)],
+    "two columns": [(6, 2), (3, 1)],
+    "one cell": [(1, 1), (1, 1)],
+}
 MAPS: dict[str, Inputs] = {
     "usual": of(2, 6, 8, 8),
     "odd": of(3, 5, 7, 8),
@@ -197,5 +237,49 @@ FORMS: dict[str, Form] = {
     "sampling by embedding_bag": Form("sampling.by_embedding_bag", lambda: Operation(sample), SAMPLES, "without"),
     "sampling with the sum of points one by one": Form(
         "sampling.weighed_sum", lambda: Operation(sample), SAMPLES, "with"
+    ),
+    "convolution of one class": Form(
+        "conv_of_class.one_channel",
+        lambda: Operation(class_channel, nn.Conv2d(8, 5, 1)),
+        {"usual": of(3, 8, 4, 4), "odd": of(2, 8, 3, 3), "one row": of(1, 8, 1, 5), "empty": of(0, 8, 4, 4)},
+    ),
+    "convolution before resizing": Form(
+        "resized_conv.conv_then_resize",
+        lambda: Operation(lambda conv, *maps: resized_conv.conv_of_resized(conv, maps), nn.Conv2d(9, 6, 3, padding=1)),
+        {name: pyramid_inputs(2, sizes, (4, 3, 2)) for name, sizes in RESIZED.items()}
+        | {"empty": pyramid_inputs(0, RESIZED["usual"], (4, 3, 2))},
+    ),
+    "convolution before resizing with aligned corners": Form(
+        "resized_conv.conv_then_resize",
+        lambda: Operation(
+            lambda conv, *maps: resized_conv.conv_of_resized(conv, maps, align_corners=True),
+            nn.Conv2d(9, 6, 3, padding=1, bias=False),
+        ),
+        {name: pyramid_inputs(2, sizes, (4, 3, 2)) for name, sizes in RESIZED.items()},
+    ),
+    "pyramid's first output by a joined kernel": Form(
+        "pyramid.conv_by_joined_kernel",
+        lambda: Operation(pyramid.conv_of_sum, nn.Conv2d(4, 12, 1), nn.Conv2d(12, 12, 3, padding=1)),
+        {name: pyramid_inputs(2, sizes, (4, 12)) for name, sizes in DOUBLED.items()}
+        | {"empty": pyramid_inputs(0, DOUBLED["usual"], (4, 12))},
+    ),
+    "decoder's first convolution by a joined kernel": Form(
+        "pyramid.convs_by_joined_kernel",
+        lambda: Operation(
+            pyramid.convs_of_sum,
+            *(nn.Conv2d(4, 12, 1), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1, bias=False)),
+        ),
+        {name: pyramid_inputs(2, sizes, (4, 12)) for name, sizes in DOUBLED.items()}
+        | {"empty": pyramid_inputs(0, DOUBLED["usual"], (4, 12))},
+        limits={"pyramid.JOINING": 0},
+    ),
+    "loss of resized logits by strips": Form(
+        "resized_loss.sum_by_strips",
+        lambda: Operation(pixel_loss),
+        {"usual": of(2, 16, 4, 5), "odd": of(1, 17, 3, 7), "one row": of(1, 16, 1, 5), "empty": of(0, 16, 4, 5)},
+        limits={"resized_loss.STRIP": 1 << 9},
+    ),
+    "channels last": Form(
+        "memory_format.as_channels_last", lambda: Operation(memory_format.prefer_channels_last), MAPS
     ),
 }

@@ -1,4 +1,4 @@
-"""The loss of resized logits, strip by strip and in the plain order."""
+"""The cross-entropy of resized logits by strips is that of the plain form."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourstage.ops import resized_loss
-from fourstage.tasks.segmentation import losses
+from fourstage.ops.resized_loss import resized_cross_entropy, sum_by_strips
 
 SIDES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 IGNORE = 255
@@ -42,7 +42,7 @@ def test_it_is_the_plain_order(
     logits_BChw, labels_BHW = drawn(size, to, classes, ignored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resized_loss, "STRIP", strip)
-        found = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, align_corners)
+        found = sum_by_strips(logits_BChw, labels_BHW, IGNORE, align_corners)
     wanted = plain(logits_BChw, labels_BHW, align_corners)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     grads = [torch.autograd.grad(3 * loss, logits_BChw)[0] for loss in (found, wanted)]
@@ -53,13 +53,12 @@ def test_it_is_the_plain_order(
 def test_many_classes_go_strip_by_strip_where_the_map_is_resized(
     classes: int, to: int, strips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-    inner = resized_loss.resized_cross_entropy
-    monkeypatch.setattr(losses, "resized_cross_entropy", lambda *args: seen.append(1) or inner(*args))
+    calls: list[int] = []
+    monkeypatch.setattr(resized_loss, "sum_by_strips", lambda *args: calls.append(1) or sum_by_strips(*args))
     logits_BChw, labels_BHW = drawn((5, 5), (to, to), classes)
-    loss = losses.pixel_cross_entropy(logits_BChw, labels_BHW, over_valid=True)
-    torch.testing.assert_close(loss, plain(logits_BChw, labels_BHW, False) / (labels_BHW != IGNORE).sum())
-    assert bool(seen) == strips
+    loss = resized_cross_entropy(logits_BChw.float(), labels_BHW, IGNORE)
+    torch.testing.assert_close(loss, plain(logits_BChw, labels_BHW, False).float())
+    assert bool(calls) == strips
 
 
 def test_far_logits_are_exact_and_autocast_changes_nothing() -> None:
@@ -68,17 +67,18 @@ def test_far_logits_are_exact_and_autocast_changes_nothing() -> None:
     far = (60 * logits_BChw.detach()).float().requires_grad_()
     wanted = plain(far, labels_BHW, False)
     with torch.autocast("cpu", torch.bfloat16):
-        found = resized_loss.resized_cross_entropy(far, labels_BHW, IGNORE, False)
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
-    grads = [torch.autograd.grad(loss, far)[0] for loss in (found, wanted)]
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)  # logits near 1,000 are known to 6e-5
+        found = resized_cross_entropy(far, labels_BHW, IGNORE)
+    for loss in (found, resized_cross_entropy(far, labels_BHW, IGNORE), sum_by_strips(far, labels_BHW, IGNORE, False)):
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+        grads = [torch.autograd.grad(x, far, retain_graph=True)[0] for x in (loss, wanted)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)  # logits near 1,000 are known to 6e-5
 
 
 def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16)
     monkeypatch.setattr(resized_loss, "_grad", None)
     with torch.no_grad():
-        resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, False)
+        sum_by_strips(logits_BChw, labels_BHW, IGNORE, False)
 
 
 @pytest.mark.parametrize("ignore", [3, IGNORE])
@@ -86,15 +86,26 @@ def test_labels_may_be_bytes_and_one_of_the_classes_ignored(ignore: int) -> None
     logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16, ignored=0)
     logits_BCHW = F.interpolate(logits_BChw, size=(6, 6), mode="bilinear")
     wanted = F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=ignore, reduction="sum")
-    found = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW.byte(), ignore, False)
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, logits_BChw)[0] for loss in (found, wanted)))
+    for logits in (logits_BChw, logits_BChw.float()):  # the plain form and strips
+        found = resized_cross_entropy(logits, labels_BHW.byte(), ignore)
+        torch.testing.assert_close(found, wanted.to(found.dtype))
+        grads = [torch.autograd.grad(loss, logits_BChw, retain_graph=True)[0] for loss in (found, wanted)]
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
 
 
-def test_what_it_cannot_do_is_said() -> None:
+def test_one_label_map_for_each_image() -> None:
     logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16)
-    with pytest.raises(ValueError, match="logits of 2 images, label maps of 1"):
-        resized_loss.resized_cross_entropy(logits_BChw, labels_BHW[:1], IGNORE, False)
-    loss = resized_loss.resized_cross_entropy(logits_BChw, labels_BHW, IGNORE, False)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(loss, logits_BChw, create_graph=True)
+    with pytest.raises(ValueError, match="logits of 2 images came with 1 label maps; give one label map per image"):
+        resized_cross_entropy(logits_BChw, labels_BHW[:1], IGNORE)
+
+
+def test_second_derivatives() -> None:
+    logits_BChw, labels_BHW = drawn((3, 4), (6, 7), 16)
+    probe = torch.randn_like(logits_BChw)
+
+    def second(loss: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(2 * loss, logits_BChw, create_graph=True)
+        return torch.autograd.grad((grad * probe).sum(), logits_BChw)[0]
+
+    found, wanted = sum_by_strips(logits_BChw, labels_BHW, IGNORE, False), plain(logits_BChw, labels_BHW, False)
+    torch.testing.assert_close(second(found), second(wanted), rtol=1e-10, atol=1e-10)

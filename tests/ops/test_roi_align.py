@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torchvision.ops import roi_align as by_torchvision
 
 from fourstage.ops import roi_align
@@ -15,11 +16,11 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     monkeypatch.setattr(roi_align, "WORTH", 0)
-    seen: list[int] = []
+    calls: list[int] = []
     inner = roi_align._in_threads
-    monkeypatch.setattr(roi_align, "_in_threads", lambda *args: seen.append(1) or inner(*args))
+    monkeypatch.setattr(roi_align, "_in_threads", lambda *args: calls.append(1) or inner(*args))
     yield request.param
-    assert seen
+    assert calls
     assert torch.get_num_threads() == request.param
     torch.set_num_threads(before)
 
@@ -68,3 +69,20 @@ def test_little_is_not_worth_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(roi_align, "_in_threads", None)
     roi_align.roi_align(torch.randn(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 7]]), 3, 1.0, 0)
+
+
+def test_the_plain_form_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Regions(nn.Module):
+        def forward(self, x_BCHW: Tensor, rois_R5: Tensor) -> Tensor:
+            return roi_align.roi_align(x_BCHW, rois_R5, 3, 1.0, 2)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(roi_align, "WORTH", 0)
+    monkeypatch.setattr(roi_align, "_in_threads", None)
+    given = torch.randn(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 7], [0.0, 2, 0, 4, 8]])
+    program = torch.export.export(Regions(), given)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == ["torchvision.roi_align.default"]
+    Regions()(*(x.double() for x in given))
+    monkeypatch.setenv("FOURSTAGE_OPS", "plain")
+    Regions()(*given)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.ops.memory_format import prefer_channels_last
 from fourstage.tasks.detection.boxes import have_area
 from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.padding import padded, padded_size, padding_masks
 from fourstage.tasks.parts.levels import feature_maps
-from fourstage.tasks.parts.memory_format import quick_on_cpu
 from fourstage.tasks.parts.settings import check_counts
 
 Mean = Callable[[Tensor], Tensor]
@@ -112,7 +112,7 @@ class Detector(nn.Module, ABC):
     def maps(self, batch: Batch) -> list[Tensor]:
         """Return the neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
         dtype = next(self.parameters()).dtype
-        return self.neck(feature_maps(self.backbone, quick_on_cpu(padded(batch.images_BCHW.to(dtype)))))
+        return self.neck(feature_maps(self.backbone, prefer_channels_last(padded(batch.images_BCHW.to(dtype)))))
 
     def padding_masks(self, batch: Batch, maps: Sequence[Tensor]) -> list[Tensor] | None:
         """Return for each of the `maps` a (B, h, w) bool mask, True where a cell is padding.

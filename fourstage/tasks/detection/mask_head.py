@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.ops.conv_of_class import conv_of_class
 from fourstage.tasks.detection.box_head import Samples
 from fourstage.tasks.detection.boxes import as_float32
 from fourstage.tasks.detection.detector import GroundTruth
@@ -43,11 +44,7 @@ class MaskHead(nn.Module):
 
     def of_class(self, x_RCMM: Tensor, labels_R: Tensor) -> Tensor:
         """(R, 2M, 2M) logits of one class for each region, the only ones that are computed; float32 or better."""
-        x_RDMM = self._features(x_RCMM)
-        assert self.logits.bias is not None
-        weight_RD = self.logits.weight[:, :, 0, 0][labels_R]
-        logits_RMM = torch.bmm(weight_RD[:, None], x_RDMM.flatten(2)).view(-1, *x_RDMM.shape[2:])
-        return as_float32(logits_RMM + self.logits.bias[labels_R, None, None])
+        return as_float32(conv_of_class(self.logits, self._features(x_RCMM), labels_R))
 
     def _features(self, x_RCMM: Tensor) -> Tensor:
         return F.relu(self.upsample(self.convs(x_RCMM)))

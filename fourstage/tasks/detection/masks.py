@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from fourstage.ops.eager import may_run_fast
 from fourstage.tasks.detection.padding import padded, padded_size
 
 PIXELS = 2**24  # float32 pixels of full-size masks that are in memory at a time
@@ -56,7 +57,7 @@ class SmallMasks:
         if not len(self):
             return
         at_once = max(1, PIXELS // (self.size[0] * self.size[1]))
-        if self.boxes_N4.device.type == "cpu":
+        if may_run_fast(self.boxes_N4):
             at_once = 1  # each within its own window, which is mostly small
         for small, boxes in zip(self.probabilities_NMM.split(at_once), self.boxes_N4.split(at_once), strict=True):
             yield self._pasted(small, boxes)

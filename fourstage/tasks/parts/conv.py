@@ -1,8 +1,10 @@
-"""A convolution with what follows it, as necks and heads stack it. B images, C channels, H x W cells."""
+"""Convolutions with what follows them, as necks and heads stack them. B images, C channels, H x W cells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+from fourstage.ops.resized_conv import conv_of_resized
 
 
 class ConvNormAct(nn.Module):
@@ -12,7 +14,7 @@ class ConvNormAct(nn.Module):
         kernel_size: side of the kernel, cells.
         padding: zeros on each side, cells; None keeps the map's size at stride 1 (odd kernels).
         groups: of the convolution.
-        norm: makes a norm for so many channels.
+        norm: builds a norm for a number of channels.
         act: the activation itself; None: none.
         bias: of the convolution; None: only where no norm follows, which has its own.
 
@@ -55,3 +57,30 @@ class ConvNormAct(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W')."""
         return self.act(self.norm(self.conv(x_BCHW)))
+
+
+class MergingConv(nn.Module):
+    """A 3x3 convolution, a norm and an activation on several maps, concatenated at the size of the first one.
+
+    Args:
+        in_channels: of all maps together.
+        norm: builds a norm for a number of channels.
+        align_corners: how the maps are resized, which is bilinear.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Callable[[int], nn.Module],
+        act: nn.Module,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        layers = ConvNormAct(in_channels, out_channels, 3, norm=norm, act=act)
+        self.conv, self.norm, self.act, self.align_corners = layers.conv, layers.norm, layers.act, align_corners
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """(B, C_i, h_i, w_i), C_i adding up to `in_channels`, to (B, out_channels, h_0, w_0)."""
+        return self.act(self.norm(conv_of_resized(self.conv, maps, self.align_corners)))

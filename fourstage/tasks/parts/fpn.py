@@ -3,38 +3,35 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
-from fourstage.ops.eager import plain_convs
-from fourstage.ops.shapes import known_true
-from fourstage.tasks.parts.resized_conv import conv_of_doubled
+from fourstage.ops.pyramid import conv_of_sum
 
 Extra = Literal["pool", "input", "lateral", "output"]
 
 
 class FPN(nn.Module):
-    """Maps of one width from maps of several, each told what the coarser ones saw.
+    """Feature maps of one width, each with what the coarser ones hold added to it.
 
-    1x1 convolutions make the widths equal, nearest neighbours carry every map down to the next finer one, and 3x3
-    convolutions follow; all with bias, no norm, no activation.
+    1x1 convolutions make the widths equal, the sum of the coarser maps is added to each map by nearest neighbours, and
+    3x3 convolutions follow; all with bias, no norm, no activation.
 
     Args:
-        levels: of the maps that come in, finest first.
-        out_channels: of every map that goes out.
-        num_outs: so many maps; those beyond the ones that come in are each half as large as the one before.
+        levels: of the maps that come in, in descending resolution.
+        out_channels: of every output.
+        num_outs: number of outputs; those beyond the maps that are used are each half as large as the one before.
         start_level: index of the first map that is used.
-        extra: what the maps beyond are made of. "pool": every second cell of the last map. Otherwise by 3x3
-            convolutions of stride 2, one after the other, from the last map as it came "input", after its 1x1
-            convolution "lateral", or as it goes out "output".
+        extra: where the outputs beyond come from. "pool": every second cell of the last output. Otherwise 3x3
+            convolutions of stride 2, one after the other, of the last map as it came in "input", after its 1x1
+            convolution and additions "lateral", or of its output "output".
 
     Attributes:
-        levels: of the maps that go out.
+        levels: of the outputs.
 
     Raises:
-        ValueError: no map is left, or fewer go out than come in.
+        ValueError: no map is used, or fewer outputs than maps are asked for.
     """
 
     def __init__(
@@ -70,70 +67,29 @@ class FPN(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """One (B, level.channels, H_i, W_i) per entry of the `levels` that came in to one per entry of our own."""
-        used = list(maps)[self.start_level :]
-        if doubles(used) and self.joinable() and self._is_shorter(used[0].shape[1]):
-            merged, outs = self.but_finest(maps)
-            return [self._finest(used[0], merged), *outs]
-        return self._from(used, 0)[1]
+        """One (B, level.channels, H_i, W_i) per entry of the `levels` that come in to one per entry of our own."""
+        if len(self.laterals) == 1:
+            return self._from(0, maps)[1]
+        sum_BDhw, outs = self.coarser(maps)
+        x_BCHW = maps[self.start_level]
+        return [conv_of_sum(self.laterals[0], self.outputs[0], x_BCHW, sum_BDhw), *outs]
 
-    def but_finest(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """All that goes out but the finest map, and before them what the finest map would have added when doubled."""
-        return self._from(list(maps)[self.start_level :], 1)
+    def coarser(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the sum that the first map's lateral convolution is added to, and all outputs but the first."""
+        return self._from(1, maps)
 
-    def _from(self, used: Sequence[Tensor], first: int) -> tuple[Tensor, list[Tensor]]:
-        """The map at `first` with what coarser ones saw, and all that goes out from there on."""
-        n, outputs = len(used), list(self.outputs)
-        laterals = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[first:], used[first:], strict=True)]
-        for i in range(len(laterals) - 1, 0, -1):
-            size = laterals[i - 1].shape[-2:]
-            laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], size=size, mode="nearest")
-        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[first:n], laterals, strict=True)]
+    def _from(self, first: int, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the top-down sum at the used map number `first`, and all outputs from there on."""
+        used, n, outputs = list(maps)[self.start_level :], len(self.laterals), list(self.outputs)
+        sums = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[first:], used[first:], strict=True)]
+        for i in range(len(sums) - 1, 0, -1):
+            sums[i - 1] = sums[i - 1] + F.interpolate(sums[i], size=sums[i - 1].shape[-2:], mode="nearest")
+        outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[first:n], sums, strict=True)]
         if self.extra != "pool":
-            x_BCHW = {"input": used[-1], "lateral": laterals[-1], "output": outs[-1]}[self.extra]
+            x_BCHW = {"input": used[-1], "lateral": sums[-1], "output": outs[-1]}[self.extra]
             for conv in outputs[n:]:
                 x_BCHW = conv(x_BCHW)
                 outs.append(x_BCHW)
         while len(outs) < len(self.levels) - first:
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
-        return laterals[0], outs
-
-    def joinable(self) -> bool:
-        """Whether the convolutions of the finest map may be computed as one."""
-        return plain_convs(self.laterals[0], self.outputs[0])
-
-    def _is_shorter(self, channels: int) -> bool:
-        """Whether `_finest` has fewer products than the plain order, from so many channels."""
-        out = self.levels[0].channels
-        return 9 * channels + 4 * out < channels + 9 * out
-
-    def _finest(self, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
-        """`outputs[0](laterals[0](x) + doubled coarser)` as a convolution of each.
-
-        1x1 and 3x3 make one 3x3 convolution, and a doubled map is read by a transposed convolution where it is small.
-        The lateral bias goes with the doubled map, which like it ends where the map ends.
-        """
-        output = self.outputs[0]
-        assert isinstance(output, nn.Conv2d)
-        weight_DC, bias_D = self.lateral_weights()
-        weight_OCyx = torch.einsum("odyx,dc->ocyx", output.weight, weight_DC)
-        near_BOHW = F.conv2d(x_BCHW, weight_OCyx, output.bias, padding=1)
-        return near_BOHW + conv_of_doubled(output.weight, coarser_BDhw + bias_D[:, None, None])
-
-    def lateral_weights(self) -> tuple[Tensor, Tensor]:
-        """(D, C) and (D,) of the finest map's 1x1 convolution."""
-        lateral = self.laterals[0]
-        assert isinstance(lateral, nn.Conv2d)
-        assert lateral.bias is not None
-        return lateral.weight[:, :, 0, 0], lateral.bias
-
-
-def doubles(used: Sequence[Tensor]) -> bool:
-    """Whether the finest of these maps has exactly twice the sides of the next, and lies on a CPU.
-
-    There a doubled map is read by a transposed convolution; on GPUs that was not measured.
-    """
-    if len(used) == 1 or used[0].device.type != "cpu":
-        return False
-    height, width = used[1].shape[-2:]
-    return known_true(used[0].shape[-2] == 2 * height) and known_true(used[0].shape[-1] == 2 * width)
+        return sums[0], outs

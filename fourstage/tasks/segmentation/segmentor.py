@@ -1,4 +1,7 @@
-"""A backbone with a decoder: image in, logits of each pixel out. B images, C classes, H x W pixels, h x w cells."""
+"""A backbone with a decoder, from images to the logits of each pixel.
+
+B images, C classes, H x W pixels, h x w cells.
+"""
 
 from collections.abc import Sequence
 
@@ -7,25 +10,26 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
+from fourstage.ops.memory_format import prefer_channels_last
+from fourstage.ops.resize import resize
 from fourstage.tasks.parts.freeze_unused import freeze_unused
 from fourstage.tasks.parts.levels import feature_maps, levels_of
-from fourstage.tasks.parts.memory_format import quick_on_cpu
-from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
+from fourstage.tasks.segmentation.losses import pixel_cross_entropy
 
 
 class Segmentor(nn.Module):
-    """What `upernet` and `semantic_fpn` put together.
+    """A semantic segmentor, as `upernet` and `semantic_fpn` build it.
 
     Args:
-        backbone: (B, 3, H, W) to a list of maps.
-        decoder: the list of maps to (B, num_classes, h, w).
-        num_classes: 2 to 255; the label 255 means that nobody counts the pixel.
+        backbone: (B, 3, H, W) to a list of feature maps.
+        decoder: the list of feature maps to (B, num_classes, h, w).
+        num_classes: 2 to 255; pixels of the label 255 are ignored.
         neck: the backbone's maps to as many others, before the decoder.
-        auxiliary: a second decoder on the backbone's own maps, which trains along and predicts nothing.
+        auxiliary: a second decoder on the backbone's own maps, which takes part in training alone.
         auxiliary_weight: factor on its loss.
         align_corners: how logits are resized, here and in `Inference`; the decoders have their own.
-        reads: which of the backbone's maps go into neck and decoder; None: all.
-        method: the name by which it is built and by which the names in foreign checkpoints are known.
+        reads: numbers of the backbone's maps that go into neck and decoder; None: all.
+        method: the name of the method, by which the names in foreign checkpoints are known.
 
     Attributes:
         levels: of the backbone.
@@ -57,19 +61,18 @@ class Segmentor(nn.Module):
         self.levels = levels_of(backbone)
         self.reads = tuple(range(len(self.levels)) if reads is None else reads)
         self.stride = self.levels[self.reads[0]].stride
-        everything = range(len(self.levels))  # where an auxiliary decoder of another kind may read any
-        helped = () if auxiliary is None else everything
+        also = () if auxiliary is None else range(len(self.levels))  # a user's auxiliary decoder may read any map
         if isinstance(level := getattr(auxiliary, "level", None), int):
-            helped = (level,)
-        self.find_unused_parameters = freeze_unused(backbone, {*self.reads, *helped})
+            also = (level,)
+        self.find_unused_parameters = freeze_unused(backbone, {*self.reads, *also})
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes, H, W) logits."""
-        return resized(self.coarse(image_BCHW), image_BCHW.shape[2:], self.align_corners)
+        return resize(self.coarse(image_BCHW), image_BCHW.shape[2:], self.align_corners)
 
     def coarse(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) to the logits on the cells of the finest map, (B, num_classes, h, w)."""
-        return self._decoded(feature_maps(self.backbone, quick_on_cpu(image_BCHW)))
+        """(B, 3, H, W) to the logits at the stride of the first map that is read, (B, num_classes, h, w)."""
+        return self._decode(feature_maps(self.backbone, prefer_channels_last(image_BCHW)))
 
     def losses(
         self, image_BCHW: Tensor, labels_BHW: Tensor, *, over_valid: bool = False, ignore: int = IGNORE
@@ -78,50 +81,52 @@ class Segmentor(nn.Module):
 
         def loss(logits_BChw: Tensor) -> Tensor:
             return pixel_cross_entropy(
-                _exact(logits_BChw), labels_BHW, over_valid=over_valid, ignore=ignore, align_corners=self.align_corners
+                _in_float32(logits_BChw),
+                labels_BHW,
+                over_valid=over_valid,
+                ignore=ignore,
+                align_corners=self.align_corners,
             )
 
-        maps = feature_maps(self.backbone, quick_on_cpu(image_BCHW))
-        losses = {"loss_seg": loss(self._decoded(maps))}
+        maps = feature_maps(self.backbone, prefer_channels_last(image_BCHW))
+        losses = {"loss_seg": loss(self._decode(maps))}
         if self.auxiliary is not None:
             losses["loss_aux"] = self.auxiliary_weight * loss(self.auxiliary(maps))
         return losses
 
-    def _decoded(self, maps: Sequence[Tensor]) -> Tensor:
+    def _decode(self, maps: Sequence[Tensor]) -> Tensor:
         used = [maps[i] for i in self.reads]
         return self.decoder(used if self.neck is None else self.neck(used))
 
 
-def _exact(logits: Tensor) -> Tensor:
-    """In float32 or better, whatever autocast made of them."""
+def _in_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32 or better, whatever type autocast gave them."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def chosen(levels: Sequence[Level], maps: Sequence[int] | None) -> tuple[int, ...]:
-    """The numbers of the maps that a decoder reads, finest first; negative ones count from the end.
+def map_numbers(levels: Sequence[Level], maps: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the numbers of the maps that a decoder reads, ascending; negative ones count from the end.
 
     Raises:
-        ValueError: none, twice the same, one that is not there, or not finest first.
+        ValueError: no number, a number twice, one that the backbone lacks, or numbers that do not ascend.
     """
     given = range(len(levels)) if maps is None else maps
-    found = tuple(i + len(levels) if i < 0 else i for i in given)
-    if not found or list(found) != sorted({i for i in found if 0 <= i < len(levels)}):
-        raise ValueError(
-            f"maps are numbers of the backbone's {len(levels)} maps, finest first, from 0; got {list(given)}"
-        )
-    return found
+    numbers = tuple(i + len(levels) if i < 0 else i for i in given)
+    if not numbers or list(numbers) != sorted({i for i in numbers if 0 <= i < len(levels)}):
+        raise ValueError(f"maps are numbers of the backbone's {len(levels)} maps, ascending from 0; got {list(given)}")
+    return numbers
 
 
 def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = None) -> nn.Conv2d:
-    """The last layer of a decoder.
+    """Return the last layer of a decoder.
 
     Args:
-        prior: about the share of pixels that each class has, which the layer gives as probabilities until it has
-            learnt. Where one class covers nearly everything, a decoder that begins with equal ones learns at first to
-            put out all its features wherever that class is not, and the others stay alike for long. None: equal.
+        prior: the approximate share of pixels of each class; the untrained layer predicts these probabilities. Where
+            one class covers nearly everything, a decoder that starts with equal probabilities first learns to suppress
+            all its features wherever that class is absent, and the other classes stay alike for long. None: equal.
 
     Raises:
-        ValueError: a number of classes that label maps cannot hold, a prior that is none.
+        ValueError: a number of classes that label maps cannot hold, a wrong prior.
     """
     check_classes(num_classes)
     layer = nn.Conv2d(channels, num_classes, 1)
@@ -133,13 +138,13 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
     if len(prior) != num_classes or min(prior) <= 0:
         raise ValueError(
             f"prior is the share of pixels of each of {num_classes} classes, above 0, and {list(prior)} came; give "
-            f"{num_classes} of them, or none: method_args.prior=null in a recipe, prior=None in Python"
+            f"{num_classes} numbers, or none: method_args.prior=null in a recipe, prior=None in Python"
         )
     layer.bias.data = torch.tensor(prior, dtype=layer.bias.dtype).log()
     return layer
 
 
 def check_classes(num_classes: int) -> None:
-    """Raise ValueError unless label maps can hold so many classes."""
+    """Raise ValueError unless label maps can hold this number of classes."""
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or not 2 <= num_classes <= IGNORE:
         raise ValueError(f"num_classes is a count from 2 to {IGNORE}, as label maps hold bytes; got {num_classes!r}")

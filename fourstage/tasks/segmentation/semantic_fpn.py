@@ -1,4 +1,4 @@
-"""Semantic FPN: the maps of a feature pyramid, each brought to the finest one's size and added. B images, C channels.
+"""Semantic FPN: the maps of a feature pyramid, each resized to the first one's size and added. B images, C channels.
 
 Source: https://arxiv.org/abs/1901.02446, in the form of MMSegmentation 1.2 (FPN, FPNHead).
 """
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
-from fourstage.ops.eager import plain_convs, unwatched
+from fourstage.ops.eager import may_bypass
+from fourstage.ops.pyramid import convs_of_sum
+from fourstage.ops.resize import resize
 from fourstage.tasks.parts.conv import ConvNormAct
-from fourstage.tasks.parts.fpn import FPN, doubles
+from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.levels import levels_of
 from fourstage.tasks.parts.settings import check_counts
-from fourstage.tasks.segmentation.finest import conv_of_finest, is_shorter
-from fourstage.tasks.segmentation.losses import resized
-from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
+from fourstage.tasks.segmentation.segmentor import Segmentor, classifier, map_numbers
 
 
 def semantic_fpn(
@@ -35,22 +35,23 @@ def semantic_fpn(
     """A backbone with a feature pyramid and Semantic FPN's decoder.
 
     Args:
-        backbone: a module with `levels`, finest first, that returns its maps.
-        num_classes: classes to tell apart.
+        backbone: a module with `levels`, in descending resolution, that returns one feature map for each.
+        num_classes: number of classes.
         neck_channels: width of the feature pyramid.
         channels: width of the decoder.
         dropout: share of the channels that are dropped before the last layer.
-        prior: about the share of pixels of each class, where the last layers begin; see `classifier`.
-        maps: numbers of the backbone's maps that are read, finest first; None: all.
-        num_outs: maps of the pyramid; those beyond the ones that are read are pooled from the coarsest. None: no more.
+        prior: the approximate share of pixels of each class, for the last layer; see `classifier`.
+        maps: numbers of the backbone's maps that are read, ascending; None: all.
+        num_outs: number of maps of the pyramid; those beyond the ones that are read are pooled from the last. None: as
+            many as are read.
         align_corners: how the decoder's maps and logits are resized; as published, corners are not aligned.
 
     Raises:
-        ValueError: maps that the backbone has not, counts below 1.
+        ValueError: maps that the backbone lacks, counts below 1.
     """
     check_counts(neck_channels=neck_channels, channels=channels, num_outs=num_outs)
     levels = levels_of(backbone)
-    reads = chosen(levels, maps)
+    reads = map_numbers(levels, maps)
     neck = FPN([levels[i] for i in reads], neck_channels, num_outs=len(reads) if num_outs is None else num_outs)
     decoder = FPNDecoder(
         neck.levels, num_classes, channels=channels, dropout=dropout, prior=prior, align_corners=align_corners
@@ -61,23 +62,22 @@ def semantic_fpn(
 
 
 class SemanticFPN(Segmentor):
-    """On a CPU, the last convolution of the neck and the decoder's first are one where that has fewer products."""
+    """Computes the neck's last convolution and the decoder's first as one operation; see `ops/pyramid.py`."""
 
-    def _decoded(self, maps: Sequence[Tensor]) -> Tensor:
+    def _decode(self, maps: Sequence[Tensor]) -> Tensor:
         used, neck, decoder = [maps[i] for i in self.reads], self.neck, self.decoder
-        if type(neck) is not FPN or type(decoder) is not FPNDecoder or not doubles(used):
-            return super()._decoded(maps)
-        first = decoder.first
-        as_built = neck.joinable() and plain_convs(first.conv) and unwatched(neck, decoder, decoder.scales[0], first)
-        if not as_built or not is_shorter(neck, first.conv, used[0]):
-            return super()._decoded(maps)
-        coarser_BDhw, outs = neck.but_finest(used)
-        x_BCHW = conv_of_finest(neck, first.conv, used[0], coarser_BDhw)
-        return decoder.summed(first.act(first.norm(x_BCHW)), outs)
+        if type(neck) is not FPN or type(decoder) is not FPNDecoder or len(used) == 1:
+            return super()._decode(maps)
+        scale, layer = decoder.first()
+        if type(layer) is not ConvNormAct or not may_bypass(neck, decoder, scale, layer):
+            return super()._decode(maps)
+        sum_BDhw, outs = neck.coarser(used)
+        x_BCHW = convs_of_sum(neck.laterals[0], neck.outputs[0], layer.conv, used[0], sum_BDhw)
+        return decoder.classified(layer.act(layer.norm(x_BCHW)), outs)
 
 
 class FPNDecoder(nn.Module):
-    """Maps, finest first, to logits on the finest one's cells."""
+    """Feature maps in descending resolution to logits on the cells of the first."""
 
     def __init__(
         self,
@@ -90,36 +90,37 @@ class FPNDecoder(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        finest, self.align_corners = levels[0].stride, align_corners
+        self.align_corners = align_corners
         self.scales = nn.ModuleList(
-            _Scale(level.channels, channels, level.stride / finest, align_corners) for level in levels
+            _Scale(level.channels, channels, level.stride / levels[0].stride, align_corners) for level in levels
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classify = classifier(channels, num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
-        finest_BCHW, *coarser = maps
-        return self.summed(self.scales[0](finest_BCHW), coarser)
+        """One (B, C_i, H_i, W_i) per level to (B, num_classes, H_0, W_0)."""
+        first_BCHW, *coarser = maps
+        return self.classified(self.scales[0](first_BCHW), coarser)
 
-    @property
-    def first(self) -> ConvNormAct:
-        """What the finest map goes through, alone."""
+    def first(self) -> tuple[nn.Module, nn.Module]:
+        """Return the modules that the first map goes through: a scale, and the only layer in it."""
         scale = self.scales[0]
-        assert isinstance(scale, _Scale)
-        (only,) = scale.convs
-        assert isinstance(only, ConvNormAct)
-        return only
+        return scale, scale.convs[0] if type(scale) is _Scale else scale
 
-    def summed(self, total_BCHW: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """Logits, from the finest map as its convolution left it and the coarser ones as they came."""
+    def classified(self, total_BCHW: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits.
+
+        Args:
+            total_BCHW: the first map after its scale.
+            maps: the coarser ones as they came in.
+        """
         for scale, x_BCHW in zip(list(self.scales)[1:], maps, strict=True):
-            total_BCHW = total_BCHW + resized(scale(x_BCHW), total_BCHW.shape[2:], self.align_corners)
+            total_BCHW = total_BCHW + resize(scale(x_BCHW), total_BCHW.shape[2:], self.align_corners)
         return self.classify(self.dropout(total_BCHW))
 
 
 class _Scale(nn.Module):
-    """Convolutions that take one map up, each but on the finest map followed by a doubling of its sides."""
+    """Convolutions of one map. All but those of the first map are each followed by a doubling of its sides."""
 
     def __init__(self, in_channels: int, channels: int, coarser: float, align_corners: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""UPerNet: a pyramid of poolings on the coarsest map, merged top-down with the finer ones. B images, C channels.
+"""UPerNet: a pyramid of poolings on the last feature map, merged top-down with the others. B images, C channels.
 
 Source: https://arxiv.org/abs/1807.10221, in the form of MMSegmentation 1.2 (UPerHead, FCNHead).
 """
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
-from fourstage.tasks.parts.conv import ConvNormAct
+from fourstage.ops.resize import resize
+from fourstage.tasks.parts.conv import ConvNormAct, MergingConv
 from fourstage.tasks.parts.levels import levels_of
-from fourstage.tasks.parts.resized_conv import MergingConv
 from fourstage.tasks.parts.settings import check_counts
-from fourstage.tasks.segmentation.losses import resized
-from fourstage.tasks.segmentation.segmentor import Segmentor, chosen, classifier
+from fourstage.tasks.segmentation.segmentor import Segmentor, classifier, map_numbers
 
 AUXILIARY_STRIDE = 16
 
@@ -39,25 +38,25 @@ def upernet(
     """A backbone with UPerNet's decoder and, for training alone, an auxiliary one.
 
     Args:
-        backbone: a module with `levels`, finest first, that returns its maps.
-        num_classes: classes to tell apart.
+        backbone: a module with `levels`, in descending resolution, that returns one feature map for each.
+        num_classes: number of classes.
         channels: width of the decoder.
         pool_scales: sides of the pooled maps, cells.
         dropout: share of the channels that are dropped before the last layer.
-        prior: about the share of pixels of each class, where the last layers begin; see `classifier`.
+        prior: the approximate share of pixels of each class, for the last layers; see `classifier`.
         auxiliary_channels, auxiliary_convs: width and depth of the auxiliary decoder.
-        auxiliary_weight: factor on its loss; 0: there is none.
+        auxiliary_weight: factor on its loss; 0: no auxiliary decoder.
         auxiliary_map: number of the backbone's map that it reads; None: the one at stride 16.
-        auxiliary_concat: whether its last layer sees that map too, beside what the convolutions made of it.
-        maps: numbers of the backbone's maps that the decoder reads, finest first; None: all.
+        auxiliary_concat: whether its last layer reads that map too, beside the output of the convolutions.
+        maps: numbers of the backbone's maps that the decoder reads, ascending; None: all.
         align_corners: how maps and logits are resized; as published, corners are not aligned.
 
     Raises:
-        ValueError: the backbone gives no map at stride 16 for the auxiliary decoder, or not those that are asked for;
-            a width, depth or scale that cannot be.
+        ValueError: the backbone has no map at stride 16 for the auxiliary decoder, or lacks one that is named; a
+            width, depth or scale below its least value.
     """
     levels = levels_of(backbone)
-    reads = chosen(levels, maps)
+    reads = map_numbers(levels, maps)
     decoder = UPerDecoder(
         [levels[i].channels for i in reads],
         num_classes,
@@ -92,25 +91,25 @@ def upernet(
 
 
 def auxiliary_level(levels: Sequence[Level], number: int | None = None) -> int:
-    """Which map the auxiliary decoder reads: the one of this number, or at stride 16.
+    """Return the number of the map that the auxiliary decoder reads: this one, or the one at stride 16.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the backbone lacks that map.
     """
     if number is not None:
-        return chosen(levels, [number])[0]
+        return map_numbers(levels, [number])[0]
     for i, level in enumerate(levels):
         if level.stride == AUXILIARY_STRIDE:
             return i
     strides = ", ".join(str(level.stride) for level in levels)
     raise ValueError(
-        f"UPerNet's auxiliary decoder reads the map at stride {AUXILIARY_STRIDE}, and the backbone gives {strides}; "
-        "take all its maps, name another one by auxiliary_map, or set auxiliary_weight=0"
+        f"UPerNet's auxiliary decoder reads the map at stride {AUXILIARY_STRIDE}, and the backbone's strides are "
+        f"{strides}; use all its maps, name another one by auxiliary_map, or set auxiliary_weight=0"
     )
 
 
 class UPerDecoder(nn.Module):
-    """Maps, finest first, to logits on the finest one's cells."""
+    """Feature maps in descending resolution to logits on the cells of the first."""
 
     def __init__(
         self,
@@ -130,16 +129,15 @@ class UPerDecoder(nn.Module):
         *finer, coarsest = in_channels
         self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         self.pooled = nn.ModuleList(_conv(coarsest, channels, 1) for _ in pool_scales)
-        pyramid = _conv(coarsest + len(self.pool_scales) * channels, channels, 3)
-        self.bottleneck = MergingConv(pyramid, align_corners=align_corners)
+        self.bottleneck = _merging(coarsest + len(self.pool_scales) * channels, channels, align_corners)
         self.laterals = nn.ModuleList(_conv(width, channels, 1) for width in finer)
         self.outputs = nn.ModuleList(_conv(channels, channels, 3) for _ in finer)
-        self.fuse = MergingConv(_conv(len(in_channels) * channels, channels, 3), align_corners=align_corners)
+        self.fuse = _merging(len(in_channels) * channels, channels, align_corners)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = classifier(channels, num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One (B, C_i, H_i, W_i) per level, finest first, to (B, num_classes, H_0, W_0)."""
+        """One (B, C_i, H_i, W_i) per level to (B, num_classes, H_0, W_0)."""
         merged = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
         merged.append(self._pyramid(maps[-1]))
         for i in range(len(merged) - 1, 0, -1):
@@ -154,20 +152,20 @@ class UPerDecoder(nn.Module):
         return self.bottleneck([x_BCHW, *pooled])
 
     def _to(self, like_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-        return resized(x_BCHW, like_BCHW.shape[2:], self.align_corners)
+        return resize(x_BCHW, like_BCHW.shape[2:], self.align_corners)
 
     def _check_statistics(self, images: int) -> None:
         """Raise ValueError where a norm would have to take its statistics from a single cell of a single image."""
         alone = any(type(module) is nn.BatchNorm2d and module.training for module in self.pooled.modules())
         if images == 1 and 1 in self.pool_scales and alone:
             raise ValueError(
-                "UPerNet pools each image to one cell, and one image at a time leaves its norm nothing to learn from: "
-                "train with two images or more per process and part, or with sync_batchnorm=true over several processes"
+                "UPerNet pools each image to one cell, and one image at a time gives its norm no statistics there; "
+                "train with two images or more at a time, or with sync_batchnorm=true over several processes"
             )
 
 
 class FCNDecoder(nn.Module):
-    """Convolutions on one of the maps; helps the backbone to learn and has no part in predictions."""
+    """Convolutions on one of the maps. It helps the backbone to learn and is not used in predictions."""
 
     def __init__(
         self,
@@ -192,14 +190,19 @@ class FCNDecoder(nn.Module):
         self.classify = classifier(channels if concat else widths[-1], num_classes, prior)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """The backbone's maps to (B, num_classes, H_i, W_i) on the cells of the one it reads."""
-        x_BCHW = seen_BCHW = maps[self.level]
+        """The backbone's maps to (B, num_classes, H_i, W_i) on the cells of the map that it reads."""
+        x_BCHW = map_BCHW = maps[self.level]
         for conv in self.convs:
             x_BCHW = conv(x_BCHW)
         if self.merge is not None:
-            x_BCHW = self.merge(torch.cat([seen_BCHW, x_BCHW], dim=1))
+            x_BCHW = self.merge(torch.cat([map_BCHW, x_BCHW], dim=1))
         return self.classify(self.dropout(x_BCHW))
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int) -> ConvNormAct:
     return ConvNormAct(in_channels, out_channels, kernel_size, norm=nn.BatchNorm2d, act=nn.ReLU(inplace=True))
+
+
+def _merging(in_channels: int, out_channels: int, align_corners: bool) -> MergingConv:
+    act = nn.ReLU(inplace=True)
+    return MergingConv(in_channels, out_channels, norm=nn.BatchNorm2d, act=act, align_corners=align_corners)

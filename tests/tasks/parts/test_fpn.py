@@ -1,4 +1,4 @@
-"""The pyramid gives the same maps in the plain order and in the one with fewer products."""
+"""The pyramid gives the same maps in the plain form and by the fast path."""
 
 from typing import Any
 
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fourstage.backbones.layers import Level
+from fourstage.ops import pyramid
 from fourstage.tasks.parts.fpn import FPN, Extra
-from fourstage.tasks.parts.resized_conv import conv_of_doubled
 
 
-def maps_of(width: int) -> list[Tensor]:
+def two_maps(width: int) -> list[Tensor]:
     return [torch.randn(1, width, 6, 4), torch.randn(1, 8, 3, 2)]
 
 
-def two(width: int) -> FPN:
+def two_levels(width: int) -> FPN:
     return FPN([Level(width, 4), Level(8, 8)], 32, 2)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of each time that the finest map is made the short way."""
-    seen: list[int] = []
-    inner = FPN._finest
-    monkeypatch.setattr(FPN, "_finest", lambda *args: seen.append(1) or inner(*args))
-    return seen
+    """Return a list that grows when the fast path runs."""
+    calls: list[int] = []
+    inner = pyramid.conv_by_joined_kernel
+    monkeypatch.setattr(pyramid, "conv_by_joined_kernel", lambda *args: calls.append(1) or inner(*args))
+    return calls
 
 
 def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
-    """Of the maps that come in alone."""
+    """Return the outputs of the maps that come in, without further ones."""
     laterals = [conv(x_BCHW) for conv, x_BCHW in zip(fpn.laterals, maps, strict=True)]
     for i in reversed(range(len(maps) - 1)):
         laterals[i] = laterals[i] + F.interpolate(laterals[i + 1], size=laterals[i].shape[2:])
@@ -48,7 +48,7 @@ def plain(fpn: FPN, maps: list[Tensor]) -> list[Tensor]:
     more=st.integers(0, 2),
     extra=st.sampled_from(["pool", "input", "lateral", "output"]),
 )
-def test_it_is_the_plain_order(
+def test_the_fast_path_is_the_plain_form(
     coarsest: tuple[int, int], odd: tuple[int, int], widths: list[int], start: int, more: int, extra: Extra
 ) -> None:
     torch.manual_seed(0)
@@ -63,12 +63,13 @@ def test_it_is_the_plain_order(
         assert isinstance(conv.bias, Tensor)
         nn.init.normal_(conv.bias)
     with pytest.MonkeyPatch.context() as patch:
-        seen = watch(patch)
+        calls = watch(patch)
+        patch.setattr(pyramid, "may_run_fast", lambda *_, modules: True)  # in float64 too
         found = fpn(maps)
-        patch.setattr(FPN, "joinable", lambda _: False)
+        patch.setattr(pyramid, "may_run_fast", lambda *_, modules: False)
         wanted = fpn(maps)
     (height, width), coarser = sizes[start], sizes[start + 1] if start + 1 < len(widths) else (0, 0)
-    assert bool(seen) == ((height, width) == (2 * coarser[0], 2 * coarser[1]) and 8 * widths[start] < 5 * 12)
+    assert bool(calls) == ((height, width) == (2 * coarser[0], 2 * coarser[1]) and 8 * widths[start] < 5 * 12)
     torch.testing.assert_close(wanted[: len(maps) - start], plain(fpn, maps[start:]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     weights = [torch.randn_like(map) for map in wanted]
@@ -80,40 +81,24 @@ def test_it_is_the_plain_order(
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("width", "short"), [(19, True), (20, False)])
-def test_products_are_saved_where_the_finest_map_is_narrow(
-    width: int, short: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From 32 channels: 9 * 19 + 4 * 32 = 299 for each of them and each cell instead of 19 + 9 * 32 = 307."""
-    seen = watch(monkeypatch)
-    two(width)(maps_of(width))
-    assert seen == [1] * short
-
-
 def test_convolutions_that_are_not_as_built_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch(monkeypatch)
-    hooked, wrapped, pruned = two(8), two(8), two(8)
+    calls = watch(monkeypatch)
+    hooked, wrapped, pruned = two_levels(8), two_levels(8), two_levels(8)
     outs: list[Any] = []
     hooked.outputs[0].register_forward_hook(lambda _module, _inputs, out: outs.append(out))
     wrapped.laterals[0] = nn.Sequential(wrapped.laterals[0])
     prune.l1_unstructured(pruned.laterals[0], "weight", 0.5)
     for fpn in (hooked, wrapped, pruned):
-        for _ in range(2):  # pruned weights are made anew each time
-            fpn(maps_of(8))[0].sum().backward()
-    assert not seen
+        for _ in range(2):  # pruned weights are computed again in each call
+            fpn(two_maps(8))[0].sum().backward()
+    assert not calls
     assert len(outs) == 2
 
 
 def test_it_exports_for_any_sizes_of_its_maps() -> None:
     sides = [{2: torch.export.Dim(f"h{i}", min=4), 3: torch.export.Dim(f"w{i}", min=4)} for i in range(2)]
-    fpn = two(8).eval()
+    fpn = two_levels(8).eval()
     maps = [torch.randn(1, 8, 16, 12), torch.randn(1, 8, 8, 6)]
     program = torch.export.export(fpn, (maps,), dynamic_shapes=(sides,))
     for other in (maps, [torch.randn(1, 8, 17, 9), torch.randn(1, 8, 9, 5)]):
         torch.testing.assert_close(program.module()(other), fpn(other))
-
-
-def test_a_doubled_map_is_convolved_where_it_is_small() -> None:
-    x_BCHW, weight_OCyx = torch.randn(2, 3, 5, 1).double(), torch.randn(4, 3, 3, 3).double()
-    wanted = F.conv2d(F.interpolate(x_BCHW, scale_factor=2), weight_OCyx, padding=1)
-    torch.testing.assert_close(conv_of_doubled(weight_OCyx, x_BCHW), wanted, rtol=1e-12, atol=1e-12)

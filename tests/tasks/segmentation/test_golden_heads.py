@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import fourstage
 from fourstage.data.sample import Batch
 from fourstage.data.transforms.resizing import Normalise
+from fourstage.ops.resize import resize
 from fourstage.tasks.segmentation.inference import Inference
-from fourstage.tasks.segmentation.losses import pixel_cross_entropy, resized
+from fourstage.tasks.segmentation.losses import pixel_cross_entropy
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
@@ -57,7 +58,7 @@ def tapped(model: nn.Module, names: dict[str, str]) -> tuple[dict[str, Tensor], 
 
 def check_taps(found: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
     for name, x_BCHW in found.items():
-        assert_sampled(resized(x_BCHW, tuple(arrays[f"raw/{name}/shape"][2:])), arrays, f"raw/{name}")
+        assert_sampled(resize(x_BCHW, tuple(arrays[f"raw/{name}/shape"][2:])), arrays, f"raw/{name}")
     recorded = {key.removeprefix("raw/").removesuffix("/val") for key in arrays if key.startswith("raw/")}
     assert {name for name in recorded if "/" not in name and not name.startswith("backbone")} == set(found)
 
@@ -134,7 +135,7 @@ def test_the_mean_over_pixels_that_count() -> None:
     labels[:, :4] = 255
     over_all, over_valid = (pixel_cross_entropy(logits, labels, over_valid=flag) for flag in (False, True))
     assert over_all.item() == pytest.approx(0.75 * over_valid.item())
-    log_p = resized(logits, (16, 16)).log_softmax(dim=1)[:, :, 4:]
+    log_p = resize(logits, (16, 16)).log_softmax(dim=1)[:, :, 4:]
     expected = -log_p.gather(1, labels[:, None, 4:]).mean()
     assert over_valid.item() == pytest.approx(expected.item())
     nothing = torch.full_like(labels, 255)

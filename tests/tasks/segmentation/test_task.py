@@ -160,7 +160,7 @@ def test_three_levels_are_enough(build: Any) -> None:
 def test_what_does_not_fit_is_said() -> None:
     two = Patches((4, 6, 8, 10))
     two.levels = two.levels[:2]
-    with pytest.raises(ValueError, match="at stride 16, and the backbone gives 4, 8"):
+    with pytest.raises(ValueError, match="at stride 16, and the backbone's strides are 4, 8"):
         upernet(two, 3)
     for count in (1, 256, True):
         with pytest.raises(ValueError, match="from 2 to 255"):

@@ -1,18 +1,18 @@
+"""The convolution before the resizing gives what the convolution of resized maps gives."""
+
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fourstage.tasks.parts.resized_conv import conv_of_resized
+from fourstage.ops import resized_conv
+from fourstage.ops.resized_conv import conv_of_resized, conv_then_resize, resize_then_conv
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
-
-
-def plain(conv: nn.Conv2d, maps: list[Tensor], align_corners: bool) -> Tensor:
-    size = maps[0].shape[2:]
-    resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners) for x in maps]
-    return conv(torch.cat(resized, dim=1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -29,7 +29,7 @@ def test_it_is_the_plain_order(
     shapes = [(first, 3), *others]
     maps = [torch.randn(2, width, *size, dtype=torch.float64, requires_grad=True) for size, width in shapes]
     conv = nn.Conv2d(sum(width for _, width in shapes), 5, 3, padding=1, bias=bias, dtype=torch.float64)
-    wanted, found = plain(conv, maps, align_corners), conv_of_resized(conv, maps, align_corners)
+    wanted, found = resize_then_conv(conv, maps, align_corners), conv_then_resize(conv, maps, align_corners)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
     weight = torch.randn_like(wanted)
     leaves = [*maps, *conv.parameters()]
@@ -53,3 +53,12 @@ def test_it_exports_and_compiles_with_any_size() -> None:
     program = torch.export.export(network, inputs, dynamic_shapes=({2: height, 3: width}, {2: rows, 3: columns}))
     other = (torch.randn(2, 2, 10, 20), torch.randn(2, 4, 5, 7))
     torch.testing.assert_close(program.module()(*other), network(*other))
+
+
+@pytest.mark.parametrize("changes", [{"padding": 0}, {"stride": 2}, {"groups": 2}, {"padding_mode": "reflect"}])
+def test_other_convolutions_take_the_plain_form(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resized_conv, "conv_then_resize", None)
+    conv = nn.Conv2d(6, 4, 3, **{"padding": 1, **changes})
+    maps = [torch.randn(2, 4, 7, 8), torch.randn(2, 2, 4, 4)]
+    wanted = conv(torch.cat([maps[0], F.interpolate(maps[1], size=(7, 8), mode="bilinear")], dim=1))
+    torch.testing.assert_close(conv_of_resized(conv, maps), wanted)

@@ -1,0 +1,39 @@
+"""A 1x1 convolution with an output channel for each class, of which each region needs one.
+
+The plain form computes all channels and picks one. The fast path multiplies each region by the weights of its class
+alone: 80 times fewer products for the classes of COCO.
+
+R regions, D channels in, C classes, M x M cells.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.ops.eager import may_run_fast
+
+
+def conv_of_class(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
+    """Return the channel `labels_R` of `conv(x)` for each region, (R, M, M).
+
+    Args:
+        conv: a 1x1 convolution from D to C channels.
+    """
+    if may_run_fast(x_RDMM, modules=(conv,)) and isinstance(conv, nn.Conv2d) and _is_1x1(conv):
+        return one_channel(conv, x_RDMM, labels_R)
+    return pick_channel(conv, x_RDMM, labels_R)
+
+
+def pick_channel(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
+    """Compute the plain form."""
+    return conv(x_RDMM)[torch.arange(len(labels_R), device=labels_R.device), labels_R]
+
+
+def one_channel(conv: nn.Conv2d, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
+    """Compute the fast form."""
+    weight_RD = conv.weight[:, :, 0, 0][labels_R]
+    out_RMM = torch.bmm(weight_RD[:, None], x_RDMM.flatten(2)).view(-1, *x_RDMM.shape[2:])
+    return out_RMM if conv.bias is None else out_RMM + conv.bias[labels_R, None, None]
+
+
+def _is_1x1(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
