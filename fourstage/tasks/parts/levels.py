@@ -1,18 +1,18 @@
-"""What a backbone says about its maps, and whether they are so. B images, C channels, H x W pixels, h x w cells."""
+"""The feature maps of a backbone and the levels that describe them. B images, C channels, H x W pixels, h x w cells."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.eager import is_recorded
 
 
 def levels_of(backbone: nn.Module) -> tuple[Level, ...]:
-    """Its `levels`, finest first.
+    """Return the backbone's `levels`, in descending resolution.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the backbone has none.
     """
     levels = getattr(backbone, "levels", None)
     if not levels:
@@ -21,25 +21,25 @@ def levels_of(backbone: nn.Module) -> tuple[Level, ...]:
 
 
 def feature_maps(backbone: nn.Module, image_BCHW: Tensor) -> Sequence[Tensor]:
-    """The maps of a backbone, one (B, level.channels, h, w) for each of its `levels`.
+    """Return the feature maps of an image, one (B, level.channels, h, w) for each of the backbone's `levels`.
 
     Raises:
-        ValueError: they are not what `levels` say. A graph that is traced holds no such check.
+        ValueError: the maps do not match the `levels`. A recorded graph holds no such check.
     """
     maps = backbone(image_BCHW)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if is_recorded():
         return maps
-    if not _fit(maps, levels := levels_of(backbone), image_BCHW.shape[2:]):
-        said = ", ".join(f"{level.channels} channels at stride {level.stride}" for level in levels)
+    if not _match(maps, levels := levels_of(backbone), image_BCHW.shape[2:]):
+        needed = ", ".join(f"{level.channels} channels at stride {level.stride}" for level in levels)
         raise ValueError(
-            f"{type(backbone).__name__} makes {_told(maps)} of {_told([image_BCHW])}, and its levels say {said}; "
-            "let its forward return a list of maps (B, channels, H / stride, W / stride), one for each level"
+            f"{type(backbone).__name__} returned {_shapes(maps)} for {_shapes([image_BCHW])}, and its levels promise "
+            f"{needed}; let its forward return a list of maps (B, channels, H / stride, W / stride), one for each level"
         )
     return maps
 
 
-def _fit(maps: object, levels: Sequence[Level], sides: Sequence[int]) -> bool:
-    """Whether these are maps of an image with such sides, up to what is cut off or filled up at borders."""
+def _match(maps: object, levels: Sequence[Level], sides: Sequence[int]) -> bool:
+    """Return whether these can be maps of an image with such sides, which may be cropped or padded at borders."""
     if not isinstance(maps, list | tuple) or len(maps) != len(levels):
         return False
     for x, level in zip(maps, levels, strict=True):
@@ -51,20 +51,20 @@ def _fit(maps: object, levels: Sequence[Level], sides: Sequence[int]) -> bool:
     return True
 
 
-def _told(maps: object) -> str:
+def _shapes(maps: object) -> str:
     if not isinstance(maps, list | tuple):
         return f"a {type(maps).__name__}"
-    told = [str(tuple(x.shape)) if isinstance(x, Tensor) else f"a {type(x).__name__}" for x in maps]
-    return ", ".join(told) or "no map"
+    shapes = [str(tuple(x.shape)) if isinstance(x, Tensor) else f"a {type(x).__name__}" for x in maps]
+    return ", ".join(shapes) or "no map"
 
 
 def first_at_stride(levels: tuple[Level, ...], stride: int) -> int:
-    """Index of the first map at this stride or coarser.
+    """Return the index of the first map at this stride or a larger one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no map has such a stride.
     """
-    found = next((i for i, level in enumerate(levels) if level.stride >= stride), None)
-    if found is None:
+    index = next((i for i, level in enumerate(levels) if level.stride >= stride), None)
+    if index is None:
         raise ValueError(f"the backbone's maps end at stride {levels[-1].stride}; this needs one at {stride} or more")
-    return found
+    return index

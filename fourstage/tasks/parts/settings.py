@@ -1,4 +1,4 @@
-"""Settings that come by name from a recipe or a caller, checked before anything is built."""
+"""Checks of settings that a recipe or a caller gives by name, before anything is built."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,11 +7,11 @@ from math import inf
 from numbers import Integral
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+Settings = TypeVar("Settings")
 
 
 def check_names(build: Callable[..., Any], what: str, given: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
-    """Raise ValueError for a name that is no argument of `build`, or one of those in `but`, which others decide."""
+    """Raise ValueError for a name that is no argument of `build`, or that is in `but`: others give those."""
     known = [name for name in inspect.signature(build).parameters if name not in but]
     for name in given:
         if name not in known:
@@ -21,18 +21,18 @@ def check_names(build: Callable[..., Any], what: str, given: Mapping[str, Any], 
 
 
 def check_counts(least: int = 1, **given: object) -> None:
-    """Raise ValueError for one that is no whole number from `least` on; None is not given."""
+    """Raise ValueError for a value that is no whole number from `least` on; None stands for a default."""
     for name, value in given.items():
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least):
             raise ValueError(f"{name} is a count, a whole number from {least} on; got {value!r}")
 
 
 def check_sizes(**given: object) -> None:
-    """Raise ValueError for one that is neither a number above 0 nor a list of them, at least one."""
+    """Raise ValueError for a value that is neither a number above 0 nor a list of such numbers, at least one."""
     for name, value in given.items():
-        several = isinstance(value, list | tuple)
-        if not (bool(value) and all(map(_is_size, value)) if several else _is_size(value)):
-            needed = "a list of numbers above 0, at least one" if several else "a number above 0"
+        is_list = isinstance(value, list | tuple)
+        if not (bool(value) and all(map(_is_size, value)) if is_list else _is_size(value)):
+            needed = "a list of numbers above 0, at least one" if is_list else "a number above 0"
             raise ValueError(f"{name} is {needed}; got {value!r}")
 
 
@@ -40,18 +40,21 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
-def settings_from(kind: type[T], what: str, given: T | Mapping[str, Any]) -> T:
-    """`given`, or what a mapping from a recipe makes of `kind`.
+def settings_from(cls: type[Settings], what: str, given: Settings | Mapping[str, Any]) -> Settings:
+    """Return the settings that are given, or those that a mapping from a recipe describes.
+
+    Args:
+        what: the name of these settings in messages.
 
     Raises:
-        ValueError: a name that `kind` has not, one that it needs and is missing, or no mapping at all.
+        ValueError: an unknown name, a missing one, or no mapping at all.
     """
-    if isinstance(given, kind):
+    if isinstance(given, cls):
         return given
     if not isinstance(given, Mapping):
-        raise ValueError(f"{what} is a mapping of {', '.join(inspect.signature(kind).parameters)}; got {given!r}")
-    check_names(kind, what, given)
+        raise ValueError(f"{what} is a mapping of {', '.join(inspect.signature(cls).parameters)}; got {given!r}")
+    check_names(cls, what, given)
     try:
-        return kind(**given)
+        return cls(**given)
     except TypeError as error:
         raise ValueError(f"{what} is incomplete: {error}") from error

@@ -1,4 +1,4 @@
-"""A backbone of the user's own gives the maps that its `levels` say, or a sentence says what it gives instead."""
+"""A user's backbone returns the maps that its `levels` promise, or a message reports what it returns instead."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ IMAGES = torch.zeros(2, 3, 128, 96)
 
 
 class Own(nn.Module):
-    """Says strides 4 to 32; `change` makes of its maps what comes out."""
+    """A backbone with strides 4 to 32; `change` turns its maps into its output."""
 
     levels = tuple(Level(width, 4 * 2**i) for i, width in enumerate(WIDTHS))
 
@@ -68,13 +68,13 @@ def half(maps: list[Tensor]) -> list[Tensor]:
 
 
 WRONG: dict[str, tuple[Callable[[list[Tensor]], Any], str]] = {
-    "fewer": (lambda maps: maps[:3], "(2, 4, 32, 24), (2, 6, 16, 12), (2, 8, 8, 6) of"),
-    "more": (lambda maps: [*maps, maps[-1]], "(2, 10, 4, 3), (2, 10, 4, 3) of"),
-    "none": (lambda maps: [], "no map of"),
+    "fewer": (lambda maps: maps[:3], "(2, 4, 32, 24), (2, 6, 16, 12), (2, 8, 8, 6) for"),
+    "more": (lambda maps: [*maps, maps[-1]], "(2, 10, 4, 3), (2, 10, 4, 3) for"),
+    "none": (lambda maps: [], "no map for"),
     "other channels": (lambda maps: [maps[0][:, :3], *maps[1:]], "(2, 3, 32, 24), (2, 6"),
     "another order": (lambda maps: maps[::-1], "(2, 10, 4, 3), (2, 8"),
-    "a dict": (by_name, "a dict of"),
-    "one map": (lambda maps: maps[-1], "a Tensor of"),
+    "a dict": (by_name, "a dict for"),
+    "one map": (lambda maps: maps[-1], "a Tensor for"),
     "no tensors": (lambda maps: [None, *maps[1:]], "a NoneType, (2, 6"),
     "no cells": (flat, "(2, 4, 768), "),
     "channels last": (last_axis, "(2, 32, 24, 4), "),
@@ -84,10 +84,10 @@ WRONG: dict[str, tuple[Callable[[list[Tensor]], Any], str]] = {
 
 @pytest.mark.parametrize("method", SMALL)
 @pytest.mark.parametrize("name", WRONG)
-def test_maps_that_are_not_as_levels_say_are_told(name: str, method: str) -> None:
+def test_maps_that_do_not_match_the_levels_are_reported(name: str, method: str) -> None:
     change, came = WRONG[name]
-    said = "its levels say 4 channels at stride 4, 6 channels at stride 8, 8"
-    with pytest.raises(ValueError, match=f"Own makes .*{re.escape(came)}.*{said}") as caught:
+    said = "its levels promise 4 channels at stride 4, 6 channels at stride 8, 8"
+    with pytest.raises(ValueError, match=f"Own returned .*{re.escape(came)}.*{said}") as caught:
         run(method, Own(change))
     assert "\n" not in str(caught.value)
 
