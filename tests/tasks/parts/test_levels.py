@@ -102,7 +102,7 @@ def test_a_graph_holds_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = Own(by_name)
     with pytest.raises(ValueError, match="a dict"):
         feature_maps(backbone, IMAGES)
-    for name in ("torch.compiler.is_compiling", "torch.jit.is_tracing"):
+    for name in ("fourstage.ops.eager.is_compiling", "fourstage.ops.eager.is_tracing"):
         with monkeypatch.context() as patch:
             patch.setattr(name, lambda: True)
             assert isinstance(feature_maps(backbone, IMAGES), dict)
