@@ -12,8 +12,8 @@ from fourstage.data.sample import Batch
 
 Record = Mapping[str, Any]
 
-LARGEST_MATRIX = 100  # classes; with more, the table of all pairs gives way to the most confused ones
-CONFUSED = 50  # so many of those
+LARGEST_MATRIX = 100  # classes; with more, a list of the most confused pairs replaces the matrix
+CONFUSED = 50  # pairs in that list
 
 
 class Classification(nn.Module):
@@ -22,10 +22,10 @@ class Classification(nn.Module):
     Args:
         network: (B, 3, H, W) images to (B, C) logits.
         classes: class names, in the order of the logits.
-        smoothing: share of the target that is spread over all classes, where no mixing made soft targets.
+        smoothing: share of the target that is spread over all classes, unless mixing gave soft targets.
 
     Attributes:
-        among: the classes that predictions are taken among, ascending; None: all of them.
+        among: the classes that may be predicted, ascending; None: all of them.
     """
 
     main_metric = "top1"
@@ -36,7 +36,7 @@ class Classification(nn.Module):
         self.among: tuple[int, ...] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The cross-entropy of a batch, against its soft targets where mixing made some."""
+        """Return the cross-entropy of a batch, against its soft targets if mixing gave some."""
         logits_BC = self._logits(batch)
         if batch.targets_BC is not None:
             return {"loss_class": F.cross_entropy(logits_BC, batch.targets_BC.to(logits_BC.dtype))}
@@ -44,14 +44,14 @@ class Classification(nn.Module):
         return {"loss_class": F.cross_entropy(logits_BC, batch.labels_B, label_smoothing=self.smoothing)}
 
     def _logits(self, batch: Batch) -> Tensor:
-        """(B, C), in float32 or better."""
+        """Return (B, C) logits in float32 or better."""
         dtype = next(self.network.parameters()).dtype
         logits_BC = self.network(batch.images_BCHW.to(dtype))
         return logits_BC if dtype == torch.float64 else logits_BC.float()
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> dict[str, Record]:
-        """By id: `top`, up to five [class, probability], best first; `truth` and `loss` where the label is known."""
+        """Return by id `top`, up to five [class, probability], best first; `truth` and `loss` if the label is known."""
         logits_BC = self._logits(batch)
         log_p_BC = self._only_among(logits_BC).log_softmax(dim=1)
         scores, classes = log_p_BC.exp().topk(min(5, len(self.among) if self.among else log_p_BC.shape[1]))
@@ -66,24 +66,24 @@ class Classification(nn.Module):
         return dict(records)
 
     def _only_among(self, logits_BC: Tensor) -> Tensor:
-        """(B, C), with minus infinity for the classes that no prediction may name."""
+        """Return (B, C) logits, with minus infinity for classes that may not be predicted."""
         if self.among is None:
             return logits_BC
         kept = torch.tensor(self.among, device=logits_BC.device)
         return torch.full_like(logits_BC, float("-inf")).index_copy(1, kept, logits_BC[:, kept])
 
     def score(self, records: Mapping[str, Record]) -> dict[str, float]:
-        """`top1` and `top5` in per cent, and the mean `loss`."""
-        return _means([records[id] for id in sorted(records)])  # the same sum in the same order, whoever gathered it
+        """Return `top1` and `top5` in per cent, and the mean `loss`."""
+        return _means([records[id] for id in sorted(records)])  # the same order on any number of processes
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """What the records come to, class by class, as plain lists.
+        """Return results class by class, as plain lists.
 
         Returns:
             `per_class`: for each class its name, `count`, `top1` and `top5` in per cent and mean `loss`; None for
-            these three where no image is of that class. Classes that no prediction may name are left out.
+            these three if no image has that class. Classes that may not be predicted are left out.
             `confusion`: rows are the truth, columns the prediction. For more than LARGEST_MATRIX classes there is
-            `confused` instead: [truth, prediction, count] of the most frequent mistakes, those first.
+            `confused` instead: [truth, prediction, count] of the most frequent mistakes, in descending order.
         """
         of_class: list[list[Record]] = [[] for _ in self.classes]
         for id in sorted(records):
@@ -112,10 +112,10 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
 
 
 def share_within(records: Mapping[str, Record], valid: Mapping[str, Sequence[int]]) -> float:
-    """Of the samples whose list of valid classes is not empty, those with the first guess in it, in per cent.
+    """Return the share of samples whose first guess is among their valid classes, in per cent.
 
-    Source: the labels and the metric of "Are we done with ImageNet?", https://arxiv.org/abs/2006.07159. NaN where all
-    lists are empty.
+    Samples without valid classes are left out; NaN if no sample has any. Source: the labels and the metric of "Are we
+    done with ImageNet?", https://arxiv.org/abs/2006.07159.
     """
     judged = [id for id in records if valid[id]]
     right = sum(records[id]["top"][0][0] in valid[id] for id in judged)
@@ -123,6 +123,6 @@ def share_within(records: Mapping[str, Record], valid: Mapping[str, Sequence[int
 
 
 def _most_frequent(pairs: Counter[tuple[int, int]], of_class: Sequence[Sequence[Record]]) -> list[list[int]]:
-    """Mistakes only; of equally frequent ones, those that cost their class more come first."""
+    """Return mistakes only; of equally frequent ones, those of smaller classes come first."""
     mistakes = [[truth, guess, times] for (truth, guess), times in pairs.items() if truth != guess]
     return sorted(mistakes, key=lambda pair: (-pair[2], len(of_class[pair[0]]), *pair[:2]))[:CONFUSED]

@@ -1,6 +1,6 @@
-"""From images to label maps by a protocol: whole images or windows, several sizes, mirrored; in bounded memory.
+"""Label maps of images by a protocol: complete images or windows, several sizes, mirrored; in bounded memory.
 
-What a segmentor gives for a window is kept on its own coarse cells. The final scores of all classes exist for a strip
+The logits of a window are kept at the stride of the network's output. The final scores of all classes exist for a strip
 of rows at a time: windows are enlarged, averaged and resized for these rows alone. B images, C classes, H x W pixels of
 an image, R x K pixels of a strip.
 """
@@ -23,9 +23,9 @@ from fourstage.tasks.segmentation.segmentor import Segmentor
 
 AT_ONCE = 2**19  # pixels of windows that pass the network together on a CPU
 AT_ONCE_GPU = 2**22
-STRIP = 2**23  # scores of a strip, all classes together: 32 MiB in float32, a few times that while it is made
+STRIP = 2**23  # scores of a strip, all classes together: 32 MiB in float32, a few times that while it is computed
 STRIP_GPU = 2**26
-KEPT = 2**29  # bytes of coarse scores that are kept of windows; where they are more, an image is done in columns
+KEPT = 2**29  # bytes of coarse logits of windows that are kept; an image that needs more is processed in columns
 
 
 @dataclass(eq=False)
@@ -33,12 +33,12 @@ class View:
     """An image at one size, mirrored or not.
 
     Attributes:
-        pixels_3HW: uint8, or float as the network takes it; not mirrored.
-        size: (H, W) that counts; pixels beyond it are padding that the network sees.
+        pixels_3HW: uint8, or normalised floats; not mirrored.
+        size: (H, W) without the padding that the network reads.
         extent: (H, W) of each window.
-        corners: top and left of each window, in the mirrored view where it is one.
+        corners: top and left of each window; in a mirrored view, after mirroring.
         aligned: whether logits are resized with aligned corners.
-        coarse: what the network gave for windows, (C, h, w) by their number.
+        coarse: the logits of windows that the network has computed, (C, h, w) by their number.
     """
 
     pixels_3HW: Tensor
@@ -50,7 +50,7 @@ class View:
     coarse: dict[int, Tensor] = field(default_factory=dict)
 
     def window(self, number: int) -> Tensor:
-        """(3, *extent), of the type of the pixels; what reaches beyond the image is left to `Inference`."""
+        """Return (3, *extent), of the type of the pixels, or less where the window reaches beyond the image."""
         top, left = self.corners[number]
         height, width = self.extent
         if not self.mirrored:
@@ -59,7 +59,7 @@ class View:
         return self.pixels_3HW[:, top : top + height, max(0, right - width) : right].flip(-1)
 
     def touching(self, rows: Span, columns: Span) -> list[int]:
-        """Numbers of the windows that cover some of these pixels of the view, mirrored as it is."""
+        """Return the numbers of the windows that cover some of these pixels, counted as `corners` are."""
         height, width = self.extent
         return [
             i
@@ -67,25 +67,25 @@ class View:
             if top < rows[1] and top + height > rows[0] and left < columns[1] and left + width > columns[0]
         ]
 
-    def as_seen(self, columns: Span) -> Span:
-        """The same columns counted from the other side where the view is mirrored."""
+    def mirrored_columns(self, columns: Span) -> Span:
+        """Return the columns, counted from the other side if the view is mirrored."""
         return (self.size[1] - columns[1], self.size[1] - columns[0]) if self.mirrored else columns
 
     def read_for(self, out: Size, rows: Span, columns: Span) -> tuple[Span, Span]:
-        """Which pixels of the view, not mirrored, a part of the result is made of."""
+        """Return the pixels of the view, not mirrored, that a crop of the result is computed from."""
         return input_span(self.size[0], out[0], rows, self.aligned), input_span(
             self.size[1], out[1], columns, self.aligned
         )
 
-    def part(self, out: Size, rows: Span, columns: Span) -> Tensor:
-        """The logits of this view resized to `out`: the part (C, R, K) of them."""
+    def crop(self, out: Size, rows: Span, columns: Span) -> Tensor:
+        """Return a crop (C, R, K) of the logits of this view resized to `out`."""
         down, across = self.read_for(out, rows, columns)
-        logits_CRK = self._averaged(down, self.as_seen(across))
+        logits_CRK = self._averaged(down, self.mirrored_columns(across))
         logits_CRK = logits_CRK.flip(-1) if self.mirrored else logits_CRK
         return crop_of_resized(logits_CRK, self.size, out, rows, columns, (down[0], across[0]), self.aligned)
 
     def _averaged(self, rows: Span, columns: Span) -> Tensor:
-        """The mean over all windows, on pixels of the view."""
+        """Return the mean over all windows, on pixels of the view."""
         numbers = self.touching(rows, columns)
         if len(self.corners) == 1:
             return self._enlarged(0, rows, columns)
@@ -102,13 +102,13 @@ class View:
         return total_CRK.div_(count_RK)
 
     def _enlarged(self, number: int, rows: Span, columns: Span) -> Tensor:
-        """A part of a window's logits, on its pixels."""
+        """Return a crop of a window's logits, on its pixels."""
         coarse_CHW = self.coarse[number]
         return crop_of_resized(coarse_CHW, _size(coarse_CHW), self.extent, rows, columns, aligned=self.aligned)
 
 
 def _overlap(corner: int, side: int, span: Span) -> tuple[Span, Span]:
-    """Where a window and a span meet: counted from the span's beginning, and from the window's."""
+    """Return where a window and a span meet, counted from the first pixel of the span and of the window."""
     first, last = max(corner, span[0]), min(corner + side, span[1])
     return (first - span[0], last - span[0]), (first - corner, last - corner)
 
@@ -119,21 +119,21 @@ def _size(x_CHW: Tensor) -> Size:
 
 @dataclass(eq=False)
 class _Picture:
-    """One image of a batch, seen in several views, and the size of what is wanted."""
+    """The views of one image of a batch, and the size of its label map."""
 
     views: list[View]
     out: Size
 
 
 class Inference:
-    """A segmentor and what its images are normalised with.
+    """The predictions of a segmentor.
 
     Args:
         network: in evaluation mode, on any device.
-        normalise: for images that come as bytes.
+        normalise: mean and standard deviation for images that come as bytes.
         at_once: pixels of windows that pass the network together, at least one window.
         strip: scores, of all classes together, that are finished at a time.
-        kept: bytes of coarse scores that are kept at a time.
+        kept: bytes of coarse logits that are kept at a time.
     """
 
     def __init__(
@@ -154,30 +154,30 @@ class Inference:
 
     @torch.inference_mode()
     def label_maps(self, batch: Batch, protocol: Protocol) -> list[Tensor]:
-        """For each image the most likely class of every pixel: (H, W) uint8, on the CPU, of its original size."""
+        """Return each image's most likely class of every pixel: (H, W) uint8, on the CPU, of its original size."""
         return [self._label_map(picture) for picture in self._pictures(batch, protocol)]
 
     @torch.inference_mode()
     def scores(self, batch: Batch, protocol: Protocol) -> list[Tensor]:
-        """For each image (C, H, W): logits where there is one view, else the mean of probabilities. Needs memory."""
-        found = []
+        """Return each image's (C, H, W) logits of one view, or mean probabilities of several; needs much memory."""
+        scores = []
         for picture in self._pictures(batch, protocol):
-            parts = list(self._parts(picture))
-            _, _, first = parts[0]
+            strips = list(self._strips(picture))
+            _, _, first = strips[0]
             scores_CHW = first.new_empty(first.shape[0], *picture.out)
-            for rows, columns, values_CRK in parts:
+            for rows, columns, values_CRK in strips:
                 scores_CHW[:, rows[0] : rows[1], columns[0] : columns[1]] = values_CRK
-            found.append(scores_CHW)
-        return found
+            scores.append(scores_CHW)
+        return scores
 
     def _label_map(self, picture: _Picture) -> Tensor:
         labels_HW = torch.empty(picture.out, dtype=torch.uint8)
-        for rows, columns, values_CRK in self._parts(picture):
+        for rows, columns, values_CRK in self._strips(picture):
             labels_HW[rows[0] : rows[1], columns[0] : columns[1]] = values_CRK.argmax(dim=0).to("cpu", torch.uint8)
         return labels_HW
 
     def _pictures(self, batch: Batch, protocol: Protocol) -> Generator[_Picture]:
-        """Images with their views; those of small images have passed the network together."""
+        """Yield images with their views; the network has processed those of small images together."""
         if batch.images_BCHW.dtype != torch.uint8 or max(map(math.prod, batch.sizes)) <= self.at_once:
             pictures = [self._picture(batch, i, protocol) for i in range(len(batch))]
             everything = [(view, i) for p in pictures for view in p.views for i in range(len(view.corners))]
@@ -197,7 +197,7 @@ class Inference:
             sizes = protocol.sizes((height, width))
             scaled = [_bytes_resized(image_3HW, size) for size in sizes]
             return _Picture(self._views(scaled, sizes, protocol), (height, width))
-        if protocol.views == 1:  # the padding stays, and is seen
+        if protocol.views == 1:  # the network reads the padding too
             return _Picture(self._views([image_3HW], [(height, width)], protocol), batch.original_sizes[i])
         image_3HW = image_3HW[:, :height, :width]
         sizes = [(int(height * ratio + 0.5), int(width * ratio + 0.5)) for ratio in protocol.ratios]
@@ -205,7 +205,7 @@ class Inference:
         return _Picture(self._views(scaled, sizes, protocol), batch.original_sizes[i])
 
     def _views(self, scaled: Sequence[Tensor], sizes: Sequence[Size], protocol: Protocol) -> list[View]:
-        """Plain views, each followed by its mirror image where that is wanted."""
+        """Return plain views, each followed by its mirror image if the protocol flips."""
         views, aligned = [], self.network.align_corners
         for pixels_3HW, size in zip(scaled, sizes, strict=True):
             height, width = (math.ceil(side / protocol.divisor) * protocol.divisor for side in _size(pixels_3HW))
@@ -216,8 +216,8 @@ class Inference:
             views += [plain, replace(plain, mirrored=True, coarse={})] if protocol.flip else [plain]
         return views
 
-    def _parts(self, picture: _Picture) -> Generator[tuple[Span, Span, Tensor]]:
-        """Scores in strips, top to bottom, where the windows are many in several columns."""
+    def _strips(self, picture: _Picture) -> Generator[tuple[Span, Span, Tensor]]:
+        """Yield scores in strips, top to bottom; an image with too many windows is processed in several columns."""
         height, width = picture.out
         band = self._band(picture)
         for left in range(0, width, band):
@@ -233,20 +233,20 @@ class Inference:
 
     def _scores(self, picture: _Picture, rows: Span, columns: Span) -> Tensor:
         if len(picture.views) == 1:
-            return picture.views[0].part(picture.out, rows, columns)
+            return picture.views[0].crop(picture.out, rows, columns)
         total_CRK = None
         for view in picture.views:
-            probabilities_CRK = view.part(picture.out, rows, columns).softmax(dim=0)
+            probabilities_CRK = view.crop(picture.out, rows, columns).softmax(dim=0)
             total_CRK = probabilities_CRK if total_CRK is None else total_CRK.add_(probabilities_CRK)
         assert total_CRK is not None
         return total_CRK.div_(len(picture.views))
 
     def _provide(self, picture: _Picture, rows: Span, columns: Span) -> None:
-        """Run the windows that these pixels need and that have not run; forget those that lie above."""
+        """Compute the missing windows that these pixels need, and drop those that end above."""
         missing = []
         for view in picture.views:
             down, across = view.read_for(picture.out, rows, columns)
-            needed = view.touching(down, view.as_seen(across))
+            needed = view.touching(down, view.mirrored_columns(across))
             missing += [(view, i) for i in needed if i not in view.coarse]
             if down[0] > 0:
                 view.coarse = {
@@ -255,7 +255,7 @@ class Inference:
         self._run(missing)
 
     def _run(self, windows: Iterable[tuple[View, int]]) -> None:
-        """Pass windows through the network, those of one size together."""
+        """Compute the logits of windows, those of one size together."""
         by_extent: dict[Size, list[tuple[View, int]]] = {}
         for view, i in windows:
             by_extent.setdefault(view.extent, []).append((view, i))
@@ -265,7 +265,7 @@ class Inference:
                 some = of_size[start : start + count]
                 logits_BCHW = self._coarse([view.window(i) for view, i in some], extent)
                 for (view, i), logits_CHW in zip(some, logits_BCHW, strict=True):
-                    view.coarse[i] = logits_CHW.clone()  # not a part of a larger tensor that would stay
+                    view.coarse[i] = logits_CHW.clone()  # a view would keep the larger tensor alive
 
     def _coarse(self, windows: Sequence[Tensor], extent: Size) -> Tensor:
         images_BCHW = torch.stack([self._ready(window, extent) for window in windows])
@@ -273,18 +273,18 @@ class Inference:
         return logits_BCHW if logits_BCHW.dtype == torch.float64 else logits_BCHW.float()
 
     def _ready(self, window_3HW: Tensor, extent: Size) -> Tensor:
-        """Normalised, on the device, padded where the image is smaller than any network takes."""
+        """Return a window normalised, on the device, padded where the image is smaller than any network takes."""
         window_3HW = window_3HW.to(self.device)
         window_3HW = normalised(window_3HW, self.normalise) if window_3HW.dtype == torch.uint8 else window_3HW
         height, width = window_3HW.shape[1:]
         return F.pad(window_3HW, (0, extent[1] - width, 0, extent[0] - height)).to(self.dtype)
 
     def _bytes(self, extent: Size) -> int:
-        """Of what the network gives for a window."""
+        """Return the bytes of the logits of a window."""
         return 4 * self.network.num_classes * math.prod(math.ceil(side / self.network.stride) for side in extent)
 
     def _band(self, picture: _Picture) -> int:
-        """The widest columns for which the windows of a strip can be kept."""
+        """Return the largest width of columns for which the windows of a strip can be kept."""
         width = picture.out[1]
         band = width
         while band > 256 and sum(self._alive(view, band / width) for view in picture.views) > self.kept:
@@ -292,7 +292,7 @@ class Inference:
         return band
 
     def _alive(self, view: View, share: float) -> int:
-        """Bytes of the windows that meet a strip of few rows and this share of the columns."""
+        """Return the bytes of the windows that meet a strip of few rows and this share of the columns."""
         if len(view.corners) == 1:
             return self._bytes(view.extent)
         lefts = sorted({left for _, left in view.corners})
@@ -302,7 +302,7 @@ class Inference:
         return min(across, len(lefts)) * min(down, len(tops)) * self._bytes(view.extent)
 
     def _rows_at_once(self, picture: _Picture, columns: int) -> int:
-        """Rows of a strip: as many as `strip` allows for the result, and for a larger view that it is made of."""
+        """Return the rows of a strip: as many as `strip` allows for the result, and for a larger view that it needs."""
         larger = max(1.0, *(math.prod(v.size) / math.prod(picture.out) for v in picture.views))
         return max(1, int(self.strip / (self.network.num_classes * columns * larger)))
 

@@ -1,4 +1,4 @@
-"""How well label maps agree with the truth: exact counts of pixels, whoever made them. H x W pixels, C classes."""
+"""Agreement of predicted label maps with the ground truth, from exact counts of pixels. H x W pixels, C classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from torch import Tensor
 from fourstage.data.sample import IGNORE
 
 AT_ONCE = 2**22  # pixels that are counted at a time
-NEAR = 0.0075  # of an image's diagonal: so far apart may boundaries lie that agree
+NEAR = 0.0075  # of an image's diagonal: the largest distance of boundaries that agree
 
 Counts = Mapping[str, Sequence[int]]
 
 
 def count_pairs(guess_HW: Tensor, truth_HW: Tensor, classes: int) -> dict[str, list[int]]:
-    """Which classes were taken for which in one image.
+    """Count the pixels of each pair of true and predicted class in one image.
 
     Args:
-        guess_HW, truth_HW: labels; where the truth is `IGNORE`, nothing is counted.
+        guess_HW, truth_HW: labels; pixels whose true label is `IGNORE` are not counted.
         classes: C.
 
     Returns:
-        `pairs`: truth * C + guess, ascending, and `pixels`: how many there are of each, as JSON has them.
+        `pairs`: truth * C + guess, ascending, and `pixels`: the number of pixels of each, as plain lists.
 
     Raises:
-        ValueError: maps of different sizes, or a truth beyond the classes.
+        ValueError: maps of different sizes, or a true label beyond the classes.
     """
     if guess_HW.shape != truth_HW.shape:
         raise ValueError(f"the label map is {tuple(truth_HW.shape)} and the prediction {tuple(guess_HW.shape)}")
@@ -38,7 +38,7 @@ def count_pairs(guess_HW: Tensor, truth_HW: Tensor, classes: int) -> dict[str, l
         if len(true_N) and (most := int(true_N.max())) >= classes:
             raise ValueError(
                 f"a label map holds the label {most}, and there are {classes} classes, 0 to {classes - 1}; "
-                "`fourstage data check` finds which"
+                "`fourstage data check` finds that map"
             )
         total += torch.bincount(true_N * classes + guess_N[counted].long(), minlength=classes * classes).cpu()
     pairs = torch.nonzero(total)[:, 0]
@@ -46,7 +46,7 @@ def count_pairs(guess_HW: Tensor, truth_HW: Tensor, classes: int) -> dict[str, l
 
 
 def summed(counts: Iterable[Counts], classes: int) -> np.ndarray:
-    """(C, C) int64, rows are the truth: the pixels of all images."""
+    """Return the confusion matrix of all images, (C, C) int64 pixels; rows are the truth."""
     total = np.zeros(classes * classes, dtype=np.int64)
     for one in counts:
         total[np.asarray(one["pairs"], dtype=np.int64)] += np.asarray(one["pixels"], dtype=np.int64)
@@ -54,18 +54,18 @@ def summed(counts: Iterable[Counts], classes: int) -> np.ndarray:
 
 
 def ious(matrix_CC: np.ndarray) -> np.ndarray:
-    """(C,) intersection over union, from 0 to 1; NaN where a class is neither there nor predicted."""
+    """Return (C,) intersection over union, from 0 to 1; NaN for a class that is neither true nor predicted anywhere."""
     union = matrix_CC.sum(axis=0) + matrix_CC.sum(axis=1) - matrix_CC.diagonal()
     return _quotient(matrix_CC.diagonal(), union)
 
 
 def accuracies(matrix_CC: np.ndarray) -> np.ndarray:
-    """(C,) share of a class's pixels that were found, from 0 to 1; NaN where there are none."""
+    """Return (C,) the share of each class's pixels that are predicted as such, from 0 to 1; NaN without pixels."""
     return _quotient(matrix_CC.diagonal(), matrix_CC.sum(axis=1))
 
 
 def means(matrix_CC: np.ndarray) -> dict[str, float]:
-    """In per cent: `miou`, `macc`, the means over classes that have a value, and `aacc`, over pixels; NaN of none."""
+    """Return in per cent `miou` and `macc`, means over classes that have a value, and `aacc`, over pixels; or NaN."""
     total = matrix_CC.sum()
     return {
         "miou": 100 * _mean(ious(matrix_CC)),
@@ -75,7 +75,7 @@ def means(matrix_CC: np.ndarray) -> dict[str, float]:
 
 
 def most_confused(matrix_CC: np.ndarray, count: int) -> list[list[int]]:
-    """[truth, prediction, pixels] of the most frequent mistakes, those first."""
+    """Return [truth, prediction, pixels] of the most frequent mistakes, in descending order."""
     mistakes = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=np.int64))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
     rows = [(*divmod(int(at), len(matrix_CC)), int(mistakes.flat[at])) for at in order]
@@ -83,10 +83,10 @@ def most_confused(matrix_CC: np.ndarray, count: int) -> list[list[int]]:
 
 
 def count_boundaries(guess_HW: Tensor, truth_HW: Tensor) -> dict[str, list[int]]:
-    """How boundaries agree in one image, class by class.
+    """Count the boundary pixels of one image that agree, class by class.
 
-    A pixel lies on the boundary of its class if one of its four neighbours is of another one. It agrees if the other
-    map has a boundary of that class within `NEAR` of the diagonal. What is ignored has no boundary.
+    A pixel is on the boundary of its class if one of its four neighbours has another class. It agrees if the other map
+    has a boundary of that class within `NEAR` of the diagonal. Ignored pixels have no boundary.
 
     Returns:
         `classes` that occur in either map, and four numbers for each in `pixels`: boundary pixels of the prediction
@@ -97,24 +97,24 @@ def count_boundaries(guess_HW: Tensor, truth_HW: Tensor) -> dict[str, list[int]]
     guess, truth = guess_HW.cpu().numpy(), truth_HW.cpu().numpy()
     guess = np.where(truth == IGNORE, IGNORE, guess)
     limit = NEAR * float(np.hypot(*truth.shape))
-    found: dict[str, list[int]] = {"classes": [], "pixels": []}
+    counts: dict[str, list[int]] = {"classes": [], "pixels": []}
     for label in np.union1d(np.unique(guess), np.unique(truth)).tolist():
         if label == IGNORE:
             continue
         ours, theirs = (_boundary(labels, truth, label) for labels in (guess, truth))
-        found["classes"].append(label)
-        found["pixels"] += [_near(ours, theirs, limit), int(ours.sum()), _near(theirs, ours, limit), int(theirs.sum())]
-    return found
+        counts["classes"].append(label)
+        counts["pixels"] += [_near(ours, theirs, limit), int(ours.sum()), _near(theirs, ours, limit), int(theirs.sum())]
+    return counts
 
 
 def boundary_f1(counts: Iterable[Counts], classes: int) -> float:
-    """In per cent: for each class the mean over the images that have a boundary of it, then the mean over classes."""
+    """Return in per cent the mean over classes of the mean over the images that have a boundary of the class."""
     per_class: list[list[float]] = [[] for _ in range(classes)]
     for one in counts:
         rows = np.asarray(one["pixels"]).reshape(-1, 4)
-        for label, (agree, guessed, found, true) in zip(one["classes"], rows.tolist(), strict=True):
+        for label, (agree, guessed, matched, true) in zip(one["classes"], rows.tolist(), strict=True):
             if true:
-                precision, recall = agree / guessed if guessed else 0.0, found / true
+                precision, recall = agree / guessed if guessed else 0.0, matched / true
                 both = precision + recall
                 per_class[label].append(2 * precision * recall / both if both else 0.0)
     values = [sum(scores) / len(scores) for scores in per_class if scores]
@@ -122,7 +122,7 @@ def boundary_f1(counts: Iterable[Counts], classes: int) -> float:
 
 
 def _boundary(labels_HW: np.ndarray, truth_HW: np.ndarray, label: int) -> np.ndarray:
-    """(H, W) bool."""
+    """Return (H, W) bool: the boundary of one class."""
     mine = labels_HW == label
     counted = truth_HW != IGNORE
     edge = np.zeros_like(mine)
@@ -135,7 +135,7 @@ def _boundary(labels_HW: np.ndarray, truth_HW: np.ndarray, label: int) -> np.nda
 
 
 def _near(from_HW: np.ndarray, to_HW: np.ndarray, limit: float) -> int:
-    """How many pixels of the one lie within `limit` pixels of the other."""
+    """Return the number of pixels of the first map within `limit` pixels of the second."""
     if not from_HW.any() or not to_HW.any():
         return 0
     from scipy.ndimage import distance_transform_edt
@@ -144,8 +144,8 @@ def _near(from_HW: np.ndarray, to_HW: np.ndarray, limit: float) -> int:
     return int((distance[from_HW] <= limit).sum())
 
 
-def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(denominator), np.nan), where=denominator > 0)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -154,5 +154,5 @@ def _mean(values: np.ndarray) -> float:
 
 
 def or_none(value: Any, digits: int = 6) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """Return a number for JSON, which has no NaN."""
     return None if np.isnan(value) else round(float(value), digits)

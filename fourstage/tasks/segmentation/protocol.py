@@ -1,4 +1,4 @@
-"""How an image is shown to a segmentor: at which sizes, mirrored or not, whole or in windows. H x W pixels."""
+"""The views of an image that a segmentor predicts: sizes, mirror images, windows. H x W pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +14,17 @@ MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is averaged to one prediction.
+    """The views that are averaged to one prediction.
 
     Attributes:
         scale: the two limits on an image's sides at ratio 1, pixels; None: its own sides.
-        ratios: the image is seen at each of these sizes.
-        ratios_of: what the ratios are of: "scale", as in MMSegmentation 0.x, or the "image" itself, whatever `scale`
-            is, as in 1.x.
-        flip: every view is seen mirrored too.
-        window: (H, W) of windows; None: whole images.
+        ratios: factors on the size, one view for each.
+        ratios_of: the size that the ratios multiply: "scale", as in MMSegmentation 0.x, or that of the "image" itself,
+            whatever `scale` is, as in 1.x.
+        flip: whether there is a mirrored view for every view.
+        window: (H, W) of windows; None: complete images.
         stride: (H, W) from one window to the next.
-        divisor: the sides of every view are filled up to multiples of it, in pixels, after it is mirrored.
+        divisor: the sides of every view are padded to multiples of it, in pixels, after it is mirrored.
 
     Raises:
         ValueError: impossible values.
@@ -69,11 +69,11 @@ class Protocol:
 
     @property
     def views(self) -> int:
-        """How many views of an image there are."""
+        """Return the number of views of an image."""
         return len(self.ratios) * (2 if self.flip else 1)
 
     def sizes(self, size: Size) -> list[Size]:
-        """For each ratio the size at which an image of `size` is seen."""
+        """Return the size of the view for each ratio, of an image of `size`."""
         return [self._size(size, ratio) for ratio in self.ratios]
 
     def _size(self, size: Size, ratio: float) -> Size:
@@ -82,7 +82,7 @@ class Protocol:
         return keep_ratio(size, (max(1, int(self.scale[0] * ratio)), max(1, int(self.scale[1] * ratio))))
 
     def windows(self, size: Size) -> list[tuple[int, int]]:
-        """Top left corners of the windows on a view of `size`; those that would leave it are moved inside."""
+        """Return the top left corners of the windows on a view of `size`, all of them inside."""
         if self.window is None or self.stride is None:
             return [(0, 0)]
         rows, columns = (

@@ -25,13 +25,13 @@ class Segmentation(nn.Module):
         network: the segmentor.
         classes: class names, in the order of the logits.
         mean, std: of images that come as bytes, per channel, in units of 1 (white).
-        single: how images are shown for `miou_ss`.
-        multi: how they are shown for `miou_ms_flip` beside it; None: they are not.
-        over_valid: whether losses are means over the pixels that count, not over all.
+        single: the protocol of `miou_ss`.
+        multi: the protocol of `miou_ms_flip` beside it; None: no second protocol.
+        over_valid: whether losses are means over the pixels that are not ignored, instead of all.
         boundaries: whether boundaries are scored too.
 
     Attributes:
-        palette: a colour for each class where the data has some, as bytes of red, green and blue.
+        palette: a colour for each class, as bytes of red, green and blue; None: the data has none.
     """
 
     main_metric = "miou_ss"
@@ -50,7 +50,9 @@ class Segmentation(nn.Module):
     ) -> None:
         super().__init__()
         if len(classes) != network.num_classes:
-            raise ValueError(f"the segmentor tells {network.num_classes} classes apart, and {len(classes)} are named")
+            raise ValueError(
+                f"{len(classes)} class names came for a segmentor of {network.num_classes} classes; give one for each"
+            )
         self.network, self.classes = network, tuple(classes)
         self.normalise = Normalise.of(mean, std)
         self.single, self.multi = single or Protocol(), multi
@@ -58,21 +60,21 @@ class Segmentation(nn.Module):
         self.palette: tuple[tuple[int, int, int], ...] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch of normalised images with their label maps, of the same size."""
+        """Return the losses of a batch of normalised images with their label maps, of the same size."""
         assert batch.label_maps_BHW is not None, "training needs label maps"
         images_BCHW = batch.images_BCHW.to(next(self.network.parameters()).dtype)
         return self.network.losses(images_BCHW, batch.label_maps_BHW, over_valid=self.over_valid)
 
     def label_maps(self, batch: Batch, protocol: Protocol | None = None) -> dict[str, Tensor]:
-        """By id the label map of each image, (H, W) uint8 of its original size; see `Inference`."""
+        """Return by id the label map of each image, (H, W) uint8 of its original size; see `Inference`."""
         inference = Inference(self.network, self.normalise)
         return dict(zip(batch.ids, inference.label_maps(batch, protocol or self.single), strict=True))
 
     def predict(self, batch: Batch) -> dict[str, Record]:
-        """By id: how many pixels of which class were taken for which; see `miou.count_pairs`.
+        """Return by id the pixels of each pair of true and predicted class; see `miou.count_pairs`.
 
-        With `multi` the same of that protocol below `multi`; with `boundaries` what `miou.count_boundaries` gives below
-        `boundary`. Without a truth: `classes` that were found and their `pixels`.
+        With a second protocol, its counts are below `multi`; with `boundaries`, those of `miou.count_boundaries` are
+        below `boundary`. Without ground truth: the predicted `classes` and their `pixels`.
 
         Args:
             batch: images as bytes, as `evaluation_transform` leaves them, with label maps of the same size.
@@ -95,7 +97,7 @@ class Segmentation(nn.Module):
         return record
 
     def score(self, records: Mapping[str, Record]) -> dict[str, float]:
-        """In per cent: mIoU, mean accuracy and pixel accuracy of either protocol, and the F1 of boundaries."""
+        """Return in per cent mIoU, mean accuracy and pixel accuracy of each protocol, and the F1 of boundaries."""
         ordered = [records[id] for id in sorted(records)]
         scores = {f"{name}_ss": value for name, value in miou.means(self._matrix(ordered)).items()}
         if several := [record["multi"] for record in ordered if "multi" in record]:
@@ -105,12 +107,12 @@ class Segmentation(nn.Module):
         return scores
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """What the records come to, class by class, as plain lists.
+        """Return results class by class, as plain lists.
 
         Returns:
-            `per_class`: for each class its name, `iou` and `acc` in per cent (None where it does not occur), and the
-            `pixels` it has and those `predicted`; `iou_ms_flip` where there is another protocol. `confused`: [truth,
-            prediction, pixels] of the most frequent mistakes. `protocols`: what was done, in words.
+            `per_class`: for each class its name, `iou` and `acc` in per cent (None where it does not occur), and its
+            true and `predicted` `pixels`; `iou_ms_flip` with a second protocol. `confused`: [truth, prediction, pixels]
+            of the most frequent mistakes. `protocols`: the protocols in words.
         """
         matrix_CC = self._matrix(records.values())
         columns: dict[str, Sequence[Any]] = {

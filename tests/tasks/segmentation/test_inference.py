@@ -89,14 +89,14 @@ def test_strips_columns_and_batches_change_nothing(
 def test_wide_images_are_done_in_columns(kept: int, network: Segmentor) -> None:
     batch, protocol = images((40, 700)), Protocol(scale=None, window=(40, 64), stride=(32, 60), flip=True)
     inference = Inference(network, NORMALISE, strip=7 * 300 * 9, kept=kept)
-    parts, most = [], 0
+    strips, most = [], 0
     for picture in inference._pictures(batch, protocol):
-        for _, columns, _ in inference._parts(picture):
-            parts.append(columns)
+        for _, columns, _ in inference._strips(picture):
+            strips.append(columns)
             most = max(most, len(picture.views[0].coarse))
     windows = len(protocol.windows((40, 700)))
     assert most == windows if kept > 1 else most < 0.6 * windows  # those of other columns are forgotten
-    assert (len(set(parts)) > 1) == (kept == 1)
+    assert (len(set(strips)) > 1) == (kept == 1)
     with torch.no_grad():
         expected = plainly(network, batch.images_BCHW[0], protocol)
     torch.testing.assert_close(inference.scores(batch, protocol)[0], expected, rtol=1e-4, atol=1e-5)
