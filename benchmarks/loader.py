@@ -52,7 +52,7 @@ from fourstage.engine.devices import keep_memory
 from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.recipe.classification import Classification
-from fourstage.run.tasks import classification
+from fourstage.run.tasks.classification import ClassificationProtocol
 
 RESULTS = Path(__file__).parent / "results" / "loader.jsonl"
 TASKS = ("evaluation", "training")
@@ -114,7 +114,8 @@ def recipe() -> Classification:
 
 
 def ours(folder: Path, task: str, options: Options) -> Pass:
-    train, evaluate = classification.transforms(recipe())
+    protocol = ClassificationProtocol(recipe())
+    train, evaluate = protocol.train_transform(), protocol.evaluation_transform()
     if task == "evaluation":
         data = ImageFolder(folder, "val")
 
@@ -125,7 +126,7 @@ def ours(folder: Path, task: str, options: Options) -> Pass:
         return evaluation
     data, epochs = ImageFolder(folder, "train"), count()
     plan = TrainPlan(len(data), options.batch_size)
-    mix = classification.mixing(recipe(), CLASSES, plan.micro_batch)
+    mix = protocol.mixing(CLASSES, plan.micro_batch)
 
     def training() -> int:
         first = next(epochs) * plan.steps_per_epoch

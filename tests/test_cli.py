@@ -421,8 +421,8 @@ def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("length=0.001ep", "no step at all"),
-        ("warmup=9ep", "make it shorter"),
+        ("length=0.001ep", "less than one step"),
+        ("warmup=9ep", "choose a shorter warmup"),
         ("lr_multipliers={netwrok.head: 10}", "did you mean network.head"),
         ("no_decay=[typo_name]", "'typo_name'"),
     ],
@@ -483,13 +483,13 @@ def test_damage_is_told_when_a_run_continues_not_at_its_end(run: Run, tmp_path: 
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text()[:150])
     code, printed, err = run(*words)
     assert code == 0, err
-    assert "best.pt is gone" in printed
-    assert "lost lines" in printed
+    assert "best.pt is missing" in printed
+    assert "lacks lines" in printed
     assert (out / "checkpoints/best.pt").exists()
     assert (out / "report.html").exists()
     (out / "report.html").unlink()
     (out / "checkpoints/last.pt").unlink()
-    refused(run(*words), "last.pt is gone", "--fresh")
+    refused(run(*words), "last.pt is missing", "--fresh")
 
 
 def test_fresh_moves_nothing_before_all_is_checked(run: Run, tmp_path: Path) -> None:
@@ -584,7 +584,7 @@ def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path)
     refused(run("train", "digits_visformer", "--out", tmp_path / "file" / "run", *FAST), "choose another --out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    refused(run("train", "digits_visformer", "--out", tmp_path / "mine", *FAST), "not a run's")
+    refused(run("train", "digits_visformer", "--out", tmp_path / "mine", *FAST), "do not belong to a run")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 

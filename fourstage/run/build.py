@@ -1,12 +1,8 @@
-"""Objects from a recipe that are the same for every task: imports, optimiser, schedule, precision."""
+"""Build from a recipe what is the same for every task: optimiser, schedule, precision."""
 
-import importlib.util
 import os
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,37 +20,8 @@ from fourstage.run.task_protocol import AnyTask
 from fourstage.tasks.detection.task import Detection
 
 
-def run_imports(recipe: Recipe) -> None:
-    """Run the user's own modules that a recipe names, so that what they register can be built.
-
-    Raises:
-        ValueError: a module does not run; names the file, the line and what happened.
-    """
-    for i, name in enumerate(recipe.imports):
-        path = Path(name)
-        if not path.is_file() or path.suffix != ".py":
-            raise FileNotFoundError(
-                f"the recipe imports {name}, and there is no such Python file; paths are relative to the recipe's "
-                f"folder"
-            )
-        title = f"fourstage_import_{i}_{path.stem}"
-        if title in sys.modules and sys.modules[title].__file__ == str(path):
-            continue
-        spec = importlib.util.spec_from_file_location(title, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[title] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[title]
-            where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-            line = where[-1] if where else getattr(error, "lineno", None) or 1
-            raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}; mend the file") from error
-
-
 def set_numerics(recipe: Recipe, device: torch.device) -> None:
-    """Process-wide switches of torch that a recipe decides."""
+    """Set the process-wide switches of torch that a recipe decides."""
     if recipe.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -62,21 +29,21 @@ def set_numerics(recipe: Recipe, device: torch.device) -> None:
 
 
 def take_products(state: Mapping[str, Any] | None, ranks: Ranks, device: torch.device) -> None:
-    """Compute linear layers and attention as the run did before, or all processes as the first one does."""
+    """Choose the forms of matrix products that the run had before; in a new run, all processes follow the first."""
     if device.type != "cpu":
         return
     before = None if state is None else state["conditions"].get("products")
     try:
         products.use(before or "")
-    except ValueError:  # a new run, or another machine that has not these ways: `_check_same_data` says so
+    except ValueError:  # a new run, or a machine without these forms, which `_check_same_data` then reports
         products.use(ranks.gather({str(ranks.rank): str(measure.choose_products())})["0"])
 
 
 def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
-    """What a recipe asks of a task before its optimiser is built; the weights are there already.
+    """Apply a recipe's settings to a task that has its weights, before the optimiser is built.
 
     Raises:
-        ValueError: stages to freeze that the network does not have.
+        ValueError: the recipe freezes stages that the network does not have.
     """
     if recipe.precision == "float64":
         task.double()
@@ -89,19 +56,19 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
     if isinstance(task, Detection) and task.network.counts_over_ranks:
         task.network.mean_over_ranks = ranks.mean
     if recipe.sync_batchnorm:
-        # What is published of detectors and segmentors has such norms in the heads, and plain ones in the backbone.
+        # Published detectors and segmentors synchronise the norms of their heads, not those of the backbone.
         plain = None if recipe.task == "classification" else task.network.get_submodule("backbone")
         sync_batch_norms(task, ranks, device, but=plain)
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over the task's parameters."""
+    """Return the recipe's optimiser over the task's parameters."""
     o = recipe.optimisation
     own: set[str] = set()
     if not o.decay_norms_and_biases:
         own |= {
-            f"{where}.{name}" if where else name
-            for where, module in task.named_modules()
+            f"{path}.{name}" if path else name
+            for path, module in task.named_modules()
             for name in getattr(module, "no_weight_decay", set)()
         }
     if not o.decay_backbone_norms:
@@ -109,7 +76,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
 
     def spared(name: str, parameter: nn.Parameter) -> bool:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)
-        return plain or name in own or any(part in name for part in o.no_decay)
+        return plain or name in own or any(substring in name for substring in o.no_decay)
 
     names = [name for name, _ in task.named_parameters()]
     for key, words, fits in (
@@ -119,8 +86,8 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
         for word in words:
             if not any(fits(name, word) for name in names):
                 close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; names begin like {names[0]}"
-                raise ValueError(f"optimisation.{key} names {word!r}, and no parameter is called so{hint}")
+                hint = f"; did you mean {close[0]}?" if close else f"; the first parameter is {names[0]}"
+                raise ValueError(f"optimisation.{key} has {word!r}, but no parameter has such a name{hint}")
     groups = param_groups(
         task.named_parameters(),
         weight_decay=o.weight_decay,
@@ -132,26 +99,27 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
-    """The recipe's learning rates, in steps of this data.
+    """Return the recipe's learning rate schedule, in steps of this data.
 
     Raises:
-        ValueError: lengths that contradict each other.
+        ValueError: lengths contradict each other.
     """
     o = recipe.optimisation
     total, warmup = steps(o.length, steps_per_epoch), steps(o.warmup, steps_per_epoch)
     milestones = tuple(steps(milestone, steps_per_epoch) for milestone in o.milestones)
     if total == 0:
         raise ValueError(
-            f"length={o.length} is no step at all; an epoch of this data has {plural(steps_per_epoch, 'step')}"
+            f"length={o.length} is less than one step: an epoch of this data has {plural(steps_per_epoch, 'step')}; "
+            f"choose a longer one"
         )
     if warmup >= total:
         raise ValueError(
-            f"warmup={o.warmup} is {plural(warmup, 'step')}, and the whole training is {total}; make it shorter"
+            f"warmup={o.warmup} is {plural(warmup, 'step')}, but the training has only {total}; choose a shorter warmup"
         )
     if list(milestones) != sorted(set(milestones)) or (milestones and milestones[-1] >= total):
         raise ValueError(
-            f"milestones={list(o.milestones)} must rise and lie before the end, length={o.length}; here they are steps "
-            f"{list(milestones)} of {total}"
+            f"milestones={list(o.milestones)} must increase and come before the end, length={o.length}; with this data "
+            f"they are steps {list(milestones)} of {total}"
         )
     return Schedule(
         peak=o.lr,
@@ -171,13 +139,13 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
 
 
 def weight_decay(recipe: Recipe, total: int) -> Callable[[int], float] | None:
-    """The weight decay of each step, where it changes."""
+    """Return the weight decay as a function of the step, or None where it is constant."""
     o = recipe.optimisation
     end = o.weight_decay_end
     return None if end is None else lambda step: cosine(o.weight_decay, end, step / total)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The recipe's precision as a context."""
+    """Return the recipe's precision as a context."""
     dtype = torch.float16 if recipe.precision == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=recipe.precision in ("bfloat16", "float16"))

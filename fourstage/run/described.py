@@ -38,6 +38,6 @@ def classes_of(description: NetworkDescription) -> tuple[str, ...]:
     return description.classes or names_of(description.num_classes, description.task)
 
 
-def about_of(description: NetworkDescription) -> dict[str, Any]:
-    """Return what the task must know of its data beside the classes."""
+def metadata_of(description: NetworkDescription) -> dict[str, Any]:
+    """Return what the task needs to know about its data beside the classes; see `TaskProtocol.dataset_metadata`."""
     return {"palette": [list(colour) for colour in description.palette]} if description.palette else {}

@@ -18,50 +18,53 @@ from torch import nn
 from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
 from fourstage.engine.devices import Ranks, join, leave
-from fourstage.engine.state import load_state, write_text
+from fourstage.engine.state import load_state
 from fourstage.engine.stop import StopWish
 from fourstage.engine.task import Task
 from fourstage.engine.training import fill
+from fourstage.files import write_text
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, resolve
+from fourstage.recipe import resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
+from fourstage.run.imports import run_imports
 from fourstage.run.splits import data_path, readable
-from fourstage.run.task_protocol import AnyTask, Record, kind_of
+from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
 from fourstage.weights.reading.safe import read_checkpoint
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     metrics: dict[str, float]
-    expect: dict[str, float]  # the published numbers, where the recipe has them
+    expect: dict[str, float]  # published numbers, where the recipe has them
     tables: dict[str, Any]
     records: Mapping[str, Record]
     images: int
-    notes: tuple[str, ...] = ()  # what is unusual about the data
+    notes: tuple[str, ...] = ()  # remarks on the data
 
 
 class Evaluator:
-    """Predicts every validation sample, each in one process, and scores the records of all."""
+    """Predicts each validation sample in one of the processes, and scores the records of all."""
 
-    def __init__(self, recipe: Recipe, val: Dataset, ranks: Ranks, device: torch.device) -> None:
-        self.recipe, self.val, self.ranks, self.device = recipe, val, ranks, device
+    def __init__(self, protocol: AnyProtocol, val: Dataset, ranks: Ranks, device: torch.device) -> None:
+        self.protocol, self.val, self.ranks, self.device = protocol, val, ranks, device
+        recipe = protocol.recipe
         self.batch_size = recipe.evaluation_batch_size or max(
             1, recipe.optimisation.batch_size // recipe.optimisation.accumulation // ranks.size
         )
 
     def records(self, task: Task, wish: StopWish | None = None, bar: Bar | None = None) -> dict[str, Record] | None:
-        """All records, on every rank; None if a stop was wished for meanwhile."""
+        """Return all records, on every rank; None if a stop was requested meanwhile."""
         records: dict[str, Record] = {}
         batches = evaluation_batches(
             self.val,
-            kind_of(self.recipe).transforms(self.recipe)[1],
+            self.protocol.evaluation_transform(),
             batch_size=self.batch_size,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
-            workers=self.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
+            workers=self.protocol.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
         error, done = None, 0
@@ -76,27 +79,27 @@ class Evaluator:
                         bar.update(min(len(records) * self.ranks.size, len(self.val)))
             except BadImage as unreadable:
                 error = unreadable
-        self._go_along(task, done)
-        if self.ranks.any(error is not None):  # the others wait for records that would never come
-            raise error or ValueError("another process met an image that cannot be read; its message names the file")
+        self._join_collectives(task, done)
+        if self.ranks.any(error is not None):  # else the other processes would wait for records for ever
+            raise error or ValueError("another process cannot read an image; its message names the file")
         return self.ranks.gather(records)
 
     def _predict(self, task: Task, batch: Batch) -> Mapping[str, Record]:
-        with build.autocast(self.recipe, self.device):
+        with build.autocast(self.protocol.recipe, self.device):
             return task.predict(batch.to(self.device))
 
-    def _go_along(self, task: Task, done: int) -> None:
-        """Run a sharded network as often as the process with most batches does: its parts are gathered from all."""
-        if self.recipe.parallel != "fsdp" or self.ranks.size == 1:
+    def _join_collectives(self, task: Task, done: int) -> None:
+        """Run a sharded network as many times as the process with most batches: all must take part in gathering it."""
+        if self.protocol.recipe.parallel != "fsdp" or self.ranks.size == 1:
             return
         most = math.ceil(math.ceil(len(self.val) / self.ranks.size) / self.batch_size)
         black = Sample("", np.zeros((64, 64, 3), np.uint8), (64, 64), label=0)
-        batch = collate([kind_of(self.recipe).transforms(self.recipe)[1](black)])
+        batch = collate([self.protocol.evaluation_transform()(black)])
         for _ in range(done, most):
             self._predict(task, batch)
 
     def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
-        """What the loop asks for."""
+        """Return the metrics, as the training loop calls it."""
         assert isinstance(task, AnyTask)
         records = self.records(task, wish)
         return None if records is None else task.score(records)
@@ -114,15 +117,15 @@ def evaluate(
 ) -> Evaluated:
     """Score a checkpoint on the validation split.
 
-    A checkpoint that knows ImageNet's 1000 classes is also scored on the test sets that were made for these; see
-    `data.imagenet_variants`.
+    A checkpoint of ImageNet's 1000 classes is also scored on the test sets that exist for these; see
+    `data.labels.imagenet_variants`.
 
     Args:
         recipe: a run folder, a name from `list_recipes()`, or a YAML file.
         weights: the checkpoint; default: the best one of the run.
-        data: folder of the data set; default: what the recipe names.
+        data: folder of the data set; default: the one that the recipe names.
         which: "model", or "ema" for the averaged weights of a checkpoint that has both.
-        csv: a file for the results of each class: class, count, top1, top5 (per cent), mean loss.
+        csv: a file to write the results of each class to; its columns depend on the task.
 
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
@@ -130,58 +133,62 @@ def evaluate(
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
     if run is not None:
-        run.recipe()  # its sentence where the folder is no run's
+        run.recipe()  # raises its own message where the folder is no run folder
     resolved = resolve(source, changes, {} if data is None else {"data": data_path(data)})
     if weights is None and run is None:
-        raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
+        raise ValueError("a recipe alone has no weights to evaluate; add --weights FILE, or name a run folder")
     if weights is None:
         assert run is not None
         weights, which = run.kept(which)
     table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
     ranks, device = join(resolved.recipe.device)
     try:
-        build.run_imports(resolved.recipe)
-        found = _evaluate(resolved.recipe, weights, which, ranks, device, show=show and ranks.first)
+        run_imports(resolved.recipe)
+        protocol = protocol_of(resolved.recipe)
+        evaluated = _evaluate(protocol, weights, which, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:
-            write_text(table, class_table(found.tables["per_class"], kind_of(resolved.recipe).COLUMNS))
-        return found
+            write_text(table, class_table(evaluated.tables["per_class"], protocol.class_columns))
+        return evaluated
     finally:
         leave()
 
 
 def _evaluate(
-    recipe: Recipe, weights: str | Path, which: str, ranks: Ranks, device: torch.device, *, show: bool
+    protocol: AnyProtocol, weights: str | Path, which: str, ranks: Ranks, device: torch.device, *, show: bool
 ) -> Evaluated:
-    kind = kind_of(recipe)
-    opened = kind.open_evaluation(recipe, weights, which, show=show)
-    known = read_checkpoint(weights).content.get("about")
-    task = kind.build_task(recipe, opened.data.classes, known if isinstance(known, dict) else kind.about(opened.data))
-    kind.load(task, weights, which)
-    opened.tell(task)
-    val, _, notes = readable(opened.data, "val", recipe, ranks, show=show)
+    opened = protocol.open_evaluation(weights, which, show=show)
+    metadata = read_checkpoint(weights).content.get("about")
+    if not isinstance(metadata, dict):
+        metadata = protocol.dataset_metadata(opened.dataset)
+    task = protocol.build_task(opened.dataset.classes, metadata)
+    protocol.load_weights(task, weights, which)
+    opened.prepare(task)
+    val, _, notes = readable(opened.dataset, "val", protocol.recipe, ranks, show=show)
     task = task.to(device).eval()
     with Bar("evaluating", len(val), show=show) as bar:
-        records = Evaluator(recipe, val, ranks, device).records(task, bar=bar)
+        records = Evaluator(protocol, val, ranks, device).records(task, bar=bar)
     assert records is not None
-    metrics = {**task.score(records), **opened.further(records)}
+    metrics = {**task.score(records), **opened.extra_scores(records)}
     return Evaluated(metrics, opened.expect, task.tables(records), records, len(val), (*notes, *opened.notes))
 
 
 def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
-    """`path`, if a file can be written there. Raises ValueError; also if it is one of the files to keep."""
+    """Return `path` if a file can be written there. Raises ValueError, also if `path` is one of the files to keep."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give --csv the name of a file in it")
     if path.exists() and any(Path(other).exists() and path.samefile(other) for other in keep):
-        raise ValueError(f"{path} is what is to be evaluated; give --csv another name")
+        raise ValueError(f"{path} is the file to be evaluated; give --csv another name")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):  # files get their names in one step: the folder counts
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent
+        ):  # a file replaces `path` by renaming, so the folder must be writable
             return path
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place for --csv") from None
 
 
 def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:
-    """The results of each class as CSV: its name and these columns, decimal places given; empty without a result."""
+    """Return the results of each class as CSV: its name and these columns; a cell without a result is empty."""
     text = io.StringIO()
     writer = csv_format.writer(text, lineterminator="\n")
     writer.writerow(["class", *(name for name, _ in columns)])
@@ -193,9 +200,9 @@ def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, 
 
 
 def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
-    """Evaluate the best checkpoint of a finished training once more, and write what the report shows.
+    """Evaluate the best checkpoint of a finished training again, and write its report.
 
-    All processes call it and have the metrics; the first one writes.
+    All processes call it and get the metrics; the first one writes.
     """
     state = load_state(folder.best)
     fill(task, state["model"])
@@ -203,25 +210,25 @@ def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, 
     assert records is not None
     metrics = task.score(records)
     if evaluator.ranks.first:
-        about = {"step": state["step"], "which": state["which"], "metrics": metrics}
-        _write(folder.path, evaluator, task, records, about)
+        origin = {"step": state["step"], "which": state["which"], "metrics": metrics}
+        _write_report(folder.path, evaluator, task, records, origin)
     return metrics
 
 
-def _write(
-    folder: Path, evaluator: Evaluator, task: AnyTask, records: Mapping[str, Record], about: Mapping[str, Any]
+def _write_report(
+    folder: Path, evaluator: Evaluator, task: AnyTask, records: Mapping[str, Record], origin: Mapping[str, Any]
 ) -> None:
     from fourstage.report import render_report
 
     summary = {
-        **about,
+        **origin,
         "main_metric": task.main_metric,
         "classes": list(task.classes),
-        "labels": list(kind_of(evaluator.recipe).class_names(task)),
+        "labels": list(evaluator.protocol.class_names(task)),
         "tables": task.tables(records),
     }
     write_text(folder / "evaluation.json", json.dumps(summary))
     lines = [json.dumps({"id": id, **record}) for id, record in records.items()]
     write_text(folder / "records.jsonl", "".join(line + "\n" for line in lines))
-    kind_of(evaluator.recipe).keep_samples(folder, task, evaluator.recipe, evaluator.val, records)
+    evaluator.protocol.write_report_samples(folder, task, evaluator.val, records)
     write_text(folder / "report.html", render_report(folder))

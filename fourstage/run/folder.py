@@ -1,4 +1,4 @@
-"""The run folder: what stands where, who may write it, and what it was made from."""
+"""The run folder: its files, the lock of the process that writes it, and the recipe and environment of the run."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from typing import IO, Any
 import torch
 import yaml
 
-from fourstage.engine.state import load_state, write_text
+from fourstage.engine.state import load_state
+from fourstage.files import is_unfinished, remove_unfinished, write_text
 from fourstage.recipe import FREE, Recipe, Resolved, difference, from_mapping, read_yaml
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "faster-coco-eval")
@@ -23,9 +24,8 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-he
 class RunFolder:
     """A folder with one training in it.
 
-    Raises:
-        ValueError: the folder holds something else, or the training of a different recipe.
-        OSError: it cannot be written.
+    Its methods raise ValueError where the folder holds other files or a run of another recipe, and OSError where it
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,13 +53,13 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def check_writable(self) -> None:
-        """Raise OSError unless the folder can be made or written; makes nothing."""
-        there = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK) or there.is_relative_to("/proc"):
+        """Raise OSError unless the folder can be created or written; creates nothing."""
+        existing = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK) or existing.is_relative_to("/proc"):
             raise OSError(f"{self.path} cannot be written; choose another --out")
 
     def require_best(self) -> Path:
-        """The best checkpoint. Raises FileNotFoundError before the run's first evaluation."""
+        """Return the best checkpoint. Raises FileNotFoundError before the run's first evaluation."""
         if not self.best.is_file():
             raise FileNotFoundError(
                 f"{self.path} has no best checkpoint yet: it was stopped before its first evaluation; continue it, or "
@@ -68,42 +68,41 @@ class RunFolder:
         return self.best
 
     def kept(self, which: str) -> tuple[Path, str]:
-        """The checkpoint that has these weights, "model" or "ema", and what they are called in it.
+        """Return the checkpoint that has these weights, "model" or "ema", and their name in it.
 
-        The best one has one kind alone, the better one of the two, as "model"; the last one has both.
+        The best checkpoint has only the better ones of the two, under the name "model"; the last one has both.
 
         Raises:
             FileNotFoundError: before the run's first evaluation.
-            ValueError: the run has no average of weights.
+            ValueError: the run keeps no average of its weights.
         """
         best = self.require_best()
         if which == "model" or load_state(best).get("which") == which:
             return best, "model"
         if self.recipe().ema is None:
-            raise ValueError(f"{self.path} has no average of weights: its recipe has no ema; leave --which out")
+            raise ValueError(f"{self.path} has no averaged weights: its recipe sets no ema; leave --which out")
         return self.last, which
 
     def recipe(self) -> Recipe:
-        """The recipe that the folder was made from."""
+        """Return the recipe of the run."""
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.path} is not the folder of a run: it has no recipe.yaml; name one that `fourstage train` wrote"
+                f"{self.path} is not a run folder: it has no recipe.yaml; name a folder that `fourstage train` wrote"
             )
         return from_mapping(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)).recipe
 
     def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:
-        """Make the folder, or make sure that it holds this very recipe; take it for this process."""
+        """Create the folder, or check that it holds a run of this recipe; lock it for this process."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._take()
+            self._acquire()
         except OSError as error:
             raise OSError(f"{self.path} cannot be written ({error.strerror or error}); choose another --out") from None
-        for leftover in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        remove_unfinished(self.path)
         if (self.path / "recipe.yaml").exists():
             self.check_same(resolved.recipe)
-            self._write_recipe(resolved.recipe)  # what is free to change may have
+            self._write_recipe(resolved.recipe)  # it may differ in values that are free to change
             return
         changes = {"recipe": resolved.source, "changes": resolved.changes}
         write_text(self.path / "changes.json", json.dumps(changes, indent=2))
@@ -115,7 +114,7 @@ class RunFolder:
         write_text(self.path / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
     def check_same(self, recipe: Recipe) -> None:
-        """Raise ValueError, with the first differences, unless the folder holds this recipe."""
+        """Raise ValueError with the first differences unless the folder holds a run of this recipe."""
         differs = difference(self.recipe(), recipe, ignore=FREE)
         if differs:
             shown = ", ".join(
@@ -124,18 +123,18 @@ class RunFolder:
             more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
             raise ValueError(
                 f"{self.path} holds a run of another recipe ({shown}{more}); choose another --out, or add --fresh to "
-                f"set that run aside and start anew"
+                f"set that run aside and start again"
             )
 
     def state(self) -> dict[str, Any] | None:
-        """Where the training stands, or None before its first checkpoint. Only reads: another process may write."""
+        """Return the state in the last checkpoint, or None before the first. Only reads: another process may write."""
         return load_state(self.last) if self.last.is_file() else None
 
     def set_aside(self) -> Path | None:
-        """Rename the folder so that its name is free; None if there was nothing."""
+        """Rename the folder so that its name is free; return the new name, or None if there was no folder."""
         if not self.path.exists():
             return None
-        self._take()
+        self._acquire()
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}-before-{number}")).exists():
             number += 1
@@ -144,7 +143,7 @@ class RunFolder:
         return moved
 
     def check_usable(self, recipe: Recipe, *, fresh: bool) -> None:
-        """Raise ValueError if the folder is there and is not a run's, or that of another recipe."""
+        """Raise ValueError if the path is no run folder, or one of another recipe."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file; choose another --out")
         if not self.path.is_dir():
@@ -153,18 +152,24 @@ class RunFolder:
             if not fresh:
                 self.check_same(recipe)
             return
-        early = {"slurm", "checkpoints", ".lock", "changes.json", "environment.json"}  # what stands before its recipe
-        if {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")} - early:
-            raise ValueError(f"{self.path} holds files that are not a run's; choose another --out")
+        early = {
+            "slurm",
+            "checkpoints",
+            ".lock",
+            "changes.json",
+            "environment.json",
+        }  # files that exist before recipe.yaml
+        if {entry.name for entry in self.path.iterdir() if not is_unfinished(entry)} - early:
+            raise ValueError(f"{self.path} holds files that do not belong to a run; choose another --out")
 
     def release(self) -> None:
-        """Let another process train here."""
+        """Release the lock, so that another process may train here."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def _take(self) -> None:
-        """Hold a lock while this process lives. It is one that loader workers do not inherit and keep."""
+    def _acquire(self) -> None:
+        """Lock the folder until this process ends, with a kind of lock that loader workers do not inherit."""
         if os.name != "posix":
             return
         import fcntl
@@ -179,7 +184,7 @@ class RunFolder:
 
 
 def environment(device: torch.device, parameters: int) -> dict[str, Any]:
-    """What a number depends on beside the recipe."""
+    """Return what a number depends on beside the recipe: versions, machine and command."""
     return {
         "fourstage": version("fourstage"),
         "python": platform.python_version(),
@@ -189,13 +194,13 @@ def environment(device: torch.device, parameters: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: found for name in PACKAGES if (found := installed(name))},
+        "packages": {name: known for name in PACKAGES if (known := installed(name))},
         "parameters": parameters,
     }
 
 
 def installed(name: str) -> str | None:
-    """The version of a package, or None."""
+    """Return the version of a package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

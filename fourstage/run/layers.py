@@ -1,4 +1,4 @@
-"""Which layer of a network each parameter belongs to, counted from 0 at the image; and which do not learn at all."""
+"""The layer that each parameter of a network belongs to, counted from 0 at the image; frozen stages."""
 
 import re
 from typing import Any, cast
@@ -7,39 +7,40 @@ from torch import nn
 
 
 def layers_of(task: nn.Module, groups: str) -> dict[str, int]:
-    """Name of a parameter -> its layer. What is not of the network itself, such as a detector's head, has the last.
+    """Return the layer of each parameter by name. Parameters outside the backbone, such as heads, have the last layer.
 
     Args:
-        groups: "blocks": as the network's `group_matcher` says, read as timm reads it. "convnext": the twelve groups
-            that ConvNeXt's and the unified models' code have, three blocks of the third stage to a group.
+        groups: "blocks": the layers of the network's `group_matcher`, in timm's sense. "convnext": the twelve groups
+            in the code of ConvNeXt and of the unified models, with three blocks of the third stage in each group.
 
     Raises:
         ValueError: the network has no `group_matcher`.
     """
     where, network = backbone_of(task)
     own = [name for name, _ in network.named_parameters()]
-    found = {name: convnext_group(name) for name in own} if groups == "convnext" else _by_matcher(network)
-    last = max(found.values()) + 1
+    layers = {name: convnext_group(name) for name in own} if groups == "convnext" else _by_matcher(network)
+    last = max(layers.values()) + 1
     prefix = f"{where}." if where else ""
-    return {name: found.get(name.removeprefix(prefix), last) for name, _ in task.named_parameters()}
+    return {name: layers.get(name.removeprefix(prefix), last) for name, _ in task.named_parameters()}
 
 
 def backbone_of(task: nn.Module) -> tuple[str, nn.Module]:
-    """The network inside a task that says what its layers are, with the name it has there."""
+    """Return the network inside a task that has a `group_matcher`, with its name in the task."""
     for where, module in task.named_modules():
         if hasattr(module, "group_matcher"):
             return where, module
     raise ValueError(
-        "layer_decay and frozen_stages need a network with group_matcher(), which says what its layers are; give "
-        "yours one as timm's models have it, or leave them out"
+        "layer_decay and frozen_stages need a network with group_matcher(), which names its layers; give your network "
+        "one in the form of timm's models, or leave both out of the recipe"
     )
 
 
 def convnext_group(name: str) -> int:
-    """0: stem; 1 and 2: the first stages; 3 to 11: the third by threes; 12: the last; 13: what follows the stages.
+    """Return the group of a parameter.
 
-    A stage's down-sampling goes with the blocks after it, except before the second and the third stage, where it has
-    the number of the stage. Source: ConvNeXt, optim_factory.py, of which the unified models use a copy.
+    0 is the stem, 1 and 2 are the first two stages, 3 to 11 the third in threes, 12 the last, 13 all that follows.
+    Down-sampling belongs to the blocks after it, except before the second and the third stage, where it has the number
+    of the stage. Source: ConvNeXt, optim_factory.py, of which the unified models use a copy.
     """
     if name.startswith("stem."):
         return 0
@@ -53,9 +54,9 @@ def convnext_group(name: str) -> int:
 
 
 def freeze(task: nn.Module, stages: int) -> list[str]:
-    """Let the stem and the first `stages` stages of the task's network stay as they are; returns what was frozen.
+    """Freeze the stem and the first `stages` stages of the task's network; return the names of frozen parameters.
 
-    Their norms use their stored statistics while the rest trains.
+    Frozen norms use their stored statistics while the rest trains.
 
     Raises:
         ValueError: the network has fewer stages.
@@ -63,7 +64,7 @@ def freeze(task: nn.Module, stages: int) -> list[str]:
     where, network = backbone_of(task)
     groups, count = _by_matcher(network, coarse=True), len(cast(Any, network).feature_info)
     if stages > count:
-        raise ValueError(f"frozen_stages={stages}, and the network has {count} stages; choose at most {count}")
+        raise ValueError(f"frozen_stages={stages}, but the network has {count} stages; choose at most {count}")
     frozen = [name for name, group in groups.items() if group <= stages]
     for name in frozen:
         network.get_parameter(name).requires_grad_(False)
@@ -71,7 +72,7 @@ def freeze(task: nn.Module, stages: int) -> list[str]:
 
 
 def norms_of_backbone(task: nn.Module) -> list[str]:
-    """Names of the gains and biases of all norms in the task's backbone."""
+    """Return the names of the gains and biases of all norms in the task's backbone."""
     network = cast(Any, task).network
     where, inner = ("network.backbone", network.backbone) if hasattr(network, "backbone") else ("network", network)
     return [
@@ -83,7 +84,7 @@ def norms_of_backbone(task: nn.Module) -> list[str]:
 
 
 def _by_matcher(network: nn.Module, *, coarse: bool = False) -> dict[str, int]:
-    """Name -> 0 for the stem, then blocks (`coarse`: stages) in order, then what follows them."""
+    """Return name -> 0 for the stem, then blocks (`coarse`: stages) in order, then what follows them."""
     from timm.models import group_parameters
 
     grouped: Any = group_parameters(network, cast(Any, network).group_matcher(coarse=coarse), reverse=True)

@@ -1,4 +1,4 @@
-"""`fourstage predict`: what a trained network sees in pictures and videos."""
+"""`fourstage predict`: the predictions of a trained network for images and videos."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,17 +14,18 @@ from fourstage.api import list_models
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample
 from fourstage.engine.devices import choose_device
-from fourstage.engine.state import write_whole
+from fourstage.files import write_file
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.number_format import plural
-from fourstage.run import build, videos
+from fourstage.run import videos
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
-from fourstage.run.described import about_of, classes_of, recipe_of
+from fourstage.run.described import classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
+from fourstage.run.imports import run_imports
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
-from fourstage.run.task_protocol import AnyTask, Seen, import_kind, kind_of
+from fourstage.run.task_protocol import AnyProtocol, AnyTask, ImageResult, protocol_class, protocol_of
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RESULTS = "results.json"  # of a detector, in the folder of the pictures
-LABELS = "_labels"  # what the name of a picture ends in whose pixels are labels
+LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
 ENDINGS = ("", LABELS)
 OPACITY = 0.6  # of label maps over the frames of a video
 YAML = (".yaml", ".yml")
@@ -42,12 +43,12 @@ YAML = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image or video."""
+    """The predictions for one image or video."""
 
     image: Path
-    text: str  # for a person, one line
-    values: dict[str, Any]  # for a program: classes with probabilities, best first; of a video how long it is
-    picture: Path | None = None  # where it is drawn
+    text: str  # one line for a person
+    values: dict[str, Any]  # for a program: classes with probabilities, best first; for a video, its length
+    picture: Path | None = None  # the file with the drawing
 
     @property
     def is_video(self) -> bool:
@@ -64,50 +65,54 @@ def predict(
     device: str = "auto",
     show: bool = True,
 ) -> list[Prediction]:
-    """What a trained network sees in pictures and videos.
+    """Predict images and videos with a trained network.
 
     Args:
-        source: a run folder; a checkpoint of a run, or of MMDetection or MMSegmentation that says what it is; the name
-            of a model, or a recipe of a detector or segmentor by name or file.
-        weights: the checkpoint for a model or a recipe, which may be left out where one is published.
+        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration;
+            the name of a model; or a recipe of a detector or segmentor, by name or file.
+        weights: the checkpoint for a model or a recipe; it may be left out where one is published.
         which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
         images: image and video files, or folders of them.
-        out: folder for a picture of each image and a video of each video. Detectors write `results.json` there too,
-            in COCO's results format, others a line of JSON for each frame of a video. None writes nothing.
+        out: folder for a picture of each image and a video of each video. A detector also writes `results.json` in
+            COCO's results format; other networks write one line of JSON for each frame of a video. None: no files.
 
     Raises:
-        ValueError, FileNotFoundError: nothing is predicted or written when one of the files is no image or video.
+        ValueError, FileNotFoundError: a file is no image or video; then nothing is predicted or written.
     """
-    where, source = choose_device(device), _recipe_or(str(source))
+    torch_device, source = choose_device(device), _recipe_or(str(source))
     _check_source(source, weights, which)
     files = _files([images] if isinstance(images, str | Path) else images)
-    recipe, task = _task(source, weights, which)
-    seer = _Seer(recipe, task.to(where).eval())
-    lengths = [videos.look_at(file).frames if videos.is_video_name(file.name) else 1 for file in files]
+    protocol, task = _load(source, weights, which)
+    predictor = Predictor(protocol, task.to(torch_device).eval())
+    lengths = [videos.read_properties(file).frames if videos.is_video_name(file.name) else 1 for file in files]
     for file in files:
         if not videos.is_video_name(file.name):
-            seer.read(file)  # all of them, before anything is written
+            predictor.read(file)  # all of them, before anything is written
     drawn = _drawn_paths(files, Path(out)) if out is not None else [None] * len(files)
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     with ExitStack() as stack:
         results = None
         if out is not None:
             make_folder(Path(out))
-            if recipe.task == "detection":
-                ids = getattr(task, "category_ids", None)  # of the data that it was trained on
+            if protocol.truth == "objects":
+                ids = getattr(task, "category_ids", None)  # of the training data
                 results = stack.enter_context(CocoResults(Path(out) / RESULTS, task.classes, ids))
-        book = _Book(files, results)
+        writer = ResultWriter(files, results)
         bar = stack.enter_context(Bar("predicting", sum(lengths), show=show))
         for file, path in zip(files, drawn, strict=True):
-            look = seer.video if videos.is_video_name(file.name) else seer.image
-            found.append(look(file, path, book, bar))
-    return found
+            predict_file = predictor.video if videos.is_video_name(file.name) else predictor.image
+            predictions.append(predict_file(file, path, writer, bar))
+    return predictions
 
 
-class _Book:
-    """Which number and name each image has in the results, and where they go.
+class ResultWriter:
+    """Writes the predictions of each image to the results file, with the image's number and name.
 
-    Images whose names are numbers, as COCO's are, keep them; else they count from 1, frames of videos too.
+    Images whose names are numbers, as COCO's are, keep these numbers. All others, and the frames of videos, are counted
+    from 1.
+
+    Args:
+        results: the file; None: there is none.
     """
 
     def __init__(self, files: Sequence[Path], results: CocoResults | None) -> None:
@@ -118,76 +123,77 @@ class _Book:
         self._own = images and len(set(numbers)) == len(files)
         self._results, self._count = results, 0
 
-    def add(self, file: Path, seen: Seen, **more: object) -> None:
+    def add(self, file: Path, result: ImageResult, **more: object) -> None:
         self._count += 1
         if self._results is not None:
             number = int(file.stem) if self._own else self._count
-            self._results.put(number, self._names[file], seen.values["objects"], **more)
+            self._results.put(number, self._names[file], result.values["objects"], **more)
 
 
-class _Seer:
-    """A task that looks at files."""
+class Predictor:
+    """Predicts image and video files with a task."""
 
-    def __init__(self, recipe: Recipe, task: AnyTask) -> None:
-        self.recipe, self.task, self.kind = recipe, task, kind_of(recipe)
+    def __init__(self, protocol: AnyProtocol, task: AnyTask) -> None:
+        self.protocol, self.task = protocol, task
 
     def read(self, file: Path) -> np.ndarray:
-        """(H, W, 3) uint8, turned as its EXIF says where the task's data is read like that."""
-        return read_image(file, orient=self.recipe.task != "classification")
+        """Read an image as (H, W, 3) uint8, turned by its EXIF orientation where the task's data is read so."""
+        return read_image(file, orient=self.protocol.truth != "label")
 
-    def see(self, name: str, image_HW3: np.ndarray, title: str) -> Seen:
+    def predict(self, name: str, image_HW3: np.ndarray, title: str) -> ImageResult:
         sample = Sample(name, image_HW3, (image_HW3.shape[0], image_HW3.shape[1]))
-        return self.kind.see(self.task, self.recipe, sample, title)
+        return self.protocol.predict_image(self.task, sample, title)
 
-    def image(self, file: Path, path: Path | None, book: _Book, bar: Bar) -> Prediction:
-        seen = self.see(str(file), self.read(file), file.name)
+    def image(self, file: Path, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
+        """Predict an image and draw it into a picture at `path`."""
+        result = self.predict(str(file), self.read(file), file.name)
         if path is not None:
-            for ending, drawn in seen.pictures().items():
+            for ending, drawn in result.pictures().items():
                 _write_picture(path.with_name(f"{path.stem}{ending}.png"), drawn)
-        book.add(file, seen)
+        writer.add(file, result)
         bar.update(bar.done + 1)
-        return Prediction(file, seen.text, seen.values, path)
+        return Prediction(file, result.text, result.values, path)
 
-    def video(self, file: Path, path: Path | None, book: _Book, bar: Bar) -> Prediction:
-        """Every frame by itself, drawn into a video at `path`; where no detector looks, its values beside it."""
-        about, first, frames = videos.look_at(file), bar.done, 0
+    def video(self, file: Path, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
+        """Predict each frame and draw it into a video at `path`; tasks without a results file write rows beside it."""
+        video, first, frames = videos.read_properties(file), bar.done, 0
         with ExitStack() as stack:
             drawn = rows = None
             if path is not None:
-                drawn = stack.enter_context(videos.writer(path, about.rate))
-                if self.recipe.task != "detection":
-                    rows = stack.enter_context(JsonRows(path.with_suffix(".jsonl"), whole=False))
+                drawn = stack.enter_context(videos.writer(path, video.rate))
+                if self.protocol.truth != "objects":
+                    rows = stack.enter_context(JsonRows(path.with_suffix(".jsonl"), as_list=False))
             for frame_HW3 in videos.frames_of(file):
-                place = {"frame": frames, "seconds": round(frames / about.rate, 3)}
-                seen = self.see(f"{file}#{frames}", frame_HW3, f"{file.name}  {place['seconds']:.1f} s")
+                place = {"frame": frames, "seconds": round(frames / video.rate, 3)}
+                result = self.predict(f"{file}#{frames}", frame_HW3, f"{file.name}  {place['seconds']:.1f} s")
                 if drawn is not None:
-                    drawn.add(_frame(seen, frame_HW3))
+                    drawn.add(_draw_frame(result, frame_HW3))
                 if rows is not None:
-                    rows.add({**place, **seen.values})
-                book.add(file, seen, **place)
+                    rows.add({**place, **result.values})
+                writer.add(file, result, **place)
                 frames += 1
                 bar.update(min(first + frames, bar.total))
-        bar.resize(bar.total - about.frames + frames)
+        bar.resize(bar.total - video.frames + frames)
         bar.update(first + frames)
-        seconds = frames / about.rate
+        seconds = frames / video.rate
         text = f"{plural(frames, 'frame')}, {seconds:.1f} s"
-        if about.frames > frames:
-            text += f"; {about.frames - frames} more were announced and cannot be read"
-        return Prediction(file, text, {"frames": frames, "seconds": seconds, "frames_per_second": about.rate}, path)
+        if video.frames > frames:
+            text += f"; {video.frames - frames} more frames are stated in the file but cannot be read"
+        return Prediction(file, text, {"frames": frames, "seconds": seconds, "frames_per_second": video.rate}, path)
 
 
-def _frame(seen: Seen, frame_HW3: np.ndarray) -> np.ndarray:
-    """The picture of one frame, (H, W, 3) uint8; all frames of a video give the same size."""
+def _draw_frame(result: ImageResult, frame_HW3: np.ndarray) -> np.ndarray:
+    """Return the picture of one frame, (H, W, 3) uint8, of the same size for all frames of a video."""
     from PIL import Image
 
-    pictures = seen.pictures()
+    pictures = result.pictures()
     if LABELS not in pictures:
         return np.asarray(pictures[""].convert("RGB"))
     return np.asarray(Image.blend(Image.fromarray(frame_HW3), pictures[LABELS].convert("RGB"), OPACITY))
 
 
 def _recipe_or(source: str) -> str:
-    """The recipe of a published detector or segmentor that is named as the catalogue has it; else `source`."""
+    """Return the recipe of a published detector or segmentor whose catalogue name is `source`; else `source`."""
     model, tag = catalog.split(source)
     if tag is None or Path(source).exists() or model not in list_models():
         return source
@@ -196,29 +202,31 @@ def _recipe_or(source: str) -> str:
 
 
 def _check_source(source: str, weights: str | Path | None, which: str) -> None:
-    """Raise ValueError unless something is called so, and has weights."""
+    """Raise ValueError unless `source` exists by name or as a file, and has weights."""
     if Path(source).exists():
         return
     if weights is None and which != "model":
-        raise ValueError(f"published weights are no averages; leave --which out, or add --weights FILE for {source}")
+        raise ValueError(
+            f"published weights have no separate average; leave --which out, or add --weights FILE for {source}"
+        )
     if source.endswith(YAML):
         return
     model, tag = catalog.split(source)
     if model not in (known := list_models()):
         recipes = list_recipes()
         if source in recipes:
-            _check_dense(source)
+            _task_of_recipe(source)
             if weights is None:
-                published_of(source)  # this one will be fetched
+                published_of(source)  # raises now where there is none to fetch
             return
         close = get_close_matches(source, [*known, *recipes], n=1)
-        hint = f"did you mean {close[0]}?" if close else "`fourstage models` lists the models, `ls runs` your runs"
-        raise ValueError(f"neither a run folder nor a checkpoint nor a model nor a recipe is called {source!r}; {hint}")
+        hint = f"did you mean {close[0]}?" if close else "`fourstage models` and `fourstage recipes` list the names"
+        raise ValueError(f"there is no run folder, checkpoint, model or recipe {source!r}; {hint}")
     if weights is not None:
         return
     if not catalog.published(find(model).name):
-        raise ValueError(f"nobody has published weights of {model}; add --weights FILE")
-    catalog.find(find(model).name, tag)  # this one will be fetched
+        raise ValueError(f"no weights of {model} are published; add --weights FILE")
+    catalog.find(find(model).name, tag)  # raises now where there is none to fetch
 
 
 def _files(images: Iterable[str | Path]) -> list[Path]:
@@ -228,7 +236,7 @@ def _files(images: Iterable[str | Path]) -> list[Path]:
             names = (path for path in image.iterdir() if is_image_name(path.name) or videos.is_video_name(path.name))
             if not (inside := sorted(names)):
                 raise ValueError(
-                    f"the folder {image} holds no images and no videos; name files, or a folder with .jpg, .png or "
+                    f"the folder {image} holds no images or videos; give files, or a folder with .jpg, .png or "
                     f".mp4 files"
                 )
             files += inside
@@ -239,87 +247,92 @@ def _files(images: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _task(source: str, weights: str | Path | None, which: str) -> tuple[Recipe, AnyTask]:
-    """The network that `source` means, with its weights and the recipe that says how images reach it."""
+def _load(source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network that `source` names, with its weights."""
     path = Path(source)
     if path.is_dir():
         run = RunFolder(path)
-        recipe = run.recipe()  # before its checkpoints: the folder may be none of a run
+        recipe = run.recipe()  # first, to report a folder that is no run folder
         if weights is None:
-            return _of_run(*_stored(run, which), recipe)
-        return _of_run(read_checkpoint(weights), which, recipe)
+            return _load_run(*_stored(run, which), recipe)
+        return _load_run(read_checkpoint(weights), which, recipe)
     if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
-        return _named(_check_dense(source), source, weights, which)
+        return _load_named(_task_of_recipe(source), source, weights, which)
     if path.is_file():
         if weights is not None:
-            raise ValueError(f"{source} is a checkpoint already; leave --weights out, or name a model or a recipe")
-        return task_of_file(read_checkpoint(path), which)
-    return _named("classification", source, weights, which)
+            raise ValueError(
+                f"{source} is itself a checkpoint; leave --weights out, or name a model or a recipe before it"
+            )
+        return load_file(read_checkpoint(path), which)
+    return _load_named("classification", source, weights, which)
 
 
-def _named(task: str, source: str, weights: str | Path | None, which: str) -> tuple[Recipe, AnyTask]:
-    """The network of a model or recipe that is named."""
-    kind = import_kind(task)
-    recipe, made = kind.named(source, weights)
+def _load_named(task_name: str, source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a model or a recipe."""
+    protocol, task = protocol_class(task_name).from_name(source, weights)
     if weights is not None and which != "model":
-        kind.load(made, weights, which)
-    return recipe, made
+        protocol.load_weights(task, weights, which)
+    return protocol, task
 
 
-def _check_dense(source: str) -> str:
-    """The task of a recipe, by name or file. Raises ValueError for classification, where networks have the names."""
+def _task_of_recipe(source: str) -> str:
+    """Return the task of a recipe. Raises ValueError for classification, where the model is to be named."""
     recipe = resolve(source).recipe
     if recipe.task == "classification":
         raise ValueError(
-            f"{source} is a recipe of classification; name its network: predict {recipe.subject} IMAGE --weights FILE"
+            f"{source} is a classification recipe; name its model: predict {recipe.subject} IMAGE --weights FILE"
         )
     return recipe.task
 
 
 def _stored(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
-    path, called = run.kept(which)
-    return read_checkpoint(path), called
+    path, name = run.kept(which)
+    return read_checkpoint(path), name
 
 
-def task_of_file(file: Checkpoint, which: str = "model") -> tuple[Recipe, AnyTask]:
-    """A checkpoint says itself what it is: one of our runs, one that we converted, or one of OpenMMLab's."""
+def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a checkpoint that describes itself: of a run, a converted one, or one of OpenMMLab."""
     if (converted := file.metadata.get("model")) is not None:
-        return _named("classification", converted, file.path, which)
+        return _load_named("classification", converted, file.path, which)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
-        return _of_run(file, which, None)
+        return _load_run(file, which, None)
     described = network_of_checkpoint(file)
     if described is None:
         fitting = fitting_recipes(file)
-        name = fitting[0] if fitting else "MODEL or RECIPE, as `fourstage models` and `fourstage recipes` list them,"
-        hint = "it looks like" if fitting else "add it:"
+        name = fitting[0] if fitting else "MODEL"
+        hint = "try" if fitting else "name it, from `fourstage models` or `fourstage recipes`:"
         raise ValueError(
             f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights {file.path}"
         )
-    recipe = recipe_of(described, file.path)
+    protocol = protocol_of(recipe_of(described, file.path))
     try:
-        task = kind_of(recipe).build_task(recipe, classes_of(described), about_of(described))
-    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes that no machine has
+        task = protocol.build_task(classes_of(described), metadata_of(described))
+    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes beyond any memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe with --weights"
+            f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe, and "
+            f"add --weights {file.path}"
         ) from error
     fill_completely(task.network, file, which)
-    return recipe, task
+    return protocol, task
 
 
-def _of_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[Recipe, AnyTask]:
+def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyProtocol, AnyTask]:
     content = file.content
     if content.get("fourstage") != 1 or "recipe" not in content:
-        raise ValueError(f"{file.path} is no checkpoint of a run; predict MODEL or RECIPE IMAGE --weights {file.path}")
+        raise ValueError(
+            f"{file.path} is no checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
+        )
     recipe = recipe or from_mapping(content["recipe"], str(file.path)).recipe
-    build.run_imports(recipe)
-    task = kind_of(recipe).build_task(recipe, tuple(content["classes"]), content.get("about") or {})
-    kind_of(recipe).load(task, file.path, which)
-    return recipe, task
+    run_imports(recipe)
+    protocol = protocol_of(recipe)
+    task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
+    protocol.load_weights(task, file.path, which)
+    return protocol, task
 
 
 def _drawn_paths(files: Sequence[Path], out: Path) -> list[Path]:
-    """A free name in `out` for each file: nothing takes the place of another one or of a file that was given."""
+    """Return a name in `out` for each file that neither another output nor a given file has."""
     paths: list[Path] = []
     taken = {file.resolve() for file in files}
     for file in files:
@@ -334,4 +347,4 @@ def _drawn_paths(files: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _write_picture(path: Path, picture: "Image") -> None:
-    write_whole(path, lambda file: picture.save(file, "PNG"))
+    write_file(path, lambda file: picture.save(file, "PNG"))

@@ -1,4 +1,4 @@
-"""Single images as a run's folder keeps them for its report, and as a line about one names what is in it."""
+"""Pictures of single images that a run folder keeps for its report, and one-line summaries of predictions."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourstage.data.sample import Dataset, Sample
-from fourstage.engine.state import write_text, write_whole
+from fourstage.files import write_file, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAMED = 5  # what one line about an image names
+NAMED = 5  # predictions that a line names
 Draw = Callable[[Sample, np.ndarray], "tuple[Image, dict[str, Any]]"]
 
 
 def keep(folder: Path, val: Dataset, ids: Sequence[str], draw: Draw) -> None:
-    """Write pictures of these images into `samples/` of a run's folder, and what is said of them.
+    """Write pictures of these images into `samples/` of a run folder, with an index for the report.
 
     Args:
-        draw: gives the picture of a sample and its image, (H, W, 3) uint8, and what its card in the report says.
+        draw: takes a sample and its image, (H, W, 3) uint8; returns the picture and the values on its card.
     """
     index = {val.id(i): i for i in range(len(val))}
     (folder / "samples").mkdir(exist_ok=True)
@@ -29,20 +29,20 @@ def keep(folder: Path, val: Dataset, ids: Sequence[str], draw: Draw) -> None:
     for number, id in enumerate(ids):
         sample, name = val.sample(index[id]), f"{number:03}.png"
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-        picture, said = draw(sample, sample.image)
-        write_whole(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
-        lines.append({"file": name, "id": id, **said})
+        picture, values = draw(sample, sample.image)
+        write_file(folder / "samples" / name, lambda file, p=picture: p.save(file, "PNG"))
+        lines.append({"file": name, "id": id, **values})
     write_text(folder / "samples" / "index.json", json.dumps(lines))
 
 
 def worst_and_others(worst: Sequence[str], every: Iterable[str], most: int) -> list[str]:
-    """Of `worst` the first, half of `most` at most, and others drawn evenly over the data."""
+    """Return up to `most` ids: the first of `worst` for at most half of them, and others drawn evenly over the data."""
     first = list(worst[: most // 2])
     rest, left = sorted(set(every) - set(first)), most - len(first)
     return first + rest[:: max(1, len(rest) // left)][:left]
 
 
-def in_a_line(parts: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    more = f"   and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-    return "   ".join(parts[:NAMED]) + more
+def in_a_line(items: Sequence[str]) -> str:
+    """Return the first few items in one line, and the number of the others."""
+    more = f"   and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return "   ".join(items[:NAMED]) + more

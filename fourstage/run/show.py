@@ -1,20 +1,19 @@
-"""`fourstage data show`: a sheet of images as a training sees them."""
+"""`fourstage data show`: a sheet of training images after augmentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from fourstage.data.formats import open_dataset
 from fourstage.data.sample import Dataset, Truth
-from fourstage.engine.state import write_whole
+from fourstage.files import write_file
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, resolve
+from fourstage.recipe import resolve
 from fourstage.run.splits import data_path
-from fourstage.run.task_protocol import kind_of
+from fourstage.run.task_protocol import AnyProtocol, protocol_of
 
 EMBEDDED = {"digits": "digits_visformer", "digit_scenes": "digit_scenes_mask_rcnn"}  # data -> its own recipe
-DEFAULTS = {  # what data has -> the recipe where none is named
+DEFAULTS = {  # truth of the data -> its recipe where the user names none
     "label": "smt_tiny_in1k",
     "objects": "mask_rcnn_smt_small_coco_1x",
     "label_map_HW": "upernet_smt_small_ade20k_160k",
@@ -23,15 +22,19 @@ WORDS = {"label": "a class for each image", "objects": "boxes", "label_map_HW": 
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A sheet that was written."""
+class Sheet:
+    """A sheet of samples that was written."""
 
     path: Path
-    recipe: str  # whose augmentation it shows
-    default_for: str = ""  # what data has whose default this recipe is; empty where it was named
+    recipe: str  # the recipe whose augmentation it shows
+    default_for: str = ""  # the truth of data with this default recipe; empty where the user named the recipe
 
     def __str__(self) -> str:
-        why = f", the default for data with {self.default_for}; another one: --recipe NAME" if self.default_for else ""
+        why = (
+            f", the default for data with {self.default_for}; choose another one with --recipe NAME"
+            if self.default_for
+            else ""
+        )
         return f"{self.path}, augmented by {self.recipe}{why}"
 
 
@@ -42,59 +45,59 @@ def show(
     out: str | Path = "samples.png",
     changes: Iterable[str] = (),
     progress: bool = True,
-) -> Shown:
-    """Draw some training images with their truth, each as it is, augmented, and mixed with others where it applies.
+) -> Sheet:
+    """Draw some training images with their truth: the original, augmented and, where a recipe mixes, mixed versions.
 
     Args:
         data: what `--data` takes.
-        recipe: a name or file; default: the embedded data's own, or that of `DEFAULTS` for what the data has.
-        out: the PNG to write; an older one is replaced.
+        recipe: a name or file; default: that of the embedded data, or the one of `DEFAULTS` for the data's truth.
+        out: the PNG file to write; an older file is replaced.
         changes: `key=value` strings, such as "augmentation.mixup=0".
 
     Raises:
-        ValueError: no such data or recipe, data without what the recipe learns from, a file that is no .png.
+        ValueError: no such data or recipe, data without the truth that the recipe needs, or an `out` that is no .png.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png; pictures are written in that format only")
+        raise ValueError(f"--out {out} must end in .png: the sheet is a PNG file")
     path = data_path(data)
     name = recipe or EMBEDDED.get(path)
     if name:
-        resolved = _resolved(name, changes, path)
-        dataset = _opened(path, cast(Truth, kind_of(resolved).TRUTH), progress=progress)
-        _check_truth(data, dataset, str(name), resolved)
+        protocol = _protocol(name, changes, path)
+        dataset = _open(path, protocol.truth, progress=progress)
+        _check_truth(data, dataset, str(name), protocol)
     else:
-        dataset = _opened(path, None, progress=progress)
+        dataset = _open(path, None, progress=progress)
         name = DEFAULTS[dataset.truths[0]]
-        resolved = _resolved(name, changes, path)
+        protocol = _protocol(name, changes, path)
     if not len(dataset):
-        raise ValueError(f"{data} has no training images; add some, at least two for each class")
+        raise ValueError(f"{data} has no training images; add at least two for each class")
     from fourstage.run.sheets import draw_sheet
 
-    sheet = draw_sheet(dataset, resolved)
+    sheet = draw_sheet(dataset, protocol)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, lambda file: sheet.save(file, "PNG"))
-    return Shown(out, resolved.name, "" if recipe else WORDS[kind_of(resolved).TRUTH])
+    write_file(out, lambda file: sheet.save(file, "PNG"))
+    return Sheet(out, protocol.recipe.name, "" if recipe else WORDS[protocol.truth])
 
 
-def _resolved(name: str | Path, changes: Iterable[str], path: str) -> Recipe:
-    """The recipe for data of any number of classes: it does not matter for a picture."""
+def _protocol(name: str | Path, changes: Iterable[str], path: str) -> AnyProtocol:
+    """Return the protocol of a recipe without its number of classes, which does not matter for a picture."""
     recipe = resolve(name, changes, {"data": path}).recipe
-    return recipe.model_copy(update={"num_classes": None})
+    return protocol_of(recipe.model_copy(update={"num_classes": None}))
 
 
-def _opened(path: str, truth: Truth | None, *, progress: bool) -> Dataset:
+def _open(path: str, truth: Truth | None, *, progress: bool) -> Dataset:
     what = "making digit_scenes" if path == "digit_scenes" else "indexing"
     with Bar(what, 1, show=progress, every=5) as bar:
         return open_dataset(path, "train", truth=truth, progress=bar.of)
 
 
-def _check_truth(data: str | Path, dataset: Dataset, name: str, recipe: Recipe) -> None:
-    """Raise ValueError unless the data has what the recipe learns from."""
-    needed, has = kind_of(recipe).TRUTH, dataset.truths[0]
+def _check_truth(data: str | Path, dataset: Dataset, name: str, protocol: AnyProtocol) -> None:
+    """Raise ValueError unless the data has the truth that the recipe learns from."""
+    needed, has = protocol.truth, dataset.truths[0]
     if needed not in dataset.truths:
         fitting = EMBEDDED.get(str(data), DEFAULTS[has])
         raise ValueError(
-            f"{data} has {WORDS[has]}, and {name} is a {recipe.task} recipe, which needs {WORDS[needed]}; give data "
-            f"with {WORDS[needed]}, or name a recipe that fits this data, such as --recipe {fitting}"
+            f"{data} has {WORDS[has]}, but {name} is a {protocol.recipe.task} recipe and needs {WORDS[needed]}; give "
+            f"data with {WORDS[needed]}, or name a recipe that fits this data, such as --recipe {fitting}"
         )

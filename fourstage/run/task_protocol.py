@@ -1,16 +1,23 @@
-"""What a run asks of a task's own corner. A task is one module beside `classification`, and one row in KINDS."""
+"""What a run asks of a task: one class with defaults, and one subclass for each task in `run/tasks`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
-from fourstage.data.sample import Batch, Dataset, Sample
+from fourstage.api import load_checkpoint
+from fourstage.data.sample import Batch, Dataset, Sample, Truth
 from fourstage.recipe import Recipe
+from fourstage.run.checks import check_same_classes, check_truth
+from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
+from fourstage.run.imports import run_imports
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.task import Segmentation
+from fourstage.weights.complete_checkpoints import fill_completely
+from fourstage.weights.reading.safe import read_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,118 +26,177 @@ AnyTask: TypeAlias = Classification | Detection | Segmentation
 Record = Mapping[str, Any]
 Records = Mapping[str, Record]  # by the sample's id
 Transform = Callable[[Sample], Sample]
-Scores = Callable[[Mapping[str, Record]], dict[str, float]]
+Mix = Callable[[Batch], Batch]
+Scores = Callable[[Records], dict[str, float]]
 
-KINDS = {task: f"fourstage.run.tasks.{task}" for task in ("classification", "detection", "segmentation")}
+R = TypeVar("R", bound=Recipe)
+T = TypeVar("T", bound=AnyTask)
+
+PROTOCOLS = {
+    "classification": "fourstage.run.tasks.classification.ClassificationProtocol",
+    "detection": "fourstage.run.tasks.detection.DetectionProtocol",
+    "segmentation": "fourstage.run.tasks.segmentation.SegmentationProtocol",
+}
 
 
-def _nothing_to_tell(task: object) -> None:
+def _leave_unchanged(task: object) -> None:
     pass
 
 
-def _no_scores(records: Mapping[str, Record]) -> dict[str, float]:
+def _no_scores(records: Records) -> dict[str, float]:
     return {}
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What a checkpoint is evaluated on, no image read yet, and how."""
+class EvaluationData:
+    """The data that a checkpoint is evaluated on, before any image is read, and how to score it."""
 
-    data: Dataset
-    expect: dict[str, float]  # what was published for this very data
-    tell: Callable[[Any], None] = _nothing_to_tell  # tells the task what it must know of the data
-    further: Scores = _no_scores  # what this data can be scored by beside the task's own metrics
+    dataset: Dataset
+    expect: dict[str, float]  # numbers that were published for exactly this data
+    prepare: Callable[[Any], None] = _leave_unchanged  # sets on the task what it needs to know about the data
+    extra_scores: Scores = _no_scores  # metrics of this data beside the task's own
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a network saw in one image."""
+class ImageResult:
+    """The predictions for one image, in three forms."""
 
-    text: str  # for a person, one line
-    values: dict[str, Any]  # for a program, as JSON has it
-    pictures: "Callable[[], dict[str, Image]]"  # what its file's name ends in -> picture; "" is the one to look at
-
-
-class Kind(Protocol):
-    """What such a module has."""
-
-    TRUTH: str  # what the task learns from, a name of `Sample`
-    COLUMNS: tuple[tuple[str, int], ...]  # of the table with the results of each class, with decimal places
-
-    def check_data(self, recipe: Recipe, dataset: Dataset) -> None:
-        """Raise ValueError unless the data has the truth that the task learns from."""
-        ...
-
-    def about(self, dataset: Dataset) -> dict[str, Any]:
-        """What the task must know of its data beside the classes, as JSON has it; checkpoints keep it."""
-        ...
-
-    def unusual(self, recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
-        """What is other than the recipe's name says, because the training data is as it is; a sentence each."""
-        ...
-
-    def build_task(self, recipe: Recipe, classes: tuple[str, ...], about: Mapping[str, Any] | None = None) -> AnyTask:
-        """The recipe's network for these classes, as a task with fresh weights."""
-        ...
-
-    def start_from(self, task: AnyTask, weights: str) -> str:
-        """Fill the network from the checkpoint that a recipe starts from; returns what there is to say about it."""
-        ...
-
-    def transforms(self, recipe: Recipe) -> tuple[Transform, Transform]:
-        """What happens to training and to validation images."""
-        ...
-
-    def for_training(self, recipe: Recipe, dataset: Dataset) -> Dataset:
-        """The training images that the recipe learns from. Raises ValueError when none is left."""
-        ...
-
-    def groups(self, recipe: Recipe, dataset: Dataset) -> bytes:
-        """A byte for each image; those of one value come in the same batch. Empty: any go together."""
-        ...
-
-    def divisor(self, recipe: Recipe) -> int:
-        """Height and width of a training batch are multiples of it."""
-        ...
-
-    def mixing(self, recipe: Recipe, classes: int, part: int) -> Callable[[Batch], Batch] | None:
-        """What happens to a whole batch of `part` images, if anything."""
-        ...
-
-    def repeats(self, recipe: Recipe) -> int:
-        """So often each training image comes in a row."""
-        ...
-
-    def load(self, task: AnyTask, weights: str | Path, which: str) -> None:
-        """Fill a task from a checkpoint that must fit it whole."""
-        ...
-
-    def named(self, model: str, weights: str | Path | None) -> tuple[Recipe, AnyTask]:
-        """A published model with its weights, and how images reach it."""
-        ...
-
-    def open_evaluation(self, recipe: Recipe, weights: str | Path, which: str, *, show: bool) -> Opened:
-        """What the checkpoint is to be evaluated on. Raises ValueError for data that the task cannot be scored on."""
-        ...
-
-    def class_names(self, task: AnyTask) -> Sequence[str]:
-        """The task's classes for a person."""
-        ...
-
-    def keep_samples(self, folder: Path, task: AnyTask, recipe: Recipe, val: Dataset, records: Records) -> None:
-        """Write the pictures that a report shows, and what was predicted for them, into a run's folder."""
-        ...
-
-    def see(self, task: AnyTask, recipe: Recipe, sample: Sample, title: str) -> Seen:
-        """What the task, in evaluation mode on its device, sees in one image as it was read."""
-        ...
+    text: str  # one line for a person
+    values: dict[str, Any]  # plain JSON values for a program
+    pictures: "Callable[[], dict[str, Image]]"  # ending of the file's name -> picture; "" is the one to look at
 
 
-def kind_of(recipe: Recipe) -> Kind:
-    """The module of the recipe's task, imported now."""
-    return import_kind(recipe.task)
+class TaskProtocol(ABC, Generic[R, T]):
+    """Everything that differs between tasks in a run of one recipe.
+
+    A verb makes one with `protocol_of(recipe)` and passes it along. A subclass sets the class attributes, defines the
+    abstract methods, and overrides a default only where its task differs.
+
+    Attributes:
+        truth: what the task learns from, a name of `Sample`.
+        missing_truth: what data without that truth lacks, such as "no boxes"; for a message.
+        data_example: data that has it; for the same message.
+        class_columns: columns of the table with the results of each class, with their decimal places.
+    """
+
+    truth: ClassVar[Truth]
+    missing_truth: ClassVar[str]
+    data_example: ClassVar[str]
+    class_columns: ClassVar[tuple[tuple[str, int], ...]]
+
+    def __init__(self, recipe: R) -> None:
+        self.recipe = recipe
+
+    # ---------------------------------------------------------------------------------------------- network and weights
+
+    @abstractmethod
+    def build_task(self, classes: tuple[str, ...], metadata: Mapping[str, Any] | None = None) -> T:
+        """Build the recipe's network for these classes, as a task with fresh weights.
+
+        Args:
+            metadata: what `dataset_metadata` returned for the training data.
+        """
+
+    def load_initial_weights(self, task: T, weights: str) -> str:
+        """Fill the network from the checkpoint that a recipe starts from; return a line that reports it."""
+        return f"starting from {load_checkpoint(task.network, weights, fresh_head=True)}"
+
+    def load_weights(self, task: T, weights: str | Path, which: str) -> None:
+        """Fill a task from a checkpoint that must fit it completely."""
+        file = read_checkpoint(weights)
+        fill_completely(task.network, file, which)
+        check_same_classes(weights, file, task.classes)
+
+    @classmethod
+    def from_name(cls, name: str, weights: str | Path | None) -> tuple[Self, T]:
+        """Build a named network with its weights.
+
+        Args:
+            name: a recipe by name or file; for classification, the name of a model.
+            weights: the checkpoint; None: the published one.
+        """
+        recipe, file, metadata = recipe_with_weights(name, weights)
+        run_imports(recipe)
+        protocol = cls(cast(R, recipe))
+        task = protocol.build_task(classes_in(file, recipe), metadata)
+        fill_completely(task.network, file)
+        return protocol, task
+
+    # ------------------------------------------------------------------------------------------------------------- data
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Raise ValueError unless the data has the truth that the task learns from and the recipe's classes."""
+        check_truth(self.recipe, dataset, self.truth, self.missing_truth, self.data_example)
+
+    def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
+        """Return what the task needs to know about its data beside the classes, as JSON; checkpoints keep it."""
+        return {}
+
+    def data_notes(self, dataset: Dataset) -> tuple[str, ...]:
+        """Return one sentence for each way in which this training data changes what the recipe's name promises."""
+        return ()
+
+    def training_data(self, dataset: Dataset) -> Dataset:
+        """Return the training images that the recipe learns from. Raises ValueError when none is left."""
+        return dataset
+
+    def batch_groups(self, dataset: Dataset) -> bytes:
+        """Return one byte per image; a batch holds images of one value. Empty: any images share a batch."""
+        return b""
+
+    # ---------------------------------------------------------------------------------------------- images on their way
+
+    @abstractmethod
+    def train_transform(self) -> Transform:
+        """Return what happens to a training image and its truth."""
+
+    @abstractmethod
+    def evaluation_transform(self) -> Transform:
+        """Return what happens to a validation image and its truth."""
+
+    @property
+    def size_divisor(self) -> int:
+        """The number that height and width of a training batch are padded to a multiple of."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """How many times in a row each training image comes, differently augmented."""
+        return 1
+
+    def mixing(self, classes: int, batch_size: int) -> Mix | None:
+        """Return what mixes the images of a training batch, or None."""
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- evaluation
+
+    @abstractmethod
+    def open_evaluation(self, weights: str | Path, which: str, *, show: bool) -> EvaluationData:
+        """Return the data for evaluating a checkpoint. Raises ValueError for data that the task cannot be scored on."""
+
+    def class_names(self, task: T) -> Sequence[str]:
+        """Return the names of the task's classes for a person."""
+        return task.classes
+
+    @abstractmethod
+    def write_report_samples(self, folder: Path, task: T, val: Dataset, records: Records) -> None:
+        """Write the pictures that a report shows, and the predictions for them, into a run folder."""
+
+    @abstractmethod
+    def predict_image(self, task: T, sample: Sample, title: str) -> ImageResult:
+        """Return the predictions for one image as it was read. The task is in evaluation mode on its device."""
 
 
-def import_kind(task: str) -> Kind:
-    return cast(Kind, import_module(KINDS[task]))
+AnyProtocol: TypeAlias = TaskProtocol[Any, Any]
+
+
+def protocol_of(recipe: Recipe) -> AnyProtocol:
+    """Return the task protocol of a recipe; imports the module of its task now."""
+    return protocol_class(recipe.task)(recipe)
+
+
+def protocol_class(task: str) -> type[AnyProtocol]:
+    """Import the protocol class of a task."""
+    module, _, name = PROTOCOLS[task].rpartition(".")
+    return getattr(import_module(module), name)

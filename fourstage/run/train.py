@@ -1,4 +1,4 @@
-"""`fourstage train`: from a recipe to a run folder."""
+"""`fourstage train`: train by a recipe, in a run folder."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
-from fourstage.engine.state import write_text
 from fourstage.engine.stop import StopWish
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
+from fourstage.files import write_text
 from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
@@ -27,18 +27,19 @@ from fourstage.report.number_format import plural
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
+from fourstage.run.imports import run_imports
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
-from fourstage.run.task_protocol import AnyTask, kind_of
+from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training ended."""
+    """The end of a training."""
 
     folder: Path
     step: int
     total: int
-    stopped_by: str | None = None  # "Ctrl-C", "SIGTERM"; None: it reached its end
+    stopped_by: str | None = None  # "Ctrl-C" or "SIGTERM"; None: the training reached its end
     metrics: dict[str, float] | None = None  # of the best checkpoint, once finished
     already_finished: bool = False
 
@@ -53,23 +54,23 @@ def train(
     dry_run: bool = False,
     show: bool = True,
 ) -> Trained:
-    """Train by a recipe; continue where the run folder stands.
+    """Train by a recipe; continue a run that was stopped.
 
     Args:
         recipe: a name from `list_recipes()`, or a YAML file.
-        data: folder of the data set, or "digits"; default: what the recipe names.
+        data: folder of the data set, or "digits"; default: the one that the recipe names.
         out: the run folder; default: runs/<recipe>.
         changes: `key=value` strings, such as "optimisation.lr=1e-3".
-        fresh: set an earlier run in `out` aside and start anew.
+        fresh: set an earlier run in `out` aside and start again.
         dry_run: check everything, build everything, load one batch, and write nothing.
-        show: progress on the screen.
+        show: print progress.
 
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
     resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)})
     if out is not None and not str(out):
-        raise ValueError("--out is empty; name the folder of the run")
+        raise ValueError("--out is empty; give a folder for the run")
     folder = RunFolder(Path(out).resolve() if out is not None else Path("runs") / resolved.recipe.name)
     folder.check_usable(resolved.recipe, fresh=fresh)
     ranks, device = join(resolved.recipe.device)
@@ -95,7 +96,7 @@ def train(
 
 
 def _finished(folder: RunFolder) -> Trained | None:
-    """A run that has nothing left to do, found without building anything."""
+    """Return the result of a run that has nothing left to do, without building anything; else None."""
     if not (folder.path / "report.html").is_file() or not (folder.path / "recipe.yaml").is_file():
         return None
     state = folder.state()
@@ -108,12 +109,13 @@ def _finished(folder: RunFolder) -> Trained | None:
 
 @dataclass(frozen=True)
 class _Setup:
-    """Everything that stands before the first step."""
+    """Everything that is settled before the first step."""
 
     resolved: Resolved
+    protocol: AnyProtocol
     splits: Splits
     order: TrainPlan
-    about: dict[str, Any]  # see `Kind.about`
+    metadata: dict[str, Any]  # see `TaskProtocol.dataset_metadata`
     ranks: Ranks
     device: torch.device
 
@@ -134,7 +136,7 @@ class _Setup:
 
     @property
     def conditions(self) -> dict[str, str | int]:
-        """What must stay the same for a run that continues to end with the same bits, beside the recipe."""
+        """Return all, beside the recipe, that must stay the same for a continued run to end with the same bits."""
         imports = [Path(name).read_bytes() for name in self.recipe.imports]
         return {
             "training images": len(self.splits.train),
@@ -153,13 +155,13 @@ class _Setup:
         return train_batches(
             self.splits.train,
             self.order,
-            kind_of(self.recipe).transforms(self.recipe)[0],
+            self.protocol.train_transform(),
             first_step=first,
             last_step=last,
-            mix=kind_of(self.recipe).mixing(self.recipe, len(self.splits.train.classes), self.order.micro_batch),
+            mix=self.protocol.mixing(len(self.splits.train.classes), self.order.micro_batch),
             workers=self.recipe.workers,
             pin_memory=self.device.type == "cuda",
-            divisor=kind_of(self.recipe).divisor(self.recipe),
+            divisor=self.protocol.size_divisor,
         )
 
     def batches_of(self, step: int) -> list[Batch]:
@@ -172,48 +174,50 @@ class _Setup:
         scaler = torch.amp.GradScaler(self.device.type, init_scale=recipe.loss_scale, enabled=fp16)
         ema = averaged(task, recipe.ema)
         if recipe.parallel == "fsdp":
-            for part in (task, *([ema.module] if ema is not None else [])):
-                shard(part, self.ranks, self.device)
+            for module in (task, *([ema.module] if ema is not None else [])):
+                shard(module, self.ranks, self.device)
         return Training(task, build.optimizer(task, recipe), scaler, ema)
 
 
 def _prepare(
     resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, show: bool
 ) -> tuple[_Setup, AnyTask]:
-    """Everything up to the first step; writes nothing. What is cheap to see is checked first."""
-    recipe, kind = resolved.recipe, kind_of(resolved.recipe)
+    """Do everything up to the first step without writing a file; cheap checks come first."""
+    recipe, protocol = resolved.recipe, protocol_of(resolved.recipe)
     check_tracker(recipe.tracker)
     build.set_numerics(recipe, device)
-    build.run_imports(recipe)
-    opened = open_splits(recipe, show=show)
-    order = _order(recipe, opened.train, ranks)  # what can be wrong with a recipe is said before images are read
+    run_imports(recipe)
+    opened = open_splits(protocol, show=show)
+    order = _order(protocol, opened.train, ranks)  # mistakes in a recipe are reported before images are read
     build.schedule(recipe, order.steps_per_epoch)
-    kind.transforms(recipe)
-    kind.mixing(recipe, len(opened.train.classes), order.micro_batch)
-    about = kind.about(opened.train)
-    task = kind.build_task(recipe, opened.train.classes, about)
+    protocol.train_transform()
+    protocol.evaluation_transform()
+    protocol.mixing(len(opened.train.classes), order.micro_batch)
+    metadata = protocol.dataset_metadata(opened.train)
+    task = protocol.build_task(opened.train.classes, metadata)
     build.prepare(task, recipe, ranks, device)
     build.optimizer(task, recipe)
-    loaded = kind.start_from(task, recipe.weights) if recipe.weights is not None else None
+    loaded = protocol.load_initial_weights(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
-    splits = replace(splits, train=kind.for_training(recipe, splits.train))
-    groups = kind.groups(recipe, splits.train)
-    setup = _Setup(resolved, splits, _order(recipe, splits.train, ranks, groups), about, ranks, device)
+    splits = replace(splits, train=protocol.training_data(splits.train))
+    order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
+    setup = _Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:
         print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
     return setup, task
 
 
-def _order(recipe: Recipe, dataset: Dataset, ranks: Ranks, groups: bytes = b"") -> TrainPlan:
+def _order(protocol: AnyProtocol, dataset: Dataset, ranks: Ranks, groups: bytes = b"") -> TrainPlan:
+    recipe: Recipe = protocol.recipe
     o = recipe.optimisation
     return TrainPlan(
         length=len(dataset),
-        batch_size=recipe.optimisation.batch_size,
+        batch_size=o.batch_size,
         seed=recipe.seed,
-        accumulation=recipe.optimisation.accumulation,
+        accumulation=o.accumulation,
         rank=ranks.rank,
         ranks=ranks.size,
-        repeats=kind_of(recipe).repeats(recipe),
+        repeats=protocol.repeats,
         shard_sizes=getattr(dataset, "shard_sizes", ()),
         groups=groups,
         group_size=max(1, o.batch_size // o.accumulation // ranks.size),
@@ -229,7 +233,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     ranks.wait()
     build.take_products(folder.state(), ranks, device)
     log_position = _continue(setup, folder, training, show=show)
-    evaluator = Evaluator(recipe, setup.splits.val, ranks, device)
+    evaluator = Evaluator(setup.protocol, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)
     loop = Loop(
         training=training,
@@ -242,7 +246,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         checkpoints=folder.checkpoints,
         keep={
             "classes": list(setup.splits.train.classes),
-            "about": setup.about,
+            "about": setup.metadata,
             "recipe": recipe.model_dump(mode="json"),
             "conditions": setup.conditions,
         },
@@ -266,7 +270,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         Bar("training", plan.total, training.step, show=show) as bar,
     ):
         finished = loop.run(bar, wish, log)
-        ranks.wait()  # a launcher may end all processes when one has left, and the first one may still write
+        ranks.wait()  # a launcher may end all processes when one leaves, while the first one still writes
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
     metrics = finish(folder, evaluator, task)
@@ -275,54 +279,54 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
 
 
 def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> int:
-    """Put a training where its last checkpoint stands, if it has one. Returns how far its log was written."""
+    """Restore a training from its last checkpoint, if there is one. Returns the position in its log."""
     state = folder.state()
     if state is None:
         if folder.best.exists():
-            raise ValueError(f"{folder.last} is gone, and only {folder.best.name} is left; put it back, or add --fresh")
+            raise ValueError(f"{folder.last} is missing, only {folder.best.name} is there; put it back, or add --fresh")
         return 0
-    told = _check_same_data(state, setup)
+    warnings = _check_same_data(state, setup)
     training.restore(state)
     if training.best and not folder.best.is_file():
         training.best, training.evaluated = {}, 0
-        told.append(f"{folder.best} is gone; the best of the evaluations from here on takes its place.")
+        warnings.append(f"{folder.best} is missing; the best of the evaluations from here on replaces it.")
     if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
-        told.append(f"{folder.log} has lost lines that were written before.")
+        warnings.append(f"{folder.log} lacks lines that were written before.")
     training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
     if show:
-        here = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
-        print("\n".join([here, *told]), flush=True)
+        first = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
+        print("\n".join([first, *warnings]), flush=True)
     return state["log"]
 
 
 def _window(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:
-    """This process's sums since the last log line; each has the mean of all if there were more or fewer processes."""
+    """Return this process's sums since the last log line; for another number of processes, the mean over all."""
     if len(windows) == ranks.size:
         return windows[str(ranks.rank)]
-    parts = [windows[rank] for rank in sorted(windows)]
-    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    every = [windows[rank] for rank in sorted(windows)]
+    return {name: torch.stack([window[name] for window in every]).mean(dim=0) for name in every[0]}
 
 
 def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
-    """Raise ValueError if a run would go on with other classes; say what makes it no longer bitwise the same."""
+    """Raise ValueError if the classes or the data changed; return what prevents bitwise equal results."""
     then, now = tuple(state["classes"]), tuple(setup.splits.train.classes)
     if then != now:
         raise ValueError(
-            f"the run was started with {len(then)} classes and the data now has {len(now)}, or others by name; restore "
+            f"the run was started with {len(then)} classes, but the data now has {len(now)}, or other names; restore "
             f"the data, or choose another --out"
         )
     before, after = state["conditions"], setup.conditions
     if before["data"] != after["data"] and state["recipe"]["data"] != setup.recipe.data:
         raise ValueError(
-            f"the run was trained on {state['recipe']['data']}, and {setup.recipe.data} holds other images; give "
-            f"that data, or choose another --out"
+            f"the run was trained on {state['recipe']['data']}, but {setup.recipe.data} holds other images; give the "
+            f"data that it was trained on, or choose another --out"
         )
     changed = [
         f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
     ]
     if setup.device.type == "cuda" and not setup.recipe.deterministic:
-        changed.append("GPU kernels that do not give the same bits twice; deterministic=true has those that do")
-    return [f"It goes on, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []
+        changed.append("GPU kernels are not deterministic; deterministic=true selects those that are")
+    return [f"The run continues, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []
 
 
 def _plain(task: nn.Module) -> nn.Module:
@@ -330,7 +334,7 @@ def _plain(task: nn.Module) -> nn.Module:
 
 
 def _compiled(task: nn.Module) -> nn.Module:
-    """The task with its forward compiled; its parameters keep their names."""
+    """Compile the task's forward; its parameters keep their names."""
     task.compile()
     return task
 
@@ -338,15 +342,15 @@ def _compiled(task: nn.Module) -> nn.Module:
 def _summary(setup: _Setup, task: AnyTask) -> list[str]:
     recipe, plan, splits = setup.recipe, setup.plan, setup.splits
     parameters = sum(p.numel() for p in task.parameters()) / 1e6
-    where = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
+    devices = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
     epochs = plan.total / plan.steps_per_epoch
     train, val = plural(len(splits.train), "training image"), plural(len(splits.val), "validation image")
     return [
-        f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {where}",
+        f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {devices}",
         f"{recipe.data}: {train}, {val}, {plural(len(splits.train.classes), 'class', 'classes')}",
         f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epoch{'s' * (epochs != 1)}), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
         *(f"changed: {key} = {new} (recipe: {old})" for key, (old, new) in setup.resolved.changes.items()),
         *splits.notes,
-        *kind_of(recipe).unusual(recipe, splits.train),
+        *setup.protocol.data_notes(splits.train),
     ]

@@ -1,4 +1,4 @@
-"""Videos in and out, by OpenCV. H x W pixels."""
+"""Read and write videos with OpenCV. H x W pixels."""
 
 import math
 import os
@@ -11,56 +11,57 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.transforms.resizing import opencv
-from fourstage.run.outputs import set_aside
+from fourstage.files import atomic_path
+from fourstage.run.outputs import make_folder
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
-USUAL_RATE = 25.0  # frames a second, where a file does not say
+USUAL_RATE = 25.0  # frames per second, for files that do not state their rate
 
 
 @dataclass(frozen=True)
 class Video:
-    """What a file says about itself."""
+    """The properties that a video file states."""
 
     path: Path
-    frames: int  # as announced; 0 where it does not say
-    rate: float  # frames a second
+    frames: int  # 0 where the file does not state it
+    rate: float  # frames per second
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file of this name should hold a video."""
+    """Return whether a file name is that of a video."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
-def look_at(path: Path) -> Video:
-    """What a video says about itself. Its first frame is decoded, to see that there is one.
+def read_properties(path: Path) -> Video:
+    """Return the properties of a video. The first frame is decoded, to be sure that there is one.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read as a video.
     """
     capture = _open(path)
     try:
-        whole, _ = capture.read()
+        decoded, _ = capture.read()
         cv2 = opencv()
-        frames, rate = (capture.get(what) for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
+        frames, rate = (capture.get(name) for name in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
     finally:
         capture.release()
-    if not whole:
+    if not decoded:
         raise _unreadable(path)
     rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
     return Video(path, int(frames) if math.isfinite(frames) and frames > 0 else 0, rate)
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """Each frame as (H, W, 3) uint8 RGB, as far as the file can be read.
+    """Yield each frame as (H, W, 3) uint8 RGB, as far as the file can be read.
 
     Raises:
-        ValueError: not even the first one can.
+        ValueError: not even the first frame can be read.
     """
     cv2, capture = opencv(), _open(path)
     try:
         while True:
-            whole, frame_HW3 = capture.read()
-            if not whole:
+            decoded, frame_HW3 = capture.read()
+            if not decoded:
                 return
             yield cv2.cvtColor(frame_HW3, cv2.COLOR_BGR2RGB)
     finally:
@@ -69,9 +70,9 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _quiet() -> Iterator[Any]:
-    """OpenCV, which keeps its complaints to itself: they are ours to put into words."""
+    """Yield OpenCV with its own messages silenced: the caller raises errors in its own words."""
     cv2 = opencv()
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once in a process
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it once per process
     log = cv2.utils.logging
     before = log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
@@ -90,13 +91,13 @@ def _open(path: Path) -> Any:
 
 def _unreadable(path: Path) -> ValueError:
     return ValueError(
-        f"{path} ({path.stat().st_size:,} bytes) cannot be read as a video; see whether a player opens it, or convert "
-        f"it: ffmpeg -i {path.name} new.mp4"
+        f"{path} ({path.stat().st_size:,} bytes) cannot be read as a video; check whether a player opens it, or "
+        f"convert it: ffmpeg -i {path.name} new.mp4"
     )
 
 
 class Writer:
-    """Frames to a video of MPEG-4 part 2, all of the size of the first one, less one pixel where a side is odd."""
+    """Writes frames to an MPEG-4 part 2 video of the size of the first frame, minus one pixel where a side is odd."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate, self.frames = path, rate, 0
@@ -113,12 +114,12 @@ class Writer:
                 code = cv2.VideoWriter.fourcc(*"mp4v")
                 self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, code, self.rate, self._size)
             if not self._writer.isOpened():
-                raise OSError(f"{self.path.parent} cannot take a video; choose another --out")
+                raise OSError(f"{self.path.parent} cannot hold a video; choose another --out")
         width, height = self._size
-        part_HW3 = frame_HW3[:height, :width]
-        if part_HW3.shape[:2] != (height, width):
-            part_HW3 = cv2.resize(frame_HW3, self._size)
-        self._writer.write(cv2.cvtColor(np.ascontiguousarray(part_HW3), cv2.COLOR_RGB2BGR))
+        cropped_HW3 = frame_HW3[:height, :width]
+        if cropped_HW3.shape[:2] != (height, width):
+            cropped_HW3 = cv2.resize(frame_HW3, self._size)
+        self._writer.write(cv2.cvtColor(np.ascontiguousarray(cropped_HW3), cv2.COLOR_RGB2BGR))
         self.frames += 1
 
     def close(self) -> None:
@@ -128,24 +129,25 @@ class Writer:
 
 @contextmanager
 def writer(path: Path, rate: float) -> Iterator[Writer]:
-    """A video that gets its name when it is whole.
+    """Yield a writer for a video that gets its name when it is complete.
 
     Raises:
-        OSError: it could not be written; nothing has the name then.
+        OSError: the video could not be written; no file has its name then.
     """
-    with set_aside(path) as aside:
-        video = Writer(aside, rate)
+    make_folder(path.parent)
+    with atomic_path(path) as new:
+        video = Writer(new, rate)
         try:
             yield video
         finally:
             video.close()
-        if not aside.is_file() or look_at_count(aside) < video.frames:  # the library itself says nothing
-            raise OSError(f"{path} could not be written whole; free space, or choose another --out")
+        if not new.is_file() or count_frames(new) < video.frames:  # OpenCV raises no error for a full disk
+            raise OSError(f"{path} could not be written completely; free space, or choose another --out")
 
 
-def look_at_count(path: Path) -> int:
-    """How many frames a file announces; 0 if it cannot be read."""
+def count_frames(path: Path) -> int:
+    """Return the number of frames that a file states; 0 if it cannot be read."""
     try:
-        return look_at(path).frames
+        return read_properties(path).frames
     except ValueError:
         return 0

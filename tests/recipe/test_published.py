@@ -16,7 +16,7 @@ from fourstage.engine.optim import set_lr
 from fourstage.engine.step import Halt, train_step
 from fourstage.recipe import list_recipes, resolve
 from fourstage.run import build
-from fourstage.run.tasks.classification import build_task
+from fourstage.run.task_protocol import protocol_of
 from fourstage.tasks.classification import Classification
 from fourstage.weights.catalog import WEIGHTS
 
@@ -56,7 +56,7 @@ def test_every_recipe_builds(name: str) -> None:
     assert recipe.subject in list_models()
     classes = tuple(str(i) for i in range(getattr(recipe, "num_classes", None) or 1000))
     with torch.device("meta"):
-        task = build_task(recipe, classes)
+        task = protocol_of(recipe).build_task(classes)
     optimizer = build.optimizer(task, recipe)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters()))
     build.schedule(recipe, 1_281_167 // recipe.optimisation.batch_size)

@@ -11,7 +11,7 @@ import torch
 from fourstage.api import list_models
 from fourstage.recipe import Detection, Segmentation, list_recipes, resolve
 from fourstage.run import build
-from fourstage.run.task_protocol import kind_of
+from fourstage.run.task_protocol import protocol_of
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden" / "published_numbers.json").read_text())
 LATER = {"atss", "sparse_rcnn", "dino"}  # methods that are not there yet
@@ -50,7 +50,7 @@ def test_it_has_the_published_number_of_parameters(row: dict[str, Any]) -> None:
     """
     recipe = resolve(recipe_of(row)).recipe
     with torch.device("meta"):
-        task = kind_of(recipe).build_task(recipe, tuple(map(str, range(getattr(recipe, "num_classes", None) or 0))))
+        task = protocol_of(recipe).build_task(tuple(map(str, range(getattr(recipe, "num_classes", None) or 0))))
     millions = sum(p.numel() for p in task.parameters()) / 1e6
     if "2.12 M below" in (row.get("note") or ""):
         millions -= 2.12
@@ -68,13 +68,14 @@ def test_every_dense_recipe_builds(name: str) -> None:
     assert isinstance(recipe, Detection | Segmentation)
     assert recipe.backbone in [*list_models(), "visformer_digits"]
     with torch.device("meta"):
-        task = kind_of(recipe).build_task(recipe, tuple(map(str, range(recipe.num_classes or 11))))
+        task = protocol_of(recipe).build_task(tuple(map(str, range(recipe.num_classes or 11))))
     optimizer = build.optimizer(task, recipe)
     frozen = {name for name, p in task.named_parameters() if not p.requires_grad}
     assert all(name.startswith("network.backbone.norms.0.") for name in frozen)  # RetinaNet begins at stride 8
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.parameters())) - len(frozen)
     build.schedule(recipe, 117_266 // recipe.optimisation.batch_size)
-    kind_of(recipe).transforms(recipe)
+    protocol_of(recipe).train_transform()
+    protocol_of(recipe).evaluation_transform()
 
 
 @pytest.mark.parametrize("name", list_recipes("retinanet_*_coco_*"))

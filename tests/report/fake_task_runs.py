@@ -14,9 +14,9 @@ from torch import nn
 
 from fourstage.data.objects.rle import encode_mask
 from fourstage.data.sample import Dataset, Sample
-from fourstage.recipe import Recipe
+from fourstage.recipe import Detection as Recipe
 from fourstage.report.label_maps import colours_of, truth_and_prediction
-from fourstage.run.tasks.detection import keep_samples
+from fourstage.run.tasks.detection import DetectionProtocol
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation import miou
 from fourstage.tasks.segmentation.task import Segmentation
@@ -34,7 +34,7 @@ class Stub(nn.Module):
 
 
 class Noise:
-    """Images of noise with names; a data set as far as `keep_samples` asks."""
+    """Images of noise with names; a data set as far as `write_report_samples` asks."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = list(ids)
@@ -61,7 +61,8 @@ def detection_run(
     names = [f"val/{classes[i % len(classes)][:40]}-{i:03}.jpg" for i in range(images)]
     records = {name: _detected(draw, len(classes), objects, masks=masks) for name in names}
     _rewrite_for_task(folder, "detection", "mask_rcnn", task, task.score(records), task.tables(records), records)
-    keep_samples(folder, task, cast(Recipe, None), cast(Dataset, Noise(names)), records)
+    protocol = DetectionProtocol(cast(Recipe, None))
+    protocol.write_report_samples(folder, task, cast(Dataset, Noise(names)), records)
     return folder
 
 

@@ -1,6 +1,7 @@
 """What a recipe says reaches the objects."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,15 +10,26 @@ from torch import nn
 
 from fourstage.data.sample import Sample
 from fourstage.engine.devices import Ranks
+from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.recipe import Recipe, resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.run.task_protocol import kind_of
-from fourstage.run.tasks.classification import build_task, mixing, transforms
+from fourstage.run.task_protocol import protocol_of
+from fourstage.run.tasks.classification import ClassificationProtocol
 
 
-def recipe(*changes: str) -> Recipe:
-    return resolve("digits_visformer", changes).recipe
+def recipe(*changes: str) -> ClassificationRecipe:
+    resolved = resolve("digits_visformer", changes).recipe
+    assert isinstance(resolved, ClassificationRecipe)
+    return resolved
+
+
+def protocol(*changes: str) -> ClassificationProtocol:
+    return ClassificationProtocol(recipe(*changes))
+
+
+def build_task(recipe: Recipe, classes: tuple[str, ...]) -> Any:
+    return protocol_of(recipe).build_task(classes)
 
 
 def test_decay_spares_vectors_and_what_the_network_names() -> None:
@@ -44,7 +56,7 @@ def test_detectors_and_segmentors_keep_plain_norms_in_their_backbones() -> None:
         ("digit_scenes_cascade_mask_rcnn", "method_args={channels: 16, heads: 4conv1fc}"),
     ):
         own = resolve(name, ["sync_batchnorm=true", *changes]).recipe
-        task = kind_of(own).build_task(own, classes)
+        task = build_task(own, classes)
         build.prepare(task, own, Ranks(0, 2), torch.device("cpu"))
         norms = {key: type(norm) for key, norm in task.named_modules() if isinstance(norm, nn.BatchNorm2d)}
         inner = {kind for key, kind in norms.items() if key.startswith("network.backbone.")}
@@ -71,22 +83,22 @@ def test_precision_is_that_of_products(precision: str, dtype: torch.dtype) -> No
 
 def test_smoothing_reaches_the_loss_and_mixing_is_only_there_when_asked_for() -> None:
     assert build_task(recipe("smoothing=0.25"), ("a", "b")).smoothing == 0.25
-    assert mixing(recipe("mixup=0", "cutmix=0"), 2, 3) is None
-    assert mixing(recipe(), 2, 4) is not None
-    with pytest.raises(ValueError, match="each process has 3 of them"):
-        mixing(recipe(), 2, 3)
+    assert protocol("mixup=0", "cutmix=0").mixing(2, 3) is None
+    assert protocol().mixing(2, 4) is not None
+    with pytest.raises(ValueError, match="each process has a batch of 3, an odd number"):
+        protocol().mixing(2, 3)
 
 
 def test_evaluation_prepares_images_as_the_recipe_says() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3)).astype(np.uint8)
     sample = Sample("a", noise, (50, 70), label=0)
 
-    def seen(*changes: str) -> torch.Tensor:
-        image = transforms(recipe(*changes))[1](sample).image
+    def transformed(*changes: str) -> torch.Tensor:
+        image = protocol(*changes).evaluation_transform()(sample).image
         assert isinstance(image, torch.Tensor)
         return image
 
-    plain = seen()
+    plain = transformed()
     assert plain.shape == (3, 32, 32)
     for change in (
         "interpolation=bilinear",
@@ -95,8 +107,8 @@ def test_evaluation_prepares_images_as_the_recipe_says() -> None:
         "mean=[0.1, 0.1, 0.1]",
         "std=[1, 1, 1]",
     ):
-        assert not torch.equal(plain, seen(change)), change
-    assert seen("image_size=64").shape == (3, 64, 64)
+        assert not torch.equal(plain, transformed(change)), change
+    assert transformed("image_size=64").shape == (3, 64, 64)
 
 
 def test_the_seed_is_that_of_the_first_weights() -> None:

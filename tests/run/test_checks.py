@@ -28,10 +28,10 @@ def test_these_know_the_classes_of_the_data(file: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("file", "where"),
     [
-        (own("traffic light", "cat"), "where it knows 'traffic light', the data has 'cat'"),
-        (own("cat", "traffic_light"), "where it knows 'traffic_light', the data has 'traffic light'"),
-        (own("cat", "traffic light", "dog"), "where it knows 'dog', the data has None"),
-        (foreign("Traffic_light", "Cat"), "where it knows 'Traffic_light', the data has 'cat'"),
+        (own("traffic light", "cat"), "has 'traffic light' where the data has 'cat'"),
+        (own("cat", "traffic_light"), "has 'traffic_light' where the data has 'traffic light'"),
+        (own("cat", "traffic light", "dog"), "has 'dog' where the data has None"),
+        (foreign("Traffic_light", "Cat"), "has 'Traffic_light' where the data has 'cat'"),
     ],
     ids=["own, another order", "own, another spelling", "own, another number", "foreign, another order"],
 )
@@ -43,5 +43,5 @@ def test_these_do_not(file: Checkpoint, where: str) -> None:
 def test_the_number_of_classes_of_a_recipe_may_be_that_of_the_data() -> None:
     recipe: Any = SimpleNamespace(name="r", data="pets", task="detection", num_classes=80)
     one: Any = SimpleNamespace(truths=("objects",), classes=("cat",))
-    with pytest.raises(ValueError, match=r"pets holds 1 class, .*=80; write num_classes=1, or num_classes=null for"):
+    with pytest.raises(ValueError, match=r"pets has 1 class, .*=80; write num_classes=1, or num_classes=null for"):
         check_truth(recipe, one, "objects", "no boxes", "boxes")

@@ -400,7 +400,7 @@ def test_data_of_another_kind_is_said_whatever_else_is_wrong_with_it(
     shutil.rmtree(data / "annotations")
     sorted((data / "masks" / "train").glob("*.png"))[0].unlink()
     line = refused("mask_rcnn", data, tmp_path / "run", capsys)
-    assert "has no boxes, and digit_scenes_mask_rcnn is a detection recipe; give" in line
+    assert "has no boxes, but digit_scenes_mask_rcnn is a detection recipe; give" in line
 
 
 @pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])

@@ -157,5 +157,5 @@ def test_boxes_alone_are_said(
     assert main(words(recipe, data, tmp_path / "run", "--dry-run")) == 0
     out = capsys.readouterr().out
     assert ("no object of" in out) == (known is not None)
-    assert known is None or f"boxes alone are trained and scored, as {known} does." in out
+    assert known is None or f"only boxes are trained and scored, as in {known}." in out
     assert ("only some objects" in out) == bool(masks)

@@ -21,8 +21,8 @@ from fourstage.recipe import resolve
 from fourstage.run import evaluate
 from fourstage.run.evaluate import check_csv, class_table
 from fourstage.run.splits import open_split
-from fourstage.run.task_protocol import Opened
-from fourstage.run.tasks.classification import COLUMNS, open_evaluation
+from fourstage.run.task_protocol import EvaluationData, protocol_of
+from fourstage.run.tasks.classification import ClassificationProtocol
 
 CHOSEN = [6, 11, 500, 999]
 
@@ -53,9 +53,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("weights") / "known.pth", 1000)
 
 
-def opened(data: Path, weights: Path, *changes: str) -> Opened:
+def opened(data: Path, weights: Path, *changes: str) -> EvaluationData:
     recipe = resolve("digits_visformer", changes, {"data": str(data)}).recipe
-    return open_evaluation(recipe, weights, "model", show=False)
+    return protocol_of(recipe).open_evaluation(weights, "model", show=False)
 
 
 def test_a_few_classes_of_imagenet_are_predicted_among_themselves(tmp_path: Path, known: Path) -> None:
@@ -81,13 +81,13 @@ def test_what_a_run_was_trained_on_is_not_taken_for_a_test_set(tmp_path: Path) -
     data = scans(tmp_path / "imagenet", wnids(), each=2)
     own = checkpoint(tmp_path / "own.pth", 1000, wnids(), data=str(data))
     other = checkpoint(tmp_path / "other.pth", 1000, wnids(), data="elsewhere")
-    assert len(opened(data, own).data) == 1000
-    assert len(opened(data, other).data) == 2000
+    assert len(opened(data, own).dataset) == 1000
+    assert len(opened(data, other).dataset) == 2000
 
 
 def test_numbered_folders_are_labelled_by_their_numbers(tmp_path: Path, known: Path) -> None:
     data = scans(tmp_path / "imagenetv2", [str(i) for i in range(1000)], ending=".jpeg")
-    found = opened(data, known).data
+    found = opened(data, known).dataset
     assert all(found.sample(i).label == int(found.id(i).split("/")[0]) for i in (0, 1, 2, 10, 999))
     assert found.classes == wnids()
 
@@ -104,7 +104,7 @@ def test_a_published_number_stands_beside_the_images_that_it_was_measured_on(tmp
     sketch = scans(tmp_path / "sketch", [wnids()[i] for i in CHOSEN])
     found = evaluate(tmp_path / "mine.yaml", weights=known, data=sketch, show=False)
     assert found.expect == {}
-    assert "no published number" in found.notes[-1]
+    assert "published number does not apply" in found.notes[-1]
     for number, folder in enumerate(sorted(sketch.iterdir()), 1):
         (folder / "0.png").rename(folder / f"ILSVRC2012_val_{number:08}.JPEG")
     found = evaluate(tmp_path / "mine.yaml", weights=known, data=sketch, show=False)
@@ -115,18 +115,18 @@ def test_real_labels_are_scored_where_they_are(tmp_path: Path, known: Path) -> N
     data = scans(tmp_path / "imagenet" / "val", wnids(), ending=".JPEG")
     for number, name in enumerate(wnids(), 1):
         (data / name / "0.JPEG").rename(data / name / f"ILSVRC2012_val_{number:08}.JPEG")
-    assert opened(data.parent, known).further({}) == {}
+    assert opened(data.parent, known).extra_scores({}) == {}
     lists = [[] if i < 500 else [i] if i < 900 else [(i + 1) % 1000, 0] for i in range(1000)]
     (data.parent / "real.json").write_text(json.dumps(lists))
     found = opened(data.parent, known)
-    records = {found.data.id(i): {"top": [[i, 0.5]]} for i in range(1000)}
-    assert found.further(records) == {"real": 80.0}
+    records = {found.dataset.id(i): {"top": [[i, 0.5]]} for i in range(1000)}
+    assert found.extra_scores(records) == {"real": 80.0}
 
 
 def test_validation_images_alone_are_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scans(tmp_path / "data" / "val", ["cat", "cow", "dog"], each=4)
     recipe = resolve("digits_visformer", [], {"data": str(tmp_path / "data")}).recipe
-    opened = open_split(recipe, "val", show=False)
+    opened = open_split(protocol_of(recipe), "val", show=False)
     assert (len(opened), opened.classes) == (12, ("cat", "cow", "dog"))
     weights = checkpoint(tmp_path / "three.pth", 3)
     words = ["evaluate", "digits_visformer", "--weights", str(weights), "--data", str(tmp_path / "data"), "workers=0"]
@@ -154,7 +154,10 @@ def test_the_results_of_each_class_go_into_a_table(tmp_path: Path, capsys: pytes
 
 def test_a_class_name_that_is_no_text_is_written_all_the_same() -> None:
     row = {"name": os.fsdecode(b"caf\xe9"), "count": 1, "top1": 100.0, "top5": 100.0, "loss": 0.25}
-    assert class_table([row], COLUMNS).encode().decode().splitlines()[1] == "caf\ufffd,1,100.0000,100.0000,0.250000"
+    assert (
+        class_table([row], ClassificationProtocol.class_columns).encode().decode().splitlines()[1]
+        == "caf\ufffd,1,100.0000,100.0000,0.250000"
+    )
 
 
 def test_where_no_table_can_be_written_is_told_before_anything_else(

@@ -31,7 +31,7 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
 
 def test_too_many_stages_get_a_sentence() -> None:
     task = Classification(tiny("visformer", num_classes=4), ["a", "b", "c", "d"])
-    with pytest.raises(ValueError, match="frozen_stages=9, and the network has 3 stages"):
+    with pytest.raises(ValueError, match="frozen_stages=9, but the network has 3 stages"):
         freeze(task, 9)
     with pytest.raises(ValueError, match="group_matcher"):
         layers_of(nn.Linear(2, 2), "blocks")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ from fourstage.data.transforms.segmentation import evaluation_transform as as_by
 from fourstage.methods import get_method, load_address
 from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
-from fourstage.run.tasks import detection as kind
-from fourstage.run.videos import frames_of, look_at
+from fourstage.run.tasks.detection import DetectionProtocol
+from fourstage.run.videos import frames_of, read_properties
 from fourstage.tasks.detection.box_head import DetectionLimits
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.task import Detection
@@ -190,15 +190,16 @@ def test_results_have_the_category_ids_of_the_data_that_was_trained_on(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbered: Any = SimpleNamespace(has_masks=True, category_ids=(7, 3, 40))
-    known = kind.about(numbered)
+    protocol = DetectionProtocol(cast(Any, None))
+    known = protocol.dataset_metadata(numbered)
     assert json.loads(json.dumps(known)) == {"masks": True, "category_ids": [7, 3, 40]}
     numbered.category_ids = ("a", 3, 40)  # no numbers, no results that COCO's tools read
-    assert kind.about(numbered) == {"masks": True}
+    assert protocol.dataset_metadata(numbered) == {"masks": True}
 
     method, _, config = DETECTORS["mask_rcnn"]
     file = checkpoint(tmp_path / "m.pth", method, detector("mask_rcnn"), config)
-    build = kind.build_task
-    monkeypatch.setattr(kind, "build_task", lambda recipe, classes, about: build(recipe, classes, known))
+    build = DetectionProtocol.build_task
+    monkeypatch.setattr(DetectionProtocol, "build_task", lambda self, classes, metadata: build(self, classes, known))
     predict(file, photos, out=tmp_path / "out", show=False)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert rows
@@ -266,12 +267,14 @@ def test_a_recipe_says_what_a_file_does_not(
 ) -> None:
     file, image = tmp_path / "bare.pth", str(photos[0])
     torch.save({"state_dict": their_names("mask_rcnn", detector("mask_rcnn"))}, file)
-    refused(["predict", str(file), image], capsys, "does not say which network", "RECIPE", f"--weights {file}")
+    refused(
+        ["predict", str(file), image], capsys, "does not say which network", "fourstage recipes", f"--weights {file}"
+    )
     refused(["predict", "mask_rcnn_smt_small_coco_1x", image], capsys, "add --weights FILE")
     refused(["predict", "mask_rcnn_swin_tinny_coco_1x", image], capsys, "did you mean mask_rcnn_swin_tiny_coco_1x")
     refused(["predict", str(recipe), image], capsys, "add --weights FILE")
     refused(["predict", "smt_tiny_in1k", image, "--weights", str(file)], capsys, "predict smt_tiny IMAGE --weights")
-    refused(["predict", str(file), image, "--weights", str(file)], capsys, "checkpoint already")
+    refused(["predict", str(file), image, "--weights", str(file)], capsys, "itself a checkpoint")
     out = ["--out", str(tmp_path / "out")]
     assert main(["predict", str(recipe), image, "--weights", str(file), *out]) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -317,7 +320,7 @@ def test_a_backbone_alone_predicts_nothing(
 
 def test_a_folder_of_no_run_is_told(photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    refused(["predict", str(tmp_path / "empty"), str(photos[0])], capsys, "empty is not the folder of a run")
+    refused(["predict", str(tmp_path / "empty"), str(photos[0])], capsys, "empty is not a run folder")
 
 
 def test_sizes_that_no_machine_has_are_refused(
@@ -371,7 +374,7 @@ def test_every_frame_of_a_video_is_seen(
     assert "5 frames, 0.5 s" in printed.out
     assert f"1 picture and 1 video in {out}" in printed.out
     drawn = out / f"{Path(name).stem}.mp4"
-    assert look_at(drawn).frames == len(list(frames_of(drawn))) == 5
+    assert read_properties(drawn).frames == len(list(frames_of(drawn))) == 5
     rows = json.loads((out / "results.json").read_text())
     mine = [row for row in rows if row["file_name"] == name]
     assert {row["frame"] for row in mine} <= set(range(5))
@@ -439,7 +442,7 @@ def test_a_video_that_ends_too_early_is_used_as_far_as_it_goes(finder: Path, tmp
     [found] = predict(finder, source, out=tmp_path / "out", show=False)
     assert 0 < found.values["frames"] < 20
     assert len(list(frames_of(tmp_path / "out" / "a.mp4"))) == found.values["frames"]
-    assert "more were announced and cannot be read" in found.text
+    assert "more frames are stated in the file but cannot be read" in found.text
 
 
 def test_what_was_interrupted_leaves_nothing_half(

@@ -23,7 +23,7 @@ from fourstage.engine.state import save_state
 from fourstage.recipe import list_recipes, resolve
 from fourstage.recipe.resolve import named_recipes
 from fourstage.run import evaluate, predict
-from fourstage.run.tasks.classification import build_task
+from fourstage.run.task_protocol import protocol_of
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 from fourstage.weights.reading import download
@@ -124,8 +124,8 @@ def test_what_cannot_be_fetched_says_what_to_type(
     promised = "upernet_swin_tiny_ade20k_160k"
     words = "no file of swin_tiny.upernet_ade20k_160k is published", f"fourstage predict {promised} IMAGE --weights"
     refused(main(["predict", promised, image]), capsys, *words)
-    refused(main(["predict", "digits_visformer", image]), capsys, "name its network: predict visformer_digits")
-    refused(main(["predict", NAME, image, "--which", "ema"]), capsys, "published weights are no averages")
+    refused(main(["predict", "digits_visformer", image]), capsys, "name its model: predict visformer_digits")
+    refused(main(["predict", NAME, image, "--which", "ema"]), capsys, "published weights have no separate average")
     assert not (photo.parent / "predictions").exists()
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_fetched_says_what_to_type(
 def run_folder(path: Path, *changes: str, best: str = "model", average: bool = True) -> Path:
     """A run whose network says class 1 of any image, and the average of its weights class 2; `best` was best."""
     recipe = resolve("digits_visformer", changes).recipe
-    task = build_task(recipe, tuple("abcde"))
+    task = protocol_of(recipe).build_task(tuple("abcde"))
     states: dict[str, dict[str, torch.Tensor]] = {}
     for label, name in enumerate(("model", "ema"), 1):
         states[name] = {key: value.clone() for key, value in task.state_dict().items()}
@@ -180,7 +180,9 @@ def test_a_checkpoint_predicts_with_its_average_where_that_is_asked_for(photo: P
 
 def test_a_run_without_an_average_says_so(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_folder(tmp_path / "run", "ema=null", average=False)
-    refused(main(["predict", str(run), str(photo), "--which", "ema"]), capsys, "no average", "leave --which out")
+    refused(
+        main(["predict", str(run), str(photo), "--which", "ema"]), capsys, "no averaged weights", "leave --which out"
+    )
     best = run / "checkpoints" / "best.pt"
     refused(main(["predict", str(best), str(photo), "--which", "ema"]), capsys, "best.pt", "holds no EMA weights")
 

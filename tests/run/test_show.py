@@ -10,9 +10,9 @@ from PIL import Image
 from fourstage.cli import main
 from fourstage.recipe import resolve
 from fourstage.report.pictures import INK, PAPER
-from fourstage.run.sheets import DENSE_SIDE
+from fourstage.run.sheets import LARGE_SIDE
 from fourstage.run.show import DEFAULTS, EMBEDDED, WORDS
-from fourstage.run.task_protocol import kind_of
+from fourstage.run.task_protocol import protocol_of
 
 GROUND = (40, 90, 200)  # of every image here
 HEIGHT, WIDTH = 60, 100
@@ -71,7 +71,7 @@ def where(picture_HW3: np.ndarray, colour: tuple[int, ...]) -> tuple[int, int, i
 
 
 def test_boxes_go_where_the_augmentation_puts_them(coco: Path, tmp_path: Path) -> None:
-    out, side = tmp_path / "a.png", DENSE_SIDE["detection"]
+    out, side = tmp_path / "a.png", LARGE_SIDE["detection"]
     changes = [f"augmentation.scale=[{WIDTH},{HEIGHT}]", "hflip=1.0"]
     recipe = ["--recipe", "mask_rcnn_smt_small_coco_1x"]
     assert main(["data", "show", str(coco), *recipe, "--out", str(out), *changes]) == 0
@@ -102,16 +102,16 @@ def test_masks_lie_over_objects(coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
     changes = [f"augmentation.scale=[{WIDTH},{HEIGHT}]", "hflip=0"]
     assert main(["data", "show", str(coco), "--out", str(out), *changes]) == 0
-    for picture in cells(out, DENSE_SIDE["detection"])[1:]:
-        x, y = (int(DENSE_SIDE["detection"] / 128 * (a + b) / 2) for a, b in ((x1, x2), (y1, y2)))
-        inside = picture[DENSE_SIDE["detection"] // 4 + y, x]
+    for picture in cells(out, LARGE_SIDE["detection"])[1:]:
+        x, y = (int(LARGE_SIDE["detection"] / 128 * (a + b) / 2) for a, b in ((x1, x2), (y1, y2)))
+        inside = picture[LARGE_SIDE["detection"] // 4 + y, x]
         assert inside == pytest.approx(0.55 * np.array(GROUND) + 0.45 * np.array(RED), abs=2)
 
 
 def test_label_maps_go_where_the_augmentation_puts_them(masks: Path, tmp_path: Path) -> None:
     from fourstage.data.label_maps.folders import LabelMaps
 
-    out, side = tmp_path / "a.png", DENSE_SIDE["segmentation"]
+    out, side = tmp_path / "a.png", LARGE_SIDE["segmentation"]
     changes = ["augmentation.scale=null", "ratio=[1,1]", "crop=[64,128]", "most_of_one=1.0", "photometric=false"]
     assert main(["data", "show", str(masks), "--out", str(out), *changes, "hflip=1.0"]) == 0
     plain, original, *augmented = cells(out, side)
@@ -136,7 +136,7 @@ def test_the_legend_has_the_colours_that_are_on_the_sheet(masks: Path, tmp_path:
 
     (masks / "classes.txt").write_text("sky\ntree\nsea\n")
     assert main(["data", "show", str(masks), "--out", str(tmp_path / "a.png")]) == 0
-    below_HW3 = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[GAP + DENSE_SIDE["segmentation"] + 30 :]
+    below_HW3 = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[GAP + LARGE_SIDE["segmentation"] + 30 :]
     shown = {tuple(pixel) for pixel in below_HW3.reshape(-1, 3).tolist()}
     sky, tree, sea = LabelMaps(masks, "train").palette
     assert {tuple(sky), tuple(tree)} <= shown
@@ -147,7 +147,7 @@ def test_what_is_shown_without_a_recipe_is_said(coco: Path, masks: Path, capsys:
     for data, truth in ((coco, "objects"), (masks, "label_map_HW")):
         out = data.parent / "a.png"
         assert main(["data", "show", str(data), "--out", str(out)]) == 0
-        said = f"the default for data with {WORDS[truth]}; another one: --recipe NAME"
+        said = f"the default for data with {WORDS[truth]}; choose another one with --recipe NAME"
         assert capsys.readouterr().out == f"wrote {out}, augmented by {DEFAULTS[truth]}, {said}\n"
     assert main(["data", "show", str(coco), "--recipe", "mask_rcnn_smt_small_coco_1x", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"wrote {out}, augmented by mask_rcnn_smt_small_coco_1x\n"
@@ -155,7 +155,7 @@ def test_what_is_shown_without_a_recipe_is_said(coco: Path, masks: Path, capsys:
 
 def test_defaults_learn_from_what_the_data_has() -> None:
     for truth, name in DEFAULTS.items():
-        assert truth == kind_of(resolve(name).recipe).TRUTH
+        assert truth == protocol_of(resolve(name).recipe).truth
     for data, name in EMBEDDED.items():
         assert resolve(name).recipe.data == data
 
@@ -166,9 +166,9 @@ def test_defaults_learn_from_what_the_data_has() -> None:
         (
             "masks",
             "mask_rcnn_smt_small_coco_1x",
-            "has label maps, and mask_rcnn_smt_small_coco_1x is a detection recipe",
+            "has label maps, but mask_rcnn_smt_small_coco_1x is a detection recipe",
         ),
-        ("coco", "smt_tiny_in1k", "which needs a class for each image"),
+        ("coco", "smt_tiny_in1k", "is a classification recipe and needs a class for each image"),
         ("coco", "upernet_smt_small_ade20k_160k", "such as --recipe mask_rcnn_smt_small_coco_1x"),
     ],
 )
