@@ -505,7 +505,7 @@ def test_a_dry_run_sees_what_the_run_would_meet(run: Run, tmp_path: Path) -> Non
     for change, words in (
         ("model_args={num_classes: 3}", "write num_classes"),
         ("model_args={drop_path_rate: a}", "wrong type"),
-        ("betas=[1, 2]", "betas lie from 0"),
+        ("betas=[1, 2]", "betas must be at least 0"),
         ("auto_augment=foo", "foo"),
         ("batch_size=true", "not a yes-or-no value"),
         ("name=other", "--out"),
@@ -588,10 +588,21 @@ def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+def test_suggested_options_are_those_of_the_parser(run: Run) -> None:
+    from fourstage.cli.entry import parser
+    from fourstage.cli.parsing import closest_option, options_of
+
+    options = {*options_of(parser())}
+    assert {"--data", "--max-size", "--keys", "--sbatch-args", "--cpu-time", "--debug"} <= options
+    assert closest_option("--gpus-per-nod", parser()) == "--gpus-per-node"
+    assert closest_option("--max-size", parser()) != "--max-size"
+    refused(run("bench", "swin_tiny", "--cpu-tyme"), "did you mean --cpu-time")
+
+
 def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("train", "digits_visformer", "--datta", "x"), "did you mean --data")
     refused(run("train", "digits_visformer", "--lr", "3"), "written lr=VALUE")
-    refused(run("train", "digits_visformer", "--data", "digits", "data=digits"), "same thing twice")
+    refused(run("train", "digits_visformer", "--data", "digits", "data=digits"), "same value twice")
     refused(run("train", "digits_visformer", "--data", ""), "--data is empty")
     refused(run("trian", "digits_visformer"), "did you mean train")
     refused(run("train", "digits_visformer", "out"), "did you mean --out")

@@ -91,10 +91,9 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
         words += SMALL
         checkpoint(folder / args.weights, recipe_of(args))
     elif args.verb == "bench":
-        assert set(args.subjects) <= set(list_models())
-        words = [
-            "visformer_digits" if word in args.subjects else word for word in words
-        ]  # measuring the named model takes too long
+        assert set(args.networks) <= set(list_models())
+        small = "visformer_digits"  # measuring the named model takes too long
+        words = [small if word in args.networks else word for word in words]
         words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
     elif args.verb == "convert":
         torch.save({"model": create_model(args.model).state_dict()}, folder / args.file)

@@ -226,7 +226,7 @@ def test_a_published_file_is_known_and_says_where_it_is_from(
         ("five", "visformer_digits", f"{OUT} img_siz=64", "did you mean img_size"),
         ("five", "visformer_digits", f"{OUT} num_classes=4", "predicts 5 classes"),
         ("five", "visformer_digits", f"{OUT} --dense num_classes=5", "no argument num_classes"),
-        ("five", "visformer_digits", f"{OUT} more", "'more' is not understood here"),
+        ("five", "visformer_digits", f"{OUT} more", "'more' is not expected here"),
         ("five", "visformer_digits", f"{OUT} --forse", "did you mean --force"),
         ("headless", "visformer_digits", f"{OUT} --which ema", "no EMA weights"),
         ("detector", "visformer_digits", OUT, "without a head: add --dense"),

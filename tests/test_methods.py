@@ -11,9 +11,9 @@ import fourstage
 from fourstage import methods
 from fourstage.methods import METHODS, all_methods, find_method, list_methods, load_address, recognise
 from fourstage.recipe import Detection, Recipe, Segmentation
-from fourstage.run.build import run_imports
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.user_files import import_files
 
 FILE = """
 import fourstage
@@ -103,7 +103,8 @@ def test_a_file_may_be_run_again_and_another_may_not_take_its_name(tmp_path: Pat
     recipe = {"name": "mine", "method": "Mine", "backbone": "swin_tiny", "optimisation": OPTIMISATION}
 
     def run(*files: str) -> None:
-        run_imports(Detection.model_validate({**recipe, "imports": [str(tmp_path / file) for file in files]}))
+        own = Detection.model_validate({**recipe, "imports": [str(tmp_path / file) for file in files]})
+        import_files(own.imports)
 
     run("a.py")
     first = find_method("Mine", "detection").builder

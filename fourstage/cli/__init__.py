@@ -1,6 +1,6 @@
-"""The command line: a recipe by name, where things are, and single values to change.
+"""The command line: a recipe by name, paths, and single values to change.
 
-Imports of torch wait until a verb needs it, so that help is instant.
+A verb imports torch when it runs, so that `--help` is fast.
 """
 
 from fourstage.cli.entry import main, parse

@@ -1,27 +1,31 @@
-"""`data`: look after data sets."""
+"""`data`: check, shard and show data sets."""
 
 import argparse
 
-from fourstage.cli.parsing import Parser, Verbs, add_changes, add_verb, only_changes
+from fourstage.cli.parsing import Parser, Verbs, add_changes, add_verb
 
 
 def add_data(verbs: Verbs) -> None:
-    verb = verbs.add_parser("data", help="look after data sets", description="look after data sets")
+    verb = verbs.add_parser(
+        "data", help="check, shard and show data sets", description="check, shard and show data sets"
+    )
     verb.set_defaults(run=lambda args: verb.print_help() or 0)
     inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
-    check = add_verb(inner, "check", _run_check, "read a data set and say what is wrong with it")
+    check = add_verb(inner, "check", _run_check, "read a data set and report its faults")
     check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
     _add_imports(check)
     shard = add_verb(inner, "shard", _run_shard, "write a classification data set as WebDataset tar shards")
-    shard.add_argument("source", metavar="SRC", help="a data set that can be read, or `digits`")
-    shard.add_argument("folder", metavar="DST", help="a new folder; one that was interrupted is continued")
-    shard.add_argument("--max-size", metavar="BYTES", help="of a shard, such as 500MB; default: 256MB")
-    shard.add_argument("--count", type=int, metavar="N", help="images of a shard")
+    shard.add_argument("source", metavar="SRC", help="folder of the data set, or `digits`")
+    shard.add_argument("folder", metavar="DST", help="folder to write; an interrupted run continues in it")
+    shard.add_argument("--max-size", metavar="BYTES", help="size of a shard, such as 500MB; default: 256MB")
+    shard.add_argument("--count", type=int, metavar="N", help="images per shard")
     _add_imports(shard)
-    show = add_verb(inner, "show", _run_show, "a sheet of images as the training sees them")
+    show = add_verb(inner, "show", _run_show, "draw training images after augmentation, with their truth")
     show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
-    show.add_argument("--recipe", metavar="RECIPE", help="whose augmentation; default: one for what the data has")
-    show.add_argument("--out", metavar="FILE.png", default="samples.png", help="default: samples.png")
+    show.add_argument(
+        "--recipe", metavar="RECIPE", help="the recipe whose augmentation is drawn; default: one that fits the data"
+    )
+    show.add_argument("--out", metavar="FILE.png", default="samples.png", help="picture to write; default: samples.png")
     add_changes(show)
 
 
@@ -59,12 +63,12 @@ def _run_shard(args: argparse.Namespace) -> int:
     for split, images in written.images.items():
         shards = written.shards[split]
         print(f"{split}: {images:,} images in {shards:,} shard{'' if shards == 1 else 's'}")
-    print(f"{args.folder} is complete; train with --data {args.folder}")
+    print(f"{args.folder} is complete; train on it with --data {args.folder}")
     return 0
 
 
 def _run_show(args: argparse.Namespace) -> int:
     from fourstage.run.show import show
 
-    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=only_changes(args.changes))}")
+    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=args.changes)}")
     return 0

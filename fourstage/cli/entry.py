@@ -1,15 +1,14 @@
-"""From what was typed to an exit code."""
+"""From the words of a command to its exit code."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from fourstage.cli import data, runs, slurm, tools
-from fourstage.cli.parsing import OPTIONS, STOPPED, Parser
+from fourstage.cli.parsing import STOPPED, Parser, check_changes, closest_option
 
-VERBS = (  # in the order of the help
+VERBS = (  # in the order of `--help`
     tools.add_models,
     runs.add_recipes,
     runs.add_train,
@@ -25,7 +24,7 @@ VERBS = (  # in the order of the help
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs and their options."""
+    """Build the parser of all verbs and their options."""
     top = Parser(prog="fourstage", description="Train, evaluate and compare four-stage vision backbones.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -36,13 +35,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 2 for what a user can get wrong, with one sentence."""
+    """Run one command and return its exit code; a mistake of the user is code 2 and one sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     from fourstage.engine.slurm import translate
 
-    translate()  # under srun there are several processes too
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+    translate()  # srun starts several processes, as torchrun does
+    if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
         _mute()
     arguments = [argument for argument in arguments if argument != "--debug"]
     args = parse(arguments)
@@ -58,43 +57,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except (ValueError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
-            _mute()  # whoever read the output has left
+            _mute()  # the reader of the pipe is gone
             return 141
         if debug:
             raise
         print(f"fourstage: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nfourstage: stopped at once; what was saved before is whole", file=sys.stderr)
+        print("\nfourstage: stopped at once; all checkpoints that were saved before are complete", file=sys.stderr)
         return STOPPED["Ctrl-C"]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; words after an option may still be changes or images, which argparse alone does not allow."""
+    """Parse a command. Words after an option may still be changes or images, which argparse alone does not allow."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
     words = [word for word in rest if not word.startswith("-")]
     for unknown in rest:
         if unknown.startswith("-"):
-            top.error(f"there is no option {unknown} here{_meant(unknown)}")
-    for field in ("changes", "images", "subjects"):
+            top.error(f"there is no option {unknown} here{_suggestion(unknown, top)}")
+    for field in ("changes", "images", "networks"):
         if hasattr(args, field):
             getattr(args, field).extend(words)
+            check_changes(getattr(args, "changes", ()), top)
             return args
     if words:
-        top.error(f"{words[0]!r} is not understood here")
+        top.error(f"{words[0]!r} is not expected here")
     return args
 
 
-def _meant(option: str) -> str:
-    """What an unknown option may have been meant for: a value of a recipe, or another option."""
+def _suggestion(option: str, top: argparse.ArgumentParser) -> str:
+    """Return the correct way to write an unknown option: as a value of a recipe, or the closest option."""
     from fourstage.recipe import TASKS, known_keys
 
     key = option.lstrip("-").partition("=")[0].replace("-", "_")
     if any(known == key or known.endswith(f".{key}") for schema in TASKS.values() for known in known_keys(schema)):
         return f"; a value of a recipe is written {key}=VALUE, without dashes"
-    close = [word for word in get_close_matches(option.partition("=")[0], OPTIONS, n=1) if word != option]
-    return f", did you mean {close[0]}?" if close else ""
+    close = closest_option(option.partition("=")[0], top)
+    return f", did you mean {close}?" if close else ""
 
 
 def _mute() -> None:

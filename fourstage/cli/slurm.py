@@ -1,30 +1,46 @@
-"""`slurm`: train and evaluate as jobs of a cluster."""
+"""`slurm`: train and evaluate in jobs of a cluster."""
 
 import argparse
 import sys
 
-from fourstage.cli.parsing import Verbs, add_changes, add_verb, only_changes
+from fourstage.cli.parsing import Verbs, add_changes, add_verb
 
 
 def add_slurm(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "slurm", _run_slurm, "write the file for sbatch that trains or evaluates, and submit it")
-    verb.add_argument("command", choices=("train", "evaluate"), metavar="train|evaluate", help="what the job does")
-    verb.add_argument("recipe", metavar="RECIPE", help="a name or FILE.yaml; to evaluate, also the folder of a run")
-    verb.add_argument("--partition", metavar="P", required=True, help="where the job waits and runs; see `sinfo`")
-    verb.add_argument("--gpus", type=int, metavar="N", required=True, help="GPUs of all nodes, a process for each")
-    verb.add_argument("--gpus-per-node", type=int, metavar="M", help="default: 8, or all where there are fewer")
-    verb.add_argument("--cpus-per-task", type=int, metavar="C", help="CPUs for each process; take workers + 1")
-    verb.add_argument("--time", metavar="T", help="such as 2-00:00:00; a run that needs more goes on in the queue")
-    verb.add_argument("--job-name", metavar="J", help="default: the recipe's name")
-    verb.add_argument("--srun-args", metavar="WORDS", default="", help='for srun; write --srun-args="--mpi=pmix"')
-    verb.add_argument("--sbatch-args", metavar="WORDS", default="", help='for sbatch: --sbatch-args="--account=A"')
-    verb.add_argument("--dry-run", action="store_true", help="print the file, and submit nothing")
-    verb.add_argument("--data", metavar="PATH", help="as for the command itself")
-    verb.add_argument("--out", metavar="RUN", help="of train: folder of the run; default: runs/<recipe>")
-    verb.add_argument("--weights", metavar="FILE", help="of evaluate: the checkpoint")
-    verb.add_argument("--which", choices=("model", "ema"), default="model", help="of evaluate")
-    verb.add_argument("--csv", metavar="FILE", help="of evaluate")
-    verb.add_argument("--json", action="store_true", help="of evaluate")
+    verb = add_verb(verbs, "slurm", _run_slurm, "write and submit an sbatch file that trains or evaluates")
+    verb.add_argument(
+        "command", choices=("train", "evaluate"), metavar="train|evaluate", help="the command that the job runs"
+    )
+    verb.add_argument("recipe", metavar="RECIPE", help="a name or FILE.yaml; for evaluate also a run folder")
+    verb.add_argument("--partition", metavar="P", required=True, help="partition of the cluster; see `sinfo`")
+    verb.add_argument(
+        "--gpus", type=int, metavar="N", required=True, help="GPUs on all nodes together, one process for each"
+    )
+    verb.add_argument("--gpus-per-node", type=int, metavar="M", help="default: 8, or --gpus if that is less")
+    verb.add_argument(
+        "--cpus-per-task", type=int, metavar="C", help="CPUs for each process; workers + 1 is a good choice"
+    )
+    verb.add_argument(
+        "--time", metavar="T", help="time limit, such as 2-00:00:00; a longer training is queued again and continues"
+    )
+    verb.add_argument("--job-name", metavar="J", help="default: the name of the recipe")
+    verb.add_argument(
+        "--srun-args", metavar="WORDS", default="", help='options for srun, such as --srun-args="--mpi=pmix"'
+    )
+    verb.add_argument(
+        "--sbatch-args", metavar="WORDS", default="", help='options for sbatch, such as --sbatch-args="--account=A"'
+    )
+    verb.add_argument("--dry-run", action="store_true", help="print the file and submit nothing")
+    verb.add_argument(
+        "--data", metavar="PATH", help="folder of the data set, or `digits`; default: the one of the recipe"
+    )
+    verb.add_argument("--out", metavar="RUN", help="train: run folder; default: runs/<recipe>")
+    verb.add_argument("--weights", metavar="FILE", help="evaluate: the checkpoint")
+    verb.add_argument(
+        "--which", choices=("model", "ema"), default="model", help="evaluate: which weights of the checkpoint"
+    )
+    verb.add_argument("--csv", metavar="FILE", help="evaluate: write the results of each class as a table")
+    verb.add_argument("--json", action="store_true", help="evaluate: print the metrics as JSON")
     add_changes(verb)
 
 
@@ -33,9 +49,11 @@ def _run_slurm(args: argparse.Namespace) -> int:
 
     own = slurm.words_of(args.weights, args.which, args.csv, json=args.json)
     if args.command == "train" and own:
-        raise ValueError(f"{own[0]} is an option of evaluate; a training starts from a checkpoint by weights=FILE")
+        raise ValueError(
+            f"{own[0]} is an option of evaluate; to start a training from a checkpoint, write weights=FILE"
+        )
     if args.command == "evaluate" and args.out is not None:
-        raise ValueError("evaluate has no --out; the job prints into slurm/")
+        raise ValueError("evaluate has no --out: the output of the job goes to slurm/; leave it out")
     job, notes = slurm.prepare(
         slurm.Job(
             args.command,
@@ -51,7 +69,7 @@ def _run_slurm(args: argparse.Namespace) -> int:
             data=args.data,
             out=args.out,
             options=own,
-            changes=tuple(only_changes(args.changes)),
+            changes=tuple(args.changes),
         )
     )
     print("\n".join(notes), end="\n" if notes else "", file=sys.stderr)

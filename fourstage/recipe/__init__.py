@@ -1,4 +1,4 @@
-"""A recipe: every value that can change a reported number, checked before anything heavy starts."""
+"""Recipes: every value that can change a reported number, checked before anything heavy starts."""
 
 from fourstage.recipe.resolve import (
     EMBEDDED,

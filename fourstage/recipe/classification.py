@@ -1,4 +1,4 @@
-"""What a classification recipe holds beside the values of every task."""
+"""The values that a classification recipe has beside those of every task."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,24 +8,40 @@ from fourstage.recipe.common import Fraction, Recipe, Section
 
 
 class Augmentation(Section):
-    """What happens to a training image; names and meaning are timm's."""
+    """Augmentation of a training image; names and meaning are timm's."""
 
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a share of the image
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest area of the random crop, as a share of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest aspect ratio of the random crop."""
     hflip: Fraction = 0.5
-    color_jitter: float = Field(default=0.4, ge=0)  # without effect beside auto_augment
+    """Probability of a horizontal flip."""
+    color_jitter: float = Field(default=0.4, ge=0)
+    """Strength of the colour jitter; without effect where auto_augment is set."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """Augmentation policy in timm's notation; null: none."""
     reprob: Fraction = 0.25
+    """Probability of random erasing."""
     remode: Literal["pixel", "rand", "const"] = "pixel"
+    """Fill of an erased region: noise per pixel, one random colour, or zero."""
     recount: int = Field(default=1, gt=0)
-    repeats: int = Field(default=1, gt=0)  # so often an image comes in a row, differently augmented; see data/loader.py
+    """Largest number of erased regions."""
+    repeats: int = Field(default=1, gt=0)
+    """Times in a row that each image comes, differently augmented; see data/loader.py."""
     mixup: float = Field(default=0.8, ge=0)
+    """Alpha of mixup; 0: off."""
     cutmix: float = Field(default=1.0, ge=0)
-    cutmix_minmax: tuple[float, float] | None = None  # share of the image's sides; in place of a draw by cutmix
+    """Alpha of CutMix; 0: off."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """Smallest and largest share of the sides that CutMix replaces, instead of a draw by cutmix; null: that draw."""
     mixup_prob: Fraction = 1.0
+    """Probability that a batch, pair or image is mixed."""
     mixup_switch_prob: Fraction = 0.5
+    """Probability of CutMix where both are on."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """Whether one draw serves a batch, a pair or an image."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Augmentation":
@@ -43,10 +59,12 @@ class Augmentation(Section):
 
 
 class Evaluation(Section):
-    """How a validation image reaches the network."""
+    """Preparation of a validation image."""
 
     crop_pct: float = Field(default=0.875, gt=0, le=1)
+    """Share of the resized image's side that the crop keeps."""
     crop_mode: Literal["center", "squash"] = "center"
+    """Whether the image is cropped at its centre or resized to a square."""
 
 
 class Classification(Recipe):
@@ -55,11 +73,17 @@ class Classification(Recipe):
     METRICS: ClassVar[tuple[str, ...]] = ("top1", "top5")  # per cent
 
     task: str = "classification"
+    """Task, which decides the other keys."""
     model: str
+    """Name of the model; see `fourstage models`."""
     model_args: dict[str, Any] = Field(default={})
-    num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
-    image_size: int = Field(default=224, ge=32)  # pixels, square
+    """Arguments of the model, such as drop_path_rate."""
+    num_classes: int | None = Field(default=None, gt=1)
+    """Number of classes; null: that of the data."""
+    image_size: int = Field(default=224, ge=32)
+    """Side of the square image, in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation of the resize."""
     augmentation: Augmentation = Augmentation()
     evaluation: Evaluation = Evaluation()
 
@@ -69,14 +93,14 @@ class Classification(Recipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classification":
-        part = self.optimisation.batch_size // self.optimisation.accumulation
-        if self.augmentation.mixes and part % 2:
+        chunk = self.optimisation.batch_size // self.optimisation.accumulation
+        if self.augmentation.mixes and chunk % 2:
             raise ValueError(
-                f"mixing pairs images, and a part of the batch has {part}; choose an even batch_size, or turn mixing "
-                f"off with augmentation.mixup=0 augmentation.cutmix=0"
+                f"mixing pairs images, but a chunk of the batch has {chunk}, an odd number; choose an even batch_size, "
+                f"or turn mixing off with augmentation.mixup=0 augmentation.cutmix=0"
             )
         for theirs, ours in (("num_classes", "num_classes"), ("img_size", "image_size"), ("in_chans", None)):
             if theirs in self.model_args:
                 hint = f"write {ours}=..." if ours else "images have three"
-                raise ValueError(f"model_args may not name {theirs}, which follows from the recipe; {hint}")
+                raise ValueError(f"model_args must not contain {theirs}, which follows from the recipe; {hint}")
         return self

@@ -1,4 +1,7 @@
-"""What recipes of every task hold. A value that can change a reported number stands here or with its task."""
+"""The values that recipes of every task have. A value that can change a reported number is here or with its task.
+
+The docstring below a field is its description: `fourstage recipes --keys` and docs/recipe-keys.md print it.
+"""
 
 import re
 from typing import Annotated, ClassVar, Literal
@@ -17,129 +20,193 @@ from pydantic import (
 
 def _check_length(text: object) -> object:
     if not isinstance(text, str) or not re.fullmatch(r"\d+(\.\d+)?ep|\d+it", text):
-        raise ValueError(f"a length is epochs such as '300ep' or optimiser steps such as '160000it'; got {text!r}")
+        raise ValueError(
+            f"a length is a number of epochs, such as '300ep', or of optimiser steps, such as '160000it'; got {text!r}"
+        )
     return text
 
 
-def _check_some(text: str) -> str:
+def _check_positive(text: str) -> str:
     if not float(text[:-2]):
         raise ValueError(f"it must be at least one step; got {text!r}")
     return text
 
 
 Length = Annotated[str, BeforeValidator(_check_length)]
-SomeLength = Annotated[Length, AfterValidator(_check_some)]
+PositiveLength = Annotated[Length, AfterValidator(_check_positive)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def steps(length: str, steps_per_epoch: int) -> int:
-    """Optimiser steps in a length: "2ep" is twice `steps_per_epoch`, "160000it" is 160,000."""
+    """Return a length in optimiser steps: "2ep" is twice `steps_per_epoch`, "160000it" is 160,000."""
     value, unit = float(length[:-2]), length[-2:]
     return round(value * steps_per_epoch) if unit == "ep" else int(value)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    """A group of keys. Unknown keys are errors, and values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML reads yes and on as true, and Python takes true for 1."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and kind is not bool:
+    def _refuse_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Raise ValueError for a bool elsewhere: YAML reads `yes` and `on` as true, and Python takes true for 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
             raise ValueError(f"{info.field_name} is not a yes-or-no value; got {str(value).lower()}")
         return value
 
 
 class Optimisation(Section):
-    """One update after another."""
+    """Optimiser, learning rate and length of the training."""
 
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
-    batch_size: int = Field(gt=0)  # images per update, all devices and accumulated parts together
-    accumulation: int = Field(default=1, gt=0)  # parts that a device works through before it updates
-    length: SomeLength  # the whole training
-    lr: float = Field(gt=0)  # the peak, at this batch_size
-    lr_scaling: Literal["none", "peak", "all"] = "none"  # which rates follow when a run changes batch_size
+    """Optimiser."""
+    batch_size: int = Field(gt=0)
+    """Images per update, over all devices and accumulated chunks."""
+    accumulation: int = Field(default=1, gt=0)
+    """Chunks of the batch that each device works through before it updates the weights."""
+    length: PositiveLength
+    """Length of the training."""
+    lr: float = Field(gt=0)
+    """Peak learning rate, at this batch_size."""
+    lr_scaling: Literal["none", "peak", "all"] = "none"
+    """Rates that scale with batch_size when a run changes it: none, lr alone, or lr, warmup_lr and min_lr."""
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
-    schedule_spans: Literal["rest", "whole", "behind"] = "rest"  # what the curve covers, see engine/schedule.py
-    schedule_every: SomeLength = "1it"  # the rate is set anew each so often: "1ep" in loops like DeiT's
-    schedule_lag: Length = "0it"  # the rate is that of so much earlier: of loops that set it after the step
-    warmup: Length = "0it"  # linear, from warmup_lr
+    """Curve of the learning rate after warm-up."""
+    schedule_spans: Literal["rest", "whole", "behind"] = "rest"
+    """Steps that the curve covers: those after warm-up; all, with warm-up as a factor on the curve; or all, with its
+    beginning hidden behind warm-up. See engine/schedule.py."""
+    schedule_every: PositiveLength = "1it"
+    """Interval between changes of the rate: 1ep in training loops like DeiT's."""
+    schedule_lag: Length = "0it"
+    """Delay of the rate: 1it in loops that set the rate after the step."""
+    warmup: Length = "0it"
+    """Length of the linear warm-up from warmup_lr."""
     warmup_lr: float = Field(default=0.0, ge=0)
-    warmup_inclusive: bool = False  # True: the last step of warm-up has the peak, not the first one after it
+    """Learning rate at the start of warm-up."""
+    warmup_inclusive: bool = False
+    """Whether the last step of warm-up has the peak rate; otherwise the first step after it does."""
     min_lr: float = Field(default=0.0, ge=0)
-    milestones: tuple[Length, ...] = ()  # of schedule "step"
-    gamma: float = Field(default=0.1, gt=0)  # factor at each milestone
-    power: float = Field(default=1.0, gt=0)  # of schedule "poly"
+    """Learning rate at the end of the curve."""
+    milestones: tuple[Length, ...] = ()
+    """Points of the training at which schedule=step multiplies the rate by gamma."""
+    gamma: float = Field(default=0.1, gt=0)
+    """Factor on the rate at each milestone."""
+    power: float = Field(default=1.0, gt=0)
+    """Exponent of schedule=poly."""
     weight_decay: float = Field(default=0.05, ge=0)
-    weight_decay_end: float | None = Field(default=None, ge=0)  # where a cosine over all steps takes it
-    decay_norms_and_biases: bool = False  # True where a source decays every parameter, whatever the network says
-    decay_backbone_norms: bool = True  # False where such a source spares the gains and biases of the backbone's norms
-    no_decay: tuple[str, ...] = ()  # parts of parameter names that are spared, beside those the network names itself
-    lr_multipliers: dict[str, float] = {}  # beginning of a parameter name -> factor on the rate; the longest wins
-    layer_decay: float = Field(default=1.0, gt=0, le=1)  # factor on the rate for each layer further from the head
-    layer_groups: Literal["blocks", "convnext"] = "blocks"  # what a layer is: a block, or ConvNeXt's twelve groups
+    """Weight decay; norms, biases and the parameters that the network names are spared."""
+    weight_decay_end: float | None = Field(default=None, ge=0)
+    """Weight decay at the end, reached by a cosine over all steps; null: constant."""
+    decay_norms_and_biases: bool = False
+    """Whether weight decay applies to every parameter, also to those that the network spares."""
+    decay_backbone_norms: bool = True
+    """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
+    no_decay: tuple[str, ...] = ()
+    """Substrings of names of further parameters that weight decay spares."""
+    lr_multipliers: dict[str, float] = {}
+    """Prefix of a parameter name -> factor on the rate; the longest prefix wins."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the rate for each layer of distance from the head."""
+    layer_groups: Literal["blocks", "convnext"] = "blocks"
+    """Layers for layer_decay: blocks, or the twelve groups of ConvNeXt."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Coefficients of the running averages of adamw and lamb."""
     eps: float = Field(default=1e-8, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
-    grad_clip: float | None = Field(default=None, gt=0)  # global L2 norm
+    """Term added to the denominator of adamw and lamb."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+    grad_clip: float | None = Field(default=None, gt=0)
+    """Largest global L2 norm of the gradient; null: no clipping."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Optimisation":
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size {self.batch_size} does not split into accumulation={self.accumulation} equal parts; "
-                f"choose a multiple"
+                f"batch_size {self.batch_size} does not split into accumulation={self.accumulation} equal chunks; "
+                f"choose a multiple of {self.accumulation}"
             )
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule=step needs milestones, such as milestones=[8ep,11ep]")
         if self.schedule != "step" and self.milestones:
-            raise ValueError(f"milestones belong to schedule=step, and the schedule is {self.schedule}")
+            raise ValueError(
+                f"milestones work only with schedule=step, but the schedule is {self.schedule}; leave one of them out"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas lie from 0 to below 1; got {list(self.betas)}")
+            raise ValueError(f"betas must be at least 0 and less than 1; got {list(self.betas)}")
         if self.min_lr > self.lr or self.warmup_lr > self.lr:
-            raise ValueError(f"min_lr and warmup_lr lie below the peak lr={self.lr}")
+            raise ValueError(f"min_lr and warmup_lr must not be above the peak lr={self.lr}")
         return self
 
 
 class Recipe(Section):
-    """What every task has."""
+    """The keys that recipes of every task have."""
 
-    METRICS: ClassVar[tuple[str, ...]] = ()  # what `expect` may name
+    METRICS: ClassVar[tuple[str, ...]] = ()  # the metrics that `expect` may name
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")  # also that of the run folder
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Name of the recipe, and by default of the run folder: letters, digits, `_`, `-` and `.`."""
     task: str
-    imports: tuple[str, ...] = ()  # a user's own Python files, run before the model is built
-    data: str | None = None  # used where no --data is given
+    """Task, which decides the other keys."""
+    imports: tuple[str, ...] = ()
+    """Python files of your own that are run before the model is built."""
+    data: str | None = None
+    """Data set where no --data is given: a folder, an address, digits or digit_scenes."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the weights and of all random draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # 64: to check, not to train fast
-    loss_scale: float = Field(default=65536.0, gt=0)  # the first one, of float16
+    """Device; auto takes a GPU where there is one."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the computation; float64 is for checks."""
+    loss_scale: float = Field(default=65536.0, gt=0)
+    """First loss scale of precision=float16."""
     channels_last: bool = False
+    """Whether weights and images have the channels-last memory format."""
     compile: bool = False
-    grad_checkpointing: bool = False  # keep less for the backward pass and compute it again: no other number
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole network, or its share of it (FSDP2)
-    sync_batchnorm: bool = False  # over all processes; of a dense network what is around its backbone
-    frozen_stages: int = Field(default=0, ge=0)  # stem and so many stages stay as they are
-    deterministic: bool = False  # only GPU kernels that give the same bits twice; on CPU they always do
-    workers: int = Field(default=2, ge=0)  # loader processes; without effect on any number
-    ema: float | None = Field(default=None, gt=0, lt=1)  # decay per update; the average is evaluated beside the model
+    """Whether torch.compile compiles the training step's forward."""
+    grad_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass to save memory; results are equal."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether each process holds the complete network (ddp) or its share of it (fsdp, FSDP2)."""
+    sync_batchnorm: bool = False
+    """Whether batch norms use statistics of all processes; in detectors and segmentors, all but the backbone's."""
+    frozen_stages: int = Field(default=0, ge=0)
+    """Number of stages, with the stem, whose weights are frozen."""
+    deterministic: bool = False
+    """Whether only deterministic GPU kernels are used; CPU kernels always are."""
+    workers: int = Field(default=2, ge=0)
+    """Loader processes; without effect on results."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per update of an average of the weights, which is evaluated beside the model; null: no average."""
     optimisation: Optimisation
-    evaluate_every: SomeLength = "1ep"
-    evaluation_batch_size: int | None = Field(default=None, gt=0)  # None: that of one training part
-    checkpoint_every: SomeLength = "1ep"
-    log_every: int = Field(default=50, gt=0)  # updates per line of log.jsonl
-    tracker: Literal["none", "wandb", "trackio"] = "none"  # beside log.jsonl and TensorBoard
+    evaluate_every: PositiveLength = "1ep"
+    """Interval between evaluations."""
+    evaluation_batch_size: int | None = Field(default=None, gt=0)
+    """Images per evaluation batch of a process; null: those of a training chunk."""
+    checkpoint_every: PositiveLength = "1ep"
+    """Interval between checkpoints."""
+    log_every: int = Field(default=50, gt=0)
+    """Updates per line of log.jsonl."""
+    tracker: Literal["none", "wandb", "trackio"] = "none"
+    """Experiment tracker beside log.jsonl and TensorBoard."""
     skip_bad_images: bool = False
-    weights: str | None = None  # a checkpoint to start from
-    expect: dict[str, float] = {}  # metric -> the number that was published
-    reconstructed: bool = False  # True where the source publishes a number but no configuration
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels from 0 to 1, red, green, blue: ImageNet's
+    """Whether images that cannot be read are left out; otherwise they are an error."""
+    weights: str | None = None
+    """Checkpoint to start from; null: random weights."""
+    expect: dict[str, float] = {}
+    """Metric -> published number, for comparison."""
+    reconstructed: bool = False
+    """Whether the source publishes the number without its configuration, so that values are reconstructed."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue, for pixels from 0 to 1, which is subtracted."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue, which divides the pixels."""
 
     @property
     def subject(self) -> str:
-        """What is trained, in a word or two."""
+        """The name of the network that is trained, in a word or two."""
         return self.task
 
     @field_validator("expect")
@@ -151,11 +218,11 @@ class Recipe(Section):
         return expect
 
     @model_validator(mode="after")
-    def _pixels_can_be_divided(self) -> "Recipe":
+    def _std_is_not_zero(self) -> "Recipe":
         if not all(self.std):
             raise ValueError("std divides the pixels, so none of its three numbers may be zero")
         return self
 
 
-# Values that change no number of a run: it may be continued with others.
+# Keys that change no result: a run may continue with other values of them.
 FREE = frozenset({"name", "workers", "checkpoint_every", "device", "data", "expect", "tracker", "parallel"})

@@ -1,48 +1,66 @@
-"""What a detection recipe holds beside the values of every task."""
+"""The values that a detection recipe has beside those of every task."""
 
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.network_arguments import MethodName, Sides, check_dense
+from fourstage.recipe.network_arguments import MethodName, Sides, check_network
 
 
 class DetectionAugmentation(Section):
-    """What happens to a training image and the objects in it; see data/transforms/detection.py."""
+    """Augmentation of a training image and its objects; see data/transforms/detection.py."""
 
     policy: Literal["resize", "multi_scale", "large_scale_jitter"] = "resize"
-    scale: Sides = (1333, 800)  # limits on the longer and the shorter side, pixels
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # of multi_scale, pixels
-    first_sides: tuple[int, ...] = (400, 500, 600)  # before its crop
-    crop: Sides = (384, 600)  # smallest and largest side of that crop
-    jitter: tuple[float, float] = (0.1, 2.0)  # smallest and largest multiple of scale, of large_scale_jitter
+    """Resize to scale; resize to one of short_sides, half of the time after a crop; or resize by jitter and crop."""
+    scale: Sides = (1333, 800)
+    """Largest longer and shorter side, in pixels."""
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    """Shorter sides that policy=multi_scale draws from, in pixels."""
+    first_sides: tuple[int, ...] = (400, 500, 600)
+    """Shorter sides before the crop of policy=multi_scale, in pixels."""
+    crop: Sides = (384, 600)
+    """Smallest and largest side of that crop, in pixels."""
+    jitter: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest multiple of scale for policy=large_scale_jitter."""
     hflip: Fraction = 0.5
-    copy_paste: bool = False  # objects of another image on top; needs masks
+    """Probability of a horizontal flip."""
+    copy_paste: bool = False
+    """Whether objects of another image are pasted on top; needs masks."""
 
 
 class DetectionEvaluation(Section):
-    """How a validation image is seen and scored."""
+    """Preparation and scoring of a validation image."""
 
     scale: Sides = (1333, 800)
-    limits: tuple[int, ...] = (1, 10, 100)  # detections that count; MMDetection's own are [100, 300, 1000]
+    """Largest longer and shorter side, in pixels."""
+    limits: tuple[int, ...] = (1, 10, 100)
+    """Numbers of detections per class and image that COCO's metrics count; MMDetection uses [100, 300, 1000]."""
 
 
 class Detection(Recipe):
     """Object detection, with masks where data and method have them."""
 
     METRICS: ClassVar[tuple[str, ...]] = tuple(
-        f"{kind}_{name}" for kind in ("box", "mask") for name in ("map", "map50", "map75", "map_s", "map_m", "map_l")
+        f"{form}_{name}" for form in ("box", "mask") for name in ("map", "map50", "map75", "map_s", "map_m", "map_l")
     )  # per cent
 
     task: str = "detection"
-    method: MethodName  # a detector of `fourstage.methods`, or one that `imports` register
+    """Task, which decides the other keys."""
+    method: MethodName
+    """Detection method; a file in imports may register further ones."""
     method_args: dict[str, Any] = Field(default={})
+    """Arguments of the method; see docs/detection.md."""
     backbone: str
+    """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})
-    num_classes: int | None = Field(default=None, gt=0)  # None: as many as the data has
-    filter_empty: bool = True  # training images without an object, or with a side below 32 pixels, are left out
-    group_by_aspect: bool = True  # a batch is of images that are all wide or all tall
+    """Arguments of the backbone, such as drop_path_rate."""
+    num_classes: int | None = Field(default=None, gt=0)
+    """Number of classes; null: that of the data."""
+    filter_empty: bool = True
+    """Whether training images without objects, or with a side below 32 pixels, are left out."""
+    group_by_aspect: bool = True
+    """Whether the images of a batch are all wide or all tall, for less padding."""
     augmentation: DetectionAugmentation = DetectionAugmentation()
     evaluation: DetectionEvaluation = DetectionEvaluation()
 
@@ -52,5 +70,5 @@ class Detection(Recipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Detection":
-        check_dense(self, self.method_args, self.backbone_args)
+        check_network(self, self.method_args, self.backbone_args)
         return self

@@ -1,4 +1,4 @@
-"""What recipes of detection and of segmentation have in common."""
+"""Types and checks that recipes of detection and of segmentation share."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ Sides = tuple[int, int]
 
 
 def _check_method(name: str, info: ValidationInfo) -> str:
-    if not info.data.get("imports"):  # which may register it, and run later: a wrong name is found when it is built
+    if not info.data.get("imports"):  # a file of imports may register the method, but is only executed later
         find_method(name, info.data["task"])
     return name
 
@@ -19,14 +19,14 @@ def _check_method(name: str, info: ValidationInfo) -> str:
 MethodName = Annotated[str, AfterValidator(_check_method)]
 
 
-def check_dense(recipe: Recipe, method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:
-    """Raise ValueError where values of a dense network's recipe contradict each other."""
-    if recipe.parallel == "fsdp":  # its parts run more or less often in one process than in another
+def check_network(recipe: Recipe, method_args: dict[str, Any], backbone_args: dict[str, Any]) -> None:
+    """Raise ValueError where values of a detector's or segmentor's recipe contradict each other."""
+    if recipe.parallel == "fsdp":  # some modules run a different number of times in each process
         raise ValueError(
-            "parallel=fsdp is for classification; detectors and segmentors fit one device, so leave it out"
+            "parallel=fsdp works only for classification; detectors and segmentors fit one device, so leave it out"
         )
     named = {"method_args": (method_args, ("num_classes", "backbone")), "backbone_args": (backbone_args, ("in_chans",))}
     for section, (arguments, theirs) in named.items():
         for name in theirs:
             if name in arguments:
-                raise ValueError(f"{section} may not name {name}, which follows from the recipe; leave it out")
+                raise ValueError(f"{section} must not contain {name}, which follows from the recipe; leave it out")

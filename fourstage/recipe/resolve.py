@@ -1,7 +1,7 @@
-"""Names, files and `key=value` changes to one checked recipe. Each mistake is answered in a sentence.
+"""Resolve a name or a file, and `key=value` changes, to one checked recipe. Each mistake is reported in one sentence.
 
-A recipe is a mapping. It may name a `base` whose values it inherits; named recipes live in `fourstage/recipes/*.yaml`,
-a user's own in any YAML file.
+A recipe is a mapping. It may name a `base` whose values it inherits. Named recipes are in `fourstage/recipes/*.yaml`, a
+user's own in any YAML file.
 """
 
 import re
@@ -25,15 +25,15 @@ EMBEDDED = ("digits", "digit_scenes")  # data without a path
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with where it came from."""
+    """A recipe with its origin."""
 
     recipe: Recipe
-    source: str  # the name or the file that was asked for
+    source: str  # name or file
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value of the named recipe, value here)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where yaml keeps the last one silently, and reads 1e-6 as a number."""
+    """YAML that refuses a duplicate key, where yaml silently keeps the last one, and reads 1e-6 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         merge = "tag:yaml.org,2002:merge"  # <<: *other
@@ -44,13 +44,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(  # of YAML 1.2; that of 1.1 wants 1.0e-6
+_Loader.add_implicit_resolver(  # as in YAML 1.2; the resolver of 1.1 needs 1.0e-6
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """One YAML mapping. Raises ValueError with the place of the first mistake."""
+    """Read one YAML mapping. Raises ValueError with the position of the first mistake."""
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -66,39 +66,39 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 @cache
 def named_recipes() -> dict[str, dict[str, Any]]:
-    """Every recipe of the package as written, by name; those that begin with an underscore are only bases."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return every recipe of the package as written, by name; those with a leading underscore serve only as bases."""
+    recipes: dict[str, dict[str, Any]] = {}
     for file in sorted(files("fourstage.recipes").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
             for name, values in read_yaml(file.read_text(encoding="utf-8"), file.name).items():
-                assert name not in found, f"two recipes are called {name}"
-                found[name] = values
-    return found
+                assert name not in recipes, f"two recipes have the name {name}"
+                recipes[name] = values
+    return recipes
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
-    """Names that match a wildcard, sorted."""
+    """Return the names that match a wildcard, sorted."""
     return sorted(name for name in named_recipes() if not name.startswith("_") and fnmatchcase(name, pattern))
 
 
 def resolve(source: str | Path, changes: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Resolved:
-    """The recipe of a name or a YAML file, with `key=value` changes.
+    """Return the recipe of a name or a YAML file, with `key=value` changes.
 
     Args:
-        values: changes that are values already and not text.
+        values: further changes as values, not as text.
 
     Raises:
-        ValueError: an unknown name, key or value, with the nearest right one.
-        FileNotFoundError: `source` ends in .yaml and is not there.
+        ValueError: an unknown name, key or value; suggests the closest correct one.
+        FileNotFoundError: there is no file `source`, which ends in .yaml.
     """
     written, name = _written(str(source))
     plain = _validated({**written, "name": name})
     wanted = {key: value for change in changes for key, value in _parse_change(change, type(plain)).items()}
     twice = sorted(wanted.keys() & (values or {}).keys())
     if "name" in wanted:
-        raise ValueError("a run has the name of its recipe; choose its folder with --out")
+        raise ValueError("a run always has the name of its recipe; choose its folder with --out")
     if twice:
-        raise ValueError(f"{twice[0]}=... and --{twice[0]} say the same thing twice; leave one out")
+        raise ValueError(f"{twice[0]}=... and --{twice[0]} set the same value twice; leave one out")
     wanted |= values or {}
     changed = _deep_copy(written)
     for key, value in wanted.items():
@@ -109,7 +109,7 @@ def resolve(source: str | Path, changes: Iterable[str] = (), values: Mapping[str
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> Resolved:
-    """A recipe that a run has stored in full."""
+    """Return a recipe from the complete values that a run stored."""
     try:
         return Resolved(_validated(dict(values)), where)
     except ValueError as error:
@@ -117,14 +117,14 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Resolved:
 
 
 def difference(a: Recipe, b: Recipe, ignore: frozenset[str] = frozenset({"name"})) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values."""
+    """Return the dotted keys whose values differ, with both values."""
     flat_a, flat_b = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
     keys = [key for key in {**flat_a, **flat_b} if key.split(".")[0] not in ignore]
     return {key: (flat_a.get(key), flat_b.get(key)) for key in keys if flat_a.get(key) != flat_b.get(key)}
 
 
 def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """Return {"a": {"b": 1}} as {"a.b": 1}."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -135,7 +135,7 @@ def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _written(source: str) -> tuple[dict[str, Any], str]:
-    """The values of a recipe with those of its bases below them, and its name."""
+    """Return the values of a recipe on top of those of its bases, and its name."""
     if source.endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.is_file():
@@ -143,7 +143,7 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{source} is not text in UTF-8, so it is no recipe") from None
+            raise ValueError(f"{source} is not UTF-8 text, so it cannot be a recipe") from None
         values = _with_files(read_yaml(text, source), path.parent)
         return _inherit(values, source, ()), str(values.get("name", path.stem))
     return _inherit(_named(source), source, (source,)), source
@@ -154,7 +154,7 @@ def _named(name: str) -> dict[str, Any]:
     if name not in recipes:
         close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
         raise ValueError(
-            f"no recipe is called {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
+            f"there is no recipe {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
             f"file of your own ends in .yaml"
         )
     return recipes[name]
@@ -166,21 +166,21 @@ def _inherit(values: Mapping[str, Any], where: str, seen: tuple[str, ...]) -> di
     if base is None:
         return own
     if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
-        raise ValueError(f"{where}: base is the name of one of `fourstage recipes`, not {base!r}")
+        raise ValueError(f"{where}: base must be a name from `fourstage recipes`; got {base!r}")
     if base in seen:
-        raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} lead back to where they began")
+        raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} form a circle")
     return _merge(_inherit(_named(str(base)), str(base), (*seen, str(base))), own)
 
 
 def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Files that a recipe file names lie beside it."""
+    """Resolve the paths in a recipe file relative to its folder."""
     if isinstance(values.get("imports"), list):
         values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
     return {key: _beside(folder, value) if key in PATHS else value for key, value in values.items()}
 
 
 def _beside(folder: Path, value: object) -> object:
-    """A path as seen from `folder`; the names of embedded data are no paths."""
+    """Return a path relative to `folder` as an absolute path; the names of embedded data are no paths."""
     if not isinstance(value, str) or value in EMBEDDED:
         return value
     return str((folder / Path(value).expanduser()).resolve())
@@ -215,7 +215,7 @@ def _follow_batch_size(plain: Recipe, changed: dict[str, Any], wanted: Mapping[s
     try:
         factor = float(wanted["optimisation.batch_size"]) / optimisation.batch_size
     except (TypeError, ValueError):
-        return  # validation says what is wrong with it
+        return  # validation reports what is wrong with it
     for name in names:
         if f"optimisation.{name}" not in wanted:
             changed["optimisation"][name] = getattr(optimisation, name) * factor
@@ -228,10 +228,10 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     try:
         parsed = yaml.load(value, Loader=_Loader) if value else None
     except yaml.YAMLError:
-        raise ValueError(f"the value of {key} cannot be read: {value!r}; quote it for the shell") from None
+        raise ValueError(f"the value of {key} is not valid YAML: {value!r}; put it in quotes for the shell") from None
     if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):
-        parts = flatten(parsed, f"{key}.")
-        return {_full_key(part, schema): value for part, value in parts.items()}
+        values = flatten(parsed, f"{key}.")
+        return {_full_key(name, schema): value for name, value in values.items()}
     full = _full_key(key.strip(), schema)
     if full in PATHS:
         parsed = _beside(Path(), value)
@@ -239,7 +239,7 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def _full_key(key: str, schema: type[BaseModel]) -> str:
-    """`lr` as `optimisation.lr`: a last name that only one section has needs no section."""
+    """Return `lr` as `optimisation.lr`: the section may be left out where only one section has such a key."""
     keys = known_keys(schema)
     first = key.partition(".")[0]
     if key in keys or (first in keys and "." in key and keys[first] is dict):
@@ -250,7 +250,7 @@ def _full_key(key: str, schema: type[BaseModel]) -> str:
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise ValueError(f"{key!r} could be {' or '.join(ends)}; write one of them in full")
+        raise ValueError(f"{key!r} is ambiguous: write {' or '.join(ends)}")
     raise ValueError(_unknown(key, schema))
 
 
@@ -262,19 +262,19 @@ def _unknown(key: str, schema: type[BaseModel]) -> str:
     close = close or [
         k for k in keys if k.rpartition(".")[2] in get_close_matches(key, [k.rpartition(".")[2] for k in keys])
     ]
-    hint = f"did you mean {' or '.join(close[:2])}?" if close else f"there are {', '.join(keys[:12])}, ..."
+    hint = f"did you mean {' or '.join(close[:2])}?" if close else "`fourstage recipes --keys` lists all keys"
     return f"a {schema.__name__.lower()} recipe has no key {key!r}; {hint}"
 
 
 def known_keys(schema: type[BaseModel], before: str = "") -> dict[str, Any]:
-    """Dotted keys of a schema; the value is `dict` where any further key may follow."""
+    """Return the dotted keys of a schema with their types; `dict` where any further key may follow."""
     out: dict[str, Any] = {}
     for name, info in schema.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            out |= known_keys(kind, f"{before}{name}.")
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            out |= known_keys(annotation, f"{before}{name}.")
         else:
-            out[before + name] = dict if getattr(kind, "__origin__", kind) is dict else kind
+            out[before + name] = dict if getattr(annotation, "__origin__", annotation) is dict else annotation
     return out
 
 
@@ -282,7 +282,7 @@ def _validated(values: dict[str, Any]) -> Recipe:
     task = values.get("task", "classification")
     if not isinstance(task, str) or task not in TASKS:
         close = get_close_matches(str(task), TASKS) or list(TASKS)
-        raise ValueError(f"no task is called {task!r}; did you mean {' or '.join(close)}?")
+        raise ValueError(f"there is no task {task!r}; did you mean {' or '.join(close)}?")
     schema = TASKS[task]
     try:
         return schema.model_validate(values)
@@ -291,25 +291,25 @@ def _validated(values: dict[str, Any]) -> Recipe:
 
 
 def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first thing wrong, in words; how many more there are."""
+    """Return the first error in words, and the number of further errors."""
     first, *others = error.errors()
     context = first.get("ctx", {})
-    key = ".".join(str(part) for part in first["loc"])
-    given, kind = first["input"], first["type"]
-    if kind == "extra_forbidden":
+    key = ".".join(str(name) for name in first["loc"])
+    given, error_type = first["input"], first["type"]
+    if error_type == "extra_forbidden":
         text = _unknown(key, schema)
-    elif kind.startswith("model_"):
-        text = f"{key} is a section: its keys stand below it, indented; got {given!r}"
-    elif kind in ("tuple_type", "list_type", "dict_type"):
-        example = "{key: value}" if kind == "dict_type" else "[a, b]"
+    elif error_type.startswith("model_"):
+        text = f"{key} is a section: write its keys below it, indented; got {given!r}"
+    elif error_type in ("tuple_type", "list_type", "dict_type"):
+        example = "{key: value}" if error_type == "dict_type" else "[a, b]"
         text = f"{key} must be written {example}; got {given!r}"
     elif first["loc"] and isinstance(first["loc"][-1], int):
         text = f"{key.rpartition('.')[0]}, entry {first['loc'][-1] + 1}: {first['msg'].lower()}; got {given!r}"
-    elif kind == "missing":
-        text = f"the recipe lacks {key}; add {key}=... or a base that has it"
-    elif kind == "value_error":
+    elif error_type == "missing":
+        text = f"the recipe has no {key}; add {key}=..., or a base that has it"
+    elif error_type == "value_error":
         text = f"{key + ': ' if key else ''}{context['error']}"
-    elif kind == "literal_error":
+    elif error_type == "literal_error":
         close = get_close_matches(str(given), re.findall(r"'([^']*)'", context["expected"]), n=1)
         text = f"{key} must be {context['expected']}; got {given!r}" + (
             f", did you mean {close[0]!r}?" if close else ""

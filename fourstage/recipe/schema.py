@@ -1,4 +1,4 @@
-"""The tasks that a recipe can name, and the values that each of them has."""
+"""The schema of each task's recipes."""
 
 from fourstage.recipe.classification import Augmentation, Classification, Evaluation
 from fourstage.recipe.common import FREE, Optimisation, Recipe, steps

@@ -1,22 +1,28 @@
-"""What a semantic segmentation recipe holds beside the values of every task."""
+"""The values that a semantic segmentation recipe has beside those of every task."""
 
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
-from fourstage.recipe.network_arguments import MethodName, Sides, check_dense
+from fourstage.recipe.network_arguments import MethodName, Sides, check_network
 
 
 class SegmentationAugmentation(Section):
-    """What happens to a training image and its label map, in this order; see data/transforms/segmentation.py."""
+    """Augmentation of a training image and its label map, in this order; see data/transforms/segmentation.py."""
 
-    scale: Sides | None = (2048, 512)  # limits on the longer and the shorter side at ratio 1, pixels; None: its own
-    ratio: tuple[float, float] = (0.5, 2.0)  # of the random resize
-    crop: Sides = (512, 512)  # (height, width) of what the network sees, pixels
-    most_of_one: float = Field(default=0.75, gt=0, le=1)  # share of a crop that one class may have
+    scale: Sides | None = (2048, 512)
+    """Largest longer and shorter side at ratio 1, in pixels; null: the image's own sides."""
+    ratio: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor of the random resize."""
+    crop: Sides = (512, 512)
+    """Height and width of the crop that the network receives, in pixels."""
+    most_of_one: float = Field(default=0.75, gt=0, le=1)
+    """Largest share of a crop that one class may have."""
     hflip: Fraction = 0.5
-    photometric: bool = True  # brightness, contrast, saturation and hue by chance
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Whether brightness, contrast, saturation and hue change at random."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SegmentationAugmentation":
@@ -25,27 +31,34 @@ class SegmentationAugmentation(Section):
             raise ValueError(f"augmentation.ratio is [smallest, largest], above 0; got [{low:g}, {high:g}]")
         for name, sides in (("crop", self.crop), ("scale", self.scale or self.crop)):
             if min(sides) < 32:
-                raise ValueError(f"augmentation.{name} has sides of 32 pixels or more; got {list(sides)}")
+                raise ValueError(f"augmentation.{name} must have sides of 32 pixels or more; got {list(sides)}")
         return self
 
 
 class SegmentationEvaluation(Section):
-    """How a validation image is seen; see tasks/segmentation/protocol.py."""
+    """Preparation of a validation image; see tasks/segmentation/protocol.py."""
 
-    scale: Sides | None = (2048, 512)  # as in augmentation
-    window: Sides | None = None  # (height, width) of sliding windows, pixels; None: whole images
-    stride: Sides | None = None  # from one window to the next
-    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the multi-scale protocol, which also mirrors
-    ratios_of: Literal["scale", "image"] = "scale"  # as in MMSegmentation 0.x, or 1.x
-    divisor: int = Field(default=1, ge=1, le=1024)  # views are filled up to multiples of so many pixels
-    boundary: bool = False  # boundary F1 beside the overlaps
+    scale: Sides | None = (2048, 512)
+    """Largest longer and shorter side, in pixels; null: the image's own sides."""
+    window: Sides | None = None
+    """Height and width of sliding windows, in pixels; null: the complete image at once."""
+    stride: Sides | None = None
+    """Distance between sliding windows, in pixels."""
+    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Scales of the multi-scale protocol, which also flips."""
+    ratios_of: Literal["scale", "image"] = "scale"
+    """Size that the ratios multiply: scale as in MMSegmentation 0.x, or image as in 1.x."""
+    divisor: int = Field(default=1, ge=1, le=1024)
+    """Number that both sides are padded to a multiple of, in pixels."""
+    boundary: bool = False
+    """Whether the boundary F1 is computed beside the overlaps."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SegmentationEvaluation":
         if (self.window is None) != (self.stride is None):
             raise ValueError("evaluation.window and evaluation.stride belong together; give both or neither")
         if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"evaluation.ratios are above 0, at least one; got {list(self.ratios)}")
+            raise ValueError(f"evaluation.ratios needs at least one number, all above 0; got {list(self.ratios)}")
         return self
 
 
@@ -63,12 +76,19 @@ class Segmentation(Recipe):
     )  # per cent
 
     task: str = "segmentation"
-    method: MethodName  # a segmentor of `fourstage.methods`, or one that `imports` register
+    """Task, which decides the other keys."""
+    method: MethodName
+    """Segmentation method; a file in imports may register further ones."""
     method_args: dict[str, Any] = Field(default={})
+    """Arguments of the method; see docs/segmentation.md."""
     backbone: str
+    """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})
-    num_classes: int | None = Field(default=None, gt=1)  # None: as many as the data has
-    over_valid: bool = False  # the loss is the mean over pixels with a label; False: over all pixels
+    """Arguments of the backbone, such as drop_path_rate."""
+    num_classes: int | None = Field(default=None, gt=1)
+    """Number of classes; null: that of the data."""
+    over_valid: bool = False
+    """Whether the loss is the mean over pixels with a label; otherwise over all pixels."""
     augmentation: SegmentationAugmentation = SegmentationAugmentation()
     evaluation: SegmentationEvaluation = SegmentationEvaluation()
 
@@ -78,5 +98,5 @@ class Segmentation(Recipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Segmentation":
-        check_dense(self, self.method_args, self.backbone_args)
+        check_network(self, self.method_args, self.backbone_args)
         return self

@@ -27,9 +27,9 @@ from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.run import build
 from fourstage.run.folder import RunFolder
-from fourstage.run.imports import run_imports
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
+from fourstage.user_files import import_files
 from fourstage.weights.reading.safe import read_checkpoint
 
 
@@ -143,7 +143,7 @@ def evaluate(
     table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
     ranks, device = join(resolved.recipe.device)
     try:
-        run_imports(resolved.recipe)
+        import_files(resolved.recipe.imports)
         protocol = protocol_of(resolved.recipe)
         evaluated = _evaluate(protocol, weights, which, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:

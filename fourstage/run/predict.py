@@ -23,9 +23,9 @@ from fourstage.run import videos
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.imports import run_imports
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, ImageResult, protocol_class, protocol_of
+from fourstage.user_files import import_files
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
@@ -324,7 +324,7 @@ def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyP
             f"{file.path} is no checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
         )
     recipe = recipe or from_mapping(content["recipe"], str(file.path)).recipe
-    run_imports(recipe)
+    import_files(recipe.imports)
     protocol = protocol_of(recipe)
     task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
     protocol.load_weights(task, file.path, which)

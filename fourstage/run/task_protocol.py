@@ -12,10 +12,10 @@ from fourstage.data.sample import Batch, Dataset, Sample, Truth
 from fourstage.recipe import Recipe
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
-from fourstage.run.imports import run_imports
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.task import Segmentation
+from fourstage.user_files import import_files
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.reading.safe import read_checkpoint
 
@@ -117,7 +117,7 @@ class TaskProtocol(ABC, Generic[R, T]):
             weights: the checkpoint; None: the published one.
         """
         recipe, file, metadata = recipe_with_weights(name, weights)
-        run_imports(recipe)
+        import_files(recipe.imports)
         protocol = cls(cast(R, recipe))
         task = protocol.build_task(classes_in(file, recipe), metadata)
         fill_completely(task.network, file)

@@ -27,9 +27,9 @@ from fourstage.report.number_format import plural
 from fourstage.run import build
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
-from fourstage.run.imports import run_imports
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
+from fourstage.user_files import import_files
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _prepare(
     recipe, protocol = resolved.recipe, protocol_of(resolved.recipe)
     check_tracker(recipe.tracker)
     build.set_numerics(recipe, device)
-    run_imports(recipe)
+    import_files(recipe.imports)
     opened = open_splits(protocol, show=show)
     order = _order(protocol, opened.train, ranks)  # mistakes in a recipe are reported before images are read
     build.schedule(recipe, order.steps_per_epoch)

@@ -23,8 +23,8 @@ from fourstage.backbones.mixers.reduction import ReductionAttention
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.engine.optim import norm_or_bias
 from fourstage.recipe import resolve
-from fourstage.run.imports import run_imports
 from fourstage.run.task_protocol import protocol_of
+from fourstage.user_files import import_files
 from fourstage.weights.load import load_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "mixers.md"
@@ -79,7 +79,7 @@ def test_the_page_on_mixers_runs_in_python_and_in_a_recipe(tmp_path: Path, own_m
     (tmp_path / "my_mixer.py").write_text(code("python")[0])
     (tmp_path / "mine.yaml").write_text(code("yaml")[0])
     recipe = resolve(str(tmp_path / "mine.yaml"), ()).recipe
-    run_imports(recipe)
+    import_files(recipe.imports)
     task = protocol_of(recipe).build_task(("a", "b", "c"))
     assert {type(m).__name__ for m in mixers_of(task)} == {"MeanMixer"}
     assert task.network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

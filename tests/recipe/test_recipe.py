@@ -61,8 +61,8 @@ def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
         ("batch_size=63", "even batch_size"),
         ("accumulation=3", "choose a multiple"),
         ("schedule=step", "milestones=[8ep,11ep]"),
-        ("milestones=[8ep]", "belong to schedule=step"),
-        ("min_lr=1", "below the peak"),
+        ("milestones=[8ep]", "work only with schedule=step"),
+        ("min_lr=1", "must not be above the peak"),
         ("lr=.nan", "finite"),
         ("image_size=16", "32"),
         ("seed=-1", "0"),
@@ -76,7 +76,7 @@ def test_rates_follow_the_batch_size_by_the_rule_of_the_source() -> None:
         ("scale=[1.0, 0.2]", "[smallest, largest]"),
         ("length=0it", "at least one step"),
         ("evaluate_every=0ep", "at least one step"),
-        ("imports={a: 1", "cannot be read"),
+        ("imports={a: 1", "is not valid YAML"),
     ],
 )
 def test_a_wrong_change_gets_a_sentence(change: str, words: str) -> None:
@@ -110,9 +110,9 @@ def test_a_file_inherits_and_its_imports_lie_beside_it(tmp_path: Path) -> None:
         ("seed: [1\n", "not YAML"),
         ("- 1\n", "must hold keys and values"),
         ("base: digit_visformer\n", "did you mean digits_visformer"),
-        ("model: swin_tiny\n", "lacks optimisation"),
-        ("base: other.yaml\n", "base is the name of one"),
-        ("base: digits_visformer\ntask: [x]\n", "no task is called"),
+        ("model: swin_tiny\n", "has no optimisation"),
+        ("base: other.yaml\n", "base must be a name from"),
+        ("base: digits_visformer\ntask: [x]\n", "there is no task"),
         ("base: digits_visformer\noptimisation:\nlr: 1\n", "optimisation is a section"),
         ("base: digits_visformer\nname: ../../evil\n", "name"),
     ],
@@ -144,7 +144,7 @@ def test_yaml_merge_keys_and_sections_as_values_work(tmp_path: Path) -> None:
 
 def test_a_binary_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not text in UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         resolve(tmp_path / "mine.yaml")
 
 

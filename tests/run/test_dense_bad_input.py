@@ -385,7 +385,7 @@ def test_another_number_of_classes_is_said(
         ("upernet", ["method_args.prior=[1,2]"], "method_args.prior=null"),
         ("upernet", ["method_args.dropout=x"], "dropout='x'"),
         ("semantic_fpn", ["method_args.channels=-4"], "channels"),
-        ("semantic_fpn", ["num_classes=7"], "num_classes=null for as many as the data has"),
+        ("semantic_fpn", ["num_classes=7"], "num_classes=null for the number that the data has"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_said(
