@@ -1,4 +1,4 @@
-"""What can be wrong with a folder in COCO layout."""
+"""The check of a folder in COCO layout."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ Content = dict[str, Any]
 
 
 def check_coco(root: Path, progress: Progress) -> Checked:
-    """Read every image, box and mask: what is missing or broken, lies outside, or names what is not there."""
+    """Check every image, box and mask: missing or broken ones, boxes outside, ids that are not listed."""
     findings: list[Finding] = []
     splits: dict[Split, tuple[Annotated, Content]] = {}
     for split in ("train", "val"):
@@ -48,13 +48,13 @@ def _inspect_splits(splits: dict[Split, tuple[Annotated, Content]], progress: Pr
 
 
 def _ids(place: Annotated, content: Content) -> Iterator[Finding]:
-    """Ids and file names that occur twice."""
-    for part, key in (("images", "id"), ("images", "file_name"), ("annotations", "id"), ("categories", "id")):
-        counts = Counter(entry[key] for entry in content[part] if key in entry)
+    """Report ids and file names that occur twice."""
+    for name, key in (("images", "id"), ("images", "file_name"), ("annotations", "id"), ("categories", "id")):
+        counts = Counter(entry[key] for entry in content[name] if key in entry)
         for value, count in counts.items():
             if count > 1:
-                what, do = f"has {count} {part} with the {key} {value!r}", "give each its own"
-                yield Finding("error", f"{part} with one {key}", str(place.annotations), what, do)
+                what, do = f"has {count} {name} with the {key} {value!r}", "give each its own"
+                yield Finding("error", f"{name} with one {key}", str(place.annotations), what, do)
 
 
 def _images(place: Annotated, content: Content, inspected: list[Inspected]) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
 
 
 def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
-    """What is wrong with one box of x, y, width, height in an image of (H, W) pixels."""
+    """Report what is wrong with one box of x, y, width, height in an image of (H, W) pixels."""
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not all(math.isfinite(v) for v in box):
         yield Finding(
@@ -113,7 +113,7 @@ def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Findin
 
 
 def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Iterator[Finding]:
-    """What is wrong with one mask in a form of COCO, in an image of (H, W) pixels."""
+    """Report what is wrong with one mask in a form of COCO, in an image of (H, W) pixels."""
     if not segmentation:
         return
     try:
@@ -121,7 +121,7 @@ def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Itera
     except ValueError as error:
         what = f"has a mask that cannot be decoded ({error})"
         yield Finding(
-            "error", "broken mask", where, what, "write it again as polygons or run lengths of the whole image"
+            "error", "broken mask", where, what, "write it again as polygons or run lengths of the complete image"
         )
         return
     if mask_HW is None or not mask_HW.any():
@@ -131,11 +131,11 @@ def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Itera
 
 
 def _without_objects(place: Annotated, content: Content) -> Iterator[Finding]:
-    """Images and categories that no annotation names; only some objects with masks."""
+    """Report images and categories without annotations, and masks of only some objects."""
     named = {annotation["image_id"] for annotation in content["annotations"]}
     for image in content["images"]:
         if image["id"] not in named:
-            what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
+            what, do = "has no objects", "that is fine where it shows none; it counts as background"
             yield Finding("note", "image without objects", str(place.images / image["file_name"]), what, do)
     used = {annotation["category_id"] for annotation in content["annotations"]}
     for category in content["categories"]:

@@ -1,4 +1,4 @@
-"""What can be wrong with a folder of images for classification."""
+"""The check of a folder of images for classification."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from fourstage.data.walk import all_files, image_files, subfolders
 
 
 def check_imagefolder(root: Path, progress: Progress) -> Checked:
-    """Look at every file: folders without images, unreadable and odd files, what is in both splits, uneven classes."""
+    """Check every file: folders without images, unreadable and odd files, images in both splits, uneven classes."""
     layout, summary = layouts.find_layout(root), Summary("ImageFolder")
     findings: list[Finding] = []
     splits: dict[Split, dict[str, list[str]]] = {}
@@ -41,7 +41,7 @@ def check_imagefolder(root: Path, progress: Progress) -> Checked:
 
 
 def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[Finding]]:
-    """The images of each class that belong to `split`, and what names of folders and files tell."""
+    """Return the images of each class that belong to `split`, and findings from the names of folders and files."""
     folder = layout.folder(split)
     files = {name: list(image_files(folder / name)) for name in subfolders(folder)}
     classes = subfolders(layout.train or folder)
@@ -52,7 +52,7 @@ def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[F
         if not is_image_name(path.rsplit("/", 1)[-1])
     ]
     findings += [
-        Finding("warning", "image outside", str(path), "lies in no class folder", "it is not read; move it into one")
+        Finding("warning", "image outside", str(path), "is in no class folder", "it is not read; move it into one")
         for path in sorted(folder.iterdir())
         if path.is_file() and is_image_name(path.name)
     ]

@@ -1,4 +1,4 @@
-"""What can be wrong with a folder of images and label maps."""
+"""The check of a folder of images and label maps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from fourstage.data.images import open_image
 from fourstage.data.label_maps.folders import (
     NO_LABEL,
     BadLabelMap,
-    beyond,
     differing_sizes,
     find_pairs,
-    numbered,
+    label_table,
+    numbered_classes,
     read_values,
-    table,
+    unknown_values,
 )
 from fourstage.data.label_maps.layouts import Pairs
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Split
@@ -27,8 +27,8 @@ RARE = 1e-4  # of the pixels with a label
 
 
 @dataclass(frozen=True)
-class _Map:
-    """What one label map turned out to be."""
+class _InspectedMap:
+    """One label map after its inspection."""
 
     path: Path
     size: tuple[int, int] | None = None  # (H, W)
@@ -38,7 +38,7 @@ class _Map:
 
 
 def check_label_maps(root: Path, progress: Progress) -> Checked:
-    """Read every image and every label map: partners that are missing, sizes, labels that are none, classes."""
+    """Check every image and every label map: missing partners, sizes, labels without a class, classes."""
     findings, summary, images = list[Finding](), Summary("label maps"), dict[Split, list[Inspected]]()
     for split in ("train", "val"):
         try:
@@ -47,8 +47,8 @@ def check_label_maps(root: Path, progress: Progress) -> Checked:
             findings.append(Finding("note", f"no {split} split", str(root), "lacks a part", str(error)))
             continue
         summary.format = pairs.layout
-        findings += [*pairs.problems, *_spare(pairs)]
-        classes = pairs.classes or numbered(pairs)
+        findings += [*pairs.problems, *_unused(pairs)]
+        classes = pairs.classes or numbered_classes(pairs)
         if not pairs.classes:
             do = "write one name a line into classes.txt, those of all classes, in the order of their numbers"
             findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))
@@ -56,27 +56,29 @@ def check_label_maps(root: Path, progress: Progress) -> Checked:
         images[split] = inspect_images([pairs.images[i] for i in there], progress, orient=True)
         maps = list(map_in_threads(_inspect, [pairs.maps[i] for i in there]))
         findings += image_findings(images[split])
-        findings += _map_findings(maps, images[split], table(pairs, len(classes)), len(classes))
-        summary.splits[split] = _summary(images[split], maps, table(pairs, len(classes)), classes)
-        findings += _class_findings(split, pairs, summary.splits[split], maps, table(pairs, len(classes)), classes)
+        findings += _map_findings(maps, images[split], label_table(pairs, len(classes)), len(classes))
+        summary.splits[split] = _summary(images[split], maps, label_table(pairs, len(classes)), classes)
+        findings += _class_findings(
+            split, pairs, summary.splits[split], maps, label_table(pairs, len(classes)), classes
+        )
         if pairs.note:
             findings.append(Finding("note", "layout", str(root), "is usable", pairs.note))
     findings += leaks(images.get("train", []), images.get("val", []))
     return Checked(list(dict.fromkeys(findings)), summary)  # both splits may be of one folder
 
 
-def _spare(pairs: Pairs) -> Iterator[Finding]:
-    for path in pairs.spare:
+def _unused(pairs: Pairs) -> Iterator[Finding]:
+    for path in pairs.unused:
         yield Finding("warning", "label map without image", str(path), "has no image", "add it, or delete the map")
 
 
-def _inspect(path: Path) -> _Map:
+def _inspect(path: Path) -> _InspectedMap:
     try:
         values_HW = read_values(path)
     except BadLabelMap as error:
-        return _Map(path, error=error.reason, colours=_colours(path))
+        return _InspectedMap(path, error=error.reason, colours=_colours(path))
     height, width = values_HW.shape
-    return _Map(path, (height, width), np.bincount(values_HW.reshape(-1), minlength=256))
+    return _InspectedMap(path, (height, width), np.bincount(values_HW.reshape(-1), minlength=256))
 
 
 def _colours(path: Path) -> int:
@@ -91,7 +93,7 @@ def _colours(path: Path) -> int:
 
 
 def _map_findings(
-    maps: Sequence[_Map], images: Sequence[Inspected], table_256: np.ndarray, classes: int
+    maps: Sequence[_InspectedMap], images: Sequence[Inspected], table_256: np.ndarray, classes: int
 ) -> Iterator[Finding]:
     for one, image in zip(maps, images, strict=True):
         where = str(one.path)
@@ -107,19 +109,19 @@ def _map_findings(
         if image.size is not None and one.size != image.size:
             wrong = differing_sizes(one.size, image.size)
             yield Finding("error", "label map of another size", where, "does not fit", wrong)
-        strange = np.flatnonzero((table_256 == NO_LABEL) & (one.counts_256 > 0)).tolist()
-        if strange:
-            wrong = beyond(strange, table_256, classes)
-            pixels = int(one.counts_256[strange].sum())
+        unknown = np.flatnonzero((table_256 == NO_LABEL) & (one.counts_256 > 0)).tolist()
+        if unknown:
+            wrong = unknown_values(unknown, table_256, classes)
+            pixels = int(one.counts_256[unknown].sum())
             yield Finding("error", "label out of range", where, f"has {plural(pixels, 'pixel')} of no class", wrong)
         if not one.counts_256[table_256 != IGNORE].any():
             yield Finding("warning", "nothing labelled", where, "ignores every pixel", "it teaches nothing; delete it")
 
 
 def _summary(
-    images: Sequence[Inspected], maps: Sequence[_Map], table_256: np.ndarray, classes: Sequence[str]
+    images: Sequence[Inspected], maps: Sequence[_InspectedMap], table_256: np.ndarray, classes: Sequence[str]
 ) -> SplitSummary:
-    """Of each class the images that it occurs in."""
+    """Return the counts of a split: for each class, the images in which it occurs."""
     summary = SplitSummary(images=len(images), sizes=[one.size for one in images if one.size is not None])
     summary.per_class.update(dict.fromkeys(classes, 0))
     for one in maps:
@@ -133,11 +135,11 @@ def _class_findings(
     split: Split,
     pairs: Pairs,
     summary: SplitSummary,
-    maps: Sequence[_Map],
+    maps: Sequence[_InspectedMap],
     table_256: np.ndarray,
     classes: Sequence[str],
 ) -> Iterator[Finding]:
-    """Classes that do not occur, or hardly."""
+    """Report classes that do not occur or are rare."""
     where = str(pairs.folder)
     if lacking := [name for name in classes if not summary.per_class[name]]:
         what = f"shows {len(lacking):,} of the {len(classes):,} classes in no image, such as {lacking[0]!r}"

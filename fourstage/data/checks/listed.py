@@ -1,4 +1,4 @@
-"""What can be wrong with images that lists, archives and tables name."""
+"""The check of images that lists, archives and tables name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -84,7 +84,7 @@ def check_cifar(root: Path, progress: Progress) -> Checked:
 
 
 def _held_out(listing: Listing) -> list[Finding]:
-    """What a listing notes about its split, as a finding."""
+    """Return a listing's note about its split as a finding."""
     if not listing.held_out:
         return []
     what, _, do = listing.note.removeprefix(f"{listing.source} ").partition(": ")

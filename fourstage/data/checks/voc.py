@@ -1,4 +1,4 @@
-"""What can be wrong with boxes in Pascal VOC's layout."""
+"""The check of boxes in Pascal VOC's layout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from fourstage.data.sample import Progress
 
 
 def check_voc(root: Path, progress: Progress) -> Checked:
-    """Read every image and every XML file: what is missing or broken, lies outside, or is of no known class."""
+    """Check every image and every XML file: missing or broken ones, boxes outside, unknown classes."""
     findings: list[Finding] = []
     summary = Summary("Pascal VOC", counted="objects")
     files: dict[str, list[Path]] = {}
@@ -37,7 +37,7 @@ def check_voc(root: Path, progress: Progress) -> Checked:
 
 
 def _untrained(root: Path, named: tuple[str, ...] | None, summary: Summary) -> Iterator[Finding]:
-    """Classes that training never sees: others, or spelt otherwise, which only a list of classes would tell."""
+    """Report classes of the validation split that the training split lacks, or spells differently."""
     if {"train", "val"} <= summary.splits.keys():
         train, val = (summary.splits[split].per_class for split in ("train", "val"))
         if unseen := sorted(name for name in val if name not in train and name in (named or val)):
@@ -54,7 +54,7 @@ def _file(path: Path, one: Inspected, named: tuple[str, ...] | None, counts: Spl
         yield Finding("error", "broken annotation", str(path), what, do)
         return
     if not annotation.boxes:
-        what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
+        what, do = "has no objects", "that is fine where it shows none; it counts as background"
         yield Finding("note", "image without objects", str(path), what, do)
     size = one.size or annotation.size
     if one.size is not None and annotation.size not in (None, one.size):

@@ -1,4 +1,4 @@
-"""What can be wrong with a folder in YOLO's layout."""
+"""The check of a folder in YOLO's layout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from fourstage.data.sample import NoSplitError, Progress, Split
 
 
 def check_yolo(root: Path, progress: Progress) -> Checked:
-    """Read every image and every line: what is missing or broken, lies outside, or is of a class that is not named."""
+    """Check every image and every line: missing or broken ones, boxes outside, classes without a name."""
     findings: list[Finding] = []
     summary = Summary("YOLO", counted="objects")
     try:
@@ -36,7 +36,7 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
         findings += _lines(said, of_split, counts)
         findings += _classes(said, split, counts)
         summary.splits[split] = counts
-    findings += _spare(said, [path for of_split in images.values() for path in of_split])
+    findings += _unused(said, [path for of_split in images.values() for path in of_split])
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
 
@@ -52,7 +52,7 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
             yield Finding("error", "broken line", str(path), "cannot be read", do)
             continue
         if not lines:
-            what, do = "has no objects", "that is fine where nothing is to be found; it counts as background"
+            what, do = "has no objects", "that is fine where it shows none; it counts as background"
             yield Finding("note", "image without objects", str(one.path), what, do)
         for number, text in lines:
             where = f"{path}, line {number}"
@@ -72,8 +72,8 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
         yield Finding("warning", "masks for some", str(said.path), what, "boxes alone are used; add the others")
 
 
-def _spare(said: Description, images: list[Path]) -> Iterator[Finding]:
-    """Label files whose image is not there; other texts may lie beside them."""
+def _unused(said: Description, images: list[Path]) -> Iterator[Finding]:
+    """Report label files without an image; the folder may hold other texts too."""
     for folder in sorted({path.parent for path in images if path.is_file()}):
         there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
         for path in sorted(label_file(folder / "any").parent.glob("*.txt")):

@@ -1,4 +1,4 @@
-"""Images with a label map each: the class of every pixel, as a PNG of numbers. H x W pixels, C classes."""
+"""Images with one label map each: the class of every pixel, as a PNG of numbers. H x W pixels, C classes."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from fourstage.data.images import open_image, read_image
 from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, Sample, Split
 
-NO_LABEL = 256  # in a table from stored values to labels: the value should not occur
+NO_LABEL = 256  # in a label_table from stored values to labels: the value should not occur
 
 
 class BadLabelMap(BadImage):
@@ -22,14 +22,14 @@ class BadLabelMap(BadImage):
 
 
 class LabelMaps:
-    """One split of a folder in one of the known layouts; see `labelmap_layouts.py` and docs/data.md.
+    """One split of a folder in one of the known layouts; see `layouts.py` and docs/data.md.
 
-    Images are turned as their EXIF says and label maps are not, as in MMSegmentation.
+    Images are rotated according to their EXIF data and label maps are not, as in MMSegmentation.
 
     Attributes:
-        folder: what the ids start below.
-        table_256: the label of each stored value; see `table`.
-        palette: a colour for each class, as bytes of red, green and blue: those of the label maps, or made up.
+        folder: the ids are paths below it.
+        table_256: the label of each stored value; see `label_table`.
+        palette: a colour for each class, as bytes of red, green and blue: those of the label maps, or generated ones.
         note: one sentence about what is unusual; empty otherwise.
 
     Raises:
@@ -46,9 +46,9 @@ class LabelMaps:
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
         self._images = np.array([str(path).encode(errors="surrogateescape") for path in pairs.images])
         self._maps = np.array([str(path).encode(errors="surrogateescape") for path in pairs.maps])
-        self.classes = pairs.classes or numbered(pairs)
-        self.table_256 = table(pairs, len(self.classes))
-        self.palette = pairs.palette or told_apart(
+        self.classes = pairs.classes or numbered_classes(pairs)
+        self.table_256 = label_table(pairs, len(self.classes))
+        self.palette = pairs.palette or distinct_colours(
             (_stored_palette(pairs) or ())[: len(self.classes)], len(self.classes)
         )
 
@@ -65,10 +65,10 @@ class LabelMaps:
         return Path(self._maps[index].decode(errors="surrogateescape"))
 
     def sample(self, index: int) -> Sample:
-        """Read one image and its label map. Raises BadImage, also for labels beyond the classes."""
+        """Read one image and its label map. Raises BadImage, also for labels unknown_values the classes."""
         image_HW3 = read_image(self.path(index), orient=True)
         path = self.map_path(index)
-        labels_HW = labelled(read_values(path), self.table_256, path, len(self.classes))
+        labels_HW = to_labels(read_values(path), self.table_256, path, len(self.classes))
         if labels_HW.shape != image_HW3.shape[:2]:
             raise BadLabelMap(str(path), differing_sizes(labels_HW.shape, image_HW3.shape))
         return Sample(
@@ -93,11 +93,11 @@ def find_pairs(root: Path, split: Split) -> Pairs:
         if layout.fits(root):
             return layout.find(root, split)
     known = "; ".join(f"{layout.name} ({layout.looks})" for layout in LAYOUTS)
-    raise ValueError(f"{root} holds no label maps in a layout that is known: {known}")
+    raise ValueError(f"{root} holds no label maps in a known layout: {known}")
 
 
 def read_values(path: Path) -> np.ndarray:
-    """The numbers that a label map stores, (H, W) uint8: grey values, or positions in its palette.
+    """Return the numbers that a label map stores, (H, W) uint8: grey values, or positions in its palette.
 
     Raises:
         BadLabelMap: the file is missing, broken, or holds colours.
@@ -117,7 +117,7 @@ def read_values(path: Path) -> np.ndarray:
             raise BadLabelMap(str(path), reason)
     except BadImage as error:
         raise BadLabelMap(str(path), error.reason) from error
-    except Exception as error:  # decoders raise whatever a broken file drives them to
+    except Exception as error:  # decoders raise any error on a broken file
         raise BadLabelMap(str(path), str(error).strip().rstrip(".") or type(error).__name__) from error
 
 
@@ -127,20 +127,20 @@ def _narrow(values_HW: np.ndarray, path: Path) -> np.ndarray:
     return values_HW.astype(np.uint8)
 
 
-def labelled(values_HW: np.ndarray, table_256: np.ndarray, path: Path, classes: int) -> np.ndarray:
-    """Stored values as labels, (H, W) uint8. Raises BadLabelMap for a value that is none."""
+def to_labels(values_HW: np.ndarray, table_256: np.ndarray, path: Path, classes: int) -> np.ndarray:
+    """Return stored values as labels, (H, W) uint8. Raises BadLabelMap for a value that is not a label."""
     labels_HW = table_256[values_HW]
     if labels_HW.size and int(labels_HW.max()) == NO_LABEL:
-        strange = np.unique(values_HW[labels_HW == NO_LABEL]).tolist()
-        raise BadLabelMap(str(path), beyond(strange, table_256, classes))
+        unknown = np.unique(values_HW[labels_HW == NO_LABEL]).tolist()
+        raise BadLabelMap(str(path), unknown_values(unknown, table_256, classes))
     return labels_HW.astype(np.uint8)
 
 
-def beyond(strange: Sequence[int], table_256: np.ndarray, classes: int) -> str:
-    """What is wrong with stored values that are no labels."""
+def unknown_values(unknown: Sequence[int], table_256: np.ndarray, classes: int) -> str:
+    """Return the message for stored values that are not labels."""
     known = np.flatnonzero(table_256 < NO_LABEL)
     known = known[known != IGNORE]
-    listed = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
     ignored = f" and {IGNORE}" if table_256[IGNORE] == IGNORE else ""
     return (
         f"it holds {listed}, and the {classes} classes are stored as {known.min()} to {known.max()}{ignored}: "
@@ -149,12 +149,12 @@ def beyond(strange: Sequence[int], table_256: np.ndarray, classes: int) -> str:
 
 
 def differing_sizes(labels: Sequence[int], image: Sequence[int]) -> str:
-    """What is wrong with a label map of (H, W) beside an image of (H, W, 3)."""
+    """Return the message for a label map and an image of different sizes, (H, W) and (H, W, 3)."""
     return f"it is {labels[1]} x {labels[0]} and its image {image[1]} x {image[0]} pixels; make both one size"
 
 
-def table(pairs: Pairs, classes: int) -> np.ndarray:
-    """(256,) int64: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
+def label_table(pairs: Pairs, classes: int) -> np.ndarray:
+    """Return (256,) int64: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
     table_256 = np.full(256, NO_LABEL)
     if pairs.values is None:
         table_256[:classes] = np.arange(classes)
@@ -165,8 +165,8 @@ def table(pairs: Pairs, classes: int) -> np.ndarray:
     return table_256
 
 
-def made_up(count: int) -> tuple[Colour, ...]:
-    """Colours that differ: the bits of a label, dealt out to red, green and blue, highest first; 0 is black."""
+def generated_colours(count: int) -> tuple[Colour, ...]:
+    """Return different colours: the bits of a label go to red, green and blue in turn, highest first; 0 is black."""
     colours = []
     for label in range(count):
         red = green = blue = 0
@@ -179,9 +179,9 @@ def made_up(count: int) -> tuple[Colour, ...]:
     return tuple(colours)
 
 
-def told_apart(palette: Sequence[Colour], count: int) -> tuple[Colour, ...]:
-    """`palette` with made-up colours for the classes that it has none for, or one that another class has before."""
-    spare = (colour for colour in made_up(256) if colour not in palette)
+def distinct_colours(palette: Sequence[Colour], count: int) -> tuple[Colour, ...]:
+    """Return a colour for each class: that of `palette`, or a generated one where it has none or repeats one."""
+    spare = (colour for colour in generated_colours(256) if colour not in palette)
     out: list[Colour] = []
     for label in range(count):
         own = palette[label] if label < len(palette) else None
@@ -190,7 +190,7 @@ def told_apart(palette: Sequence[Colour], count: int) -> tuple[Colour, ...]:
 
 
 def _stored_palette(pairs: Pairs) -> tuple[Colour, ...] | None:
-    """Of the first label map, if it has one."""
+    """Return the palette of the first label map, if it has one."""
     if not pairs.maps:
         return None
     try:
@@ -206,8 +206,8 @@ def _stored_palette(pairs: Pairs) -> tuple[Colour, ...] | None:
     return tuple(by_label.get(label, (0, 0, 0)) for label in range(max(by_label, default=-1) + 1))
 
 
-def numbered(pairs: Pairs) -> tuple[str, ...]:
-    """Names for classes that nobody has named: every label map of the training split is read for the highest one."""
+def numbered_classes(pairs: Pairs) -> tuple[str, ...]:
+    """Return names for classes without names; every label map of the training split is read for the highest label."""
     with ThreadPoolExecutor() as pool:
         highest = max(pool.map(_highest, pairs.training_maps), default=-1)
     return tuple(f"class {i}" for i in range(max(2, highest + 1)))

@@ -17,7 +17,7 @@ from fourstage.data.walk import all_files, image_files
 Colour = tuple[int, int, int]
 
 LABELS = ("masks", "labels", "annotations")  # the first that is there
-CLASSES = "classes.txt"  # one name a line, beside the label maps or at the top
+CLASSES = "classes.txt"  # one name a line, in the folder of the label maps or at the top
 ADE_CLASSES = 150
 ADE_NAMES = "objectInfo150.txt"
 CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (  # name, number in labelIds, colour; https://www.cityscapes-dataset.com
@@ -28,7 +28,7 @@ CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (  # name, number in labelIds,
     ("rider", 25, (255, 0, 0)), ("car", 26, (0, 0, 142)), ("truck", 27, (0, 0, 70)), ("bus", 28, (0, 60, 100)),
     ("train", 31, (0, 80, 100)), ("motorcycle", 32, (0, 0, 230)), ("bicycle", 33, (119, 11, 32)),
 )  # fmt: skip
-CITYSCAPES_IDS = 34  # labelIds run from 0 to 33; 255 stands for -1, a license plate
+CITYSCAPES_IDS = 34  # labelIds run from 0 to 33; 255 means -1, a license plate
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -40,14 +40,14 @@ class Pairs:
     """One split: images and their label maps, in the same order.
 
     Attributes:
-        folder: what the samples' ids start below.
+        folder: the samples' ids are paths below it.
         training_maps: the label maps of the training split, which count where classes have no names.
-        classes: names, or none where nobody has named them.
+        classes: names; empty where the data has none.
         values: label by stored value, where the two differ; other values should not occur, but for 255.
         palette: a colour for each class, where the layout has some.
         problems: what is wrong; a data set with an error among them cannot be opened.
-        spare: label maps that have no image.
-        note: what is unusual and fine, one sentence.
+        unused: label maps without an image.
+        note: one sentence about what is unusual; empty otherwise.
     """
 
     layout: str
@@ -59,7 +59,7 @@ class Pairs:
     values: Mapping[int, int] | None = None
     palette: tuple[Colour, ...] | None = None
     problems: list[Finding] = field(default_factory=list)
-    spare: Sequence[Path] = ()
+    unused: Sequence[Path] = ()
     note: str = ""
 
 
@@ -75,7 +75,7 @@ class Layout:
 
 def is_ade20k(root: Path) -> bool:
     return all(
-        (root / part / name).is_dir() for part in ("images", "annotations") for name in ("training", "validation")
+        (root / folder / name).is_dir() for folder in ("images", "annotations") for name in ("training", "validation")
     )
 
 
@@ -106,7 +106,7 @@ def find_cityscapes(root: Path, split: Split) -> Pairs:
     if not images.is_dir():
         raise NoSplitError(f"{images} does not exist; unpack leftImg8bit_trainvaltest.zip there")
     paths = [images / path for path in image_files(images) if path.endswith("_leftImg8bit.png")]
-    stems = [root / "gtFine" / split / _below(path, images).removesuffix("_leftImg8bit.png") for path in paths]
+    stems = [root / "gtFine" / split / _relative(path, images).removesuffix("_leftImg8bit.png") for path in paths]
     train_ids = bool(stems) and _with(stems[0], "_gtFine_labelTrainIds.png").is_file()
     ending = "_gtFine_labelTrainIds.png" if train_ids else "_gtFine_labelIds.png"
     values = dict.fromkeys(range(0 if train_ids else CITYSCAPES_IDS), IGNORE)
@@ -166,7 +166,7 @@ def find_folder(root: Path, split: Split) -> Pairs:
 
 def _held_apart(pairs: Pairs, split: Split) -> Pairs:
     """Return the pairs of one folder that belong to `split`."""
-    names = [_below(path, pairs.folder) for path in pairs.images]
+    names = [_relative(path, pairs.folder) for path in pairs.images]
     kept, held_out = split_positions(names, split), len(split_positions(names, "val"))
     note = (
         f"{pairs.folder.parent} has no val: {held_out:,} of its {len(names):,} images, always the same ones, are held "
@@ -181,13 +181,13 @@ def _label_folder(root: Path) -> Path | None:
 
 
 def _holds_texts(folder: Path) -> bool:
-    """Whether the files are of YOLO's kind: texts with boxes, one for each image."""
+    """Whether the files are YOLO's: texts with boxes, one for each image."""
     names = list(islice((path for path in all_files(folder) if Path(path).name != CLASSES), 100))
     return any(name.endswith(".txt") for name in names) and not any(name.endswith(".png") for name in names)
 
 
 def _image_folder(root: Path, split: Split) -> Path | None:
-    """images/<split>, or <split>, as digit scenes have it, where there are label maps of that name too."""
+    """Return images/<split> or, as in digit scenes, <split>, where there are label maps of that name."""
     labels = _label_folder(root)
     if labels is None:
         return None
@@ -210,15 +210,15 @@ def _paired(
     classes: tuple[str, ...],
     values: Mapping[int, int] | None = None,
 ) -> Pairs:
-    """Images and label maps of the same name but for the ending."""
+    """Return the images and the label maps that have the same names but for the suffix."""
     paths = [images / path for path in image_files(images)]
-    maps = [(labels / _below(path, images)).with_suffix(".png") for path in paths]
+    maps = [(labels / _relative(path, images)).with_suffix(".png") for path in paths]
     known = set(maps)
-    spare = [labels / path for path in all_files(labels) if path.endswith(".png") and labels / path not in known]
+    unused = [labels / path for path in all_files(labels) if path.endswith(".png") and labels / path not in known]
     problems = _without_maps(images, paths, maps)
     return Pairs(
         layout, images, paths, maps, training_maps=maps, classes=classes, values=values, problems=problems,
-        spare=spare,
+        unused=unused,
     )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ def _without_maps(folder: Path, images: Sequence[Path], maps: Sequence[Path]) ->
     ]
 
 
-def _below(path: Path, folder: Path) -> str:
+def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 

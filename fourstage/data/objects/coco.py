@@ -1,6 +1,6 @@
 """Data sets with COCO json: boxes, crowd regions, and masks as polygons or in either run-length form.
 
-Which annotations count is said by MMDetection's CocoDataset, as published results were measured with it. H x W pixels,
+Annotations count as in MMDetection's CocoDataset, with which the published results were measured. H x W pixels,
 N objects.
 """
 
@@ -23,7 +23,7 @@ from fourstage.data.splits import EXPORT_SPLIT_NAMES
 
 __all__ = ["Coco", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
-BESIDE = "_annotations.coco.json"
+EXPORTED = "_annotations.coco.json"
 NEEDED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id", "bbox"),
@@ -33,7 +33,7 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Annotated:
-    """Where one split lies."""
+    """Where one split is."""
 
     annotations: Path  # the json
     images: Path  # the folder that its file names start from
@@ -51,7 +51,7 @@ class Coco:
         image_ids: the json's id of each image, for results in COCO's format.
         category_ids: the json's id of each class.
         has_masks: whether every object that is no crowd region has a mask; if not, samples carry boxes only.
-        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
         note: one sentence about what is unusual; empty otherwise.
 
     Raises:
@@ -103,13 +103,13 @@ class Coco:
             return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
 
     def objects(self, index: int) -> Objects:
-        """What is in one image, without reading the image. Raises ValueError for a mask that cannot be decoded."""
+        """Return the objects of one image without reading it. Raises ValueError for a mask that cannot be decoded."""
         return self._table.objects(index, self.size(index), partial(self._where, index))
 
     def reference(self, index: int) -> dict[str, Any]:
-        """What predictions for an image are scored against, see `ObjectTable.reference`, and the json's `image_id`."""
-        found = self._table.reference(index, self.size(index), partial(self._where, index))
-        return {"image_id": self.image_ids[index]} | found
+        """Return the ground truth of an image, see `ObjectTable.reference`, with the json's `image_id`."""
+        reference = self._table.reference(index, self.size(index), partial(self._where, index))
+        return {"image_id": self.image_ids[index]} | reference
 
     def _where(self, index: int, name: Any) -> str:
         return f"{self.place.annotations}: annotation {name} of image {self.image_ids[index]}"
@@ -118,8 +118,8 @@ class Coco:
 def find_split(root: Path, split: Split) -> Annotated:
     """The json and the image folder of one split. Raises ValueError when there is none."""
     for name in EXPORT_SPLIT_NAMES[split]:
-        if (root / name / BESIDE).is_file():
-            return Annotated(root / name / BESIDE, root / name)
+        if (root / name / EXPORTED).is_file():
+            return Annotated(root / name / EXPORTED, root / name)
     for name in EXPORT_SPLIT_NAMES[split]:
         found = sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True)  # 2017 before 2014
         places = [Annotated(path, _image_folder(root, path.stem.removeprefix("instances_"))) for path in found]
@@ -127,13 +127,13 @@ def find_split(root: Path, split: Split) -> Annotated:
             return next((place for place in places if place.images.is_dir()), places[0])
     raise ValueError(
         f"{root} holds no annotations for the {split} split: annotations/instances_{split}*.json "
-        f"or {'train' if split == 'train' else 'valid'}/{BESIDE} is needed"
+        f"or {'train' if split == 'train' else 'valid'}/{EXPORTED} is needed"
     )
 
 
 def is_coco(root: Path) -> bool:
     """Whether `root` looks like a folder in COCO layout."""
-    return any(root.glob("annotations/instances_*.json")) or any(root.glob(f"*/{BESIDE}"))
+    return any(root.glob("annotations/instances_*.json")) or any(root.glob(f"*/{EXPORTED}"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,18 +144,18 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not json: {error}") from error
-    for part in NEEDED:
-        listed = content.get(part) if isinstance(content, dict) else None
+    for key in NEEDED:
+        listed = content.get(key) if isinstance(content, dict) else None
         if not isinstance(listed, list):
-            raise _missing(path, part)
+            raise _missing(path, key)
         for position, entry in enumerate(listed):
-            _check_entry(path, part, position, entry)
+            _check_entry(path, key, position, entry)
     return content
 
 
 @dataclass(frozen=True, eq=False)
 class _Annotations:
-    """A json as it is kept."""
+    """The content of a json in a compact form."""
 
     classes: tuple[str, ...]
     category_ids: tuple[Any, ...]
@@ -166,7 +166,7 @@ class _Annotations:
 
 
 def _read(path: Path) -> _Annotations:
-    """Read a json; the same file is not read twice in a row, for that takes half a minute where it is large."""
+    """Read a json. The same file is not read twice in a row: a large one takes half a minute."""
     try:
         state = path.stat()
     except OSError as error:
@@ -189,34 +189,34 @@ def _read_once(path: Path, changed: int, size: int) -> _Annotations:
 
 
 class _Content:
-    """What is kept of a json while it is read, an entry at a time: a large one as Python objects takes gigabytes."""
+    """The content of a json while it is read, one entry at a time: as Python objects, a large one takes gigabytes."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.names, self.image_ids = path, list[str](), list[Any]()
         self.categories: list[tuple[Any, str]] = []
         self._sides: list[tuple[Any, Any]] = []
         self._written, self._broken = ObjectWriter(), dict[int, str]()
-        self._images, self._labels = dict[Any, int](), dict[Any, int]()  # what annotations name: ids, numbered
-        parts: set[str] = set()
-        for part, position, entry in self._entries():
+        self._images, self._labels = dict[Any, int](), dict[Any, int]()  # the ids that annotations name, numbered
+        lists: set[str] = set()
+        for key, position, entry in self._entries():
             if position < 0 and isinstance(entry, list):
-                parts.add(part)
-            elif position >= 0 and part in NEEDED:
-                _check_entry(path, part, position, entry)
+                lists.add(key)
+            elif position >= 0 and key in NEEDED:
+                _check_entry(path, key, position, entry)
                 try:
-                    self._take(part, position, entry)
+                    self._take(key, position, entry)
                 except TypeError as error:
-                    raise ValueError(f"{path} is not COCO json: {part}[{position}] has a list as an id") from error
-        for part in NEEDED:
-            if part not in parts:
-                raise _missing(path, part)
+                    raise ValueError(f"{path} is not COCO json: {key}[{position}] has a list as an id") from error
+        for key in NEEDED:
+            if key not in lists:
+                raise _missing(path, key)
 
     def sizes(self) -> np.ndarray:
         """(I, 2) int64: height and width of each image."""
         try:
             return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path}: height and width of an image are no whole numbers ({error})") from error
+            raise ValueError(f"{self.path}: height and width of an image are not integers ({error})") from error
 
     def table(self, sizes_I2: np.ndarray) -> ObjectTable:
         """The annotations of images and categories that are listed, in the order of the json."""
@@ -244,11 +244,11 @@ class _Content:
         if text.lstrip()[:1] != "{":
             read_json(self.path)  # says what it is
 
-    def _take(self, part: str, position: int, entry: dict[str, Any]) -> None:
-        if part == "categories":
+    def _take(self, key: str, position: int, entry: dict[str, Any]) -> None:
+        if key == "categories":
             hash(entry["id"])
             self.categories.append((entry["id"], str(entry["name"])))
-        elif part == "images":
+        elif key == "images":
             hash(entry["id"])
             self.image_ids.append(entry["id"])
             self.names.append(str(entry["file_name"]))
@@ -273,14 +273,14 @@ class _Content:
         self._written.add(Row(image, label, box, area, *flags, entry.get("segmentation"), name))
 
 
-def _check_entry(path: Path, part: str, position: int, entry: Any) -> None:
-    keys = NEEDED[part]
-    if not isinstance(entry, dict) or not all(key in entry for key in keys):
-        raise ValueError(f"{path} is not COCO json: {part}[{position}] needs the keys {', '.join(keys)}")
+def _check_entry(path: Path, key: str, position: int, entry: Any) -> None:
+    keys = NEEDED[key]
+    if not isinstance(entry, dict) or not all(needed in entry for needed in keys):
+        raise ValueError(f"{path} is not COCO json: {key}[{position}] needs the keys {', '.join(keys)}")
 
 
-def _missing(path: Path, part: str) -> ValueError:
-    return ValueError(f"{path} is json, but not COCO's: it has no list called {part!r}")
+def _missing(path: Path, key: str) -> ValueError:
+    return ValueError(f"{path} is json, but not COCO's: it has no list called {key!r}")
 
 
 def _image_folder(root: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ class ObjectDataset(Dataset, Protocol):
 
     Attributes:
         has_masks: whether its objects have masks.
-        with_reference: whether samples carry what predictions are scored against.
+        with_reference: whether samples carry their ground truth for scoring.
         note: one sentence about what is unusual; empty otherwise.
     """
 
@@ -45,11 +45,11 @@ class ObjectDataset(Dataset, Protocol):
         ...
 
     def objects(self, index: int) -> Objects:
-        """What is in one image, in its pixels."""
+        """The objects of one image, in its pixels."""
         ...
 
     def reference(self, index: int) -> dict[str, Any]:
-        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        """The ground truth of an image; see `ObjectTable.reference`."""
         ...
 
 
@@ -117,8 +117,8 @@ def trainable(dataset: ObjectDataset, *, filter_empty: bool = True, min_size: in
         kept_I &= dataset.sizes().min(axis=1, initial=2**62) >= min_size
     if len(dataset) and not kept_I.any():
         raise ValueError(
-            f"no image of {len(dataset):,} is left to train on: all are without objects or below {min_size} pixels; "
-            "add filter_empty=false to train on images without objects"
+            f"none of the {len(dataset):,} images is left to train on: all are without objects or below {min_size} "
+            "pixels; add filter_empty=false to train on images without objects"
         )
     return dataset if kept_I.all() else ObjectSubset(dataset, np.flatnonzero(kept_I))
 

@@ -1,4 +1,4 @@
-"""Large JSON files an entry at a time: what the file's lists hold never lies in memory as a whole."""
+"""Large JSON files, one entry at a time: the lists of the file are never in memory completely."""
 
 import json
 import re
@@ -10,7 +10,7 @@ DECODER = json.JSONDecoder()
 
 
 def entries(text: str) -> Iterator[tuple[str, int, Any]]:
-    """The entries of the lists in one JSON object.
+    """Yield the entries of the lists in one JSON object.
 
     Yields:
         (key, position, entry) for each entry of each list, and (key, -1, value) ahead of a list's entries, where value
@@ -40,7 +40,7 @@ def entries(text: str) -> Iterator[tuple[str, int, Any]]:
 
 
 def _list(text: str, at: int, key: str) -> Generator[tuple[str, int, Any], None, int]:
-    """Yields the entries of a list that starts before `at`; returns where it ends."""
+    """Yield the entries of a list that starts before `at`; return where it ends."""
     at, position = _after_space(text, at), 0
     if text[at : at + 1] == "]":
         return at + 1
@@ -60,7 +60,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _expect(text: str, at: int, sign: str) -> int:
-    """Where the next value starts."""
+    """Return where the next value starts. Raises ValueError unless `sign` is at `at`."""
     if text[at : at + 1] != sign:
         raise _unexpected(text, at)
     return _after_space(text, at + 1)

@@ -6,13 +6,13 @@ import numpy as np
 
 
 def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
-    """A boolean mask in COCO's compressed run-length form, ready for json."""
+    """Return a boolean mask in COCO's compressed run-length form, ready for json."""
     rle = _library().encode(np.asfortranarray(mask_HW, dtype=np.uint8))
     return {"size": list(mask_HW.shape), "counts": _text(rle["counts"])}
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """The mask of one object.
+    """Return the mask of one object.
 
     Args:
         segmentation: polygons (lists of x, y, x, y ... in pixels), or a mapping with `size` and `counts`, where counts
@@ -29,7 +29,7 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
-    """The compressed string of a mask in any form; of None or of no whole polygon that of an empty mask.
+    """Return the compressed string of a mask in any form; that of an empty mask for None or without a valid polygon.
 
     Args and errors as `decode_mask`.
     """
@@ -38,12 +38,12 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
 
 
 def area_of(counts: str, size: tuple[int, int]) -> float:
-    """Pixels of a mask in compressed run lengths."""
+    """Return the number of pixels of a mask in compressed run lengths."""
     return float(_library().area({"size": list(size), "counts": counts}))
 
 
 def _run_lengths(segmentation: Any, size: tuple[int, int], *, decode: bool = False) -> Any:
-    """The library's form, or None without a whole polygon; with `decode` the mask."""
+    """Return the library's form, or None without a valid polygon; with `decode`, the mask."""
     if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
         raise ValueError(f"its mask is of size {segmentation.get('size')}, the image of {list(size)}")
     library = _library()
@@ -57,7 +57,7 @@ def _run_lengths(segmentation: Any, size: tuple[int, int], *, decode: bool = Fal
                 return None
             rle = library.merge(library.frPyObjects(polygons, *size))
         mask_HW = library.decode(rle) if decode else None
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:  # whatever the library meets in a broken mask
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:  # the library raises any of them on a broken mask
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"its mask is neither polygons nor run lengths of the image ({reason})") from error
     return rle if mask_HW is None else mask_HW.astype(bool)

@@ -1,6 +1,6 @@
-"""The objects of all images of a split in a few flat arrays, which cost little and which loader processes share.
+"""The objects of all images of a split in a few flat arrays, which are small and which loader processes share.
 
-A million annotations as Python objects would take gigabytes in each process. I images, N objects in all, P polygons,
+As Python objects, a million annotations would take gigabytes in each process. I images, N objects in all, P polygons,
 H x W pixels.
 """
 
@@ -18,12 +18,14 @@ from fourstage.data.sample import Objects
 
 Size = tuple[int, int]  # (H, W)
 
-HUNDREDTHS = 100  # coordinates of polygons mostly have two digits behind the point: a whole number below 2**16 each
-LOOSE = 2**20  # numbers that wait to be packed
+HUNDREDTHS = (
+    100  # most coordinates of polygons have two decimal places, so that a hundred times one is an integer below 2**16
+)
+UNPACKED = 2**20  # numbers that wait to be packed
 
 
 class Row(NamedTuple):
-    """One object as a file has it."""
+    """One object, with the values of its file."""
 
     image: int  # mostly its position in the data set
     label: int
@@ -32,7 +34,7 @@ class Row(NamedTuple):
     crowd: bool = False
     ignored: bool = False  # it does not train; it counts in evaluation, as in pycocotools
     segmentation: Any = None  # what `decode_mask` takes
-    name: Any = None  # what errors call it
+    name: Any = None  # for messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +44,14 @@ class _Outlines:
     polygons_first: np.ndarray  # (N + 1,) int64: the polygons of an object
     starts_P: np.ndarray  # of a polygon in `hundredths` or `numbers`
     lengths_P: np.ndarray
-    exact_P: np.ndarray  # bool: it lies in `hundredths`
+    exact_P: np.ndarray  # bool: it is in `hundredths`
     hundredths: np.ndarray  # uint16
     numbers: np.ndarray  # float64
     texts_first: np.ndarray  # (N + 1,) int64
     texts: bytes
 
     def __getitem__(self, row: int) -> Any:
-        """What was given: lists of coordinates, a mapping, or None."""
+        """Return the segmentation as it was added: lists of coordinates, a mapping, or None."""
         text = self.texts[self.texts_first[row] : self.texts_first[row + 1]]
         if text:
             return json.loads(text)
@@ -57,14 +59,14 @@ class _Outlines:
         return [self._polygon(p) for p in polygons] or None
 
     def _polygon(self, p: int) -> list[float]:
-        part = slice(self.starts_P[p], self.starts_P[p] + self.lengths_P[p])
-        return ((self.hundredths[part] / HUNDREDTHS) if self.exact_P[p] else self.numbers[part]).tolist()
+        numbers = slice(self.starts_P[p], self.starts_P[p] + self.lengths_P[p])
+        return ((self.hundredths[numbers] / HUNDREDTHS) if self.exact_P[p] else self.numbers[numbers]).tolist()
 
 
 class ObjectWriter:
-    """Takes objects one by one, and keeps little of each.
+    """Objects that are added one by one, in compact form.
 
-    The numbers of images and labels may be any; `ObjectTable` says which position each stands for.
+    Images and labels may have any numbers; `ObjectTable` maps them to positions.
     """
 
     def __init__(self) -> None:
@@ -87,8 +89,8 @@ class ObjectTable:
     Args:
         written: objects in any order; those of one image keep theirs.
         images: how many there are.
-        image_of, label_of: the position that each number of an image or a label stands for, -1 where it is not listed:
-            such objects are left out; None: numbers are positions.
+        image_of, label_of: the position of each number of an image or a label, -1 where it is not listed: such objects
+            are left out; None: the numbers are positions.
         sizes_I2: (H, W) of each image, where that is known; then objects without extent say nothing about `has_masks`.
 
     Attributes:
@@ -106,7 +108,7 @@ class ObjectTable:
         label_of: np.ndarray | None = None,
         sizes_I2: np.ndarray | None = None,
     ) -> None:
-        images_N, labels_N = (np.array(part, dtype=np.int64) for part in (written.images, written.labels))
+        images_N, labels_N = (np.array(column, dtype=np.int64) for column in (written.images, written.labels))
         images_N = images_N if image_of is None else image_of[images_N]
         self._labels_N = labels_N if label_of is None else label_of[labels_N]
         listed_n = np.flatnonzero((images_N >= 0) & (self._labels_N >= 0))
@@ -127,7 +129,7 @@ class ObjectTable:
 
     @staticmethod
     def of(rows: Iterable[Row], images: int) -> "ObjectTable":
-        """From objects whose images and labels are positions."""
+        """Return the table of objects whose images and labels are positions."""
         written = ObjectWriter()
         for row in rows:
             written.add(row)
@@ -139,13 +141,13 @@ class ObjectTable:
     def objects(
         self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
     ) -> Objects:
-        """The objects of an image that train or are crowd regions, with masks if all have some.
+        """Return the objects of an image that train or are crowd regions, with masks if all have one.
 
         Args:
             image: its position.
             size: of it, pixels.
-            where: makes of an object's name how errors call it.
-            unit: pixels across and down that one unit of the file's coordinates is.
+            where: from an object's name to what messages call it.
+            unit: width and height, in pixels, of one unit of the file's coordinates.
 
         Raises:
             ValueError: a mask cannot be decoded.
@@ -170,7 +172,7 @@ class ObjectTable:
     def reference(
         self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
     ) -> dict[str, Any]:
-        """What predictions for an image are scored against, as JSON has it. Arguments and errors as `objects`.
+        """Return the ground truth that predictions for an image are scored against, ready for JSON; see `objects`.
 
         Returns:
             `size` [H, W]; of all objects, those too that do not train: `boxes` (x1 y1 x2 y2, pixels), `labels`,
@@ -213,7 +215,7 @@ class ObjectTable:
 
 
 class _OutlineWriter:
-    """Takes segmentations one by one; their numbers are packed many at a time, so that few are ever loose."""
+    """Segmentations that are added one by one; their numbers are packed in large batches."""
 
     def __init__(self) -> None:
         self._numbers = array("d")  # not packed yet
@@ -239,7 +241,7 @@ class _OutlineWriter:
         self._per_object.append(len(self._lengths) - length)
         self._texts += text
         self._text_lengths.append(len(text))
-        if len(self._numbers) > LOOSE:
+        if len(self._numbers) > UNPACKED:
             self._pack()
 
     def drawn(self) -> np.ndarray:
@@ -250,8 +252,8 @@ class _OutlineWriter:
         self._pack()
         exact_P, lengths_P = np.concatenate(self._exact), np.array(self._lengths, dtype=np.int64)
         starts_P = np.zeros(len(lengths_P), dtype=np.int64)
-        for kind_P in (exact_P, ~exact_P):
-            starts_P[kind_P] = np.cumsum(lengths_P[kind_P]) - lengths_P[kind_P]
+        for chosen_P in (exact_P, ~exact_P):
+            starts_P[chosen_P] = np.cumsum(lengths_P[chosen_P]) - lengths_P[chosen_P]
         return _Outlines(
             _firsts(self._per_object), starts_P, lengths_P, exact_P, np.concatenate(self._hundredths),
             np.concatenate(self._others), _firsts(self._text_lengths), bytes(self._texts),
@@ -261,18 +263,20 @@ class _OutlineWriter:
         numbers, lengths_p = np.array(self._numbers), np.array(self._lengths[self._packed :], dtype=np.int64)
         polygon_of = np.repeat(np.arange(len(lengths_p)), lengths_p)
         with np.errstate(invalid="ignore", over="ignore"):
-            whole = np.rint(numbers * HUNDREDTHS)
-            fits = (whole / HUNDREDTHS == numbers) & (whole >= 0) & (whole < 2**16) & ~np.signbit(numbers)
+            hundredths = np.rint(numbers * HUNDREDTHS)
+            fits = (
+                (hundredths / HUNDREDTHS == numbers) & (hundredths >= 0) & (hundredths < 2**16) & ~np.signbit(numbers)
+            )
         exact_p = np.bincount(polygon_of[~fits], minlength=len(lengths_p)) == 0
         self._exact.append(exact_p)
-        self._hundredths.append(whole[exact_p[polygon_of]].astype(np.uint16))
+        self._hundredths.append(hundredths[exact_p[polygon_of]].astype(np.uint16))
         self._others.append(numbers[~exact_p[polygon_of]])
         self._packed = len(self._lengths)
         del self._numbers[:]
 
 
 def has_extent(boxes_N4: np.ndarray, areas_N: np.ndarray, sizes_N2: np.ndarray) -> np.ndarray:
-    """(N,) bool: the box meets its image, has no side below a pixel, and an area; MMDetection's rule.
+    """Return (N,) bool: the box overlaps its image, and has no side below a pixel and an area; MMDetection's rule.
 
     Args:
         boxes_N4: x, y, width, height, pixels.
@@ -280,7 +284,7 @@ def has_extent(boxes_N4: np.ndarray, areas_N: np.ndarray, sizes_N2: np.ndarray) 
         sizes_N2: (H, W) of the image of each, or of all.
     """
     x, y, width, height = boxes_N4.T
-    with np.errstate(invalid="ignore", over="ignore"):  # boxes may be anything that json calls a number
+    with np.errstate(invalid="ignore", over="ignore"):  # boxes may have any number that json can hold
         inside_x = np.minimum(x + width, sizes_N2[:, 1]) - np.maximum(x, 0)
         inside_y = np.minimum(y + height, sizes_N2[:, 0]) - np.maximum(y, 0)
         areas_N = np.where(np.isnan(areas_N), width * height, areas_N)
@@ -292,7 +296,7 @@ def _compact(names: list[Any]) -> np.ndarray | list[Any]:
 
 
 def _corners(boxes_N4: np.ndarray) -> np.ndarray:
-    """x1 y1 x2 y2, added in double precision, as MMDetection does."""
+    """Return x1 y1 x2 y2, added in double precision as in MMDetection."""
     return np.concatenate([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]], axis=1)
 
 

@@ -1,7 +1,7 @@
 """Boxes in Pascal VOC's layout: one XML file for each image.
 
-Coordinates of VOC count from 1 and name the last pixel of a box; here they count from 0, the last exclusive. Objects
-that are marked difficult neither train nor score, like crowd regions. H x W pixels.
+VOC's coordinates count from 1 and include the last pixel of a box; here they count from 0, and the end is exclusive.
+Objects that are marked difficult neither train nor score, like crowd regions. H x W pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ class Box:
     """One object of an XML file."""
 
     name: str
-    corners: tuple[float, float, float, float]  # as written
+    corners: tuple[float, float, float, float]  # as in the file
     difficult: bool
 
 
@@ -47,7 +47,7 @@ class Voc:
     """One split of boxes in Pascal VOC's layout.
 
     Attributes:
-        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
 
     Raises:
         ValueError: no list or folder for this split, a file that is missing or not VOC's, by its name.
@@ -69,7 +69,7 @@ class Voc:
         return len(self._files)
 
     def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """(I, 2) int64: height and width of these images (None: of all); from headers where XML files are silent."""
+        """(I, 2) int64: height and width of these images (None: of all); from headers where XML files have none."""
         return self._sizes.of(self, indices)
 
     def counts(self) -> np.ndarray:
@@ -95,11 +95,11 @@ class Voc:
         return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
 
     def objects(self, index: int) -> Objects:
-        """What is in one image, in its pixels."""
+        """Return the objects of one image, in its pixels."""
         return self._table.objects(index, self._size(index), partial(self._where, index))
 
     def reference(self, index: int) -> dict[str, Any]:
-        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        """Return the ground truth of an image; see `ObjectTable.reference`."""
         return self._table.reference(index, self._size(index), partial(self._where, index))
 
     def _size(self, index: int) -> tuple[int, int]:
@@ -120,7 +120,7 @@ class Voc:
 
 
 def is_voc(root: Path) -> bool:
-    """Whether `root` is a folder of VOC, holds some, or has XML files beside its images."""
+    """Whether `root` is a folder of VOC, holds some, or has XML files next to its images."""
     return bool(_voc_folders(root)) or any(any((root / name).glob("*.xml")) for name in EXPORT_SPLIT_NAMES["train"])
 
 
@@ -162,7 +162,7 @@ def class_file(root: Path) -> tuple[str, ...] | None:
 
 
 def image_of(annotation: Path) -> Path:
-    """The image of an XML file: in `JPEGImages` for `Annotations`, else beside it."""
+    """Return the image of an XML file: in `JPEGImages` for `Annotations`, else next to it."""
     folder = annotation.parent
     folder = folder.parent / "JPEGImages" if folder.name == "Annotations" else folder
     for ending in EXTENSIONS:
@@ -200,7 +200,7 @@ def _parse(data: bytes) -> Element:
     builder, parser = TreeBuilder(), ParserCreate()
 
     def refuse(*_: Any) -> None:
-        raise ValueError("it has a document type or entities, which are not read; delete its <!DOCTYPE ...>")
+        raise ValueError("it has a document type or entities, which are refused; delete its <!DOCTYPE ...>")
 
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end

@@ -23,12 +23,12 @@ NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any o
 
 @dataclass(frozen=True)
 class Description:
-    """What a `data.yaml` says."""
+    """The content of a `data.yaml`."""
 
     path: Path
     classes: tuple[str, ...]
     folders: dict[str, tuple[str, ...]]  # by the key of the split: folders of images, or text files that list them
-    base: Path  # what they start from
+    base: Path  # where relative paths start
 
     def images(self, split: Split) -> list[Path]:
         """The images of one split, in the order of their names or of the list.
@@ -42,10 +42,10 @@ class Description:
             raise NoSplitError(
                 f"{self.path} names no images for {split}: a line `{EXPORT_SPLIT_NAMES[split][0]}: FOLDER` is needed"
             )
-        found = [path for text in self.folders[key] for path in self._listed(key, text)]
-        if not found:
+        images = [path for text in self.folders[key] for path in self._listed(key, text)]
+        if not images:
             raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images")
-        return found
+        return images
 
     def _listed(self, key: str, text: str) -> list[Path]:
         place = self._place(key, text)
@@ -55,7 +55,7 @@ class Description:
         return [self._below(line) for line in lines if line]
 
     def _place(self, key: str, text: str) -> Path:
-        """Exports often write `../train/images` for what lies beside the file."""
+        """Exports often have `../train/images` for a folder next to the file."""
         for place in (self._below(text), self._below(text.removeprefix("../")), self.path.parent / text):
             if place.exists():
                 return place
@@ -70,11 +70,11 @@ class Yolo:
 
     Attributes:
         has_masks: whether every object has a polygon; if not, samples carry boxes only.
-        with_reference: whether samples carry what predictions are scored against; so in the validation split.
+        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
         note: one sentence about what is unusual; empty otherwise.
 
     Raises:
-        ValueError: no images for this split, or a line that is none of YOLO's, by its file and number.
+        ValueError: no images for this split, or a line that is not YOLO's, by its file and number.
     """
 
     def __init__(self, root: str | Path, split: Split) -> None:
@@ -117,11 +117,11 @@ class Yolo:
             return Sample(self.id(index), image_HW3, size, objects=self._objects(index, size), reference=reference)
 
     def objects(self, index: int) -> Objects:
-        """What is in one image, in its pixels."""
+        """Return the objects of one image, in its pixels."""
         return self._objects(index, self._size(index))
 
     def reference(self, index: int) -> dict[str, Any]:
-        """What predictions for an image are scored against, see `ObjectTable.reference`."""
+        """Return the ground truth of an image; see `ObjectTable.reference`."""
         return self._reference(index, self._size(index))
 
     def _objects(self, index: int, size: tuple[int, int]) -> Objects:
@@ -153,7 +153,7 @@ def is_yolo(root: Path) -> bool:
 
 
 def find_yaml(root: Path) -> Path | None:
-    """The file that describes the data."""
+    """Return the file that describes the data, if there is one."""
     first = [root / name for name in NAMES if (root / name).is_file()]
     others = sorted(path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path not in first)
     return next((path for path in (*first, *others) if "names" in _mapping(path) and _split_keys(_mapping(path))), None)
@@ -186,7 +186,7 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
     except ValueError as error:
         raise ValueError(f"{text!r} is not a class and numbers") from error
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{text[:60]!r} has a number that is not finite; a box or a polygon is of shares, from 0 to 1")
+        raise ValueError(f"{text[:60]!r} has a number that is not finite; boxes and polygons have numbers from 0 to 1")
     if len(numbers) < 4 or len(numbers) % 2:
         raise ValueError(
             f"{text[:60]!r} has {len(numbers)} numbers behind its class; a box has four, a polygon six or more"
@@ -201,21 +201,21 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
 
 
 def label_file(image: Path) -> Path:
-    """The text file of an image: in `labels` for `images`, the last of these folders, else beside it."""
-    parts = list(image.parts)
-    folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    """Return the text file of an image: in `labels` for the last folder `images` of its path, else next to it."""
+    names = list(image.parts)
+    folders = [i for i, name in enumerate(names[:-1]) if name == "images"]
     if folders:
-        parts[folders[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+        names[folders[-1]] = "labels"
+    return Path(*names).with_suffix(".txt")
 
 
 def label_lines(image: Path) -> list[tuple[int, str]]:
-    """The lines for an image that say something, with their numbers from 1."""
+    """Return the lines for an image that are not empty, with their numbers from 1."""
     return lines_of(label_file(image))
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
-    """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
+    """Return the lines of a label file that are not empty, with their numbers from 1; none without the file."""
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fourstage.data.embedded.digit_scenes import BACKGROUND, COLOURS, write_digit_scenes
-from fourstage.data.label_maps.folders import BadLabelMap, LabelMaps, is_label_maps, made_up
+from fourstage.data.label_maps.folders import BadLabelMap, LabelMaps, generated_colours, is_label_maps
 from fourstage.data.label_maps.layouts import CITYSCAPES, VOC
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError
@@ -71,7 +71,7 @@ def test_a_folder_of_images_and_masks(folder: Path) -> None:
     assert sample.label_map_HW.dtype == torch.uint8
     np.testing.assert_array_equal(sample.image, np.asarray(Image.open(folder / "images/train/a/1.png")))
     assert sample.original_size == SIDES
-    assert train.palette == made_up(3) == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    assert train.palette == generated_colours(3) == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 
 
 @pytest.mark.parametrize("value", ["training", "validation"])
@@ -239,7 +239,7 @@ def test_what_is_missing_is_said(folder: Path) -> None:
         LabelMaps(folder, "val")
     with pytest.raises(ValueError, match="does not exist"):
         LabelMaps(folder / "nowhere", "val")
-    with pytest.raises(ValueError, match=r"no label maps in a layout that is known: ADE20K .*; Cityscapes"):
+    with pytest.raises(ValueError, match=r"no label maps in a known layout: ADE20K .*; Cityscapes"):
         LabelMaps(folder / "images", "val")
     assert not is_label_maps(folder / "images")
     for i in range(3):
@@ -249,7 +249,7 @@ def test_what_is_missing_is_said(folder: Path) -> None:
 
 
 def test_made_up_colours_differ() -> None:
-    assert len(set(made_up(256))) == 256
+    assert len(set(generated_colours(256))) == 256
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -44,5 +44,5 @@ def test_what_cannot_be_used(root: Path) -> None:
     with pytest.raises(ValueError, match=r"an entry of 'images' lacks one of id, file_name"):
         open_dataset(root, "train")
     (root / "train2018.json").write_text("{")
-    with pytest.raises(ValueError, match=r"is no list of iNaturalist"):
+    with pytest.raises(ValueError, match=r"is not a list of iNaturalist"):
         open_dataset(root, "train")

@@ -73,7 +73,7 @@ def test_hundredths_cost_two_bytes_and_other_numbers_stay_as_they_are() -> None:
 
 
 def test_many_polygons_are_packed_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_table, "LOOSE", 20)
+    monkeypatch.setattr(object_table, "UNPACKED", 20)
     rng = np.random.default_rng(0)
     given = [[(rng.integers(0, 9000, 8) / (100 if k % 3 else 3)).tolist()] for k in range(40)]
     table = ObjectTable.of((Row(0, 0, (0, 0, 5, 5), segmentation=s) for s in given), 1)
@@ -156,7 +156,7 @@ def test_the_images_that_mmdetection_trains_on(values: dict[str, Any], name: str
 
 
 def test_nothing_left_to_train_on_is_told(tiny: Path) -> None:
-    with pytest.raises(ValueError, match="no image of 7 is left to train on"):
+    with pytest.raises(ValueError, match="none of the 7 images is left to train on"):
         trainable(Coco(tiny, "train"), min_size=1000)
 
 
