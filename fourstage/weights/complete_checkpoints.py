@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fourstage.methods import Method, all_methods, get_method, load_address, recognise
 from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, which_models
 from fourstage.weights.reading.safe import Checkpoint
-from fourstage.weights.rules import Rule, check_complete, claims, rename
+from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
 BACKBONE = "backbone."
-HEAD = "head."  # of a classifier, beside a backbone: MMPretrain has it so
-AUXILIARY = "auxiliary."  # trains along and predicts nothing: a file or a network may be without it
+HEAD = "head."  # of a classifier beside its backbone, as in MMPretrain
+AUXILIARY = "auxiliary."  # a head for training only: a file or a network may be without it
 
 
 def load_dense_state(
@@ -25,10 +25,10 @@ def load_dense_state(
     """Fill a detector or segmentor.
 
     Args:
-        model: has a `backbone`; what else it has is called as the method's table says.
-        state: a whole detector's or segmentor's tensors, or those of a backbone or classifier alone: then neck and
-            heads stay as they were built.
-        method: whose table of names is used, such as "upernet".
+        model: has a `backbone`, and a neck and heads with the names of the method's table.
+        state: the tensors of a detector or segmentor, or of a backbone or classifier alone: then neck and heads stay
+            as built.
+        method: the method whose table of names is used, such as "upernet".
         source: the file's name, for messages.
         fresh_head: layers for another number of classes stay as they were built, and of another method's network the
             backbone is taken alone; without this, both are errors.
@@ -36,7 +36,7 @@ def load_dense_state(
     Raises:
         ValueError: the file holds another network, another method or another number of classes.
     """
-    state = _bare(state)
+    state = _without_prefixes(state)
     around = {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
     inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
@@ -52,9 +52,9 @@ def load_dense_state(
     report = _load_backbone(backbone, inner, source)
     check_complete(filled, own, fresh)
     model.load_state_dict({**model.state_dict(), **filled})
-    moved = len(filled.keys() - around.keys())
+    renamed_count = len(filled.keys() - around.keys())
     fresh = [key for key in fresh if not re.fullmatch(COUNTER, key)]
-    return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=moved)
+    return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=renamed_count)
 
 
 def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") -> Report:
@@ -99,7 +99,7 @@ def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
 
 
 def _is_of(method: str, around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the keys outside a backbone are those of a network of this method, whose keys here are `own`."""
+    """Return whether the keys outside a backbone are those of this method, whose keys here are `own`."""
     known = get_method(method)
     if known is None or known.keys is None:
         return _has_own_names(around, own)
@@ -108,17 +108,17 @@ def _is_of(method: str, around: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 
 def _has_own_names(around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether most keys of a file are those of the network."""
+    """Return whether most keys of a file are those of the network."""
     return len(around.keys() & own.keys()) * 2 > len(around)
 
 
-def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wraps a whole state dict: parallel training, compilation, our task around its network."""
-    found = dict(state)
+def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the prefixes of parallel training, of compilation and of our tasks."""
+    bare = dict(state)
     for wrapper in (*WRAPPERS, "network.", *WRAPPERS):
-        if found and all(key.startswith(wrapper) for key in found):
-            found = {key.removeprefix(wrapper): value for key, value in found.items()}
-    return found
+        if bare and all(key.startswith(wrapper) for key in bare):
+            bare = {key.removeprefix(wrapper): value for key, value in bare.items()}
+    return bare
 
 
 def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:
@@ -132,7 +132,7 @@ def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str
 def _our_names(
     around: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Neck and heads under our names, and the keys that the table drops."""
+    """Return neck and heads under our names, and the keys that the table drops."""
     if _has_own_names(around, own):
         return dict(around), []
     known = get_method(method)
@@ -142,21 +142,21 @@ def _our_names(
             f"foreign names of a {method} are not known; give a checkpoint that was trained here"
         )
     rules: Sequence[Rule] = load_address(known.names)
-    strange = [key for key in around if len(claims(rules, key)) != 1]
-    if strange:
-        more = f" and {len(strange) - 1} more" if strange[1:] else ""
+    unknown = [key for key in around if len(matching_rules(rules, key)) != 1]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
-            f"{source} holds no {method}: it has no place for {strange[0]}{more}; name the method that the file was "
+            f"{source} holds no {method}: it has no place for {unknown[0]}{more}; name the method that the file was "
             f"trained with"
         )
-    gone = [key for key in around for rule, _ in claims(rules, key) if rule.name is None]
+    gone = [key for key in around for rule, _ in matching_rules(rules, key) if rule.name is None]
     return rename(around, rules), gone
 
 
 def _fit(
     renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str, fresh_head: bool
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """What is filled, what stays as built, and what of the file goes nowhere."""
+    """Return what is filled, the keys that stay as built, and the keys of the file that are left out."""
     left = [key for key in renamed if key not in own and key.startswith(AUXILIARY)]
     wrong = [f"{key} is not in it" for key in renamed if key not in own and key not in left]
     filled, classes = dict[str, Tensor](), list[str]()
@@ -177,8 +177,8 @@ def _fit(
     if classes and not fresh_head:
         key = classes[0]
         raise ValueError(
-            f"{source} tells other classes apart: {key} has {len(renamed[key])} rows in the file and {len(own[key])} "
-            f"in the network; give its number of classes, or fresh_head=True to learn new ones"
+            f"{source} has another number of classes: {key} has {len(renamed[key])} rows in the file and "
+            f"{len(own[key])} in the network; give its number of classes, or fresh_head=True to learn new ones"
         )
     return filled, [*missing, *classes], left
 
@@ -197,7 +197,7 @@ def _joined(
     fresh: Sequence[str],
     renamed: int = 0,
 ) -> Report:
-    """The backbone's report and that of what is around it, as one."""
+    """Return one report of the backbone and of what is around it."""
     return Report(
         source=source,
         read=backbone.read + len(filled),

@@ -1,4 +1,4 @@
-"""From the tensors of any file to a filled network, with an account of every key.
+"""Fill a network from the tensors of any file, with an account of every key.
 
 A file is ours or an original's; `FAMILIES` says which tables rename an original's keys. `Plan` compares names and
 shapes only, so the same code that fills a network also finds, on failure, the network that a file would fill.
@@ -16,8 +16,8 @@ from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense, Family
 from fourstage.weights import imagenet22k, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.openmmlab import swin_names as openmmlab
-from fourstage.weights.resize import way
-from fourstage.weights.rules import Rule, check_complete, claims, rename
+from fourstage.weights.resize import resize_rule
+from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
 # family -> the tables of those who write its checkpoints
 FAMILIES: dict[str, tuple[tuple[Rule, ...], ...]] = {
@@ -30,22 +30,22 @@ FAMILIES: dict[str, tuple[tuple[Rule, ...], ...]] = {
     "visformer_net1": (visformer.NET1_RULES,),
 }
 
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, around a whole state dict
-# where detectors and segmentors keep a backbone, MoBY its student, and our classification task its network
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every key
+# the backbone of detectors and segmentors, the student of MoBY, the network of our classification task
 INNER = ("backbone.", "encoder.", "network.")
 HEAD = ("head.weight", "head.bias")
-COUNTER = r".*\bnum_batches_tracked"  # matters to no network of ours: momentum is fixed
+COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every key of a file and of every key of the network."""
+    """An account of every key of a file and of every key of the network."""
 
     source: str
     read: int  # tensors that went into the network
     renamed: int  # of these, under another name
     resized: tuple[str, ...]  # our names
-    dropped: tuple[str, ...]  # their names, or ours of a part that this form has not: went nowhere
+    dropped: tuple[str, ...]  # their names, or ours of a module that this form does not have
     fresh: tuple[str, ...]  # our names: stay as they were built
     head: str = ""  # what became of a head for another number of classes
     rebuilt: tuple[
@@ -55,18 +55,18 @@ class Report:
     def __str__(self) -> str:
         left = [key for key in self.dropped if key not in self.rebuilt]
         fresh = [key for key in self.fresh if not (self.head and key.startswith("head."))]
-        parts = [f"{self.read} read"]
-        parts += [f"{len(self.resized)} resized"] if self.resized else []
-        parts += [self.head] if self.head else []
-        parts += [f"{len(self.rebuilt)} buffers rebuilt"] if self.rebuilt else []
-        parts += [f"{len(left)} left out ({_kinds(left)})"] if left else []
-        parts += [f"{len(fresh)} as built ({_kinds(fresh)})"] if fresh else []
-        return f"{self.source}: {', '.join(parts)}"
+        words = [f"{self.read} read"]
+        words += [f"{len(self.resized)} resized"] if self.resized else []
+        words += [self.head] if self.head else []
+        words += [f"{len(self.rebuilt)} buffers rebuilt"] if self.rebuilt else []
+        words += [f"{len(left)} left out ({_patterns(left)})"] if left else []
+        words += [f"{len(fresh)} as built ({_patterns(fresh)})"] if fresh else []
+        return f"{self.source}: {', '.join(words)}"
 
 
 @dataclass
 class Plan:
-    """How a renamed state dict would fill a network."""
+    """How a renamed state dict would fill a network, key by key."""
 
     take: list[str] = field(default_factory=list)
     resize: list[str] = field(default_factory=list)
@@ -101,9 +101,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     head, note = fit_head(renamed, wanted, source, fresh_head)
     filled = {key: renamed[key] for key in plan.take if not key.startswith("head.")} | head
     for key in plan.resize:
-        kind = way(_family(model), key)
-        assert kind is not None, key
-        filled[key] = kind.change(renamed[key], wanted[key])
+        rule = resize_rule(_family(model), key)
+        assert rule is not None, key
+        filled[key] = rule.change(renamed[key], wanted[key])
     fresh = [*plan.fresh, *(key for key in HEAD if key in wanted and key not in head and key not in plan.fresh)]
     check_complete(filled, wanted, fresh)
     model.load_state_dict({**wanted, **filled})
@@ -120,21 +120,21 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
 
 
 def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's tensors without the prefixes of what was around it, and the keys of a detector's other parts."""
+    """Return the tensors of the backbone without the prefixes around it, and the keys outside of it."""
     inner, outside = dict(state), []
     while True:
         wrapper = next((w for w in WRAPPERS if inner and all(key.startswith(w) for key in inner)), None)
         if wrapper:
             inner = {key.removeprefix(wrapper): value for key, value in inner.items()}
-        elif part := next((p for p in INNER if any(key.startswith(p) for key in inner)), None):
-            outside += [key for key in inner if not key.startswith(part)]
-            inner = {key.removeprefix(part): value for key, value in inner.items() if key.startswith(part)}
+        elif prefix := next((p for p in INNER if any(key.startswith(p) for key in inner)), None):
+            outside += [key for key in inner if not key.startswith(prefix)]
+            inner = {key.removeprefix(prefix): value for key, value in inner.items() if key.startswith(prefix)}
         else:
             return inner, outside
 
 
 def our_names(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    """`state` under our names, and the keys that the original's table drops; None if the names are nobody's we know."""
+    """Return `state` under our names, and the keys that the original's table drops; None for unknown names."""
     foreign = _from_an_original(_family(model), state)
     return foreign or ((dict(state), []) if _shares_names(model, state) else None)
 
@@ -145,20 +145,20 @@ def _family(model: nn.Module) -> str:
 
 def _from_an_original(family: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
     for rules in FAMILIES.get(family, ()):
-        if state and all(len(claims(rules, key)) == 1 for key in state):
-            gone = [key for key in state for rule, _ in claims(rules, key) if rule.name is None]
+        if state and all(len(matching_rules(rules, key)) == 1 for key in state):
+            gone = [key for key in state for rule, _ in matching_rules(rules, key) if rule.name is None]
             return rename(state, rules), gone
     return None
 
 
 def _shares_names(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether most keys are the model's own, or most of its keys are there: `out_indices` leaves stages out."""
+    """Return whether most keys are the model's, or most of its keys are there: `out_indices` leaves stages out."""
     own = model.state_dict().keys()
     return len(state.keys() & own) * 2 > min(len(state), len(own))
 
 
 def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Plan:
-    """Compare names and shapes. The class count is another question, see `fit_head`."""
+    """Compare names and shapes. `fit_head` compares the numbers of classes."""
     plan = Plan()
     from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
     for key, value in state.items():
@@ -169,7 +169,7 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
                 plan.wrong.append(f"{key} is not in it")
         elif _same_shape(key, value, wanted[key]):
             plan.take.append(key)
-        elif (kind := way(_family(model), key)) and kind.fits(value, wanted[key]):
+        elif (rule := resize_rule(_family(model), key)) and rule.fits(value, wanted[key]):
             plan.resize.append(key)
         else:
             plan.wrong.append(
@@ -186,20 +186,20 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
 
 
 def _same_shape(key: str, theirs: Tensor, ours: Tensor) -> bool:
-    if key.startswith("head."):  # the number of classes is another question
+    if key.startswith("head."):  # `fit_head` compares the number of classes
         return theirs.shape[1:] == ours.shape[1:]
     return theirs.shape == ours.shape
 
 
 def _other_form(model: nn.Module, key: str) -> bool:
-    """Whether a key is of a part that this form of the network does without, and that no other part depends on."""
+    """Return whether a key is of a module that this form of the network does not have and does not need."""
     if isinstance(model, Classifier):
         return model.num_classes == 0 and key.startswith("head.")
     if not isinstance(model, Dense):
         return False
     if matches(key, model.family.classifier_only):
         return True
-    match = re.match(r"(?:stages|norms)\.(\d+)\.", key)  # what out_indices took away
+    match = re.match(r"(?:stages|norms)\.(\d+)\.", key)  # of a stage that out_indices leaves out
     return (
         bool(match)
         and int(match[1]) not in model.out_indices
@@ -208,19 +208,19 @@ def _other_form(model: nn.Module, key: str) -> bool:
 
 
 def matches(key: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns matches the beginning of a key."""
+    """Return whether one of the patterns matches the beginning of a key."""
     return any(re.match(pattern, key) for pattern in patterns)
 
 
 def fit_head(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool
 ) -> tuple[dict[str, Tensor], str]:
-    """What goes into our head, and a note where that is not simply the file's head.
+    """Return what fills our head, and a note where that is not the file's own head.
 
-    A head for ImageNet-22K serves one for ImageNet-1K: its rows for the same classes are taken, as the originals do it.
+    A head for ImageNet-22K also fills one for ImageNet-1K, as in the originals: the rows of the same classes are taken.
 
     Raises:
-        ValueError: the class counts differ otherwise and nobody said that this is meant.
+        ValueError: the numbers of classes differ in another way, and `fresh_head` is not given.
     """
     if "head.weight" not in wanted:
         return {}, ""
@@ -245,26 +245,26 @@ def fit_head(
 
 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: list[str] | None = None) -> str:
-    """One sentence on a file that does not fill `model`: what it would fill, or what is strange about it."""
+    """Return a sentence on a file that does not fill `model`: the network that it fits, or the first misfits."""
     mine = getattr(model, "default_cfg", {}).get("architecture", "this network")
     if isinstance(model, Classifier) and state and _fills(_dense_twin(model), state):
         return f"{source} holds the dense form of {mine}, without a head: load it into create_backbone({mine!r})"
-    strange = _listed(wrong or list(state)) if state else "it holds no tensors"
+    misfits = _listed(wrong or list(state)) if state else "it holds no tensors"
     fits = which_models(state, mine)
     if mine in fits:
         return (
-            f"{source} is a {mine}, but this network was built with other arguments ({strange}): build it without them"
+            f"{source} is a {mine}, but this network was built with other arguments ({misfits}): build it without them"
         )
     if fits:
         headless = not any(key.startswith("head") for key in state)
         call = "create_backbone" if isinstance(model, Dense) or headless else "create_model"
         names = " or ".join(fits)
         return f"{source} does not fit {mine}, it is {names}: type {call}({fits[0]!r}) or give another file"
-    return f"{source} does not fit {mine}, nor any other network here ({strange}); give a checkpoint of {mine}"
+    return f"{source} does not fit {mine}, nor any other network here ({misfits}); give a checkpoint of {mine}"
 
 
 def which_models(state: Mapping[str, Tensor], first: str = "") -> list[str]:
-    """Names of our networks that `state` would fill, in either form, whatever its class count.
+    """Return the names of our networks that `state` would fill, in either form, whatever its number of classes.
 
     Those that it fills as it is, else those that it fills resized. Since networks take time to build, those of
     families whose names the keys are not are left alone, and so are all others where the family of `first`, a network's
@@ -289,13 +289,13 @@ def which_models(state: Mapping[str, Tensor], first: str = "") -> list[str]:
 
 
 def _file_of(name: str) -> str | None:
-    """The file of `fourstage/backbones` that a network is in; None for a user's own."""
+    """Return the file of `fourstage/backbones` that a network is in; None for a user's own."""
     prefix = max((prefix for prefix in registry.FAMILIES if name.startswith(prefix)), key=len, default=None)
     return prefix and registry.FAMILIES[prefix]
 
 
 def _families_in(file: str) -> set[str]:
-    """Names of the families that a file of `fourstage/backbones` is about."""
+    """Return the names of the families in a file of `fourstage/backbones`."""
     module = import_module(f"fourstage.backbones.{file}")
     return {value.name for value in vars(module).values() if isinstance(value, Family)}
 
@@ -306,7 +306,7 @@ def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> 
             model = build()
         named = our_names(model, state)
         if not isinstance(model, Backbone) or named is None:
-            return None  # the names are not this family's, whatever the form
+            return None  # neither form has these names
         if (plan := _plan(model, named[0])) is not None:
             return plan
         if not _of_dense_form(model.family, named[0]):
@@ -315,9 +315,9 @@ def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> 
 
 
 def _plan(model: nn.Module, renamed: Mapping[str, Tensor]) -> Plan | None:
-    """How `renamed` would fill the model; None if it would not, or if it is not called by this form."""
+    """Return how `renamed` would fill the model; None where it would not, or where its keys are of the other form."""
     if isinstance(model, Dense) and not _of_dense_form(model.family, renamed):
-        return None  # a classifier's file: it fills this form too, but is not called by it
+        return None  # a classifier's file fills this form too, and is reported as a classifier
     plan = make_plan(model, model.state_dict(), renamed)
     return None if plan.wrong else plan
 
@@ -342,12 +342,12 @@ def _fills(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
     return _plan(model, named[0]) is not None
 
 
-def _kinds(keys: Sequence[str], most: int = 3) -> str:
-    """Keys for a person: those that differ in numbers alone count as one; of many kinds only the first parts."""
-    kinds = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys))
-    if len(kinds) > most:
-        kinds = list(dict.fromkeys(key.partition(".")[0] + ".*" for key in keys))
-    return _listed(kinds, most)
+def _patterns(keys: Sequence[str], most: int = 3) -> str:
+    """Return keys as a short text, those that differ only in numbers as one pattern."""
+    patterns = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys))
+    if len(patterns) > most:
+        patterns = list(dict.fromkeys(key.partition(".")[0] + ".*" for key in keys))
+    return _listed(patterns, most)
 
 
 def _listed(keys: Sequence[str], most: int = 3) -> str:

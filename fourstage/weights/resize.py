@@ -1,4 +1,4 @@
-"""Parameters whose size follows from that of maps or windows, taken to another size as the originals' loaders do it.
+"""Resizing of parameters whose size follows from maps or windows, as in the originals' loaders.
 
 h heads, C channels, H x W cells, N offsets.
 """
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Resize:
-    """A way from one size to another: functions of the file's tensor and of ours, whose shape alone counts."""
+class ResizeRule:
+    """A rule that resizes a parameter: functions of the file's tensor and of ours, of which only the shape is used."""
 
-    fits: Callable[[Tensor, Tensor], bool]  # whether these two sizes are of the kind that this way is for
+    fits: Callable[[Tensor, Tensor], bool]  # whether the rule is for these two shapes
     change: Callable[[Tensor, Tensor], Tensor]
 
 
 def resize_table(table_Nh: Tensor, entries: int) -> Tensor:
-    """A relative-position table for another window: bicubic over its (2w - 1) x (2w - 1) square of offsets.
+    """Return a relative-position table for another window: bicubic over its (2w - 1) x (2w - 1) square of offsets.
 
     Args:
         table_Nh: ((2w - 1)^2, heads).
@@ -37,7 +37,7 @@ def resize_table(table_Nh: Tensor, entries: int) -> Tensor:
 
 
 def resize_rows(table_NC: Tensor, entries: int) -> Tensor:
-    """A table of offsets along one side for another window: linear, its first and last rows stay what they are.
+    """Return a table of offsets along one side for another window: linear; the first and last rows stay.
 
     Args:
         table_NC: (2w - 1, channels).
@@ -47,12 +47,12 @@ def resize_rows(table_NC: Tensor, entries: int) -> Tensor:
 
 
 def resize_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
-    """A position embedding for a map of another size: bicubic, as the networks themselves do it at run time."""
+    """Return a position embedding for a map of another size: bicubic, as the networks resize it at run time."""
     return _interpolated(position_1CHW, (height, width), "bicubic")
 
 
 def resize_position_by_corners(position_1CHW: Tensor, height: int, width: int) -> Tensor:
-    """A position embedding for a map of another size: bilinear, its corner cells stay what they are."""
+    """Return a position embedding for a map of another size: bilinear; the corner cells stay."""
     return _interpolated(position_1CHW, (height, width), "bilinear", align_corners=True)
 
 
@@ -74,17 +74,17 @@ def _tables_of_rows(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.ndim == ours.ndim == 2 and theirs.shape[1] == ours.shape[1]
 
 
-SQUARE_TABLE = Resize(_square_tables, lambda theirs, ours: resize_table(theirs, len(ours)))
-ROWS = Resize(_tables_of_rows, lambda theirs, ours: resize_rows(theirs, len(ours)))
-POSITION = Resize(_maps, lambda theirs, ours: resize_position(theirs, *ours.shape[2:]))
-POSITION_BY_CORNERS = Resize(_maps, lambda theirs, ours: resize_position_by_corners(theirs, *ours.shape[2:]))
+SQUARE_TABLE = ResizeRule(_square_tables, lambda theirs, ours: resize_table(theirs, len(ours)))
+ROWS = ResizeRule(_tables_of_rows, lambda theirs, ours: resize_rows(theirs, len(ours)))
+POSITION = ResizeRule(_maps, lambda theirs, ours: resize_position(theirs, *ours.shape[2:]))
+POSITION_BY_CORNERS = ResizeRule(_maps, lambda theirs, ours: resize_position_by_corners(theirs, *ours.shape[2:]))
 
-# last part of our parameter's name -> its way to another size
-WAYS = {"table": SQUARE_TABLE, "position": POSITION, "height_rel": ROWS, "width_rel": ROWS}
-WAYS_OF_FAMILY = {"unified": {"position": POSITION_BY_CORNERS}}  # where a family's source does it otherwise
+# last word of our parameter's name -> how it is resized
+RULES = {"table": SQUARE_TABLE, "position": POSITION, "height_rel": ROWS, "width_rel": ROWS}
+FAMILY_RULES = {"unified": {"position": POSITION_BY_CORNERS}}  # where a family's source differs
 
 
-def way(family: str, key: str) -> Resize | None:
-    """How the parameter `key` of a family is resized; None if its size follows from nothing that may change."""
-    part = key.rpartition(".")[2]
-    return WAYS_OF_FAMILY.get(family, WAYS).get(part) or WAYS.get(part)
+def resize_rule(family: str, key: str) -> ResizeRule | None:
+    """Return how the parameter `key` of a family is resized; None where its size is fixed."""
+    name = key.rpartition(".")[2]
+    return FAMILY_RULES.get(family, RULES).get(name) or RULES.get(name)

@@ -9,32 +9,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the keys that match a pattern."""
+    """Our key for the foreign keys that match a pattern."""
 
-    pattern: str  # regular expression for the whole foreign key
+    pattern: str  # regular expression for the complete foreign key
     name: str | Callable[[re.Match[str]], str] | None  # our key, a template or a function; None: dropped on purpose
     change: Callable[[Tensor], Tensor] | None = None  # for entries that are stored in another order or shape
 
     def ours(self, match: re.Match[str]) -> str | None:
+        """Return our key; None for an entry that is dropped."""
         return self.name(match) if callable(self.name) else self.name and match.expand(self.name)
 
 
-def claims(rules: Sequence[Rule], key: str) -> list[tuple[Rule, re.Match[str]]]:
-    """The rules that match the whole of `key`."""
+def matching_rules(rules: Sequence[Rule], key: str) -> list[tuple[Rule, re.Match[str]]]:
+    """Return the rules that match `key` completely."""
     return [(rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, key))]
 
 
 def rename(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """`state` under our keys, less what rules drop.
+    """Return `state` under our keys, without the entries that rules drop.
 
     Raises:
         ValueError: a key matches no rule or several, or two keys become one.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
-        hits = claims(rules, key)
+        hits = matching_rules(rules, key)
         if len(hits) != 1:
-            raise ValueError(f"{key!r} is claimed by {len(hits)} rules; it must be exactly one")
+            raise ValueError(f"{key!r} matches {len(hits)} rules, and exactly one must match")
         [(rule, match)] = hits
         ours = rule.ours(match)
         if ours is None:

@@ -22,7 +22,7 @@ from fourstage.weights import smt as smt_keys
 from fourstage.weights import swin as swin_keys
 from fourstage.weights import unified as unified_keys
 from fourstage.weights import visformer as visformer_keys
-from fourstage.weights.rules import Rule, claims
+from fourstage.weights.rules import Rule, matching_rules
 
 FOLDER = Path(__file__).parents[1] / "golden" / "recipes"
 TINY_UNIFIED = {"widths": (8, 16, 32, 64), "depths": (1, 1, 2, 1)}
@@ -99,7 +99,7 @@ GROUPS: list[tuple[str, str, str, Callable[[], nn.Module], Sequence[Rule]]] = [
 
 
 def ours(rules: Sequence[Rule], key: str) -> str:
-    [(rule, match)] = claims(rules, key)
+    [(rule, match)] = matching_rules(rules, key)
     return f"network.{rule.ours(match)}"
 
 

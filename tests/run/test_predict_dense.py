@@ -38,7 +38,7 @@ from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
 from fourstage.weights.reading.safe import Checkpoint
-from fourstage.weights.rules import Rule, claims, rename
+from fourstage.weights.rules import Rule, matching_rules, rename
 
 os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # before the first video of this process
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -108,7 +108,7 @@ def their_names(method: str, model: nn.Module) -> dict[str, torch.Tensor]:
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     out = renamed(inner, MMDETECTION, "backbone.")
     for key in candidates(method):
-        ours = rename({key: torch.zeros(0)}, rules) if len(claims(rules, key)) == 1 else {}
+        ours = rename({key: torch.zeros(0)}, rules) if len(matching_rules(rules, key)) == 1 else {}
         for name in ours.keys() & state.keys():
             out[key] = state[name]
     assert len(out) == len(state)

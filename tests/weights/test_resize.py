@@ -10,12 +10,12 @@ from fourstage.weights.resize import (
     POSITION_BY_CORNERS,
     ROWS,
     SQUARE_TABLE,
-    Resize,
+    ResizeRule,
     resize_position,
     resize_position_by_corners,
     resize_rows,
+    resize_rule,
     resize_table,
-    way,
 )
 
 
@@ -62,8 +62,8 @@ def test_positions_keep_their_type_and_corners() -> None:
         ("swin", "table.weight", None),
     ],
 )
-def test_the_name_says_which_way(family: str, key: str, expected: Resize | None) -> None:
-    assert way(family, key) is expected
+def test_the_name_says_which_way(family: str, key: str, expected: ResizeRule | None) -> None:
+    assert resize_rule(family, key) is expected
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_name_says_which_way(family: str, key: str, expected: Resize | None)
     ],
 )
 def test_what_differs_in_more_than_size_is_another_network(
-    kind: Resize, theirs: tuple, ours: tuple, fits: bool
+    kind: ResizeRule, theirs: tuple, ours: tuple, fits: bool
 ) -> None:
     file, network = torch.zeros(theirs), torch.zeros(ours)
     assert kind.fits(file, network) is fits

@@ -25,8 +25,8 @@ def test_keys_are_renamed_changed_and_dropped() -> None:
 @pytest.mark.parametrize(
     ("names", "rules", "sentence"),
     [
-        (("a.0.w", "zzz"), RULES, "'zzz' is claimed by 0 rules"),
-        (("t",), (*RULES, Rule(r"\w", "x")), "'t' is claimed by 2 rules"),
+        (("a.0.w", "zzz"), RULES, "'zzz' matches 0 rules"),
+        (("t",), (*RULES, Rule(r"\w", "x")), "'t' matches 2 rules"),
         (("t", "u"), (*RULES, Rule("u", "turned")), "both become 'turned'"),
     ],
 )

@@ -21,7 +21,7 @@ HINT = "nothing in it was run; name a recipe of `fourstage recipes` and give the
 
 
 def config_of(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
-    """The configuration that a checkpoint was trained with; None where it carries none.
+    """Return the configuration that a checkpoint was trained with; None where it carries none.
 
     Args:
         content: the checkpoint's top level.
@@ -41,7 +41,7 @@ def config_of(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
 
 
 def parse_config(text: str, source: str) -> dict[str, Any]:
-    """The assignments of a configuration, as a dictionary.
+    """Return the assignments of a configuration as a dictionary.
 
     Raises:
         ValueError: it does more than assign plain values; the sentence says where.
@@ -53,7 +53,7 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # about backslashes in text
             tree = ast.parse(text)
         found = dict(_assignment(statement) for statement in tree.body)
-    except _StrangeError as error:
+    except _NotPlainError as error:
         raise ValueError(f"{source} carries a configuration that {error}; {HINT}") from None
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         raise ValueError(f"{source} carries a configuration that is no Python text; {HINT}") from None
@@ -62,30 +62,30 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
     return found
 
 
-class _StrangeError(Exception):
-    """What is wrong with a configuration, to follow "that"."""
+class _NotPlainError(Exception):
+    """An error in a configuration; its text follows the word "that"."""
 
 
 def _check_size(text: str) -> None:
     if len(text) > LONGEST:
-        raise _StrangeError(f"has {len(text):,} characters, more than the {LONGEST:,} that are read")
-    for strange, name in (('"""', "text in triple quotes"), ("'''", "text in triple quotes"), ("\\\n", "a cut line")):
-        if strange in text:
-            line = text[: text.index(strange)].count("\n") + 1
-            raise _StrangeError(f"is not plain values alone ({name} in line {line})")
+        raise _NotPlainError(f"has {len(text):,} characters, more than the {LONGEST:,} that are read")
+    for mark, name in (('"""', "text in triple quotes"), ("'''", "text in triple quotes"), ("\\\n", "a cut line")):
+        if mark in text:
+            line = text[: text.index(mark)].count("\n") + 1
+            raise _NotPlainError(f"is not plain values alone ({name} in line {line})")
 
 
 def _check_words(text: str) -> None:
-    """Let through only words that plain values are made of, so that nothing strange or deep reaches the parser."""
+    """Raise unless all words belong to plain values, so that nothing else and no deep nesting reaches the parser."""
     skipped = (tokenize.COMMENT, tokenize.NL)
     words = (word for word in tokenize.generate_tokens(io.StringIO(text).readline) if word.type not in skipped)
     depth, before = 0, ""
     for word, after in pairwise(words):
         if not _is_plain(word, before, after.string):
-            raise _StrangeError(f"is not plain values alone ({word.string.strip()[:20]!r} in line {word.start[0]})")
+            raise _NotPlainError(f"is not plain values alone ({word.string.strip()[:20]!r} in line {word.start[0]})")
         depth += (word.string in OPENING) - (word.string in CLOSING)
         if depth > DEEPEST:
-            raise _StrangeError(f"has brackets more than {DEEPEST} deep (line {word.start[0]})")
+            raise _NotPlainError(f"has brackets more than {DEEPEST} deep (line {word.start[0]})")
         before = word.string if word.type == tokenize.OP else "(dict" if word.string == "dict" else "value"
 
 
@@ -115,7 +115,7 @@ def _assignment(statement: ast.stmt) -> tuple[str, Any]:
         target = statement.targets[0]
         if isinstance(target, ast.Name):
             return target.id, _value(statement.value)
-    raise _StrangeError(f"does more than assign values (line {statement.lineno})")
+    raise _NotPlainError(f"does more than assign values (line {statement.lineno})")
 
 
 def _value(node: ast.expr) -> Any:
@@ -139,18 +139,18 @@ def _value(node: ast.expr) -> Any:
             return begin | {_keyword(keyword): _value(keyword.value) for keyword in node.keywords}
         case _:
             pass
-    raise _StrangeError(f"is not plain values alone (line {node.lineno})")
+    raise _NotPlainError(f"is not plain values alone (line {node.lineno})")
 
 
 def _key(node: ast.expr | None) -> str | int | float:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
         return node.value
-    raise _StrangeError("has a dictionary whose keys are not plain")
+    raise _NotPlainError("has a dictionary whose keys are not plain")
 
 
 def _keyword(keyword: ast.keyword) -> str:
     if keyword.arg is None:
-        raise _StrangeError(f"unpacks a dictionary (line {keyword.lineno})")
+        raise _NotPlainError(f"unpacks a dictionary (line {keyword.lineno})")
     return keyword.arg
 
 

@@ -1,7 +1,7 @@
 """MMDetection 2 and 3, and the forks of the Swin line: necks and heads of detectors, by the same names in all of them.
 
 The tables are complete for RetinaNet, Mask R-CNN (with and without masks) and Cascade Mask R-CNN. What is below
-`backbone.` is renamed by the tables of the backbone's own family, see `dense`.
+`backbone.` is renamed by the tables of the backbone's own family.
 """
 
 import re

@@ -18,7 +18,7 @@ def network_of_checkpoint(file: Checkpoint) -> NetworkDescription | None:
     """Return the network that a checkpoint's own configuration describes; None where it carries none.
 
     Raises:
-        ValueError: the configuration cannot be read, or describes what cannot be settings here.
+        ValueError: the configuration cannot be read, or describes what cannot be built here.
     """
     config = config_of(file.content, str(file.path))
     if config is None:
@@ -37,7 +37,7 @@ def network_of_config(
         classes: names, where the checkpoint has them.
 
     Raises:
-        ValueError: the configuration describes what cannot be settings here.
+        ValueError: the configuration describes what cannot be built here.
     """
     model, meta = ConfigSection(config.get("model"), "model", source), mapping(meta)
     type_name, known = model.type_name, _readers()

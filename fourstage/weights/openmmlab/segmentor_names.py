@@ -1,6 +1,6 @@
 """MMSegmentation's own names of necks and heads, of versions 0.x and 1.x.
 
-What is below `backbone.` is renamed by the tables of the backbone's own family, see `dense`.
+What is below `backbone.` is renamed by the tables of the backbone's own family.
 """
 
 import re
@@ -60,10 +60,10 @@ FPN_HEAD = (  # between its convolutions lie doublings, which have a number too 
     ),
 )
 FCN_HEAD = (CLASSIFY, *_conv_norm(r"convs\.(\d+)", r"convs.\1"), *_conv_norm("conv_cat", "merge"))
-# Heads that train along may be of any kind, and several: what is of no use here is left out
+# Auxiliary heads may be several and of any type: those that do not exist here are left out
 OTHER_AUXILIARY = Rule(r"auxiliary_head\.(?!conv_seg\.|(?:convs\.\d+|conv_cat)\.(?:conv|bn|gn|ln)\.).*", None)
 
-AROUND = (Rule(r"data_preprocessor\.(?:mean|std)", None),)  # what images are normalised with is no weight
+AROUND = (Rule(r"data_preprocessor\.(?:mean|std)", None),)  # the normalisation of images is no weight
 
 UPERNET = (
     *_below(UPER_HEAD, "decode_head.", "decoder."),

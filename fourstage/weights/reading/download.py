@@ -1,4 +1,4 @@
-"""Published weights into torch's cache: continued where a connection broke, checked, and whole or not there at all.
+"""Fetch published weights into torch's cache: continued after a broken connection, checked, complete or not at all.
 
 On the standard library: torch.hub's own download does not continue, and huggingface_hub's is for addresses of its hub.
 """
@@ -54,7 +54,7 @@ def fetch(weight: Weight, call: str = "create_model", progress: Progress | None 
 
     Args:
         call: the function that takes a file fetched by hand, for messages.
-        progress: is told how far it is, about once a megabyte.
+        progress: called about once a megabyte with the bytes so far and in total.
 
     Raises:
         ValueError: nobody published an address, or by its hash the file is another one.
@@ -81,7 +81,7 @@ def fetch(weight: Weight, call: str = "create_model", progress: Progress | None 
 
 
 def download(address: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
-    """Fetch a file. It takes its name when it is whole; until then it is `<name>.part`, which another call continues.
+    """Fetch a file. It gets its name when it is complete; until then it is `<name>.part`, which another call continues.
 
     Args:
         sha256: the hash or its first digits.
@@ -91,52 +91,52 @@ def download(address: str, path: Path, *, sha256: str | None = None, progress: P
         ValueError: it has another hash.
         OSError: it could not be written.
     """
-    part = path.with_name(f"{path.name}.part")
+    incomplete = path.with_name(f"{path.name}.part")
     tries, most = 0, 0
     while True:
         try:
-            _continue(address, part, progress)
+            _continue(address, incomplete, progress)
             break
         except _ChangedError:
-            part.unlink()
+            incomplete.unlink()
             error: Exception = FailedError("the file there keeps changing")
         except BROKEN as broken:
             error = broken
-        here = _size(part)
+        here = _size(incomplete)
         tries, most = (1, here) if here > most else (tries + 1, most)
         if tries == TRIES or _is_final(error):
             kept = f"; the {here:,} bytes that came are kept, and the same call continues" if here else ""
             raise FailedError(f"{path.name} could not be fetched from {address} ({_reason(error)}){kept}") from error
         time.sleep(PAUSE * 2 ** (tries - 1))
-    _version_file(part).unlink(missing_ok=True)
+    _version_file(incomplete).unlink(missing_ok=True)
     try:
-        _check(part, sha256, of=address)
+        _check(incomplete, sha256, of=address)
     except ValueError:
-        part.unlink()
+        incomplete.unlink()
         raise
-    part.replace(path)
+    incomplete.replace(path)
 
 
-def _continue(address: str, part: Path, progress: Progress | None) -> None:
+def _continue(address: str, incomplete: Path, progress: Progress | None) -> None:
     """Ask for what is missing of a file and append it. Raises one of `BROKEN` where something is still missing."""
-    here = _size(part)
+    here = _size(incomplete)
     missing = {"Range": f"bytes={here}-"} if here else {}
     asked = Request(address, headers={"User-Agent": "fourstage", "Accept-Encoding": "identity", **missing})
     try:
         answer = urlopen(asked, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416 and here:  # nothing lies behind what is here
+        if error.code == 416 and here:  # the file ends where the local one does
             raise _ChangedError from error
         raise
     with answer:
         here, total = _span(answer, here)
         version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
-        beside = _version_file(part)
+        beside = _version_file(incomplete)
         if here and (not beside.exists() or beside.read_text() != version):
             raise _ChangedError
         beside.write_text(version)
-        with part.open("ab" if here else "wb") as file:
+        with incomplete.open("ab" if here else "wb") as file:
             while chunk := answer.read1(CHUNK):  # what there is, so that a break loses nothing
                 file.write(chunk)
                 before, here = here, here + len(chunk)
@@ -149,7 +149,7 @@ def _continue(address: str, part: Path, progress: Progress | None) -> None:
 
 
 def _span(answer: HTTPResponse, here: int) -> tuple[int, int | None]:
-    """Where the bytes that come have their place, and how many the whole file has; None: chunks say where it ends."""
+    """Return the position of the first byte that comes, and the size of the file; None: chunks say where it ends."""
     if answer.headers.get_content_type() == "text/html":
         raise _UselessError("a web page came instead")
     if answer.status == 206:
@@ -194,9 +194,9 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _version_file(part: Path) -> Path:
-    """What the server said of the version that a part is of."""
-    return part.with_name(f"{part.name}.version")
+def _version_file(incomplete: Path) -> Path:
+    """Return the path of the file with the version of an incomplete file, as the server named it."""
+    return incomplete.with_name(f"{incomplete.name}.version")
 
 
 def _size(path: Path) -> int:

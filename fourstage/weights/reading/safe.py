@@ -1,4 +1,4 @@
-"""Checkpoints of others, read without running their code: which kind of file it is, and which weights are in it.
+"""Read checkpoints without running their code: the file's format, and the weights in it.
 
 What a pickle may name and build is decided in `unpickle.py`.
 """
@@ -36,10 +36,10 @@ BROKEN += (struct.error, zipfile.BadZipFile)
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint's whole content, and the two sets of weights that people want from it.
+    """A checkpoint's content, and its two sets of weights.
 
     Attributes:
-        content: the top level: CPU tensors, plain containers (every kind of dict is a dict, every tensor detached),
+        content: the top level: CPU tensors, plain containers (every mapping is a dict, every tensor detached),
             numbers, text, numpy arrays, and `Foreign` for objects of other classes.
         metadata: the text entries that a .safetensors file carries; empty for others.
     """
@@ -95,7 +95,7 @@ class Checkpoint:
                 return repr(name), found
             if isinstance(found, Foreign):
                 raise ValueError(
-                    f"{self.path} holds a whole pickled {found.name} as {name!r}, not its weights: where it was "
+                    f"{self.path} holds a complete pickled {found.name} as {name!r}, not its weights: where it was "
                     "written, save its state_dict()"
                 )
         held = ", ".join(_short(key) for key in list(self.content)[:12]) or "nothing"
@@ -123,8 +123,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")
     if not path.is_file():
-        kind = "folder" if path.is_dir() else "device"
-        raise ValueError(f"{path} is a {kind}, not a file: name the .pth, .pt or .safetensors file in it")
+        what = "folder" if path.is_dir() else "device"
+        raise ValueError(f"{path} is a {what}, not a file: name the .pth, .pt or .safetensors file in it")
     try:
         with path.open("rb") as file:
             return Checkpoint(path, *_read(path, file))
@@ -141,7 +141,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is damaged or no checkpoint: {AGAIN}") from error
 
 
-# ---------------------------------------------------------------- which kind of file
+# ---------------------------------------------------------------- formats of files
 
 
 def _read(path: Path, file: IO[bytes]) -> tuple[dict, dict[str, str]]:
@@ -159,7 +159,7 @@ def _read(path: Path, file: IO[bytes]) -> tuple[dict, dict[str, str]]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
             content = _read_legacy(stream, size, text=_is_text(head))
     if isinstance(content, Foreign):
-        raise UnreadableError(f"holds a whole pickled {content.name}: where it was written, save its state_dict()")
+        raise UnreadableError(f"holds a complete pickled {content.name}: where it was written, save its state_dict()")
     if not isinstance(content, dict):
         raise UnreadableError(f"holds a {type(content).__name__}, not a dictionary: save a model's state_dict()")
     return content, {}
@@ -189,14 +189,14 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise UnreadableError(f"({size:,} bytes) is no whole .safetensors file ({error}): {AGAIN}") from None
+        raise UnreadableError(f"({size:,} bytes) is no complete .safetensors file ({error}): {AGAIN}") from None
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
-        raise UnreadableError(f"is incomplete ({size:,} bytes, its last part is missing): download it again") from None
+        raise UnreadableError(f"is incomplete ({size:,} bytes, its end is missing): download it again") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     root = _zip_root(list(entries))
     if sum(entry.file_size for entry in entries.values()) > size or len(entries) != len(archive.infolist()):
@@ -217,7 +217,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
 def _zip_root(names: list[str]) -> str:
     """The folder in the archive that holds `data.pkl`; every archive has its own."""
     if any(re.match(r"[^/]+/(code/|constants\.pkl)", name) for name in names):
-        raise UnreadableError("is a TorchScript archive, a program: where it was made, save the model's state_dict()")
+        raise UnreadableError("is a TorchScript archive, a program: where it was saved, save the model's state_dict()")
     roots = [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(roots) != 1:
         held = ", ".join(_short(name) for name in names[:5]) or "nothing"
@@ -257,7 +257,7 @@ def _fill_legacy(stream: mmap.mmap, memory: Tensor, itemsize: int) -> None:
     memory.numpy()[:] = np.frombuffer(data, np.uint8)
 
 
-# ---------------------------------------------------------------- small help
+# ---------------------------------------------------------------- helpers
 
 
 def _mapping(value: Any) -> Mapping:

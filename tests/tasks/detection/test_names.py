@@ -6,7 +6,7 @@ import torch
 import fourstage
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.weights.openmmlab.detector_names import HEADS
-from fourstage.weights.rules import claims, rename
+from fourstage.weights.rules import matching_rules, rename
 
 BOX = ("shared_convs.0.conv.weight", "shared_convs.3.bn.running_var", "shared_convs.1.bn.num_batches_tracked")
 BOX += ("shared_convs.2.gn.bias", "shared_fcs.1.bias", "fc_cls.weight", "fc_reg.bias")
@@ -31,7 +31,7 @@ THEIRS = (
 
 @pytest.mark.parametrize("key", THEIRS)
 def test_every_name_is_claimed_once(key: str) -> None:
-    assert len(claims(HEADS, key)) == 1
+    assert len(matching_rules(HEADS, key)) == 1
 
 
 def test_names_become_ours() -> None:
@@ -42,7 +42,7 @@ def test_names_become_ours() -> None:
 
 def test_a_name_of_another_detector_is_an_error() -> None:
     for key in ("bbox_head.atss_cls.weight", "roi_head.mask_iou_head.fcs.0.weight", "neck.top_down.weight"):
-        with pytest.raises(ValueError, match="claimed by 0 rules"):
+        with pytest.raises(ValueError, match="matches 0 rules"):
             rename({key: torch.zeros(1)}, HEADS)
 
 

@@ -8,7 +8,7 @@ from heads import METHODS, Patches
 
 from fourstage.methods import all_methods, load_address
 from fourstage.tasks.segmentation.segmentor import Segmentor
-from fourstage.weights.rules import Rule, claims, rename
+from fourstage.weights.rules import Rule, matching_rules, rename
 
 TABLES: dict[str, tuple[Rule, ...]] = {
     method.name: load_address(method.names) for method in all_methods("segmentation") if method.names is not None
@@ -64,7 +64,7 @@ def test_names(method: str) -> None:
 @pytest.mark.parametrize("method", BUILDS)
 def test_strange_keys_are_claimed_by_nobody(method: str) -> None:
     for key in ("decode_head.conv_seg.scale", "xdecode_head.conv_seg.weight", "backbone.decode_head.conv_seg.bias"):
-        assert not claims(TABLES[method], key)
+        assert not matching_rules(TABLES[method], key)
 
 
 def test_there_is_a_table_for_every_method() -> None:

@@ -226,7 +226,7 @@ def test_mmcv1_keeps_averages_inside_the_state_dict(tmp_path: Path) -> None:
         ({"a": ONE, "epoch": 3}, "model", ["'epoch'", "int"]),
         ({"epoch": 3}, "model", ["no weights", "'epoch'"]),
         ({}, "model", ["no weights", "nothing"]),
-        ({"model": argparse.Namespace()}, "model", ["whole pickled argparse.Namespace", "state_dict()"]),
+        ({"model": argparse.Namespace()}, "model", ["complete pickled argparse.Namespace", "state_dict()"]),
         ({"model": "swin", "state_dict": {"a": ONE}}, "model", []),
     ],
 )
@@ -271,7 +271,7 @@ def whole(tmp_path: Path) -> bytes:
 def test_files_of_another_kind_are_named(data: bytes, words: str, suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"a.{suffix}").write_bytes(data)
     sentence = refusal(tmp_path / f"a.{suffix}")
-    assert words in sentence or (suffix == "safetensors" and "no whole .safetensors file" in sentence)
+    assert words in sentence or (suffix == "safetensors" and "no complete .safetensors file" in sentence)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -321,8 +321,8 @@ def test_other_archives_are_named(tmp_path: Path) -> None:
 
 def test_whole_models_and_bare_tensors_are_named(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "a.pt")
-    assert "whole pickled torch.nn.modules.linear.Linear" in refusal(tmp_path / "a.pt")
+    assert "complete pickled torch.nn.modules.linear.Linear" in refusal(tmp_path / "a.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "whole pickled torch.nn.modules.linear.Linear" in refusal(tmp_path / "a.pt")
+    assert "complete pickled torch.nn.modules.linear.Linear" in refusal(tmp_path / "a.pt")
     torch.save(torch.ones(2), tmp_path / "a.pt")
     assert "holds a Tensor" in refusal(tmp_path / "a.pt")
