@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fourstage.backbones.layers import Level
 from fourstage.ops.chunks import by_images
@@ -119,10 +120,13 @@ class Backbone(nn.Module):
         Raises:
             ValueError: another number of axes or channels, or an image that is too small.
         """
-        check_image(image_BCHW, self.in_chans)
-        x_BCHW, maps = by_images(self.stem, image_BCHW), []
+        symbolic = isinstance(image_BCHW, Proxy)
+        if not symbolic:
+            check_image(image_BCHW, self.in_chans)
+        run: Callable[[nn.Module, Tensor], Tensor] = as_one_node if symbolic else by_images
+        x_BCHW, maps = run(self.stem, image_BCHW), []
         for stage in self.stages[:count]:
-            x_BCHW = by_images(stage, x_BCHW)
+            x_BCHW = run(stage, x_BCHW)
             maps.append(x_BCHW)
         return maps
 
@@ -381,6 +385,20 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, .
             f"out_indices {tuple(out_indices)} must name different maps out of 0 to {count - 1}, at least one"
         )
     return tuple(kept)
+
+
+def as_one_node(module: nn.Module, x: Any) -> Any:
+    """Record `module(x)` as one node of a symbolic trace, which cannot follow decisions on image sizes.
+
+    Args:
+        x: a `torch.fx.Proxy`.
+    """
+    tracer = x.tracer
+
+    def node(x: Proxy) -> Proxy:
+        return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
+
+    return tracer.call_module(module, node, (x,), {})  # not `node(x)`: torchvision's tracer learns names here
 
 
 def check_image(image_BCHW: Tensor, in_chans: int) -> None:
