@@ -1,4 +1,4 @@
-"""Detectors and segmentors that were built on `meta`, where nothing has memory, are filled by a state dict."""
+"""What other tools do to a module works on detectors and segmentors: building on `meta`, and `torch.jit.trace`."""
 
 from typing import Any
 
@@ -42,3 +42,28 @@ def test_a_network_on_meta_is_filled_by_a_state_dict(task: str, method: str, ass
     network.load_state_dict(source.state_dict(), assign=assign)
     for a, b in zip(values(source, images_BCHW), values(network, images_BCHW), strict=True):
         assert torch.equal(a, b)
+
+
+class RawRetinaNet(nn.Module):
+    """The logits and deltas of a RetinaNet, before boxes are decoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector: Any = build("detection", "retinanet")
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        logits, deltas = self.detector.dense_head(self.detector.neck(self.detector.backbone(image_BCHW)))
+        return [*logits, *deltas]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("method", ["retinanet", "upernet", "semantic_fpn"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*deprecated")
+def test_a_jit_trace_is_the_same_network_for_any_batch(method: str, gradients: bool) -> None:
+    network = RawRetinaNet().eval() if method == "retinanet" else build("segmentation", method)
+    with torch.set_grad_enabled(gradients):
+        traced: Any = torch.jit.trace(network, torch.randn(1, 3, 64, 96))
+        image_BCHW = torch.randn(3, 3, 64, 96)
+        ours, theirs = network(image_BCHW), traced(image_BCHW)
+    for a, b in zip([*ours], [*theirs], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
