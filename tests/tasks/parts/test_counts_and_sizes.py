@@ -1,4 +1,4 @@
-"""Values of a recipe or a caller that cannot be are told in a sentence, before anything is built."""
+"""Impossible values of a recipe or a caller are reported in one message, before anything is built."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ from fourstage.tasks.segmentation.losses import pixel_cross_entropy
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
-WHOLE = Protocol(scale=None)
+COMPLETE = Protocol(scale=None)
 IGNORED = (slice(None), slice(100, 140), slice(50, 90))  # in the losses of the heads
 TAPS = {  # the original's names of what was recorded, and our modules
     "upernet": {
@@ -75,7 +75,7 @@ def batch_of(images_BCHW: Tensor, manifest: dict[str, Any]) -> Batch:
 
 def check_predictions(model: Segmentor, batch: Batch, arrays: dict[str, np.ndarray]) -> None:
     inference = Inference(model.eval(), Normalise.of((0, 0, 0), (1, 1, 1)))
-    for i, scores_CHW in enumerate(inference.scores(batch, WHOLE)):
+    for i, scores_CHW in enumerate(inference.scores(batch, COMPLETE)):
         assert_sampled(scores_CHW, arrays, f"pred/{i}/seg_logits")
         check_labels(scores_CHW.argmax(dim=0), scores_CHW, arrays[f"pred/{i}/argmax"])
 
@@ -97,7 +97,7 @@ def check_losses(losses: dict[str, Tensor], arrays: dict[str, np.ndarray], prefi
 
 
 def test_outputs(case: Case) -> None:
-    """Of the whole, which may go another way on a CPU, and of each part."""
+    """Those of the complete network, which may take fast paths, and of each module."""
     name, model, manifest, arrays = case
     image_BCHW = torch.zeros(2, 3, 256, 320)
     check_predictions(model.eval(), batch_of(image_BCHW, manifest), arrays)
@@ -156,7 +156,7 @@ def small() -> tuple[Inference, Batch, dict[str, np.ndarray]]:
 
 
 PROTOCOLS = {
-    "whole/seg_logits": WHOLE,
+    "whole/seg_logits": COMPLETE,
     "slide/seg_logits": Protocol(scale=None, window=(128, 128), stride=(85, 85)),
     "tta/probs": Protocol(scale=None, ratios=(0.5, 1.0, 1.5), flip=True),
 }

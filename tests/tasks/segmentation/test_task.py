@@ -121,8 +121,8 @@ def test_without_a_truth_the_classes_that_were_found() -> None:
 
 
 def test_a_perfect_prediction_scores_100() -> None:
-    class Told(nn.Module):
-        """Maps that say the truth: the red channel, pooled, is the class."""
+    class Given(nn.Module):
+        """Maps that hold the ground truth: the red channel, pooled, is the class."""
 
         levels = tuple(Level(1, stride) for stride in (4, 8, 16, 32))
 
@@ -133,12 +133,12 @@ def test_a_perfect_prediction_scores_100() -> None:
         def forward(self, maps: list[Tensor]) -> Tensor:
             return ((maps[0] - torch.tensor([-2.0, 0.0, 2.0])[:, None, None]).abs() < 0.5).float()
 
-    told = Segmentor(Told(), Decoder(), 3)
-    told.register_parameter("some", nn.Parameter(torch.zeros(1)))
+    segmentor = Segmentor(Given(), Decoder(), 3)
+    segmentor.register_parameter("some", nn.Parameter(torch.zeros(1)))
     labels = torch.randint(0, 3, (8, 8), dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)
     image = torch.tensor([0, 128, 255], dtype=torch.uint8)[labels.long()].expand(3, 128, 128)
     source = Batch(("a",), image[None], ((128, 128),), ((128, 128),), label_maps_BHW=labels[None])
-    model = Segmentation(told, NAMES, mean=MEAN, std=STD, single=OWN, multi=TWICE, boundaries=True).eval()
+    model = Segmentation(segmentor, NAMES, mean=MEAN, std=STD, single=OWN, multi=TWICE, boundaries=True).eval()
     scores = model.score(model.predict(source))
     assert all(value > 95 for value in scores.values())  # between two cells the classes meet half a pixel off
 

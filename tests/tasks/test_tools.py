@@ -1,4 +1,4 @@
-"""Networks of tasks: an export holds the plain form alone, and layers that somebody wraps are called."""
+"""Networks of tasks under PyTorch's tools: exports, traces, transforms, wrapped and parametrised layers, meta."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -51,6 +51,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "retinanet": lambda: RawOutputs(RetinaNet(Patches(), 3, channels=32, convs=1)),
     "mask_rcnn": lambda: RawOutputs(MaskRCNN(Patches(), 3, channels=32, fc_channels=8, mask_channels=8)),
 }
+SEGMENTORS = ["upernet", "semantic_fpn"]
 
 
 def built(name: str) -> nn.Module:
@@ -71,6 +72,47 @@ def test_an_export_holds_the_plain_form(name: str, gradients: bool, monkeypatch:
     assert not {"aten.einsum.default", "aten.matmul.default", "aten.clone.default", "aten.contiguous.default"} & set(
         counts[1]
     )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_traces(name: str, gradients: bool) -> None:
+    network, image_BCHW = built(name), torch.randn(IMAGES)
+    with torch.set_grad_enabled(gradients):
+        traced: Any = torch.jit.trace(network, image_BCHW)
+        found, wanted = traced(image_BCHW), network(image_BCHW)
+    assert found.requires_grad == gradients
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.detach().abs().max()))
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_gradients_of_each_image(name: str) -> None:
+    network, images_BCHW = built(name), torch.randn(2, 3, 64, 64)
+    state = {key: x.detach() for key, x in network.state_dict().items()}
+
+    def loss(weight: Tensor, image_CHW: Tensor) -> Tensor:
+        given = {**state, "decoder.classify.weight": weight}
+        return torch.func.functional_call(network, given, (image_CHW[None],)).square().mean()
+
+    weight = state["decoder.classify.weight"]
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(weight, images_BCHW)
+    wanted = torch.stack([torch.func.grad(loss)(weight, image_CHW) for image_CHW in images_BCHW])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_empty_batches(name: str) -> None:
+    assert built(name)(torch.empty(0, 3, 64, 64)).shape == (0, 20, 64, 64)
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_networks_that_were_built_on_meta(name: str) -> None:
+    network, image_BCHW = built(name), torch.randn(2, 3, 64, 64)
+    with torch.device("meta"):
+        other = NETWORKS[name]().eval()
+    other.load_state_dict(network.state_dict(), assign=True)
+    torch.testing.assert_close(other(image_BCHW), network(image_BCHW), rtol=0, atol=0)
 
 
 class Adapted(nn.Module):
