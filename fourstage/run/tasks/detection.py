@@ -16,7 +16,7 @@ from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
-from fourstage.tasks.detection.errors import SURE, Errors, errors_of
+from fourstage.tasks.detection.errors import SHOWN_SCORE, Errors, find_errors
 from fourstage.tasks.detection.task import Detection
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         """Write images with their true and their predicted objects: the worst ones, and others drawn evenly."""
         from fourstage.report.objects import draw_objects, side_by_side
 
-        errors = {id: errors_of(record) for id, record in records.items()}
+        errors = {id: find_errors(record) for id, record in records.items()}
         worst = [id for id in sorted(errors, key=lambda id: (-errors[id].weight, id)) if errors[id].weight > 0]
 
         def draw(sample: Sample, image_HW3: np.ndarray) -> "tuple[Image, dict[str, Any]]":
@@ -142,5 +142,5 @@ def _mistakes(errors: Errors, record: Record) -> dict[str, Any]:
 
 def _confident(record: Record) -> dict[str, Any]:
     """Return the detections that are drawn."""
-    kept = [i for i, score in enumerate(record["scores"]) if score >= SURE]
+    kept = [i for i, score in enumerate(record["scores"]) if score >= SHOWN_SCORE]
     return {key: [record[key][i] for i in kept] for key in ("boxes", "labels", "scores", "masks") if key in record}

@@ -36,7 +36,7 @@ class AnchorGrid:
             self._base.append(torch.stack([-width_A, -height_A, width_A, height_A], dim=1))
 
     def boxes(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """(H * W * A, 4) float32 pixels for each map of `sizes` (H, W): rows, columns, anchors of a cell."""
+        """Return (H * W * A, 4) float32 pixels for each map of `sizes` (H, W): rows, columns, anchors of a cell."""
         out = []
         for (height, width), stride, base_A4 in zip(sizes, self.strides, self._base, strict=True):
             y, x = (torch.arange(n, device=device, dtype=torch.float32) * stride for n in (height, width))
@@ -48,7 +48,7 @@ class AnchorGrid:
     def within(
         self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device
     ) -> list[Tensor]:
-        """(H * W * A,) for each map: whether the anchor's cell begins within `image_size` (H, W)."""
+        """Return (H * W * A,) bool for each map: whether the anchor's cell begins within `image_size` (H, W)."""
         out = []
         for (height, width), stride in zip(sizes, self.strides, strict=True):
             rows_H = torch.arange(height, device=device) < math.ceil(image_size[0] / stride)
@@ -59,11 +59,11 @@ class AnchorGrid:
 
 
 def within_image(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N,) bool: which boxes are entirely within an image of `size` (H, W)."""
+    """Return (N,) bool: which boxes are entirely within an image of `size` (H, W)."""
     x1, y1, x2, y2 = boxes_N4.unbind(-1)
     return (x1 >= 0) & (y1 >= 0) & (x2 < size[1]) & (y2 < size[0])
 
 
 def octave_scales(base: float, per_octave: int) -> tuple[float, ...]:
-    """`base` times the powers of 2 at 0, 1 / per_octave ... below 1."""
+    """Return `base` times the powers of 2 at 0, 1 / per_octave ... below 1."""
     return tuple(base * 2 ** (i / per_octave) for i in range(per_octave))

@@ -1,6 +1,6 @@
-"""The second look at a proposal: which class, and where exactly. R regions, C classes, P positives.
+"""The box head of two-stage detectors: class and exact box of a region. R regions, C classes, P positives.
 
-The background is one more class inside here, the last one.
+Inside this file the background is one more class, the last one.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ SPREAD = 3.0  # standard deviation of logits for which some regions score high f
 
 @dataclass(frozen=True)
 class Samples:
-    """The regions of one image that train, positives first."""
+    """The training regions of one image, positives first."""
 
     boxes_R4: Tensor
-    matched_P: Tensor  # which true box each positive answers for
-    is_ground_truth_P: Tensor  # bool: the positive is itself a true box
+    matched_P: Tensor  # the ground-truth box that each positive is matched to
+    is_ground_truth_P: Tensor  # bool: the positive is a ground-truth box that was added to the proposals
     labels_R: Tensor  # int64; C is background
 
     @property
@@ -47,7 +47,7 @@ def sample_regions(
     rng: np.random.Generator,
     background: int,
 ) -> Samples:
-    """Choose among the proposals and the true boxes, which are proposed too."""
+    """Choose among the proposals and the ground-truth boxes, which are added to them."""
     count = len(truth.boxes_G4)
     own_G = torch.arange(count, device=proposals_N4.device)
     matched_N = torch.cat([own_G, matcher([proposals_N4], truth.boxes_G4)])
@@ -60,7 +60,7 @@ def sample_regions(
 
 @dataclass(frozen=True)
 class BoxLoss:
-    """What the boxes of positives are trained by."""
+    """The loss of the boxes of positives."""
 
     form: Literal["l1", "smooth_l1", "giou"] = "l1"  # giou compares the boxes themselves, the others their deltas
     weight: float = 1.0
@@ -118,7 +118,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_RCMM: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C + 1) logits and (R, C or 1, 4) deltas, float32 or better."""
+        """Return (R, C + 1) logits and (R, C or 1, 4) deltas, float32 or better."""
         x_RC = self.convs(x_RCMM).flatten(1)
         for linear in self.fcs:
             x_RC = F.relu(linear(x_RC))
@@ -132,7 +132,7 @@ class BoxHead(nn.Module):
         truths: Sequence[GroundTruth],
         mean: Mean,
     ) -> dict[str, Tensor]:
-        """`loss_cls`, cross-entropy, and `loss_bbox`, both divided by the number of regions."""
+        """Return `loss_cls`, cross-entropy, and `loss_bbox`, both divided by the number of regions."""
         labels_R = torch.cat([s.labels_R for s in samples])
         count = mean(count_tensor(max(len(labels_R), 1), logits_RC))
         class_sum = F.cross_entropy(logits_RC, labels_R, reduction="sum")
@@ -150,7 +150,7 @@ class BoxHead(nn.Module):
         return {"loss_cls": divide(class_sum, count), "loss_bbox": divide(box_sum, count) * self.loss.weight}
 
     def refine(self, boxes_R4: Tensor, deltas_RK4: Tensor, labels_R: Tensor, size: tuple[int, int]) -> Tensor:
-        """(R, 4) boxes moved as their class says, clipped to `size` (H, W)."""
+        """Return (R, 4) boxes moved by the deltas of their class, clipped to `size` (H, W)."""
         return self.coder.decode(boxes_R4, _of_class(deltas_RK4, labels_R), size)
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class BoxHead(nn.Module):
 
 
 def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:
-    """(R, 4): the deltas for one class each, or those for all of them."""
+    """Return (R, 4) deltas: those of one class each, or those that all classes share."""
     if deltas_RK4.shape[1] == 1:
         return deltas_RK4[:, 0]
     return deltas_RK4.gather(1, labels_R[:, None, None].expand(-1, 1, 4))[:, 0]
@@ -174,9 +174,9 @@ def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """Which of all regions and classes are detections."""
+    """Which pairs of a region and a class become detections."""
 
-    score_threshold: float = 0.05  # more than this
+    score_threshold: float = 0.05  # detections score more
     iou_threshold: float = 0.5
     per_image: int = 100
     mask_threshold: float = 0.5  # from this probability on, a pixel belongs to the object
@@ -197,10 +197,10 @@ def select(
     how: DetectionLimits,
     place: Callable[[Tensor], Tensor],
 ) -> Detections:
-    """Detections in one image of `size` (H, W).
+    """Return the detections in one image of `size` (H, W).
 
     Args:
-        place: takes the boxes of the candidates to where non-maximum suppression is to happen.
+        place: moves the boxes of the candidates to where suppression happens, such as into the original image.
     """
     scores_RC = logits_RC.softmax(dim=1)[:, :-1]
     r, label = (scores_RC > how.score_threshold).nonzero(as_tuple=True)
@@ -212,5 +212,5 @@ def select(
 
 
 def regions_of(samples: Sequence[Samples]) -> Tensor:
-    """(R, 5) of all images."""
+    """Return the (R, 5) regions of all images."""
     return to_rois([s.boxes_R4 for s in samples])

@@ -13,23 +13,23 @@ ONE_NMS = 10_000  # boxes; from here on a GPU goes through the groups one by one
 
 
 def as_float32(x: Tensor) -> Tensor:
-    """Halves, as autocast leaves them, as float32: boxes, scores and losses need its precision. Doubles stay."""
+    """Return half precision as float32, which boxes, scores and losses need; float64 stays."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def box_areas(boxes_N4: Tensor) -> Tensor:
-    """(N,) square pixels."""
+    """Return (N,) areas in square pixels."""
     x1, y1, x2, y2 = boxes_N4.unbind(-1)
     return (x2 - x1) * (y2 - y1)
 
 
 def have_area(boxes_N4: Tensor) -> Tensor:
-    """(N,) bool: which boxes have positive sides."""
+    """Return (N,) bool: which boxes have positive sides."""
     return (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
 
 
 def overlaps(a_N4: Tensor, b_N4: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas of intersection and of union of boxes that broadcast against each other, without the last axis."""
+    """Return the areas of intersection and union of boxes that broadcast against each other, without the last axis."""
     ax1, ay1, ax2, ay2 = a_N4.unbind(-1)
     bx1, by1, bx2, by2 = b_N4.unbind(-1)
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
@@ -39,13 +39,13 @@ def overlaps(a_N4: Tensor, b_N4: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
-    """(N, M) intersection over union of every box with every other."""
+    """Return the (N, M) intersection over union of every box with every other."""
     both, union = overlaps(a_N4[:, None], b_M4[None])
     return both / union
 
 
 def generalized_iou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
-    """(N,) of boxes that broadcast against each other, in [-1, 1]; https://arxiv.org/abs/1902.09630."""
+    """Return the (N,) generalised IoU, in [-1, 1], of boxes that broadcast against each other; https://arxiv.org/abs/1902.09630."""
     both, union = overlaps(a_N4, b_N4)
     low, high = torch.minimum(a_N4[..., :2], b_N4[..., :2]), torch.maximum(a_N4[..., 2:], b_N4[..., 2:])
     around = (high - low).clamp(min=0).prod(dim=-1).clamp(min=SMALLEST_AREA)
@@ -53,7 +53,7 @@ def generalized_iou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes_N4: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
-    """Boxes cut at the border of an image of `size` (H, W), a pair or a tensor that broadcasts: (..., 2)."""
+    """Clip boxes to the border of an image of `size` (H, W), a pair or a tensor that broadcasts: (..., 2)."""
     limit = torch.as_tensor(size, dtype=boxes_N4.dtype, device=boxes_N4.device)
     limit = torch.stack([limit[..., 1], limit[..., 0]] * 2, dim=-1)
     return torch.minimum(boxes_N4.clamp(min=0), limit)
@@ -69,7 +69,7 @@ class BoxCoder:
     stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 
     def encode(self, anchors_N4: Tensor, boxes_N4: Tensor) -> Tensor:
-        """(N, 4) deltas that take anchors to boxes, both with positive sides."""
+        """Return (N, 4) deltas that take anchors to boxes, both with positive sides."""
         center_N2, size_N2 = _center_size(anchors_N4)
         to_center_N2, to_size_N2 = _center_size(boxes_N4)
         deltas_N4 = torch.cat([(to_center_N2 - center_N2) / size_N2, (to_size_N2 / size_N2).log()], dim=-1)
@@ -112,6 +112,6 @@ def grouped_nms(boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, iou_thresh
         return nms(apart_N4, scores_N, iou_threshold)
     order_N = groups_N.argsort(stable=True)  # group by group the same boxes stay, for the sum of squares of pairs
     counts = groups_N.bincount().tolist()
-    parts = [part for part in order_N.split(counts) if len(part)]
-    kept_N = torch.cat([part[nms(apart_N4[part], scores_N[part], iou_threshold)] for part in parts]).sort().values
+    groups = [g for g in order_N.split(counts) if len(g)]
+    kept_N = torch.cat([g[nms(apart_N4[g], scores_N[g], iou_threshold)] for g in groups]).sort().values
     return kept_N[scores_N[kept_N].argsort(descending=True, stable=True)]

@@ -20,7 +20,7 @@ from fourstage.tasks.parts.settings import settings_from
 
 @dataclass(frozen=True)
 class CascadeStage:
-    """One look of several."""
+    """One box head of several."""
 
     iou: float  # from this overlap on a region is a positive
     stds: tuple[float, float, float, float]  # of its deltas
@@ -108,7 +108,7 @@ class CascadeMaskRCNN(TwoStage):
         self.mask_heads = nn.ModuleList(settings.mask_head(channels, num_classes) for _ in self.stages if masks)
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
-        """Of proposals, and `s0.loss_cls`, `s0.loss_bbox`, `s0.loss_mask` and so on, a stage each."""
+        """Return the losses of proposals, and for each stage `s0.loss_cls`, `s0.loss_bbox`, `s0.loss_mask` ..."""
         draws, truths = Draws(seed), ground_truths(batch, masks=len(self.mask_heads) > 0)
         maps = self.maps(batch)
         logits, deltas = self.rpn(maps)
@@ -133,7 +133,10 @@ class CascadeMaskRCNN(TwoStage):
     def _refined(
         self, head: BoxHead, samples: Sequence[Samples], logits_RC: Tensor, deltas_RK4: Tensor, batch: Batch
     ) -> list[Tensor]:
-        """Boxes for the next stage: positives move as their true class says; true boxes come in anew there."""
+        """Return the boxes for the next stage, without the ground-truth boxes, which that stage adds again.
+
+        Positives move by the deltas of their ground-truth class, others by those of their best class.
+        """
         counts = [len(s.labels_R) for s in samples]
         out = []
         for i, (s, logits, deltas) in enumerate(
@@ -148,7 +151,7 @@ class CascadeMaskRCNN(TwoStage):
 
     @torch.no_grad()
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
-        """As `Detector.detect`. Classes are those of the mean logits of all stages, masks their mean probabilities."""
+        """As `Detector.detect`. Classes come from the mean logits of all stages, masks from mean probabilities."""
         maps = self.maps(batch)
         logits, deltas = self.rpn(maps)
         boxes = [boxes for boxes, _ in self.rpn.propose(logits, deltas, batch, self.rpn.proposals)]
@@ -159,8 +162,8 @@ class CascadeMaskRCNN(TwoStage):
             all_logits.append(logits_RC)
             if i + 1 < len(heads):
                 labels = logits_RC[:, :-1].argmax(dim=1).split(counts)
-                parts = zip(boxes, deltas_RK4.split(counts), labels, batch.sizes, strict=True)
-                boxes = [head.refine(b, d, label, size) for b, d, label, size in parts]
+                images = zip(boxes, deltas_RK4.split(counts), labels, batch.sizes, strict=True)
+                boxes = [head.refine(b, d, label, size) for b, d, label, size in images]
         mean_RC = torch.stack(all_logits).sum(dim=0) / len(heads)
         mask_heads = [head for head in self.mask_heads if isinstance(head, MaskHead)]
         return self.finish(maps, batch, boxes, mean_RC, deltas_RK4, heads[-1], mask_heads, rescale=rescale)

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by faster-coco-eval. Numbers equal pycocotools'.
+"""COCO's average precision of boxes and masks, by faster-coco-eval. The numbers equal those of pycocotools.
 
 T thresholds of intersection over union, R points of recall, K classes, A ranges of area, M limits on detections.
 """
@@ -10,20 +10,20 @@ from typing import Any, Literal
 import numpy as np
 
 Record = Mapping[str, Any]
-Kind = Literal["box", "mask"]
+IoUType = Literal["box", "mask"]
 
 LIMITS = (1, 10, 100)  # detections of one class in one image that count: COCO's own
 MMDET_LIMITS = (100, 300, 1000)  # MMDetection's, under which AP50, AP75 and those by size count 1,000
 SIZES = {"s": "small", "m": "medium", "l": "large"}  # boundaries are 32 x 32 and 96 x 96 pixels
 MAIN_LIMIT = 100  # of the mean AP, whatever the limits are
-UNKNOWN = -1.0  # a metric of something that the truth does not have
+UNKNOWN = -1.0  # a metric of objects that the ground truth does not have
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What one evaluation came to. -1 stands where the truth has no such object."""
+    """Precision and recall of one evaluation; -1 where the ground truth has no such object."""
 
-    kind: Kind
+    iou_type: IoUType
     classes: tuple[str, ...]
     limits: tuple[int, ...]
     precision_TRKAM: np.ndarray
@@ -32,7 +32,7 @@ class Measured:
     counts_K: np.ndarray  # objects that are no crowd
 
     def metrics(self) -> dict[str, float]:
-        """COCO's twelve numbers in per cent, as `box_map`, `box_map50`, ...; `UNKNOWN` where there is no such object.
+        """Return COCO's twelve numbers in per cent, as `box_map`, `box_map50`, ...; `UNKNOWN` without such objects.
 
         `map` averages over ten thresholds from 0.50 to 0.95, with up to 100 detections of a class in an image; the
         others count up to the last limit, and `recall<M>` up to M. `s`, `m`, `l` are small, medium and large objects.
@@ -47,11 +47,11 @@ class Measured:
         out |= {f"map_{s}": self._ap(slice(None), slice(None), a, last) for a, s in enumerate(SIZES, 1)}
         out |= {f"recall{n}": _mean(self.recall_TKAM[:, :, all_sizes, m]) for m, n in enumerate(self.limits)}
         out |= {f"recall_{s}": _mean(self.recall_TKAM[:, :, a, last]) for a, s in enumerate(SIZES, 1)}
-        return {f"{self.kind}_{name}": value for name, value in out.items()}
+        return {f"{self.iou_type}_{name}": value for name, value in out.items()}
 
     def per_class(self) -> list[dict[str, Any]]:
-        """For each class its name, the number of objects, and in per cent `<kind>_map`, `<kind>_map50`, ...; None
-        where the truth has no such object.
+        """Return for each class its name, the number of objects, and in per cent `box_map`, `box_map50`, ... or
+        `mask_map`, ...; None where the ground truth has no such object.
         """
         last = len(self.limits) - 1
         main = self.limits.index(MAIN_LIMIT) if MAIN_LIMIT in self.limits else last
@@ -64,17 +64,17 @@ class Measured:
                 **{f"map_{s}": self._ap(slice(None), k, a, last) for a, s in enumerate(SIZES, 1)},
                 "recall": _mean(self.recall_TKAM[:, k, 0, last]),
             }
-            known = {f"{self.kind}_{key}": None if v == UNKNOWN else v for key, v in values.items()}
+            known = {f"{self.iou_type}_{key}": None if v == UNKNOWN else v for key, v in values.items()}
             rows.append({"name": name, "count": int(self.counts_K[k]), **known})
         return rows
 
     def curves(self) -> dict[str, Any]:
-        """Precision over recall, for pictures.
+        """Return precision over recall, for charts.
 
         Returns:
             `recall`: the R points, 0 to 1. `mean`: for the thresholds "0.50", "0.75" and "0.50:0.95" the precision at
-            each point, the mean of all classes that the truth has. `per_class`: by name, the precision at threshold
-            0.50, and `scores`: by name, the score that reaches each recall there (0 where none does).
+            each point, the mean of all classes that the ground truth has. `per_class`: by name, the precision at
+            threshold 0.50, and `scores`: by name, the score that reaches each recall there (0 where none does).
         """
         precision_TRK, scores_RK = self.precision_TRKAM[:, :, :, 0, -1], self.scores_TRKAM[0, :, :, 0, -1]
         known_K = np.flatnonzero((precision_TRK > UNKNOWN).all(axis=(0, 1)))
@@ -95,32 +95,32 @@ class Measured:
 
 def measure(
     records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequence[int] = LIMITS
-) -> dict[Kind, Measured]:
-    """Evaluate what was predicted for a set of images.
+) -> dict[IoUType, Measured]:
+    """Evaluate the predictions for a set of images.
 
     Args:
         records: by the sample's id, in any order. Each has `boxes` (x1 y1 x2 y2 in pixels of the image on disk),
-            `labels`, `scores`, perhaps `masks` (COCO's compressed run lengths as strings), and what it is scored
-            against as `truth`, see `ObjectTable.reference`.
+            `labels`, `scores`, perhaps `masks` (COCO's compressed run lengths as strings), and the ground truth as
+            `truth`, see `ObjectTable.reference`.
         classes: names, in the order of the labels.
         limits: detections of one class in one image that count, ascending: `LIMITS` or `MMDET_LIMITS`.
 
     Returns:
-        "box", and "mask" where both the predictions and the truth have masks.
+        "box", and "mask" where both the predictions and the ground truth have masks.
 
     Raises:
-        ValueError: records without truth, impossible limits; the library is missing.
+        ValueError: records without ground truth, impossible limits; the library is missing.
     """
     if not limits or list(limits) != sorted(set(limits)) or min(limits) < 1:
-        raise ValueError(f"limits on detections ascend and are above 0, such as [1, 10, 100]; got {list(limits)}")
+        raise ValueError(f"limits on detections must ascend and be above 0, such as [1, 10, 100]; got {list(limits)}")
     ordered = _ordered(records)
     masks = bool(ordered) and all("masks" in record and "masks" in record["truth"] for record in ordered)
-    kinds: tuple[Kind, ...] = ("box", "mask") if masks else ("box",)
-    return {kind: _evaluate(ordered, tuple(classes), tuple(limits), kind) for kind in kinds}
+    iou_types: tuple[IoUType, ...] = ("box", "mask") if masks else ("box",)
+    return {iou_type: _evaluate(ordered, tuple(classes), tuple(limits), iou_type) for iou_type in iou_types}
 
 
 def score(records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequence[int] = LIMITS) -> dict[str, float]:
-    """The metrics of boxes, and of masks where there are some, see `Measured.metrics`; in any order of records."""
+    """Return the metrics of boxes, and of masks where there are some; see `Measured.metrics`."""
     out: dict[str, float] = {}
     for measured in measure(records, classes, limits=limits).values():
         out |= measured.metrics()
@@ -128,7 +128,7 @@ def score(records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequ
 
 
 def tables(records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequence[int] = LIMITS) -> dict[str, Any]:
-    """What a report shows.
+    """Return what a report shows.
 
     Returns:
         `per_class`: for each class its name, the number of its objects, and its metrics of boxes and masks.
@@ -139,43 +139,51 @@ def tables(records: Mapping[str, Record], classes: Sequence[str], *, limits: Seq
     for one in measured.values():
         for row, more in zip(rows, one.per_class(), strict=True):
             row.update(more)
-    return {"per_class": rows, "curves": {kind: one.curves() for kind, one in measured.items()}}
+    return {"per_class": rows, "curves": {iou_type: one.curves() for iou_type, one in measured.items()}}
 
 
 def _ordered(records: Mapping[str, Record]) -> list[Record]:
-    """In the order of COCO's own numbers where all images have one, for equal scores are ranked by it; else by id."""
+    """Return the records in the order of COCO's image numbers, which ranks equal scores; without them, by id."""
     for id, record in records.items():
         if record.get("truth") is None:
-            raise ValueError(f"the image {id} has no truth to be scored against; evaluate on data with objects")
+            raise ValueError(f"the image {id} has no ground truth; evaluate on data with objects")
     numbered = all(isinstance(record["truth"].get("image_id"), int) for record in records.values())
     ids = sorted(records, key=(lambda id: records[id]["truth"]["image_id"]) if numbered else None)
     return [records[id] for id in ids]
 
 
-def _evaluate(records: Sequence[Record], classes: tuple[str, ...], limits: tuple[int, ...], kind: Kind) -> Measured:
+def _evaluate(
+    records: Sequence[Record], classes: tuple[str, ...], limits: tuple[int, ...], iou_type: IoUType
+) -> Measured:
     coco, evaluation = _library()
     images = [
         {"id": i, "height": record["truth"]["size"][0], "width": record["truth"]["size"][1]}
         for i, record in enumerate(records, 1)
     ]
     categories = [{"id": k, "name": name} for k, name in enumerate(classes)]
-    objects, found = _objects(records, kind), _found(records, kind)
+    objects, detections = _objects(records, iou_type), _detections(records, iou_type)
     sets = [
         coco({"images": images, "categories": categories, "annotations": annotations})
-        for annotations in (objects, found)
+        for annotations in (objects, detections)
     ]
-    one = evaluation(*sets, iouType="bbox" if kind == "box" else "segm", print_function=_quiet)
+    one = evaluation(*sets, iouType="bbox" if iou_type == "box" else "segm", print_function=_quiet)
     one.params.maxDets = list(limits)
     one.evaluate()
     one.accumulate()
     counts_K = np.bincount([o["category_id"] for o in objects if not o["iscrowd"]], minlength=len(classes))
     return Measured(
-        kind, classes, limits, one.eval["precision"], one.eval["recall"], one.eval["scores"], counts_K.astype(np.int64)
+        iou_type,
+        classes,
+        limits,
+        one.eval["precision"],
+        one.eval["recall"],
+        one.eval["scores"],
+        counts_K.astype(np.int64),
     )
 
 
-def _objects(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]:
-    """The truth as COCO has it."""
+def _objects(records: Sequence[Record], iou_type: IoUType) -> list[dict[str, Any]]:
+    """Return the ground truth in COCO's format."""
     out: list[dict[str, Any]] = []
     for image, record in enumerate(records, 1):
         truth = record["truth"]
@@ -185,25 +193,25 @@ def _objects(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]:
                 "id": len(out) + 1, "image_id": image, "category_id": label, "iscrowd": int(crowd), "area": area,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }  # fmt: skip
-            if kind == "mask":
+            if iou_type == "mask":
                 one["segmentation"] = {"size": truth["size"], "counts": truth["masks"][i]}
             out.append(one)
     return out
 
 
-def _found(records: Sequence[Record], kind: Kind) -> list[dict[str, Any]]:
-    """The predictions as COCO has them; the size of a mask is its own, not that of its box."""
+def _detections(records: Sequence[Record], iou_type: IoUType) -> list[dict[str, Any]]:
+    """Return the predictions in COCO's format; the area of a mask is its own, not that of its box."""
     out: list[dict[str, Any]] = []
     for image, record in enumerate(records, 1):
         columns = zip(record["boxes"], record["labels"], record["scores"], strict=True)
-        masks = [{"size": record["truth"]["size"], "counts": m} for m in record["masks"]] if kind == "mask" else []
+        masks = [{"size": record["truth"]["size"], "counts": m} for m in record["masks"]] if iou_type == "mask" else []
         areas = _areas(masks) if masks else []
         for i, ((x1, y1, x2, y2), label, score) in enumerate(columns):
             one = {
                 "id": len(out) + 1, "image_id": image, "category_id": label, "iscrowd": 0, "score": score,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
             }  # fmt: skip
-            if kind == "mask":
+            if iou_type == "mask":
                 one |= {"segmentation": masks[i], "area": areas[i]}
             out.append(one)
     return out
@@ -225,7 +233,7 @@ def _short(values: np.ndarray) -> list[float]:
 
 
 def _quiet(*_: object) -> None:
-    """The library prints how far it is."""
+    """Replace the function by which the library prints its progress."""
 
 
 def _library() -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """What all detectors share: a backbone, a neck, and heads that return losses or detections.
 
-B images, C classes, G true boxes, N detections, H x W pixels.
+B images, C classes, G ground-truth boxes, N detections, H x W pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -110,7 +110,7 @@ class Detector(nn.Module, ABC):
         """
 
     def maps(self, batch: Batch) -> list[Tensor]:
-        """Return the neck's maps of images that are padded with zeros to whole cells of the coarsest common stride."""
+        """Return the neck's maps of images that are padded with zeros to a multiple of 32 pixels."""
         dtype = next(self.parameters()).dtype
         return self.neck(feature_maps(self.backbone, prefer_channels_last(padded(batch.images_BCHW.to(dtype)))))
 

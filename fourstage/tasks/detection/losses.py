@@ -1,6 +1,6 @@
-"""Losses as sums over what they are told, divided by a count. N boxes, C classes.
+"""Losses as sums, and their division by a count. N boxes, C classes.
 
-A count is a scalar tensor. As in the published detectors the smallest float32 step is added to it.
+A count is a scalar tensor. As in the published detectors, the smallest float32 step is added to it.
 """
 
 import torch
@@ -17,9 +17,9 @@ def divide(total: Tensor, count: Tensor | float) -> Tensor:
 
 
 def focal_sum(logits: Tensor, used: Tensor, positive_P: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """The focal loss of binary logits, summed; https://arxiv.org/abs/1708.02002.
+    """Return the focal loss of binary logits, summed; https://arxiv.org/abs/1708.02002.
 
-    Nearly all entries are negative, so all of them are summed as such and the positive ones are put right.
+    Nearly all entries are negative, so all are summed as negatives first; the positive ones are corrected afterwards.
 
     Args:
         logits: any shape, float32.
@@ -31,15 +31,15 @@ def focal_sum(logits: Tensor, used: Tensor, positive_P: Tensor, *, alpha: float 
 
 
 def _focal(agreement: Tensor, gamma: float) -> Tensor:
-    """Focal loss of logits that should be large, without alpha."""
+    """Return the focal loss of logits that should be large, without alpha."""
     return F.softplus(-agreement) * torch.sigmoid(-agreement) ** gamma
 
 
 def smooth_l1_sum(predicted_N4: Tensor, target_N4: Tensor, beta: float = 0.0) -> Tensor:
-    """Absolute differences, summed; quadratic below `beta`, and nowhere where that is 0."""
+    """Return absolute differences, summed; quadratic below `beta`, where that is above 0."""
     return F.smooth_l1_loss(predicted_N4, target_N4, beta=beta, reduction="sum")
 
 
 def giou_sum(predicted_N4: Tensor, target_N4: Tensor) -> Tensor:
-    """1 - generalised IoU of box pairs, summed."""
+    """Return 1 - generalised IoU of box pairs, summed."""
     return (1 - generalized_iou(predicted_N4, target_N4)).sum()

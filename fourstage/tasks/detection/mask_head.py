@@ -39,18 +39,18 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x_RCMM: Tensor) -> Tensor:
-        """(R, C, 2M, 2M) logits of every class, float32 or better."""
+        """Return the (R, C, 2M, 2M) logits of every class, float32 or better."""
         return as_float32(self.logits(self._features(x_RCMM)))
 
     def of_class(self, x_RCMM: Tensor, labels_R: Tensor) -> Tensor:
-        """(R, 2M, 2M) logits of one class for each region, the only ones that are computed; float32 or better."""
+        """Return (R, 2M, 2M) logits of one class for each region; no others are computed. Float32 or better."""
         return as_float32(conv_of_class(self.logits, self._features(x_RCMM), labels_R))
 
     def _features(self, x_RCMM: Tensor) -> Tensor:
         return F.relu(self.upsample(self.convs(x_RCMM)))
 
     def loss(self, x_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[GroundTruth]) -> Tensor:
-        """Binary cross-entropy of the true class' mask, a mean over all cells; 0 where there are no positives."""
+        """Return the binary cross-entropy of the masks of the ground-truth classes, a mean over cells; 0 without."""
         labels_P = torch.cat([s.labels_R[: len(s.matched_P)] for s in samples])
         chosen_PMM = self.of_class(x_PCMM, labels_P)
         if len(chosen_PMM) == 0:

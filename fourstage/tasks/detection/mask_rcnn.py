@@ -19,7 +19,7 @@ STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes
 
 
 class MaskRCNN(TwoStage):
-    """Proposals, then a class, a box and a mask for each.
+    """Two-stage detector: proposals, then a class, a box and a mask for each.
 
     Args:
         backbone: with `levels`, all of which are used.
@@ -86,7 +86,7 @@ class MaskRCNN(TwoStage):
         self.matcher = OverlapMatcher(ThresholdMatcher(0.5, 0.5, 0.5))
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
-        """Of proposals, classes, boxes and, where there is a mask head, masks."""
+        """Return the losses of proposals, classes, boxes and, where there is a mask head, masks."""
         draws, truths = Draws(seed), ground_truths(batch, masks=self.mask_head is not None)
         maps = self.maps(batch)
         logits, deltas = self.rpn(maps)

@@ -14,7 +14,7 @@ PIXELS = 2**24  # float32 pixels of full-size masks that are in memory at a time
 
 
 def crop_masks(masks_GHW: Tensor, boxes_N4: Tensor, which_N: Tensor, size: int) -> Tensor:
-    """What of a mask lies in a box, as 0 and 1 on a grid of `size` cells a side.
+    """Return what of a mask is in a box, as 0 and 1 on a grid of `size` cells a side.
 
     Args:
         masks_GHW: bool.
@@ -39,9 +39,9 @@ def crop_masks(masks_GHW: Tensor, boxes_N4: Tensor, which_N: Tensor, size: int) 
 
 @dataclass(frozen=True)
 class SmallMasks:
-    """Predicted masks as they leave a mask head, each stretched over its box; `paste` makes pixels of them.
+    """Predicted masks on the small grid of a mask head, each stretched over its box; `paste` turns them into pixels.
 
-    Hundreds of masks of a large image take gigabytes, so they are made a few at a time.
+    Hundreds of masks of a large image take gigabytes, so a few are pasted at a time.
     """
 
     probabilities_NMM: Tensor  # float32
@@ -53,7 +53,7 @@ class SmallMasks:
         return len(self.boxes_N4)
 
     def paste(self) -> Iterator[Tensor]:
-        """All masks in their order, (n, H, W) bool, so many at a time as fit in memory easily."""
+        """Yield all masks in their order, (n, H, W) bool, as many at a time as fit in memory easily."""
         if not len(self):
             return
         at_once = max(1, PIXELS // (self.size[0] * self.size[1]))
@@ -63,7 +63,7 @@ class SmallMasks:
             yield self._pasted(small, boxes)
 
     def full_size(self) -> Tensor:
-        """(N, H, W) bool: all masks at once."""
+        """Return all masks at once, (N, H, W) bool."""
         out_NHW = torch.zeros((len(self), *self.size), dtype=torch.bool, device=self.boxes_N4.device)
         first = 0
         for masks in self.paste():
@@ -83,15 +83,15 @@ class SmallMasks:
 
 
 def _window(low_N: Tensor, high_N: Tensor, side: int) -> tuple[int, int]:
-    """The pixels along one axis that boxes can touch."""
+    """Return the pixels along one axis that boxes can touch."""
     return max(0, int(low_N.min().floor()) - 1), min(side, int(high_N.max().ceil()) + 1)
 
 
 def _interpolated(values_NMK: Tensor, low_N: Tensor, high_N: Tensor, first: int, last: int) -> Tensor:
     """Linear interpolation along the second axis, at the centres of pixels `first` to `last`: (N, last - first, K).
 
-    The M values stand in the middles of M equal parts of `low` to `high`; beyond half a part outside there are zeros.
-    A part without extent gives its middle value to the two or three pixels around it.
+    The M values are at the centres of M equal cells from `low` to `high`; beyond half a cell outside there are zeros.
+    A box without extent gives its middle value to the two or three pixels around it.
     """
     cells = values_NMK.shape[1]
     center = torch.arange(first, last, device=low_N.device, dtype=low_N.dtype) + 0.5

@@ -79,13 +79,13 @@ class RetinaHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights: normal, std 0.01; biases: 0, and for the classes such that every one starts at a score of 0.01."""
+        """Weights: normal, std 0.01; biases: 0, and for the classes such that each starts at a score of 0.01."""
         init_convs(self)
         assert self.classify.bias is not None
         nn.init.constant_(self.classify.bias, -math.log(0.99 / 0.01))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each map (B, A * C, H, W) logits and (B, A * 4, H, W) deltas."""
+        """Return for each map (B, A * C, H, W) logits and (B, A * 4, H, W) deltas."""
         logits = [self.classify(self.class_tower(x_BCHW)) for x_BCHW in maps]
         deltas = [self.regress(self.box_tower(x_BCHW)) for x_BCHW in maps]
         return logits, deltas
@@ -98,7 +98,7 @@ class RetinaHead(nn.Module):
         truths: Sequence[GroundTruth],
         mean: Mean,
     ) -> dict[str, Tensor]:
-        """`loss_cls` and `loss_bbox` from what `forward` gave."""
+        """Return `loss_cls` and `loss_bbox` from what `forward` returned."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
         anchors = self.anchors.boxes(sizes, logits[0].device)
         matched_BN = self._matched(anchors, sizes, batch, truths)
@@ -106,8 +106,8 @@ class RetinaHead(nn.Module):
         offset_B = torch.tensor([0, *(len(t.labels_G) for t in truths)][:-1], device=matched_BN.device).cumsum(0)
         labels_G, boxes_G4 = torch.cat([t.labels_G for t in truths]), torch.cat([t.boxes_G4 for t in truths])
         class_sums, box_sums = [], []
-        parts = matched_BN.split([len(a) for a in anchors], dim=1)
-        for logits_BKHW, deltas_BKHW, anchors_N4, here_BN in zip(logits, deltas, anchors, parts, strict=True):
+        of_maps = matched_BN.split([len(a) for a in anchors], dim=1)
+        for logits_BKHW, deltas_BKHW, anchors_N4, here_BN in zip(logits, deltas, anchors, of_maps, strict=True):
             height, width = logits_BKHW.shape[-2:]
             logits_BACHW = as_float32(logits_BKHW).unflatten(1, (self.anchors.per_cell, self.num_classes))
             deltas_BACHW = as_float32(deltas_BKHW).unflatten(1, (self.anchors.per_cell, 4))
@@ -132,7 +132,7 @@ class RetinaHead(nn.Module):
         batch: Batch,
         truths: Sequence[GroundTruth],
     ) -> Tensor:
-        """(B, N): index of a ground-truth box of the image, BACKGROUND or IGNORED."""
+        """Return (B, N): index of a ground-truth box of the image, BACKGROUND or IGNORED."""
         rows = []
         for size, truth in zip(batch.sizes, truths, strict=True):
             usable = self.anchors.within(sizes, padded_size(size), anchors[0].device)
@@ -141,7 +141,7 @@ class RetinaHead(nn.Module):
 
 
 class RetinaNet(Detector):
-    """Classes and boxes from every cell at once, over maps at strides 8 to 128.
+    """Single-stage detector: classes and boxes from every cell of maps at strides 8 to 128.
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used.
@@ -150,8 +150,8 @@ class RetinaNet(Detector):
         tower_channels: of the towers; None: those of the neck.
         num_outs: maps of the neck.
         base_scale, scales_per_octave, ratios: of the anchors, see `RetinaHead`.
-        score_threshold: what is found must score more.
-        candidates: what enters non-maximum suppression: the best 1,000 (anchor, class) "pairs" of each level, as
+        score_threshold: detections score more.
+        candidates: what suppression reads: the best 1,000 (anchor, class) "pairs" of each level, as
             MMDetection does it since 2.19, or all classes of the best 1,000 "anchors" as before.
         per_level: those 1,000.
         iou_threshold: of non-maximum suppression.
@@ -200,7 +200,7 @@ class RetinaNet(Detector):
         self.limits = limits
 
     def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
-        """`loss_cls`, focal, and `loss_bbox`, L1. Nothing is drawn."""
+        """Return `loss_cls`, focal, and `loss_bbox`, L1. Nothing is drawn."""
         truths = ground_truths(batch, masks=False)
         logits, deltas = self.dense_head(self.maps(batch))
         return self.dense_head.losses(logits, deltas, batch, truths, self.mean_over_ranks)

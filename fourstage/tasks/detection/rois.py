@@ -1,4 +1,4 @@
-"""Regions of interest: what of the maps lies within a box, at one size. R regions, M x M cells."""
+"""Regions of interest: features within a box, at one size. R regions, M x M cells."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from fourstage.backbones.layers import Level
 from fourstage.ops.roi_align import roi_align
 from fourstage.tasks.detection.boxes import as_float32, box_areas
 
-FINEST = 56.0  # pixels; boxes of less than twice this side are read from the finest map
+FINEST = 56.0  # pixels; boxes of less than twice this side are read from the first map
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """(R, 5) of the boxes of all images, each with the index of its image in front."""
+    """Return (R, 5) of the boxes of all images, each with the index of its image in front."""
     return torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
 
 
@@ -21,7 +21,7 @@ class RoIPool(nn.Module):
     """Cut boxes out of the map whose cells fit their size and average them on an M x M grid (RoIAlign).
 
     Args:
-        levels: of the maps, finest first, each half as large as the one before.
+        levels: of the maps, each half as large as the one before.
         size: M.
         samples: points a side in each cell of the grid; 0: as many as the box has cells there.
         finest: boxes of less than twice this side, pixels, are read from the first map, whatever its stride is.
@@ -33,25 +33,25 @@ class RoIPool(nn.Module):
         self.size, self.samples, self.finest = size, samples, finest
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
-        """(R,) index of a map: the first for boxes below twice `finest`, one coarser for each doubling."""
+        """Return (R,) index of a map: the first for boxes below twice `finest`, one coarser for each doubling."""
         side_R = box_areas(boxes_R4).sqrt()
         return torch.log2(side_R / self.finest + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
 
     def forward(self, maps: Sequence[Tensor], rois_R5: Tensor) -> Tensor:
-        """(R, C, M, M) from one (B, C, H_i, W_i) map per level, averaged in float32; further maps are left alone."""
+        """Return (R, C, M, M) from one (B, C, H_i, W_i) map per level, averaged in float32; further maps are unused."""
         dtype = maps[0].dtype
         maps = [as_float32(x_BCHW) for x_BCHW in maps[: len(self.strides)]]
         rois_R5 = rois_R5.to(maps[0].dtype)
         level_R = self.level_of(rois_R5[:, 1:])
-        parts, places = [], []
+        pooled, places = [], []
         for i, (x_BCHW, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = (level_R == i).nonzero().squeeze(1)
             if len(here) or not i:
-                parts.append(roi_align(x_BCHW, rois_R5[here], self.size, 1 / stride, self.samples))
+                pooled.append(roi_align(x_BCHW, rois_R5[here], self.size, 1 / stride, self.samples))
                 places.append(here)
         order = torch.cat(places)
         back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-        return torch.cat(parts)[back].to(dtype)
+        return torch.cat(pooled)[back].to(dtype)
 
     def extra_repr(self) -> str:
         return f"strides={self.strides}, size={self.size}, samples={self.samples}, finest={self.finest}"

@@ -1,4 +1,4 @@
-"""Region proposals: which boxes may hold an object of any kind. B images, A anchors a cell, N anchors in all."""
+"""Region proposals: boxes that may hold an object of any class. B images, A anchors a cell, N anchors in all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from fourstage.tasks.parts.settings import check_counts, settings_from
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many proposals go on."""
+    """How many proposals are kept."""
 
     per_level: int  # of the best scores, before non-maximum suppression
     per_image: int
@@ -47,7 +47,7 @@ class RPNHead(nn.Module):
         scales: sides of square anchors, in strides.
         ratios: of anchors, height over width.
         beta: of the smooth L1 loss; 0: L1.
-        whole_anchors: train only anchors that lie wholly within their image.
+        whole_anchors: train only anchors that are entirely within their image.
         count: anchors that train, in each image.
     """
 
@@ -88,7 +88,7 @@ class RPNHead(nn.Module):
         init_convs(self)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each map (B, A, H, W) logits and (B, 4A, H, W) deltas."""
+        """Return for each map (B, A, H, W) logits and (B, 4A, H, W) deltas."""
         logits, deltas = [], []
         for x_BCHW in maps:
             shared_BCHW = self.convs(x_BCHW)
@@ -105,7 +105,7 @@ class RPNHead(nn.Module):
         draws: Draws,
         mean: Mean,
     ) -> dict[str, Tensor]:
-        """`loss_rpn_cls` and `loss_rpn_bbox` from what `forward` gave."""
+        """Return `loss_rpn_cls` and `loss_rpn_bbox` from what `forward` returned."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
         anchors = self.anchors.boxes(sizes, logits[0].device)
         anchors_N4 = torch.cat(anchors)
@@ -130,7 +130,7 @@ class RPNHead(nn.Module):
     def propose(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], batch: Batch, how: ProposalLimits
     ) -> list[tuple[Tensor, Tensor]]:
-        """Boxes (n, 4) in network pixels and their scores (n,) for each image, best first."""
+        """Return boxes (n, 4) in pixels of the network's image and their scores (n,) for each image, best first."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
         anchors = self.anchors.boxes(sizes, logits[0].device)
         limit_B12 = torch.tensor(batch.sizes, device=logits[0].device)[:, None]

@@ -1,4 +1,4 @@
-"""What heads over every cell of every map share: RetinaNet's and that of region proposals.
+"""What heads over every cell of every map share, such as RetinaNet's and that of region proposals.
 
 Match anchors inside the image, choose the best candidates of each map, decode them, suppress duplicates. B images,
 C classes, A anchors a cell, N anchors of a map or of all maps, P pairs of an anchor and a class.
@@ -33,7 +33,7 @@ class CandidateLimits:
     """Which pairs of an anchor and a class become detections."""
 
     score_threshold: float = 0.05  # detections score more
-    candidates: Candidates = "pairs"  # which of them suppression sees, see `best_pairs` and `pairs_of_best_anchors`
+    candidates: Candidates = "pairs"  # which of them suppression reads, see `best_pairs` and `pairs_of_best_anchors`
     per_level: int = 1000  # pairs or anchors of each map
     iou_threshold: float = 0.5  # of suppression
     per_image: int = 100

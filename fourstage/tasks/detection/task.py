@@ -35,43 +35,45 @@ class Detection(nn.Module):
     ) -> None:
         super().__init__()
         if len(classes) != network.num_classes:
-            raise ValueError(f"the detector tells {network.num_classes} classes apart, and {len(classes)} are named")
+            raise ValueError(
+                f"the detector has {network.num_classes} classes, and {len(classes)} names came; name each class"
+            )
         self.network, self.classes, self.limits = network, tuple(classes), tuple(limits)
         self.category_ids = None if category_ids is None else tuple(category_ids)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The detector's losses; what it draws by chance follows from torch's generator."""
+        """Return the detector's losses; its random choices follow from torch's generator."""
         return self.network.losses(batch)
 
     def predict(self, batch: Batch) -> dict[str, Record]:
-        """By id: `boxes` (x1 y1 x2 y2 in pixels of the image as it was read), `labels`, `scores`, best first, `masks`.
+        """Return by id `boxes` (x1 y1 x2 y2 in pixels of the original image), `labels`, `scores`, best first, `masks`.
 
-        Masks are COCO's compressed run lengths. Where the truth is known, it comes along as `truth`.
+        Masks are COCO's compressed run lengths. Where the ground truth is known, it is added as `truth`.
         """
-        found = self.network.detect(batch)
-        records = {id: _record(one) for id, one in zip(batch.ids, found, strict=True)}
+        detections = self.network.detect(batch)
+        records = {id: _record(one) for id, one in zip(batch.ids, detections, strict=True)}
         if batch.references is not None:
             for id, reference in zip(batch.ids, batch.references, strict=True):
                 records[id]["truth"] = reference
         return dict(records)
 
     def score(self, records: Mapping[str, Record]) -> dict[str, float]:
-        """COCO's metrics in per cent, of boxes and of masks; those of sizes that no true object has are left out."""
-        found = coco_ap.score(records, self.classes, limits=self.limits)
-        return {name: value for name, value in found.items() if value != coco_ap.UNKNOWN or name == self.main_metric}
+        """Return COCO's metrics in per cent, of boxes and of masks, without those of sizes that no object has."""
+        metrics = coco_ap.score(records, self.classes, limits=self.limits)
+        return {name: value for name, value in metrics.items() if value != coco_ap.UNKNOWN or name == self.main_metric}
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """Results of each class, and curves of precision over recall; see `coco_ap.tables`."""
+        """Return the results of each class, and curves of precision over recall; see `coco_ap.tables`."""
         return coco_ap.tables(records, self.classes, limits=self.limits)
 
 
-def _record(found: Detections) -> dict[str, Any]:
+def _record(detections: Detections) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "boxes": found.boxes_N4.tolist(),
-        "labels": found.labels_N.tolist(),
-        "scores": found.scores_N.tolist(),
+        "boxes": detections.boxes_N4.tolist(),
+        "labels": detections.labels_N.tolist(),
+        "scores": detections.scores_N.tolist(),
     }
-    if found.masks is not None:
-        some_masks = (some.cpu().numpy() for some in found.masks.paste())
+    if detections.masks is not None:
+        some_masks = (some.cpu().numpy() for some in detections.masks.paste())
         record["masks"] = [encode_mask(mask_HW)["counts"] for some in some_masks for mask_HW in some]
     return record

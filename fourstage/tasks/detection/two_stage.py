@@ -85,7 +85,7 @@ class TwoStage(Detector):
         rpn: settings of the proposals, see `RPNHead`.
         finest: pixels; boxes of less than twice this side are read from the first map.
         regions: that train the heads, in each image.
-        selecting: which detections remain; also as a mapping.
+        selecting: which pairs of a region and a class become detections; also as a mapping.
 
     Raises:
         ValueError: a setting that there is not.
@@ -130,12 +130,12 @@ class TwoStage(Detector):
         """As `Detector.forward_for_counting`: 1,000 regions for each box head, 100 for each mask head."""
         maps = self.neck(self.backbone(images_BCHW))
         self.rpn(maps)
-        finest = maps[0]
+        first_BCHW = maps[0]
         for head in self.modules():
             if isinstance(head, BoxHead):
-                head(finest.new_empty(BOXES, finest.shape[1], BOX_REGION, BOX_REGION))
+                head(first_BCHW.new_empty(BOXES, first_BCHW.shape[1], BOX_REGION, BOX_REGION))
             elif isinstance(head, MaskHead):
-                head(finest.new_empty(MASKS, finest.shape[1], MASK_REGION, MASK_REGION))
+                head(first_BCHW.new_empty(MASKS, first_BCHW.shape[1], MASK_REGION, MASK_REGION))
 
     def sample(
         self,
@@ -146,7 +146,7 @@ class TwoStage(Detector):
         draws: Draws,
         purpose: int,
     ) -> list[Samples]:
-        """The regions that train, for each image."""
+        """Return the training regions of each image."""
         return [
             sample_regions(boxes_N4, truth, matcher, self.sampler, draws.stream(id, purpose), self.num_classes)
             for boxes_N4, truth, id in zip(proposals, truths, batch.ids, strict=True)
@@ -155,7 +155,7 @@ class TwoStage(Detector):
     def mask_loss(
         self, head: MaskHead, maps: Sequence[Tensor], samples: Sequence[Samples], truths: Sequence[GroundTruth]
     ) -> Tensor:
-        """Of the positives alone."""
+        """Return the mask loss, of the positives alone."""
         regions = self.mask_pool(maps, to_rois([s.positives for s in samples]))
         return head.loss(regions, samples, truths)
 
@@ -171,34 +171,34 @@ class TwoStage(Detector):
         *,
         rescale: bool,
     ) -> list[Detections]:
-        """Detections from what the last box head said about the proposals of all images.
+        """Return the detections from the outputs of the last box head for the proposals of all images.
 
         Boxes alone go back to the original image before non-maximum suppression; those with masks after it.
         """
         counts = [len(boxes) for boxes in proposals]
-        found = []
-        parts = zip(proposals, logits_RC.split(counts), deltas_RK4.split(counts), strict=True)
-        for i, (boxes_R4, logits, deltas) in enumerate(parts):
+        detections = []
+        images = zip(proposals, logits_RC.split(counts), deltas_RK4.split(counts), strict=True)
+        for i, (boxes_R4, logits, deltas) in enumerate(images):
             place = partial(to_original, batch=batch, i=i) if rescale and not mask_heads else unchanged
-            found.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.limits, place))
+            detections.append(select(boxes_R4, logits, deltas, box_head.coder, batch.sizes[i], self.limits, place))
         if not mask_heads:
-            return found
-        return self._with_masks(maps, batch, found, mask_heads, rescale=rescale)
+            return detections
+        return self._with_masks(maps, batch, detections, mask_heads, rescale=rescale)
 
     def _with_masks(
         self,
         maps: Sequence[Tensor],
         batch: Batch,
-        found: Sequence[Detections],
+        detections: Sequence[Detections],
         heads: Sequence[MaskHead],
         *,
         rescale: bool,
     ) -> list[Detections]:
-        regions = self.mask_pool(maps, to_rois([d.boxes_N4 for d in found]))
-        labels_N = torch.cat([d.labels_N for d in found])
+        regions = self.mask_pool(maps, to_rois([d.boxes_N4 for d in detections]))
+        labels_N = torch.cat([d.labels_N for d in detections])
         masks_NMM = torch.stack([head.of_class(regions, labels_N).sigmoid() for head in heads]).mean(dim=0)
         out = []
-        for i, (d, small_NMM) in enumerate(zip(found, masks_NMM.split([len(d) for d in found]), strict=True)):
+        for i, (d, small_NMM) in enumerate(zip(detections, masks_NMM.split([len(d) for d in detections]), strict=True)):
             scale = scale_of(batch, i) if rescale else (1.0, 1.0)
             size = batch.original_sizes[i] if rescale else batch.sizes[i]
             boxes_N4 = d.boxes_N4 / d.boxes_N4.new_tensor(scale * 2)

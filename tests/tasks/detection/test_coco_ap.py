@@ -227,11 +227,11 @@ def test_boxes_alone_where_masks_are_missing(recorded: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("limits", [(), (0, 10), (10, 1)])
-def test_impossible_limits_are_told(limits: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="limits on detections ascend"):
+def test_impossible_limits_raise(limits: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="limits on detections must ascend"):
         score({}, ("a",), limits=limits)
 
 
-def test_records_without_truth_are_told() -> None:
-    with pytest.raises(ValueError, match=r"the image a\.jpg has no truth"):
+def test_records_without_ground_truth_raise() -> None:
+    with pytest.raises(ValueError, match=r"the image a\.jpg has no ground truth"):
         score({"a.jpg": {"boxes": [], "labels": [], "scores": []}}, ("a",))
