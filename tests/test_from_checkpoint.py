@@ -26,11 +26,10 @@ from fourstage.data.class_names import COCO
 from fourstage.engine.state import save_state
 from fourstage.recipe import resolve
 from fourstage.run.convert import convert
-from fourstage.run.tasks import classification, detection, segmentation
+from fourstage.run.task_protocol import protocol_of
 from fourstage.tasks.detection.single_stage import CandidateLimits
 
 __all__ = ["mini"]  # a fixture, used by every test here
-BUILD: dict[str, Any] = {"classification": classification, "detection": detection, "segmentation": segmentation}
 SMALL = ["method_args={channels: 16, fc_channels: 32, mask_channels: 16}"]
 RUNS = {  # a recipe, changes that make it small, classes, what its data is like
     "digits_visformer": ([], "abcde", {}),
@@ -54,7 +53,7 @@ def run_checkpoint(path: Path, name: str = "digits_visformer", **changed: Any) -
     changes, classes, about = RUNS[name]
     recipe = resolve(name, changes).recipe
     about = changed.pop("about", about)
-    task = BUILD[recipe.task].build_task(recipe, tuple(classes), about)
+    task = protocol_of(recipe).build_task(tuple(classes), about)
     values = {**recipe.model_dump(mode="json"), **changed}
     average = {key: value + 1 if value.is_floating_point() else value for key, value in task.state_dict().items()}
     states = {"model": task.state_dict(), "ema": average}
