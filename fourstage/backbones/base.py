@@ -1,7 +1,7 @@
-"""What every backbone is: a stem, stages, and one of two forms over them.
+"""The two forms of every backbone, over one stem and a list of stages.
 
-The classifier norms the last map, pools it and predicts; the dense network norms every map and hands them out. A family
-gives stem and stages and says what differs in a `Family`; the methods that timm's users know are here, once.
+The classifier norms the last map, pools it and predicts. The dense backbone norms every map and returns all of them. A
+family builds stem and stages and describes its differences in a `Family`. The methods that timm defines are here.
 B images, C channels, H x W cells.
 """
 
@@ -23,14 +23,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB va
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family share beside their modules. Patterns match the beginning of a state dict's keys."""
+    """Properties that all networks of a family share. Patterns match the beginning of a state dict's keys."""
 
     name: str
     init: Callable[[nn.Module], None]  # initialises one module, without its children
-    cells: Callable[[int, int], int]  # how many cells of a map of some stride lie along a side of so many pixels
-    no_decay: tuple[str, ...] = ()  # last parts of names of parameters that weight decay leaves alone
-    classifier_only: tuple[str, ...] = (r"final\.", r"pre_logits\.", r"head\.")  # parts that the dense form lacks
-    dense_only: tuple[str, ...] = (r"norms\.",)  # parts that the classifier lacks; a new one starts as it was built
+    cells: Callable[[int, int], int]  # from pixels along a side and a stride to cells along that side
+    no_decay: tuple[str, ...] = ()  # last components of the names of parameters without weight decay
+    classifier_only: tuple[str, ...] = (r"final\.", r"pre_logits\.", r"head\.")  # keys that the dense form lacks
+    dense_only: tuple[str, ...] = (r"norms\.",)  # keys that the classifier lacks
 
 
 class Stage(Protocol):
@@ -50,12 +50,12 @@ class HasNonPersistentBuffers(Protocol):
 
 
 class Backbone(nn.Module):
-    """Stem and stages.
+    """A stem and stages, without an output.
 
     Attributes:
         levels: channels and stride of each map.
-        family: which family this is.
-        default_cfg: how images should be prepared, by timm's names.
+        family: the properties of the family.
+        default_cfg: the preparation of images, by timm's names.
     """
 
     def __init__(
@@ -103,22 +103,22 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What the maps are, by timm's names."""
+        """Channels, stride and module of each map, by timm's names."""
         rows = enumerate(self.levels)
         return [{"num_chs": x.channels, "reduction": x.stride, "module": f"stages.{i}"} for i, x in rows]
 
     def forward_maps(self, image_BCHW: Tensor, count: int | None = None) -> list[Tensor]:
-        """What the main path carries out of each stage, before any output norm.
+        """Return the map after each stage, before any output norm.
 
         Args:
             image_BCHW: (B, in_chans, H, W), H and W at least 32.
-            count: run only so many stages.
+            count: the number of stages to run; None: all.
 
         Returns:
             One (B, level.channels, H_i, W_i) per level.
 
         Raises:
-            ValueError: another number of axes or channels, or an image that is too small.
+            ValueError: the image has another number of axes or channels, or is too small.
         """
         symbolic = isinstance(image_BCHW, Proxy)
         if not symbolic:
@@ -135,22 +135,24 @@ class Backbone(nn.Module):
 
         Needed after `to_empty` where no state dict is loaded: `load_state_dict` fills these buffers itself.
         """
-        for stage in self.stages:
-            for module in stage.modules():
-                if isinstance(module, HasNonPersistentBuffers):
-                    module.init_non_persistent_buffers()
+        for module in self.modules():
+            if module is not self and isinstance(module, HasNonPersistentBuffers):
+                module.init_non_persistent_buffers()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only blocks' inputs for the backward pass and compute the rest again: less memory, same numbers."""
+        """Keep only the input of each block for the backward pass, which computes the rest again.
+
+        This saves memory, takes more time, and changes no number.
+        """
         for stage in self.stages:
             cast(Stage, stage).recompute = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay leaves alone, beside all that have one axis."""
+        """Return the names of parameters without weight decay, beside those that have one axis."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.family.no_decay}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns, as timm reads them, that give each parameter a layer: for learning rates that decay with depth."""
+        """Return timm's patterns that assign each parameter to a layer, for learning rates that decay with depth."""
         last = (r"^(?:final|pre_logits|norms)\.", (99999,))
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), last]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
@@ -163,15 +165,15 @@ def _init_buffers_after_load(module: nn.Module, _incompatible_keys: object) -> N
 
 
 class Classifier(Backbone):
-    """Image in, one logit per class out.
+    """A network from an image to one logit per class.
 
     Attributes:
-        final: what the last map passes before it is pooled: a norm in most families.
-        pre_logits: what the pooled features pass before the head: nothing in most families.
-        num_features: channels of the map that `forward_features` gives.
+        final: the module between the last map and the pooling, a norm in most families.
+        pre_logits: the module between the pooled features and the head, an identity in most families.
+        num_features: channels of the map that `forward_features` returns.
         head_hidden_size: features that the head takes.
-        num_classes: 0 means that the pooled features come out.
-        global_pool: "avg", or "" for the map as it is (without a head).
+        num_classes: 0: the network returns the pooled features.
+        global_pool: "avg", or "" for a network that returns the map without pooling.
     """
 
     def __init__(
@@ -203,15 +205,15 @@ class Classifier(Backbone):
         self.apply(family.init)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, num_classes) logits, or to (B, num_features) where num_classes is 0."""
+        """Return (B, num_classes) logits of (B, in_chans, H, W), or (B, head_hidden_size) where num_classes is 0."""
         return self.forward_head(self.forward_features(image_BCHW))
 
     def forward_features(self, image_BCHW: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to the last map, normed: (B, num_features, h, w)."""
+        """Return the last map after `final`, (B, num_features, h, w), of (B, in_chans, H, W)."""
         return self.final(self.forward_maps(image_BCHW)[-1])
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` gave to logits; with `pre_logits` to what the head would take."""
+        """Return the logits of a map from `forward_features`, or with `pre_logits` the input of the head."""
         if not self.global_pool:
             return x_BCHW
         hidden_BC = self.pre_logits(F.dropout(x_BCHW.mean(dim=(2, 3)), self.drop_rate, self.training))
@@ -226,18 +228,18 @@ class Classifier(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps by timm's other way: what `forward_features` gives, and the maps of stages.
+        """Return the result of `forward_features` and the maps of stages, as timm's networks do.
 
         Args:
             x: (B, in_chans, H, W).
-            indices: which stages' maps; an int: so many of the last; None: all.
-            norm: pass a map of the last stage through the norm that follows it.
-            stop_early: skip the stages after the last index, where only maps are asked for; changes no number.
+            indices: the stages whose maps are returned; an int: that many of the last stages; None: all stages.
+            norm: apply the last norm to the map of the last stage.
+            stop_early: do not run the stages after the last index, where only maps are returned.
             output_fmt: "NCHW".
-            intermediates_only: leave out the first of the two.
+            intermediates_only: return the maps alone.
 
         Raises:
-            ValueError: another format, or indices that there are not.
+            ValueError: another format, or an index without a stage.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is 'NCHW': every map is (B, C, H, W); got {output_fmt!r}")
@@ -251,14 +253,14 @@ class Classifier(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for another number of classes; 0 takes the head away.
+        """Replace the head by a new one.
 
         Args:
-            num_classes: how many.
-            global_pool: "avg" or "", which gives the unpooled map and needs num_classes 0; None leaves it as it is.
+            num_classes: classes of the new head; 0: no head.
+            global_pool: "avg", or "" to return the map without pooling, which needs num_classes 0; None: no change.
 
         Raises:
-            ValueError: a negative number, an unknown pooling, or classes without pooling.
+            ValueError: a negative number of classes, an unknown pooling, or classes without pooling.
         """
         global_pool = self.global_pool if global_pool is None else global_pool
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
@@ -276,12 +278,12 @@ class Classifier(Backbone):
 
 
 class Dense(Backbone):
-    """Image in, a list of maps out: what detectors and segmentors are built on.
+    """A network from an image to a list of maps: the backbone of detectors and segmentors.
 
-    Each map passes a norm of its own, unless the family norms its main path.
+    Each map has a norm of its own, unless the family norms its main path.
 
     Attributes:
-        out_indices: which stages' maps come out, finest first.
+        out_indices: the stages whose maps are returned, in their order.
     """
 
     def __init__(
@@ -297,7 +299,7 @@ class Dense(Backbone):
         img_size: tuple[int, int],
     ) -> None:
         kept = chosen_levels(out_indices, len(levels))
-        stages = stages[: kept[-1] + 1]  # what nothing reads would only lack gradients
+        stages = stages[: kept[-1] + 1]  # a stage after the last map would get no gradient
         super().__init__(family, stem, stages, levels[: len(stages)], in_chans=in_chans, img_size=img_size)
         self.out_indices = kept
         self.norms = nn.ModuleDict({str(i): norm(levels[i].channels) for i in kept} if norm else {})
@@ -305,7 +307,11 @@ class Dense(Backbone):
         self.apply(family.init)
 
     def freeze_unused(self, read: Collection[int]) -> None:
-        """Take the gradients from the norms and stages that lead only to maps that are not in `read`, by number."""
+        """Freeze norms and stages that feed only unused maps.
+
+        Args:
+            read: positions, in the list of maps, of those that are used.
+        """
         stages = {self.out_indices[i] for i in read}
         for i, norm in self.norms.items():
             if int(i) not in stages:
@@ -320,7 +326,7 @@ class Dense(Backbone):
         return [{"num_chs": x.channels, "reduction": x.stride, "module": f"{where}.{i}"} for i, x in rows]
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level."""
+        """Return one (B, level.channels, H_i, W_i) per level of (B, in_chans, H, W)."""
         maps = self.forward_maps(image_BCHW)
         if not self.norms:
             return [maps[i] for i in self.out_indices]
@@ -328,7 +334,7 @@ class Dense(Backbone):
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """What the maps are, asked by method as of timm."""
+    """A list of maps' properties with the methods of timm's `feature_info`."""
 
     def channels(self) -> list[int]:
         return [row["num_chs"] for row in self]
@@ -341,9 +347,9 @@ class FeatureInfo(list[dict[str, Any]]):
 
 
 class FeatureMaps(nn.Module):
-    """A classifier as its list of maps, as timm's `features_only=True` gives it; always (B, C, H, W).
+    """A classifier that returns its list of maps, (B, C, H, W) each: timm's `features_only=True`.
 
-    It takes the classifier's stem and stages for its own; stages that no chosen map needs go.
+    It takes over the classifier, and removes the head and the stages that no chosen map needs.
     """
 
     def __init__(self, classifier: Classifier, out_indices: Sequence[int] | None = None) -> None:
@@ -359,7 +365,7 @@ class FeatureMaps(nn.Module):
         classifier.reset_classifier(0)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to one (B, C_i, H_i, W_i) per chosen level."""
+        """Return one (B, C_i, H_i, W_i) per chosen level of (B, in_chans, H, W)."""
         maps = self.model.forward_maps(image_BCHW)
         return [maps[i] for i in self.out_indices]
 
@@ -368,10 +374,14 @@ class FeatureMaps(nn.Module):
 
 
 def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """`out_indices` as positions from 0, finest first; None means all, negative ones count from the end.
+    """Return `out_indices` as positions from 0 in ascending order.
+
+    Args:
+        out_indices: positions of maps; negative ones count from the end; None: all.
+        count: the number of maps.
 
     Raises:
-        ValueError: none, one twice, or one that there is not.
+        ValueError: the list is empty, or has a position twice or one without a map.
     """
     if out_indices is None:
         return tuple(range(count))
