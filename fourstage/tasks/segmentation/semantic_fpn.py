@@ -103,9 +103,9 @@ class FPNDecoder(nn.Module):
         return self.classified(self.scales[0](first_BCHW), coarser)
 
     def first(self) -> tuple[nn.Module, nn.Module]:
-        """Return the modules that the first map goes through: a scale, and the only layer in it."""
+        """Return the scale of the first map and its only layer, or twice the scale where somebody changed it."""
         scale = self.scales[0]
-        return scale, scale.convs[0] if type(scale) is _Scale else scale
+        return scale, scale.convs[0] if type(scale) is _Scale and len(scale.convs) == 1 else scale
 
     def classified(self, total_BCHW: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Return logits.

@@ -98,6 +98,13 @@ def test_modules_that_are_not_as_built_are_called(name: str, monkeypatch: pytest
     wrapped.coarse(image_BCHW)
 
 
+def test_a_scale_of_two_layers_applies_both() -> None:
+    segmentor, image_BCHW = built().eval(), torch.randn(2, 3, SIDE, SIDE)
+    segmentor.decoder.scales[0].convs.append(nn.Conv2d(16, 16, 3, padding=1))
+    wanted = segmentor.decoder(segmentor.neck(segmentor.backbone(image_BCHW)))
+    torch.testing.assert_close(segmentor.coarse(image_BCHW), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_it_exports_for_any_batch() -> None:
     """The fast path takes eight images and would not take one."""
     segmentor = built().eval()
