@@ -1,4 +1,4 @@
-"""`fourstage doctor`: what is installed, what would not work here, and the sentence that mends it."""
+"""`fourstage doctor`: report versions, devices and problems of this machine, each with its solution."""
 
 import os
 import platform
@@ -17,16 +17,14 @@ SMALL_SHARED_MEMORY = 256 * 2**20  # bytes; loader workers pass batches through 
 
 
 def examine() -> tuple[list[str], bool]:
-    """What there is to say, and whether nothing is wrong."""
-    wrong = [*_packages_missing(), *_pair(), *_shared_memory()]
+    """Return the lines of the report, and whether there is no problem."""
+    problems = [*_packages_missing(), *_pair(), *_shared_memory()]
     lines = [f"fourstage {version('fourstage')}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [
         f"{extra}: " + ", ".join(f"{name} {_version(name) or '-'}" for name in names) for extra, names in NEEDED.items()
     ]
     lines += _devices()
-    return lines + (
-        [f"! {sentence}" for sentence in wrong] or ["Everything that this machine needs is here."]
-    ), not wrong
+    return lines + ([f"! {problem}" for problem in problems] or ["No problem found on this machine."]), not problems
 
 
 def _version(name: str) -> str | None:
@@ -42,12 +40,12 @@ def _packages_missing() -> list[str]:
         missing = [name for name in names if _version(name) is None]
         if missing:
             install = "pip install fourstage" if extra == "core" else f'pip install "fourstage[{extra}]"'
-            out.append(f"{', '.join(missing)} missing, needed for {PURPOSE[extra]}: {install}")
+            out.append(f"{', '.join(missing)} not installed; needed for {PURPOSE[extra]}: {install}")
     return out
 
 
 def _pair() -> list[str]:
-    """Torch and torchvision are built for each other."""
+    """Return a problem unless torch and torchvision were built for each other."""
     if find_spec("torch") is None or find_spec("torchvision") is None:
         return []
     try:
@@ -56,7 +54,7 @@ def _pair() -> list[str]:
         assert callable(torchvision.ops.nms)
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        return [f"torch and torchvision do not fit each other ({reason}): install both from one index in one command"]
+        return [f"torch and torchvision do not match ({reason}): install both from one index in one command"]
     return []
 
 
@@ -79,7 +77,7 @@ def _devices() -> list[str]:
 
     lines = [f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
     if not torch.cuda.is_available():
-        return [*lines, "GPU: none that torch sees; device=auto trains on the CPU"]
+        return [*lines, "GPU: torch finds none; device=auto trains on the CPU"]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")

@@ -1,4 +1,4 @@
-"""`fourstage slurm`: the file that Slurm's `sbatch` takes, and its submission. Needs neither torch nor a GPU."""
+"""`fourstage slurm`: write the file for Slurm's `sbatch` and submit it. Needs neither torch nor a GPU."""
 
 import re
 import shlex
@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import Literal
 
 from fourstage.engine.tracker import check_tracker
+from fourstage.files import write_text
 from fourstage.recipe import EMBEDDED, FREE, Classification, Recipe, difference, from_mapping, read_yaml, resolve
 
-WARNING = 120  # seconds between the signal and the end of a job's time, in which a run saves
-STOPPED = 143  # the exit code of a run that SIGTERM stopped, and that the same command continues
-TIME = r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+|\d+-\d+:\d+|\d+-\d+:\d+:\d+|UNLIMITED"  # as sbatch takes it
+WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
+STOPPED = 143  # exit code of a run that SIGTERM stopped and that the same command continues
+TIME = r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+|\d+-\d+:\d+|\d+-\d+:\d+:\d+|UNLIMITED"  # formats of sbatch
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command of ours, and what of the cluster it needs.
+    """A command and the resources of a cluster that it needs.
 
     Attributes:
-        verb: what runs.
-        recipe: a recipe's name or FILE.yaml; to evaluate, also the folder of a run.
-        options: words of the command behind the recipe, such as ("--weights", "a.pth").
-        gpus: processes, one for each GPU.
-        gpus_per_node: None: as many as a node usually has, 8, or all of fewer.
-        cpus_per_task: None: as the partition has it, often a single one.
-        time: as sbatch takes it, such as 2-00:00:00.
-        name: None: the recipe's.
-        srun_args, sbatch_args: further options of the two, as typed.
+        verb: the command.
+        recipe: a recipe by name or FILE.yaml; for evaluate also a run folder.
+        options: words of the command after the recipe, such as ("--weights", "a.pth").
+        gpus: number of GPUs, with one process each.
+        gpus_per_node: None: 8, or `gpus` if that is less.
+        cpus_per_task: None: the default of the partition, often 1.
+        time: limit in a format of sbatch, such as 2-00:00:00.
+        name: None: the name of the recipe.
+        srun_args, sbatch_args: further options of srun and sbatch, as typed.
     """
 
     verb: Literal["train", "evaluate"]
@@ -59,7 +60,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the file and what the job prints go."""
+        """The folder of the file and of the job's output."""
         return Path("slurm") if self.out is None else Path(self.out) / "slurm"
 
     @property
@@ -68,17 +69,17 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """The words that each process runs."""
-        places = [
+        """The words of the command that each process runs."""
+        paths = [
             word for name, value in (("--data", self.data), ("--out", self.out)) if value for word in (name, value)
         ]
-        words = [self.verb, self.recipe, *places, *self.options, *self.changes]
+        words = [self.verb, self.recipe, *paths, *self.options, *self.changes]
         return [sys.executable, "-m", "fourstage", *words]
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that Slurm has taken."""
+    """A job that Slurm has accepted."""
 
     id: str
     file: Path
@@ -86,7 +87,7 @@ class Submitted:
 
 
 def prepare(job: Job) -> tuple[Job, list[str]]:
-    """A job with its name and folder, checked as far as that needs neither data nor GPU, and what to tell of it.
+    """Complete and check a job as far as that needs neither data nor a GPU; return it with notes for the user.
 
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
@@ -103,7 +104,7 @@ def prepare(job: Job) -> tuple[Job, list[str]]:
 
 
 def script(job: Job) -> str:
-    """The file for sbatch; the job comes from `prepare`."""
+    """Return the content of the file for sbatch; the job comes from `prepare`."""
     options = {
         "job-name": job.name,
         "partition": job.partition,
@@ -114,22 +115,22 @@ def script(job: Job) -> str:
         "time": job.time,
         "chdir": Path.cwd(),
         "output": job.folder.absolute() / f"{job.name}-%j.out",
-        "open-mode": "append",  # a job that is started again goes on in the same file
+        "open-mode": "append",  # a job that is queued again appends to the same file
     }
     lines = [f"#SBATCH --{name}={_quoted(str(value))}" for name, value in options.items() if value is not None]
     lines += ["#SBATCH --requeue", *([f"#SBATCH {job.sbatch_args}"] if job.sbatch_args else [])]
-    # srun takes the CPUs of the job for granted no longer, so it is told again.
+    # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     cpus = [] if job.cpus_per_task is None else [f"--cpus-per-task={job.cpus_per_task}"]
     srun = ["srun", "--kill-on-bad-exit=1", *cpus, *shlex.split(job.srun_args)]
     run = f"{shlex.join(srun)} \\\n    {shlex.join(job.command)}\n"
     if job.verb == "train":
         lines.append(f"#SBATCH --signal=TERM@{WARNING}")
-        run += AGAIN
+        run += REQUEUE
     return "\n".join(["#!/bin/bash", *lines, "", run])
 
 
-# To whom the end of the job's time is announced saves and says so; whoever cancels the job ends this script too.
-AGAIN = f"""code=$?
+# A run that the signal before the time limit stops saves and exits with this code. `scancel` ends this script too.
+REQUEUE = f"""code=$?
 if [ "$code" -eq {STOPPED} ]; then
     scontrol requeue "$SLURM_JOB_ID" && exit 0  # stopped and saved: the same command continues
 fi
@@ -138,27 +139,25 @@ exit "$code"
 
 
 def submit(job: Job) -> Submitted:
-    """Write the file, whole, and hand it to sbatch.
+    """Write the file and submit it with sbatch.
 
     Raises:
-        ValueError: there is no sbatch here, or it refuses the job; the file is kept.
+        ValueError: there is no sbatch, or it refuses the job; the file is kept.
     """
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise ValueError(
-            "there is no sbatch on the PATH; type this on a machine of the cluster, or add --dry-run to see the file"
+            "there is no sbatch on the PATH; run this on a login node of the cluster, or print the file with --dry-run"
         )
-    from fourstage.engine.state import write_text  # it imports torch
-
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"{job.folder} cannot be made ({error.strerror}); choose another --out") from None
+        raise OSError(f"{job.folder} cannot be created ({error.strerror}); choose another --out") from None
     write_text(job.file, script(job))
     done = subprocess.run([sbatch, "--parsable", str(job.file)], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        raise ValueError(f"sbatch refused the job ({said}); its file is kept, {job.file}")
+        reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise ValueError(f"sbatch refused the job ({reason}); its file is {job.file}")
     id = (done.stdout.split() or ["?"])[-1].partition(";")[0]
     return Submitted(id, job.file, job.folder / f"{job.name}-{id}.out")
 
@@ -170,9 +169,11 @@ def _check_size(job: Job) -> None:
         ("cpus-per-task", job.cpus_per_task),
     ):
         if value is not None and value < 1:
-            raise ValueError(f"--{option} counts from 1; got {value}")
+            raise ValueError(f"--{option} must be at least 1; got {value}")
     if job.per_node > job.gpus:
-        raise ValueError(f"--gpus is the number of all, and {job.gpus} is fewer than --gpus-per-node {job.per_node}")
+        raise ValueError(
+            f"--gpus is the number on all nodes, but {job.gpus} is less than --gpus-per-node {job.per_node}"
+        )
     if job.gpus % job.per_node:
         raise ValueError(
             f"{job.gpus} GPUs do not fill nodes of {job.per_node}; choose a multiple for --gpus, or another "
@@ -183,35 +184,35 @@ def _check_size(job: Job) -> None:
 
 
 def _check_words(job: Job) -> None:
-    """What stands in a line of the file may not begin another one, and a job's name is that of a file."""
+    """Raise ValueError for a value that would break a line of the file, and for a job name that is no file name."""
     for option, value in (("partition", job.partition), ("job-name", job.name)):
         if not re.fullmatch(r"[\w.,+@-]+", value or ""):
-            raise ValueError(f"--{option} is a single word of letters, digits and .,+@-; got {value!r}")
+            raise ValueError(f"--{option} must be one word of letters, digits and .,+@-; got {value!r}")
     for option, value in (("srun-args", job.srun_args), ("sbatch-args", job.sbatch_args)):
         try:
             words = shlex.split(value)
         except ValueError as error:
-            raise ValueError(f"--{option} cannot be read ({str(error).lower()}); got {value!r}") from None
+            raise ValueError(f"--{option} is not valid shell syntax ({str(error).lower()}); got {value!r}") from None
         if "\n" in value or (words and not words[0].startswith("-")):
-            raise ValueError(f"--{option} holds options, such as --{option}='--exclusive'; got {value!r}")
+            raise ValueError(f"--{option} must begin with an option, such as --{option}='--exclusive'; got {value!r}")
 
 
 def _recipe(job: Job) -> Recipe:
-    """The recipe as the job will see it."""
+    """Return the recipe as the job will resolve it."""
     values = {} if job.data is None else {"data": _absolute(job.data)}
     if job.verb == "train" or not Path(job.recipe).is_dir():
         recipe = resolve(job.recipe, job.changes, values).recipe
     elif not (Path(job.recipe) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{job.recipe} is not the folder of a run: it has no recipe.yaml")
+        raise FileNotFoundError(f"{job.recipe} is not a run folder: it has no recipe.yaml")
     else:
         recipe = resolve(Path(job.recipe) / "recipe.yaml", job.changes, values).recipe
     if job.verb == "evaluate" and not Path(job.recipe).is_dir() and "--weights" not in job.options:
-        raise ValueError("there is nothing to evaluate; add --weights FILE, or name a run folder")
+        raise ValueError("a recipe alone has no weights to evaluate; add --weights FILE, or name a run folder")
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
     for name in recipe.imports:
         if not Path(name).is_file():
-            raise FileNotFoundError(f"the recipe imports {name}, and there is no such Python file")
+            raise FileNotFoundError(f"the recipe imports {name}, but there is no such Python file")
     if job.verb == "train":
         _check_training(job, recipe)
     return recipe
@@ -224,16 +225,17 @@ def _check_training(job: Job, recipe: Recipe) -> None:
             f"batch_size {batch} does not split evenly over {job.gpus} processes with accumulation={accumulation}; "
             f"choose a multiple of {accumulation * job.gpus}, or another --gpus"
         )
-    part = batch // accumulation // job.gpus
-    if isinstance(recipe, Classification) and recipe.augmentation.mixes and part % 2:
+    micro_batch = batch // accumulation // job.gpus
+    if isinstance(recipe, Classification) and recipe.augmentation.mixes and micro_batch % 2:
         raise ValueError(
-            f"mixing pairs images, and each process has {part} of them at a time; choose another batch_size or --gpus"
+            f"mixing pairs images, but each process has a batch of {micro_batch}, an odd number; choose another "
+            f"batch_size or --gpus"
         )
     check_tracker(recipe.tracker)
 
 
 def _check_folder(job: Job, recipe: Recipe) -> None:
-    """The run folder is free, or holds a run of this very recipe."""
+    """Raise ValueError unless the run folder is free or holds a run of this recipe."""
     folder = Path(job.out or "")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --out")
@@ -249,31 +251,31 @@ def _check_folder(job: Job, recipe: Recipe) -> None:
 
 
 def _notes(job: Job, recipe: Recipe) -> Iterator[str]:
-    """What is no mistake for sure, and often one."""
+    """Yield notes on what is often a mistake."""
     weights = job.options[job.options.index("--weights") + 1] if "--weights" in job.options else recipe.weights
     for what, path in (("data", recipe.data), ("weights", weights)):
         if path is not None and path not in EMBEDDED and not Path(path).exists():
-            yield f"note: the {what}, {path}, are not on this machine; the job needs them there on its nodes"
+            yield f"note: the {what}, {path}, are not on this machine; the nodes of the job need them at this path"
     if job.cpus_per_task is None and recipe.workers > 1:
         yield (
-            f"note: each process loads with workers={recipe.workers}, and without --cpus-per-task many partitions give "
-            f"it a single CPU"
+            f"note: each process has workers={recipe.workers}, but without --cpus-per-task many partitions give it a "
+            f"single CPU"
         )
 
 
 def _absolute(data: str) -> str:
     if not data:
-        raise ValueError("--data is empty; name a folder, or digits")
+        raise ValueError("--data is empty; give a folder, or digits")
     return data if data in EMBEDDED else str(Path(data).expanduser().resolve())
 
 
 def _quoted(value: str) -> str:
-    """A value in an #SBATCH line, where quotes keep spaces together."""
+    """Return a value for an #SBATCH line, in quotes if it has spaces."""
     return f'"{value}"' if re.search(r"\s", value) else value
 
 
 def words_of(weights: str | None, which: str, csv: str | None, *, json: bool) -> tuple[str, ...]:
-    """The options of `fourstage evaluate` as words, where they are not the default."""
+    """Return the options of `fourstage evaluate` as words, without default values."""
     chosen: Sequence[tuple[str, ...]] = (
         ("--weights", weights) if weights else (),
         ("--which", which) if which != "model" else (),

@@ -172,23 +172,23 @@ def test_what_may_be_missing_on_the_nodes_is_noted(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["train", "smt_tiny_in1", *WHERE], ["did you mean smt_tiny_in1k"]),
         (["train", "digits_visformer", *WHERE, "lrr=1"], ["lrr"]),
         (["train", "digits_visformer", *WHERE, "precision=fp16"], ["precision"]),
         (["train", "smt_tiny_in1k", *WHERE], ["names no data", "--data"]),
         (["train", "digits_visformer", "--partition", "gpu", "--gpus", "12"], ["12 GPUs", "nodes of 8"]),
-        (["train", "digits_visformer", "--partition", "gpu", "--gpus", "0"], ["--gpus counts from 1"]),
+        (["train", "digits_visformer", "--partition", "gpu", "--gpus", "0"], ["--gpus must be at least 1"]),
         (["train", "digits_visformer", *WHERE, "--gpus-per-node", "4"], ["--gpus-per-node 4"]),
         (["train", "digits_visformer", "--partition", "gpu", "--gpus", "3"], ["64", "3 processes", "--gpus"]),
-        (["train", "digits_visformer", *WHERE, "batch_size=6"], ["mixing pairs images", "3 of them"]),
+        (["train", "digits_visformer", *WHERE, "batch_size=6"], ["mixing pairs images", "a batch of 3"]),
         (["train", "digits_visformer", *WHERE, "--time", "soon"], ["--time", "soon"]),
-        (["train", "digits_visformer", *WHERE, "--job-name", "a b"], ["--job-name", "single word"]),
+        (["train", "digits_visformer", *WHERE, "--job-name", "a b"], ["--job-name", "one word"]),
         (["train", "digits_visformer", *WHERE, "--job-name", "../../x"], ["--job-name"]),
         (["train", "digits_visformer", "--partition", "gpu\n#", "--gpus", "1"], ["--partition"]),
         (["train", "digits_visformer", *WHERE, "--srun-args='"], ["--srun-args", "quotation"]),
-        (["train", "digits_visformer", *WHERE, "--sbatch-args=rm -rf"], ["--sbatch-args", "options"]),
+        (["train", "digits_visformer", *WHERE, "--sbatch-args=rm -rf"], ["--sbatch-args", "an option"]),
         (["train", "digits_visformer", *WHERE, "--weights", "a.pth"], ["--weights", "weights=FILE"]),
         (["train", "digits_visformer", *WHERE, "--fresh"], ["no option --fresh"]),
         (["train", "digits_visformer"], ["--partition"]),
@@ -197,10 +197,10 @@ def test_what_may_be_missing_on_the_nodes_is_noted(run: Run) -> None:
         (["trian", "digits_visformer", *WHERE], ["did you mean train"]),
     ],
 )
-def test_mistakes_are_told_before_anything_is_queued(
-    run: Run, tmp_path: Path, words: list[str], told: list[str]
+def test_mistakes_are_reported_before_a_job_is_queued(
+    run: Run, tmp_path: Path, words: list[str], expected: list[str]
 ) -> None:
-    refused(run(*words), *told)
+    refused(run(*words), *expected)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +225,7 @@ def test_without_slurm_there_is_a_sentence(run: Run, tmp_path: Path, monkeypatch
 def test_what_sbatch_says_is_passed_on_and_the_file_is_kept(run: Run, bin: Path, tmp_path: Path) -> None:
     stand_in(bin, "sbatch", "#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\necho 'try sinfo' >&2\nexit 1\n")
     result = run("train", "digits_visformer", *WHERE, "--out", "run")
-    refused(result, "sbatch: error: invalid partition try sinfo", "file is kept, run/slurm/digits_visformer.sbatch")
+    refused(result, "sbatch: error: invalid partition try sinfo", "its file is run/slurm/digits_visformer.sbatch")
     file = tmp_path / "run" / "slurm" / "digits_visformer.sbatch"
     assert file.read_text() == run("train", "digits_visformer", *WHERE, "--out", "run", "--dry-run")[1]
 

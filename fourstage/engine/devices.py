@@ -25,7 +25,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The processes that train together, as a task or a loader may know them."""
+    """The processes that train together, in the form that tasks and loaders receive."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +35,7 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, on each of them."""
+        """Return the mean of a tensor over all processes, on each of them."""
         if self.size == 1:
             return value
         value = value.clone()
@@ -43,21 +43,21 @@ class Ranks:
         return value / self.size
 
     def gather(self, records: Mapping[str, T]) -> dict[str, T]:
-        """The records of all processes, on each of them; a key that two processes hold counts once."""
+        """Return the records of all processes, on each of them; a key of two processes counts once."""
         if self.size == 1:
             return dict(records)
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, dict(records))
-        return {key: value for part in parts for key, value in part.items()}
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, dict(records))
+        return {key: value for one in gathered for key, value in one.items()}
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's values, in place."""
+        """Copy the values of the first process to all others, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process. Goes over the CPU, so no GPU waits for it."""
+        """Return whether the flag is set in any process. Uses the CPU, so that no GPU waits."""
         if self.size == 1:
             return flag
         shared = torch.tensor(int(flag))
@@ -65,22 +65,22 @@ class Ranks:
         return bool(shared)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on each of them, in place."""
+        """Sum a tensor over all processes, on each of them, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
 
 def join(device: str) -> tuple[Ranks, torch.device]:
-    """Find this process's place among those that `torchrun`, or Slurm's `srun`, started, and its device.
+    """Join the processes that `torchrun` or Slurm's `srun` started; return their ranks and this process's device.
 
     Raises:
-        ValueError: a GPU is asked for where there is none, or fewer than processes.
+        ValueError: cuda is requested but there is no GPU, or there are fewer GPUs than processes.
     """
     slurm.translate()
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
@@ -94,7 +94,7 @@ def join(device: str) -> tuple[Ranks, torch.device]:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         patience = timedelta(minutes=30)
         store, rank, size = next(rendezvous("env://", ranks.rank, size, timeout=patience))
-        # After a restart torchrun may offer the old store, where addresses of processes that are dead still stand.
+        # After a restart torchrun may offer the old store, which still holds addresses of dead processes.
         fresh = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=patience)
     return ranks, chosen
@@ -107,29 +107,29 @@ def leave() -> None:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a torch device; see `join`."""
+    """Return `auto`, `cpu` or `cuda` as a torch device; see `join`."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"there is no device {device!r}; choose auto, cpu or cuda")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and not found):
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not gpus):
         return torch.device("cpu")
-    if not found:
+    if not gpus:
         raise ValueError(
-            "the device cuda was asked for, and torch sees no GPU here; choose device=cpu (predict: --device cpu), or "
-            "see `fourstage doctor`"
+            "the device cuda was requested, but torch finds no GPU here; choose device=cpu (predict: --device cpu), or "
+            "run `fourstage doctor`"
         )
-    if local_rank >= found:
+    if local_rank >= gpus:
         raise ValueError(
-            f"process {local_rank + 1} of this machine has no GPU of its own, there are {found}; start {found}"
+            f"process {local_rank + 1} of this machine has no GPU of its own: there are {gpus}; start {gpus} processes"
         )
     return torch.device("cuda", local_rank)
 
 
 def keep_memory() -> None:
-    """On Linux, let the C library keep memory that was freed, instead of asking the system for fresh pages each step.
+    """On Linux, let the C library keep freed memory, instead of requesting new pages from the system each step.
 
-    Fresh pages cost a tenth to a fifth of a training step on a CPU. Elsewhere, and with other allocators, it does
-    nothing.
+    New pages cost a tenth to a fifth of a training step on a CPU. Elsewhere, and with other allocators, nothing
+    changes.
     """
     if sys.platform != "linux":
         return
@@ -140,12 +140,12 @@ def keep_memory() -> None:
 
 
 def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The task as the processes train it: gradients are averaged over them."""
+    """Return the task wrapped so that gradients are averaged over the processes."""
     if ranks.size == 1 or _is_sharded(task):
         return task
-    # A 1x1 kernel has many equal strides; torch warns that it sees two of them.
+    # The strides of a 1x1 kernel are ambiguous; torch warns about two equivalent forms.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # The argument that takes its place is not in torch 2.11.
+    # torch 2.11 does not have the argument that replaces it.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
@@ -159,7 +159,7 @@ def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
 
 @contextmanager
 def unsynced(task: nn.Module) -> Generator[None]:
-    """A context in which backward leaves gradients local, for all but the last accumulated part."""
+    """Keep gradients local in backward, for all but the last accumulated micro-batch."""
     if _is_sharded(task):
         cast(Any, task).set_requires_gradient_sync(False)
         yield
@@ -170,55 +170,55 @@ def unsynced(task: nn.Module) -> Generator[None]:
 
 
 def shard(task: nn.Module, ranks: Ranks, device: torch.device) -> None:
-    """Give each process its share of every parameter (FSDP2), block by block; with one process nothing changes."""
+    """Shard every parameter over the processes (FSDP2), block by block; with one process nothing changes."""
     if ranks.size == 1:
         return
-    from torch.distributed.device_mesh import init_device_mesh  # these two take half a second to import
+    from torch.distributed.device_mesh import init_device_mesh  # these two imports take half a second
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (ranks.size,))
     blocks = [block for module in task.modules() if isinstance(module, nn.ModuleList) for block in module]
-    for block in reversed(blocks):  # what is inside comes first
+    for block in reversed(blocks):  # inner blocks come first
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
-    register_fsdp_forward_method(task, "predict")  # it too needs the parameters whole
+    register_fsdp_forward_method(task, "predict")  # it needs the complete parameters too
 
 
-def whole(value: Any, *, keep: bool = True) -> Any:
-    """What `state_dict()` gives with every sharded tensor put together. All processes must call it.
+def gather_shards(value: Any, *, keep: bool = True) -> Any:
+    """Return a tensor or state dict with every sharded tensor complete. All processes must call it.
 
     Args:
-        keep: whether this process wants it; the others hold no more than one whole tensor at a time.
+        keep: whether this process needs the result; another one holds at most one complete tensor at a time.
     """
     if isinstance(value, Tensor) and hasattr(value, "full_tensor"):
-        together = cast(Any, value).full_tensor()
-        return together if keep else together.new_empty(0)
+        complete = cast(Any, value).full_tensor()
+        return complete if keep else complete.new_empty(0)
     if isinstance(value, Mapping):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
-    return [whole(item, keep=keep) for item in value] if isinstance(value, list) else value
+        return {key: gather_shards(item, keep=keep) for key, item in value.items()}
+    return [gather_shards(item, keep=keep) for item in value] if isinstance(value, list) else value
 
 
-def share_of(whole_tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `whole`: a tensor sharded as `like` is, which may not be sharded at all."""
+def share_of(complete: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor sharded like another one, which may not be sharded; the inverse of `gather_shards`."""
     if not hasattr(like, "placements"):
-        return whole_tensor
+        return complete
     from torch.distributed.tensor import distribute_tensor
 
     sharded = cast(Any, like)
-    return distribute_tensor(whole_tensor.to(like.device), sharded.device_mesh, sharded.placements)
+    return distribute_tensor(complete.to(like.device), sharded.device_mesh, sharded.placements)
 
 
 def _is_sharded(task: nn.Module) -> bool:
-    """Whether `shard` divided it; asked without importing what FSDP2 needs."""
+    """Return whether `shard` was applied; does not import FSDP2."""
     return hasattr(task, "set_requires_gradient_sync")
 
 
 def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device, but: nn.Module | None = None) -> nn.Module:
-    """The task with batch statistics over all processes; with one process nothing changes.
+    """Make batch norms use statistics over all processes; with one process nothing changes.
 
     Args:
-        but: a part of the task in which each process keeps its own.
+        but: a module in which each process keeps its own statistics.
     """
     if ranks.size == 1:
         return task
@@ -227,7 +227,7 @@ def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device, but: n
             continue
         sync_batch_norms(module, ranks, device, but)
         if device.type == "cuda":
-            if not any(True for _ in module.children()):  # it alone: what is inside it may be `but`
+            if not any(True for _ in module.children()):  # only a leaf: a module inside may be `but`
                 setattr(task, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         elif type(module) is nn.BatchNorm2d:
             module.__class__ = _SharedBatchNorm
@@ -237,7 +237,7 @@ def sync_batch_norms(task: nn.Module, ranks: Ranks, device: torch.device, but: n
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for CPUs, which torch's own does not serve. Halves are normed in single precision."""
+    """`nn.SyncBatchNorm` for CPUs, which torch's does not support. Half precision is normalised in float32."""
 
     ranks: Ranks
 
@@ -249,7 +249,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         cells_1 = wide.new_full((1,), wide.numel() // wide.shape[1])
         sums = _sum_over_processes(torch.cat([wide.sum((0, 2, 3)), cells_1]))
         count, mean_C = sums[-1], sums[:-1] / sums[-1]
-        # The mean goes first: the difference of two large sums would leave nothing of a small variance.
+        # The mean is subtracted first: the difference of two large sums would cancel a small variance.
         centred = wide - mean_C[:, None, None]
         var_C = _sum_over_processes(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
@@ -263,18 +263,18 @@ class _SharedBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Every process's result depends on every process's part, so gradients are added up over them too."""
+    """The sum over processes. The result of each depends on the input of all, so gradients are summed as well."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        whole = part.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(whole)
-        return whole
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         return _sum_over_processes(grad_outputs[0])
 
 
-def _sum_over_processes(part: Tensor) -> Tensor:
-    return cast(Tensor, _Sum.apply(part))
+def _sum_over_processes(local: Tensor) -> Tensor:
+    return cast(Tensor, _Sum.apply(local))

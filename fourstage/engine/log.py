@@ -17,14 +17,14 @@ class RunLog:
     """`log.jsonl` and TensorBoard's files in a run folder, and the tracker that the recipe names.
 
     Args:
-        position: how far the log was written when a state was saved; a run that continues from that state first cuts
-            the log there, so that no step is told twice.
-        step: that of the state.
+        position: bytes in the log when a state was saved; a run that continues from that state first truncates the
+            log there, so that no step is logged twice.
+        step: step of that state.
         tracker: "none", "wandb" or "trackio"; see engine/tracker.py.
-        config: the recipe, which a tracker shows beside the curves.
+        config: the recipe, for a tracker to show beside the curves.
 
     Raises:
-        ValueError: the tracker is not installed or does not begin.
+        ValueError: the tracker is not installed or cannot start.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class RunLog:
         path = folder / "log.jsonl"
         path.touch()
         before = path.read_bytes()
-        whole = before[:position].rfind(b"\n") + 1 if len(before) < position else position
-        os.truncate(path, whole)  # a log that was damaged meanwhile keeps its whole lines
-        written, kept = (_entries(lines) if tracker != "none" else () for lines in (before, before[:whole]))
+        length = before[:position].rfind(b"\n") + 1 if len(before) < position else position
+        os.truncate(path, length)  # a log that was damaged meanwhile keeps its complete lines
+        written, kept = (_entries(lines) if tracker != "none" else () for lines in (before, before[:length]))
         self._tracker = begin(tracker, folder, config or {}, written=written, kept=kept)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; its numbers also go to TensorBoard and to the tracker.
+        """Append one line, and send its numbers to TensorBoard and to the tracker.
 
         Raises:
-            OSError: the disk is full; says that the last checkpoint is good.
+            OSError: the disk is full; the message says that the last checkpoint is good.
         """
         try:
             self._file.write(json.dumps(_finite(line)) + "\n")
@@ -67,7 +67,7 @@ class RunLog:
             self._tracker.send(_entry(line))
 
     def position(self) -> int:
-        """Bytes written so far, all of them safe on the disk."""
+        """Return the length of the log in bytes, after all of it is synced to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
@@ -78,7 +78,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, where `write` has said so
+        with contextlib.suppress(OSError):  # `write` has already reported a full disk
             self._file.close()
         if self._board is not None:
             self._board.close()
@@ -87,7 +87,7 @@ class RunLog:
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
-    """TensorBoard's writer, or None where TensorBoard is not installed."""
+    """Return TensorBoard's writer, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -105,14 +105,14 @@ def _entry(line: Mapping[str, Any]) -> Entry:
 
 
 def _entries(lines: bytes) -> Iterable[Entry]:
-    """The lines of a log as a tracker takes them, without those that are damaged."""
+    """Yield the lines of a log as entries of a tracker, without damaged lines."""
     for text in lines.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             yield _entry(json.loads(text))
 
 
 def _numbers(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """("train/loss_class", 1.2) and the like."""
+    """Return pairs such as ("train/loss_class", 1.2)."""
     kind = _kind(line)
     flat = {**line, **line.get("losses", {}), **line.get("metrics", {}), **line.get("timing", {})}
     skipped = ("step", "epoch", "kind", "which")
@@ -122,25 +122,25 @@ def _numbers(line: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _finite(value: Any) -> Any:
-    """The value with infinities and NaN as text, which JSON does not have as numbers."""
+    """Return the value with infinities and NaN as text, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Meter:
-    """Where the time goes. Its numbers are told, never computed with."""
+    """Measures the time spent on loading and computing. Its numbers are reported, and no result depends on them."""
 
     def __init__(self) -> None:
         self._mark = time.monotonic()
         self._images, self._waited, self._worked = 0, 0.0, 0.0
-        self._shown = ""
+        self._text = ""
 
     def loading(self) -> None:
         self._mark = time.monotonic()
 
     def computing(self, images: int) -> None:
-        """Data has come; `images` are worked through from here to `done`."""
+        """Mark the end of loading; `images` are processed from here to `done`."""
         now = time.monotonic()
         self._waited += now - self._mark
         self._images += images
@@ -150,12 +150,12 @@ class Meter:
         self._worked += time.monotonic() - self._mark
 
     def timing(self) -> dict[str, float]:
-        """Images per second, the share of time spent waiting for data, and the seconds since this was last asked."""
+        """Return images per second, the share of time spent waiting for data, and the seconds since the last call."""
         spent = max(self._waited + self._worked, 1e-9)
         rate, wait = self._images / spent, self._waited / spent
-        self._shown = f"{rate:.0f} images/s  {wait:.0%} waiting for data"
+        self._text = f"{rate:.0f} images/s  {wait:.0%} waiting for data"
         self._images, self._waited, self._worked = 0, 0.0, 0.0
         return {"images_per_second": rate, "data_wait": wait, "seconds": spent}
 
     def note(self) -> str:
-        return self._shown
+        return self._text

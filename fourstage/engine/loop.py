@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.engine.devices import Ranks, whole, wrap
+from fourstage.engine.devices import Ranks, gather_shards, wrap
 from fourstage.engine.diagnosis import NOWHERE, first_bad_number
 from fourstage.engine.log import Meter, RunLog
 from fourstage.engine.optim import set_lr
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import save_state
 from fourstage.engine.step import Halt, train_step
-from fourstage.engine.stop import ELSEWHERE, StopWish
-from fourstage.engine.training import Training, learn
+from fourstage.engine.stop import ELSEWHERE, StopRequest
+from fourstage.engine.training import Training, set_training_mode
 from fourstage.progress import Bar
 
-Evaluate = Callable[[nn.Module, StopWish], Mapping[str, float] | None]  # None: a stop was wished for meanwhile
+Evaluate = Callable[[nn.Module, StopRequest], Mapping[str, float] | None]  # None: a stop was requested meanwhile
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Plan:
 
 @dataclass
 class Loop:
-    """One training from where it stands to its end.
+    """One training from its current step to its end.
 
     Args:
-        batches: from the step where `training` stands, one list of batches per step.
-        batches_of: the batches of any step, to look for what went wrong in it.
-        evaluate: the metrics of a task on the validation data, the same on every rank.
-        keep: what every checkpoint holds beside the state (recipe, classes), plain containers.
+        batches: from the current step on, one list of batches per step.
+        batches_of: the batches of any step, to find the cause of a failure in it.
+        evaluate: returns the metrics of a task on the validation data, the same on every rank.
+        keep: further content of every checkpoint (recipe, classes), plain containers.
     """
 
     training: Training
@@ -66,25 +66,25 @@ class Loop:
     log: RunLog | None = field(default=None, init=False)
     halt: Halt = field(init=False)
 
-    def run(self, bar: Bar, wish: StopWish, log: RunLog | None) -> bool:
-        """Train to the end, or until a stop is wished for. Returns whether the end was reached.
+    def run(self, bar: Bar, stop: StopRequest, log: RunLog | None) -> bool:
+        """Train to the end, or until a stop is requested. Returns whether the end was reached.
 
         `log` is None on every rank but the first.
 
         Raises:
-            ValueError: the loss is no longer finite, the last checkpoint is from before; or data cannot be read, and
-                every step that was made is saved.
+            ValueError: the loss is no longer finite, and the last checkpoint is from before; or data cannot be read,
+                and every completed step is saved.
         """
         training, plan, self.log = self.training, self.plan, log
         self.halt = Halt(self.device, training.step)
-        learn(training.task)
+        set_training_mode(training.task)
         wrapped = self.forward(wrap(training.task, self.ranks, self.device))
         meter = Meter()
         if training.step and self._due(plan.evaluate_every) and training.evaluated < training.step:
-            self._evaluate(bar, wish)
+            self._evaluate(bar, stop)
         while training.step < plan.total:
             meter.loading()
-            batches = self._next(wish)
+            batches = self._next(stop)
             if batches is None:
                 break
             meter.computing(sum(len(batch) for batch in batches) * self.ranks.size)
@@ -96,15 +96,15 @@ class Loop:
             if self._due(plan.checkpoint_every) or self._due(plan.evaluate_every):
                 self._save()
             if self._due(plan.evaluate_every):
-                self._evaluate(bar, wish)
+                self._evaluate(bar, stop)
         finished = training.step == plan.total and training.evaluated == training.step
         self._save(finished=finished)
         return finished
 
-    def _next(self, wish: StopWish) -> Sequence[Any] | None:
-        """The next step's batches; None if any process is to stop. Processes agree on it before each step."""
+    def _next(self, stop: StopRequest) -> Sequence[Any] | None:
+        """Return the batches of the next step; None if any process must stop, on which all agree before each step."""
         batches, error = None, None
-        if wish.name is None:
+        if stop.name is None:
             try:
                 batches = next(self.batches)
             except ValueError as unreadable:
@@ -114,14 +114,14 @@ class Loop:
         if error is not None:
             self._save()
             raise error
-        wish.name = wish.name or ELSEWHERE
+        stop.name = stop.name or ELSEWHERE
         return None
 
     def _due(self, every: int) -> bool:
         return self.training.step % every == 0 or self.training.step == self.plan.total
 
     def _update(self, wrapped: nn.Module, batches: Sequence[Any]) -> None:
-        """One step; every draw in it is keyed by its place, so a restart draws the same."""
+        """Do one step; each random draw is keyed by the step, so that a restart draws the same."""
         training = self.training
         _seed(self.device, self.seed, training.step, self.ranks.rank)
         decay = None if self.weight_decay is None else self.weight_decay(training.step)
@@ -164,14 +164,14 @@ class Loop:
             self.log.write(line)
 
     def _norm(self, means: dict[str, float], count: int) -> dict[str, float]:
-        """The gradient's norm over the steps that were made; under fp16 also the share that the scaler skipped."""
+        """Return the mean gradient norm of the steps that count; with a scaler also the share of skipped steps."""
         norm = means.pop("grad_norm")
         if "skipped" not in means:
             return {"grad_norm": norm}
         skipped, scale = means.pop("skipped"), self.training.scaler.get_scale()
         if skipped == 1 and scale < 1:
             raise ValueError(
-                f"all of the last {count} steps overflowed in float16, down to a loss scale of {scale:g}; use "
+                f"each of the last {count} steps overflowed in float16, down to a loss scale of {scale:g}; use "
                 f"precision=bfloat16 or a lower optimisation.lr"
             )
         return {"grad_norm": norm / (1 - skipped) if skipped < 1 else 0.0, "skipped": skipped, "loss_scale": scale}
@@ -183,40 +183,40 @@ class Loop:
             where = "" if step is None else f" ({self._origin(step)})"
             raise ValueError(
                 f"{bad[0]} is no longer a finite number at step {(self.training.step if step is None else step) + 1}"
-                f"{where}; what is in {self.checkpoints} is from before; try a lower optimisation.lr, or "
+                f"{where}; the checkpoints in {self.checkpoints} are from before; try a lower optimisation.lr, or "
                 f"optimisation.grad_clip=1"
             )
 
     def _origin(self, step: int) -> str:
-        """Where the numbers of a step went wrong, found by making it once more; the weights still are what they were.
+        """Repeat a step to find the first number that is not finite; the weights are still those from before it.
 
-        All processes look, each at its own part of the batch.
+        Every process inspects its own share of the batch.
         """
         _seed(self.device, self.seed, step, self.ranks.rank)
         batches = [batch.to(self.device) for batch in self.batches_of(step)]
-        learn(self.training.task)
-        found = first_bad_number(self.training.task, batches, self.autocast)
-        return next((text for text in self.ranks.gather({str(self.ranks.rank): found}).values() if text), NOWHERE)
+        set_training_mode(self.training.task)
+        report = first_bad_number(self.training.task, batches, self.autocast)
+        return next((text for text in self.ranks.gather({str(self.ranks.rank): report}).values() if text), NOWHERE)
 
-    def _evaluate(self, bar: Bar, wish: StopWish) -> None:
-        """Evaluate the network and its average; keep the better one if it is the best so far."""
+    def _evaluate(self, bar: Bar, stop: StopRequest) -> None:
+        """Evaluate the network and its average; save the best checkpoint if one of them is the best so far."""
         training = self.training
-        subjects = {"model": training.task, **({"ema": training.ema.module} if training.ema is not None else {})}
-        found: dict[str, tuple[dict[str, float], float]] = {}
-        for which, task in subjects.items():
+        tasks = {"model": training.task, **({"ema": training.ema.module} if training.ema is not None else {})}
+        results: dict[str, tuple[dict[str, float], float]] = {}
+        for which, task in tasks.items():
             started = time.monotonic()
-            self.ranks.share(task.buffers())  # batch statistics are each process's own while it trains
-            metrics = self.evaluate(task.eval(), wish)
-            learn(task)
+            self.ranks.share(task.buffers())  # while training, each process has its own batch statistics
+            metrics = self.evaluate(task.eval(), stop)
+            set_training_mode(task)
             if metrics is None:
                 return
-            found[which] = ({name: float(value) for name, value in metrics.items()}, time.monotonic() - started)
-        for which, (metrics, seconds) in found.items():
-            self._tell(bar, which, metrics, seconds)
-            self._keep_best(which, subjects[which], metrics)
+            results[which] = ({name: float(value) for name, value in metrics.items()}, time.monotonic() - started)
+        for which, (metrics, seconds) in results.items():
+            self._report(bar, which, metrics, seconds)
+            self._keep_best(which, tasks[which], metrics)
         training.evaluated = training.step
 
-    def _tell(self, bar: Bar, which: str, metrics: Mapping[str, float], seconds: float) -> None:
+    def _report(self, bar: Bar, which: str, metrics: Mapping[str, float], seconds: float) -> None:
         step, epoch = self.training.step, self.training.step / self.plan.steps_per_epoch
         line = {"kind": "evaluation", "step": step, "epoch": epoch, "which": which, "metrics": dict(metrics)}
         if self.log is not None:
@@ -224,18 +224,23 @@ class Loop:
         bar.say(f"epoch {epoch:.4g}  {which:5}  " + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
 
     def _keep_best(self, which: str, task: nn.Module, metrics: Mapping[str, float]) -> None:
-        """Nothing is better than NaN, which a metric is where there was nothing to measure."""
+        """Save the best checkpoint if these metrics are better. A metric is NaN where there was nothing to measure."""
         training, value = self.training, metrics[self.main_metric]
         value = -math.inf if math.isnan(value) else value
         if training.best and value <= training.best["value"]:
             return
         training.best = {"value": value, "step": training.step, "which": which, "metrics": dict(metrics)}
-        state = {"fourstage": 1, **self.keep, **training.best, "model": whole(task.state_dict(), keep=self.ranks.first)}
+        state = {
+            "fourstage": 1,
+            **self.keep,
+            **training.best,
+            "model": gather_shards(task.state_dict(), keep=self.ranks.first),
+        }
         if self.ranks.first:
             save_state(self.checkpoints / "best.pt", state)
 
     def _save(self, finished: bool = False) -> None:
-        """Called on every rank, for the windows; the first one writes."""
+        """Save the last checkpoint. All ranks call it, for their windows; the first one writes."""
         training = self.training
         window = {name: value.cpu() for name, value in training.window.items()}
         windows: dict[str, dict[str, Tensor]] = self.ranks.gather({str(self.ranks.rank): window})
@@ -248,7 +253,7 @@ class Loop:
 
 
 def _seed(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Key the draws of a step by its place; the leading number keeps them apart from those of the data."""
+    """Key the draws of a step by its number; the leading 4 separates them from the draws of the data."""
     key = int(np.random.SeedSequence((4, seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":

@@ -18,11 +18,11 @@ def param_groups(
 
     Args:
         spared: whether a parameter is never decayed.
-        lr_multipliers: beginning of a name -> factor on the rate; the longest beginning that fits wins.
-        layer_scales: name -> a further factor on the rate, 1 where there is none; see `decayed_rates`.
+        lr_multipliers: prefix of a name -> factor on the rate; the longest matching prefix wins.
+        layer_scales: name -> further factor on the rate, by default 1; see `decayed_rates`.
 
     Returns:
-        Groups for an optimiser. `lr_scale` is the factor on the schedule's rate; `names` lists who is in the group.
+        Groups for an optimiser. `lr_scale` is the factor on the schedule's rate; `names` lists the parameters.
     """
     multipliers = sorted((lr_multipliers or {}).items(), key=lambda item: -len(item[0]))
     groups: dict[tuple[float, float], dict] = {}
@@ -30,7 +30,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         decay = 0.0 if spared(name, parameter) else weight_decay
-        scale = next((factor for beginning, factor in multipliers if name.startswith(beginning)), 1.0)
+        scale = next((factor for prefix, factor in multipliers if name.startswith(prefix)), 1.0)
         scale *= (layer_scales or {}).get(name, 1.0)
         group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
@@ -39,26 +39,26 @@ def param_groups(
 
 
 def norm_or_bias(name: str, parameter: nn.Parameter) -> bool:
-    """What nearly every recipe spares from decay: vectors, which are gains and biases."""
+    """Return whether a parameter is a vector, that is a gain or a bias: nearly every recipe spares these from decay."""
     return parameter.ndim <= 1 or name.endswith(".bias")
 
 
 def build_optimizer(
     groups: list[dict], *, name: str, lr: float, betas: tuple[float, float], eps: float, momentum: float
 ) -> Optimizer:
-    """The optimiser of a recipe, in torch's fused form: one kernel for all parameters, on CPU as on GPU."""
+    """Return an optimiser in torch's fused form: one kernel for all parameters, on CPUs and GPUs."""
     if name == "adamw":
         return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     if name == "lamb":
         from timm.optim.lamb import Lamb
 
-        return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)  # the loop clips
+        return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)  # the training loop clips
     assert name == "sgd", name
     return SGD(groups, lr=lr, momentum=momentum, fused=True)
 
 
 def decayed_rates(layers: Mapping[str, int], decay: float) -> dict[str, float]:
-    """Name -> factor on the rate: `decay` to the power of how many layers lie between a parameter's and the last.
+    """Return name -> factor on the rate: `decay` to the power of the parameter's distance from the last layer.
 
     Args:
         layers: name -> layer, counted from 0 at the image.
@@ -68,7 +68,7 @@ def decayed_rates(layers: Mapping[str, int], decay: float) -> dict[str, float]:
 
 
 def set_lr(optimizer: Optimizer, lr: float, weight_decay: float | None = None) -> None:
-    """Give every group the rate times its own factor, and the groups that decay the weight decay if there is one."""
+    """Set the rate of every group, times its own factor, and the weight decay of the groups that decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
         if weight_decay is not None and group["weight_decay"] > 0:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a function of the step alone, so that it needs no saved state."""
 
 import math
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ class Schedule:
     """Linear warm-up, then a curve.
 
     Args:
-        spans: what the curve covers. "rest": the steps after warm-up, which climbs straight to the peak. "whole": all
-            steps; warm-up then climbs from the share `warmup_lr / peak` of the curve's own rate to all of it, as
-            OpenMMLab's older releases have it. "behind": all steps too, but its beginning hides behind a warm-up that
-            climbs straight to the peak, so that the rate falls a little where they meet: timm without warmup_prefix.
-        every: the rate is set anew each so many steps and stands between.
-        lag: the rate is the one of so many steps earlier, as in loops that set it after the step that it is for.
+        spans: the steps that the curve covers. "rest": those after warm-up, which rises straight to the peak. "whole":
+            all steps; warm-up is a factor on the curve that rises from `warmup_lr / peak` to 1, as in OpenMMLab's older
+            releases. "behind": all steps, with the beginning of the curve replaced by a warm-up that rises straight to
+            the peak, so that the rate drops a little where they meet, as in timm without warmup_prefix.
+        every: steps between changes of the rate.
+        lag: steps by which the rate is delayed, as in loops that set it after the step that it is meant for.
         peak: the rate after warm-up.
         total: optimiser steps of the whole training.
         warmup: steps of warm-up, from `warmup_lr` up to `peak`.
         inclusive: whether the last step of warm-up has the peak, not the first one after it.
-        milestones: of kind "step", the steps from which the rate is multiplied by `gamma`.
+        milestones: steps from which kind "step" multiplies the rate by `gamma`.
     """
 
     peak: float
@@ -38,7 +38,7 @@ class Schedule:
     inclusive: bool = False
 
     def lr(self, step: int) -> float:
-        """The rate of update number `step`, counted from 0."""
+        """Return the rate of update number `step`, counted from 0."""
         step = max(0, step // self.every * self.every - self.lag)
         if self.spans == "whole":
             share = 1 - (1 - self.warmup_lr / self.peak) * max(0.0, 1 - step / max(1, self.warmup))
@@ -48,13 +48,13 @@ class Schedule:
         return self._plain(step, 0 if self.spans == "behind" else self.warmup)
 
     def _plain(self, step: int, first: int) -> float:
-        """The rate without warm-up, for a curve that begins at step `first`."""
+        """Return the rate without warm-up, for a curve that begins at step `first`."""
         if self.kind == "step":
             return self.peak * self.gamma ** sum(step >= milestone for milestone in self.milestones)
         return self.min_lr + (self.peak - self.min_lr) * self._curve((step - first) / max(1, self.total - first))
 
     def _curve(self, done: float) -> float:
-        """From 1 at the beginning (`done` = 0) to 0 at the end."""
+        """Return a value from 1 at the beginning (`done` = 0) to 0 at the end."""
         match self.kind:
             case "cosine":
                 return cosine(1.0, 0.0, done)
@@ -67,5 +67,5 @@ class Schedule:
 
 
 def cosine(start: float, end: float, done: float) -> float:
-    """From `start` to `end` by half a cosine; `done` goes from 0 to 1."""
+    """Return a value on half a cosine from `start` (`done` = 0) to `end` (`done` = 1)."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

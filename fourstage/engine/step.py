@@ -1,4 +1,4 @@
-"""One update. Knows no task, no rank and no logger."""
+"""One update of the weights. Knows no task, no rank and no logger."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from fourstage.engine.devices import unsynced, whole
+from fourstage.engine.devices import gather_shards, unsynced
 
 RESERVED = {"total", "grad_norm", "skipped"}
 
@@ -28,14 +28,14 @@ def train_step(
 
     Args:
         task: what DDP wraps: `task(batch)` gives named losses.
-        batches: one per accumulated part.
+        batches: one per micro-batch that is accumulated.
         grad_clip: largest global L2 norm of the gradient; None leaves it as it is.
-        halt: takes note of the first gradient that is no finite number; from there on no step changes the weights.
+        halt: notes the first gradient that is not finite; from then on no step changes the weights.
 
     Returns:
         Every loss (mean over `batches`), their `total`, and `grad_norm` before clipping: detached scalars still on the
-        device, so the caller decides when to pay for the host sync. With a scaler also `skipped`: 1 where it left the
-        step out because the gradient overflowed, and then `grad_norm` is 0. Elsewhere the caller stops the run.
+        device, so the caller decides when to pay for the host sync. With a scaler also `skipped`: 1 where it skipped
+        the step because the gradient overflowed; `grad_norm` is 0 then. Without a scaler the caller stops the run.
     """
     optimizer.zero_grad(set_to_none=True)
     logged: dict[str, Tensor] = {}
@@ -63,12 +63,12 @@ def train_step(
 
 
 class Halt:
-    """Stops the weights at the first gradient that is not finite, without waiting for the device at each step.
+    """Stops all updates at the first gradient that is not finite, without a host sync at each step.
 
-    When that is noticed, many steps later, the weights are still those that met the bad step.
+    When the host notices it, many steps later, the weights are still those from before the bad step.
 
     Attributes:
-        step_1: (1,) int64: the number of that step, -1 while all is well.
+        step_1: (1,) int64: the number of that step; -1 if there was none.
     """
 
     def __init__(self, device: torch.device, first_step: int) -> None:
@@ -76,16 +76,16 @@ class Halt:
         self._now_1 = torch.full((1,), first_step, device=device)
 
     def note(self, value: Tensor) -> None:
-        """Remember this step if `value` is not finite and none before was; called once each step."""
+        """Note this step if its `value` is the first that is not finite; called once per step."""
         bad = (self.step_1 < 0) & ~value.isfinite()
         self.step_1 = torch.where(bad, self._now_1, self.step_1)
         self._now_1 += 1
 
     def step(self, optimizer: Optimizer, grad_norm: Tensor) -> None:
-        """`optimizer.step()` unless this gradient or one before is not finite."""
+        """Call `optimizer.step()` unless this or an earlier gradient is not finite."""
         self.note(grad_norm)
         halted_1 = self.step_1 >= 0
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's fused ones look at it on the device
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's fused optimisers read it on the device
             optimizer.found_inf = halted_1.float().squeeze()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
         elif not halted_1.item():
@@ -93,18 +93,18 @@ class Halt:
 
     @property
     def step_number(self) -> int | None:
-        """The step whose gradient was not finite, or None."""
-        found = int(self.step_1.item())
-        return None if found < 0 else found
+        """The step whose gradient was not finite, or None. Waits for the device."""
+        number = int(self.step_1.item())
+        return None if number < 0 else number
 
 
 def _float(loss: Tensor) -> Tensor:
-    """Halves as float32; double precision stays."""
+    """Return a half-precision loss as float32; other precisions stay."""
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
 
 
 def _norm_and_clip(task: nn.Module, grad_clip: float | None) -> Tensor:
-    """The gradient's L2 norm over all processes, from before it is clipped."""
+    """Clip the gradient and return its L2 norm from before, over all processes."""
     if grad_clip is not None:
-        return whole(clip_grad_norm_(task.parameters(), grad_clip))
-    return whole(get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
+        return gather_shards(clip_grad_norm_(task.parameters(), grad_clip))
+    return gather_shards(get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))

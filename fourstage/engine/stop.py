@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted after the current step."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from typing import Any, Self
 ELSEWHERE = "another process"
 
 
-class StopWish:
+class StopRequest:
     """While entered, the first Ctrl-C or SIGTERM only sets `name`; a second Ctrl-C ends the process at once."""
 
     name: str | None = None
@@ -16,7 +16,7 @@ class StopWish:
     def __enter__(self) -> Self:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
-            return self  # signals reach the main thread alone
+            return self  # only the main thread receives signals
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self

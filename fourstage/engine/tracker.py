@@ -1,6 +1,6 @@
 """Weights & Biases and trackio, beside a run's own log: the same numbers under the same names.
 
-A tracker is a guest. It is missed before a training starts, and never stops one.
+A tracker that is not installed is an error before a training starts. A failure later never stops the training.
 """
 
 import contextlib
@@ -14,42 +14,44 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-FILE = "tracker.json"  # which run of the tracker belongs to a folder, and what it was sent
+from fourstage.files import write_text
+
+FILE = "tracker.json"  # the tracker's run that belongs to a folder, and the steps that were sent
 
 
 class Entry(NamedTuple):
     """The numbers of one line of the log."""
 
-    kind: str  # such as "train": the steps of each kind only rise
+    kind: str  # such as "train"; the steps of one kind only increase
     step: int
     numbers: dict[str, float]
 
 
 class Writer(Protocol):
-    """A tracker that has begun."""
+    """A run of a tracker that is open for writing."""
 
     def send(self, step: int, numbers: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 class Tracker:
-    """Sends a run's numbers to `wandb` or `trackio`, each once, also over restarts; see `begin`."""
+    """Sends the numbers of a run to `wandb` or `trackio`, each one once, also after restarts; see `begin`."""
 
     def __init__(self, name: str, path: Path, id: str, sent: dict[str, int], writer: Writer | None) -> None:
         self.name, self.path, self.id, self.sent, self._writer = name, path, id, sent, writer
         self._note(live=writer is not None)
 
     def send(self, entry: Entry) -> None:
-        """Send what was not sent before; after the first failure nothing more."""
+        """Send an entry unless it was sent before; after the first failure, send nothing more."""
         if self._writer is None or entry.step <= self.sent.get(entry.kind, -1):
             return
         try:
             self._writer.send(entry.step, entry.numbers)
         except Exception as error:
             self._writer = None
-            with contextlib.suppress(OSError):  # a full disk is told by who must write
+            with contextlib.suppress(OSError):  # the log reports a full disk
                 self._note(live=False)
-            _warn(f"{self.name} failed ({_brief(error)}); the training and its own log go on without it")
+            _warn(f"{self.name} failed ({_brief(error)}); the training and its own log continue without it")
             return
         self.sent[entry.kind] = entry.step
 
@@ -59,15 +61,13 @@ class Tracker:
         try:
             self._writer.close()
         except Exception as error:
-            _warn(f"{self.name} did not end well ({_brief(error)}); the run's own log is whole")
+            _warn(f"{self.name} could not be closed ({_brief(error)}); the run's own log is complete")
         self._writer = None
         with contextlib.suppress(OSError):
             self._note(live=False)
 
     def _note(self, *, live: bool) -> None:
-        """Keep what the next start must know. A process that is killed leaves `live` behind."""
-        from fourstage.engine.state import write_text  # it imports torch
-
+        """Write the file for the next start. After a process was killed, `live` is still true there."""
         all_trackers = {**_read(self.path), self.name: {"id": self.id, "sent": self.sent, "live": live}}
         write_text(self.path, json.dumps(all_trackers, indent=2))
 
@@ -75,23 +75,23 @@ class Tracker:
 def begin(
     name: str, folder: Path, config: Mapping[str, Any], *, written: Iterable[Entry], kept: Iterable[Entry]
 ) -> Tracker | None:
-    """Open the run of a tracker that belongs to a folder, and send what it has missed.
+    """Open the tracker's run that belongs to a folder, and send the entries that it lacks.
 
     Args:
         name: "none", "wandb" or "trackio".
         config: the recipe.
-        written: all that the folder's log held when this process started.
-        kept: what of it the run goes on from; the rest is written once more, and was sent already.
+        written: all entries in the folder's log when this process started.
+        kept: those up to the restored step; the others were sent already and will be written again.
 
     Raises:
-        ValueError: a tracker that is named for the first time is not installed or does not begin.
+        ValueError: the tracker of a new run is not installed or cannot start.
     """
     if name == "none":
         return None
     before = _read(folder / FILE).get(name)
     known = before or {"id": uuid.uuid4().hex[:10], "sent": {}, "live": False}
     sent: dict[str, int] = dict(known["sent"])
-    if known["live"]:  # the process that sent them was killed, and could not say how far it had come
+    if known["live"]:  # a killed process could not note what it had sent
         for entry in written:
             sent[entry.kind] = max(entry.step, sent.get(entry.kind, -1))
     try:
@@ -102,9 +102,11 @@ def begin(
             raise ValueError(
                 str(error)
                 if isinstance(error, ValueError)
-                else f"{name} did not begin ({_brief(error)}); {ADVICE[name]} or choose tracker=none"
+                else f"{name} could not start ({_brief(error)}); {ADVICE[name]} or choose tracker=none"
             ) from None
-        _warn(f"{name} did not begin ({_brief(error)}); the training goes on without it, and a later start sends all")
+        _warn(
+            f"{name} could not start ({_brief(error)}); the training continues without it, and the next start sends all"
+        )
         writer = None
     tracker = Tracker(name, folder / FILE, known["id"], sent, writer)
     for entry in kept:
@@ -117,14 +119,12 @@ def check_tracker(name: str) -> None:
     if name == "none" or sys.modules.get(name) is not None:
         return
     found = find_spec(name)
-    if found is None or found.origin is None:  # a folder of that name, as wandb makes them, is no package
-        raise ValueError(
-            f'tracker={name} needs a package that is not here: pip install "fourstage[{name}]", or choose tracker=none'
-        )
+    if found is None or found.origin is None:  # a folder of that name, as wandb creates one, is no package
+        raise ValueError(f'tracker={name} is not installed: pip install "fourstage[{name}]", or choose tracker=none')
 
 
 class _Wandb:
-    """Honours WANDB_PROJECT, WANDB_MODE and the others."""
+    """Respects WANDB_PROJECT, WANDB_MODE and wandb's other variables."""
 
     def __init__(self, folder: Path, id: str, config: Mapping[str, Any]) -> None:
         self._run: Any = import_module("wandb").init(
@@ -134,7 +134,7 @@ class _Wandb:
             resume="allow",
             dir=str(folder),
             config=dict(config),
-            settings={"console": "off"},  # a progress bar is no log
+            settings={"console": "off"},  # it would record the progress bar as a log
         )
         self._run.define_metric("step")  # its own counter refuses to be set back
         self._run.define_metric("*", step_metric="step")
@@ -147,7 +147,7 @@ class _Wandb:
 
 
 class _Trackio:
-    """Honours TRACKIO_PROJECT, TRACKIO_DIR, TRACKIO_SPACE_ID and the others. It finds a run again by its name."""
+    """Respects TRACKIO_PROJECT, TRACKIO_DIR, TRACKIO_SPACE_ID and the others. Resumes a run by its name."""
 
     def __init__(self, folder: Path, id: str, config: Mapping[str, Any]) -> None:
         with contextlib.redirect_stdout(sys.stderr):
@@ -168,11 +168,11 @@ class _Trackio:
 
 
 WRITERS = {"wandb": _Wandb, "trackio": _Trackio}
-ADVICE = {"wandb": "log in with `wandb login`, set WANDB_MODE=offline,", "trackio": "mend that,"}
+ADVICE = {"wandb": "log in with `wandb login`, set WANDB_MODE=offline,", "trackio": "correct that,"}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `Tracker` noted; nothing of a file that is not whole JSON."""
+    """Return the notes of `Tracker`; nothing if the file is not valid JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""All that changes while a network learns."""
+"""Everything that changes while a network learns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,33 +9,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fourstage.engine.devices import share_of, whole
+from fourstage.engine.devices import gather_shards, share_of
 
 
 @dataclass
 class Training:
-    """Network, optimiser and what they have been through. `state` and `restore` are each other's inverse."""
+    """A network with its optimiser and their progress. `restore` is the inverse of `state`."""
 
     task: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None = None
     step: int = 0  # updates made
-    evaluated: int = 0  # the step of the last evaluation that ended
+    evaluated: int = 0  # step of the last complete evaluation
     best: dict[str, Any] = field(default_factory=dict)  # {"value", "step", "which", "metrics"} by the main metric
     window: dict[str, Tensor] = field(default_factory=dict)  # this process's sums since the last log line
     seconds: float = 0.0  # spent training, over all starts
 
     def state(self, *, keep: bool = True) -> dict[str, Any]:
-        """Everything but the window, which is each process's own. All processes must call it; `keep` as in `whole`."""
+        """Return all but the window, which each process has for itself. All processes call it; see `gather_shards`."""
         return {
             "step": self.step,
             "evaluated": self.evaluated,
             "best": dict(self.best),
             "seconds": self.seconds,
-            "model": whole(self.task.state_dict(), keep=keep),
-            "ema": None if self.ema is None else whole(self.ema.module.state_dict(), keep=keep),
-            "optimizer": whole(self.optimizer.state_dict(), keep=keep),
+            "model": gather_shards(self.task.state_dict(), keep=keep),
+            "ema": None if self.ema is None else gather_shards(self.ema.module.state_dict(), keep=keep),
+            "optimizer": gather_shards(self.optimizer.state_dict(), keep=keep),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -49,7 +49,7 @@ class Training:
             fill(self.ema.module, state["ema"])
 
     def _sharded(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimiser's state with each tensor divided over the processes as its parameter is."""
+        """Return an optimiser's state with each tensor sharded like its parameter."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         moments = {
@@ -71,13 +71,13 @@ class Training:
 
 
 def fill(task: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a task all its weights, divided over the processes where it is."""
+    """Load all weights into a task, sharded where the task is sharded."""
     own = task.state_dict()
     task.load_state_dict({name: share_of(value, own[name]) if name in own else value for name, value in state.items()})
 
 
-def learn(task: nn.Module) -> None:
-    """Training mode for all but frozen parts, which go on as in evaluation: their norms and their drop path too."""
+def set_training_mode(task: nn.Module) -> None:
+    """Set training mode, except for frozen modules: their norms and drop path stay in evaluation mode."""
     task.train()
     for module in task.modules():
         parameters = list(module.parameters())
@@ -86,9 +86,9 @@ def learn(task: nn.Module) -> None:
 
 
 def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A slowly moving average of a task's weights and buffers, or None. Whole numbers, such as indices, are copied.
+    """Return a moving average of a task's weights and buffers, or None. Integers, such as indices, are copied.
 
-    It begins with the weights as they are now; torch's own would begin with those after the first step.
+    It starts from the current weights; torch's own would start from those after the first step.
     """
     if decay is None:
         return None
@@ -101,8 +101,8 @@ def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
             for old, new in zip(average, now, strict=True):
                 old.copy_(new)
             return
-        for divided in (False, True):  # FSDP2 divides parameters, not buffers, and no single call takes both
-            pairs = [(old, new) for old, new in zip(average, now, strict=True) if _is_divided(old) == divided]
+        for sharded in (False, True):  # FSDP2 shards parameters but not buffers, and no single call takes both
+            pairs = [(old, new) for old, new in zip(average, now, strict=True) if _is_sharded(old) == sharded]
             if pairs:
                 average_floats([old for old, _ in pairs], [new for _, new in pairs], count)
 
@@ -111,5 +111,5 @@ def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
     return average
 
 
-def _is_divided(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")

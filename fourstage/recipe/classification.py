@@ -93,10 +93,10 @@ class Classification(Recipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classification":
-        chunk = self.optimisation.batch_size // self.optimisation.accumulation
-        if self.augmentation.mixes and chunk % 2:
+        micro_batch = self.optimisation.batch_size // self.optimisation.accumulation
+        if self.augmentation.mixes and micro_batch % 2:
             raise ValueError(
-                f"mixing pairs images, but a chunk of the batch has {chunk}, an odd number; choose an even batch_size, "
+                f"mixing pairs images, but a micro-batch has {micro_batch}, an odd number; choose an even batch_size, "
                 f"or turn mixing off with augmentation.mixup=0 augmentation.cutmix=0"
             )
         for theirs, ours in (("num_classes", "num_classes"), ("img_size", "image_size"), ("in_chans", None)):

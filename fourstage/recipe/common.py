@@ -64,9 +64,9 @@ class Optimisation(Section):
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     """Optimiser."""
     batch_size: int = Field(gt=0)
-    """Images per update, over all devices and accumulated chunks."""
+    """Images per update, over all devices and accumulated micro-batches."""
     accumulation: int = Field(default=1, gt=0)
-    """Chunks of the batch that each device works through before it updates the weights."""
+    """Micro-batches per device and update."""
     length: PositiveLength
     """Length of the training."""
     lr: float = Field(gt=0)
@@ -125,8 +125,8 @@ class Optimisation(Section):
     def _consistent(self) -> "Optimisation":
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size {self.batch_size} does not split into accumulation={self.accumulation} equal chunks; "
-                f"choose a multiple of {self.accumulation}"
+                f"batch_size {self.batch_size} does not split into accumulation={self.accumulation} equal "
+                f"micro-batches; choose a multiple of {self.accumulation}"
             )
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule=step needs milestones, such as milestones=[8ep,11ep]")
@@ -184,7 +184,7 @@ class Recipe(Section):
     evaluate_every: PositiveLength = "1ep"
     """Interval between evaluations."""
     evaluation_batch_size: int | None = Field(default=None, gt=0)
-    """Images per evaluation batch of a process; null: those of a training chunk."""
+    """Images per evaluation batch of a process; null: those of a training micro-batch."""
     checkpoint_every: PositiveLength = "1ep"
     """Interval between checkpoints."""
     log_every: int = Field(default=50, gt=0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fourstage.api import create_backbone, create_model
 from fourstage.backbones.base import Backbone
-from fourstage.engine.state import write_whole
+from fourstage.files import write_file
 from fourstage.registry import find
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
@@ -91,7 +91,7 @@ def convert(
     )
     new = {*report.fresh, *(f"{key.rpartition('.')[0]}.num_batches_tracked" for key in report.fresh)}
     tensors = {key: value.contiguous() for key, value in network.state_dict().items() if key not in new}
-    write_whole(out, lambda stream: _write(tensors, described, stream))
+    write_file(out, lambda stream: _write(tensors, described, stream))
     return Converted(out, report, weight, described)
 
 

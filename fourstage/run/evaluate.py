@@ -19,7 +19,7 @@ from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.state import load_state
-from fourstage.engine.stop import StopWish
+from fourstage.engine.stop import StopRequest
 from fourstage.engine.task import Task
 from fourstage.engine.training import fill
 from fourstage.files import write_text
@@ -55,7 +55,7 @@ class Evaluator:
             1, recipe.optimisation.batch_size // recipe.optimisation.accumulation // ranks.size
         )
 
-    def records(self, task: Task, wish: StopWish | None = None, bar: Bar | None = None) -> dict[str, Record] | None:
+    def records(self, task: Task, stop: StopRequest | None = None, bar: Bar | None = None) -> dict[str, Record] | None:
         """Return all records, on every rank; None if a stop was requested meanwhile."""
         records: dict[str, Record] = {}
         batches = evaluation_batches(
@@ -71,7 +71,7 @@ class Evaluator:
         with closing(batches):
             try:
                 for batch in batches:
-                    if wish is not None and wish.name is not None and self.ranks.size == 1:
+                    if stop is not None and stop.name is not None and self.ranks.size == 1:
                         return None
                     records |= self._predict(task, batch)
                     done += 1
@@ -98,10 +98,10 @@ class Evaluator:
         for _ in range(done, most):
             self._predict(task, batch)
 
-    def metrics(self, task: nn.Module, wish: StopWish) -> dict[str, float] | None:
+    def metrics(self, task: nn.Module, stop: StopRequest) -> dict[str, float] | None:
         """Return the metrics, as the training loop calls it."""
         assert isinstance(task, AnyTask)
-        records = self.records(task, wish)
+        records = self.records(task, stop)
         return None if records is None else task.score(records)
 
 

@@ -16,7 +16,7 @@ from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
-from fourstage.engine.stop import StopWish
+from fourstage.engine.stop import StopRequest
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged
 from fourstage.files import write_text
@@ -266,13 +266,13 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     with (
         closing(batches),
         opened as log,
-        StopWish() as wish,
+        StopRequest() as stop,
         Bar("training", plan.total, training.step, show=show) as bar,
     ):
-        finished = loop.run(bar, wish, log)
+        finished = loop.run(bar, stop, log)
         ranks.wait()  # a launcher may end all processes when one leaves, while the first one still writes
     if not finished:
-        return Trained(folder.path, training.step, plan.total, stopped_by=wish.name)
+        return Trained(folder.path, training.step, plan.total, stopped_by=stop.name)
     metrics = finish(folder, evaluator, task)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics)

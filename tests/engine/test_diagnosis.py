@@ -38,7 +38,7 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("forward", "the first layer that gave it is body.2 (Bad)"),
+        ("forward", "the first layer with such an output is body.2 (Bad)"),
         ("backward", "the gradient of body.1.bias is the first that is not"),
         ("fine", ""),
     ],
@@ -51,7 +51,7 @@ def test_the_first_bad_layer_is_named(how: str, words: str) -> None:
 
 def test_bad_weights_and_bad_images_are_named() -> None:
     task = Chain("fine")
-    assert "what came into body.0" in first_bad_number(task, [torch.full((3, 4), torch.nan)], OFF)
+    assert "the input of body.0" in first_bad_number(task, [torch.full((3, 4), torch.nan)], OFF)
     with torch.no_grad():
         task.body[3].weight[0, 0] = torch.inf  # pyright: ignore[reportIndexIssue]
     assert "the weights body.3.weight are not finite" in first_bad_number(task, [torch.randn(3, 4)], OFF)

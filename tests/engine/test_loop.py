@@ -17,7 +17,7 @@ from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import load_state
 from fourstage.engine.step import Halt, train_step
-from fourstage.engine.stop import StopWish
+from fourstage.engine.stop import StopRequest
 from fourstage.engine.training import Training, averaged
 from fourstage.progress import Bar
 
@@ -76,15 +76,15 @@ def training(seed: int = 0) -> Training:
 def run(
     folder: Path, total: int, until: int | None = None, change: Callable[[Loop], None] = lambda loop: None
 ) -> Training:
-    """Train in `folder`; continue where it stands; wish to stop after step `until`."""
+    """Train in `folder`; continue where it stands; stop to stop after step `until`."""
     state = load_state(folder / "last.pt") if (folder / "last.pt").exists() else None
     at = training()
     if state:
         at.restore(state)
         at.window = dict(state["windows"]["0"])
-    wish = StopWish()
+    stop = StopRequest()
 
-    def evaluate(task: nn.Module, wish: StopWish) -> Mapping[str, float]:
+    def evaluate(task: nn.Module, stop: StopRequest) -> Mapping[str, float]:
         assert isinstance(task, TwoLosses)
         with torch.no_grad():
             return task.score(task.predict(numbers(999)))
@@ -92,7 +92,7 @@ def run(
     def watched() -> Iterator[list[Numbers]]:
         for step, parts in enumerate(batches(at.step, total), at.step):
             if until is not None and step + 1 >= until:
-                wish.name = "SIGTERM"
+                stop.name = "SIGTERM"
             yield parts
 
     plan = Plan(total=total, steps_per_epoch=5, evaluate_every=4, checkpoint_every=3, log_every=4)
@@ -106,7 +106,7 @@ def run(
     change(loop)
     log = RunLog(folder, state["log"] if state else 0, at.step)
     with log, Bar("training", total, at.step, show=False) as bar:
-        loop.run(bar, wish, log)
+        loop.run(bar, stop, log)
     return at
 
 
@@ -249,7 +249,7 @@ def test_an_infinite_gradient_stops_too(tmp_path: Path) -> None:
 
 def test_the_first_of_equals_is_the_best(tmp_path: Path) -> None:
     def level(loop: Loop) -> None:
-        loop.evaluate = lambda task, wish: {"box_ap": 1.0}
+        loop.evaluate = lambda task, stop: {"box_ap": 1.0}
 
     run(tmp_path, 11, change=level)
     state = load_state(tmp_path / "best.pt")
@@ -272,21 +272,21 @@ def test_data_that_cannot_be_read_costs_no_step_that_was_made(tmp_path: Path) ->
 def test_a_second_ctrl_c_is_heard_at_once() -> None:
     import signal
 
-    with StopWish() as wish:
+    with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert wish.name == "Ctrl-C"
+        assert stop.name == "Ctrl-C"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with StopWish() as wish:
+    with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert wish.name == "SIGTERM"
+        assert stop.name == "SIGTERM"
 
 
 def test_nan_is_never_the_best(tmp_path: Path) -> None:
     values = iter([1.0, 2.0, float("nan"), 0.5, 0.1, 0.2])
 
     def scripted(loop: Loop) -> None:
-        loop.evaluate = lambda task, wish: {"box_ap": next(values)}
+        loop.evaluate = lambda task, stop: {"box_ap": next(values)}
 
     run(tmp_path, 11, change=scripted)
     assert load_state(tmp_path / "best.pt")["value"] == 2.0

@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""The state of a training is saved completely or not at all, and read without running code."""
 
 import resource
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fourstage.engine.state import load_state, save_state, write_text, write_whole
+from fourstage.engine.state import load_state, save_state
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:
@@ -25,18 +25,6 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"state\.conditions\.torch is a TorchVersion"):
         save_state(tmp_path / "last.pt", {"fourstage": 1, "conditions": {"torch": torch.__version__}})
     assert not (tmp_path / "last.pt").exists()
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "old")
-
-    def explode(file: object) -> None:
-        raise KeyError("no")
-
-    with pytest.raises(KeyError):
-        write_whole(tmp_path / "a.txt", explode)
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 FULL_DISK = """
@@ -62,12 +50,6 @@ def test_a_full_disk_costs_a_sentence_and_no_good_checkpoint(tmp_path: Path) -> 
     assert "last good one" in done.stdout
     assert done.stdout.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
-
-
-def test_an_unwritable_folder_gets_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="could not be written"):
-        write_text(tmp_path / "file" / "a.txt", "x")
 
 
 def test_what_is_not_a_state_is_refused(tmp_path: Path) -> None:

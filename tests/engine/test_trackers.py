@@ -171,7 +171,7 @@ def test_a_tracker_that_does_not_begin_stops_a_new_run_and_no_other(
     tmp_path: Path, tracker: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.broken = "init"
-    with pytest.raises(ValueError, match=r"did not begin \(no network\).*tracker=none"):
+    with pytest.raises(ValueError, match=r"could not start \(no network\).*tracker=none"):
         opened(tmp_path, tracker)
     assert not (tmp_path / "tracker.json").exists()
     tracker.broken = ""
@@ -182,7 +182,7 @@ def test_a_tracker_that_does_not_begin_stops_a_new_run_and_no_other(
     with opened(tmp_path, tracker, position, 10) as log:
         log.write(train(20))
         position = log.position()
-    assert "the training goes on without it" in capsys.readouterr().err
+    assert "the training continues without it" in capsys.readouterr().err
     tracker.broken = ""
     with opened(tmp_path, tracker, position, 20) as log:
         log.write(train(30))

@@ -120,7 +120,7 @@ def test_a_loss_that_is_nan_names_the_layer_and_keeps_the_checkpoint(
     (tmp_path / "mine.py").write_text(BREAKS)
     out = tmp_path / "run"
     more = [f"imports=[{tmp_path / 'mine.py'}]", "model=breaks", "model_args={}", "checkpoint_every=2it"]
-    refused(main(words(photos, out, *more)), capsys, "network.body.explodes", "checkpoints is from before")
+    refused(main(words(photos, out, *more)), capsys, "network.body.explodes", "checkpoints are from before")
     assert load_state(out / "checkpoints" / "last.pt")["step"] == 4
     assert [step for step, _ in losses(out)] == [1, 2, 3, 4, 5]
 
