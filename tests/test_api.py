@@ -70,7 +70,10 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         (lambda: fourstage.create_backbone(cast(Any, 5)), "a model's name is a string"),
         (lambda: fourstage.create_model("visformer_tiny", pretrained=True), "checkpoint_path='visformer_tiny.pth'"),
         (lambda: fourstage.create_model("swin_tiny.in1", pretrained=True), "did you mean swin_tiny.in1k"),
-        (lambda: fourstage.create_model("visformer_digits", pretrained=True), "nobody has published weights"),
+        (
+            lambda: fourstage.create_model("visformer_digits", pretrained=True),
+            "no weights of visformer_digits are published",
+        ),
         (lambda: fourstage.create_backbone(nn.Linear(1, 1)), "Linear does not say which maps it gives"),
         (lambda: fourstage.create_backbone("timm/resnet_zzz"), "timm has no model called 'resnet_zzz'"),
         (

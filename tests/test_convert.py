@@ -196,7 +196,10 @@ def test_a_published_file_is_known_and_says_where_it_is_from(
     out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
     code, printed, _ = run(files["five"], "--model", "visformer_digits", "--out", out)
     assert code == 0
-    assert "known by its file name: visformer_digits.in1k, top1 81.5\nlicence: none stated, from https://ex" in printed
+    assert (
+        "recognised by its file name: visformer_digits.in1k, top1 81.5\nlicence: none stated, from https://ex"
+        in printed
+    )
     convert(out, "visformer_digits", again)  # what a converted file knows of itself stays with it
     for path in (out, again):
         entries = metadata(path)
@@ -219,10 +222,10 @@ def test_a_published_file_is_known_and_says_where_it_is_from(
     [
         ("five", "visformer_digits", "--out out.pth", "out.pth must end in .safetensors"),
         ("five", "visformer_digits", "--out no/out.safetensors", "there is no folder"),
-        ("five", "visformer_digits", "--out old.safetensors", "old.safetensors is there already: add --force"),
+        ("five", "visformer_digits", "--out old.safetensors", "old.safetensors exists: add --force"),
         ("five", "visformer_digit", OUT, "did you mean visformer_digits"),
         ("five", "visformer_tiny", OUT, "it is visformer_digits"),
-        ("five", "visformer_digits.in1k", OUT, "nobody has published weights of visformer_digits"),
+        ("five", "visformer_digits.in1k", OUT, "no weights of visformer_digits are published"),
         ("five", "visformer_digits", f"{OUT} img_siz=64", "did you mean img_size"),
         ("five", "visformer_digits", f"{OUT} num_classes=4", "predicts 5 classes"),
         ("five", "visformer_digits", f"{OUT} --dense num_classes=5", "no argument num_classes"),
@@ -316,7 +319,7 @@ def test_predict_needs_no_more_than_the_file(files: Files, tmp_path: Path, capsy
     ("name", "sentence"),
     [
         ("visformer_digit", "did you mean visformer_digits?"),
-        ("visformer_digits", "nobody has published weights of visformer_digits; add --weights FILE"),
+        ("visformer_digits", "no weights of visformer_digits are published; add --weights FILE"),
         ("swin_tiny.in1", "did you mean swin_tiny.in1k?"),
     ],
 )

@@ -50,7 +50,7 @@ def published_of(recipe: str) -> Weight:
     """
     weight = catalog.of_recipe(recipe)
     if weight is None:
-        raise ValueError(f"nobody has published weights of {recipe}; add --weights FILE, such as a checkpoint of yours")
+        raise ValueError(f"no weights of {recipe} are published; add --weights FILE, such as a checkpoint of yours")
     if weight.address is None:
         raise ValueError(catalog.no_address(weight, "predict"))
     return weight

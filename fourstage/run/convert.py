@@ -1,4 +1,4 @@
-"""`fourstage convert`: anybody's checkpoint as a .safetensors file in our names that says what it is."""
+"""`fourstage convert`: a checkpoint as a .safetensors file in our names that describes its network."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from fourstage.weights.reading.download import hash_of
 from fourstage.weights.reading.metadata import arguments_of, describe
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
-SIZES = {"img_size", "window_size"}  # arguments that say that tables are to be resized
+SIZES = {"img_size", "window_size"}  # arguments that ask for resized tables
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def convert(
     force: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Read a checkpoint into our network, which checks it, and write what it filled as .safetensors in our names.
+    """Read a checkpoint into our network, which checks it, and write the filled tensors as .safetensors in our names.
 
-    The network has as many classes as the file's head. `create_model(..., checkpoint_path=)` builds it again from the
-    file alone. What no tensor of the source filled is not written.
+    The network has as many classes as the file's head. `fourstage.from_checkpoint` rebuilds it from the file alone.
+    Tensors that the source does not fill are not written.
 
     Args:
         source: any file that `load_checkpoint` reads.
-        model: one of `list_models()`; with the tag of a published weight, the source is taken for that weight.
+        model: one of `list_models()`; with a tag, the source is treated as that published weight.
         which: "model" or "ema".
         dense: write the form that `create_backbone` builds.
         force: replace a file that is there.
-        arguments: of the network, where they are not the usual ones, nor those that the published weight needs.
+        arguments: of the network, where they differ from the defaults and from those of the published weight.
 
     Raises:
         ValueError: the source does not fit, is for another image size, or a file would be lost.
@@ -96,15 +96,15 @@ def convert(
 
 
 def _check(source: Path, out: Path, force: bool, given: Mapping[str, Any]) -> None:
-    """Raise ValueError before anything is read that takes long."""
+    """Raise ValueError for wrong arguments, before large files are read."""
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} must end in .safetensors: that is what is written")
+        raise ValueError(f"--out {out} must end in .safetensors, the only format that is written")
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} into: make it, or name another --out")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"{out} is the file that is converted: name another --out")
     if out.exists() and not force:
-        raise ValueError(f"{out} is there already: add --force to replace it, or name another --out")
+        raise ValueError(f"{out} exists: add --force to replace it, or name another --out")
     for key, value in given.items():
         try:
             json.dumps(value)
@@ -113,12 +113,12 @@ def _check(source: Path, out: Path, force: bool, given: Mapping[str, Any]) -> No
 
 
 def _published(name: str, tag: str | None, file: Checkpoint, sha256: str) -> tuple[Weight | None, str]:
-    """The published weight that a file is, and how that is known."""
+    """Return the published weight that a file is, and how it was recognised."""
     if tag is not None:
         return catalog.find(name, tag), "the name that was given"
-    before = catalog.split(file.metadata.get("published_as", ""))
-    if before[0] == name and before[1] in {weight.tag for weight in catalog.published(name)}:
-        return catalog.find(*before), file.metadata.get("known_by", "")
+    written = catalog.split(file.metadata.get("published_as", ""))
+    if written[0] == name and written[1] in {weight.tag for weight in catalog.published(name)}:
+        return catalog.find(*written), file.metadata.get("known_by", "")
     weight = catalog.recognise(name, file.path.name, sha256)
     return weight, "" if weight is None else "its sha256" if weight.sha256 else "its file name"
 
@@ -128,14 +128,14 @@ def _network(
 ) -> Any:
     if dense:
         return create_backbone(name, **{**_but_classes(usual), **given})
-    with torch.device("meta"):  # names without memory
+    with torch.device("meta"):  # names and shapes need no memory
         template = create_model(name, **{**usual, **given})
     classes = _classes(template, state)
     return create_model(name, **{**usual, **({} if classes is None else {"num_classes": classes}), **given})
 
 
 def _classes(template: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """How many the head in a file has; 0: it has no head. None: the names in it are none that we know."""
+    """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
     for inner in (dict(state), unwrap(state)[0]):
         if (named := our_names(template, inner)) is not None:
             return len(named[0].get("head.weight", ()))
@@ -146,13 +146,13 @@ def _filled(network: nn.Module, name: str, state: Mapping[str, Tensor], source: 
     try:
         return load_state(network, state, source=source.name)
     except ValueError as error:
-        if "create_backbone" in str(error):  # the loader has found that it is the other form
+        if "create_backbone" in str(error):  # the loader recognised the other form
             raise ValueError(f"{source} holds the dense form of {name}, without a head: add --dense") from error
         raise
 
 
 def _arguments(network: Any, usual: Mapping[str, Any], given: Mapping[str, Any], dense: bool) -> dict[str, Any]:
-    """All that the network was built with and that a reader of the file must know."""
+    """Return the arguments that rebuild the network."""
     _, height, width = network.default_cfg["input_size"]
     known = {"img_size": height if height == width else [height, width]}
     known |= {} if dense else {"num_classes": network.num_classes}

@@ -1,7 +1,7 @@
-"""Every weight that the sources publish, and what they say about it. None: not known or not said.
+"""Every weight that the sources publish, with their statements about it. None: unknown or not stated.
 
-A row is asked for by the name of its network and a tag, as in timm: `smt_large.in22k_ft_in1k`. The first row of a
-network is the one that its bare name means.
+A row is named by its network and a tag, as in timm: `smt_large.in22k_ft_in1k`. The bare name of a network means its
+first row.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Weight:
 
     @property
     def recipe(self) -> str | None:
-        """The recipe that trains this detector or segmentor; None for a classifier."""
+        """Return the recipe that trains this detector or segmentor; None for a classifier."""
         return self.method and f"{self.method}_{self.model}_{self.tag.removeprefix(f'{self.method}_')}"
 
     @property
@@ -47,7 +47,7 @@ class Weight:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The arguments with which `model` is the network that this file is for."""
+        """Return the arguments with which `model` is the network of this file."""
         classes = {} if self.method else {"num_classes": self.num_classes}
         return {"img_size": self.img_size, **classes, **self.arguments}
 
@@ -160,7 +160,7 @@ def _scalable_vit(model: str, drive: str, top1: float) -> Weight:
     return Weight(
         model=model,
         tag="in1k",
-        file=f"{model}.pth",  # the source names none
+        file=f"{model}.pth",  # a name of ours: the source gives none
         address=None,  # Google Drive serves browsers alone
         page=f"https://drive.google.com/file/d/{drive}/view",
         origin=SCALABLE_VIT,
@@ -282,26 +282,26 @@ WEIGHTS = (*SWIN_WEIGHTS, *SMT_WEIGHTS, *SCALABLE_VIT_WEIGHTS, *STM_WEIGHTS, *VI
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """The network and the tag of a name such as `smt_large.in22k`; no tag: None."""
+    """Return the network and the tag of a name such as `smt_large.in22k`; None without a tag."""
     model, dot, tag = name.partition(".")
     return model, tag if dot else None
 
 
 def published(model: str) -> list[Weight]:
-    """The rows of one model, by its own name (not an alias); the one that the bare name means comes first."""
+    """Return the rows of a model, by its own name (not an alias); the bare name means the first."""
     return [weight for weight in WEIGHTS if weight.model == model]
 
 
 def find(model: str, tag: str | None = None) -> Weight:
-    """The row of a model with this tag; without a tag, its first.
+    """Return the row of a model with this tag; without a tag, its first row.
 
     Raises:
-        ValueError: there is no such row; the sentence names those that there are.
+        ValueError: there is no such row; the message lists the existing ones.
     """
     rows = published(model)
     if not rows:
         raise ValueError(
-            f"nobody has published weights of {model}; build it with pretrained=False, or give a file: checkpoint_path="
+            f"no weights of {model} are published; build it with pretrained=False, or give a file: checkpoint_path="
         )
     found = next((weight for weight in rows if tag in (None, weight.tag)), None)
     if found is None:
@@ -313,12 +313,12 @@ def find(model: str, tag: str | None = None) -> Weight:
 
 
 def of_recipe(name: str) -> Weight | None:
-    """The row of the detector or segmentor that a recipe of this name trains."""
+    """Return the row of the detector or segmentor that a recipe of this name trains."""
     return next((weight for weight in WEIGHTS if weight.recipe == name), None)
 
 
 def recognise(model: str, file: str, sha256: str) -> Weight | None:
-    """The row of a model that a file is: by its hash where that is known, else by its name."""
+    """Return the row of a model that a file is: by its hash where that is known, else by its name."""
     for weight in published(model):
         if weight.sha256 and sha256.startswith(weight.sha256):
             return weight
@@ -328,12 +328,12 @@ def recognise(model: str, file: str, sha256: str) -> Weight | None:
 
 
 def by_hand(weight: Weight, call: str = "create_model") -> str:
-    """How to come by a file without `pretrained=True`, and what to type then: the end of a sentence."""
+    """Return the end of a sentence: how to get a file without `pretrained=True`, and what to type then."""
     return f"fetch it by hand, see {weight.page}, then type {_typed(weight, call)}"
 
 
 def no_address(weight: Weight, call: str = "create_model") -> str:
-    """A sentence for a row that no program can fetch."""
+    """Return a sentence for a row that no program can fetch."""
     if weight.file is None:
         return (
             f"no file of {weight.name} is published: if you find one, {weight.page} may help, type "
@@ -343,7 +343,7 @@ def no_address(weight: Weight, call: str = "create_model") -> str:
 
 
 def _typed(weight: Weight, call: str) -> str:
-    """A call with the file of a row; `predict` is called on the command line."""
+    """Return a call with the file of a row; for `predict`, a command line."""
     file = weight.file or f"{weight.model}.pth"
     if call == "predict":
         return f"fourstage predict {weight.recipe or weight.name} IMAGE --weights {file}"

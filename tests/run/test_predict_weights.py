@@ -120,7 +120,7 @@ def test_what_cannot_be_fetched_says_what_to_type(
     monkeypatch.setattr(catalog, "WEIGHTS", (*here[:-1], other))
     refused(main(["predict", NAME, image]), capsys, "is not the published file", *by_hand)
     monkeypatch.setattr(catalog, "WEIGHTS", here[:-1])
-    refused(main(["predict", NAME, image]), capsys, "nobody has published weights of", NAME, "--weights FILE")
+    refused(main(["predict", NAME, image]), capsys, "no weights of", NAME, "are published", "--weights FILE")
     promised = "upernet_swin_tiny_ade20k_160k"
     words = "no file of swin_tiny.upernet_ade20k_160k is published", f"fourstage predict {promised} IMAGE --weights"
     refused(main(["predict", promised, image]), capsys, *words)

@@ -130,9 +130,7 @@ def test_sentences_say_what_to_type() -> None:
     assert sentence.endswith(
         "create_backbone('swin_visformer_tiny_v2.in1k', checkpoint_path='swin_visformer_tiny_v2.pth')"
     )
-    with pytest.raises(
-        ValueError, match="nobody has published weights of visformer_net4; build it with pretrained=Fal"
-    ):
+    with pytest.raises(ValueError, match="no weights of visformer_net4 are published; build it with pretrained=Fal"):
         catalog.find("visformer_net4")
     with pytest.raises(ValueError, match=r"no published weights called .in22.; did you mean smt_large\.in22k"):
         catalog.find("smt_large", "in22")

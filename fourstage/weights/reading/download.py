@@ -57,7 +57,7 @@ def fetch(weight: Weight, call: str = "create_model", progress: Progress | None 
         progress: called about once a megabyte with the bytes so far and in total.
 
     Raises:
-        ValueError: nobody published an address, or by its hash the file is another one.
+        ValueError: no address is published, or the file's hash is that of another file.
         OSError: the file could not be fetched, or not be written.
     """
     if weight.address is None or weight.file is None:

@@ -1,4 +1,4 @@
-"""What a .safetensors file of ours says about itself: text entries beside the tensors, JSON where they are not text."""
+"""The metadata of our .safetensors files: text entries beside the tensors, as JSON where they are not text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ def describe(
     weight: Weight | None = None,
     known_by: str = "",
 ) -> dict[str, str]:
-    """The entries for a file that was converted.
+    """Return the entries for a converted file.
 
     Args:
         form: "classifier" or "dense".
         arguments: those with which `model` is the network in the file.
-        source: name of the file that it comes from; `sha256` is that file's.
+        source: name of the original file; `sha256` is that file's.
         which: "model" or "ema".
-        weight: the published file that the source is, and by what it was recognised.
+        weight: the published file that the source is; `known_by` says how it was recognised.
     """
     entries: dict[str, Any] = {
-        "format": "pt",  # by which other readers of safetensors know whose tensors these are
+        "format": "pt",  # as other readers of safetensors expect for tensors of PyTorch
         "fourstage_format": FORMAT,
         "fourstage_version": version("fourstage"),
         "model": model,
@@ -59,7 +59,7 @@ def describe(
 
 
 def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str, Any]:
-    """The arguments with which `model` is the network in a file; none where the file is not one of ours for it.
+    """Return the arguments with which `model` is the network in a file; {} where the file is not one of ours for it.
 
     Raises:
         ValueError: a newer version wrote it, or its entries are damaged.
@@ -81,7 +81,7 @@ def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str
 
 
 def classes_of(entries: Mapping[str, str]) -> list[str] | None:
-    """Class names where a file of ours has them."""
+    """Return the class names where a file of ours has them."""
     if "fourstage_format" not in entries or "classes" not in entries:
         return None
     try:

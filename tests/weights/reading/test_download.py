@@ -304,8 +304,8 @@ def test_a_tag_alone_says_how_to_build_and_arguments_of_ones_own_win(published: 
             "visformer_digits.mask_rcnn_coco_1x",
             r"is a mask_rcnn; create_backbone\('visformer_digits.mask_rcnn_coco_1x'",
         ),
-        ("visformer_tiny", "nobody has published weights of visformer_tiny; build it with pretrained=False"),
-        ("visformer_tiny.in1k", "nobody has published weights of visformer_tiny"),
+        ("visformer_tiny", "no weights of visformer_tiny are published; build it with pretrained=False"),
+        ("visformer_tiny.in1k", "no weights of visformer_tiny are published"),
         ("visformer_digitz.digits", "no model is called 'visformer_digitz'; did you mean visformer_digits"),
     ],
 )
