@@ -7,7 +7,7 @@ import torch
 from tiny_networks import tiny
 from torch import nn
 
-from fourstage.engine.training import learn
+from fourstage.engine.training import set_training_mode
 from fourstage.run.layers import freeze, layers_of
 from fourstage.tasks.classification import Classification
 
@@ -17,7 +17,7 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
     frozen = freeze(task, 1)
     assert {name.split(".")[1] for name in frozen} == {"stem", "stages"}
     assert not any(name.startswith(("network.stages.1", "network.stages.2", "network.head")) for name in frozen)
-    learn(task)
+    set_training_mode(task)
     network: Any = task.network
     before = {name: value.clone() for name, value in network.stages[0].state_dict().items()}
     images = torch.randn(4, 3, 64, 64)
