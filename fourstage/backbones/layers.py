@@ -1,4 +1,4 @@
-"""Parts that two families or more are made of. B images, C channels, H x W cells; BCHW maps are often views of BHWC."""
+"""Modules that two families or more share. B images, C channels, H x W cells; BCHW maps are often views of BHWC."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +22,7 @@ class Level:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drop the whole branch of a sample, scale the others up so that the mean stays.
+    """Stochastic depth: drop the branch of a sample and scale the other samples up, so that the mean stays.
 
     Source: https://arxiv.org/abs/1603.09382.
     """
@@ -43,12 +43,12 @@ class DropPath(nn.Module):
 
 
 def drop_path(rate: float) -> nn.Module:
-    """Nothing at all where the rate is 0."""
+    """Return a `DropPath`, or an identity where the rate is 0."""
     return DropPath(rate) if rate > 0 else nn.Identity()
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates that grow linearly over all blocks, from 0 at the first to `last`, grouped by stage.
+    """Return rates that grow linearly over all blocks, from 0 at the first to `last`, grouped by stage.
 
     Raises:
         ValueError: `last` is not in [0, 1).
@@ -62,7 +62,7 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
 class LayerNorm2d(nn.Module):
     """LayerNorm over the channels of a (B, C, H, W) map, without a copy where the memory is channels-last.
 
-    It is no `nn.LayerNorm`, which norms the last axis, so that nobody takes it for one.
+    It is no `nn.LayerNorm`, because that norms the last axis, and tools that swap norms would rely on it.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -129,14 +129,14 @@ class LayerScale(nn.Module):
 
 
 def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
-    """A position embedding for a map of this size: the table itself at its own size, else bicubic."""
+    """Return the position embedding for a map of this size, resized bicubically where the size is another."""
     if known_true(position_1CHW.shape[-2] == height) and known_true(position_1CHW.shape[-1] == width):
         return position_1CHW
     return F.interpolate(position_1CHW, size=(height, width), mode="bicubic", align_corners=False)
 
 
 def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of an image size given as one side or as two.
+    """Return (H, W) of an image size given as one side or as two.
 
     Raises:
         ValueError: a side is below 32 pixels.
@@ -151,14 +151,14 @@ def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
-    """The blocks one after the other; with `recompute` each keeps only its input for the backward pass."""
+    """Run the blocks one after the other; with `recompute` each keeps only its input for the backward pass."""
     for block in blocks:
         x = recomputed(block, x) if recompute and torch.is_grad_enabled() else block(x)
     return x
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)` under activation checkpointing, the same to the last bit: batch statistics are counted once."""
+    """Return `block(x)` under activation checkpointing, bitwise the same: batch statistics are counted once."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _uncounted(block)
@@ -168,7 +168,7 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
-    """The second forward pass of checkpointing must not move the running statistics again."""
+    """Keep the second forward pass of checkpointing from moving the running statistics again."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
     for norm in norms:  # as many tensors as in the first pass, but none of them changes
@@ -183,7 +183,7 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Linear layers: weights normal with std 0.02, cut at +-2 (which hardly ever happens), biases 0."""
+    """Initialise a linear layer: weights normal with std 0.02, cut at +-2 (which hardly ever happens), biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,11 +1,11 @@
 """ScalableViT (https://arxiv.org/abs/2203.10790, Yangr116/ScalableViT): attention in windows and over the map in turn.
 
-B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+B images, C channels, H x W cells. Stages take and return (B, C, H, W) views of channels-last memory.
 
 Maps have ceil(H / stride) cells a side: the patch embeddings are convolutions of 7 cells with stride 4 and padding 3
 and of 3 cells with stride 2 and padding 1, both of which round up. The source counts floor(H / stride) cells beside
 them, so that it runs only where the two agree; and only where windows of 7 fit every map, that is on multiples of 224
-pixels. All other sizes are ours: there windows are filled up with cells that no cell sees.
+pixels. All other sizes are ours: there windows are padded with cells that are hidden from all others.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class PatchEmbed(ChannelsLast):
 
 
 class PositionEncoding(nn.Module):
-    """Its neighbours and the border tell a cell where it is: a depth-wise 3 x 3 convolution, added to what came in.
+    """Position from a cell's neighbours and the border: a depth-wise 3 x 3 convolution, added to its input.
 
     The parameters have names that nothing else has, since weight decay leaves both alone.
     """
@@ -125,7 +125,7 @@ class Stage(nn.Module):
 def init(module: nn.Module) -> None:
     """ScalableViT's initialisation.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | linear layers | weights normal, std 0.02; biases 0 |
     | convolutions, position encodings included | weights normal, variance 2 / fan-out; biases 0 |
@@ -161,8 +161,8 @@ def stages(design: Design, drop_path_rate: float) -> list[Stage]:
     rates = drop_path_rates(drop_path_rate, design.depths)
     for i, width in enumerate(design.widths):
         embed = PatchEmbed(design.widths[i - 1], width, PATCHES[i]) if i else nn.Identity()
-        kinds = (FirstBlock, *[Block] * (design.depths[i] - 1))
-        out.append(Stage(embed, [kind(width, mixer(design, i, j), rates[i][j]) for j, kind in enumerate(kinds)]))
+        blocks = (FirstBlock, *[Block] * (design.depths[i] - 1))
+        out.append(Stage(embed, [block(width, mixer(design, i, j), rates[i][j]) for j, block in enumerate(blocks)]))
     return out
 
 

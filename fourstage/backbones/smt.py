@@ -1,6 +1,6 @@
 """SMT (https://arxiv.org/abs/2307.08579, AFeng-x/SMT): scale-aware modulation first, attention last, both in between.
 
-B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+B images, C channels, H x W cells. Stages take and return (B, C, H, W) views of channels-last memory.
 
 The stem is a convolution with stride 2 that rounds up and one of 2 x 2 cells that rounds down; the three convolutions
 between stages round up. So the first map has (H + 1) // 4 cells a side, and each further one half as many, rounded up.
@@ -125,7 +125,7 @@ def cells(side: int, stride: int) -> int:
 def init(module: nn.Module) -> None:
     """SMT's initialisation.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | linear layers | weights normal, std 0.02; biases 0 |
     | convolutions | weights normal, variance 2 / fan-out; biases 0 |

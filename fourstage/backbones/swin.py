@@ -1,7 +1,7 @@
 """Swin (https://arxiv.org/abs/2103.14030): shifted windows; the classifier of microsoft/Swin-Transformer and the dense
 network of OpenMMLab's mim-example.
 
-B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+B images, C channels, H x W cells. Stages take and return (B, C, H, W) views of channels-last memory.
 
 Maps have ceil(H / stride) cells a side: zeros complete the last patch and the last group of four that a merge joins.
 """
@@ -124,7 +124,7 @@ class Stage(nn.Module):
 def init(module: nn.Module) -> None:
     """Swin's initialisation.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | linear layers | weights normal, std 0.02; biases 0 |
     | bias tables, the position embedding | normal, std 0.02 |

@@ -59,7 +59,7 @@ class WindowBlock(AttentionBlock):
 def init(module: nn.Module) -> None:
     """SwinVisformer's initialisation.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | convolutions, the linear layers of attention | weights normal, variance 2 / fan-out; biases 0 |
     | the head | weights normal, std 0.02; bias 0 |

@@ -6,7 +6,7 @@ The study also has two networks as their authors drew them, in the same frame of
 (https://arxiv.org/abs/2103.14030) and official_pvt_v2_b0 (PVTv2, https://arxiv.org/abs/2106.13797). They differ from
 the originals in their layer scales and in the epsilon of most norms. No weights of them were published.
 
-B images, C channels, H x W cells. Stages take and give (B, C, H, W) views of memory that lies channels-last.
+B images, C channels, H x W cells. Stages take and return (B, C, H, W) views of channels-last memory.
 
 Maps have ceil(H / stride) cells a side, as the source's 3x3 convolutions of stride 2 give them.
 """
@@ -203,8 +203,8 @@ class Block(nn.Module):
 class PositionedBlock(Block):
     """A block that first adds a position embedding: U-PVT's first one of a stage.
 
-    In the classifier it stays on the main path; in the dense form only the mixer sees it, as the source's detectors
-    have it. For maps of another size than the embedding's it is resized bilinearly, corners to corners.
+    In the classifier it stays on the main path; in the dense form only the mixer reads it, as in the source's
+    detectors. For maps of another size than the embedding's it is resized bilinearly, corners to corners.
     """
 
     def __init__(self, design: Design, mixer: nn.Module, place: Place, init_values: float, rate: float) -> None:
@@ -250,7 +250,7 @@ class Stage(nn.Module):
 def init(module: nn.Module) -> None:
     """The initialisation of the unified architecture, the same for all that mixers are made of.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | linear layers and convolutions | weights normal, std 0.02; biases 0 |
     | layer scales | `init_values` |
@@ -296,8 +296,8 @@ def stages(
         blocks = []
         for j, rate in enumerate(rates[i]):
             place = Place(level.channels, design.heads[i], i, j, map_size, dense)
-            kind = PositionedBlock if j == 0 and mixer in POSITIONED else Block
-            blocks.append(kind(design, build_mixer(mixer, place), place, init_values, rate))
+            block = PositionedBlock if j == 0 and mixer in POSITIONED else Block
+            blocks.append(block(design, build_mixer(mixer, place), place, init_values, rate))
         embed = design.shell.down(design.widths[i - 1], level.channels) if i else nn.Identity()
         out.append(Stage(embed, blocks, nn.Identity() if dense else design.shell.stage_norm(level.channels)))
     return out
@@ -358,7 +358,7 @@ def dense(
     """A unified network as the source's detectors have it: norms on the maps that come out, none on the main path.
 
     Differences inside blocks: U-Swin and U-HaloNet attend to the zeros that fill up the last windows, U-Swin shifts in
-    maps of one window too, and U-PVT's position embedding is seen by the mixer alone. The arguments are those of
+    maps of one window too, and only the mixer reads U-PVT's position embedding. The arguments are those of
     `classifier`; `img_size` sizes U-PVT's position embeddings.
 
     Args:

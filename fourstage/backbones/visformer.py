@@ -207,7 +207,7 @@ def cells(side: int, stride: int) -> int:
 def init(module: nn.Module) -> None:
     """Visformer's initialisation.
 
-    | part | value |
+    | module | value |
     | --- | --- |
     | convolutions | weights normal, variance 2 / fan-out; biases 0 |
     | the head | weights normal, std 0.02; bias 0 |
@@ -222,7 +222,7 @@ def init(module: nn.Module) -> None:
 
 
 def init_conv(module: nn.Conv2d | nn.Linear) -> None:
-    """A convolution, or a linear layer that stands for one of 1 x 1: variance 2 / fan-out, bias 0."""
+    """Initialise a convolution, or a linear layer in place of one of 1 x 1: variance 2 / fan-out, bias 0."""
     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -247,7 +247,7 @@ def block(design: Design, stage: int, exponent: float, rate: float) -> nn.Module
 
 
 def mlp(design: Design, stage: int) -> nn.Module:
-    """The MLP of a block. Where a convolution sees all channels at once, it is narrow, so that the cost stays."""
+    """The MLP of a block. Where a convolution reads all channels at once, it is narrow, so that the cost stays."""
     dim = design.widths[stage]
     if not design.spatial[stage]:
         return Mlp(dim)

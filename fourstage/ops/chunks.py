@@ -1,4 +1,4 @@
-"""Running a function on some rows or some images at a time, where they do not know of each other.
+"""Running a function on some rows or some images at a time, where each is computed alone.
 
 On a CPU the maps between layers then stay in the processor's cache, in memory that the process has already. The numbers
 are those of one call.
@@ -15,7 +15,7 @@ FEW = 128  # rows: fewer would lose more than they save
 FRESH = 2**25  # bytes from which the C library (glibc) asks the system for memory, and gives it back, at every call
 ROWS = 5 * 2**20  # bytes of a chunk of rows, which stay in a cache
 IMAGES = 5 * 2**19  # bytes of a chunk of images that enters a stage; the widest map within is some four times as large
-KNOWN = ("torch.nn.modules.", "fourstage.")  # layers that neither look at the whole batch nor keep what they saw
+KNOWN = ("torch.nn.modules.", "fourstage.")  # modules that neither compare images of a batch nor keep their inputs
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x_NC: Tensor, width: int) -> Tensor:

@@ -11,9 +11,8 @@ from fourstage.ops.shapes import known_true
 def depthwise(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
     """Return `conv(x)` of a 3 x 3 convolution that keeps the size, for maps down to one cell: (B, H, W, C) to the same.
 
-    To know how a map lies in memory, a convolution asks whether it has more than one cell a side, and a graph for many
-    sizes would keep the answer and refuse the others. So while a graph is traced the zeros around the map are put there
-    beforehand, after which it has more cells for certain.
+    A convolution asks whether the map has more than one cell a side, and a graph for many sizes would keep the answer
+    and refuse other sizes. So while a graph is traced, the map is padded first and then has more cells for certain.
     """
     x_BCHW = x_BHWC.movedim(-1, 1)
     if not torch.compiler.is_compiling() or type(conv) is not nn.Conv2d:

@@ -100,7 +100,7 @@ class _StripAttention(torch.autograd.Function):
 
 
 def strip_windows(padded: Tensor, strip: int, blocks: Sequence[int], halo: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, (m * h, w * w, d) each, that one strip of blocks sees of one image (H + .., W + .., 2C)."""
+    """Return the keys and values in the windows of one strip of blocks of one padded image, (m * h, w * w, d) each."""
     _, n, m, heads, _, dim = blocks
     block = (padded.shape[0] - 2 * halo) // n
     window = block + 2 * halo
@@ -110,6 +110,6 @@ def strip_windows(padded: Tensor, strip: int, blocks: Sequence[int], halo: int) 
 
 
 def strip_weights(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Attention weights (m * h, N, w * w) of one strip."""
+    """Return the attention weights (m * h, N, w * w) of one strip."""
     logits = (rows[..., :, None] + columns[..., None, :]).flatten(3).flatten(0, 1)
     return logits.baddbmm_(q_mhNd.flatten(0, 1), k.transpose(1, 2), alpha=q_mhNd.shape[-1] ** -0.5).softmax(-1)

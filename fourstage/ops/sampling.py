@@ -1,4 +1,4 @@
-"""Reading maps at learned places and adding up what was read: the heart of DCNv3 and of deformable attention.
+"""Sampling of maps at learned points and the weighted sum of the samples: the heart of DCNv3 and deformable attention.
 
 B images, H x W cells, h heads of d channels, L levels; Q queries, each with P points a head and a level.
 """
@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from fourstage.ops.eager import may_run_fast
 
-RING = 2  # cells of zeros around a map: all four corners of a point outside may lie in it
-FAR = 2**24  # cells; a location farther off is taken for one so far off: outside any map, and an int32 still
+RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
+FAR = 2**24  # cells; locations are clamped to it, which is outside any map and still an int32
 
 Form = Literal["grid_sample", "gather", "embedding_bag"]
 
@@ -27,23 +27,23 @@ def deformable_sample(
     cells_BQhLP2: Tensor | None = None,
     form: Form | None = None,
 ) -> Tensor:
-    """Read every level's map at each point, bilinearly, and add the readings up by weight.
+    """Sample every level's map at each point, bilinearly, and return the weighted sum of the samples.
 
     A location is (x, y) in cells of its own level, and cell (0, 0) has its centre at (0, 0): location (3, 2) reads
     `map[:, 2, 3]` as it is. A location that is given as a share of the map's size, as deformable attention has them
-    (0 the left edge of the first cell, 1 the right edge of the last), is `share * (W, H) - 0.5` here; that is what
-    `grid_sample` calls `align_corners=False`. Beyond the border the map is 0, and it goes down to that linearly over
-    one cell, as if a ring of zeros lay around it.
+    (0 the left edge of the first cell, 1 the right edge of the last), is `share * (W, H) - 0.5` here, which
+    `grid_sample` calls `align_corners=False`. Beyond the border the map is 0 and falls to 0 linearly over one cell, as
+    if a ring of zeros surrounded it.
 
-    The gradient by a location is that of the square of four cells it lies in; on the line between two squares, that
-    of the right or lower one. All forms keep to that. So that small offsets from cells far from the origin are not
-    rounded across such a line, the whole cells may be given apart, in `cells_BQhLP2`.
+    The gradient with respect to a location is that of the square of four cells around it; on the line between two
+    squares, that of the right or lower one. All forms follow this rule. Pass the integer cells of a location apart, in
+    `cells_BQhLP2`, so that a small offset from a cell far from the origin is not rounded across such a line.
 
-    The arithmetic runs in the precision of the locations, whatever that of the maps, and is rounded once, at the end.
+    The arithmetic runs in the precision of the locations and is rounded once, at the end, to that of the maps.
 
     Args:
         maps: one per level.
-        cells_BQhLP2: whole numbers of an integer type, added to the locations without rounding.
+        cells_BQhLP2: integers, added to the locations without rounding.
         form: how to compute it; all forms give the same up to rounding. By default the fastest, see `best_form`.
 
     Shapes:
@@ -95,7 +95,7 @@ def best_form(*tensors: Tensor) -> Form:
 
 
 def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
-    """One level by the operator of that name. Returns (B, Q, h * d)."""
+    """The plain form of one level. Returns (B, Q, h * d)."""
     (batch, height, width, heads, dim), queries = map_BHWhd.shape, at_BQhP2.shape[1]
     # queries last: along them the operator runs fastest
     at = at_BQhP2.permute(4, 0, 2, 3, 1)
@@ -110,10 +110,10 @@ def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cel
 
 
 def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
-    """Places along a side of the map from -1 to 1, as `grid_sample` wants them.
+    """Return positions along a side of the map from -1 to 1, as `grid_sample` needs them.
 
-    What the operator makes of them is off by up to `blur` cells. A point that is so close to a line between cells is
-    moved to that distance from it, lest the operator take it for one on the other side, where the gradient is another.
+    The operator's own rounding moves them by up to `blur` cells. A point closer than that to a line between cells is
+    moved away from it, because the operator could take it for one on the other side, which has another gradient.
     """
     step, blur = 2 / side, 2 * torch.finfo(at.dtype).eps * side
     with torch.no_grad():
@@ -121,7 +121,7 @@ def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
         past = (at - low).clamp_(blur, 1 - blur)
         place = past.add_(low if cells is None else low.add_(cells)).add_(0.5).mul_(step).sub_(1)
         rest = place.sub_(at, alpha=step)
-    return rest.add(at, alpha=step)  # for the gradient no more than a factor
+    return rest.add(at, alpha=step)  # its gradient is the factor alone
 
 
 def weighed_sum(read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:

@@ -147,8 +147,8 @@ class Needy(nn.Module):
     [
         ("swim", "no mixer is called 'swim'; did you mean swin"),
         ("qqqq", "no mixer is called 'qqqq'; there are convnext, dcn_v3, halo, pvt, pvt_v2, swin"),
-        (nn.Identity(), "built anew for each block; got a Identity"),
-        (3, "built anew for each block; got 3"),
+        (nn.Identity(), "from which each block builds its own mixer; got a Identity"),
+        (3, "from which each block builds its own mixer; got 3"),
         (Needy, r"cannot be built as Needy\(8, heads=1\): .*'width'; besides C it is given those of heads, stage, blo"),
         (no_arguments, r"cannot be built as no_arguments\(8\): .* positional argument"),
         (lambda dim: None, r"<lambda>\(8\) must give a module from \(B, H, W, C\) to the same; it gave a NoneType"),

@@ -1,4 +1,4 @@
-"""From what `mixer=` was given, a name or a class, to the mixer of one block.
+"""Building the mixer of one block from the argument `mixer=`, a name or a class.
 
 B images, H x W cells, C channels.
 """
@@ -20,14 +20,14 @@ from fourstage.backbones.mixers.window import WindowAttention
 
 WINDOW = 7  # cells a side
 REDUCTIONS = (8, 4, 2, 1)  # by stage: cells a side of the squares that become one key
-OFFERED = ("heads", "stage", "block", "map_size")  # what a mixer of somebody's own can ask for, by these keywords
+OFFERED = ("heads", "stage", "block", "map_size")  # keywords that a user's mixer may have
 
 Mixer = str | Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a network a mixer sits."""
+    """The place of a mixer in a network."""
 
     dim: int  # C
     heads: int  # of attention, or groups of channels, at this stage
@@ -54,11 +54,13 @@ BUILT_IN: dict[str, Callable[[Place], nn.Module]] = {
     "pvt_v2": _reduction,
     "swin": _window,
 }
-POSITIONED = ("pvt",)  # mixers that know no places: a position embedding goes before the first block of each stage
+POSITIONED = (
+    "pvt",
+)  # mixers that do not know positions: a position embedding goes before the first block of each stage
 
 
 def build_mixer(mixer: Mixer, place: Place) -> nn.Module:
-    """The mixer for one place.
+    """Return the mixer for one place.
 
     Args:
         mixer: a name, or what builds one mixer: it is called with C and those keywords of `OFFERED` that it has.
@@ -71,7 +73,9 @@ def build_mixer(mixer: Mixer, place: Place) -> nn.Module:
             return BUILT_IN[mixer](place)
         mixer = registry.find_mixer(mixer)
     if isinstance(mixer, nn.Module) or not callable(mixer):
-        raise ValueError(f"mixer= takes a name, or a class that is built anew for each block; got {_short(mixer)}")
+        raise ValueError(
+            f"mixer= takes a name, or a class, from which each block builds its own mixer; got {_short(mixer)}"
+        )
     arguments = {name: getattr(place, name) for name in _asked_for(mixer)}
     call = ", ".join([f"{_name(mixer)}({place.dim}", *(f"{key}={value}" for key, value in arguments.items())]) + ")"
     try:
@@ -87,7 +91,7 @@ def build_mixer(mixer: Mixer, place: Place) -> nn.Module:
 
 
 def _asked_for(build: Callable[..., Any]) -> list[str]:
-    """The keywords of `OFFERED` in a signature, but for those that a `functools.partial` has filled in."""
+    """Return the keywords of `OFFERED` in a signature, without those that a `functools.partial` has filled in."""
     try:
         parameters = inspect.signature(build).parameters
     except ValueError:  # built in C: it does not say
@@ -96,7 +100,7 @@ def _asked_for(build: Callable[..., Any]) -> list[str]:
 
 
 def check_shape(mixer: nn.Module, x_BHWC: Tensor, mixed: object) -> None:
-    """Raise ValueError unless a mixer gave what a mixer must give."""
+    """Raise ValueError unless a mixer returned a map of the shape of its input."""
     if torch.compiler.is_compiling() or (isinstance(mixed, Tensor) and mixed.shape == x_BHWC.shape):
         return
     got = f"{tuple(mixed.shape)}" if isinstance(mixed, Tensor) else _short(mixed)

@@ -20,7 +20,7 @@ class HaloMixer(nn.Module):
     window that lie outside the map are invisible.
 
     Zeros fill up the last blocks of a map that the blocks do not fit. In the classifier (`dense=False`) they are
-    invisible; the detectors (`dense=True`) see them like any cell.
+    invisible; the detectors (`dense=True`) attend to them like any cell.
 
     Args:
         dim: C, a multiple of `heads`.
@@ -60,8 +60,8 @@ class HaloMixer(nn.Module):
         x_BHWC = pad_to(x_BHWC, tall, wide)
         q_BnmhNd = self.blocks(linear(self.q, x_BHWC))
         kv_BHWC = linear(self.kv, x_BHWC)
-        seen = x_BHWC.shape[1:3] if self.dense else (height, width)
-        rows, columns = self.position_terms(q_BnmhNd, *seen)
+        visible = x_BHWC.shape[1:3] if self.dense else (height, width)
+        rows, columns = self.position_terms(q_BnmhNd, *visible)
         out = halo_attention(q_BnmhNd, kv_BHWC, rows, columns, self.halo)
         out = out.unflatten(4, (self.block, self.block)).permute(0, 1, 4, 2, 5, 3, 6)
         out_BHWC = out.reshape(x_BHWC.shape)
@@ -73,18 +73,18 @@ class HaloMixer(nn.Module):
         return x.permute(0, 1, 3, 5, 2, 4, 6).contiguous().flatten(4, 5)
 
     def position_terms(self, q_BnmhNd: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """What each query adds to its product with every cell of a row and of a column of its window.
+        """Return what each query adds to its product with every cell of a row and of a column of its window.
 
         Both are (B, n, m, h, N, w). The rows and columns outside of `height` x `width` cells carry what hides them.
         """
         q = q_BnmhNd.unflatten(4, (self.block, self.block))
-        down = self.seen_from(q @ self.height_rel.to(q.dtype).T, axis=4)
-        across = self.seen_from(q @ self.width_rel.to(q.dtype).T, axis=5)
+        down = self.terms_by_query(q @ self.height_rel.to(q.dtype).T, axis=4)
+        across = self.terms_by_query(q @ self.width_rel.to(q.dtype).T, axis=5)
         down = down + self.hiding(q.shape[1], height, q)[:, None, None, None, None]
         across = across + self.hiding(q.shape[2], width, q)[:, None, None, None]
         return down.flatten(4, 5).contiguous(), across.flatten(4, 5).contiguous()
 
-    def seen_from(self, offsets: Tensor, axis: int) -> Tensor:
+    def terms_by_query(self, offsets: Tensor, axis: int) -> Tensor:
         """Of products with every row of a table, (..., 2w - 1), the w that stand for cells of the window.
 
         Which these are depends on where in its block a query is, along `axis`: at i, from row w - 1 - i on.

@@ -82,7 +82,7 @@ class LocalGlobalAttention(nn.Module):
         height, width = x_BHWC.shape[1:3]
         kv_BHWC = linear(self.kv, x_BHWC)
         qkv = linear(self.q, x_BHWC).flatten(1, 2), *kv_BHWC.flatten(1, 2).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # B, h, cells, d
+        q, k, v = (x_BNC.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x_BNC in qkv)  # B, h, cells, d
         far_BHWC = attend(q, k, v).transpose(1, 2).flatten(2).unflatten(1, (height, width))
         near_BHWC = depthwise(self.local, kv_BHWC.chunk(2, dim=-1)[1])
         return linear(self.proj, far_BHWC + near_BHWC)

@@ -13,7 +13,7 @@ from fourstage.ops.matmul import linear
 class ReductionAttention(nn.Module):
     """Queries come from all cells, keys and values from squares of cells that a convolution joins to one.
 
-    Cells at the right and at the bottom that fill no whole square give no key: the convolution leaves them out, as the
+    Cells at the right and at the bottom that fill no square give no key: the convolution leaves them out, as the
     source's does.
 
     Args:
@@ -45,7 +45,7 @@ class ReductionAttention(nn.Module):
         return linear(self.proj, out_BhNd.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
 
     def reduced(self, x_BHWC: Tensor) -> Tensor:
-        """The map that keys and values are made from."""
+        """Return the map from which keys and values come."""
         if self.reduction == 1:
             return x_BHWC
         return self.norm(self.reduce(x_BHWC.movedim(-1, 1)).movedim(1, -1))

@@ -16,9 +16,8 @@ from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 class InteractiveWindowAttention(nn.Module):
     """Attention inside windows that never move; a depth-wise convolution of the values carries across their borders.
 
-    Where windows do not fit the map they are filled up on the right and at the bottom with cells that no cell sees. A
-    side of the map that is shorter than the window is one window. Neither is in the source, which demands maps that
-    the windows fit.
+    Where windows do not fit the map they are padded on the right and at the bottom with hidden cells. A side of
+    the map that is shorter than the window is one window. The source has neither: it needs maps that the windows fit.
 
     Args:
         dim: C.
@@ -42,10 +41,10 @@ class InteractiveWindowAttention(nn.Module):
         return linear(self.proj, self.attend(q_BHWC, k_BHWC, v_BHWC) + local_BHWC)
 
     def attend(self, q_BHWC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C): the attention of each window, before the last linear layer."""
+        """Return (B, H, W, C): the attention of each window, before the last linear layer."""
         height, width = q_BHWC.shape[1:3]
         tall, wide = (side if known_true(side < self.window) else self.window for side in (height, width))
-        bottom, right = (ceil_div(side, part) * part - side for side, part in ((height, tall), (width, wide)))
+        bottom, right = (ceil_div(side, window) * window - side for side, window in ((height, tall), (width, wide)))
         fits = known_true(bottom == 0) and known_true(right == 0)
         masks = []
         if not fits:
@@ -59,11 +58,11 @@ class InteractiveWindowAttention(nn.Module):
         """(B, n h, N, d) from a map that windows of `tall` x `wide` cells fit."""
         batch, height, width, channels = x_BHWC.shape
         down, across, head_dim = height // tall, width // wide, channels // self.heads
-        parts = x_BHWC.reshape(batch, down, tall, across, wide, self.heads, head_dim).permute(0, 1, 3, 5, 2, 4, 6)
-        return parts.reshape(batch, down * across * self.heads, tall * wide, head_dim)
+        windows = x_BHWC.reshape(batch, down, tall, across, wide, self.heads, head_dim).permute(0, 1, 3, 5, 2, 4, 6)
+        return windows.reshape(batch, down * across * self.heads, tall * wide, head_dim)
 
     def mask(self, height: int, width: int, tall: int, wide: int, like: Tensor) -> Tensor:
-        """(1, n h, 1, N): 0 for the cells of each window that lie in a map of this size, for others a large negative
+        """(1, n h, 1, N): 0 for the cells of each window inside a map of this size, for others a large negative
         number. The map is padded to whole windows.
         """
         down, across, cells = ceil_div(height, tall), ceil_div(width, wide), tall * wide
@@ -75,10 +74,10 @@ class InteractiveWindowAttention(nn.Module):
         return mask.reshape(1, down * across * self.heads, 1, cells)
 
     def map_of(self, x: Tensor, height: int, width: int, tall: int, wide: int) -> Tensor:
-        """What `windows` took apart, put together again."""
+        """Invert `windows`."""
         batch, head_dim = x.shape[0], x.shape[-1]
-        parts = x.reshape(batch, height // tall, width // wide, self.heads, tall, wide, head_dim)
-        return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * head_dim)
+        windows = x.reshape(batch, height // tall, width // wide, self.heads, tall, wide, head_dim)
+        return windows.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * head_dim)
 
 
 class ScalableAttention(nn.Module):
@@ -117,7 +116,7 @@ class ScalableAttention(nn.Module):
         return linear(self.proj, attention(q, k, v, self.heads))
 
     def reduced(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H // reduction, W // reduction, C * ratio): the map that keys and values are made from."""
+        """(B, H // reduction, W // reduction, C * ratio): the map from which keys and values come."""
         height, width = x_BHWC.shape[1:3]
         if not (known_true(height >= self.reduction) and known_true(width >= self.reduction)):
             x_BHWC = pad_to(x_BHWC, max(height, self.reduction), max(width, self.reduction))

@@ -19,7 +19,7 @@ class WindowAttention(nn.Module):
     * The classifier's (`dense=False`): where the shorter side of the map is not above the window, the window shrinks
       to that side and nothing shifts; cells that only fill up the last windows are invisible.
     * The detectors' (`dense=True`): the window stays, shifting goes on, and the zeros that fill up the last windows
-      take part like any cell.
+      are attended to like any cell.
 
     A shifted window never mixes cells that were not neighbours before the shift.
 
@@ -92,13 +92,13 @@ class WindowAttention(nn.Module):
         return linear(self.proj, x_BHWC)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
-        """Side of the windows and how far they shift on a map of this size."""
+        """Return the side of the windows and their shift on a map of this size."""
         if not self.dense and (height <= self.window or width <= self.window):
             return min(height, width), 0
         return self.window, self.window // 2 if self.shifted else 0
 
     def attend(self, x_BHWC: Tensor, window: int, visible_nNN: Tensor | None) -> Tensor:
-        """Attention in each window of a map that the windows fit, before the last linear layer."""
+        """Return the attention in each window of a map that the windows fit, before the last linear layer."""
         batch, height, width, _ = x_BHWC.shape
         down, across, cells = height // window, width // window, window * window
         qkv = linear(self.qkv, x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
@@ -108,7 +108,9 @@ class WindowAttention(nn.Module):
             front = (batch * down * across, self.heads)
         else:  # a mask of its own for each window, shared by the images
             front = (batch, down * across, self.heads)
-            hidden = torch.finfo(qkv.dtype).min / 2  # finite: a row that sees nothing stays a number
+            hidden = (
+                torch.finfo(qkv.dtype).min / 2
+            )  # finite, so that a row in which all cells are hidden stays a number
             masks.append(torch.zeros_like(visible_nNN, dtype=qkv.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
         q, k, v = qkv.reshape(3, *front, cells, self.head_dim).unbind(0)
         out = attend(q, k, v, masks, scale=self.scale)
@@ -116,7 +118,7 @@ class WindowAttention(nn.Module):
         return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * self.head_dim)
 
     def bias(self, window: int) -> Tensor:
-        """(h, N, N): the bias between the cells of a window of this side, at most the one that was built for."""
+        """Return (h, N, N): the bias between the cells of a window of this side, at most `self.window`."""
         offsets_NN = self.offsets_wwww[:window, :window, :window, :window].reshape(window**2, window**2)
         return self.table[offsets_NN].movedim(-1, 0)
 
@@ -146,6 +148,6 @@ def visible_along(side: int, window: int, shift: int, *, see_padding: bool, devi
 
 
 def visible_pairs(rows_nww: Tensor, columns_nww: Tensor) -> Tensor:
-    """(windows, N, N) from what is visible along the two sides: a pair of cells sees each other if it does in both."""
+    """(windows, N, N) from the visibility along the two sides: a pair of cells is visible if it is along both."""
     both = rows_nww[:, None, :, None, :, None] & columns_nww[None, :, None, :, None, :]
     return both.flatten(0, 1).flatten(3, 4).flatten(1, 2)
