@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense, Family
 from fourstage.weights import imagenet22k, scalablevit, smt, swin, unified, visformer
-from fourstage.weights.openmmlab import swin_names as openmmlab
+from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.resize import resize_rule
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
@@ -23,7 +23,7 @@ from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 FAMILIES: dict[str, tuple[tuple[Rule, ...], ...]] = {
     "scalablevit": (scalablevit.RULES,),
     "smt": (smt.RULES,),
-    "swin": (swin.RULES, openmmlab.SWIN),
+    "swin": (swin.RULES, swin_names.SWIN),
     "swin_visformer": (visformer.SWIN_RULES,),
     "unified": (unified.RULES, unified.OFFICIAL_SWIN, unified.OFFICIAL_PVT_V2),
     "visformer": (visformer.RULES,),

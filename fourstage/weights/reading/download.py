@@ -31,26 +31,26 @@ Progress = Callable[[int, int], None]  # bytes here, bytes in all
 
 
 class FailedError(OSError):
-    """The other side does not give the file."""
+    """The server does not send the file."""
 
 
 class _UselessError(HTTPException):
-    """An answer that will not be another one on asking again."""
+    """An answer that another request would not change."""
 
 
 class _ChangedError(Exception):
-    """What is here is not the beginning of what the server has now."""
+    """The local bytes are not the beginning of the server's current file."""
 
 
 def folder() -> Path:
-    """Where weights are kept, as torch.hub and timm keep theirs: hub/checkpoints in TORCH_HOME or ~/.cache/torch."""
+    """Return the folder of fetched weights, as torch.hub has it: hub/checkpoints in TORCH_HOME or ~/.cache/torch."""
     from torch.hub import get_dir
 
     return Path(get_dir()) / "checkpoints"
 
 
 def fetch(weight: Weight, call: str = "create_model", progress: Progress | None = None) -> Path:
-    """The file of a published weight: from the cache, else from its address. Of several processes one fetches it.
+    """Return the file of a published weight, from the cache or fetched. Of several processes, one fetches it.
 
     Args:
         call: the function that takes a file fetched by hand, for messages.
@@ -118,7 +118,7 @@ def download(address: str, path: Path, *, sha256: str | None = None, progress: P
 
 
 def _continue(address: str, incomplete: Path, progress: Progress | None) -> None:
-    """Ask for what is missing of a file and append it. Raises one of `BROKEN` where something is still missing."""
+    """Request the missing bytes of a file and append them. Raises one of `BROKEN` where bytes are still missing."""
     here = _size(incomplete)
     missing = {"Range": f"bytes={here}-"} if here else {}
     asked = Request(address, headers={"User-Agent": "fourstage", "Accept-Encoding": "identity", **missing})
@@ -163,7 +163,7 @@ def _span(answer: HTTPResponse, here: int) -> tuple[int, int | None]:
 
 
 def _check(path: Path, sha256: str | None, of: str | None = None) -> None:
-    """Raise ValueError unless a file has this hash, or begins with it; None: any."""
+    """Raise ValueError unless the file's hash begins with these digits; None: any hash."""
     if sha256 is None:
         return
     found = hash_of(path)
@@ -174,14 +174,14 @@ def _check(path: Path, sha256: str | None, of: str | None = None) -> None:
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from fetching the same file. The lock ends with the process, however that ends."""
+    """Keep other processes from fetching the same file. The lock ends with the process, also when it is killed."""
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)

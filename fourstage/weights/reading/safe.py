@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names where the file gives them.
+        """Return the class names where the file has them.
 
         At the top, in `meta` (mmcv 1), in its `dataset_meta` (mmengine), in the metadata of what we converted.
         """
@@ -62,7 +62,7 @@ class Checkpoint:
         return classes_of(self.metadata)
 
     def weights(self, which: str = "model") -> dict[str, Tensor]:
-        """Return the state dict, under whatever key the writer put it, without a `module.` before every name.
+        """Return the state dict from the key that the writer used, without a `module.` before every name.
 
         Args:
             which: "model" is what the writer's own loader reads, "ema" the moving average of the weights.
@@ -215,7 +215,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
 
 
 def _zip_root(names: list[str]) -> str:
-    """The folder in the archive that holds `data.pkl`; every archive has its own."""
+    """Return the folder of `data.pkl` in the archive; its name differs between archives."""
     if any(re.match(r"[^/]+/(code/|constants\.pkl)", name) for name in names):
         raise UnreadableError("is a TorchScript archive, a program: where it was saved, save the model's state_dict()")
     roots = [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -226,7 +226,7 @@ def _zip_root(names: list[str]) -> str:
 
 
 def _read_legacy(stream: mmap.mmap, size: int, *, text: bool) -> Any:
-    """Five pickles (magic, version, machine, content, keys of the storages), then the storages."""
+    """Read five pickles (magic, version, machine, content, keys of the storages), then the storages."""
     try:
         magic = Machine(size).run(stream)
     except (*BROKEN, UnreadableError):
@@ -265,11 +265,11 @@ def _mapping(value: Any) -> Mapping:
 
 
 def _short(key: Any) -> str:
-    """Show a key of an unknown file: no control characters, no endless text, no repr of unknown objects."""
+    """Return a key of an unknown file as short text, without control characters and without an object's repr."""
     return ascii(key[:60]) if isinstance(key, str) else f"<{type(key).__name__}>"
 
 
 def _averages(state: Mapping) -> dict[str, str]:
-    """Name of a parameter -> name of its moving average in the same state dict, as mmcv 1 writes them."""
+    """Return parameter name -> name of its moving average in the same state dict, as mmcv 1 writes them."""
     copies = {key: "ema_" + key.replace(".", "_") for key in state if isinstance(key, str)}
     return {key: copy for key, copy in copies.items() if copy in state}

@@ -31,12 +31,12 @@ class RefusedError(Exception):
 
 
 class UnreadableError(Exception):
-    """Not a checkpoint that can be read; the text follows the path."""
+    """A checkpoint that cannot be read; the text follows the path."""
 
 
 @dataclass(eq=False)
 class Foreign:
-    """What a checkpoint says about an object of somebody else's class. Nothing was imported or called to make it.
+    """A note on an object of a foreign class in a checkpoint. Nothing was imported or called for it.
 
     Attributes:
         name: dotted name, such as `argparse.Namespace`.
@@ -122,7 +122,7 @@ def _dict(*args: Any) -> dict:
 
 
 def _key(key: Any) -> Any:
-    """Keys are hashed, and a nested tuple can be built that takes years to hash: scalars and flat tuples only."""
+    """Raise for a key that is no scalar and no flat tuple: hashing a nested tuple can take years."""
     for part in key if isinstance(key, tuple) else (key,):
         if part is not None and not isinstance(part, str | bytes | int | float | np.generic | torch.dtype | Foreign):
             raise UnreadableError(f"is damaged: it uses a {type(part).__name__} as a key")
@@ -230,7 +230,7 @@ ALIASES = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.mult
 
 
 def _is_known(name: str) -> bool:
-    """Say whether this names a library whose harmless names are all in the tables above."""
+    """Return whether this names a library whose harmless names are all in the tables above."""
     root = name.partition(".")[0]
     return root in sys.stdlib_module_names or root in ("torch", "numpy")
 
@@ -240,7 +240,7 @@ def _is_class(name: str) -> bool:
 
 
 def _named(module: Any, name: Any) -> Any:
-    """What a pickle gets for a name: a `Foreign` or a dtype, never the thing itself."""
+    """Return what a pickle gets for a name: a `Foreign` or a dtype, never the object itself."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise UnreadableError("is damaged: it names something without words")
     dotted = f"{ALIASES.get(module, module)}.{name}"
@@ -394,15 +394,15 @@ class Machine:
         values, self.stack = self.stack, self.outer.pop()
         return values
 
-    def pay(self, made: Any) -> None:
+    def pay(self, value: Any) -> None:
         """Count what was copied: copies of copies turn a small file into terabytes."""
-        if isinstance(made, np.ndarray | list | tuple | set | dict | bytes):
-            self.copies -= made.nbytes if isinstance(made, np.ndarray) else len(made)
+        if isinstance(value, np.ndarray | list | tuple | set | dict | bytes):
+            self.copies -= value.nbytes if isinstance(value, np.ndarray) else len(value)
         if self.copies < 0:
             raise UnreadableError("is damaged: it describes far more than the file can hold")
 
     def storage(self, tag: Any, kind: Any, key: Any = "", _at: Any = None, count: Any = 0, view: Any = None) -> Any:
-        """What torch names by a persistent id: a run of bytes, or (beside a source text, not read) a class."""
+        """Return what torch names by a persistent id: a storage, or (beside a source text, not read) a class."""
         if tag == "module" and isinstance(kind, Foreign):
             return kind
         if tag != "storage" or not isinstance(kind, Foreign) or not isinstance(key, str | int) or not _natural(count):
