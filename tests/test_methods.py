@@ -123,4 +123,4 @@ def test_a_recipe_checks_its_method_unless_imports_may_register_it(schema: type[
     values = {"name": "mine", "method": "retina_net_", "backbone": "swin_tiny", "optimisation": OPTIMISATION}
     with pytest.raises(ValueError, match=f"no {methods.NETWORKS[task]} is called 'retina_net_'"):
         schema.model_validate(values)
-    assert schema.model_validate({**values, "imports": ["mine.py"]}).subject == "retina_net_ over swin_tiny"
+    assert schema.model_validate({**values, "imports": ["mine.py"]}).network_name == "retina_net_ over swin_tiny"

@@ -51,7 +51,7 @@ def network_of_recipe(name: str) -> nn.Module:
     elif isinstance(recipe, Segmentation):
         build, classes = create_segmentor, recipe.num_classes or ADE20K
     else:
-        raise ValueError(f"{name} trains a classifier; name its model, {recipe.subject}")
+        raise ValueError(f"{name} trains a classifier; name its model, {recipe.network_name}")
     arguments: dict[str, Any] = dict(recipe.method_args)
     return build(recipe.method, recipe.backbone, classes, backbone_args=recipe.backbone_args, **arguments)
 

@@ -28,7 +28,7 @@ def _run_recipes(args: argparse.Namespace) -> int:
     for name in names:
         recipe = resolve(name).recipe
         expect = ", ".join(f"{metric} {value:g}" for metric, value in recipe.expect.items()) or "-"
-        rows.append([name, recipe.task, recipe.subject, recipe.optimisation.length, expect])
+        rows.append([name, recipe.task, recipe.network_name, recipe.optimisation.length, expect])
     print_table(["recipe", "task", "trains", "length", "published"], rows)
     return 0
 

@@ -17,15 +17,15 @@ class Schedule:
         every: steps between changes of the rate.
         lag: steps by which the rate is delayed, as in loops that set it after the step that it is meant for.
         peak: the rate after warm-up.
-        total: optimiser steps of the whole training.
+        total: optimiser steps of the training.
         warmup: steps of warm-up, from `warmup_lr` up to `peak`.
         inclusive: whether the last step of warm-up has the peak, not the first one after it.
-        milestones: steps from which kind "step" multiplies the rate by `gamma`.
+        milestones: steps from which curve "step" multiplies the rate by `gamma`.
     """
 
     peak: float
     total: int
-    kind: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
+    curve: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
     warmup: int = 0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
@@ -49,13 +49,13 @@ class Schedule:
 
     def _plain(self, step: int, first: int) -> float:
         """Return the rate without warm-up, for a curve that begins at step `first`."""
-        if self.kind == "step":
+        if self.curve == "step":
             return self.peak * self.gamma ** sum(step >= milestone for milestone in self.milestones)
-        return self.min_lr + (self.peak - self.min_lr) * self._curve((step - first) / max(1, self.total - first))
+        return self.min_lr + (self.peak - self.min_lr) * self._value((step - first) / max(1, self.total - first))
 
-    def _curve(self, done: float) -> float:
+    def _value(self, done: float) -> float:
         """Return a value from 1 at the beginning (`done` = 0) to 0 at the end."""
-        match self.kind:
+        match self.curve:
             case "cosine":
                 return cosine(1.0, 0.0, done)
             case "linear":

@@ -88,7 +88,7 @@ class Classification(Recipe):
     evaluation: Evaluation = Evaluation()
 
     @property
-    def subject(self) -> str:
+    def network_name(self) -> str:
         return self.model
 
     @model_validator(mode="after")

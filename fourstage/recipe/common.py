@@ -205,7 +205,7 @@ class Recipe(Section):
     """Standard deviation of red, green and blue, which divides the pixels."""
 
     @property
-    def subject(self) -> str:
+    def network_name(self) -> str:
         """The name of the network that is trained, in a word or two."""
         return self.task
 

@@ -65,7 +65,7 @@ class Detection(Recipe):
     evaluation: DetectionEvaluation = DetectionEvaluation()
 
     @property
-    def subject(self) -> str:
+    def network_name(self) -> str:
         return f"{self.method} over {self.backbone}"
 
     @model_validator(mode="after")

@@ -93,7 +93,7 @@ class Segmentation(Recipe):
     evaluation: SegmentationEvaluation = SegmentationEvaluation()
 
     @property
-    def subject(self) -> str:
+    def network_name(self) -> str:
         return f"{self.method} over {self.backbone}"
 
     @model_validator(mode="after")

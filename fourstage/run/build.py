@@ -124,7 +124,7 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     return Schedule(
         peak=o.lr,
         total=total,
-        kind=o.schedule,
+        curve=o.schedule,
         warmup=warmup,
         warmup_lr=o.warmup_lr,
         min_lr=o.min_lr,

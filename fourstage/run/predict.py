@@ -280,7 +280,7 @@ def _task_of_recipe(source: str) -> str:
     recipe = resolve(source).recipe
     if recipe.task == "classification":
         raise ValueError(
-            f"{source} is a classification recipe; name its model: predict {recipe.subject} IMAGE --weights FILE"
+            f"{source} is a classification recipe; name its model: predict {recipe.network_name} IMAGE --weights FILE"
         )
     return recipe.task
 

@@ -346,7 +346,7 @@ def _summary(setup: _Setup, task: AnyTask) -> list[str]:
     epochs = plan.total / plan.steps_per_epoch
     train, val = plural(len(splits.train), "training image"), plural(len(splits.val), "validation image")
     return [
-        f"{recipe.name}: {recipe.subject}, {parameters:.2f} M parameters, on {devices}",
+        f"{recipe.name}: {recipe.network_name}, {parameters:.2f} M parameters, on {devices}",
         f"{recipe.data}: {train}, {val}, {plural(len(splits.train.classes), 'class', 'classes')}",
         f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epoch{'s' * (epochs != 1)}), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",

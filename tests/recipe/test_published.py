@@ -34,7 +34,7 @@ def recipe_of(row: dict[str, Any]) -> str:
 def test_every_published_accuracy_has_its_recipe(row: dict[str, Any]) -> None:
     recipe = resolve(recipe_of(row)).recipe
     assert recipe.expect == {key: row[key] for key in ("top1", "top5") if row.get(key) is not None}
-    assert (recipe.subject, recipe.model_dump()["image_size"]) == (row["model"], row["image_size"])
+    assert (recipe.network_name, recipe.model_dump()["image_size"]) == (row["model"], row["image_size"])
 
 
 def test_what_recipes_expect_is_what_the_catalogue_says() -> None:
@@ -44,7 +44,7 @@ def test_what_recipes_expect_is_what_the_catalogue_says() -> None:
     for name in list_recipes("*_in1k"):
         recipe = resolve(name).recipe
         tag = "in22k_ft_in1k" if name.endswith("in22k_ft_in1k") else "in1k"
-        if metrics := known.get((recipe.subject, tag, recipe.model_dump()["image_size"])):
+        if metrics := known.get((recipe.network_name, tag, recipe.model_dump()["image_size"])):
             assert recipe.expect == {key: value for key, value in metrics.items() if key in recipe.expect}, name
             checked += 1
     assert checked > 30
@@ -53,7 +53,7 @@ def test_what_recipes_expect_is_what_the_catalogue_says() -> None:
 @pytest.mark.parametrize("name", list_recipes("*_in*k*"))
 def test_every_recipe_builds(name: str) -> None:
     recipe = resolve(name).recipe
-    assert recipe.subject in list_models()
+    assert recipe.network_name in list_models()
     classes = tuple(str(i) for i in range(getattr(recipe, "num_classes", None) or 1000))
     with torch.device("meta"):
         task = protocol_of(recipe).build_task(classes)

@@ -116,7 +116,7 @@ def test_published_configurations_are_understood() -> None:
     assert (cascade.method, cascade.method_args["heads"]) == ("cascade_mask_rcnn", "4conv1fc")
     segmentor = network_of_config({"model": whole("e2e/upernet_swin_t")}, "m.pth")
     assert classes_of(segmentor) == ADE20K
-    assert recipe_of(segmentor, Path("m.pth")).subject == "upernet over swin_tiny"
+    assert recipe_of(segmentor, Path("m.pth")).network_name == "upernet over swin_tiny"
 
 
 SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
