@@ -19,8 +19,9 @@ from torch.nn.modules import module as nn_module
 
 SWITCH = "FOURSTAGE_OPS"
 TENSORS = frozenset((Tensor, nn.Parameter))  # a subclass (quantised, sharded, traced) has kernels of its own
+# a fast path replaces these; wrappers, parametrisations, adapters and quantised layers are other types
 LAYERS = frozenset(
-    (  # what a fast path may replace; wrappers, parametrisations, adapters and quantised layers are other types
+    [
         nn.Linear,
         nn.Conv2d,
         nn.ConvTranspose2d,
@@ -30,7 +31,7 @@ LAYERS = frozenset(
         nn.ReLU,
         nn.Dropout,
         nn.Identity,
-    )
+    ]
 )
 
 
