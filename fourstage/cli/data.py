@@ -52,14 +52,16 @@ def _run_check(args: argparse.Namespace) -> int:
 
 
 def _run_shard(args: argparse.Namespace) -> int:
-    from fourstage.data.shards.write import parse_size, write_shards
+    from fourstage.data.formats import get_format
+    from fourstage.data.shards.write import parse_size
     from fourstage.progress import Bar
     from fourstage.user_files import import_files
 
     import_files(args.imports)
     size = None if args.max_size is None else parse_size(args.max_size)
+    write = get_format("WebDataset").writer()
     with Bar("writing shards", 1) as bar:
-        written = write_shards(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)
+        written = write(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)
     for split, images in written.images.items():
         shards = written.shards[split]
         print(f"{split}: {images:,} images in {shards:,} shard{'' if shards == 1 else 's'}")

@@ -1,4 +1,4 @@
-"""Names of the classes that published detectors and segmentors tell apart, for files that carry none."""
+"""Names of the classes of published detectors and segmentors, for files without names."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -34,11 +34,11 @@ ADE20K = _names(  # of SceneParsing, the first name that the data gives each
 
 
 def names_of(count: int, task: str) -> tuple[str, ...]:
-    """Names for so many classes of a task: COCO's, ADE20K's, or numbers."""
+    """Return names for `count` classes of a task: COCO's, ADE20K's, or numbers."""
     known = {"detection": COCO, "segmentation": ADE20K}.get(task, ())
     return known if len(known) == count else tuple(f"class {i}" for i in range(count))
 
 
 def category_ids(classes: tuple[str, ...]) -> tuple[int, ...]:
-    """The number of each class in COCO's files: COCO's own for its classes, else from 1 on."""
+    """Return the number of each class in COCO's files: COCO's own for its classes, else from 1 on."""
     return COCO_IDS if classes == COCO else tuple(range(1, len(classes) + 1))

@@ -217,6 +217,11 @@ def all_formats() -> tuple[Format, ...]:
     return (*(format for format, _ in _registered.values()), *FORMATS)
 
 
+def get_format(name: str) -> Format:
+    """Return the format of this name."""
+    return next(format for format in all_formats() if format.name == name)
+
+
 def find_format(data: str | Path, truth: Truth | None = None) -> Format:
     """Return the format of a folder; see `open_dataset`. Raises ValueError when there is no folder, or none fits."""
     root, formats = Path(data), all_formats()

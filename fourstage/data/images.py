@@ -1,4 +1,4 @@
-"""Reading one image file, and telling image files from others by their names."""
+"""Read one image file, and recognise image files by their names."""
 
 import ctypes
 import threading
@@ -48,11 +48,11 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
     of an animation the first frame is.
 
     Args:
-        orient: turn the image as its EXIF says. Classification data does not (torchvision, timm); detection and
-            segmentation data does (OpenCV, so OpenMMLab).
+        orient: rotate the image according to its EXIF data. Classification data is not rotated (torchvision, timm);
+            detection and segmentation data is (OpenCV, hence OpenMMLab).
 
     Returns:
-        (H, W, 3) uint8 RGB, not writable; neighbours in a line may lie four bytes apart.
+        (H, W, 3) uint8 RGB, not writable; neighbouring pixels may be four bytes apart.
 
     Raises:
         BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large.
@@ -61,12 +61,12 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
         return _decoded(open_image(path, orient=orient), orient)
     except BadImage:
         raise
-    except Exception as error:  # decoders raise whatever a broken file drives them to
+    except Exception as error:  # decoders raise any error on a broken file
         raise BadImage(str(path), _reason(error)) from error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decode the bytes of an image file that lies in an archive or a table; `name` says where. See `read_image`."""
+    """Decode the bytes of an image file; `name` is its place in an archive or a table. See `read_image`."""
     try:
         return _decoded(open_image(BytesIO(data), name=name), orient=False)
     except BadImage:
@@ -85,11 +85,11 @@ def _decoded(image: "Image", orient: bool) -> np.ndarray:
 
 
 def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = "") -> "Image":
-    """The file's header as a PIL image: size, mode and format are known, no pixel is decoded yet.
+    """Open a file as a PIL image: size, mode and format are known, no pixel is decoded yet.
 
     Args:
-        orient: read EXIF now, where its warnings are caught, because it is wanted later.
-        name: what errors call it, where `path` is not a path.
+        orient: read EXIF now, while its warnings are caught, because it is needed later.
+        name: for messages, where `path` is not a path.
 
     Raises:
         BadImage: as `read_image`.
@@ -117,7 +117,7 @@ class _Memory:
     """The pixels of a PIL image where they are, for numpy: PIL stores four bytes for each, the fourth unused.
 
     Raises:
-        ValueError, AttributeError: Pillow does not lend them: it is older than 11.2, or the image lies in many pieces.
+        ValueError, AttributeError: Pillow gives no access: it is older than 11.2, or the image is in several chunks.
     """
 
     def __init__(self, picture: "Image") -> None:
@@ -152,7 +152,7 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 
 
 def as_pixels(picture: "Image") -> np.ndarray:
-    """(H, W, 3) uint8 of an RGB image: PIL's own memory where it lends that, else a copy."""
+    """Return (H, W, 3) uint8 of an RGB image: PIL's own memory where it gives access, else a copy."""
     try:
         return np.asarray(_Memory(picture))
     except (ValueError, AttributeError):
@@ -160,10 +160,10 @@ def as_pixels(picture: "Image") -> np.ndarray:
 
 
 def as_picture(pixels_HW3: np.ndarray) -> "Image":
-    """The PIL image of an array: without a copy where `read_image` gave the array. It must not be written to."""
+    """Return the PIL image of an array, without a copy where `read_image` returned the array. It is read-only."""
     from PIL import Image
 
-    memory = pixels_HW3.base  # of a part of the array it is the array
+    memory = pixels_HW3.base  # of a slice it is the array
     return memory.picture if isinstance(memory, _Memory) else Image.fromarray(pixels_HW3)
 
 

@@ -1,8 +1,8 @@
-"""What passes between rooms: one image with its truth, and many of them as tensors.
+"""One image with its ground truth, and a batch of them as tensors: what the packages pass to each other.
 
-Said once, here, for the whole package. Images are RGB. Boxes are x1 y1 x2 y2 in pixels of the image that they come
-with, x2 and y2 exclusive. Labels run from 0 to C - 1. Label maps hold the same labels, and `IGNORE` where nobody
-counts the pixel. Padding is on the right and at the bottom: zeros in normalised images, `IGNORE` in label maps.
+These conventions hold everywhere. Images are RGB. Boxes are x1 y1 x2 y2 in pixels of the image that they come
+with, x2 and y2 exclusive. Labels run from 0 to C - 1. Label maps hold the same labels, and `IGNORE` for pixels that do
+not count. Padding is on the right and at the bottom: zeros in normalised images, `IGNORE` in label maps.
 
 B images, H x W pixels, N objects, C classes.
 """
@@ -24,7 +24,7 @@ IGNORE = 255  # the label of pixels that neither train nor score
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """What is in one image. All fields are in the same order."""
+    """The objects of one image. All fields are in the same order."""
 
     boxes_N4: Tensor  # float32, pixels
     labels_N: Tensor  # int64
@@ -38,12 +38,12 @@ class Objects:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and the truth that comes with it. A data set fills the truths it has.
+    """One image and its ground truth. A data set fills the truths that it has.
 
     `image` is (H, W, 3) uint8 as read from disk; transforms end with a normalised (3, H, W) float32 tensor.
 
-    `reference` is what predictions are scored against, as JSON has it and in pixels of the image on disk; transforms
-    leave it alone. Detection data fills it for evaluation, see `ObjectTable.reference`.
+    `reference` is the ground truth that predictions are scored against, ready for JSON and in pixels of the image on
+    disk; transforms do not change it. Detection data fills it for evaluation, see `ObjectTable.reference`.
     """
 
     id: str  # unique within its split and stable: mostly the file's path below the split's folder
@@ -64,7 +64,7 @@ class Batch:
     sizes: tuple[tuple[int, int], ...]  # (H, W) of each image without padding
     original_sizes: tuple[tuple[int, int], ...]
     labels_B: Tensor | None = None  # int64
-    targets_BC: Tensor | None = None  # float32, rows sum to 1: what mixing made of the labels
+    targets_BC: Tensor | None = None  # float32, rows sum to 1: the labels after mixing
     objects: tuple[Objects, ...] | None = None
     label_maps_BHW: Tensor | None = None  # uint8
     references: tuple[Mapping[str, Any], ...] | None = None  # see `Sample.reference`
@@ -73,7 +73,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; copies of pinned memory overlap with computing."""
+        """Return the batch on `device`; copies of pinned memory overlap with computation."""
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
@@ -88,7 +88,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; torch's loader calls this by name."""
+        """Return the batch in page-locked memory; torch's loader calls this method by its name."""
 
         def pinned(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.pin_memory()
@@ -106,7 +106,7 @@ class Dataset(Protocol):
     """A split of a data set: a fixed order of samples that can be read one by one.
 
     Attributes that a data set may have besides:
-        note: one sentence about what is unusual, such as a split that was made here; empty otherwise.
+        note: one sentence about what is unusual, such as a split that was held out; empty otherwise.
         shard_sizes: images in each shard, in the order of the samples; empty where any order reads equally fast.
         labels_N: (N,) int64, the label of every sample of a classification data set.
     """
@@ -153,7 +153,7 @@ class NoSplitError(ValueError):
 
 
 def collate(samples: list[Sample], divisor: int = 1) -> Batch:
-    """Transformed samples as one batch, padded on the right and at the bottom to the largest height and width.
+    """Return transformed samples as one batch, padded on the right and at the bottom to the largest height and width.
 
     Args:
         divisor: the padded height and width are rounded up to multiples of it.

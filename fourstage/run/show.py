@@ -11,6 +11,7 @@ from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.run.splits import data_path
 from fourstage.run.task_protocol import AnyProtocol, protocol_of
+from fourstage.user_files import import_files
 
 EMBEDDED = {"digits": "digits_visformer", "digit_scenes": "digit_scenes_mask_rcnn"}  # data -> its own recipe
 DEFAULTS = {  # truth of the data -> its recipe where the user names none
@@ -83,6 +84,7 @@ def show(
 def _protocol(name: str | Path, changes: Iterable[str], path: str) -> AnyProtocol:
     """Return the protocol of a recipe without its number of classes, which does not matter for a picture."""
     recipe = resolve(name, changes, {"data": path}).recipe
+    import_files(recipe.imports)
     return protocol_of(recipe.model_copy(update={"num_classes": None}))
 
 

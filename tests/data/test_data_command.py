@@ -44,8 +44,8 @@ def test_show(changes: list[str], photos: Path, tmp_path: Path, capsys: pytest.C
 
     out = tmp_path / "new/sheet.png"
     assert main(["data", "show", str(photos), "--out", str(out), "image_size=64", *changes]) == 0
-    said = "augmented by smt_tiny_in1k, the default for data with a class for each image; another one: --recipe NAME"
-    assert capsys.readouterr().out == f"wrote {out}, {said}\n"
+    default = "the default for data with a class for each image; choose another one with --recipe NAME"
+    assert capsys.readouterr().out == f"wrote {out}, augmented by smt_tiny_in1k, {default}\n"
     with Image.open(out) as sheet:
         size = sheet.size
     columns = 5 if changes else 7

@@ -136,6 +136,14 @@ def test_a_dry_run_opens_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["train", str(recipe), "--out", str(tmp_path / "run"), "--dry-run"]) == 2
 
 
+def test_show_draws_it(data: Path, tmp_path: Path) -> None:
+    write(tmp_path / "mine.py")
+    (tmp_path / "mine.yaml").write_text("base: digits_visformer\nimports: [mine.py]\n")
+    out = tmp_path / "sheet.png"
+    assert main(["data", "show", str(data), "--recipe", str(tmp_path / "mine.yaml"), "--out", str(out)]) == 0
+    assert out.is_file()
+
+
 def test_a_spawned_process_finds_the_users_class(data: Path, tmp_path: Path) -> None:
     import_files([write(tmp_path / "mine.py")])
     dataset = open_dataset(data, "train")

@@ -1,6 +1,6 @@
 """Digit scenes: real digit scans on crops of real photographs, with exact boxes, masks and label maps.
 
-Made for detection and segmentation where no data set is at hand. H x W pixels, N digits.
+For detection and segmentation without a data set. H x W pixels, N digits.
 """
 
 import json
@@ -16,7 +16,7 @@ from fourstage.data.embedded.digits import CLASSES, scans
 from fourstage.data.sample import IGNORE
 from fourstage.files import cache_folder
 
-VERSION = 1  # goes up when the same seed would give other scenes
+VERSION = 1  # raised when the same seed gives other scenes
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {  # those of scikit-image by their function, of scikit-learn by their file
     "train": ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket", "stereo_motorcycle"),
     "val": ("china.jpg", "flower.jpg", "moon"),
@@ -24,7 +24,7 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {  # those of scikit-image by their fu
 MOST = 6  # digits in a scene
 SIZES = (0.13, 0.44)  # height of a digit, in units of the scene
 TURN = 15.0  # degrees, to either side
-VISIBLE = 0.8  # a digit is placed only where it leaves this part of every other one to be seen
+VISIBLE = 0.8  # a digit is placed only where this share of every other digit stays visible
 CONTRAST = 70.0  # least distance of the ink from the mean of what it covers, in grey levels
 TRIES = 20  # places for one digit before the scene goes without it
 CACHED = {"train": 2000, "val": 400, "size": 128, "seed": 0}  # what `--data digit_scenes` means
@@ -37,10 +37,10 @@ COLOURS = (  # of the digits 0 to 9, told apart also by colour-blind eyes as far
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is in it. Digits that were placed later cover earlier ones."""
+    """One picture and its ground truth. Digits that were placed later cover earlier ones."""
 
     image_HW3: np.ndarray  # uint8
-    masks_NHW: np.ndarray  # bool: what can be seen of each digit; no pixel belongs to two
+    masks_NHW: np.ndarray  # bool: what is visible of each digit; no pixel belongs to two
     labels_N: np.ndarray  # int64, the digits
 
     def boxes(self) -> np.ndarray:
@@ -56,13 +56,13 @@ class Scene:
         return map_HW
 
 
-class SceneMaker:
-    """Makes the scenes of one split: scene i is a function of (split, seed, size, i) alone.
+class SceneGenerator:
+    """The scenes of one split: scene i is a function of (split, seed, size, i) alone.
 
     The training split draws from the training digits and nine photographs, the validation split from the validation
     digits and three other photographs. A scene has 1 to 6 digits, 13 % to 44 % of its side high, turned by up to 15
-    degrees, in one colour each that stands out from what it covers. A digit lies wholly inside its scene, and at least
-    80 % of it can be seen.
+    degrees, in one colour each that stands out from what it covers. A digit is completely inside its scene, and at
+    least 80 % of it is visible.
     """
 
     def __init__(self, split: Literal["train", "val"], size: int = 128, seed: int = 0) -> None:
@@ -73,7 +73,7 @@ class SceneMaker:
     def scene(self, index: int) -> Scene:
         rng = np.random.default_rng((*self._key, index))
         canvas_HW3 = self._background(rng)
-        masks: list[np.ndarray] = []  # of the whole digits
+        masks: list[np.ndarray] = []  # of the complete digits
         labels: list[int] = []
         for _ in range(int(rng.integers(1, MOST + 1))):
             choice = int(rng.integers(len(self._scans_N88)))
@@ -161,7 +161,7 @@ def _ink(under_3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _visible(masks: list[np.ndarray]) -> np.ndarray:
-    """What later masks leave of each mask."""
+    """Return what later masks leave of each mask."""
     visible = np.array(masks)
     for earlier in range(len(masks)):
         for later in masks[earlier + 1 :]:
@@ -170,8 +170,8 @@ def _visible(masks: list[np.ndarray]) -> np.ndarray:
 
 
 def _leaves_visible(masks: list[np.ndarray]) -> bool:
-    seen, whole = (np.count_nonzero(m, axis=(1, 2)) for m in (_visible(masks), np.array(masks)))
-    return bool((seen >= VISIBLE * whole).all())
+    visible, complete = (np.count_nonzero(m, axis=(1, 2)) for m in (_visible(masks), np.array(masks)))
+    return bool((visible >= VISIBLE * complete).all())
 
 
 def _tight_box(mask_HW: np.ndarray) -> tuple[int, int, int, int]:
@@ -188,7 +188,7 @@ def write_digit_scenes(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a data set of digit scenes as a folder in COCO layout. It appears whole or not at all.
+    """Write a data set of digit scenes as a folder in COCO layout. After an error there is no folder.
 
     ```
     train/000000.jpg  val/000000.jpg           scenes
@@ -203,7 +203,7 @@ def write_digit_scenes(
         progress: called with (scenes done, scenes in all).
 
     Raises:
-        ValueError: the folder is there already, cannot be written, or a library is missing.
+        ValueError: the folder exists, cannot be written, or a library is missing.
     """
     folder = Path(folder)
     if min(train, val) < 1 or size < 32:
@@ -214,10 +214,10 @@ def write_digit_scenes(
         raise ValueError(f"{folder} is there already: name another folder, or delete it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
-            whole = Path(aside) / "whole"
-            _write_splits(whole, {"train": train, "val": val}, size, seed, progress or (lambda done, total: None))
-            whole.rename(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+            new = Path(unfinished) / folder.name
+            _write_splits(new, {"train": train, "val": val}, size, seed, progress or (lambda done, total: None))
+            new.rename(folder)
     except OSError as error:
         raise ValueError(f"digit scenes cannot be written to {folder}: {error.strerror or error}") from error
     return folder
@@ -242,12 +242,12 @@ def _write_splits(
     (root / "annotations").mkdir(parents=True)
     done = 0
     for split, count in counts.items():
-        maker = SceneMaker(split, size, seed)
+        generator = SceneGenerator(split, size, seed)
         images, annotations = [], []
         for name in (root / split, root / "masks" / split):
             name.mkdir(parents=True)
         for index in range(count):
-            scene = maker.scene(index)
+            scene = generator.scene(index)
             _write_pictures(root, split, f"{index:06d}", scene)
             images.append({"id": index + 1, "file_name": f"{index:06d}.jpg", "width": size, "height": size})
             annotations += _annotations(scene, image_id=index + 1, first_id=len(annotations) + 1)
@@ -275,7 +275,7 @@ def _write_pictures(root: Path, split: str, name: str, scene: Scene) -> None:
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """One image's objects as COCO writes them."""
+    """Return one image's objects in COCO's form."""
     from fourstage.data.objects.coco import encode_mask
 
     return [

@@ -1,4 +1,4 @@
-"""Shards at an address that fsspec opens (s3://, gs://, https://, memory://, ...): fetched whole, kept for a while."""
+"""Shards at an address that fsspec opens (s3://, gs://, https://, memory://, ...): copied once, kept for a while."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def is_address(data: str | Path) -> bool:
 
 
 def filesystem(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it. Raises ValueError when a library for it is missing."""
+    """Return the file system of an address, and the path in it. Raises ValueError when a library for it is missing."""
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
@@ -30,15 +30,15 @@ def filesystem(address: str) -> tuple[Any, str]:
         return url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise ValueError(
-            f"{address} cannot be opened ({str(error).rstrip('.')}); install what is named, or mend it"
+            f"{address} cannot be opened ({str(error).rstrip('.')}); install the library, or correct the address"
         ) from error
 
 
 class ShardCache:
-    """Copies of remote shards in a folder of bounded size; those that were not used for longest go first.
+    """Copies of remote shards in a folder of bounded size; the least recently used are removed first.
 
-    Any number of processes may use one folder: each shard is fetched once, under a lock, and takes its name when it is
-    whole. A shard that is removed while it is wanted is fetched again.
+    Any number of processes may use one folder: each shard is fetched once, under a lock. A shard that is removed while
+    it is needed is fetched again.
     """
 
     def __init__(self, folder: Path | None = None, bound: int | None = None) -> None:
@@ -53,7 +53,7 @@ class ShardCache:
         self._used: dict[str, float] = {}
 
     def fetch(self, address: str) -> Path:
-        """The local copy of a shard. Raises ValueError when it cannot be fetched."""
+        """Return the local copy of a shard. Raises ValueError when it cannot be fetched."""
         path = self._place(address)
         if path.is_file():
             self._mark(path)
@@ -68,7 +68,7 @@ class ShardCache:
         return path
 
     def index(self, address: str) -> ShardIndex:
-        """The index of a shard: the one kept here, the one published beside it, or a new one of the fetched shard."""
+        """Return the index of a shard: the stored one, the one published next to the shard, or a new one."""
         path = self._place(address)
         kept = path.with_name(f"{path.stem}-v{VERSION}.npz")
         size = self._size(address)
@@ -86,7 +86,7 @@ class ShardCache:
             published.unlink(missing_ok=True)
         if index is None:
             local = self.fetch(address)
-            if local.stat().st_size != size:  # another one has taken its place since it was fetched
+            if local.stat().st_size != size:  # the remote shard has changed since it was fetched
                 local.unlink(missing_ok=True)
                 local = self.fetch(address)
             index = index_shard(local, address)
@@ -101,7 +101,7 @@ class ShardCache:
         system, path = filesystem(address)
         try:
             return int(system.size(path))
-        except Exception as error:  # each kind of storage has errors of its own
+        except Exception as error:  # each storage has errors of its own
             raise ValueError(
                 f"{address} cannot be reached ({_reason(error)}); check the address and the access"
             ) from error
@@ -110,9 +110,9 @@ class ShardCache:
         system, remote = filesystem(address)
         try:
             with system.open(remote, "rb") as source, atomic_file(path) as target:
-                while part := source.read(CHUNK):
-                    target.write(part)
-        except Exception as error:  # each kind of storage has errors of its own
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+        except Exception as error:  # each storage has errors of its own
             raise ValueError(
                 f"{address} cannot be fetched ({_reason(error)}); check the address and the access"
             ) from error
@@ -125,12 +125,12 @@ class ShardCache:
                 os.utime(path)
 
     def _make_room(self, keep: Path) -> None:
-        """Remove what was not used for longest, until the rest fits the bound; never the one just fetched."""
+        """Remove the least recently used shards until the rest fits the bound; never the one just fetched."""
         there: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*.tar"):
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # another process makes room too
+            except FileNotFoundError:  # another process removes shards too
                 continue
             there.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in there)

@@ -1,7 +1,7 @@
 """WebDataset tar shards as a data set, from disk or from any address that fsspec opens. N samples, S shards.
 
-Nothing is streamed through a buffer: an index knows where each image lies, so a sample is read by its number, and the
-loader's order decides which shards are needed when.
+Nothing is streamed through a buffer: an index knows where each image is, so a sample is read by its number, and the
+loader's order decides when a shard is needed.
 """
 
 import json
@@ -31,7 +31,7 @@ from fourstage.data.splits import SPLIT_NAMES
 from fourstage.data.walk import subfolders
 from fourstage.files import read_at
 
-STATE = "shards.json"  # what `fourstage data shard` notes about its work
+STATE = "shards.json"  # where `fourstage data shard` keeps its state
 MOST = 1_000_000  # shards that one pattern may name
 
 
@@ -39,13 +39,13 @@ MOST = 1_000_000  # shards that one pattern may name
 class ShardSet:
     """The shards of each split, by path or address, in the order of their names."""
 
-    folder: str  # where they and classes.txt lie
+    folder: str  # where they and classes.txt are
     shards: dict[Split, tuple[str, ...]]
     note: str = ""
 
 
 def is_shards(root: Path) -> bool:
-    """A folder of tar files; archives that lie beside the class folders that they unpacked into are no matter."""
+    """Whether `root` is a folder of tar files; archives whose class folders are unpacked in it do not count."""
     if not _local_tars(root):
         return False
     names = [name for of_split in SPLIT_NAMES.values() for name in of_split]
@@ -59,17 +59,17 @@ def is_pattern(data: str | Path) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """Braces as a shell has them: `a-{08..10}.tar` and `{train,val}-{0..3}.tar`, also inside each other.
+    """Expand braces as a shell does: `a-{08..10}.tar` and `{train,val}-{0..3}.tar`, also inside each other.
 
     Raises:
-        ValueError: a brace without its other one, or far too many names.
+        ValueError: an unmatched brace, or far too many names.
     """
     start = pattern.find("{")
     words = _alternatives(pattern, start) if start >= 0 else [""]
     if start < 0 and "}" not in pattern:
         return [pattern]
     if start < 0 or words is None:
-        raise ValueError(f"{pattern} has a brace without its other one; write for example train-{{000..007}}.tar")
+        raise ValueError(f"{pattern} has an unmatched brace; write for example train-{{000..007}}.tar")
     head, tail = pattern[:start], pattern[start + len(",".join(words)) + 2 :]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", words[0]) if len(words) == 1 else None
     if span is not None:
@@ -81,7 +81,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _alternatives(pattern: str, start: int) -> list[str] | None:
-    """What the brace at `start` holds, split at its own commas; None where it is never closed."""
+    """Return the content of the brace at `start`, split at its own commas; None where it is never closed."""
     depth, words = 0, [""]
     for letter in pattern[start:]:
         depth += (letter == "{") - (letter == "}")
@@ -95,7 +95,7 @@ def _alternatives(pattern: str, start: int) -> list[str] | None:
 
 
 def find_shards(data: str | Path) -> ShardSet:
-    """The shards behind a folder, an address of a folder, or a pattern.
+    """Return the shards of a folder, an address of a folder, or a pattern.
 
     Split by their names: those with `train` in the name of file or folder train, those with `val`, `valid`,
     `validation` or else `test` validate. Where no name says so, all of them are the training split.
@@ -143,23 +143,23 @@ def _remote_tars(folder: str) -> list[str]:
     system, path = filesystem(folder)
     try:
         found = [one for below in ("", "*/") for one in system.glob(f"{path.rstrip('/')}/{below}*.tar")]
-    except Exception as error:  # each kind of storage has errors of its own
+    except Exception as error:  # each storage has errors of its own
         raise ValueError(f"{folder} cannot be listed ({error}); check the address and the access") from error
     return sorted(system.unstrip_protocol(one) for one in found)
 
 
 def _split_of(path: str) -> str:
-    """Which split a path names: "train", a name of the validation split, or nothing."""
-    for part in reversed(re.split(r"[/\\]", path)[-2:]):
-        words = re.findall(r"[a-z]+", part.lower())
-        for split, names in SPLIT_NAMES.items():
-            if hit := next((name for name in names if name in words), None):
+    """Return the split that a path names: "train", a name of the validation split, or nothing."""
+    for name in reversed(re.split(r"[/\\]", path)[-2:]):
+        words = re.findall(r"[a-z]+", name.lower())
+        for split, split_names in SPLIT_NAMES.items():
+            if hit := next((word for word in split_names if word in words), None):
                 return "train" if split == "train" else hit
     return ""
 
 
 class TarStore:
-    """Images inside shards. `files_N` says in which shard each one lies."""
+    """Images inside shards. `files_N` has the shard of each one."""
 
     def __init__(self, shards: Sequence[str], indices: Sequence[ShardIndex], cache: ShardCache | None) -> None:
         self.shards, self.cache = tuple(shards), cache
@@ -185,7 +185,7 @@ class TarStore:
             except FileNotFoundError:
                 if self.cache is None:
                     raise
-                data = read_at(self.cache.fetch(shard), int(self.offsets_N[row]), size)  # room was made just now
+                data = read_at(self.cache.fetch(shard), int(self.offsets_N[row]), size)  # it was evicted just now
         except OSError as error:
             raise BadImage(self.where(row), str(error.strerror or error).lower()) from error
         if len(data) != size:
@@ -193,8 +193,8 @@ class TarStore:
         return data
 
 
-def _joined(parts: Sequence[np.ndarray], kind: np.dtype) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=kind)
+def _joined(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
 
 
 def open_shards(data: str | Path, split: Split, progress: Progress | None = None) -> Listed:
@@ -203,7 +203,7 @@ def open_shards(data: str | Path, split: Split, progress: Progress | None = None
 
 
 def survey_shards(data: str | Path, split: Split, progress: Progress | None = None) -> Listing:
-    """One split of a folder, address or pattern of shards.
+    """Return the listing of one split of a folder, address or pattern of shards.
 
     Args:
         progress: called with (shards indexed, shards in all).
@@ -216,16 +216,16 @@ def survey_shards(data: str | Path, split: Split, progress: Progress | None = No
     train, val = list(found.shards["train"]), list(found.shards["val"])
     own = val if split == "val" and val else train
     if not own:
-        raise NoSplitError(f"{data} has no shards called {split}-*.tar; it can only be evaluated with")
+        raise NoSplitError(f"{data} has no shards called {split}-*.tar; use it for evaluation only")
     cache = ShardCache() if is_address(own[0]) else None
     classes = _classes(found.folder)
     others = train if classes is None and own is val else ()  # the training shards say what the classes are
     indices, problems = _indices((*own, *others), cache, progress or (lambda done, total: None))
     first = [index for index in (indices[len(own) :] if others else indices) if index is not None]
     classes = _named(first) if classes is None else classes
-    whole = [(shard, index) for shard, index in zip(own, indices[: len(own)], strict=True) if index is not None]
-    store = TarStore([shard for shard, _ in whole], [index for _, index in whole], cache)
-    labels_N = _joined([_numbers(index, classes) for _, index in whole], np.dtype(np.int64))
+    usable = [(shard, index) for shard, index in zip(own, indices[: len(own)], strict=True) if index is not None]
+    store = TarStore([shard for shard, _ in usable], [index for _, index in usable], cache)
+    labels_N = _joined([_numbers(index, classes) for _, index in usable], np.dtype(np.int64))
     source = str(data) if len(own) > 1 else own[0]
     if not problems:  # else some images are not known
         problems += label_problems(source, labels_N, classes)
@@ -269,26 +269,24 @@ def _check_finished(folder: str) -> None:
     except (ValueError, KeyError, TypeError):
         return
     if not finished:
-        raise ValueError(
-            f"{folder} was not written to its end; give the same `fourstage data shard` again, it continues"
-        )
+        raise ValueError(f"{folder} is incomplete: repeat the same `fourstage data shard`, which continues")
 
 
 def _classes(folder: str) -> tuple[str, ...] | None:
-    """The lines of `classes.txt` beside the shards."""
+    """Return the lines of `classes.txt` next to the shards."""
     if not is_address(folder):
         path = Path(folder) / "classes.txt"
         return read_classes(path.read_bytes(), str(path)) if path.is_file() else None
     system, path = filesystem(f"{folder}/classes.txt")
     try:
         text = system.cat_file(path)
-    except Exception:  # each kind of storage has errors of its own; most have simply no such file
+    except Exception:  # each storage has errors of its own; mostly there is no such file
         return None
     return read_classes(text, f"{folder}/classes.txt")
 
 
 def _named(indices: Sequence[ShardIndex]) -> tuple[str, ...]:
-    """The names that labels are, else numbers."""
+    """Return the names that the labels are, else numbers."""
     names = {bytes(name) for index in indices for name in np.unique(index.names_N)} - {b""}
     if names:
         return tuple(sorted(os.fsdecode(name) for name in names))

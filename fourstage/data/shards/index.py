@@ -1,6 +1,6 @@
-"""What is in a WebDataset shard, found by one pass over it and kept beside it. N samples.
+"""The index of a WebDataset shard, built in one pass over it and stored next to it. N samples.
 
-A shard is a tar file. Neighbouring members whose names agree up to the first dot of the last part are one sample:
+A shard is a tar file. Neighbouring members whose names agree up to the first dot of the file name are one sample:
 `n01440764_18.jpg`, `n01440764_18.cls` (a number, or a class name), and perhaps `n01440764_18.json`.
 """
 
@@ -19,8 +19,8 @@ from fourstage.data.findings import Finding
 from fourstage.data.images import EXTENSIONS
 from fourstage.files import atomic_file, cache_folder
 
-VERSION = 1  # goes up when an index of before must be made again
-FOLDER = ".fourstage"  # beside the shards
+VERSION = 1  # raised when older indices must be built again
+FOLDER = ".fourstage"  # in the folder of the shards
 SMALL = 1 << 20  # bytes; labels and notes are not larger
 LABELS = ("cls", "label", "txt")  # of these endings the first that is there
 
@@ -40,7 +40,7 @@ class ShardIndex:
     ids_N: np.ndarray  # bytes
     offsets_N: np.ndarray  # int64, where each image's bytes begin
     sizes_N: np.ndarray  # int64, bytes of each image
-    labels_N: np.ndarray  # int64; -1 where `names_N` says it
+    labels_N: np.ndarray  # int64; -1 where `names_N` has it
     names_N: np.ndarray  # bytes; the label where it is a name
 
     def __len__(self) -> int:
@@ -48,13 +48,13 @@ class ShardIndex:
 
 
 def index_shard(path: Path, name: str) -> ShardIndex:
-    """Read all heads and labels of a shard. `name` is the shard's address, for messages.
+    """Read all headers and labels of a shard. `name` is the shard's address, for messages.
 
     Raises:
         BrokenShardError: no tar file, one that was cut off, or a sample without image or label.
     """
     rows: list[tuple[bytes, int, int, int, bytes]] = []
-    broken: BrokenShardError | None = None  # told last: what lacks was most likely cut off
+    broken: BrokenShardError | None = None  # raised last: a file that was cut off is the likelier reason
     try:
         with tarfile.open(path, "r:") as archive:
             for key, members in _samples(archive):
@@ -64,8 +64,8 @@ def index_shard(path: Path, name: str) -> ShardIndex:
                     broken = broken or error
             _check_end(path, archive.offset)
     except (tarfile.TarError, EOFError) as error:
-        what = f"is no whole tar file ({error})"
-        raise BrokenShardError(name, what, "it was cut off or damaged, so fetch or write it again") from error
+        what = f"is not a complete tar file ({error})"
+        raise BrokenShardError(name, what, "it was cut off or damaged, so download or write it again") from error
     if broken is not None:
         raise broken
     ids, offsets, sizes, labels, names = zip(*rows, strict=True) if rows else ((), (), (), (), ())
@@ -135,11 +135,11 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """A file that was cut between two members is whole for tarfile; the block of zeros at its end is missing."""
+    """Raise ReadError for a file that was cut between two members: tarfile accepts it without the final zeros."""
     with path.open("rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it has no end")
+            raise tarfile.ReadError("its end is missing")
 
 
 def save_index(index: ShardIndex, shard: Path, target: Path) -> None:
@@ -153,25 +153,25 @@ def save_index(index: ShardIndex, shard: Path, target: Path) -> None:
 
 
 def load_index(path: Path, size: int, time: int | None) -> ShardIndex | None:
-    """An index that was saved for a shard of this size and time (None: any time), if it is there and whole."""
+    """Return the saved index of a shard of this size and time (None: any time); None without a valid one."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             if int(saved["version"]) != VERSION or int(saved["size"]) != size:
                 return None
             if time is not None and int(saved["time"]) != time:
                 return None
-            found = ShardIndex(*(saved[name] for name in ("ids", "offsets", "sizes", "labels", "names")))
-    except Exception:  # half a file, or none: it is made again
+            index = ShardIndex(*(saved[name] for name in ("ids", "offsets", "sizes", "labels", "names")))
+    except Exception:  # broken or missing: it is built again
         return None
-    fits = len(found) == 0 or int((found.offsets_N + found.sizes_N).max()) <= size
-    return found if fits else None
+    fits = len(index) == 0 or int((index.offsets_N + index.sizes_N).max()) <= size
+    return index if fits else None
 
 
 def local_index(shard: Path, kept: Path | None = None) -> ShardIndex:
-    """The index of a shard on disk: the kept one if it fits, else a new one, kept beside the shard or in the cache.
+    """Return the index of a shard on disk: the stored one if it fits, else a new one, which is stored.
 
     Args:
-        kept: where it is kept, if not there.
+        kept: where it is stored; None: next to the shard, or in the cache where that fails.
 
     Raises:
         BrokenShardError: see `index_shard`.

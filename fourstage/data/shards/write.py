@@ -1,9 +1,9 @@
-"""`fourstage data shard`: a classification data set as WebDataset shards, its image files byte by byte as they are.
+"""`fourstage data shard`: a classification data set as WebDataset shards, with the bytes of its image files unchanged.
 
 classes.txt                     a name a line, in the order of the labels
 train-000000.tar  val-...tar    for each sample KEY.jpg, KEY.cls (the label) and KEY.json (id and class name)
-.fourstage/*.npz                where each image lies, so that no shard is searched before it is used
-shards.json                     what was asked for, and whether it is done
+.fourstage/*.npz                where each image is, so that no shard is read before it is needed
+shards.json                     the settings, and whether the work is complete
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from fourstage.data.shards.dataset import STATE
 from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
 from fourstage.files import atomic_file, remove_unfinished
 
-LARGEST = 256 << 20  # bytes of a shard, where nothing else is asked for; of ImageNet, some 2,300 images
+LARGEST = 256 << 20  # bytes of a shard by default; some 2,300 images of ImageNet
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is in the folder now."""
+    """The content of the folder."""
 
     images: dict[str, int]  # by split
     shards: dict[str, int]
@@ -60,7 +60,7 @@ def write_shards(
     """Write both splits of a data set as shards; an earlier try that was interrupted is continued.
 
     The samples are shuffled once, by a hash of their ids: whoever reads mixes neighbouring shards only. A shard takes
-    its name when it is whole.
+    its name when it is complete.
 
     Args:
         source: what `open_dataset` takes.
@@ -101,7 +101,7 @@ def parse_size(text: str) -> int:
 
 
 def _open(source: str | Path, progress: Progress | None) -> dict[Split, Dataset]:
-    """Both splits; a source that only has validation images has one."""
+    """Open both splits; a source with validation images only has one."""
     splits: dict[Split, Dataset] = {}
     with contextlib.suppress(NoSplitError):
         splits["train"] = open_dataset(source, "train", progress=progress)
@@ -115,7 +115,7 @@ def _open(source: str | Path, progress: Progress | None) -> dict[Split, Dataset]
 
 
 def _fingerprint(dataset: Any) -> str:
-    """A hash of all ids and labels, in their order."""
+    """Return a hash of all ids and labels, in their order."""
     digest = sha256("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
     for index in range(len(dataset)):
         digest.update(f"{dataset.id(index)} {dataset.labels_N[index]}\n".encode("utf-8", "surrogateescape"))
@@ -123,11 +123,11 @@ def _fingerprint(dataset: Any) -> str:
 
 
 def _begin(folder: Path, state: dict[str, Any], classes: Sequence[str]) -> None:
-    """A new folder, or one that the same command has begun; nothing is ever written over."""
+    """Create the folder, or accept one that the same command began; nothing is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a new or empty folder for the shards")
     if folder.is_dir():
-        remove_unfinished(folder)  # by a try that was killed
+        remove_unfinished(folder)  # from a process that was killed
     if folder.is_dir() and any(folder.iterdir()):
         _check_same(folder, state)
     else:
@@ -158,12 +158,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_split(folder: Path, split: str, dataset: Any, limits: _Limits, progress: Any) -> int:
-    """The shards of one split. Returns their number."""
+    """Write the shards of one split and return their number."""
     order = hash_order([dataset.id(index) for index in range(len(dataset))])
     shard = done = 0
     while done < len(order):
         path = folder / f"{split}-{shard:06d}.tar"
-        if path.is_file():  # of an earlier try; only whole ones have their name
+        if path.is_file():  # of an earlier try; only complete ones have their name
             done += len(local_index(path, folder / FOLDER / f"{path.name}.npz"))
         else:
             done += _write_shard(path, dataset, order, done, limits, progress)
@@ -173,7 +173,7 @@ def _write_split(folder: Path, split: str, dataset: Any, limits: _Limits, progre
 
 
 def _write_shard(path: Path, dataset: Any, order: Sequence[int], first: int, limits: _Limits, progress: Any) -> int:
-    """One shard, from place `first` of the order on. Returns how many samples it took."""
+    """Write one shard, from position `first` of the order on, and return its number of samples."""
     taken = 0
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for place in range(first, len(order)):
@@ -192,13 +192,13 @@ def _write_shard(path: Path, dataset: Any, order: Sequence[int], first: int, lim
 
 
 def _members(dataset: Any, index: int, place: int) -> Iterator[tuple[str, bytes]]:
-    """The files of one sample. Keys are numbers: names of images may have dots, which end a key."""
+    """Yield the files of one sample. Keys are numbers: names of images may have dots, which end a key."""
     data, id, label = dataset.raw(index), dataset.id(index), int(dataset.labels_N[index])
     if isinstance(data, np.ndarray):
         data, ending = _png(data), "png"
     else:
         ending = id.rpartition(".")[2].lower()
-        ending = ending if f".{ending}" in EXTENSIONS else _kind(data, dataset.where(index))
+        ending = ending if f".{ending}" in EXTENSIONS else _suffix_of(data, dataset.where(index))
     note = {"source_id": id, "label": label, "class": dataset.classes[label]}
     yield f"{place:08d}.{ending}", data
     yield f"{place:08d}.cls", str(label).encode()
@@ -213,11 +213,11 @@ def _png(image_HW3: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _kind(data: bytes, where: str) -> str:
-    """The ending for an image whose id has none."""
+def _suffix_of(data: bytes, where: str) -> str:
+    """Return the suffix for an image whose id has none."""
     with open_image(BytesIO(data), name=where) as image:
         ending = (image.format or "").lower()
     ending = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(ending, ending)
     if f".{ending}" not in EXTENSIONS:
-        raise BadImage(where, f"{ending.upper()} is no kind of image that data sets are made of")
+        raise BadImage(where, f"{ending.upper()} is not an image format of data sets")
     return ending

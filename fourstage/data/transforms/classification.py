@@ -1,4 +1,4 @@
-"""What happens to an image before a classifier sees it, as timm does it and the published recipes used it. C, H, W.
+"""Transforms for classification, equal to timm's, with which the published recipes trained. C channels, H x W pixels.
 
 Random transforms draw from the global generators of `random`, `numpy.random` and `torch` only.
 """
@@ -45,7 +45,7 @@ def train_transform(
     recount: int = 1,
     interpolation: str = "bicubic",
 ) -> Transform:
-    """Random resized crop, flip, a policy or colour jitter, normalisation, random erasing: equal to timm's, faster.
+    """Return timm's training transform: random resized crop, flip, policy or colour jitter, normalisation, erasing.
 
     Images of 32 pixels and fewer get the random resized crop too; the DeiT and Swin code crops those with a margin of 4
     pixels instead.
@@ -85,7 +85,7 @@ def train_transform(
             f"auto_augment {auto_augment!r} is no policy that timm reads; the recipes use rand-m9-mstd0.5-inc1, "
             "and null switches policies off"
         ) from error
-    _mend(change.transforms)
+    _replace_posterize(change.transforms)
     erase = _erasing(reprob, remode, recount) if reprob > 0 else None
     return _Train(crop.transforms[0], [*crop.transforms[1:], *change.transforms], _Normalise(mean, std), erase)
 
@@ -99,14 +99,14 @@ def eval_transform(
     crop_mode: Literal["center", "squash"] = "center",
     interpolation: str = "bicubic",
 ) -> Transform:
-    """Resize and crop without chance.
+    """Return a transform that resizes and crops without randomness.
 
     Args:
         image_size: height and width of the result, pixels.
         mean, std: per channel, in units of 1 (white).
         crop_pct: with "center", the short side becomes floor(image_size / crop_pct) and the middle is cut out.
-        crop_mode: "squash" resizes straight to the square, whatever shape that gives things, and crops nothing:
-            what the sources do at 384 pixels.
+        crop_mode: "squash" resizes straight to the square, which distorts the image, and crops nothing: what the
+            sources do at 384 pixels.
 
     Returns:
         A transform from (H, W, 3) uint8 to (3, image_size, image_size) float32, normalised. It can be pickled.
@@ -149,7 +149,7 @@ class _Train(BatchTransform):
 
 
 class _Eval(BatchTransform):
-    """Resize, then cut out the middle; of what would be cut off, little is computed.
+    """Resize, then cut out the middle; little is computed of what would be cut off.
 
     Args:
         resize: torchvision's, to a short side (one number) or to (H, W).
@@ -165,14 +165,14 @@ class _Eval(BatchTransform):
 
     def into(self, sample: Sample, slot_CHW: Tensor | None) -> Sample:
         image = as_picture(_pixels(sample))
-        whole = self._resized(*image.size)
-        # In these two cases PIL does not resize the lines first and the columns then.
-        lost = image.height - whole[1]
-        if self._filter == NEAREST or lost > max(0, 2 * (image.width - whole[0])):
-            left, top = (_middle(length, self._side) for length in whole)
-            image = image.resize(whole, self._filter).crop((left, top, left + self._side, top + self._side))
+        full = self._resized(*image.size)
+        # In these two cases PIL does not resize the rows first and then the columns.
+        lost = image.height - full[1]
+        if self._filter == NEAREST or lost > max(0, 2 * (image.width - full[0])):
+            left, top = (_middle(length, self._side) for length in full)
+            image = image.resize(full, self._filter).crop((left, top, left + self._side, top + self._side))
         else:
-            image = _middle_of_resized(image, whole, self._side, self._filter)
+            image = _middle_of_resized(image, full, self._side, self._filter)
         return replace(sample, image=self._normalise(image, slot_CHW))
 
     def _resized(self, width: int, height: int) -> Pair:
@@ -183,46 +183,46 @@ class _Eval(BatchTransform):
         return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
 
 
-def _middle_of_resized(image: "Image", whole: Pair, side: int, filter: int) -> "Image":
-    """The middle of an image that is resized to `whole` (W, H), with the bits of resizing it whole.
+def _middle_of_resized(image: "Image", full: Pair, side: int, filter: int) -> "Image":
+    """Return the middle of an image that is resized to `full` (W, H), with the same bits as resizing all of it.
 
-    Lines first, of those rows that the middle needs; then columns, of the middle's alone.
+    First along the rows that the middle needs, then along the columns of the middle.
     """
-    (width, height), (wide, high) = image.size, whole
-    across, down = _axis(width, wide, side), _axis(height, high, side)
+    (width, height), (wide, high) = image.size, full
+    across, down = _axis_plan(width, wide, side), _axis_plan(height, high, side)
     reach = REACH * max(1, height / high) + 1
     top, bottom = max(0, int(down.start - reach)), min(height, int(down.end + reach) + 1)
     rows = image.crop((0, top, width, bottom))
-    rows = rows.resize((across.made, bottom - top), filter, box=(across.start, 0, across.end, bottom - top))
+    rows = rows.resize((across.computed, bottom - top), filter, box=(across.start, 0, across.end, bottom - top))
     rows = rows.crop((across.first, 0, across.first + side, bottom - top))
-    middle = rows.resize((side, down.made), filter, box=(0, down.start - top, side, down.end - top))
+    middle = rows.resize((side, down.computed), filter, box=(0, down.start - top, side, down.end - top))
     return middle.crop((0, down.first, side, down.first + side))
 
 
-class _Axis(NamedTuple):
-    made: int  # pixels that PIL makes
-    start: float  # of the part of the image that they show, in its pixels
+class _AxisPlan(NamedTuple):
+    computed: int  # pixels that PIL computes
+    start: float  # of what they show of the image, in its pixels
     end: float
-    first: int  # of the pixels made that is kept
+    first: int  # of the computed pixels that are kept
 
 
 @lru_cache(maxsize=4096)
-def _axis(length: int, whole: int, side: int) -> _Axis:
-    """One axis of an image that is resized to `whole` pixels, of which the middle is kept.
+def _axis_plan(length: int, full: int, side: int) -> _AxisPlan:
+    """One axis of an image that is resized to `full` pixels, of which the middle is kept.
 
-    PIL can make the middle alone with the same bits where the step from place to place and the first place, which it
-    has in single precision, are exact: as for the 256 pixels that the short side mostly becomes.
+    PIL gives the middle alone with the same bits where the distance between pixels and the first position, which it
+    holds in single precision, are exact: as for a short side of 256 pixels, the usual one.
     """
-    first = _middle(whole, side)
-    start, end = length * first / whole, length * (first + side) / whole
-    parts = whole // gcd(length, whole)  # of a pixel; all places are whole numbers of them
-    if parts & (parts - 1) == 0 and np.float32(start) == start and np.float32(end) == end:
-        return _Axis(side, start, end, 0)
-    return _Axis(whole, 0, length, first)
+    first = _middle(full, side)
+    start, end = length * first / full, length * (first + side) / full
+    fraction = full // gcd(length, full)  # of a pixel; all positions are multiples of it
+    if fraction & (fraction - 1) == 0 and np.float32(start) == start and np.float32(end) == end:
+        return _AxisPlan(side, start, end, 0)
+    return _AxisPlan(full, 0, length, first)
 
 
-def _middle(whole: int, side: int) -> int:
-    return round((whole - side) / 2)
+def _middle(full: int, side: int) -> int:
+    return round((full - side) / 2)
 
 
 class _Normalise:
@@ -255,7 +255,7 @@ def _erasing(probability: float, mode: str, count: int) -> Any:
 
 
 def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
-    """The highest bits of each channel, as timm has it; none leave black, which Pillow gave before version 13."""
+    """Keep the highest bits of each channel, as timm does; no bits give black, as in Pillow before version 13."""
     from PIL import ImageOps
 
     if bits_to_keep >= 8:
@@ -263,8 +263,8 @@ def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
     return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else image.point([0] * 256 * len(image.getbands()))
 
 
-def _mend(policies: list[Any]) -> None:
-    """Replace the operation of timm's policies that asks Pillow for no bits at all, which version 13 refuses."""
+def _replace_posterize(policies: list[Any]) -> None:
+    """Replace the operation of timm's policies that keeps no bits at all, which Pillow 13 refuses."""
     for policy in policies:
         chains = getattr(policy, "policy", None) or [getattr(policy, "ops", ())]  # AutoAugment; RandAugment, AugMix
         for operation in (operation for chain in chains for operation in chain):

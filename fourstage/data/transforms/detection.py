@@ -1,4 +1,4 @@
-"""What happens to an image and the objects in it before a detector sees them, as MMDetection does it. H x W pixels.
+"""Transforms of an image and its objects for detection, with MMDetection's arithmetic. H x W pixels.
 
 Resizing is OpenCV's on bytes, which published numbers were measured with. Random transforms draw from the global
 generator of `numpy.random` only, in MMDetection's order. Images leave at different sizes; `collate` pads a batch.
@@ -65,7 +65,7 @@ def train_transform(
         crop: smallest and largest height and width of the crop of `multi_scale`, pixels.
         jitter: smallest and largest multiple of `scale`.
         hflip: probability of a mirror image.
-        paste_from: a data set with masks; a random part of the objects of a random image of it, which went through the
+        paste_from: a data set with masks; random objects of a random image of it, which went through the
             same steps, is pasted into each image (https://arxiv.org/abs/2012.07177).
 
     Returns:
@@ -124,8 +124,8 @@ class CopyPaste:
     """Paste objects of another image, which is drawn at random and went through the same steps.
 
     The other image is laid on the upper left corner; what it has beyond this image is lost. Objects that the pasted
-    ones cover are left out, unless their box hardly moves or enough of their mask can be seen. Every draw follows from
-    the seed of the sample, so that the partner is the same on each try.
+    ones cover are left out, unless their box hardly moves or enough of their mask stays visible. Every draw follows
+    from the seed of the sample, so that the partner is the same on each try.
     """
 
     dataset: Dataset
@@ -179,17 +179,17 @@ def _at_size(objects: Objects, size: tuple[int, ...]) -> Objects:
     assert objects.masks_NHW is not None, "checked by the caller"
     height, width = size
     masks_NHW = objects.masks_NHW[:, :height, :width]
-    whole_NHW = masks_NHW.new_zeros((len(masks_NHW), height, width))
-    whole_NHW[:, : masks_NHW.shape[1], : masks_NHW.shape[2]] = masks_NHW
+    canvas_NHW = masks_NHW.new_zeros((len(masks_NHW), height, width))
+    canvas_NHW[:, : masks_NHW.shape[1], : masks_NHW.shape[2]] = masks_NHW
     limits = torch.tensor([width, height] * 2, dtype=torch.float32)
-    moved = Objects(objects.boxes_N4.minimum(limits), objects.labels_N, objects.crowd_N, whole_NHW)
-    return chosen(moved, whole_NHW.any(dim=2).any(dim=1))
+    moved = Objects(objects.boxes_N4.minimum(limits), objects.labels_N, objects.crowd_N, canvas_NHW)
+    return chosen(moved, canvas_NHW.any(dim=2).any(dim=1))
 
 
 def _canvas(image_HW3: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     out_HW3 = np.zeros((*size, 3), dtype=np.uint8)
-    part = image_HW3[: size[0], : size[1]]
-    out_HW3[: part.shape[0], : part.shape[1]] = part
+    inside_HW3 = image_HW3[: size[0], : size[1]]
+    out_HW3[: inside_HW3.shape[0], : inside_HW3.shape[1]] = inside_HW3
     return out_HW3
 
 

@@ -79,11 +79,11 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of the image; objects outside are left out, even if none remains.
+    """A random crop of the image; objects outside are left out, even if none remains.
 
     Args:
-        heights, widths: smallest and largest height and width of the part, pixels; smaller images give smaller parts.
-        tight: boxes are drawn anew around what is left of the masks, and those of no size are left out.
+        heights, widths: smallest and largest height and width of the crop, pixels; smaller images give smaller crops.
+        tight: boxes are recomputed around what is left of the masks, and objects without an extent are left out.
     """
 
     heights: tuple[int, int]
@@ -91,12 +91,12 @@ class Crop:
     tight: bool = False
 
     def __call__(self, sample: Sample) -> Sample:
-        whole = _size(sample)
+        full = _size(sample)
         height, width = (
             _between(min(side, low), min(side, high))
-            for side, (low, high) in zip(whole, (self.heights, self.widths), strict=True)
+            for side, (low, high) in zip(full, (self.heights, self.widths), strict=True)
         )
-        corner = (_between(0, whole[0] - height), _between(0, whole[1] - width))
+        corner = (_between(0, full[0] - height), _between(0, full[1] - width))
         return cropped(sample, corner, (height, width), tight=self.tight)
 
 
@@ -113,7 +113,7 @@ class Finish:
 
 
 def resized(sample: Sample, size: Size) -> Sample:
-    """The sample at another size; boxes are cut at the border of the image, and stay even where nothing is left."""
+    """Return the sample at another size; boxes are cut at its border, and stay even where nothing is left."""
     image_HW3 = pixels(sample)
     factors = [new / old for new, old in zip(size, image_HW3.shape[:2], strict=True)]
     objects = sample.objects
@@ -127,7 +127,7 @@ def resized(sample: Sample, size: Size) -> Sample:
 
 
 def flipped(sample: Sample) -> Sample:
-    """The mirror image, left to right."""
+    """Return the mirror image, left to right."""
     image_HW3 = pixels(sample)
     objects = sample.objects
     if objects is not None:
@@ -139,37 +139,37 @@ def flipped(sample: Sample) -> Sample:
 
 
 def cropped(sample: Sample, corner: tuple[int, int], size: Size, *, tight: bool = False) -> Sample:
-    """A part of the image and the objects that reach into it, of which a sliver or an empty mask may be left.
+    """Return a crop of the image with the objects that reach into it, of which a sliver or an empty mask may be left.
 
     Args:
         corner: (top, left), pixels.
-        size: (H, W); all of it lies inside the image.
+        size: (H, W); the crop is inside the image.
         tight: see `Crop`.
     """
     (top, left), (height, width) = corner, size
-    part = (slice(top, top + height), slice(left, left + width))
+    window = (slice(top, top + height), slice(left, left + width))
     objects = sample.objects
     if objects is not None:
         shift = torch.tensor([left, top] * 2, dtype=torch.float32)
         objects = replace(
             objects,
             boxes_N4=_clipped(objects.boxes_N4 - shift, size),
-            masks_NHW=None if objects.masks_NHW is None else objects.masks_NHW[(slice(None), *part)],
+            masks_NHW=None if objects.masks_NHW is None else objects.masks_NHW[(slice(None), *window)],
         )
         x1, y1, x2, y2 = objects.boxes_N4.unbind(1)
         objects = chosen(objects, (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0))
         objects = with_tight_boxes(objects) if tight else objects
-    return replace(sample, image=np.ascontiguousarray(pixels(sample)[part]), objects=objects)
+    return replace(sample, image=np.ascontiguousarray(pixels(sample)[window]), objects=objects)
 
 
 def chosen(objects: Objects, keep_N: Tensor) -> Objects:
-    """Some of the objects, by a mask of bools."""
+    """Return some of the objects, by flags or positions."""
     masks_NHW = None if objects.masks_NHW is None else objects.masks_NHW[keep_N]
     return Objects(objects.boxes_N4[keep_N], objects.labels_N[keep_N], objects.crowd_N[keep_N], masks_NHW)
 
 
 def with_tight_boxes(objects: Objects) -> Objects:
-    """Boxes drawn anew around the masks where there are any; objects whose box has no size are left out."""
+    """Return the objects with boxes around their masks, if they have some, without those whose box has no extent."""
     if objects.masks_NHW is not None:
         objects = replace(objects, boxes_N4=tight_boxes(objects.masks_NHW))
     sides_N2 = objects.boxes_N4[:, 2:] - objects.boxes_N4[:, :2]
@@ -177,7 +177,7 @@ def with_tight_boxes(objects: Objects) -> Objects:
 
 
 def tight_boxes(masks_NHW: Tensor) -> Tensor:
-    """(N, 4) float32: the smallest box around each mask, zeros for an empty one."""
+    """Return (N, 4) float32: the smallest box around each mask, zeros for an empty one."""
     boxes_N4 = torch.zeros(len(masks_NHW), 4)
     for mask_HW, box_4 in zip(masks_NHW.numpy(), boxes_N4, strict=True):
         rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))

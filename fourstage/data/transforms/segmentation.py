@@ -1,4 +1,4 @@
-"""What happens to an image and its label map before a segmentor sees them, as MMSegmentation does it. H x W pixels.
+"""Transforms of an image and its label map for segmentation, with MMSegmentation's arithmetic. H x W pixels.
 
 Resizing is OpenCV's on bytes, which published numbers were measured with. Random transforms draw from the global
 generator of `numpy.random` only, in MMSegmentation's order.
@@ -16,7 +16,7 @@ from fourstage.data.transforms.resizing import Normalise, Size, keep_ratio, open
 
 Transform = Callable[[Sample], Sample]
 
-CHECKS = 10  # crops that are looked at; the one after them is taken as it is
+CHECKS = 10  # crops that are checked; the next one is used in any case
 BRIGHTNESS = 32  # levels, of 256
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of OpenCV's 180
@@ -121,7 +121,7 @@ def random_size(size: Size, scale: tuple[int, int] | None, ratio: tuple[float, f
 def random_crop(labels_HW: np.ndarray, crop: Size, most_of_one: float) -> tuple[slice, slice]:
     """Where to cut: two slices, which run out where the map is smaller than `crop`.
 
-    A crop in which one class has `most_of_one` of the pixels or more, or in which there is but one, is drawn anew.
+    A crop in which one class has `most_of_one` of the pixels or more, or in which there is only one, is drawn again.
     """
     for _ in range(CHECKS if most_of_one < 1 else 0):
         box = _random_box(labels_HW.shape, crop)

@@ -186,7 +186,7 @@ def test_broken_shards(lists: Path) -> None:
     findings, summary = check(root)
     assert kinds(findings) == {"error: broken shard": 2}
     assert [split.images for split in summary.splits.values()] == [7, 1]
-    assert "train-000001.tar is no whole tar file" in render(findings, summary)
+    assert "train-000001.tar is not a complete tar file" in render(findings, summary)
 
 
 def test_shards_without_a_split(lists: Path) -> None:

@@ -14,7 +14,7 @@ from fourstage.data.embedded import digit_scenes
 from fourstage.data.embedded.digit_scenes import (
     PHOTOGRAPHS,
     VISIBLE,
-    SceneMaker,
+    SceneGenerator,
     cached_digit_scenes,
     write_digit_scenes,
 )
@@ -25,8 +25,8 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 @cache
-def maker(split: Split, size: int = 128, seed: int = 0) -> SceneMaker:
-    return SceneMaker(split, size, seed)
+def maker(split: Split, size: int = 128, seed: int = 0) -> SceneGenerator:
+    return SceneGenerator(split, size, seed)
 
 
 @given(split=st.sampled_from(SPLITS), index=st.integers(0, 10**6))
@@ -76,7 +76,7 @@ def test_a_later_digit_covers_an_earlier_one() -> None:
 
 def test_a_scene_is_a_function_of_split_seed_size_and_index() -> None:
     first = maker("train").scene(7)
-    for other in (SceneMaker("train").scene(7), maker("train").scene(7)):
+    for other in (SceneGenerator("train").scene(7), maker("train").scene(7)):
         assert np.array_equal(first.image_HW3, other.image_HW3)
         assert np.array_equal(first.masks_NHW, other.masks_NHW)
     for other in (maker("train").scene(8), maker("train", 128, 1).scene(7), maker("val").scene(7)):
@@ -175,4 +175,4 @@ def test_a_process_that_comes_second_takes_what_is_there(tmp_path: Path, monkeyp
 def test_without_scikit_image_a_sentence_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ValueError, match=r'pip install "fourstage\[demo\]"'):
-        SceneMaker("train")
+        SceneGenerator("train")

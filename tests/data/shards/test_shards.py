@@ -119,7 +119,7 @@ def test_a_truncated_shard_is_named(more: int, folder: Path) -> None:
         last = archive.getmembers()[-1]
     shard.write_bytes(shard.read_bytes()[: last.offset_data + more])
     with pytest.raises(
-        ValueError, match=r"train-000001.tar is no whole tar file .*: it was cut off or damaged, so fetch"
+        ValueError, match=r"train-000001.tar is not a complete tar file .*: it was cut off or damaged, so download"
     ):
         opened(folder)
 
@@ -127,7 +127,7 @@ def test_a_truncated_shard_is_named(more: int, folder: Path) -> None:
 def test_other_files_are_no_shards(folder: Path) -> None:
     (folder / "train-000001.tar").write_bytes(b"no tar file at all" * 100)
     (folder / "train-000002.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train-000001.tar is no whole tar file .* \(and 1 errors more"):
+    with pytest.raises(ValueError, match=r"train-000001.tar is not a complete tar file .* \(and 1 more errors"):
         opened(folder)
 
 
@@ -344,7 +344,7 @@ def test_a_shard_that_goes_during_a_run_is_told(folder: Path) -> None:
 
 def test_an_unfinished_folder_is_not_read(folder: Path) -> None:
     (folder / "shards.json").write_text(json.dumps({"finished": False}))
-    with pytest.raises(ValueError, match=r"was not written to its end; give the same `fourstage data shard` again"):
+    with pytest.raises(ValueError, match=r"is incomplete: repeat the same `fourstage data shard`"):
         opened(folder)
     (folder / "shards.json").write_text(json.dumps({"finished": True}))
     assert len(opened(folder)) == 12
