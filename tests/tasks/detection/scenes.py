@@ -51,7 +51,7 @@ def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) 
     )
 
 
-def finds_much(detector: Detector) -> Detector:
+def with_detections(detector: Detector) -> Detector:
     """Larger weights in the last layers, so that there are detections."""
     for name, parameter in detector.named_parameters():
         if "classify" in name or "objectness" in name:

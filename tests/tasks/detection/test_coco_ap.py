@@ -179,7 +179,7 @@ def test_equal_to_pycocotools(kind: str, seed: int, limits: tuple[int, ...]) -> 
         assert got[name] == pytest.approx(100 * value if value > -1 else UNKNOWN, abs=1e-10), name
 
 
-def test_what_is_found_exactly_scores_100_and_nothing_found_0() -> None:
+def test_exact_detections_score_100_and_none_score_0() -> None:
     records = made_up(6, 2, 3, masks=True)
     for record in records.values():
         truth = record["truth"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scenes import NAMES, SOME, SmallBackbone, batch, finds_much, objects, small
+from scenes import NAMES, SOME, SmallBackbone, batch, objects, small, with_detections
 from torch import nn
 
 from fourstage.api import create_detector
@@ -31,7 +31,7 @@ def assert_same(a: Detections, b: Detections) -> None:
 
 @every
 def test_an_image_among_others_gives_what_it_gives_alone(name: str) -> None:
-    detector, together = finds_much(small(name)), batch([SOME, [], SOME])
+    detector, together = with_detections(small(name)), batch([SOME, [], SOME])
     found = detector.detect(together)
     for i, id in enumerate(together.ids):
         [alone] = detector.detect(batch([[]], ids=[id]))
@@ -46,7 +46,7 @@ def test_an_image_among_others_gives_what_it_gives_alone(name: str) -> None:
 
 @every
 def test_detections_are_sorted_and_lie_in_the_original_image(name: str) -> None:
-    detector, data = finds_much(small(name)), batch([SOME])
+    detector, data = with_detections(small(name)), batch([SOME])
     [found], [network] = detector.detect(data), detector.detect(data, rescale=False)
     for d, (height, width) in ((found, data.original_sizes[0]), (network, data.sizes[0])):
         assert 0 < len(d) <= 100
@@ -109,7 +109,7 @@ def test_a_box_without_extent_and_a_crowd_are_as_if_they_were_not_there(name: st
 @pytest.mark.parametrize("size", [(32, 32), (33, 70), (64, 320)])
 @every
 def test_images_of_any_size(name: str, size: tuple[int, int]) -> None:
-    detector = finds_much(small(name))
+    detector = with_detections(small(name))
     assert len(detector.detect(batch([[]], size))) == 1
     losses = detector(batch([[[2.0, 3.0, 30.0, 31.0]]], size))
     assert all(value.isfinite() for value in losses.values())
@@ -126,14 +126,14 @@ def test_padding_in_the_batch_is_as_padding_in_the_detector(name: str) -> None:
     padded = replace(
         wide, sizes=small_image.sizes, original_sizes=small_image.original_sizes, objects=(own,), ids=small_image.ids
     )
-    detector = finds_much(small(name))
+    detector = with_detections(small(name))
     assert_same(detector.detect(small_image)[0], detector.detect(padded)[0])
     for key, value in detector.losses(padded, seed=3).items():
         torch.testing.assert_close(value, detector.losses(small_image, seed=3)[key])
 
 
 @every
-def test_nothing_found_is_empty(name: str) -> None:
+def test_no_detection_gives_empty_tensors(name: str) -> None:
     detector = small(name).eval()
     for key, parameter in detector.named_parameters():
         if "classify" in key:
@@ -153,7 +153,7 @@ def test_half_precision_trains_in_float32_where_it_matters(name: str) -> None:
     full = detector.losses(data, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
         half = detector.losses(data, seed=1)
-        found = finds_much(detector).detect(data)
+        found = with_detections(detector).detect(data)
     for key, value in half.items():
         assert value.dtype == torch.float32, key
         torch.testing.assert_close(value, full[key], rtol=0.1, atol=0.05)
@@ -162,7 +162,7 @@ def test_half_precision_trains_in_float32_where_it_matters(name: str) -> None:
 
 @every
 def test_weights_in_half_precision_detect(name: str) -> None:
-    [found] = finds_much(small(name)).bfloat16().detect(batch([[]]))
+    [found] = with_detections(small(name)).bfloat16().detect(batch([[]]))
     assert len(found) > 0
     assert found.boxes_N4.dtype == found.scores_N.dtype == torch.float32
 
@@ -256,8 +256,8 @@ def test_the_mean_over_processes_of_losses_is_the_loss_over_all(name: str) -> No
 
 def test_the_older_rule_keeps_all_classes_of_the_best_anchors() -> None:
     torch.manual_seed(0)
-    detector = RetinaNet(finds_much(small("retinanet")).backbone, 3, channels=16, convs=1, candidates="anchors")
-    finds_much(detector)
+    detector = RetinaNet(with_detections(small("retinanet")).backbone, 3, channels=16, convs=1, candidates="anchors")
+    with_detections(detector)
     logits, deltas = torch.randn(27, 2, 3), torch.randn(36, 2, 3)
     anchors = torch.rand(54, 4)
     all_scores = by_anchor(logits[None], 3)[0].sigmoid()
@@ -274,7 +274,7 @@ def test_the_older_rule_keeps_all_classes_of_the_best_anchors() -> None:
     assert detector.detect(batch([[]]))
 
 
-def test_users_mistakes_are_told() -> None:
+def test_wrong_settings_raise() -> None:
     backbone = small("mask_rcnn").backbone
     with pytest.raises(ValueError, match="num_classes"):
         RetinaNet(backbone, 0)
@@ -343,7 +343,7 @@ def test_other_settings_train_every_parameter_and_find_objects(name: str, argume
     detector: Any = create_detector(name, SmallBackbone(), 3, **arguments)
     torch.stack([*detector.losses(batch([SOME, []])).values()]).sum().backward()
     assert all(parameter.grad is not None for parameter in detector.parameters())
-    [found] = finds_much(detector).detect(batch([SOME]))
+    [found] = with_detections(detector).detect(batch([SOME]))
     assert len(found) > 0
     agnostic = arguments.get("class_agnostic")
     for head in (part for part in detector.modules() if isinstance(part, BoxHead) and agnostic is not None):
@@ -358,7 +358,7 @@ def test_limits_come_as_mappings_too() -> None:
     assert detector.limits == DetectionLimits(0.01, 0.5, 300, 0.9)
     assert detector.rpn.proposals == ProposalLimits(50, 20)
     assert detector.rpn.training_proposals == ProposalLimits(2000, 1000)
-    [found] = finds_much(detector).detect(batch([SOME]))
+    [found] = with_detections(detector).detect(batch([SOME]))
     assert found.masks is not None
     assert found.masks.threshold == 0.9
 
