@@ -86,6 +86,17 @@ def test_a_run_folder_holds_all_that_is_promised(trained: tuple[Path, Path]) -> 
     assert kinds.count("evaluation") == 4
 
 
+def test_checkpoints_keep_the_keys_of_earlier_versions(trained: tuple[Path, Path]) -> None:
+    """Runs that an earlier version started continue by these names, so none of them may change."""
+    last, best = (torch.load(trained[1] / f"checkpoints/{name}.pt", weights_only=True) for name in ("last", "best"))
+    common = {"about", "classes", "conditions", "fourstage", "model", "recipe", "step"}
+    training = {"best", "ema", "evaluated", "finished", "log", "optimizer", "scaler", "seconds", "windows"}
+    assert last.keys() == common | training
+    assert best.keys() == common | {"metrics", "value", "which"}
+    machine = {"device", "processes", "products", "threads", "torch", "torchvision", "timm", "numpy", "pillow"}
+    assert last["conditions"].keys() == machine | {"data", "imports", "training images", "validation images"}
+
+
 def test_a_finished_run_says_so_and_stays_as_it_is(trained: tuple[Path, Path], run: Run) -> None:
     data, out = trained
     before = (out / "checkpoints" / "last.pt").stat().st_mtime_ns
@@ -236,7 +247,7 @@ def test_evaluate_says_what_is_unusual_about_its_data(trained: tuple[Path, Path]
 # ------------------------------------------------------------------------------------------- what users get wrong
 
 
-def test_a_bad_image_is_named_and_skipped_only_when_told(run: Run, tmp_path: Path) -> None:
+def test_a_bad_image_is_named_and_skipped_only_on_request(run: Run, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", 40, 20)
     good = sorted((data / "train/digit 1").glob("*.png"))[0]
     (data / "train/digit 1/cut.png").write_bytes(good.read_bytes()[:-60])
@@ -474,7 +485,7 @@ def test_data_may_move_but_not_change(run: Run, tmp_path: Path) -> None:
     refused(run(*words, "--data", image_folder(tmp_path / "others", 41, 20)), "holds other images")
 
 
-def test_damage_is_told_when_a_run_continues_not_at_its_end(run: Run, tmp_path: Path) -> None:
+def test_damage_is_reported_when_a_run_continues_not_at_its_end(run: Run, tmp_path: Path) -> None:
     data, out = image_folder(tmp_path / "images", 40, 20), tmp_path / "run"
     words = ["train", "digits_visformer", "--data", data, "--out", out, *FAST, "length=4it", "evaluate_every=2it"]
     assert run(*words)[0] == 0
@@ -545,7 +556,7 @@ def test_paths_in_a_recipe_file_lie_beside_it(run: Run, tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="needs pgrep to find the loader process")
-def test_a_killed_loader_process_is_told_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_killed_loader_process_is_reported_and_costs_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [
         "train",

@@ -130,7 +130,7 @@ def test_a_dry_run_shows_the_file_and_writes_nothing(run: Run, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("gpus", "nodes", "per_node"), [(1, 1, 1), (4, 1, 4), (8, 1, 8), (32, 4, 8)])
-def test_a_node_has_eight_unless_told_otherwise(run: Run, gpus: int, nodes: int, per_node: int) -> None:
+def test_a_node_has_eight_gpus_by_default(run: Run, gpus: int, nodes: int, per_node: int) -> None:
     _, script, _ = run("train", "digits_visformer", "--partition", "gpu", "--gpus", gpus, "--dry-run")
     assert f"#SBATCH --nodes={nodes}\n#SBATCH --ntasks-per-node={per_node}\n" in script
 
@@ -204,7 +204,7 @@ def test_mistakes_are_reported_before_a_job_is_queued(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_that_is_missing_is_told_here_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_is_reported_before_the_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     refused(run("train", "digits_visformer", *WHERE, "tracker=trackio"), 'pip install "fourstage[trackio]"')
 
@@ -230,7 +230,7 @@ def test_what_sbatch_says_is_passed_on_and_the_file_is_kept(run: Run, bin: Path,
     assert file.read_text() == run("train", "digits_visformer", *WHERE, "--out", "run", "--dry-run")[1]
 
 
-def test_a_folder_that_cannot_be_made_is_told(run: Run, bin: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(run: Run, bin: Path, tmp_path: Path) -> None:
     stand_in(bin, "sbatch", "#!/bin/sh\n")
     (tmp_path / "file").write_text("")
     refused(run("train", "digits_visformer", *WHERE, "--out", "file/run"), "--out")

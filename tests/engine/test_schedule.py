@@ -43,7 +43,7 @@ def test_after_warm_up_the_rate_only_falls(kind: Literal["cosine", "linear", "po
     assert rates[-1] == pytest.approx(0.01)
 
 
-def test_a_curve_over_the_whole_warms_up_towards_itself() -> None:
+def test_a_curve_over_all_steps_has_warm_up_as_a_factor() -> None:
     """OpenMMLab's older poly: the regular rate from step 0, times a share that climbs to 1."""
     schedule = Schedule(peak=6e-5, total=160, curve="poly", warmup=15, warmup_lr=6e-11, spans="whole")
     for step in (0, 1, 7, 14, 15, 80, 159):

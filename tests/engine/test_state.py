@@ -21,7 +21,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+def test_a_state_that_could_not_be_read_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"state\.conditions\.torch is a TorchVersion"):
         save_state(tmp_path / "last.pt", {"fourstage": 1, "conditions": {"torch": torch.__version__}})
     assert not (tmp_path / "last.pt").exists()
@@ -52,7 +52,7 @@ def test_a_full_disk_costs_a_sentence_and_no_good_checkpoint(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_what_is_not_a_state_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.pt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="is damaged, or is not a checkpoint"):
         load_state(tmp_path / "notes.pt")

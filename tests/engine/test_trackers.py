@@ -140,7 +140,7 @@ def test_a_tracker_that_comes_late_gets_what_was_before(tmp_path: Path, tracker:
     assert tracker.steps() == [10, 20, 30]
 
 
-def test_a_failure_on_the_way_is_told_once_and_made_good_by_the_next_start(
+def test_a_failure_of_a_tracker_is_reported_once_and_the_next_start_sends_the_rest(
     tmp_path: Path, tracker: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(tmp_path, tracker) as log:

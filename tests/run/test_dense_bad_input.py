@@ -128,7 +128,7 @@ def test_images_without_objects_train_and_are_scored(
     assert not any(value for name, value in losses[0].items() if "bbox" in name or "mask" in name)
 
 
-def test_nothing_to_train_on_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_training_set_is_reported(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(data, no_objects, "train")
     assert "filter_empty=false" in refused("retinanet", data, tmp_path / "run", capsys)
 
@@ -367,7 +367,7 @@ def test_a_broken_image_is_named_or_skipped(
 
 
 @pytest.mark.parametrize("method", ["retinanet", "semantic_fpn"])
-def test_another_number_of_classes_is_said(
+def test_another_number_of_classes_is_reported(
     method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(method, data, tmp_path / "run", capsys, "num_classes=7")
@@ -388,13 +388,13 @@ def test_another_number_of_classes_is_said(
         ("semantic_fpn", ["num_classes=7"], "num_classes=null for the number that the data has"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_said(
+def test_a_network_that_cannot_be_built_is_reported(
     method: str, changes: list[str], expected: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in refused(method, scenes, tmp_path / "run", capsys, *changes)
 
 
-def test_data_of_another_kind_is_said_whatever_else_is_wrong_with_it(
+def test_data_for_another_task_is_reported_before_its_other_faults(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(data / "annotations")
@@ -404,7 +404,7 @@ def test_data_of_another_kind_is_said_whatever_else_is_wrong_with_it(
 
 
 @pytest.mark.parametrize("method", ["mask_rcnn", "upernet"])
-def test_a_batch_that_is_larger_than_the_data_is_said(
+def test_a_batch_larger_than_the_data_is_reported(
     method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(method, data, tmp_path / "run", capsys, "batch_size=64")
@@ -412,7 +412,7 @@ def test_a_batch_that_is_larger_than_the_data_is_said(
     assert "64" in line
 
 
-def test_a_batch_that_is_larger_than_what_filtering_leaves_is_said(
+def test_a_batch_larger_than_the_filtered_data_is_reported(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(data, no_objects_in_half, "train")

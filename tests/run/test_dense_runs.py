@@ -138,7 +138,7 @@ def test_data_of_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         ("digit_scenes_retinanet", None, ()),
     ],
 )
-def test_boxes_alone_are_said(
+def test_training_on_boxes_alone_is_reported(
     recipe: str,
     known: str | None,
     masks: tuple[int, ...],

@@ -160,9 +160,7 @@ def test_a_class_name_that_is_no_text_is_written_all_the_same() -> None:
     )
 
 
-def test_where_no_table_can_be_written_is_told_before_anything_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_that_cannot_be_written_is_reported_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = checkpoint(tmp_path / "three.pth", 3)
     words = ["evaluate", "digits_visformer", "--weights", str(weights), "--data", "digits", "--csv"]
     for place, said in (

@@ -318,7 +318,9 @@ def test_a_backbone_alone_predicts_nothing(
     refused(words, capsys, "backbone without the heads", "mask_rcnn")
 
 
-def test_a_folder_of_no_run_is_told(photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_folder_is_reported(
+    photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     refused(["predict", str(tmp_path / "empty"), str(photos[0])], capsys, "empty is not a run folder")
 
@@ -364,7 +366,7 @@ def finder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "code"), [("a.mp4", "mp4v"), ("b.avi", "MJPG"), ("c.mov", "mp4v")])
-def test_every_frame_of_a_video_is_seen(
+def test_every_frame_of_a_video_is_predicted(
     name: str, code: str, finder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = film(tmp_path / name, code=code)

@@ -143,7 +143,7 @@ def test_the_legend_has_the_colours_that_are_on_the_sheet(masks: Path, tmp_path:
     assert tuple(sea) not in shown
 
 
-def test_what_is_shown_without_a_recipe_is_said(coco: Path, masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_recipe_of_a_sheet_is_reported(coco: Path, masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for data, truth in ((coco, "objects"), (masks, "label_map_HW")):
         out = data.parent / "a.png"
         assert main(["data", "show", str(data), "--out", str(out)]) == 0
