@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fourstage.ops.attention import by_fused_kernel
 from fourstage.ops.eager import may_run_fast
 
 
@@ -39,7 +40,7 @@ def at_once(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, ha
     windows = padded.unfold(1, window, step).unfold(2, window, step).unflatten(3, (h, 2, d))  # B, n, m, h, 2, d, w, w
     k, v = windows.permute(4, 0, 1, 2, 3, 6, 7, 5).flatten(5, 6).flatten(1, 3).unbind(0)
     bias = (rows[..., :, None] + columns[..., None, :]).flatten(5, 6).flatten(0, 2)
-    out = F.scaled_dot_product_attention(q_BnmhNd.flatten(0, 2), k, v, attn_mask=bias)
+    out = by_fused_kernel(q_BnmhNd.flatten(0, 2), k, v, [bias], None)
     return out.unflatten(0, (-1, n, m))
 
 

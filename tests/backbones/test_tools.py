@@ -107,8 +107,11 @@ def test_a_checkpoint_fills_a_network_that_was_built_on_meta(tmp_path: Path) -> 
 
 
 @every_form
-@pytest.mark.parametrize("training", [False, True])
-def test_an_empty_batch_gives_empty_outputs_and_gradients_of_zero(form: str, training: bool) -> None:
+@pytest.mark.parametrize(("training", "ops"), [(False, "fast"), (True, "fast"), (True, "plain")])
+def test_an_empty_batch_gives_empty_outputs_and_gradients_of_zero(
+    form: str, training: bool, ops: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOURSTAGE_OPS", ops)
     network = build(form).train(training)
     expected = [x.shape[1:] for x in outputs(network(torch.randn(IMAGES)))]
     out = outputs(network(torch.empty(0, *IMAGES[1:])))
