@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import is_conv
 
 
 def conv_of_class(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ def conv_of_class(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
     Args:
         conv: a 1x1 convolution from D to C channels.
     """
-    if may_run_fast(x_RDMM, modules=(conv,)) and isinstance(conv, nn.Conv2d) and _is_1x1(conv):
+    if may_run_fast(x_RDMM, modules=(conv,)) and is_conv(conv, 1):
         return one_channel(conv, x_RDMM, labels_R)
     return pick_channel(conv, x_RDMM, labels_R)
 
@@ -33,7 +34,3 @@ def one_channel(conv: nn.Conv2d, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
     weight_RD = conv.weight[:, :, 0, 0][labels_R]
     out_RMM = torch.bmm(weight_RD[:, None], x_RDMM.flatten(2)).view(-1, *x_RDMM.shape[2:])
     return out_RMM if conv.bias is None else out_RMM + conv.bias[labels_R, None, None]
-
-
-def _is_1x1(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1

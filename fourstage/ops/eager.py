@@ -19,9 +19,11 @@ from torch.nn.modules import module as nn_module
 
 SWITCH = "FOURSTAGE_OPS"
 TENSORS = frozenset((Tensor, nn.Parameter))  # a subclass (quantised, sharded, traced) has kernels of its own
+CALL = nn.Module.__call__
 # a fast path replaces these; wrappers, parametrisations, adapters and quantised layers are other types
-LAYERS = frozenset(
-    [
+LAYERS = {
+    layer: layer.forward  # as PyTorch defines it, since a tool may patch the class
+    for layer in (
         nn.Linear,
         nn.Conv2d,
         nn.ConvTranspose2d,
@@ -31,8 +33,8 @@ LAYERS = frozenset(
         nn.ReLU,
         nn.Dropout,
         nn.Identity,
-    ]
-)
+    )
+}
 
 
 def may_run_fast(*tensors: Tensor | None, modules: Iterable[nn.Module] = ()) -> bool:
@@ -61,7 +63,7 @@ def switched_on() -> bool:
     Raises:
         ValueError: `FOURSTAGE_OPS` is neither "plain" nor "fast".
     """
-    value = os.environ.get(SWITCH, "fast")
+    value = os.environ.get(SWITCH) or "fast"
     if value not in ("plain", "fast"):
         raise ValueError(
             f"{SWITCH} is {value!r}; set it to plain to turn every fast path off, or to fast (the default)"
@@ -94,12 +96,18 @@ def may_bypass(*containers: nn.Module) -> bool:
 
 def is_untouched(module: nn.Module) -> bool:
     """Return whether a layer is exactly PyTorch's own: no wrapper, hook, parametrisation, patch or compiled form."""
-    if type(module) not in LAYERS or is_watched(module):
+    if not is_stock(module):
         return False
     for tensor in module._parameters.values():
         if tensor is not None and not _is_plain(tensor):
             return False
     return not module._buffers or all(map(_is_plain, _statistics(module)))
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Return whether a call of the layer does what PyTorch's own class does, and nothing else."""
+    own = type(module)
+    return own in LAYERS and own.forward is LAYERS[own] and nn.Module.__call__ is CALL and not is_watched(module)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -112,12 +120,18 @@ def is_watched(module: nn.Module) -> bool:
         or own.get("_backward_pre_hooks")
         or own.get("_compiled_call_impl") is not None
         or "forward" in own  # accelerate patches single instances
+        or "_conv_forward" in own  # so do tools for seamless tiles
         or nn_module._has_any_global_hook()
     )
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in TENSORS and tensor.is_cpu and tensor.dtype is torch.float32
+    return (
+        type(tensor) in TENSORS
+        and tensor.is_cpu
+        and tensor.dtype is torch.float32
+        and tensor.layout is torch.strided  # not sparse
+    )
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

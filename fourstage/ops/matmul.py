@@ -16,15 +16,22 @@ from fourstage.ops.eager import may_run_fast
 FEW = 128  # rows below which preparing another product costs more than it saves
 
 
-def linear(layer: nn.Linear, x_NC: Tensor) -> Tensor:
+def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:
     """Return `layer(x)`: (..., C) to (..., D)."""
-    product = _product(x_NC) if may_run_fast(x_NC, modules=(layer,)) else None
+    if not (may_run_fast(x_NC, modules=(layer,)) and isinstance(layer, nn.Linear)):
+        return layer(x_NC)
+    product = _product(x_NC)
     return layer(x_NC) if product is None else product(x_NC, layer.weight, layer.bias, False)
 
 
-def mlp(expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, x_NC: Tensor) -> Tensor:
-    """Return `reduce(act(expand(x)))`: (..., C) to (..., D)."""
-    if not may_run_fast(x_NC, modules=(expand, act, reduce)):
+def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> Tensor:
+    """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
+    if not (
+        may_run_fast(x_NC, modules=(expand, act, reduce))
+        and isinstance(expand, nn.Linear)
+        and isinstance(act, nn.GELU)
+        and isinstance(reduce, nn.Linear)
+    ):
         return reduce(act(expand(x_NC)))
     return by_rows(lambda rows_NC: _fast_mlp(expand, act, reduce, rows_NC), x_NC, expand.out_features)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import is_conv
 
 JOINING = 8  # times the products that join kernels must be saved: 1.2 times as fast at 16, 0.9 times at 4
 
@@ -29,9 +30,9 @@ def conv_of_sum(lateral: nn.Module, output: nn.Module, x_BCHW: Tensor, coarser_B
     """
     if (
         may_run_fast(x_BCHW, coarser_BDhw, modules=(lateral, output))
-        and isinstance(lateral, nn.Conv2d)
-        and isinstance(output, nn.Conv2d)
-        and _fit(lateral, output)
+        and is_conv(lateral, 1)
+        and is_conv(output, 3)
+        and lateral.bias is not None
         and _doubles(x_BCHW, coarser_BDhw)
         and _is_narrow(lateral)
     ):
@@ -76,10 +77,10 @@ def convs_of_sum(
     """
     if (
         may_run_fast(x_BCHW, coarser_BDhw, modules=(lateral, output, conv))
-        and isinstance(lateral, nn.Conv2d)
-        and isinstance(output, nn.Conv2d)
-        and isinstance(conv, nn.Conv2d)
-        and _fit(lateral, output, conv)
+        and is_conv(lateral, 1)
+        and is_conv(output, 3)
+        and is_conv(conv, 3)
+        and lateral.bias is not None
         and _doubles(x_BCHW, coarser_BDhw)
         and joining_pays(lateral, conv, x_BCHW)
     ):
@@ -154,19 +155,6 @@ def conv_of_doubled(weight_OCyx: Tensor, x_BChw: Tensor) -> Tensor:
 def _doubles(x_BCHW: Tensor, coarser_BDhw: Tensor) -> bool:
     (height, width), (h, w) = x_BCHW.shape[2:], coarser_BDhw.shape[2:]
     return (height, width) == (2 * h, 2 * w)
-
-
-def _fit(lateral: nn.Conv2d, *others: nn.Conv2d) -> bool:
-    """Return whether these are a 1x1 convolution with a bias and 3x3 convolutions, all of which keep sizes."""
-    convs, sides = (lateral, *others), (1, *(3 for _ in others))
-    return lateral.bias is not None and all(
-        conv.kernel_size == (side, side)
-        and conv.padding == (side // 2, side // 2)
-        and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-        for conv, side in zip(convs, sides, strict=True)
-    )
 
 
 def _lateral(lateral: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import is_conv
 
 TAPS = 3  # of the kernel, on each side
 
@@ -30,7 +31,7 @@ def conv_of_resized(conv: nn.Module, maps: Sequence[Tensor], align_corners: bool
     Returns:
         (B, O, h_0, w_0) where the convolution keeps sizes.
     """
-    if may_run_fast(*maps, modules=[conv]) and isinstance(conv, nn.Conv2d) and _is_3x3(conv):
+    if may_run_fast(*maps, modules=[conv]) and is_conv(conv, TAPS):
         return conv_then_resize(conv, maps, align_corners)
     return resize_then_conv(conv, maps, align_corners)
 
@@ -71,12 +72,3 @@ def _carried(cells: int, to: int, align_corners: bool, like: Tensor) -> Tensor:
     fine = F.interpolate(one[None], size=to, mode="linear", align_corners=align_corners)[0].T
     padded = F.pad(fine, (0, 0, 1, 1))
     return torch.stack([padded[tap : tap + to] for tap in range(TAPS)], dim=-1).reshape(to, cells * TAPS)
-
-
-def _is_3x3(conv: nn.Conv2d) -> bool:
-    return (
-        conv.kernel_size == (TAPS, TAPS)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-    )

@@ -4,24 +4,26 @@ B images, H x W cells, C channels: M scales of G channels each. D = E * C channe
 """
 
 import math
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import is_conv
 
 RUN = 8  # channels of a scale in one group of the convolution: small groups are slow, large ones wasteful
 
 
-def weigh_scales(weigh: nn.Conv2d, norm: nn.Module, views_BHWG: list[Tensor]) -> Tensor:
+def weigh_scales(weigh: nn.Module, norm: nn.Module, views_BHWG: list[Tensor]) -> Tensor:
     """Return (B, D, H, W): the M views woven, so that those of one channel are side by side, weighed, and normed.
 
     Args:
         weigh: a 1x1 convolution from C to D channels in G groups.
         views_BHWG: one for each scale.
     """
-    if may_run_fast(*views_BHWG, modules=(weigh, norm)):
+    if may_run_fast(*views_BHWG, modules=(weigh, norm)) and _weighs_each_channel(weigh, views_BHWG):
         return in_runs(weigh, norm, views_BHWG)
     woven_BHWC = torch.stack(views_BHWG, dim=-1).flatten(-2)
     return norm(weigh(woven_BHWC.movedim(-1, 1)))
@@ -30,9 +32,9 @@ def weigh_scales(weigh: nn.Conv2d, norm: nn.Module, views_BHWG: list[Tensor]) ->
 def in_runs(weigh: nn.Conv2d, norm: nn.Module, views_BHWG: list[Tensor]) -> Tensor:
     """The same with several channels of a scale in a group, and a norm with fixed statistics as part of the weights."""
     weight_DM, bias_D = weigh.weight.flatten(1), weigh.bias
-    assert bias_D is not None
-    folded = isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.affine and norm.track_running_stats
-    if isinstance(norm, nn.BatchNorm2d) and folded:
+    folded = False
+    if bias_D is not None and _is_fixed(norm) and norm.num_features == len(bias_D):
+        folded = True
         weight_DM, bias_D = with_norm(weight_DM, bias_D, norm)
     group = views_BHWG[0].shape[-1]
     run = math.gcd(group, RUN)
@@ -48,6 +50,23 @@ def with_norm(weight_DM: Tensor, bias_D: Tensor, norm: nn.BatchNorm2d) -> tuple[
     assert norm.running_var is not None
     gain_D = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return weight_DM * gain_D[:, None], (bias_D - norm.running_mean) * gain_D + norm.bias
+
+
+def _weighs_each_channel(weigh: nn.Module, views_BHWG: list[Tensor]) -> TypeGuard[nn.Conv2d]:
+    group = views_BHWG[0].shape[-1]
+    return is_conv(weigh, 1, groups=group) and weigh.in_channels == group * len(views_BHWG)
+
+
+def _is_fixed(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Return whether this is a norm whose statistics, scale and shift are fixed numbers in this pass."""
+    return (
+        isinstance(norm, nn.BatchNorm2d)
+        and not norm.training
+        and norm.weight is not None
+        and norm.bias is not None
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
 
 
 def run_weights(weight_DM: Tensor, group: int, run: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Every fast path of the operations, by name: what `test_forms.py` tries each of them on. A form joins with one row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,21 @@ def of(*shape: int) -> Inputs:
     return lambda: [torch.randn(shape)]
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Layers of PyTorch for which a fast path was not derived: the operation calls them.
+
+    Attributes:
+        build: see `Form`.
+        inputs: see `Form`; they are those on which the fast path would run on fitting layers.
+        products: see `Form`.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Inputs
+    products: str = "convolution,convolution,fused"
+
+
 LINEAR: dict[str, Inputs] = {
     "usual": of(2, 128, 8),
     "odd": of(3, 43, 8),
@@ -112,13 +128,13 @@ def views(batch: int, height: int, width: int, group: int = 12) -> Inputs:
     return lambda: list(torch.randn(4, batch, height, width, group).unbind(0))
 
 
-def weighing(*, training: bool) -> nn.Module:
-    norm = nn.BatchNorm2d(96)
+def weighing(*, training: bool, bias: bool = True, affine: bool = True) -> nn.Module:
+    norm = nn.BatchNorm2d(96, affine=affine)
     assert norm.running_mean is not None
     norm.running_mean.normal_()
     module = Operation(
         lambda weigh, norm, *views: scale_weighing.weigh_scales(weigh, norm, list(views)),
-        nn.Conv2d(48, 96, 1, groups=12),
+        nn.Conv2d(48, 96, 1, groups=12, bias=bias),
         norm,
     )
     return module.train(training)
@@ -229,6 +245,12 @@ FORMS: dict[str, Form] = {
     "weighing of scales in runs, in training": Form(
         "scale_weighing.in_runs", lambda: weighing(training=True), {"usual": views(2, 6, 8), "odd": views(3, 5, 7)}
     ),
+    "weighing of scales in runs, without a bias": Form(
+        "scale_weighing.in_runs", lambda: weighing(training=False, bias=False), {"usual": views(2, 6, 8)}
+    ),
+    "weighing of scales in runs, with a norm without weights": Form(
+        "scale_weighing.in_runs", lambda: weighing(training=False, affine=False), {"usual": views(2, 6, 8)}
+    ),
     "depth-wise convolution with the map itself": Form(
         "depthwise.with_itself",
         lambda: Operation(depthwise.residual_depthwise, nn.Conv2d(8, 8, 3, padding=1, groups=8)),
@@ -283,3 +305,88 @@ FORMS: dict[str, Form] = {
         "memory_format.as_channels_last", lambda: Operation(memory_format.prefer_channels_last), MAPS
     ),
 }
+
+
+def _conv(channels: int, out: int, side: int = 3, **arguments: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, side, **{"padding": side // 2, **arguments})
+
+
+CONVS: dict[str, dict[str, Any]] = {  # how a user may set up the layer in place of 3x3, padding 1
+    "circular padding": {"padding_mode": "circular"},
+    "reflected padding": {"padding_mode": "reflect"},
+    "dilation": {"dilation": 2, "padding": 2},
+    "5x5": {"side": 5},
+    "1x1": {"side": 1},
+    "padding by name": {"padding": "same"},
+    "two groups": {"groups": 2},
+}
+
+
+def _misfits() -> Iterator[tuple[str, Misfit]]:
+    for name, arguments in CONVS.items():
+        yield (
+            f"depth-wise convolution with {name}",
+            Misfit(
+                lambda arguments=arguments: Operation(
+                    depthwise.residual_depthwise, _conv(8, 8, **{"groups": 8, **arguments})
+                ),
+                MAPS["usual"],
+            ),
+        )
+        yield (
+            f"convolution of resized maps with {name}",
+            Misfit(
+                lambda arguments=arguments: Operation(
+                    lambda conv, *maps: resized_conv.conv_of_resized(conv, maps), _conv(10, 6, **arguments)
+                ),
+                pyramid_inputs(2, RESIZED["usual"], (4, 4, 2)),
+            ),
+        )
+        yield (
+            f"pyramid's output with {name}",
+            Misfit(
+                lambda arguments=arguments: Operation(
+                    pyramid.conv_of_sum, nn.Conv2d(4, 12, 1), _conv(12, 12, **arguments)
+                ),
+                pyramid_inputs(2, DOUBLED["usual"], (4, 12)),
+            ),
+        )
+    for name, arguments in {
+        "one group": {"groups": 1},
+        "more groups": {"groups": 24},
+        "3x3": {"side": 3},
+        "stride": {"stride": 2},
+        "padding": {"padding": 1},
+    }.items():
+        yield (
+            f"weighing of scales with {name}",
+            Misfit(
+                lambda arguments=arguments: Operation(
+                    lambda weigh, norm, *maps: scale_weighing.weigh_scales(weigh, norm, list(maps)),
+                    *(_conv(48, 96, **{"side": 1, "groups": 12, **arguments}), nn.BatchNorm2d(96).eval()),
+                ),
+                views(2, 6, 8),
+            ),
+        )
+    for name, layers in {
+        "ReLU": (nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)),
+        "no activation": (nn.Linear(8, 12), nn.Identity(), nn.Linear(12, 8)),
+        "one layer": (nn.Linear(8, 12), nn.GELU(), nn.Identity()),
+        "no layer": (nn.Identity(), nn.GELU(), nn.Identity()),
+    }.items():
+        for names in ("convolution,convolution,fused", "blas,onednn,fused"):
+            yield (
+                f"mlp with {name}, {names}",
+                Misfit(lambda layers=layers: Operation(matmul.mlp, *layers), of(2, 128, 8), names),
+            )
+    yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
+    yield (
+        "two convolutions of classes",
+        Misfit(
+            lambda: Operation(class_channel, nn.Conv2d(8, 6, 1, groups=2)),
+            of(3, 8, 4, 4),
+        ),
+    )
+
+
+MISFITS = dict(_misfits())

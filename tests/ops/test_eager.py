@@ -58,6 +58,16 @@ def patched(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def patched_inside(layer: nn.Module) -> nn.Module:
+    vars(layer)["_conv_forward"] = lambda x, *_: x
+    return layer
+
+
+def sparse(layer: nn.Module) -> nn.Module:
+    layer.weight = nn.Parameter(layer.get_parameter("weight").detach().to_sparse())
+    return layer
+
+
 def compiled(layer: nn.Module) -> nn.Module:
     layer.compile(backend="eager")
     return layer
@@ -74,6 +84,8 @@ def of_another_type(layer: nn.Module) -> nn.Module:
         hooked_before,
         hooked_backward,
         patched,
+        patched_inside,
+        sparse,
         compiled,
         of_another_type,
         parametrizations.weight_norm,
@@ -83,6 +95,13 @@ def of_another_type(layer: nn.Module) -> nn.Module:
 )
 def test_touched_layers_may_not(touch: Callable[[nn.Module], nn.Module]) -> None:
     assert not may_run_fast(torch.ones(2), modules=[nn.ReLU(), touch(nn.Linear(2, 2))])
+
+
+@pytest.mark.parametrize(("patched_class", "name"), [(nn.Linear, "forward"), (nn.Module, "__call__")])
+def test_patched_classes_may_not(patched_class: type[nn.Module], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = getattr(patched_class, name)
+    monkeypatch.setattr(patched_class, name, lambda layer, x: 2 * before(layer, x))
+    assert not may_run_fast(torch.ones(2), modules=[nn.Linear(2, 2)])
 
 
 def test_hooks_of_all_modules_count() -> None:
@@ -155,8 +174,9 @@ def test_export(strict: bool) -> None:
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOURSTAGE_OPS", "plain")
     assert not may_run_fast(torch.ones(2))
-    monkeypatch.setenv("FOURSTAGE_OPS", "fast")
-    assert may_run_fast(torch.ones(2))
+    for value in ("fast", ""):  # an empty value is none, as in FOURSTAGE_PRODUCTS
+        monkeypatch.setenv("FOURSTAGE_OPS", value)
+        assert may_run_fast(torch.ones(2))
     monkeypatch.setenv("FOURSTAGE_OPS", "slow")
     with pytest.raises(ValueError, match="FOURSTAGE_OPS is 'slow'; set it to plain"):
         may_run_fast(torch.ones(2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.forms import FORMS, Form
+from ops.forms import FORMS, MISFITS, Form, Misfit
 from torch import Tensor, nn
 
 from fourstage.ops import attention, matmul, products, sampling
@@ -105,5 +105,20 @@ def test_hooks_see_every_layer(form: Form, calls: list[str]) -> None:
         seen.clear()
         results(module, list(form.inputs["usual"]()), gradients=gradients)
         if list(module.parameters()):
-            assert seen == [layer for layer in layers if list(layer.parameters()) or isinstance(layer, nn.GELU)]
+            assert seen == [
+                layer for layer in layers if list(layer.parameters()) or isinstance(layer, nn.GELU | nn.BatchNorm2d)
+            ]
             assert not calls
+
+
+@pytest.mark.parametrize("misfit", [pytest.param(misfit, id=name) for name, misfit in MISFITS.items()])
+def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "onednn" in misfit.products and not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    products.use(misfit.products)
+    torch.manual_seed(0)
+    module, tensors = misfit.build(), misfit.inputs()
+    with torch.no_grad():
+        fast = module(*tensors)
+        monkeypatch.setenv("FOURSTAGE_OPS", "plain")
+        torch.testing.assert_close(fast, module(*tensors), rtol=0, atol=0)

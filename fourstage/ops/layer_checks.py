@@ -1,0 +1,21 @@
+"""Which layers the arithmetic of a fast path holds for.
+
+`may_run_fast` asks whether a layer is PyTorch's own. A user may still put another layer of PyTorch in its place, or set
+it up in another way, so every fast path also asks for exactly the layers that it was derived for.
+"""
+
+from typing import TypeGuard
+
+from torch import nn
+
+
+def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2d]:
+    """Return whether this is a convolution of `side` x `side` and stride 1 that keeps sizes, padded with zeros."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (side, side)
+        and module.padding == (side // 2, side // 2)
+        and module.stride == module.dilation == (1, 1)
+        and module.groups == groups
+        and module.padding_mode == "zeros"
+    )
