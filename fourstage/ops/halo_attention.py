@@ -5,16 +5,17 @@ attends to a window of w x w cells, w = b + 2 * halo.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fourstage.ops.attention import by_fused_kernel
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
 
 
 def halo_attention(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
@@ -53,23 +54,29 @@ class _StripAttention(torch.autograd.Function):
     """Windows and weights are not kept for the backward pass, which computes them again."""
 
     @staticmethod
-    def forward(ctx: Any, q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
+    def forward(
+        ctx: Any, q_BnmhNd: Tensor, kv_BHWC: Tensor, rows_BnmhNw: Tensor, columns_BnmhNw: Tensor, halo: int
+    ) -> Tensor:
         padded = F.pad(kv_BHWC, (0, 0, halo, halo, halo, halo))
-        q, rows, columns = (x.contiguous() for x in (q_BnmhNd, rows, columns))
+        q, rows, columns = (x.contiguous() for x in (q_BnmhNd, rows_BnmhNw, columns_BnmhNw))
         out = torch.empty_like(q)
         for image, strip in product(range(q.shape[0]), range(q.shape[1])):
             at = (image, strip)
             k, v = strip_windows(padded[image], strip, q.shape, halo)
             weights = strip_weights(q[at], k, rows[at], columns[at])
             torch.bmm(weights, v, out=out[at].flatten(0, 1))
-        ctx.save_for_backward(q, padded, rows, columns)
+        ctx.save_for_backward(q_BnmhNd, kv_BHWC, rows_BnmhNw, columns_BnmhNw)
         ctx.halo = halo
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, padded, rows, columns = ctx.saved_tensors
+        tensors: tuple[Tensor, ...] = ctx.saved_tensors
+        if needs_plain_form(grads[0]):
+            plain = partial(at_once, halo=ctx.halo)
+            return (*of_plain_form(plain, tensors, ctx.needs_input_grad[:4], grads[0]), None)
+        q, rows, columns = (tensors[i].contiguous() for i in (0, 2, 3))
+        padded = F.pad(tensors[1], (0, 0, ctx.halo, ctx.halo, ctx.halo, ctx.halo))
         batch, n, m, heads, _, dim = q.shape
         window = rows.shape[-1]
         block = window - 2 * ctx.halo

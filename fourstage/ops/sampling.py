@@ -9,9 +9,9 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.second_gradients import needs_plain_form
 
 RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
 FAR = 2**24  # cells; locations are clamped to it, which is outside any map and still an int32
@@ -139,9 +139,10 @@ class _WeighedSum(torch.autograd.Function):
         return out_NdQ
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_NdQ,), (read_NdPQ, weight_NPQ) = grads, ctx.saved_tensors
+        if needs_plain_form(grad_NdQ):
+            return grad_NdQ[:, :, None] * weight_NPQ[:, None], (read_NdPQ * grad_NdQ[:, :, None]).sum(1)
         to_weight = torch.empty_like(weight_NPQ)
         for point in range(weight_NPQ.shape[1]):
             torch.sum(read_NdPQ[:, :, point] * grad_NdQ, 1, out=to_weight[:, point])

@@ -1,7 +1,7 @@
 """Every fast path gives the plain form's values and gradients, runs where it may, and is never exported."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -122,3 +122,43 @@ def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.
         fast = module(*tensors)
         monkeypatch.setenv("FOURSTAGE_OPS", "plain")
         torch.testing.assert_close(fast, module(*tensors), rtol=0, atol=0)
+
+
+def second_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    wanted = [*leaves, *module.parameters()]
+    grads = torch.autograd.grad(module(*leaves).pow(3).sum(), wanted, create_graph=True, materialize_grads=True)
+    penalty = sum((grad.square().sum() for grad in grads), start=torch.zeros(()))
+    return [*grads, *torch.autograd.grad(penalty, wanted, materialize_grads=True)]
+
+
+def batched_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    wanted, out = [*leaves, *module.parameters()], module(*leaves)
+    probes = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(1))
+    return list(torch.autograd.grad(out, wanted, probes, is_grads_batched=True, materialize_grads=True))
+
+
+@pytest.mark.parametrize("gradients", [second_gradients, batched_gradients], ids=lambda gradients: gradients.__name__)
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
+def test_gradients_of_gradients_and_batches_of_them(
+    form: Form,
+    gradients: Callable[[nn.Module, list[Tensor]], list[Tensor]],
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the plain form has them."""
+    both: list[list[Tensor]] = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        torch.manual_seed(0)
+        try:
+            both.append(gradients(form.build(), list(form.inputs["usual"]())))
+        except RuntimeError as error:
+            if switch == "fast":
+                raise
+            pytest.skip(f"PyTorch has none: {error}")
+    assert calls
+    size = max(float(plain.detach().abs().max()) for plain in both[0])
+    for plain, fast in zip(*both, strict=True):  # a bias before a norm has a gradient of rounding alone
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=2e-6 * size)

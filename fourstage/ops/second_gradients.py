@@ -1,0 +1,34 @@
+"""Gradients of a fast path where its own backward pass cannot give them: second ones, and batches of gradients.
+
+A backward pass that writes into memory of its own is neither differentiable nor fit for a transform. There, the plain
+form runs again and PyTorch differentiates it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor  # what is_grads_batched=True makes
+
+from fourstage.ops.eager import is_transformed
+
+
+def needs_plain_form(grad: Tensor) -> bool:
+    """Return whether the running backward pass needs a graph (`create_graph=True`) or got a batch of gradients."""
+    return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad)
+
+
+def of_plain_form(
+    plain: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Return the gradient of each wanted tensor, given that of `plain(*tensors)`; None for the others."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, since one tensor may be computed from another, and its gradient must not pass through that one
+        own = [
+            x.view_as(x) if create_graph else x.detach().requires_grad_(want)
+            for x, want in zip(tensors, wanted, strict=True)
+        ]
+        leaves = [x for x, want in zip(own, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(plain(*own), leaves, grad, create_graph=create_graph))
+    return [next(found) if want else None for want in wanted]
