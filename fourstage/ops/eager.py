@@ -79,7 +79,7 @@ def runs_eagerly() -> bool:
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()  # FlopCounterMode, FakeTensorMode
         or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()  # vmap, grad, jvp
+        or is_transformed()
         or forward_ad._current_level >= 0
     )
 
@@ -87,6 +87,11 @@ def runs_eagerly() -> bool:
 def is_recorded() -> bool:
     """Return whether operators are recorded into a graph: by a compiler, an exporter or `torch.jit.trace`."""
     return is_compiling() or is_tracing()
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of functions runs: vmap, grad or jvp."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def may_bypass(*containers: nn.Module) -> bool:

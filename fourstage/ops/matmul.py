@@ -53,7 +53,9 @@ def _product(x_NC: Tensor) -> Product | None:
     if x_NC.numel() < FEW * x_NC.shape[-1]:
         return None
     name = products.current().training if torch.is_grad_enabled() else products.current().inference
-    return None if name == "blas" else PRODUCTS[name]
+    if name == "blas" or (name == "onednn" and not products.has_onednn()):  # its flag may have changed
+        return None
+    return PRODUCTS[name]
 
 
 def by_blas(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:

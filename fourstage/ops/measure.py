@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fourstage.ops import attention, matmul, products
-from fourstage.ops.eager import switched_on
+from fourstage.ops.eager import is_recorded, is_transformed, switched_on
 from fourstage.ops.products import Products
 
 TURNS = 4  # of which the first warms up
@@ -22,19 +22,28 @@ MARGIN = 0.95  # a product replaces PyTorch's own only if it takes at most this 
 def choose_products() -> Products:
     """Return the products that this process uses, and measure them if nothing chose them before.
 
-    Nothing is measured where no fast path runs (`FOURSTAGE_OPS=plain`) or where a compiler reads this code.
+    Nothing is measured where no fast path runs (`FOURSTAGE_OPS=plain`), nor while operators are recorded or
+    transformed. The next network measures then.
 
     Raises:
         ValueError: the environment's `FOURSTAGE_PRODUCTS` names products that this machine lacks.
     """
     if torch.compiler.is_compiling() or not switched_on():
         return products.current()
-    return products.chosen() or products.use(measured())
+    chosen = products.chosen()
+    if chosen is None and (is_recorded() or is_transformed()):
+        return products.current()
+    return chosen or products.use(measured())
 
 
 def measured() -> Products:
     """Return the products that a short measurement finds to be the fastest, on real tensors whatever mode is active."""
-    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.inference_mode(False):
+    with (
+        _disable_current_modes(),
+        torch._C.DisableTorchFunction(),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+    ):
         x_NC, weight_DC, bias_D = _filled(784, 384), _filled(384, 384), _filled(384)
         q, k, v = _filled(3, 64, 3, 49, 32).unbind(0)  # an image in windows
         mask = _filled(3, 49, 49)

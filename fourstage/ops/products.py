@@ -88,5 +88,9 @@ def for_inference() -> tuple[str, ...]:
 
 
 def has_onednn() -> bool:
-    """Return whether PyTorch was built with oneDNN's linear layer."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Return whether PyTorch was built with oneDNN's linear layer, and its flag lets it compute."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )

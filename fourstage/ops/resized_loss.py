@@ -39,9 +39,17 @@ def resized_cross_entropy(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, 
             f"logits of {len(logits_BChw)} images came with {len(labels_BHW)} label maps; give one label map per image"
         )
     strips = (
-        may_run_fast(logits_BChw) and logits_BChw.shape[1] >= MANY and logits_BChw.shape[2:] != labels_BHW.shape[1:]
+        may_run_fast(logits_BChw)
+        and logits_BChw.shape[1] >= MANY
+        and logits_BChw.shape[2:] != labels_BHW.shape[1:]
+        and _are_numbers(logits_BChw)
     )
     return (sum_by_strips if strips else sum_at_once)(logits_BChw, labels_BHW.long(), ignore, align_corners)
+
+
+def _are_numbers(logits_BChw: Tensor) -> bool:
+    """Return whether all logits are finite: in a strip, NaN and infinity also reach pixels far from theirs."""
+    return bool(logits_BChw.detach().sum().isfinite())
 
 
 def sum_at_once(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, align_corners: bool) -> Tensor:

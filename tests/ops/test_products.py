@@ -7,9 +7,10 @@ from dataclasses import astuple
 import pytest
 import torch
 from tiny_networks import tiny
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fourstage.ops import measure, products
+from fourstage.ops import matmul, measure, products
 from fourstage.ops.products import Products
 
 
@@ -60,6 +61,57 @@ def test_nothing_is_measured_where_no_fast_path_runs(monkeypatch: pytest.MonkeyP
     tiny("visformer")
     assert products.chosen() is None
     assert products.description() == "plain"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_network_built_in_a_transform_or_a_trace_leaves_the_measurement_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "measured", None)
+    choices: list[Products] = []
+
+    def choose(x: Tensor) -> Tensor:
+        choices.append(measure.choose_products())
+        return 2 * x
+
+    x = torch.ones(2, 3)
+    torch.vmap(choose)(x)
+    torch.func.grad(lambda x: choose(x).sum())(x)
+    torch.func.jvp(choose, (x,), (x,))
+    torch.jit.trace(choose, x, check_trace=False)
+    assert choices == [Products()] * len(choices)
+    assert len(choices) >= 4
+    assert products.chosen() is None
+    monkeypatch.setenv("FOURSTAGE_PRODUCTS", "convolution,blas,plain")
+    torch.vmap(choose)(x)
+    assert str(choices[-1]) == "convolution,blas,plain"
+
+
+def test_a_measurement_computes_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    autocast: list[bool] = []
+
+    def watch(*arguments: object) -> Tensor:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return torch.ones(())
+
+    monkeypatch.setattr(measure, "_train", watch)
+    monkeypatch.setattr(measure, "_infer", watch)
+    with torch.autocast("cpu"):
+        measure.measured()
+    assert autocast
+    assert not any(autocast)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
+def test_onednn_obeys_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    products.use("blas,onednn,fused")
+    monkeypatch.setitem(matmul.PRODUCTS, "onednn", None)
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
+        assert "onednn" not in products.for_inference()
+        matmul.linear(nn.Linear(8, 8), torch.randn(matmul.FEW, 8))
 
 
 def test_a_forward_pass_never_measures(monkeypatch: pytest.MonkeyPatch) -> None:

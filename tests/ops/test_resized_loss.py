@@ -109,3 +109,15 @@ def test_second_derivatives() -> None:
 
     found, wanted = sum_by_strips(logits_BChw, labels_BHW, IGNORE, False), plain(logits_BChw, labels_BHW, False)
     torch.testing.assert_close(second(found), second(wanted), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_bad_logits_below_ignored_pixels_stay_there(bad: float) -> None:
+    logits_BChw, labels_BHW = drawn((8, 8), (32, 32), 16)
+    given = logits_BChw.detach().float()
+    given[0, :, 0, 0], labels_BHW[0, :8, :8] = bad, IGNORE
+    given.requires_grad_()
+    losses = resized_cross_entropy(given, labels_BHW, IGNORE), plain(given, labels_BHW, False)
+    torch.testing.assert_close(*losses)
+    assert losses[0].isfinite()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, given)[0] for loss in losses), equal_nan=True)
