@@ -18,7 +18,7 @@ SMALL_SHARED_MEMORY = 256 * 2**20  # bytes; loader workers pass batches through 
 
 def examine() -> tuple[list[str], bool]:
     """Return the lines of the report, and whether there is no problem."""
-    problems = [*_packages_missing(), *_pair(), *_shared_memory()]
+    problems = [*_packages_missing(), *_pair(), *_shared_memory(), *_fast_paths()]
     lines = [f"fourstage {version('fourstage')}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [
         f"{extra}: " + ", ".join(f"{name} {_version(name) or '-'}" for name in names) for extra, names in NEEDED.items()
@@ -68,6 +68,21 @@ def _shared_memory() -> list[str]:
         f"/dev/shm has {free / 2**20:.0f} MiB, too little for loader workers: give the container --shm-size=2g, or"
         f" train with workers=0"
     ]
+
+
+def _fast_paths() -> list[str]:
+    """Return a problem for each environment variable of the fast paths that every network would refuse."""
+    if find_spec("torch") is None:
+        return []
+    from fourstage.ops import eager, products
+
+    out = []
+    for check in (eager.switched_on, products.asked):
+        try:
+            check()
+        except ValueError as error:
+            out.append(str(error))
+    return out
 
 
 def _devices() -> list[str]:

@@ -158,6 +158,21 @@ def test_models_recipes_and_doctor_answer(run: Run) -> None:
     assert "torch" in run("doctor")[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [("FOURSTAGE_OPS", "slow", "set it to plain"), ("FOURSTAGE_PRODUCTS", "blas", "such as blas,blas,fused")],
+)
+def test_doctor_reports_environment_variables_that_networks_refuse(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fix: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, printed, _ = run("doctor")
+    assert code != 0
+    text = " ".join(printed.split())
+    assert f"! {name}" in text
+    assert fix in text
+
+
 def test_another_recipe_in_the_folder_is_refused_and_fresh_sets_it_aside(run: Run, tmp_path: Path) -> None:
     out, data = tmp_path / "run", image_folder(tmp_path / "images", 40, 20)
     words = ["train", "digits_visformer", "--data", data, "--out", out, *FAST, "length=2it"]

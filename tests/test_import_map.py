@@ -35,7 +35,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
         *("engine", "recipe", "report", "progress"),
     },
     "slurm": {"engine", "recipe"},
-    "doctor": set(),
+    "doctor": {"ops"},
     "cli": {"run", "report", "bench", "data", "engine", "recipe", "slurm", "doctor", "progress"},
     "__init__": {"api", "registry", "backbones", "data"},
     "__main__": {"cli"},

@@ -61,12 +61,32 @@ def chosen() -> Products | None:
     """
     if _chosen:
         return _chosen[0]
-    asked = os.environ.get(SETTING, "")
-    return use(asked) if asked else None
+    wanted = asked()
+    return use(wanted) if wanted else None
+
+
+def asked() -> Products | None:
+    """Return what the environment asks for; None: nothing.
+
+    Raises:
+        ValueError: the environment's `FOURSTAGE_PRODUCTS` names products that this machine lacks.
+    """
+    names = os.environ.get(SETTING, "")
+    return checked(names) if names else None
 
 
 def use(names: str | Products) -> Products:
     """Compute with these products from now on, such as another process had them: `str` of its `current()`.
+
+    Raises:
+        ValueError: not three products that this machine has.
+    """
+    _chosen[:] = [checked(names)]
+    return _chosen[0]
+
+
+def checked(names: str | Products) -> Products:
+    """Return the products of these names.
 
     Raises:
         ValueError: not three products that this machine has.
@@ -78,8 +98,7 @@ def use(names: str | Products) -> Products:
             f"{SETTING} names the products for training ({', '.join(known[0])}), inference ({', '.join(known[1])}) and "
             f"attention ({', '.join(known[2])}), such as blas,blas,fused; got {str(names)!r}"
         )
-    _chosen[:] = [Products(*given)]
-    return _chosen[0]
+    return Products(*given)
 
 
 def for_inference() -> tuple[str, ...]:
