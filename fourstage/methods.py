@@ -5,12 +5,13 @@ the attribute is needed.
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
+
+from fourstage.user_files import BUILT_IN, OWN, Place, name_of, place_of
 
 NETWORKS = {"detection": "detector", "segmentation": "segmentor"}  # task -> what its networks are called
 DETECTION, SEGMENTATION = "fourstage.tasks.detection", "fourstage.tasks.segmentation"
@@ -37,6 +38,7 @@ class Method:
         config_types: names of the network in OpenMMLab's configurations.
         read_config: address of the function that reads such a configuration.
         without_masks: name of the method where it is built with `masks=False`; None: it has no such argument.
+        place: the place of what registered it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Method:
     config_types: tuple[str, ...] = ()
     read_config: str | None = None
     without_masks: str | None = None
+    place: Place = BUILT_IN
 
     @property
     def builder(self) -> Builder:
@@ -142,7 +145,7 @@ def find_method(name: str, task: str) -> Method:
         known = list_methods(task)
         close = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise ValueError(f"no {NETWORKS[task]} is called {name!r}; {hint}{_boxes_alone(name, task)}")
+        raise ValueError(f"no {NETWORKS[task]} is called {name!r}; {hint}{_boxes_alone(name, task)} ({OWN})")
     return found
 
 
@@ -189,18 +192,9 @@ def register_segmentor(build: Build) -> Build:
 
 
 def _register(build: Build, task: str) -> Build:
-    name = getattr(build, "__name__", "")
-    if not name.isidentifier():
-        raise ValueError(f"a {NETWORKS[task]} is registered by the name of its class or function; {build!r} has none")
+    name, place = name_of(build, NETWORKS[task]), place_of(build)
     taken = get_method(name)
-    if taken is not None and (isinstance(taken.build, str) or _place(taken.build) != _place(build)):
+    if taken is not None and taken.place != place:
         raise ValueError(f"there is a {NETWORKS[taken.task]} called {name!r} already; give the new one another name")
-    _registered[name] = Method(name, task, build)
+    _registered[name] = Method(name, task, build, place=place)
     return build
-
-
-def _place(build: Builder) -> tuple[str, str]:
-    """The file of a class or function, or the module where no file is behind it, and its name there."""
-    module = build.__module__
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file or module, getattr(build, "__qualname__", "")

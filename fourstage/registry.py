@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fourstage.user_files import BUILT_IN, OWN, Place, check_name, name_of, place_of, place_of_caller
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -36,13 +38,14 @@ class Entry:
     name: str
     classifier: "Callable[..., nn.Module]"
     dense: "Callable[..., nn.Module]"
+    place: Place = BUILT_IN  # of what registered it
 
 
 _entries: dict[str, Entry] = {}
 
 # built-in token mixers of the unified architecture; backbones/mixers/build.py builds them
 MIXERS = ("convnext", "dcn_v3", "halo", "pvt", "pvt_v2", "swin")
-_mixers: dict[str, "Callable[..., nn.Module]"] = {}
+_mixers: dict[str, "tuple[Callable[..., nn.Module], Place]"] = {}
 
 
 def add(
@@ -52,44 +55,50 @@ def add(
     dense: "Callable[..., nn.Module]",
     aliases: tuple[str, ...] = (),
 ) -> None:
-    """Register the two forms of a network under `name` and its aliases.
+    """Register the two forms of a network under `name` and its aliases. The same file may do so again.
 
     Raises:
-        ValueError: a name is already registered.
+        ValueError: another file has registered one of the names.
     """
-    for each in (name, *aliases):
-        if each in _entries:
-            raise ValueError(f"two models are called {each!r}; give the new one another name")
-        _entries[each] = Entry(name, classifier, dense)
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    _add(Entry(name, classifier, dense, place_of_caller(frame.f_back.f_globals, name)), aliases)
+
+
+def _add(entry: Entry, aliases: tuple[str, ...] = ()) -> None:
+    names = (entry.name, *aliases)
+    for name in names:
+        _import_family(name)  # a built-in name is refused even where its family was not imported yet
+        check_name(name, "models", entry.place, _entries[name].place if name in _entries else None)
+    _entries.update(dict.fromkeys(names, entry))
 
 
 def register(build: Build) -> Build:
     """Register your own network for `create_model(build.__name__)` and `create_backbone(build.__name__)`.
 
     A network that `build` returns serves as a dense backbone if it has `levels` and its forward returns the list of
-    maps.
+    maps. The same file may register it again.
 
     Raises:
-        ValueError: the name is already registered.
+        ValueError: `build` is no class or function with a name, or another file has registered the name.
     """
-    name = getattr(build, "__name__", "")
-    _import_family(name)  # a built-in name is refused even where its family was not imported yet
-    add(name, classifier=build, dense=build)
+    _add(Entry(name_of(build, "network"), build, build, place_of(build)))
     return build
 
 
 def register_mixer(build: Build) -> Build:
     """Register your own token mixer for `create_model("unified_swin_tiny", mixer=build.__name__)`.
 
-    `build` is a class or a function; docs/mixers.md lists the arguments that it is called with.
+    `build` is a class or a function; docs/mixers.md lists the arguments that it is called with. The same file may
+    register it again.
 
     Raises:
-        ValueError: the name is already registered.
+        ValueError: `build` is no class or function with a name, or another file has registered the name.
     """
-    name = getattr(build, "__name__", "")
-    if name in _mixers or name in MIXERS:
-        raise ValueError(f"two mixers are called {name!r}; give the new one another name")
-    _mixers[name] = build
+    name, place = name_of(build, "mixer"), place_of(build)
+    check_name(name, "mixers", place, BUILT_IN if name in MIXERS else _mixers.get(name, (None, None))[1])
+    _mixers[name] = build, place
     return build
 
 
@@ -102,8 +111,8 @@ def find_mixer(name: str) -> "Callable[..., nn.Module]":
     if name not in _mixers:
         known = sorted({*MIXERS, *_mixers})
         hint = f"did you mean {' or '.join(close)}?" if (close := get_close_matches(name, known, n=3)) else ""
-        raise ValueError(f"no mixer is called {name!r}; {hint or 'there are ' + ', '.join(known)}")
-    return _mixers[name]
+        raise ValueError(f"no mixer is called {name!r}; {hint or 'there are ' + ', '.join(known)} ({OWN})")
+    return _mixers[name][0]
 
 
 def find(name: str) -> Entry:
@@ -119,7 +128,7 @@ def find(name: str) -> Entry:
         known = list_models()
         close = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "list_models() lists all names"
-        raise ValueError(f"no model is called {name!r}; {hint}")
+        raise ValueError(f"no model is called {name!r}; {hint} ({OWN})")
     return _entries[name]
 
 

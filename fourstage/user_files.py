@@ -6,10 +6,16 @@ Any room may import this module.
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeAlias
 
 PREFIX = "fourstage_import_"  # of the names of their modules
+Place: TypeAlias = tuple[str, str]  # a file, or a module without one, and a name in it
+OWN = "if it is your own, name its file under imports: in the recipe, or import it"  # of an unknown name
+BUILT_IN: Place = ("fourstage", "")  # of what no file of a user may replace
 
 
 def import_files(files: Iterable[str | Path]) -> None:
@@ -19,15 +25,20 @@ def import_files(files: Iterable[str | Path]) -> None:
         FileNotFoundError: there is no such file.
         ValueError: a file fails; the message names the file, the line and the error.
     """
-    for position, file in enumerate(files):
-        path = Path(file)
+    for file in files:
+        path = Path(file).resolve()
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(
                 f"there is no Python file {file} to import; the paths of a recipe's imports start at its folder"
             )
-        name = f"{PREFIX}{position}_{path.stem}"
-        if name not in sys.modules or sys.modules[name].__file__ != str(path):
+        if (name := module_name(path)) not in sys.modules:
             _run(name, path)
+
+
+def module_name(path: str | Path) -> str:
+    """Return the name of the module that a file becomes; it follows from its path alone."""
+    path = Path(path).resolve()
+    return f"{PREFIX}{sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 
 
 def imported_files() -> tuple[tuple[str, str], ...]:
@@ -55,3 +66,46 @@ def _run(name: str, path: Path) -> None:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}; correct the file") from error
+
+
+def name_of(build: object, what: str) -> str:
+    """Return the name of a class or function. Raises ValueError for another object, and for a lambda."""
+    name = getattr(build, "__name__", "")
+    if not callable(build) or not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a {what} is registered by the name of its class or function; {build!r:.200} has none")
+    return name
+
+
+def place_of(build: Callable[..., Any]) -> Place:
+    """Return where a class or function is defined. It is kept at once, as a module that fails is forgotten."""
+    while isinstance(build, partial):
+        build = build.func
+    module = getattr(build, "__module__", None) or ""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return (str(Path(file).resolve()) if file else module), getattr(build, "__qualname__", "")
+
+
+def place_of_caller(globals_of_caller: Mapping[str, Any], name: str) -> Place:
+    """Return the file, or the module without one, whose globals these are, and a name that it registers."""
+    file = globals_of_caller.get("__file__")
+    return (str(Path(file).resolve()) if file else str(globals_of_caller.get("__name__", ""))), name
+
+
+def check_name(name: str, what: str, place: Place, taken: Place | None) -> None:
+    """Check that `place` may register a name: the same place may do so again, as a file that is corrected does.
+
+    Args:
+        what: in the plural, for the message.
+        taken: the place that has registered the name; None: there is none.
+
+    Raises:
+        ValueError: another place has registered it.
+    """
+    if taken not in (None, place):
+        raise ValueError(f"two {what} are called {name!r}; give the new one another name")
+
+
+def where_raised(error: BaseException) -> str:
+    """Return the file and the line where an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "unknown file"

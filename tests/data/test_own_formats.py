@@ -15,7 +15,7 @@ from fourstage.data import formats
 from fourstage.data.checks.check import check
 from fourstage.data.formats import find_format, open_dataset
 from fourstage.data.loader import _Fetch
-from fourstage.user_files import PREFIX, import_files
+from fourstage.user_files import PREFIX, import_files, module_name
 
 FORMAT = """
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
     import_files([first])  # it does not run again
     with pytest.raises(ValueError, match=r"b\.py, line 18: ValueError: two formats are called 'flat'"):
         import_files([second])
-    sys.modules.pop(f"{PREFIX}0_a")
+    sys.modules.pop(module_name(first))
     import_files([first])  # it runs again, as after a change in a notebook
     with pytest.raises(ValueError, match="two formats are called 'COCO'"):
         fourstage.register_format("COCO", layout="", fits=lambda root: False)
@@ -156,3 +156,19 @@ def test_a_spawned_process_finds_the_users_class(data: Path, tmp_path: Path) -> 
         [sys.executable, "-c", code, str(tmp_path / "fetch")], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [dataset.id(3), "12"]
+
+
+def test_a_fits_that_raises_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = write(tmp_path / "mine.py")
+    mine.write_text(mine.read_text().replace("return (root", "return 1 / 0 and (root"))
+    assert main(["data", "check", str(data), "--imports", str(mine)]) == 2
+    sentence = capsys.readouterr().err
+    assert f"the format 'flat' failed on {data} (ZeroDivisionError: division by zero, at {mine}, line 11)" in sentence
+    assert "correct its fits" in sentence
+
+
+def test_name_and_truth_of_a_format_are_checked() -> None:
+    with pytest.raises(ValueError, match="the name of a format is text"):
+        fourstage.register_format(3, layout="", fits=lambda root: False)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"truth is one of label, objects, label_map_HW; .* 'boxes'"):
+        fourstage.register_format("mine", layout="", fits=bool, truth="boxes")  # pyright: ignore[reportArgumentType]

@@ -45,7 +45,7 @@ def _others(root: Path, first: Format) -> list[Format]:
     if first.truth == "label":
         return []
     others = [one for one in all_formats() if one.truth not in ("label", first.truth) and one.check is not None]
-    return [one for one in others if one.fits(root)][:1]
+    return [one for one in others if one.fits_folder(root)][:1]
 
 
 def _merged(one: Checked, other: Checked) -> Checked:

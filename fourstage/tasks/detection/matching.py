@@ -90,7 +90,12 @@ class OverlapMatcher:
     rule: ThresholdMatcher
 
     def __call__(self, anchors: Sequence[Tensor], boxes_G4: Tensor) -> Tensor:
-        """As `AnchorMatcher`."""
+        """As `AnchorMatcher`. Raises ValueError for the anchors of all levels in one tensor."""
+        if isinstance(anchors, Tensor):
+            raise ValueError(
+                f"a matcher takes a list with the anchors of each level, and one tensor of shape "
+                f"{tuple(anchors.shape)} came; give [anchors]"
+            )
         anchors_N4 = torch.cat([*anchors])
         return self.rule.by_blocks(overlaps_by_blocks(anchors_N4, boxes_G4), anchors_N4[:, 0])
 
