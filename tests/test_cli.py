@@ -616,12 +616,15 @@ def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path)
 
 def test_suggested_options_are_those_of_the_parser(run: Run) -> None:
     from fourstage.cli.entry import parser
-    from fourstage.cli.parsing import closest_option, options_of
+    from fourstage.cli.parsing import closest_option, options_of, verbs_of
 
-    options = {*options_of(parser())}
+    verbs = verbs_of(parser())
+    shard = verbs_of(verbs["data"])["shard"]
+    options = {*options_of(parser()), *options_of(shard), *(x for verb in verbs.values() for x in options_of(verb))}
     assert {"--data", "--max-size", "--keys", "--sbatch-args", "--cpu-time", "--debug"} <= options
-    assert closest_option("--gpus-per-nod", parser()) == "--gpus-per-node"
-    assert closest_option("--max-size", parser()) != "--max-size"
+    assert closest_option("--gpus-per-nod", verbs["slurm"]) == "--gpus-per-node"
+    assert closest_option("--gpus-per-nod", verbs["train"]) is None
+    assert closest_option("--max-size", shard) != "--max-size"
     refused(run("bench", "swin_tiny", "--cpu-tyme"), "did you mean --cpu-time")
 
 
@@ -632,5 +635,12 @@ def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("train", "digits_visformer", "--data", ""), "--data is empty")
     refused(run("trian", "digits_visformer"), "did you mean train")
     refused(run("train", "digits_visformer", "out"), "did you mean --out")
-    refused(run("train"), "RECIPE")
+    refused(run("train"), "RECIPE", "`fourstage train --help`")
+    refused(run("models", "--json"), "there is no option --json here; see `fourstage models --help`")
+    refused(run("doctor", "--verbos"), "there is no option --verbos here; see")
+    refused(run("convert", "--outt", "x"), "no option --outt here, did you mean --out; see `fourstage convert --help`")
+    refused(run("data", "shard", "--max-sise=3"), "did you mean --max-size; see `fourstage data shard --help`")
+    refused(run("bench", "swin_tiny", "--batch_size", "2"), "there is no option --batch_size here")
+    assert "a value of a recipe" not in run("bench", "swin_tiny", "--batch_size", "2")[2]
+    refused(run("evaluate", "digits_visformer", "--which", "emma"), "no 'emma' for --which, did you mean ema")
     refused(run("models", "nothing*"), "nothing*")

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NoReturn, TypeAlias
 
@@ -13,12 +13,13 @@ class Parser(argparse.ArgumentParser):
     """Reports an error in one sentence, with the closest correct word."""
 
     def error(self, message: str) -> NoReturn:
-        choices = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        choices = re.search(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choices:
-            known = re.findall(r"[\w-]+", choices[2])
-            close = get_close_matches(choices[1], known, n=1)
-            message = f"there is no {choices[1]!r}, " + (
-                f"did you mean {close[0]}" if close else f"choose {choices[2]}"
+            argument, given, known = choices.groups()
+            close = get_close_matches(given, re.findall(r"[\w-]+", known), n=1)
+            of_option = f" for {argument}" if argument.startswith("-") else ""
+            message = f"there is no {given!r}{of_option}, " + (
+                f"did you mean {close[0]}" if close else f"choose {known}"
             )
         self.exit(2, f"fourstage: {message}; see `{self.prog} --help`\n")
 
@@ -44,17 +45,30 @@ def add_changes(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_imports(verb: argparse.ArgumentParser, help: str) -> None:
+    """Add the option that names Python files of the user."""
+    verb.add_argument("--imports", metavar="FILE.py", action="append", default=[], help=help)
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield every long option of a parser and of the verbs below it."""
+    """Yield every long option of a parser, without those of the verbs below it."""
     for action in parser._actions:
         yield from (option for option in action.option_strings if option.startswith("--"))
-        if isinstance(action, argparse._SubParsersAction):
-            for verb in action.choices.values():
-                yield from options_of(verb)
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """Return the parsers of the verbs of a parser by their names."""
+    below = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next(below, {})
+
+
+def takes_changes(parser: argparse.ArgumentParser) -> bool:
+    """Return whether a verb takes the words of `add_changes`."""
+    return any(action.dest == "changes" for action in parser._actions)
 
 
 def closest_option(word: str, parser: argparse.ArgumentParser) -> str | None:
-    """Return the option of any verb that is most like a word, if it is not the word itself."""
+    """Return the option of a verb that is most like a word, if it is not the word itself."""
     options = sorted({*options_of(parser)} - {word})
     return next(iter(get_close_matches(word, options, n=1)), None)
 
@@ -72,12 +86,13 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns below their titles; if the output is no terminal, nothing is cut off."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, title in enumerate(head):
+    for i, title in enumerate(head):  # cells are plain text: rich would read `[int, int]` as a style
         table.add_column(title, no_wrap=i == 0, overflow="fold")  # a name in one line can be copied
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width of its own
         console = Console(highlight=False, width=200)
