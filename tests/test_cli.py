@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fourstage
 from fourstage.cli import main
 from fourstage.data.embedded.digits import Digits
 
@@ -211,6 +212,59 @@ def test_a_backbone_of_ones_own_trains_by_a_file(run: Run, tmp_path: Path) -> No
     assert code == 0, err
     assert "my_backbone" in printed
     assert run("evaluate", tmp_path / "run")[0] == 0
+
+
+def test_a_checkpoint_does_not_run_the_files_that_its_recipe_imports(
+    trained: tuple[Path, Path], run: Run, tmp_path: Path
+) -> None:
+    data, out = trained
+    image, mark, hostile = next((data / "val/digit 1").glob("*.png")), tmp_path / "MARK", tmp_path / "hostile.py"
+    hostile.write_text(f"with open({str(mark)!r}, 'a') as file:\n    file.write('x')\n")
+    content = torch.load(out / "checkpoints/best.pt", weights_only=True)
+    content["recipe"]["imports"] = [str(hostile)]
+    file = tmp_path / "best.pt"
+    torch.save(content, file)
+    fourstage.from_checkpoint(file)
+    for words in (
+        ("predict", file, image, "--out", tmp_path / "pictures"),
+        ("evaluate", "digits_visformer", "--data", data, "--weights", file),
+        ("evaluate", out, "--weights", file),
+        ("predict", out, image, "--weights", file, "--out", tmp_path / "pictures"),
+        ("convert", file, "--model", "visformer_digits", "--out", tmp_path / "best.safetensors"),
+        (
+            "train",
+            "digits_visformer",
+            "--data",
+            data,
+            f"weights={file}",
+            "--out",
+            tmp_path / "run",
+            *FAST,
+            "length=1it",
+        ),
+    ):
+        code, _, err = run(*words)
+        assert code == 0, err
+    assert not mark.exists()
+    assert run("predict", file, image, "--out", tmp_path / "pictures", "--imports", hostile)[0] == 0
+    assert mark.read_text() == "x"
+
+
+def test_a_checkpoint_of_ones_own_network_says_which_files_it_wants(run: Run, tmp_path: Path) -> None:
+    mine, recipe = tmp_path / "mine.py", tmp_path / "mine.yaml"
+    mine.write_text(BACKBONE.replace("my_backbone", "wanted_backbone"))
+    recipe.write_text("base: digits_visformer\nimports: mine.py\nmodel: wanted_backbone\nmodel_args: {width: 16}\n")
+    assert run("train", recipe, "--out", tmp_path / "run", *FAST, "length=1it")[0] == 0
+    file, image = tmp_path / "run/checkpoints/best.pt", tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(image)
+    words = [sys.executable, "-m", "fourstage", "predict", str(file), str(image), "--out", str(tmp_path / "out")]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no model is called 'wanted_backbone'" in refused.stderr
+    assert f"if you trust them, add --imports {mine}" in refused.stderr
+    subprocess.run([*words, "--imports", str(mine)], check=True, capture_output=True)
+    words[4] = str(tmp_path / "run")
+    subprocess.run(words, check=True, capture_output=True)  # a run folder has its own recipe
 
 
 def test_what_breaks_inside_a_run_ends_the_process(tmp_path: Path) -> None:
@@ -641,6 +695,7 @@ def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("convert", "--outt", "x"), "no option --outt here, did you mean --out; see `fourstage convert --help`")
     refused(run("data", "shard", "--max-sise=3"), "did you mean --max-size; see `fourstage data shard --help`")
     refused(run("bench", "swin_tiny", "--batch_size", "2"), "there is no option --batch_size here")
-    assert "a value of a recipe" not in run("bench", "swin_tiny", "--batch_size", "2")[2]
+    for words in (("bench", "swin_tiny", "--batch_size", "2"), ("convert", "a.pth", "--batch_size", "2")):
+        assert "a value of a recipe" not in run(*words)[2]
     refused(run("evaluate", "digits_visformer", "--which", "emma"), "no 'emma' for --which, did you mean ema")
     refused(run("models", "nothing*"), "nothing*")

@@ -2,7 +2,9 @@
 
 import argparse
 
-from fourstage.cli.parsing import Parser, Verbs, add_changes, add_verb
+from fourstage.cli.parsing import Parser, Verbs, add_changes, add_imports, add_verb
+
+OWN_FORMAT = "a file that registers your own format; may be repeated"
 
 
 def add_data(verbs: Verbs) -> None:
@@ -13,13 +15,13 @@ def add_data(verbs: Verbs) -> None:
     inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
     check = add_verb(inner, "check", _run_check, "read a data set and report its faults")
     check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
-    _add_imports(check)
+    add_imports(check, OWN_FORMAT)
     shard = add_verb(inner, "shard", _run_shard, "write a classification data set as WebDataset tar shards")
     shard.add_argument("source", metavar="SRC", help="folder of the data set, or `digits`")
     shard.add_argument("folder", metavar="DST", help="folder to write; an interrupted run continues in it")
     shard.add_argument("--max-size", metavar="BYTES", help="size of a shard, such as 500MB; default: 256MB")
     shard.add_argument("--count", type=int, metavar="N", help="images per shard")
-    _add_imports(shard)
+    add_imports(shard, OWN_FORMAT)
     show = add_verb(inner, "show", _run_show, "draw training images after augmentation, with their truth")
     show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
     show.add_argument(
@@ -27,16 +29,6 @@ def add_data(verbs: Verbs) -> None:
     )
     show.add_argument("--out", metavar="FILE.png", default="samples.png", help="picture to write; default: samples.png")
     add_changes(show)
-
-
-def _add_imports(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--imports",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="a file that registers your own format; may be repeated",
-    )
 
 
 def _run_check(args: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], 
 
 def add_changes(verb: argparse.ArgumentParser) -> None:
     """Add the positional words KEY=VALUE, which change values of a recipe."""
+    verb.set_defaults(changes_recipe=True)
     verb.add_argument(
         "changes",
         nargs="*",
@@ -63,8 +64,8 @@ def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentP
 
 
 def takes_changes(parser: argparse.ArgumentParser) -> bool:
-    """Return whether a verb takes the words of `add_changes`."""
-    return any(action.dest == "changes" for action in parser._actions)
+    """Return whether a verb takes the words of `add_changes`, which are values of a recipe."""
+    return bool(parser.get_default("changes_recipe"))
 
 
 def closest_option(word: str, parser: argparse.ArgumentParser) -> str | None:

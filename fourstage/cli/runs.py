@@ -1,16 +1,17 @@
 """Verbs for recipes and runs: recipes, train, evaluate, predict, report."""
 
 import argparse
+from difflib import get_close_matches
 from pathlib import Path
 
-from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_verb, print_table
+from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
 
 
 def add_recipes(verbs: Verbs) -> None:
     verb = add_verb(
         verbs, "recipes", _run_recipes, "list recipes with their published numbers, or the keys of a recipe"
     )
-    verb.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, such as '*_in1k'")
+    verb.add_argument("pattern", nargs="?", metavar="PATTERN", help="wildcard, such as '*_in1k'")
     verb.add_argument(
         "--keys", nargs="?", const="all", metavar="TASK", help="print every key of a recipe with its meaning"
     )
@@ -18,10 +19,12 @@ def add_recipes(verbs: Verbs) -> None:
 
 def _run_recipes(args: argparse.Namespace) -> int:
     if args.keys is not None:
+        if args.pattern is not None:
+            raise ValueError(f"--keys takes no pattern of recipes, and {args.pattern!r} came; leave one of the two out")
         return _print_keys(args.keys)
     from fourstage.recipe import list_recipes, resolve
 
-    names = list_recipes(args.pattern)
+    names = list_recipes(args.pattern or "*")
     if not names:
         raise ValueError(f"no recipe name matches {args.pattern!r}; `fourstage recipes` lists all")
     rows = []
@@ -37,7 +40,11 @@ def _print_keys(task: str) -> int:
     from fourstage.recipe.keys import HEAD, TASKS, keys_by_task
 
     if task not in ("all", *TASKS):
-        raise ValueError(f"there is no task {task!r}; write --keys alone, or --keys with one of {', '.join(TASKS)}")
+        close = get_close_matches(task, TASKS, n=1)
+        hint = f", did you mean {close[0]}" if close else ""
+        raise ValueError(
+            f"there is no task {task!r}{hint}; write --keys alone, or --keys with one of {', '.join(TASKS)}"
+        )
     for name, keys in keys_by_task().items():
         if task in ("all", name) or name not in TASKS:
             print(f"\nKeys of {name}\n")
@@ -148,6 +155,7 @@ def add_predict(verbs: Verbs) -> None:
         "--out", metavar="DIR", default="predictions", help="folder for pictures and results; default: predictions"
     )
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add_imports(verb, "a file that registers what the network of a checkpoint is built from; may be repeated")
     verb.add_argument("--json", action="store_true", help="print the predictions as JSON")
 
 
@@ -161,6 +169,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         which=args.which,
         out=args.out,
         device=args.device,
+        imports=args.imports,
         show=not args.json,
     )
     if args.json:

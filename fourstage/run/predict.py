@@ -63,6 +63,7 @@ def predict(
     which: str = "model",
     out: str | Path | None = None,
     device: str = "auto",
+    imports: Iterable[str | Path] = (),
     show: bool = True,
 ) -> list[Prediction]:
     """Predict images and videos with a trained network.
@@ -75,12 +76,15 @@ def predict(
         images: image and video files, or folders of them.
         out: folder for a picture of each image and a video of each video. A detector also writes `results.json` in
             COCO's results format; other networks write one line of JSON for each frame of a video. None: no files.
+        imports: Python files of your own that register what the network is built from. A checkpoint may name such
+            files, and they are run only if they are given here.
 
     Raises:
         ValueError, FileNotFoundError: a file is no image or video; then nothing is predicted or written.
     """
     torch_device, source = choose_device(device), _recipe_or(str(source))
     _check_source(source, weights, which)
+    import_files(imports)
     files = _files([images] if isinstance(images, str | Path) else images)
     protocol, task = _load(source, weights, which)
     predictor = Predictor(protocol, task.to(torch_device).eval())
@@ -323,12 +327,30 @@ def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyP
         raise ValueError(
             f"{file.path} is no checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
         )
-    recipe = recipe or from_mapping(content["recipe"], str(file.path)).recipe
-    import_files(recipe.imports)
-    protocol = protocol_of(recipe)
-    task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
+    if recipe is None:
+        protocol, task = _build_stored(file)
+    else:
+        import_files(recipe.imports)
+        protocol = protocol_of(recipe)
+        task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
     protocol.load_weights(task, file.path, which)
     return protocol, task
+
+
+def _build_stored(file: Checkpoint) -> tuple[AnyProtocol, AnyTask]:
+    """Build the task that a checkpoint describes. The files that its recipe imports are not run."""
+    recipe = from_mapping(file.content["recipe"], str(file.path)).recipe
+    protocol = protocol_of(recipe)
+    try:
+        return protocol, protocol.build_task(tuple(file.content["classes"]), file.content.get("about") or {})
+    except ValueError as error:
+        if not recipe.imports:
+            raise
+        files = " ".join(f"--imports {name}" for name in recipe.imports)
+        raise ValueError(
+            f"{file.path} describes a network that cannot be built here ({error}); its recipe imports Python files, "
+            f"which a checkpoint alone does not run: if you trust them, add {files}"
+        ) from error
 
 
 def _drawn_paths(files: Sequence[Path], out: Path) -> list[Path]:

@@ -55,8 +55,13 @@ def test_the_command_prints_the_keys_of_one_task_or_of_all(capsys: pytest.Captur
     assert main(["recipes", "--keys"]) == 0
     everything = capsys.readouterr().out
     assert all(name in everything for name in ("filter_empty", "image_size", "evaluation.ratios_of"))
+    assert "[int, int]" in everything  # brackets are no markup
     assert main(["recipes", "--keys", "detecting"]) == 2
-    assert "classification, detection, segmentation" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "did you mean detection" in refused
+    assert "classification, detection, segmentation" in refused
+    assert main(["recipes", "*_in1k", "--keys"]) == 2
+    assert "--keys takes no pattern of recipes, and '*_in1k' came" in capsys.readouterr().err
 
 
 def test_it_needs_no_torch() -> None:
