@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 STARTING_WEIGHTS = ("pretrained", "checkpoint_path")  # arguments that make a network start from another file
+FORMS = {**NETWORKS, "classification": "classifier", "backbone": "dense backbone"}  # a task -> its network
 CHECKPOINT_ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 
 
@@ -265,7 +266,7 @@ def _create(
 def _check_arguments(
     builder: Callable[..., nn.Module], method: str, given: Mapping[str, Any], num_classes: int
 ) -> None:
-    """Raise ValueError for an argument that the method does not have, and for a number of classes that is none."""
+    """Raise ValueError for an argument that the method does not have, and for an invalid number of classes."""
     from fourstage.tasks.parts.settings import check_counts, check_names
 
     check_names(builder, method, given, but=("backbone", "num_classes"))
@@ -295,13 +296,14 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
     if described is None:
         raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
     if task not in (None, described.task):
-        raise ValueError(f"{file.path} holds no {NETWORKS[task]} but a network of {described.task}")
+        raise ValueError(f"{file.path} contains a {FORMS[described.task]}, not a {FORMS[str(task)]}")
     try:
         network = _described_network(described)
-    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes that no machine has
+    except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
+        # such as sizes that do not fit in memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         files = ", ".join(described.imports)
-        hint = f"; its recipe imports {files}: run that yourself first, if you trust it" if files else ""
+        hint = f"; its recipe imports {files}: if you trust these files, import them first" if files else ""
         raise ValueError(f"{file.path} describes a network that cannot be built here ({reason:.200}){hint}") from error
     if described.method is None:
         fill(network, file, which, fresh_head=False)

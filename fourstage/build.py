@@ -101,13 +101,13 @@ def check_levels(model: nn.Module, name: str) -> nn.Module:
     """Return `model`, which can serve as a backbone.
 
     Raises:
-        ValueError: it does not say what its maps are.
+        ValueError: it has no valid attribute `levels`.
     """
     levels = getattr(model, "levels", None)
     if not levels or not all(hasattr(level, "channels") and hasattr(level, "stride") for level in levels):
         raise ValueError(
-            f"{name} does not say which maps it gives: set levels = (Level(channels=..., stride=...), ...), "
-            "finest first, with Level from fourstage"
+            f"{name} has no attribute `levels` that describes its maps; set levels = (Level(channels=..., stride=...), "
+            "...), in order of increasing stride, with Level from fourstage"
         )
     return model
 

@@ -1,4 +1,4 @@
-"""Atomic writes, reads from a position, and the cache folder. Any room may import this module.
+"""Atomic writes, reads from a position, and the cache folder. Any package may import this module.
 
 A file that is written here has its old content or its new content, never half of it, also after a power cut: the
 content goes to a new file in the same folder, is synced to the disk, and takes the name in one step.

@@ -1,6 +1,6 @@
 """Detectors and segmentors by name: one row for each, which says where its pieces are.
 
-Every room may read this table. It imports none of them: an address is text, "module:attribute", which is imported when
+Every package may import it. It imports none of them: an address is text, "module:attribute", which is imported when
 the attribute is needed.
 """
 
@@ -30,7 +30,7 @@ class Method:
         task: "detection" or "segmentation".
         build: called with a backbone, a number of classes and the method's own arguments; or its address.
         names: address of the rules that rename the neck and the heads of foreign checkpoints; None: there are no
-            foreign checkpoints, and one of ours holds the network's own keys.
+            foreign checkpoints, and our checkpoints use the network's own keys.
         keys: a pattern that some key outside the backbone matches in every checkpoint of this method, foreign or ours,
             and in none of the methods below it in the table.
         count_classes: address of a function from the tensors of such a checkpoint to its number of classes, or None
@@ -150,18 +150,18 @@ def find_method(name: str, task: str) -> Method:
 
 
 def get_method(name: str) -> Method | None:
-    """The method of this name, of whatever task; None where there is none."""
+    """Return the method of this name, of any task; None if there is none."""
     return METHODS.get(name) or _registered.get(name)
 
 
 def _boxes_alone(name: str, task: str) -> str:
-    """How to build the R-CNNs without masks, for those who ask for one of them by its own name."""
+    """Return a hint on R-CNNs without masks, for a name such as faster_rcnn."""
     maskable = [method.name for method in all_methods(task) if method.without_masks]
     return f"; for boxes alone take {' or '.join(maskable)} with masks=False" if "rcnn" in name and maskable else ""
 
 
 def recognise(keys: Iterable[str]) -> Method | None:
-    """The method of a complete checkpoint by the keys outside its backbone; None where no method claims them."""
+    """Return the method of a complete checkpoint by the keys outside its backbone; None if no method matches."""
     keys = list(keys)
     named = ((method, method.keys) for method in all_methods() if method.keys is not None)
     return next((method for method, pattern in named if any(re.search(pattern, key) for key in keys)), None)

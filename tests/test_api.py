@@ -63,9 +63,9 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
         (lambda: fourstage.create_model("swin_tiny", features_only=True, out_indices=(4,)), "out_indices"),
         (
             lambda: fourstage.create_model("swin_tiny", features_only=True, out_indices=cast(Any, "2")),
-            "by whole numbers",
+            "out_indices must be integers",
         ),
-        (lambda: fourstage.create_model("swin_tiny", num_classes="10"), "num_classes is a count"),
+        (lambda: fourstage.create_model("swin_tiny", num_classes="10"), "num_classes must be an integer of at least 0"),
         (lambda: fourstage.create_model("swin_tiny", img_size=224.0), "img_size is one side in pixels"),
         (lambda: fourstage.create_backbone(cast(Any, 5)), "a model's name is a string"),
         (lambda: fourstage.create_model("visformer_tiny", pretrained=True), "checkpoint_path='visformer_tiny.pth'"),
@@ -74,7 +74,10 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
             lambda: fourstage.create_model("visformer_digits", pretrained=True),
             "no weights of visformer_digits are published",
         ),
-        (lambda: fourstage.create_backbone(nn.Linear(1, 1)), "Linear does not say which maps it gives"),
+        (
+            lambda: fourstage.create_backbone(nn.Linear(1, 1)),
+            "Linear has no attribute `levels` that describes its maps",
+        ),
         (lambda: fourstage.create_backbone("timm/resnet_zzz"), "timm has no model called 'resnet_zzz'"),
         (
             lambda: fourstage.create_backbone("timm/resnet10t", foo=1),

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every room, and only files that exist; test_import_map.py has its table of imports."""
+"""docs/architecture.md names every package, and only files that exist; test_import_map.py has its table of imports."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ def section(heading: str) -> str:
     return PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
 
 
-def test_every_room_is_in_the_tree() -> None:
-    tree = section("Rooms")
-    rooms = {
+def test_every_package_is_in_the_tree() -> None:
+    tree = section("Packages")
+    packages = {
         path.name for path in (ROOT / "fourstage").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    missing = [room for room in rooms - {"__main__.py"} if room not in tree]
+    missing = [package for package in packages - {"__main__.py"} if package not in tree]
     assert not missing, f"docs/architecture.md lacks {sorted(missing)}"
 
 

@@ -224,7 +224,7 @@ def test_a_published_file_is_known_and_says_where_it_is_from(
         ("five", "visformer_digits", "--out no/out.safetensors", "there is no folder"),
         ("five", "visformer_digits", "--out old.safetensors", "old.safetensors exists: add --force"),
         ("five", "visformer_digit", OUT, "did you mean visformer_digits"),
-        ("five", "visformer_tiny", OUT, "it is visformer_digits"),
+        ("five", "visformer_tiny", OUT, "is a checkpoint of visformer_digits, not of visformer_tiny"),
         ("five", "visformer_digits.in1k", OUT, "no weights of visformer_digits are published"),
         ("five", "visformer_digits", f"{OUT} img_siz=64", "did you mean img_size"),
         ("five", "visformer_digits", f"{OUT} num_classes=4", "predicts 5 classes"),

@@ -1,5 +1,6 @@
 """`fourstage.from_checkpoint`: networks from files that describe themselves, and what is refused with one sentence."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from run.test_predict_dense import (
     detector,
     mini,
 )
+from safetensors.torch import load_file, save_file
 from torch import nn
 from weights.openmmlab import configs
 
@@ -153,6 +155,15 @@ def test_a_converted_file(dense: bool, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- mistakes
 
 
+def converted(folder: Path, changed: dict[str, str | None]) -> Path:
+    """Return a converted file whose metadata is changed; None removes an entry."""
+    torch.save({"model": fourstage.create_model("visformer_digits").state_dict()}, folder / "m.pth")
+    entries = {**convert(folder / "m.pth", "visformer_digits", folder / "c.safetensors").metadata, **changed}
+    tensors = load_file(folder / "c.safetensors")
+    save_file(tensors, folder / "c.safetensors", {key: value for key, value in entries.items() if value is not None})
+    return folder / "c.safetensors"
+
+
 def bare(path: Path, network: nn.Module) -> Path:
     torch.save({"state_dict": network.state_dict()}, path)
     return path
@@ -226,6 +237,57 @@ def test_a_recipe_that_is_damaged(changed: dict[str, Any], sentence: str, tmp_pa
         fourstage.from_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"model": ""}, "model is ''"),
+        ({"form": "sparse"}, "form is 'sparse'"),
+        ({"form": None}, "form is None"),
+        ({"arguments": "[1]"}, r"arguments is \[1\]"),
+        ({"arguments": "{"}, "arguments: "),
+        ({"arguments": "[" * 10**5}, "arguments: .*recursion"),
+        ({"fourstage_format": "[" * 10**5}, "fourstage_format: .*recursion"),
+        ({"arguments": "{}"}, "arguments.num_classes is None"),
+        ({"arguments": '{"num_classes": 0}'}, "arguments.num_classes is 0"),
+        ({"arguments": '{"num_classes": -3}'}, "arguments.num_classes is -3"),
+        ({"arguments": '{"num_classes": true}'}, "arguments.num_classes is True"),
+        ({"arguments": '{"num_classes": "10"}'}, "arguments.num_classes is '10'"),
+        ({"classes": '["a", "b"]'}, "classes has 2 names, and arguments.num_classes is 10"),
+        ({"classes": "[]"}, "classes has 0 names, and arguments.num_classes is 10"),
+        ({"classes": "[1]"}, "classes is not a list of names"),
+        ({"classes": "[" * 10**5}, "classes is not a list of names"),
+    ],
+)
+def test_converted_files_with_damaged_metadata(changed: dict[str, str | None], sentence: str, tmp_path: Path) -> None:
+    path = converted(tmp_path, changed)
+    with pytest.raises(
+        ValueError, match=rf"^the metadata of .*c\.safetensors is damaged \({sentence}.*convert its"
+    ) as error:
+        fourstage.from_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"depht": 2}, "no argument depht"),
+        ({"img_size": "large"}, ""),
+        ({"img_size": -5}, ""),
+        ({"num_classes": 10**12}, ""),
+        ({"num_classes": 10**30}, ""),
+        ({"drop_path_rate": "x"}, ""),
+        ({"drop_path_rate": []}, ""),
+        ({"in_chans": {}}, ""),
+    ],
+)
+def test_converted_files_with_impossible_arguments(arguments: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    path = converted(tmp_path, {"arguments": json.dumps({"num_classes": 10, **arguments})})
+    with pytest.raises(
+        ValueError, match=rf"c\.safetensors describes a network that cannot be built here \(.*{sentence}"
+    ):
+        fourstage.from_checkpoint(path)
+
+
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file nothere\.pth"):
         fourstage.from_checkpoint("nothere.pth")
@@ -245,10 +307,10 @@ def test_create_detector_and_create_segmentor_still_take_a_file(tmp_path: Path) 
     assert same(old, fourstage.from_checkpoint(file).state_dict())
     with pytest.raises(ValueError, match="give no other argument, or name the method"):
         fourstage.create_detector(file, "swin_tiny")
-    with pytest.raises(ValueError, match="holds no segmentor but a network of detection"):
+    with pytest.raises(ValueError, match="contains a detector, not a segmentor"):
         fourstage.create_segmentor(str(file))
     pixels = checkpoint(tmp_path / "s.pth", "upernet", segmentor("upernet"), SEGMENTORS["upernet"][1])
     with pytest.warns(DeprecationWarning, match=r"create_segmentor\(file\) is deprecated"):
         assert fourstage.create_segmentor(pixels).method == "upernet"
-    with pytest.raises(ValueError, match="holds no detector but a network of segmentation"):
+    with pytest.raises(ValueError, match="contains a segmentor, not a detector"):
         fourstage.create_detector(pixels)

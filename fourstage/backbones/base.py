@@ -264,7 +264,9 @@ class Classifier(Backbone):
         """
         global_pool = self.global_pool if global_pool is None else global_pool
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
-            raise ValueError(f"num_classes is a count, or 0 for pooled features; got {num_classes!r}")
+            raise ValueError(
+                f"num_classes must be an integer of at least 0, where 0 gives pooled features; got {num_classes!r}"
+            )
         if global_pool not in ("avg", ""):
             raise ValueError(f"global_pool is 'avg', or '' for the map without pooling; got {global_pool!r}")
         if num_classes and not global_pool:
@@ -386,9 +388,9 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, .
     if out_indices is None:
         return tuple(range(count))
     if isinstance(out_indices, int):
-        raise ValueError(f"out_indices lists maps, such as ({out_indices},); got {out_indices}")
+        raise ValueError(f"out_indices must be a sequence of integers, such as ({out_indices},); got {out_indices}")
     if not all(isinstance(i, int) for i in out_indices):
-        raise ValueError(f"out_indices lists maps by whole numbers, such as (1, 3); got {out_indices!r}")
+        raise ValueError(f"out_indices must be integers, such as (1, 3); got {out_indices!r}")
     kept = sorted(i + count if i < 0 else i for i in out_indices)
     if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= count:
         raise ValueError(

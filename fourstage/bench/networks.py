@@ -67,7 +67,7 @@ def _task_matches(pattern: str) -> list[str]:
     if method not in (known := list_methods()):
         close = get_close_matches(method, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the methods are {', '.join(known)}"
-        raise ValueError(f"{pattern!r} needs the name of a detector or segmentor before the colon; {hint}")
+        raise ValueError(f"{method!r} is not a known detector or segmentor; {hint}")
     if backbone.startswith("torchvision/") or ":" in backbone:
         raise ValueError(f"the backbone of {pattern!r} must be one of ours, or timm/NAME")
     return [f"{method}:{name}" for name in _matches(backbone)]

@@ -53,11 +53,9 @@ def _print_keys(task: str) -> int:
 
 
 def add_train(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "train", _run_train, "train by a recipe; a run that was stopped continues")
+    verb = add_verb(verbs, "train", _run_train, "train from a recipe, or resume a stopped run")
     verb.add_argument("recipe", metavar="RECIPE", help="a name from `fourstage recipes`, or your own FILE.yaml")
-    verb.add_argument(
-        "--data", metavar="PATH", help="folder of the data set, or `digits`; default: the one of the recipe"
-    )
+    verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--out", metavar="RUN", help="run folder; default: runs/<recipe>")
     verb.add_argument("--fresh", action="store_true", help="set an earlier run in that folder aside and start again")
     verb.add_argument("--dry-run", action="store_true", help="check and build everything without writing a file")
@@ -93,9 +91,7 @@ def add_evaluate(verbs: Verbs) -> None:
     verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe by name or FILE.yaml, or a run folder")
     verb.add_argument("--weights", metavar="FILE", help="the checkpoint; default: the best of the run")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
-    verb.add_argument(
-        "--data", metavar="PATH", help="folder of the data set, or `digits`; default: the one of the recipe"
-    )
+    verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--csv", metavar="FILE", help="write the results of each class as a table")
     verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_changes(verb)

@@ -31,9 +31,7 @@ def add_slurm(verbs: Verbs) -> None:
         "--sbatch-args", metavar="WORDS", default="", help='options for sbatch, such as --sbatch-args="--account=A"'
     )
     verb.add_argument("--dry-run", action="store_true", help="print the file and submit nothing")
-    verb.add_argument(
-        "--data", metavar="PATH", help="folder of the data set, or `digits`; default: the one of the recipe"
-    )
+    verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--out", metavar="RUN", help="train: run folder; default: runs/<recipe>")
     verb.add_argument("--weights", metavar="FILE", help="evaluate: the checkpoint")
     verb.add_argument(

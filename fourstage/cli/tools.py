@@ -90,7 +90,10 @@ def add_convert(verbs: Verbs) -> None:
     verb = add_verb(verbs, "convert", _run_convert, "convert a checkpoint of any source to .safetensors with our names")
     verb.add_argument("file", metavar="FILE", help="a .pth, .pt or .safetensors file; no code in it is run")
     verb.add_argument(
-        "--model", metavar="NAME", required=True, help="a name from `fourstage models`, perhaps with a tag: NAME.in22k"
+        "--model",
+        metavar="NAME",
+        required=True,
+        help="a name from `fourstage models`, optionally with a tag: NAME.in22k",
     )
     verb.add_argument("--out", metavar="FILE.safetensors", required=True, help="the file to write")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")

@@ -238,6 +238,10 @@ def get_format(name: str) -> Format:
 
 def find_format(data: str | Path, truth: Truth | None = None) -> Format:
     """Return the format of a folder; see `open_dataset`. Raises ValueError when there is no folder, or none fits."""
+    if str(data) == "":  # Path("") is the current folder
+        raise ValueError(
+            "the path of the data set is empty: give a folder, or one of the names digits and digit_scenes"
+        )
     root, formats = Path(data), all_formats()
     for format in formats:
         if format.takes is not None and format.takes(data):
@@ -251,8 +255,10 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
             return first
     elif candidates := list(fitting):
         return next((format for format in candidates if format.truth == truth), candidates[0])
-    known = "; ".join(f"{format.name} ({format.layout})" for format in formats)
-    raise ValueError(f"{root} {_content(root)}, which is no layout that is known{_nearby(root)}: {known}")
+    supported = "; ".join(f"{format.name} ({format.layout})" for format in formats)
+    raise ValueError(
+        f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts: {supported}"
+    )
 
 
 def open_dataset(
@@ -286,12 +292,12 @@ def _content(root: Path) -> str:
     if suffixes:
         most = ", ".join(suffix for suffix, _ in suffixes.most_common(3))
         words.append(f"{suffixes.total():,} file{'s' * (suffixes.total() > 1)} ({most})")
-    return f"holds {' and '.join(words)}" if words else "is empty"
+    return f"it has {' and '.join(words)}" if words else "it is empty"
 
 
 def _nearby(root: Path) -> str:
     """Archives often unpack into one folder more than expected."""
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         if any(format.fits_folder(folder) for format in all_formats()):
-            return f" (did you mean {folder}?)"
+            return f"; did you mean {folder}?"
     return ""

@@ -187,7 +187,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "its content is no image format that PIL knows"
+        return "PIL does not recognise the image format"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than the {LARGEST:,} pixels allowed; shrink it first"
     if isinstance(error, OSError) and error.strerror:

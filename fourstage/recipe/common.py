@@ -70,14 +70,14 @@ class Optimisation(Section):
     length: PositiveLength
     """Length of the training."""
     lr: float = Field(gt=0)
-    """Peak learning rate, at this batch_size."""
+    """Peak learning rate, at the recipe's batch_size."""
     lr_scaling: Literal["none", "peak", "all"] = "none"
     """Rates that scale with batch_size when a run changes it: none, lr alone, or lr, warmup_lr and min_lr."""
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
     """Curve of the learning rate after warm-up."""
     schedule_spans: Literal["rest", "whole", "behind"] = "rest"
-    """Steps that the curve covers: those after warm-up; all, with warm-up as a factor on the curve; or all, with its
-    beginning hidden behind warm-up. See engine/schedule.py."""
+    """Steps that the curve covers. rest: those after warm-up; whole: all, and warm-up is a factor on the curve; behind:
+    all, and warm-up replaces the first steps of the curve. See engine/schedule.py."""
     schedule_every: PositiveLength = "1it"
     """Interval between changes of the rate: 1ep in training loops like DeiT's."""
     schedule_lag: Length = "0it"
@@ -97,15 +97,15 @@ class Optimisation(Section):
     power: float = Field(default=1.0, gt=0)
     """Exponent of schedule=poly."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Weight decay; norms, biases and the parameters that the network names are spared."""
+    """Weight decay. It is not applied to norms, biases and the parameters that the network lists."""
     weight_decay_end: float | None = Field(default=None, ge=0)
     """Weight decay at the end, reached by a cosine over all steps; null: constant."""
     decay_norms_and_biases: bool = False
-    """Whether weight decay applies to every parameter, also to those that the network spares."""
+    """Whether weight decay applies to every parameter, including norms, biases and those that the network lists."""
     decay_backbone_norms: bool = True
     """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
     no_decay: tuple[str, ...] = ()
-    """Substrings of names of further parameters that weight decay spares."""
+    """Substrings of names of further parameters without weight decay."""
     lr_multipliers: dict[str, float] = {}
     """Prefix of a parameter name -> factor on the rate; the longest prefix wins."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)

@@ -168,7 +168,7 @@ def _inherit(values: Mapping[str, Any], where: str, seen: tuple[str, ...]) -> di
     if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
         raise ValueError(f"{where}: base must be a name from `fourstage recipes`; got {base!r}")
     if base in seen:
-        raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} form a circle")
+        raise ValueError(f"{where}: the bases {' -> '.join([*seen, base])} form a cycle")
     return _merge(_inherit(_named(str(base)), str(base), (*seen, str(base))), own)
 
 

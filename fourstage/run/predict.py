@@ -265,7 +265,7 @@ def _load(source: str, weights: str | Path | None, which: str) -> tuple[AnyProto
     if path.is_file():
         if weights is not None:
             raise ValueError(
-                f"{source} is itself a checkpoint; leave --weights out, or name a model or a recipe before it"
+                f"{source} is already a checkpoint; remove --weights, or name a model or a recipe before it"
             )
         return load_file(read_checkpoint(path), which)
     return _load_named("classification", source, weights, which)
@@ -325,7 +325,7 @@ def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyP
     content = file.content
     if content.get("fourstage") != 1 or "recipe" not in content:
         raise ValueError(
-            f"{file.path} is no checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
+            f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
         )
     if recipe is None:
         protocol, task = _build_stored(file)

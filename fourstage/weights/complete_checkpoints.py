@@ -138,16 +138,16 @@ def _our_names(
     known = get_method(method)
     if known is None or known.names is None:
         raise ValueError(
-            f"{source} holds no {method} as it is called here ({next(iter(around))} is not in the network), and "
-            f"foreign names of a {method} are not known; give a checkpoint that was trained here"
+            f"{source} has no {method} under the names that fourstage uses ({next(iter(around))} is not in the "
+            f"network), and no other names of a {method} are known; give a checkpoint that fourstage wrote"
         )
     rules: Sequence[Rule] = load_address(known.names)
     unknown = [key for key in around if len(matching_rules(rules, key)) != 1]
     if unknown:
         more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
-            f"{source} holds no {method}: it has no place for {unknown[0]}{more}; name the method that the file was "
-            f"trained with"
+            f"{source} is not a checkpoint of {method}: unexpected key {unknown[0]}{more}; name the method that "
+            f"the file was trained with"
         )
     gone = [key for key in around for rule, _ in matching_rules(rules, key) if rule.name is None]
     return rename(around, rules), gone
@@ -178,7 +178,7 @@ def _fit(
         key = classes[0]
         raise ValueError(
             f"{source} has another number of classes: {key} has {len(renamed[key])} rows in the file and "
-            f"{len(own[key])} in the network; give its number of classes, or fresh_head=True to learn new ones"
+            f"{len(own[key])} in the network; give its number of classes, or fresh_head=True to start with a new head"
         )
     return filled, [*missing, *classes], left
 

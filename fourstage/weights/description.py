@@ -63,17 +63,27 @@ def describe_network(file: Checkpoint) -> NetworkDescription | None:
 
 def _of_converted(file: Checkpoint) -> NetworkDescription:
     """Return the network of a file that `fourstage convert` wrote."""
-    name, dense = file.metadata.get("model", ""), file.metadata.get("form") == "dense"
+    name, form = file.metadata.get("model"), file.metadata.get("form")
+    if not name:
+        raise metadata.damaged(file.path, f"model is {name!r}")
+    if form not in ("classifier", "dense"):
+        raise metadata.damaged(file.path, f"form is {form!r:.40}")
     arguments = metadata.arguments_of(file.metadata, name, file.path)
-    classes = 0 if dense else arguments.pop("num_classes", None)
-    if not name or type(classes) is not int:
-        raise ValueError(f"the metadata of {file.path} is damaged (model, num_classes); convert its original again")
+    if form == "dense":
+        return NetworkDescription(task="backbone", backbone=name, num_classes=0, backbone_args=arguments)
+    count = arguments.pop("num_classes", None)
+    if type(count) is not int or count < 1:
+        raise metadata.damaged(file.path, f"arguments.num_classes is {count!r:.40}")
+    classes = file.classes
+    if "classes" in file.metadata and len(classes or ()) != count:
+        named = "is not a list of names" if classes is None else f"has {len(classes)} names"
+        raise metadata.damaged(file.path, f"classes {named}, and arguments.num_classes is {count}")
     return NetworkDescription(
-        task="backbone" if dense else "classification",
+        task="classification",
         backbone=name,
-        num_classes=classes,
+        num_classes=count,
         backbone_args=arguments,
-        classes=tuple(file.classes) if file.classes else None,
+        classes=None if classes is None else tuple(classes),
     )
 
 

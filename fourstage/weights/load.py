@@ -259,7 +259,7 @@ def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: li
         headless = not any(key.startswith("head") for key in state)
         call = "create_backbone" if isinstance(model, Dense) or headless else "create_model"
         names = " or ".join(fits)
-        return f"{source} does not fit {mine}, it is {names}: type {call}({fits[0]!r}) or give another file"
+        return f"{source} is a checkpoint of {names}, not of {mine}: type {call}({fits[0]!r}) or give another file"
     return f"{source} does not fit {mine}, nor any other network here ({misfits}); give a checkpoint of {mine}"
 
 

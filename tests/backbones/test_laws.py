@@ -131,7 +131,7 @@ def test_the_head_can_be_reset(name: str) -> None:
     assert model(image_BCHW).shape == (2, 7)
     model.reset_classifier(0)
     assert torch.equal(model(image_BCHW), model.forward_head(features, pre_logits=True))
-    with pytest.raises(ValueError, match="num_classes is a count"):
+    with pytest.raises(ValueError, match="num_classes must be an integer of at least"):
         model.reset_classifier(-1)
 
 

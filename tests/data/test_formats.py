@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fourstage.data.checks.check import check
 from fourstage.data.embedded import digit_scenes
 from fourstage.data.embedded.digits import Digits
 from fourstage.data.formats import open_dataset
@@ -48,7 +49,7 @@ def test_nothing_that_is_known(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "list.csv").touch()
     (tmp_path / "texts").mkdir()
     with pytest.raises(
-        ValueError, match=r"holds the folders texts and 1 file \(\.csv\), which is no layout that is known"
+        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts: "
     ) as caught:
         open_dataset(tmp_path, "train")
     assert "COCO (annotations/" in str(caught.value)
@@ -57,8 +58,18 @@ def test_nothing_that_is_known(tmp_path: Path, picture: Picture) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is empty, which is no layout"):
+    with pytest.raises(ValueError, match=r"not recognised \(it is empty\)"):
         open_dataset(tmp_path, "train")
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("train/a/1.png")
+    monkeypatch.chdir(tmp_path)
+    for read in (lambda: open_dataset("", "train"), lambda: check("")):
+        with pytest.raises(ValueError, match="the path of the data set is empty"):
+            read()
 
 
 def test_the_folder_that_was_meant_is_named(tmp_path: Path, picture: Picture) -> None:

@@ -90,8 +90,8 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     Image.new("1", (15000, 12000)).save(folder / "large.png")
     Image.new("1", (20000, 18000)).save(folder / "bomb.png")
     return {
-        "short.jpg": "truncated", "short.png": "truncated", "text.jpg": "no image format",
-        "empty.png": "no image format", "folder.jpg": "directory", "float.tif": "black to white",
+        "short.jpg": "truncated", "short.png": "truncated", "text.jpg": "not recognise the image format",
+        "empty.png": "not recognise the image format", "folder.jpg": "directory", "float.tif": "black to white",
         "large.png": "178,956,970", "bomb.png": "178,956,970", "missing.jpg": "no such file",
     }  # fmt: skip
 

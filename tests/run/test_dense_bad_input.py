@@ -379,9 +379,9 @@ def test_another_number_of_classes_is_reported(
     ("method", "changes", "expected"),
     [
         ("mask_rcnn", ["backbone=timm/resnet18", "backbone_args.foo=1"], "timm/resnet18 cannot be built with foo=1"),
-        ("mask_rcnn", ["method_args.channels=0"], "channels is a count"),
+        ("mask_rcnn", ["method_args.channels=0"], "channels must be an integer of at least"),
         ("mask_rcnn", ["method_args.rpn.scales=[]"], "scales is a list of numbers above 0"),
-        ("upernet", ["method_args.channels=-4"], "channels is a count"),
+        ("upernet", ["method_args.channels=-4"], "channels must be an integer of at least"),
         ("upernet", ["method_args.prior=[1,2]"], "method_args.prior=null"),
         ("upernet", ["method_args.dropout=x"], "dropout='x'"),
         ("semantic_fpn", ["method_args.channels=-4"], "channels"),

@@ -274,7 +274,7 @@ def test_a_recipe_says_what_a_file_does_not(
     refused(["predict", "mask_rcnn_swin_tinny_coco_1x", image], capsys, "did you mean mask_rcnn_swin_tiny_coco_1x")
     refused(["predict", str(recipe), image], capsys, "add --weights FILE")
     refused(["predict", "smt_tiny_in1k", image, "--weights", str(file)], capsys, "predict smt_tiny IMAGE --weights")
-    refused(["predict", str(file), image, "--weights", str(file)], capsys, "itself a checkpoint")
+    refused(["predict", str(file), image, "--weights", str(file)], capsys, "already a checkpoint; remove --weights")
     out = ["--out", str(tmp_path / "out")]
     assert main(["predict", str(recipe), image, "--weights", str(file), *out]) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -144,7 +144,7 @@ def test_a_sibling_and_another_family_are_refused_by_name(
         state = fourstage.create_model("visformer_tiny", num_classes=3).state_dict()
     model = fourstage.create_model(other)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    sentence = rf"v.pth does not fit {other}, it is visformer_tiny: type create_model\('visformer_tiny'\)"
+    sentence = rf"v.pth is a checkpoint of visformer_tiny, not of {other}: type create_model\('visformer_tiny'\)"
     with pytest.raises(ValueError, match=sentence):
         load_state(model, state, source="v.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

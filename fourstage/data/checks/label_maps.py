@@ -142,8 +142,9 @@ def _class_findings(
     """Report classes that do not occur or are rare."""
     where = str(pairs.folder)
     if lacking := [name for name in classes if not summary.per_class[name]]:
-        what = f"shows {len(lacking):,} of the {len(classes):,} classes in no image, such as {lacking[0]!r}"
-        do = "it is not learnt" if split == "train" else "it is not measured"
+        count = f"{len(lacking):,} of {len(classes):,} classes"
+        what = f"has {count} that do not occur in any label map, such as {lacking[0]!r}"
+        do = "the network cannot learn them" if split == "train" else "they are not scored"
         yield Finding("note", "class that does not occur", where, what, do)
     if split == "val":
         return

@@ -85,7 +85,7 @@ def check_cifar(root: Path, progress: Progress) -> Checked:
 
 def _held_out(listing: Listing) -> list[Finding]:
     """Return a listing's note about its split as a finding."""
-    if not listing.held_out:
+    if not listing.held_out or not listing.note:
         return []
     what, _, do = listing.note.removeprefix(f"{listing.source} ").partition(": ")
     return [Finding("note", "held-out split", listing.source, what, do)]

@@ -86,11 +86,17 @@ def _arrow_files(folder: Path) -> list[Path]:
 
 
 def _json(path: Path, key: str) -> list[Any]:
+    """Return the list under `key`. Raises ValueError where the file does not have it."""
     try:
-        found = json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}); save the data set again") from error
-    return found if isinstance(found, list) else []
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); save the data set again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); save the data set again") from error
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise ValueError(f"{path} has no list {key!r}; save the data set again")
+    return found
 
 
 class Tables:

@@ -154,10 +154,9 @@ def layout_note(layout: Layout, split: Split, classes: Sequence[str], files: dic
     if layout.val is None:
         held_out = sum(len(paths) for paths in images_of(layout, "val", files).values())
         total = sum(len(paths) for paths in files.values())
-        do = (
-            f"{held_out:,} of its {total:,} images, about {VAL_SHARE:.0%} of each class and always the same ones, "
-            "are held out for validation"
-        )
+        if not held_out:
+            return None
+        do = f"a fixed {VAL_SHARE:.0%} of each class ({held_out:,} of {total:,} images) is held out for validation"
         return Finding("note", "held-out split", str(layout.root), "has no val/ folder", do)
     if split == "val" and (lacking := sorted(set(classes) - set(files))):
         what = f"has no images of {len(lacking)} of the {len(classes)} classes, such as {lacking[0]!r}"

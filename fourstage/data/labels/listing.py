@@ -183,10 +183,12 @@ def hold_out(listing: Listing, split: Split) -> Listing:
         ids = [listing.store.id(int(listing.rows_N[place])) for place in places]
         held[places[split_positions(ids, "val")]] = True
     note = (
-        f"{listing.source} has no validation split: {held.sum():,} of its {len(held):,} images, about {VAL_SHARE:.0%} "
-        "of each class and always the same ones, are held out for validation"
+        f"{listing.source} has no validation split: a fixed {VAL_SHARE:.0%} of each class ({held.sum():,} of "
+        f"{len(held):,} images) is held out for validation"
     )
-    return replace(listing.take(np.flatnonzero(held if split == "val" else ~held)), note=note, held_out=True)
+    return replace(
+        listing.take(np.flatnonzero(held if split == "val" else ~held)), note=note if held.any() else "", held_out=True
+    )
 
 
 def label_problems(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> list[Finding]:

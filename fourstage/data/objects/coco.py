@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not json: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     for key in NEEDED:
         listed = content.get(key) if isinstance(content, dict) else None
         if not isinstance(listed, list):
@@ -206,7 +206,7 @@ class _Content:
                 try:
                     self._take(key, position, entry)
                 except TypeError as error:
-                    raise ValueError(f"{path} is not COCO json: {key}[{position}] has a list as an id") from error
+                    raise ValueError(f"{path} is not in COCO format: {key}[{position}] has a list as an id") from error
         for key in NEEDED:
             if key not in lists:
                 raise _missing(path, key)
@@ -240,7 +240,7 @@ class _Content:
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{self.path} is not json: {error}") from error
+            raise ValueError(f"{self.path} is not valid JSON: {error}") from error
         if text.lstrip()[:1] != "{":
             read_json(self.path)  # says what it is
 
@@ -276,11 +276,11 @@ class _Content:
 def _check_entry(path: Path, key: str, position: int, entry: Any) -> None:
     keys = NEEDED[key]
     if not isinstance(entry, dict) or not all(needed in entry for needed in keys):
-        raise ValueError(f"{path} is not COCO json: {key}[{position}] needs the keys {', '.join(keys)}")
+        raise ValueError(f"{path} is not in COCO format: {key}[{position}] needs the keys {', '.join(keys)}")
 
 
 def _missing(path: Path, key: str) -> ValueError:
-    return ValueError(f"{path} is json, but not COCO's: it has no list called {key!r}")
+    return ValueError(f"{path} is JSON, but not in COCO format: it has no list called {key!r}")
 
 
 def _image_folder(root: Path, name: str) -> Path:

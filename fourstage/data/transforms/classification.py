@@ -241,7 +241,7 @@ class _Normalise:
 def _pixels(sample: Sample) -> np.ndarray:
     if sample.objects is not None or sample.label_map_HW is not None:
         raise ValueError(
-            f"the sample {sample.id} carries boxes or a label map, which these transforms would leave behind: "
+            f"the sample {sample.id} has boxes or a label map, which these transforms would not update: "
             "classification needs data with one label an image, such as digits or train/<class>/*.jpg"
         )
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"

@@ -21,10 +21,10 @@ def check_names(build: Callable[..., Any], what: str, given: Mapping[str, Any], 
 
 
 def check_counts(least: int = 1, **given: object) -> None:
-    """Raise ValueError for a value that is no whole number from `least` on; None stands for a default."""
+    """Raise ValueError for a value that is not an integer of at least `least`; None stands for a default."""
     for name, value in given.items():
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least):
-            raise ValueError(f"{name} is a count, a whole number from {least} on; got {value!r}")
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
 def check_sizes(**given: object) -> None:

@@ -50,7 +50,7 @@ class Protocol:
                 raise ValueError(f"a window has sides of {SMALLEST} pixels or more; got {list(self.window)}")
             if any(not 0 < step <= side for step, side in zip(self.stride, self.window, strict=True)):
                 raise ValueError(
-                    f"stride {list(self.stride)} leaves pixels between windows of {list(self.window)} unseen; "
+                    f"stride {list(self.stride)} leaves gaps between windows of {list(self.window)}; "
                     "choose one from 1 to the window's sides"
                 )
         if not 1 <= self.divisor <= min(self.window or (MOST_DIVISOR, MOST_DIVISOR)):
@@ -58,14 +58,14 @@ class Protocol:
             raise ValueError(f"divisor is a number of pixels from 1, at most {most}; got {self.divisor}")
 
     def __str__(self) -> str:
-        how = (
-            "whole images" if self.window is None else f"windows of {_sides(self.window)}, stride {_sides(self.stride)}"
-        )
+        how = "complete images"
+        if self.window is not None:
+            how = f"windows of {_sides(self.window)}, stride {_sides(self.stride)}, in images"
         image = self.ratios_of == "image" or self.scale is None
-        base = "their own size" if image else f"at most {_sides(self.scale)}"
+        base = " at their original size" if image else f", at most {_sides(self.scale)}"
         ratios = "" if self.ratios == (1.0,) else f" x {', '.join(f'{ratio:g}' for ratio in self.ratios)}"
         filled = "" if self.divisor == 1 else f", filled up to multiples of {self.divisor}"
-        return f"{how}, {base}{ratios}{filled}{', each also mirrored' if self.flip else ''}"
+        return f"{how}{base}{ratios}{filled}{', each also mirrored' if self.flip else ''}"
 
     @property
     def views(self) -> int:

@@ -147,4 +147,4 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
 def check_classes(num_classes: int) -> None:
     """Raise ValueError unless label maps can hold this number of classes."""
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or not 2 <= num_classes <= IGNORE:
-        raise ValueError(f"num_classes is a count from 2 to {IGNORE}, as label maps hold bytes; got {num_classes!r}")
+        raise ValueError(f"num_classes must be from 2 to {IGNORE}, because label maps are 8-bit; got {num_classes!r}")

@@ -159,7 +159,7 @@ class UPerDecoder(nn.Module):
         alone = any(type(module) is nn.BatchNorm2d and module.training for module in self.pooled.modules())
         if images == 1 and 1 in self.pool_scales and alone:
             raise ValueError(
-                "UPerNet pools each image to one cell, and one image at a time gives its norm no statistics there; "
+                "UPerNet pools each image to one cell, and batch norm cannot compute statistics from one value; "
                 "train with two images or more at a time, or with sync_batchnorm=true over several processes"
             )
 

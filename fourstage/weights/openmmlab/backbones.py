@@ -30,7 +30,10 @@ def backbone_of(backbone: ConfigSection) -> tuple[str, Values]:
         name, arguments = _visformer(backbone, SWIN_VISFORMER if type_name == "SwinVisformer" else VISFORMER)
     else:
         known = ", ".join(("SwinTransformer", "SMT", *UNIFIED, "SwinVisformer", "Visformer"))
-        raise backbone.error(f"is of the type {type_name!r}, which is not among the backbones here ({known})")
+        raise ValueError(
+            f"{backbone.source} cannot be built from its own configuration: {backbone.path}: backbone type "
+            f"{type_name!r} is not supported; supported: {known}"
+        )
     maps = backbone.integers("out_indices", MAPS)
     if type_name != "Visformer" and maps != MAPS:
         arguments["out_indices"] = list(maps)

@@ -54,25 +54,25 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
             tree = ast.parse(text)
         found = dict(_assignment(statement) for statement in tree.body)
     except _NotPlainError as error:
-        raise ValueError(f"{source} carries a configuration that {error}; {HINT}") from None
+        raise ValueError(f"{source} contains a configuration {error}; {HINT}") from None
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
-        raise ValueError(f"{source} carries a configuration that is no Python text; {HINT}") from None
+        raise ValueError(f"{source} contains a configuration that is not valid Python; {HINT}") from None
     if "_base_" in found:
-        raise ValueError(f"{source} carries a configuration that needs other files ({found['_base_']!r:.80}); {HINT}")
+        raise ValueError(f"{source} contains a configuration that needs other files ({found['_base_']!r:.80}); {HINT}")
     return found
 
 
 class _NotPlainError(Exception):
-    """An error in a configuration; its text follows the word "that"."""
+    """An error in a configuration; its text follows the word "configuration"."""
 
 
 def _check_size(text: str) -> None:
     if len(text) > LONGEST:
-        raise _NotPlainError(f"has {len(text):,} characters, more than the {LONGEST:,} that are read")
+        raise _NotPlainError(f"of {len(text):,} characters; at most {LONGEST:,} are read")
     for mark, name in (('"""', "text in triple quotes"), ("'''", "text in triple quotes"), ("\\\n", "a cut line")):
         if mark in text:
             line = text[: text.index(mark)].count("\n") + 1
-            raise _NotPlainError(f"is not plain values alone ({name} in line {line})")
+            raise _NotPlainError(f"with code; only literal values are allowed ({name} in line {line})")
 
 
 def _check_words(text: str) -> None:
@@ -82,10 +82,11 @@ def _check_words(text: str) -> None:
     depth, before = 0, ""
     for word, after in pairwise(words):
         if not _is_plain(word, before, after.string):
-            raise _NotPlainError(f"is not plain values alone ({word.string.strip()[:20]!r} in line {word.start[0]})")
+            code = f"{word.string.strip()[:20]!r} in line {word.start[0]}"
+            raise _NotPlainError(f"with code; only literal values are allowed ({code})")
         depth += (word.string in OPENING) - (word.string in CLOSING)
         if depth > DEEPEST:
-            raise _NotPlainError(f"has brackets more than {DEEPEST} deep (line {word.start[0]})")
+            raise _NotPlainError(f"with brackets nested more than {DEEPEST} deep (line {word.start[0]})")
         before = word.string if word.type == tokenize.OP else "(dict" if word.string == "dict" else "value"
 
 
@@ -115,7 +116,7 @@ def _assignment(statement: ast.stmt) -> tuple[str, Any]:
         target = statement.targets[0]
         if isinstance(target, ast.Name):
             return target.id, _value(statement.value)
-    raise _NotPlainError(f"does more than assign values (line {statement.lineno})")
+    raise _NotPlainError(f"with code; only assignments of literal values are allowed (line {statement.lineno})")
 
 
 def _value(node: ast.expr) -> Any:
@@ -139,18 +140,18 @@ def _value(node: ast.expr) -> Any:
             return begin | {_keyword(keyword): _value(keyword.value) for keyword in node.keywords}
         case _:
             pass
-    raise _NotPlainError(f"is not plain values alone (line {node.lineno})")
+    raise _NotPlainError(f"with code; only literal values are allowed (line {node.lineno})")
 
 
 def _key(node: ast.expr | None) -> str | int | float:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
         return node.value
-    raise _NotPlainError("has a dictionary whose keys are not plain")
+    raise _NotPlainError("with a dictionary whose keys are not text or numbers")
 
 
 def _keyword(keyword: ast.keyword) -> str:
     if keyword.arg is None:
-        raise _NotPlainError(f"unpacks a dictionary (line {keyword.lineno})")
+        raise _NotPlainError(f"that unpacks a dictionary (line {keyword.lineno})")
     return keyword.arg
 
 

@@ -42,10 +42,10 @@ def network_of_config(
     model, meta = ConfigSection(config.get("model"), "model", source), mapping(meta)
     type_name, known = model.type_name, _readers()
     if type_name not in known:
-        raise ValueError(
-            f"{source} holds a {type_name or 'network without a name'}, which is not among the networks here "
-            f"({', '.join(known)}); give a checkpoint of one of these"
+        what = (
+            f"network type {type_name!r} is not supported" if type_name else "its configuration names no network type"
         )
+        raise ValueError(f"{source} cannot be built: {what}; supported types: {', '.join(known)}")
     pipeline = EvaluationPipeline(config, model)
     read: Reader = load_address(known[type_name])
     settings = read(model, pipeline, meta)

@@ -52,24 +52,24 @@ class ConfigSection:
         return [ConfigSection(one, f"{self.path}.{name}", self.source) for one in several] or [self.section(name)]
 
     def integer(self, name: str, default: int) -> int:
-        """Return a whole number from 0 on."""
+        """Return an integer of at least 0."""
         found: Any = self.get(name, default)
         if not is_count(found):
-            raise self.error(f"has {name}={found!r:.60}, and a whole number is needed")
+            raise self._error_of(f"{name} must be an integer of at least 0; got {found!r:.60}")
         return int(found)
 
     def fraction(self, name: str, default: float) -> float:
         """Return a number from 0 to 1."""
         found: Any = self.get(name, default)
         if not is_number(found) or not 0 <= found <= 1:
-            raise self.error(f"has {name}={found!r:.60}, and a number from 0 to 1 is needed")
+            raise self._error_of(f"{name} must be a number from 0 to 1; got {found!r:.60}")
         return found
 
     def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Return several whole numbers from 0 on."""
+        """Return several integers of at least 0."""
         found: Any = self.get(name, default)
         if not isinstance(found, list | tuple) or not all(is_count(one) for one in found):
-            raise self.error(f"has {name}={found!r:.60}, and whole numbers are needed")
+            raise self._error_of(f"{name} must be a list of integers of at least 0; got {found!r:.60}")
         return tuple(int(one) for one in found)
 
     def map_indices(self, name: str, maps: Sequence[int]) -> list[int]:
@@ -77,14 +77,14 @@ class ConfigSection:
         found = self.get(name, maps)
         found = list(found) if isinstance(found, list | tuple) else [found]
         if not found or not all(is_index(one) and -len(maps) <= one < len(maps) for one in found):
-            raise self.error(f"has {name}={self.get(name)!r:.60}, and the backbone gives {len(maps)} maps")
+            raise self._error_of(f"{name} must be indices of the {len(maps)} maps; got {self.get(name)!r:.60}")
         return [maps[one] for one in found]
 
     def positive_numbers(self, name: str) -> tuple[float, ...]:
-        """Return several numbers above zero."""
+        """Return several numbers above 0."""
         found: Any = self.get(name)
         if not isinstance(found, list | tuple) or not found or not all(is_number(one) and one > 0 for one in found):
-            raise self.error(f"has {name}={found!r:.60}, and numbers above zero are needed")
+            raise self._error_of(f"{name} must be a list of numbers above 0; got {found!r:.60}")
         return tuple(found)
 
     def require(self, name: str, allowed: Sequence[Any], default: Any = None) -> None:
@@ -93,12 +93,16 @@ class ConfigSection:
         if found in (None, ""):
             found = default
         if comparable(found) not in [comparable(value) for value in allowed]:
-            ours = " or ".join(repr(value) for value in allowed)
-            raise self.error(f"has {name}={found!r:.60}, and the networks here have {ours}")
+            supported = " or ".join(repr(value) for value in allowed)
+            raise self._error_of(f"{name} {found!r:.60} is not supported; supported: {supported}")
 
     def error(self, what: str) -> ValueError:
         """Return an error whose sentence ends with the section's path and `what`."""
         return ValueError(f"{self.source} cannot be built from its own configuration: {self.path} {what}")
+
+    def _error_of(self, what: str) -> ValueError:
+        """Return an error about one of the section's entries, whose name begins `what`."""
+        return ValueError(f"{self.source} cannot be built from its own configuration: {self.path}: {what}")
 
 
 def name_of(values: object) -> str:

@@ -66,17 +66,15 @@ def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str
     """
     if "fourstage_format" not in entries or entries.get("model") != model:
         return {}
-    try:
-        written, found = json.loads(entries["fourstage_format"]), json.loads(entries.get("arguments", "{}"))
-    except ValueError as error:
-        raise ValueError(f"the metadata of {path} is damaged ({error}); convert its original again") from error
+    written = _value(entries, "fourstage_format", path)
     if not isinstance(written, int) or written > FORMAT:
         raise ValueError(
             f"a newer fourstage wrote {path} (format {written}, this one knows {FORMAT}); type: pip install --upgrade "
             "fourstage"
         )
+    found = _value(entries, "arguments", path) if "arguments" in entries else {}
     if not isinstance(found, dict):
-        raise ValueError(f"the metadata of {path} is damaged (arguments: {found!r}); convert its original again")
+        raise damaged(path, f"arguments is {found!r:.40}")
     return found
 
 
@@ -86,6 +84,18 @@ def classes_of(entries: Mapping[str, str]) -> list[str] | None:
         return None
     try:
         found = json.loads(entries["classes"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """Return an error about the metadata of a file."""
+    return ValueError(f"the metadata of {path} is damaged ({what}); convert its original again")
+
+
+def _value(entries: Mapping[str, str], key: str, path: Path) -> Any:
+    try:
+        return json.loads(entries[key])
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
+        raise damaged(path, f"{key}: {error}") from error

@@ -130,7 +130,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(path, *_read(path, file))
     except RefusedError as error:
         raise ValueError(
-            f"{path} was refused: it wants {error}, and a checkpoint may hold only tensors and plain containers; "
+            f"{path} was refused because it {error}, and a checkpoint may hold only tensors and plain containers; "
             "nothing in it was run, so ask its author for a plain state_dict or a .safetensors file"
         ) from None
     except UnreadableError as error:

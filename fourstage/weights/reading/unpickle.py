@@ -97,7 +97,7 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
 def _subclass(make: Any, _cls: Any, args: tuple, _state: Any) -> Tensor:
     """Rebuild a tensor that carries attributes, or is of a subclass, as a plain tensor."""
     if not isinstance(make, Foreign) or MAKERS.get(make.name) is not _tensor:
-        raise RefusedError("a kind of tensor that is no plain view of bytes")
+        raise RefusedError("contains a tensor that is not a plain view of bytes")
     return _tensor(*args)
 
 
@@ -132,7 +132,7 @@ def _key(key: Any) -> Any:
 def _bytes(data: Any = b"", encoding: Any = "latin1") -> bytes:
     """Protocol 2 writes bytes as text: `_codecs.encode(text, "latin1")`."""
     if encoding not in ("latin1", "latin-1") or not isinstance(data, str | bytes | bytearray):
-        raise RefusedError("to call _codecs.encode with something else than latin-1 text")
+        raise RefusedError("would call _codecs.encode with something other than latin-1 text")
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)
 
 
@@ -141,7 +141,7 @@ def _attribute(owner: Any, word: Any) -> Foreign:
     foreign = isinstance(owner, Foreign) and owner.kind == "class" and not _is_known(owner.name)
     if not foreign or not isinstance(word, str) or not word.isidentifier() or word.startswith("__"):
         whose = owner.name if isinstance(owner, Foreign) else type(owner).__name__
-        raise RefusedError(f"to call getattr on {whose}")
+        raise RefusedError(f"would call getattr on {whose}")
     return Foreign(f"{owner.name}.{word}", "attribute")
 
 
@@ -252,17 +252,17 @@ def _named(module: Any, name: Any) -> Any:
         return Foreign(dotted)
     model = dotted.startswith(("torch.", "numpy.")) and _is_class(dotted)  # torch.nn.Linear, torch.FloatStorage, ...
     if "." in name or (_is_known(dotted) and not model):
-        raise RefusedError(f"to call {dotted}")
+        raise RefusedError(f"would call {dotted}")
     return Foreign(dotted)
 
 
 def _call(what: Any, args: Any) -> Any:
     if not isinstance(what, Foreign) or what.kind != "class" or not isinstance(args, tuple):
-        raise RefusedError(f"to call {what.name if isinstance(what, Foreign) else 'a ' + type(what).__name__}")
+        raise RefusedError(f"would call {what.name if isinstance(what, Foreign) else 'a ' + type(what).__name__}")
     if what.name in MAKERS:
         return MAKERS[what.name](*args)
     if what.name not in INERT and not _is_class(what.name):
-        raise RefusedError(f"to call {what.name}")
+        raise RefusedError(f"would call {what.name}")
     return Foreign(what.name, "object", args)
 
 
@@ -273,7 +273,7 @@ def _build(target: Any, state: Any) -> None:
         _fill_array(target, state)
     elif not isinstance(target, dict) or not isinstance(state, dict):  # attributes of an OrderedDict are dropped
         whose = target.name if isinstance(target, Foreign) else type(target).__name__
-        raise RefusedError(f"to set attributes of {whose}")
+        raise RefusedError(f"would set attributes of {whose}")
 
 
 def _pairs(values: list) -> dict:
@@ -424,6 +424,6 @@ class Machine:
         self.unclaimed -= length
         if self.unclaimed < 0:
             raise UnreadableError(
-                f"is incomplete ({self.file_size:,} bytes, {-self.unclaimed:,} more are claimed): download it again"
+                f"is incomplete ({self.file_size:,} bytes, {-self.unclaimed:,} bytes are missing): download it again"
             )
         return torch.empty(length, dtype=torch.uint8)

@@ -85,6 +85,9 @@ def test_broken(folder: Path) -> None:
     assert of_kind(findings, "label map without image").where == str(masks / "more.png")
 
 
+LEARN, SCORE = "the network cannot learn them", "they are not scored"
+
+
 def test_classes_that_are_rare_missing_or_without_names(folder: Path) -> None:
     (folder / "classes.txt").unlink()
     for i in range(8):
@@ -96,6 +99,9 @@ def test_classes_that_are_rare_missing_or_without_names(folder: Path) -> None:
     assert kinds(findings) == {
         "note: classes without names": 1, "note: class that does not occur": 2, "note: rare class": 1,
     }  # fmt: skip
+    lacking = [(one.what, one.do) for one in findings if one.title == "class that does not occur"]
+    assert ("has 1 of 4 classes that do not occur in any label map, such as 'class 2'", LEARN) in lacking
+    assert [do for _, do in lacking] == [LEARN, SCORE]
     assert "has 1 pixel of 'class 3'" in of_kind(findings, "rare class").what
     assert summary.splits["train"].per_class == {"class 0": 8, "class 1": 8, "class 2": 0, "class 3": 1}
 

@@ -181,7 +181,7 @@ def test_label_maps_that_cannot_be_used(folder: Path) -> None:
         "it is 24 x 20 and its image 48 x 40": lambda: Image.fromarray(stored[::2, ::2].copy()).save(path),
         "it holds 3, and the 3 classes are stored as 0 to 2 and 255": lambda: Image.fromarray(stored % 4).save(path),
         "holds the value 3000": lambda: Image.fromarray(np.full(SIDES, 3000, np.uint16)).save(path),
-        "no image format": lambda: path.write_bytes(b"text") and None,
+        "not recognise the image format": lambda: path.write_bytes(b"text") and None,
         "there is no such file": path.unlink,
     }
     for sentence, spoil in broken.items():

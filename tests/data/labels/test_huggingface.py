@@ -102,6 +102,17 @@ def test_what_cannot_be_used(saved: Path, pictures: list[Path], tmp_path: Path) 
     write_arrow(tmp_path / "odd", [pa.table({"text": ["a"], "number": [1]})])
     with pytest.raises(ValueError, match=r"has no column of images, only text, number"):
         opened(tmp_path / "odd")
+    for text, sentence in (
+        ("{}", r"dataset_dict\.json has no list 'splits'; save the data set again"),
+        ('{"splits": 3}', r"dataset_dict\.json has no list 'splits'; save the data set again"),
+        ("[]", r"dataset_dict\.json has no list 'splits'; save the data set again"),
+        ("{", r"dataset_dict\.json is not valid JSON \(.*\); save the data set again"),
+        ("[" * 10**5, r"dataset_dict\.json is not valid JSON \(.*\); save the data set again"),
+    ):
+        (tmp_path / "dict").mkdir(exist_ok=True)
+        (tmp_path / "dict/dataset_dict.json").write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            opened(tmp_path / "dict")
     file = saved / "train/data-00000-of-00002.arrow"
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(

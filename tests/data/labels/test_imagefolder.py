@@ -72,7 +72,7 @@ def test_without_val_a_tenth_of_each_class_is_held_out(below_root: bool, tmp_pat
     assert np.bincount(val.labels_N, minlength=4).tolist() == [4, 2, 1, 0]
     ids = [[dataset.id(i) for i in range(len(dataset))] for dataset in (train, val)]
     assert len(set(ids[0]) | set(ids[1])) == sum(map(len, ids)) == 58
-    assert "7 of its 58 images" in train.note == val.note
+    assert "(7 of 58 images)" in train.note == val.note
     assert val.sample(0).label == 0
 
 

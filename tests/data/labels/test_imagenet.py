@@ -201,7 +201,7 @@ def test_without_a_validation_list_a_tenth_is_held_out(picture: Picture, tmp_pat
     train, val = opened(tmp_path), opened(tmp_path, "val")
     assert sorted(ids(train) + ids(val)) == sorted(names)
     assert np.bincount(val.labels_N).tolist() == [2, 2]
-    assert "4 of its 40 images" in train.note == val.note
+    assert "(4 of 40 images)" in train.note == val.note
     assert train.sample(7).id == train.id(7)
     (tmp_path / "val").mkdir()
     with pytest.raises(ValueError, match=r"val comes without .*meta/val.txt"):

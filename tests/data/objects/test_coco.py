@@ -150,16 +150,16 @@ def test_a_missing_split_is_said_in_one_sentence(write: Callable[..., Path]) -> 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is not json"),
+        ("{", "is not valid JSON"),
         ("[]", "no list called 'images'"),
         ('{"images": [], "annotations": {}}', "no list called 'annotations'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] needs the keys id, file_name"),
         ('{"images": [], "annotations": [3], "categories": []}', r"annotations\[0\] needs the keys"),
         ('{"images": [], "annotations": [], "categories": [{"id": [], "name": "a"}]}', r"categories\[0\] has a list"),
-        ('{"images": [], "annotations": [], "categories": []', "is not json"),
-        ("[" * 10**6, "is not json"),
-        ('{"images": ' + "[" * 10**6, "is not json"),
-        ('\udcff{"images"', "is not json"),
+        ('{"images": [], "annotations": [], "categories": []', "is not valid JSON"),
+        ("[" * 10**6, "is not valid JSON"),
+        ('{"images": ' + "[" * 10**6, "is not valid JSON"),
+        ('\udcff{"images"', "is not valid JSON"),
     ],
 )
 def test_json_that_is_not_cocos_is_said_in_one_sentence(text: str, sentence: str, write: Callable[..., Path]) -> None:

@@ -220,5 +220,7 @@ def test_wrong_values_are_said_in_one_sentence(make: Any, arguments: dict[str, A
 
 def test_boxes_are_not_left_behind_silently() -> None:
     objects = Objects(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
-    with pytest.raises(ValueError, match="the sample s carries boxes or a label map"):
+    with pytest.raises(
+        ValueError, match="the sample s has boxes or a label map, which these transforms would not update"
+    ):
         TRAIN(Sample("s", photo(40, 40), (40, 40), objects=objects))

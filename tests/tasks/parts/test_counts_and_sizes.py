@@ -8,14 +8,14 @@ from fourstage.tasks.parts.settings import check_counts, check_sizes
 
 @pytest.mark.parametrize("value", [0, -4, 2.5, 2.0, "80", True, [3]])
 def test_these_count_nothing(value: object) -> None:
-    with pytest.raises(ValueError, match="channels is a count, a whole number from 1 on; got "):
+    with pytest.raises(ValueError, match="channels must be an integer of at least 1; got "):
         check_counts(channels=value)
 
 
 def test_these_are_counts() -> None:
     check_counts(channels=1, regions=np.int64(7), num_outs=None)
     check_counts(0, convs=0)
-    with pytest.raises(ValueError, match="convs is a count, a whole number from 0 on; got -1"):
+    with pytest.raises(ValueError, match="convs must be an integer of at least 0; got -1"):
         check_counts(0, convs=-1)
 
 

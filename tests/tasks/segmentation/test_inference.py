@@ -200,8 +200,11 @@ def test_impossible_protocols_are_refused(make: Callable[[], Protocol], match: s
 
 
 def test_a_protocol_says_what_is_done() -> None:
-    assert str(Protocol()) == "whole images, at most 2048 x 512"
-    text = "windows of 512 x 512, stride 341 x 341, their own size x 0.5, 0.75, 1, 1.25, 1.5, 1.75, each also mirrored"
+    assert str(Protocol()) == "complete images, at most 2048 x 512"
+    text = (
+        "windows of 512 x 512, stride 341 x 341, in images at their original size x 0.5, 0.75, 1, 1.25, 1.5, 1.75, "
+        "each also mirrored"
+    )
     protocol = Protocol(window=(512, 512), stride=(341, 341), ratios=MULTI_SCALE, ratios_of="image", flip=True)
     assert str(protocol) == text
     assert protocol.views == 12

@@ -190,11 +190,11 @@ def test_maps_that_are_not_there_are_refused(maps: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"channels": -4}, "channels is a count, a whole number from 1 on; got -4"),
-        ({"pool_scales": [1, 0]}, r"pool_scales\[1\] is a count.*got 0"),
+        ({"channels": -4}, "channels must be an integer of at least 1; got -4"),
+        ({"pool_scales": [1, 0]}, r"pool_scales\[1\] must be an integer of at least.*got 0"),
         ({"pool_scales": 3}, r"upernet cannot be built with pool_scales=3 \(.*not iterable\); correct them"),
-        ({"auxiliary_channels": 0}, "auxiliary_channels is a count"),
-        ({"auxiliary_convs": -1}, "auxiliary_convs is a count, a whole number from 0 on"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be an integer of at least"),
+        ({"auxiliary_convs": -1}, "auxiliary_convs must be an integer of at least 0"),
         ({"prior": [0.5, 0.5]}, r"of each of 5 classes.*\[0.5, 0.5\] came; .*method_args.prior=null in a recipe"),
         ({"prior": [1, 1, 1, 1, 0]}, "above 0"),
         ({"prior": 3}, r"cannot be built with prior=3"),

@@ -161,7 +161,7 @@ def test_boxes_are_read_from_maps_as_the_configuration_says() -> None:
     found = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES)
     network: Any = fourstage.create_detector("mask_rcnn", "swin_mini", 3, **found.method_args)
     assert (network.box_pool.finest, network.mask_pool.finest) == (28, 28)
-    with pytest.raises(ValueError, match="finest_scale=56"):
+    with pytest.raises(ValueError, match="finest_scale 56 is not"):
         network_of_config(configs.of_mmengine(changed(model, "roi_head.mask_roi_extractor.finest_scale", 56)), "m.pth")
 
 
@@ -188,26 +188,46 @@ def test_retinanet_chooses_as_its_version_did(version: str | None, candidates: s
 
 
 REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
-    (configs.mask_rcnn(), "type", "HybridTaskCascade", "holds a HybridTaskCascade.*MaskRCNN"),
-    (configs.mask_rcnn(), "type", None, "network without a name"),
-    (configs.mask_rcnn(), "type", ["a"], "network without a name"),
-    (configs.mask_rcnn(), "backbone.type", "ResNet", r"model\.backbone is of the type 'ResNet'.*SwinTransformer"),
+    (configs.mask_rcnn(), "type", "HybridTaskCascade", "network type 'HybridTaskCascade' is not supported.*MaskRCNN"),
+    (configs.mask_rcnn(), "type", None, "names no network type; supported types: .*MaskRCNN"),
+    (configs.mask_rcnn(), "type", ["a"], "names no network type; supported types: .*MaskRCNN"),
+    (
+        configs.mask_rcnn(),
+        "backbone.type",
+        "ResNet",
+        r"model\.backbone: backbone type 'ResNet' is not supported.*SwinTransformer",
+    ),
     (configs.mask_rcnn(), "backbone.embed_dims", 17, "width 17.*none of swin_base.* has"),
-    (configs.mask_rcnn(), "backbone.depths", "many", "depths='many'"),
-    (configs.mask_rcnn(), "backbone.mlp_ratio", 2, "mlp_ratio=2"),
-    (configs.mask_rcnn(), "neck.type", "PAFPN", "PAFPN"),
+    (configs.mask_rcnn(), "backbone.depths", "many", "depths must be a list of integers.*got 'many'"),
+    (configs.mask_rcnn(), "backbone.mlp_ratio", 2, "mlp_ratio 2 is not"),
+    (configs.mask_rcnn(), "neck.type", "PAFPN", "type 'PAFPN' is not supported"),
     (configs.mask_rcnn(), "neck.num_outs", 3, "num_outs=3, and 4 maps come in"),
-    (configs.mask_rcnn(), "neck.num_outs", 6, r"strides=\[4, 8, 16, 32, 64\]"),
-    (configs.mask_rcnn(), "rpn_head.anchor_generator.scales", [0, 8], r"scales=\[0, 8\]"),
-    (configs.mask_rcnn(), "rpn_head.anchor_generator.center_offset", 0.5, "center_offset=0.5"),
+    (configs.mask_rcnn(), "neck.num_outs", 6, r"strides \[4, 8, 16, 32, 64\] is not supported"),
+    (
+        configs.mask_rcnn(),
+        "rpn_head.anchor_generator.scales",
+        [0, 8],
+        r"scales must be a list of numbers above 0; got \[0, 8\]",
+    ),
+    (
+        configs.mask_rcnn(),
+        "rpn_head.anchor_generator.center_offset",
+        0.5,
+        "center_offset 0.5 is not supported; supported: 0",
+    ),
     (configs.mask_rcnn(), "roi_head", None, "MMDetection 1"),
     (configs.mask_rcnn(), "roi_head.bbox_head.type", "DoubleConvFCBBoxHead", "DoubleConvFCBBoxHead"),
     (configs.mask_rcnn(), "roi_head.bbox_head.num_classes", 5, "names 3 classes.*num_classes=5"),
-    (configs.mask_rcnn(), "roi_head.mask_roi_extractor.roi_layer.sampling_ratio", 2, "sampling_ratio=2"),
-    (configs.mask_rcnn(), "test_cfg.rcnn.nms.type", "soft_nms", "soft_nms"),
-    (configs.mask_rcnn(), "test_cfg.rcnn.score_thr", "low", "score_thr='low'.*from 0 to 1"),
-    (configs.mask_rcnn(), "test_cfg.rpn.nms_pre", -1, "nms_pre=-1"),
-    (configs.mask_rcnn(), "roi_head.bbox_head.loss_cls", {"use_sigmoid": True}, "use_sigmoid=True"),
+    (
+        configs.mask_rcnn(),
+        "roi_head.mask_roi_extractor.roi_layer.sampling_ratio",
+        2,
+        "sampling_ratio 2 is not supported; supported: 0",
+    ),
+    (configs.mask_rcnn(), "test_cfg.rcnn.nms.type", "soft_nms", "type 'soft_nms' is not supported; supported: 'nms'"),
+    (configs.mask_rcnn(), "test_cfg.rcnn.score_thr", "low", "score_thr must be a number from 0 to 1; got 'low'"),
+    (configs.mask_rcnn(), "test_cfg.rpn.nms_pre", -1, "nms_pre must be an integer of at least 0; got -1"),
+    (configs.mask_rcnn(), "roi_head.bbox_head.loss_cls", {"use_sigmoid": True}, "use_sigmoid True is not"),
     (configs.mask_rcnn(), "roi_head.bbox_head.bbox_coder.target_stds", [1.0] * 4, "target_stds"),
     (configs.cascade(), "roi_head.bbox_head", [], "cascade"),
     (configs.retinanet(), "neck.add_extra_convs", "on_output", "on_output"),
@@ -228,9 +248,9 @@ def test_what_cannot_be_built_the_same_is_refused(
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("model.data_preprocessor.bgr_to_rgb", False, "bgr_to_rgb=False"),
+        ("model.data_preprocessor.bgr_to_rgb", False, "bgr_to_rgb False is not"),
         ("model.data_preprocessor.mean", [1], "three numbers"),
-        ("model", "a", "without a name"),
+        ("model", "a", "names no network type"),
     ],
 )
 def test_images_that_reach_the_network_otherwise_are_refused(path: str, value: object, sentence: str) -> None:

@@ -67,13 +67,17 @@ def test_the_mean_over_pixels_that_count() -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "sentence"),
     [
-        (configs.upernet(), {"decode_head__act_cfg": {"type": "GELU"}}, "decode_head.act_cfg has type='GELU'"),
-        (configs.upernet(), {"decode_head__out_channels": 1}, "out_channels=1"),
-        (configs.upernet(), {"decode_head__loss_decode": {"use_sigmoid": True}}, "use_sigmoid=True"),
-        (configs.upernet(), {"decode_head__in_index": [0, 4]}, r"in_index=\[0, 4\], and the backbone gives 4 maps"),
+        (
+            configs.upernet(),
+            {"decode_head__act_cfg": {"type": "GELU"}},
+            "decode_head.act_cfg: type 'GELU' is not supported",
+        ),
+        (configs.upernet(), {"decode_head__out_channels": 1}, "out_channels 1 is not supported"),
+        (configs.upernet(), {"decode_head__loss_decode": {"use_sigmoid": True}}, "use_sigmoid True is not supported"),
+        (configs.upernet(), {"decode_head__in_index": [0, 4]}, r"in_index must be indices of the 4 maps; got \[0, 4\]"),
         (configs.semantic_fpn(), {"decode_head__feature_strides": [4, 8, 8, 16]}, "feature_strides"),
-        (configs.semantic_fpn(), {"neck__norm_cfg": {"type": "BN"}}, "neck has norm_cfg"),
-        (configs.semantic_fpn(), {"neck__upsample_cfg": {"mode": "bilinear"}}, "mode='bilinear'"),
+        (configs.semantic_fpn(), {"neck__norm_cfg": {"type": "BN"}}, "neck: norm_cfg"),
+        (configs.semantic_fpn(), {"neck__upsample_cfg": {"mode": "bilinear"}}, "mode 'bilinear' is not supported"),
         (configs.semantic_fpn(), {"neck__add_extra_convs": "on_input"}, "add_extra_convs"),
     ],
 )
@@ -111,7 +115,7 @@ def test_the_sizes_of_test_images() -> None:
         ([LOAD, RESIZE, {"type": "ResizeToMultiple", "size_divisor": 32}], {}, "step ResizeToMultiple"),
         ([LOAD, {"type": "AlignResize", "img_scale": (256, 128), "keep_ratio": True}], {}, "step AlignResize"),
         ([LOAD, RESIZE, {"type": "Pad", "size_divisor": 32}], {}, "before images are normalised"),
-        ([LOAD, RESIZE], {"test_cfg": {"size": (512, 512)}}, r"test_cfg has size=\(512, 512\)"),
+        ([LOAD, RESIZE], {"test_cfg": {"size": (512, 512)}}, r"test_cfg: size \(512, 512\) is not supported"),
         ([LOAD, {"type": "Resize", "scale_factor": 0.5, "keep_ratio": True}], {}, "two numbers of pixels"),
     ],
 )
