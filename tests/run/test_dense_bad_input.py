@@ -198,7 +198,7 @@ WRONG: dict[str, tuple[Change, tuple[str, ...]]] = {
     "mask of another size": (mask_of_another_size, ("[40, 40]", "[64, 64]", "annotation")),
     "mask of words": (mask_of_words, ("polygons", "annotation")),
     "box of words": (box_of_words, ("annotations[0]", "wide")),
-    "no categories": (no_categories, ("not COCO", "categories")),
+    "no categories": (no_categories, ("not in COCO format", "categories")),
     "no sizes": (no_sizes, ("images[1]", "height")),
     "other size": (other_size, ("64 x 67", "skip_bad_images")),
     "missing image": (other_file, ("not_here.png", "no such file")),

@@ -110,7 +110,7 @@ def test_a_detector_starts_from_the_classifier(
 
 def not_coco(root: Path) -> tuple[str, ...]:
     (root / "annotations" / "instances_train.json").write_text('{"a": 1}')
-    return "not COCO", "images"
+    return "not in COCO format", "images"
 
 
 @pytest.mark.parametrize("broken", [not_coco])

@@ -188,7 +188,7 @@ def test_double_precision_stays_double(network: Segmentor) -> None:
     ("make", "match"),
     [
         (lambda: Protocol(window=(64, 64)), "belong together"),
-        (lambda: Protocol(window=(64, 64), stride=(65, 64)), "unseen"),
+        (lambda: Protocol(window=(64, 64), stride=(65, 64)), "leaves gaps between windows"),
         (lambda: Protocol(window=(16, 64), stride=(8, 8)), "32 pixels"),
         (lambda: Protocol(ratios=()), "at least one"),
         (lambda: Protocol(scale=(512, 20)), "at least 32"),
