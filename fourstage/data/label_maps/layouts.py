@@ -11,7 +11,7 @@ from pathlib import Path
 from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
 from fourstage.data.sample import IGNORE, NoSplitError, Split
-from fourstage.data.splits import SPLIT_NAMES, split_positions
+from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
 from fourstage.data.walk import all_files, image_files
 
 Colour = tuple[int, int, int]
@@ -169,8 +169,8 @@ def _held_apart(pairs: Pairs, split: Split) -> Pairs:
     names = [_relative(path, pairs.folder) for path in pairs.images]
     kept, held_out = split_positions(names, split), len(split_positions(names, "val"))
     note = (
-        f"{pairs.folder.parent} has no val: {held_out:,} of its {len(names):,} images, always the same ones, are held "
-        "out for validation."
+        f"{pairs.folder.parent} has no val: a fixed {VAL_SHARE:.0%} of the images ({held_out:,} of {len(names):,}) is "
+        "held out for validation."
     )
     return replace(pairs, images=[pairs.images[i] for i in kept], maps=[pairs.maps[i] for i in kept], note=note)
 

@@ -106,7 +106,7 @@ def test_a_part_is_held_out_where_there_is_no_val(pair: Pair, tmp_path: Path) ->
     train, val = LabelMaps(tmp_path, "train"), LabelMaps(tmp_path, "val")
     assert (len(train), len(val)) == (18, 2)
     assert not {train.id(i) for i in range(18)} & {val.id(i) for i in range(2)}
-    assert "2 of its 20 images" in train.note
+    assert "a fixed 10% of the images (2 of 20) is held out" in train.note
 
 
 def test_only_a_validation_split(pair: Pair, tmp_path: Path) -> None:
