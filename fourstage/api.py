@@ -13,8 +13,9 @@ from torch import nn
 from fourstage.backbones.base import Classifier, FeatureMaps
 from fourstage.build import build_network, check_levels, fill, starting_point
 from fourstage.data.class_names import names_of
-from fourstage.methods import NETWORKS, find_method, list_methods, register_detector, register_segmentor
+from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
+from fourstage.user_files import where_raised
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network
 from fourstage.weights.load import Report
@@ -250,16 +251,45 @@ def _create(
     given = {key: value for key, value in arguments.items() if value is not None}
     _check_arguments(builder, method, given, num_classes)
     maps_network = create_backbone(backbone, **(backbone_args or {}))
+    network = _built(method, task, builder, maps_network, num_classes, given)
+    if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
+        cast(Any, network).method = method
+    if checkpoint_path is not None:
+        load_checkpoint(network, checkpoint_path)
+    return network
+
+
+def _built(
+    method: str,
+    task: str,
+    builder: Callable[..., nn.Module],
+    maps_network: nn.Module,
+    num_classes: int,
+    given: Mapping[str, Any],
+) -> nn.Module:
+    """Call the builder of a method. Whatever goes wrong in a user's own builder is one ValueError."""
+    from fourstage.tasks.detection.detector import Detector
+    from fourstage.tasks.segmentation.segmentor import Segmentor
+
+    own = method not in METHODS
     try:
         network = builder(maps_network, num_classes, **given)
     except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for values that no check above covers
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "no arguments"
-        raise ValueError(f"{method} cannot be built with {shown} ({reason}); correct them") from error
-    if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
-        cast(Any, network).method = method
-    if checkpoint_path is not None:
-        load_checkpoint(network, checkpoint_path)
+        where = f", at {where_raised(error)}" if own else ""
+        raise ValueError(f"{method} cannot be built with {shown} ({reason}{where}); correct them") from error
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) or not own:  # these have a sentence of their own
+            raise
+        raise ValueError(
+            f"{method} failed while it was built ({type(error).__name__}: {error}, at "
+            f"{where_raised(error)}); correct it"
+        ) from error
+    wanted = {"detection": Detector, "segmentation": Segmentor}[task]
+    if not isinstance(network, wanted):
+        kind = "None" if network is None else f"a {type(network).__name__}"
+        raise ValueError(f"{method} returned {kind}; a {NETWORKS[task]} is a {wanted.__module__}.{wanted.__name__}")
     return network
 
 

@@ -106,6 +106,9 @@ def check_name(name: str, what: str, place: Place, taken: Place | None) -> None:
 
 
 def where_raised(error: BaseException) -> str:
-    """Return the file and the line where an error was raised."""
+    """Return the file and the line where an error was raised: in the user's own code where that took part."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "unknown file"
+    ours = str(Path(__file__).parent)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith(ours)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.tracker import check_tracker
-from fourstage.engine.training import Training, averaged
+from fourstage.engine.training import Training, averaged, set_training_mode
 from fourstage.files import write_text
+from fourstage.methods import METHODS
 from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
@@ -29,7 +30,7 @@ from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
-from fourstage.user_files import import_files
+from fourstage.user_files import import_files, where_raised
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def train(
         setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
         if dry_run:
             folder.check_writable()
-            setup.batches_of(0)
+            setup.try_losses(task, setup.batches_of(0))
             print("Dry run: everything is in place, and nothing was written.")
             return Trained(folder.path, 0, setup.plan.total)
         if fresh and ranks.first:
@@ -167,6 +168,24 @@ class _Setup:
     def batches_of(self, step: int) -> list[Batch]:
         with closing(self.batches(step, step + 1)) as batches:
             return next(batches)
+
+    def try_losses(self, task: AnyTask, batches: Sequence[Batch]) -> None:
+        """Compute the losses of one batch with a user's own method. Raises ValueError where it fails."""
+        method = getattr(self.recipe, "method", None)
+        if method is None or method in METHODS:
+            return
+        set_training_mode(task.to(self.device))
+        try:
+            with torch.no_grad(), build.autocast(self.recipe, self.device):
+                task(batches[0].to(self.device))
+        except ValueError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{method} failed on a batch of the training data ({type(error).__name__}: {reason}, at "
+                f"{where_raised(error)}); correct it"
+            ) from error
 
     def training(self, task: AnyTask) -> Training:
         recipe = self.recipe

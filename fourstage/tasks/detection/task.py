@@ -9,6 +9,7 @@ from fourstage.data.objects.rle import encode_mask
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.parts.losses import check_losses
 
 Record = Mapping[str, Any]
 
@@ -43,14 +44,14 @@ class Detection(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the detector's losses; its random choices follow from torch's generator."""
-        return self.network.losses(batch)
+        return check_losses(self.network.losses(batch), self.network)
 
     def predict(self, batch: Batch) -> dict[str, Record]:
         """Return by id `boxes` (x1 y1 x2 y2 in pixels of the original image), `labels`, `scores`, best first, `masks`.
 
         Masks are COCO's compressed run lengths. Where the ground truth is known, it is added as `truth`.
         """
-        detections = self.network.detect(batch)
+        detections = _checked(self.network.detect(batch), len(batch), self.network)
         records = {id: _record(one) for id, one in zip(batch.ids, detections, strict=True)}
         if batch.references is not None:
             for id, reference in zip(batch.ids, batch.references, strict=True):
@@ -65,6 +66,21 @@ class Detection(nn.Module):
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Return the results of each class, and curves of precision over recall; see `coco_ap.tables`."""
         return coco_ap.tables(records, self.classes, limits=self.limits)
+
+
+def _checked(detections: object, images: int, network: Detector) -> Sequence[Detections]:
+    """Return what `detect` returned. Raises ValueError unless it is one `Detections` for each image."""
+    if not isinstance(detections, list | tuple):
+        raise ValueError(
+            f"{type(network).__name__}.detect returned a {type(detections).__name__}; return a list of Detections"
+        )
+    wrong = next((one for one in detections if not isinstance(one, Detections)), None)
+    if wrong is not None or len(detections) != images:
+        came = f"a list with a {type(wrong).__name__}" if wrong is not None else f"{len(detections)} items"
+        raise ValueError(
+            f"{type(network).__name__}.detect returned {came} for {images} images; return one Detections for each image"
+        )
+    return detections
 
 
 def _record(detections: Detections) -> dict[str, Any]:

@@ -96,7 +96,15 @@ class Segmentor(nn.Module):
 
     def _decode(self, maps: Sequence[Tensor]) -> Tensor:
         used = [maps[i] for i in self.reads]
-        return self.decoder(used if self.neck is None else self.neck(used))
+        logits_BChw = self.decoder(used if self.neck is None else self.neck(used))
+        if not isinstance(logits_BChw, Tensor) or logits_BChw.ndim != 4 or logits_BChw.shape[1] != self.num_classes:
+            shape = getattr(logits_BChw, "shape", None)
+            came = f"a {type(logits_BChw).__name__}" if shape is None else f"a tensor of shape {tuple(shape)}"
+            raise ValueError(
+                f"{type(self.decoder).__name__} returned {came}; a decoder of {self.num_classes} classes returns "
+                f"logits of shape (B, {self.num_classes}, h, w)"
+            )
+        return logits_BChw
 
 
 def _in_float32(logits: Tensor) -> Tensor:

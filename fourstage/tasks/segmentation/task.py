@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.data.transforms.resizing import Normalise
+from fourstage.tasks.parts.losses import check_losses
 from fourstage.tasks.segmentation import miou
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import Protocol
@@ -63,7 +64,8 @@ class Segmentation(nn.Module):
         """Return the losses of a batch of normalised images with their label maps, of the same size."""
         assert batch.label_maps_BHW is not None, "training needs label maps"
         images_BCHW = batch.images_BCHW.to(next(self.network.parameters()).dtype)
-        return self.network.losses(images_BCHW, batch.label_maps_BHW, over_valid=self.over_valid)
+        losses = self.network.losses(images_BCHW, batch.label_maps_BHW, over_valid=self.over_valid)
+        return check_losses(losses, self.network)
 
     def label_maps(self, batch: Batch, protocol: Protocol | None = None) -> dict[str, Tensor]:
         """Return by id the label map of each image, (H, W) uint8 of its original size; see `Inference`."""
