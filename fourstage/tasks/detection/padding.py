@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourstage.ops.shapes import known_true
+
 MULTIPLE = 32  # pixels
 
 
@@ -14,7 +16,9 @@ def padded(images_BHW: Tensor) -> Tensor:
     """Return (..., H, W) with zeros on the right and at the bottom up to a multiple of 32 pixels."""
     height, width = images_BHW.shape[-2:]
     down, right = -height % MULTIPLE, -width % MULTIPLE
-    return F.pad(images_BHW, (0, right, 0, down)) if down or right else images_BHW
+    if known_true(down == 0) and known_true(right == 0):
+        return images_BHW
+    return F.pad(images_BHW, (0, right, 0, down))
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:

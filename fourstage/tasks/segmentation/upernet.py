@@ -146,7 +146,7 @@ class UPerDecoder(nn.Module):
         return self.classify(self.dropout(self.fuse(merged)))
 
     def _pyramid(self, x_BCHW: Tensor) -> Tensor:
-        self._check_statistics(len(x_BCHW))
+        self._check_statistics(x_BCHW)
         pools = zip(self.pool_scales, self.pooled, strict=True)
         pooled = [conv(nn.functional.adaptive_avg_pool2d(x_BCHW, scale)) for scale, conv in pools]
         return self.bottleneck([x_BCHW, *pooled])
@@ -154,10 +154,10 @@ class UPerDecoder(nn.Module):
     def _to(self, like_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
         return resize(x_BCHW, like_BCHW.shape[2:], self.align_corners)
 
-    def _check_statistics(self, images: int) -> None:
+    def _check_statistics(self, x_BCHW: Tensor) -> None:
         """Raise ValueError where a norm would have to take its statistics from a single cell of a single image."""
         alone = any(type(module) is nn.BatchNorm2d and module.training for module in self.pooled.modules())
-        if images == 1 and 1 in self.pool_scales and alone:
+        if alone and 1 in self.pool_scales and len(x_BCHW) == 1:  # last: a graph for all batches may not ask
             raise ValueError(
                 "UPerNet pools each image to one cell, and batch norm cannot compute statistics from one value; "
                 "train with two images or more at a time, or with sync_batchnorm=true over several processes"
