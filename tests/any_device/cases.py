@@ -1,0 +1,139 @@
+"""Networks, heads, losses and training steps keep their tensors on the device of their inputs.
+
+`pretend_device` stands in for a GPU: a tensor that stays on the CPU, or a device that is written into the code, raises.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+import pytest
+import torch
+from any_device.pretend_device import PretendTensor, pretended_device
+from backbones.forms import FORMS, build
+from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, finds_much, small
+from torch import Tensor, nn
+
+from fourstage.data.sample import Batch
+from fourstage.engine.step import Halt, train_step
+from fourstage.engine.training import averaged
+from fourstage.tasks.classification import Classification
+from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.detection.task import Detection
+from fourstage.tasks.segmentation.protocol import Protocol
+from fourstage.tasks.segmentation.segmentor import Segmentor
+from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn
+from fourstage.tasks.segmentation.task import Segmentation
+from fourstage.tasks.segmentation.upernet import upernet
+
+SEGMENTORS: dict[str, Callable[..., Segmentor]] = {"upernet": upernet, "semantic_fpn": semantic_fpn}
+
+
+@pytest.fixture
+def device() -> Generator[torch.device]:
+    with pretended_device() as device:
+        yield device
+
+
+def values(tensors: list[Tensor]) -> list[Tensor]:
+    """The values of tensors that must all be on the pretended device."""
+    assert all(isinstance(x, PretendTensor) for x in tensors)
+    return [x.detach().cpu() for x in tensors]
+
+
+def assert_close(here: list[Tensor], expected: list[Tensor], share: float = 1e-4) -> None:
+    """Compare each pair of tensors, up to a share of the largest number of the expected one."""
+    for ours, theirs in zip(values(here), expected, strict=True):
+        atol = max(1e-6, share * float(theirs.detach().abs().max()))
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-3, atol=atol)
+
+
+def outputs(out: Tensor | list[Tensor]) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_and_its_gradients(form: str, device: torch.device) -> None:
+    image_BCHW = torch.randn(2, 3, 72, 104)
+    results = []
+    for place in (torch.device("cpu"), device):
+        model = build(form).to(place)
+        out = outputs(model(image_BCHW.to(place)))
+        torch.stack([x.square().mean() for x in out]).sum().backward()
+        assert gradients(model)
+        results.append([*out, *gradients(model)])
+    assert_close(results[1], results[0])
+
+
+def pictures() -> Batch:
+    return batch([SOME, [], SOME[:1]])
+
+
+def losses_on(model: Detector, place: torch.device) -> list[Tensor]:
+    model.to(place).train()
+    losses = [*model.losses(pictures().to(place), seed=3).values()]
+    torch.stack(losses).sum().backward()
+    return [*losses, *gradients(model)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_learns_and_detects(name: str, device: torch.device) -> None:
+    cpu = torch.device("cpu")
+    expected, here = losses_on(finds_much(small(name)), cpu), losses_on(finds_much(small(name)), device)
+    assert_close(here, expected, share=0.03)  # proposals with nearly the same score may be drawn one for the other
+    results = []
+    for place in (cpu, device):
+        task = Detection(finds_much(small(name)).to(place), ("a", "b", "c")).eval()
+        results.append(task.predict(pictures().to(place)))
+    for id, record in results[0].items():
+        assert len(record["scores"]) > 0
+        assert record["labels"] == results[1][id]["labels"]
+        assert record["scores"] == pytest.approx(results[1][id]["scores"], abs=1e-5)
+        assert len(record.get("masks", ())) == len(results[1][id].get("masks", ()))
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_a_segmentor_learns_and_predicts(name: str, device: torch.device) -> None:
+    labelled = replace(
+        pictures(), original_sizes=((96, 128),) * 3, label_maps_BHW=torch.randint(0, 5, (3, 96, 128)).to(torch.uint8)
+    )
+    results = []
+    for place in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        network = SEGMENTORS[name](SmallBackbone(), 5, channels=16, dropout=0.0).to(place)
+        task = Segmentation(network, tuple("abcde"), mean=(0, 0, 0), std=(1, 1, 1), single=Protocol(scale=None))
+        losses = [*task.train()(labelled.to(place)).values()]
+        torch.stack(losses).sum().backward()
+        results.append(([*losses, *gradients(network)], task.eval().predict(labelled.to(place))))
+    assert_close(results[1][0], results[0][0])
+    assert results[0][1].keys() == results[1][1].keys()
+
+
+def test_a_training_step_with_mixing_clipping_and_an_average(device: torch.device) -> None:
+    task = Classification(build("swin-classifier"), tuple(map(str, range(1000)))).to(device).train()
+    images = replace(pictures().to(device), labels_B=torch.tensor([1, 2, 3]).to(device), objects=None)
+    optimizer = torch.optim.AdamW(task.parameters())
+    average = averaged(task, 0.9)
+    assert average is not None
+    autocast = torch.autocast("cpu", enabled=False)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    logged = train_step(
+        task, [images, images], optimizer, scaler, autocast=autocast, grad_clip=1.0, halt=Halt(device, 0)
+    )
+    average.update_parameters(task)
+    assert all(isinstance(x, PretendTensor) for x in logged.values())
+    records = task.eval().predict(images)
+    assert len(records) == 3
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses(device: torch.device) -> None:
+    x = torch.ones(2, 3, device=device)
+    with pytest.raises(RuntimeError, match=r"two devices: \(2, 3\) on pretend, \(2, 3\) on cpu"):
+        torch.add(x, torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="numpy"):
+        x.numpy()
+    assert (x + torch.tensor(1.0)).device == device
+    assert x.cpu().device.type == "cpu"
