@@ -11,11 +11,12 @@ READY := $(VENV)/ready-$(shell cat requirements.lock pyproject.toml 2>/dev/null 
 FROM_DEMO := weights=runs/demo/checkpoints/best.pt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint torture lock clean help
+.PHONY: demo test lint torture gpu lock clean help
 help:
 	@echo "make demo      train a classifier, a detector and a segmentor on handwritten digits (minutes, CPU)"
 	@echo "make test      lint, types and tests"
 	@echo "make torture   the long reliability tests"
+	@echo "make gpu       tests and tables on a GPU, in MINUTES=8; nothing is installed"
 	@echo "make lock      pin the versions that are installed now"
 
 # A torch that the interpreter already has is used; else torch and torchvision come as a pair from one index.
@@ -58,6 +59,11 @@ test: lint
 
 torture: $(READY)
 	$(BIN)/python -m pytest -m torture -o addopts="-q --strict-markers" -o timeout=7200
+
+# A GPU machine brings its own Python with torch; nothing is installed there.
+MINUTES ?= 8
+gpu:
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --minutes $(MINUTES)
 
 lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable --exclude fourstage > requirements.lock

@@ -1,0 +1,72 @@
+"""`make gpu` in small, on the CPU: its tests pass, its tables are filled, and time that runs out costs no result."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--tiny", "--out", str(out), *options]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gpu")
+    done = run(out, "--minutes", "20")
+    assert done.returncode == 0, done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
+    return out
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_test_ends_well_and_is_in_the_log(results: Path) -> None:
+    outcomes = {
+        line["test"].partition("::")[2].partition("[")[0]: line["outcome"] for line in lines(results / "tests.jsonl")
+    }
+    assert outcomes["test_a_backbone_in_float32"] == "passed"
+    assert outcomes["test_a_stopped_run_continues_bit_for_bit"] == "passed"
+    assert outcomes["test_memory_is_free_after_an_error"] == "skipped"
+    assert "failed" not in outcomes.values()
+
+
+def test_tables_have_their_lines(results: Path) -> None:
+    rows = lines(results / "tables.jsonl")
+    assert {row["options"]["dtype"] for row in rows} == {"float32", "bfloat16"}
+    assert all(row["infer_samples_per_sec"] > 0 for row in rows)
+    forms = {row["form"] for row in lines(results / "sampling.jsonl")}
+    assert {"grid_sample", "gather", "torchvision"} <= forms
+
+
+def test_the_page_shows_all_of_it(results: Path) -> None:
+    page = (results / "page.md").read_text()
+    assert "| tests | passed |" in page
+    assert "| visformer_digits | bfloat16 | NHWC | no |" in page
+    assert "| grid_sample | float32 |" in page
+    assert "0 failed" in page
+
+
+def test_a_page_remains_when_time_runs_out(tmp_path: Path) -> None:
+    done = run(tmp_path, "--minutes", "0.5")
+    page = (tmp_path / "page.md").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| tests | cut short |" in page
+    assert "| left out | 0 |" in page
+
+
+def test_without_a_gpu_a_sentence_says_what_to_type(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = [sys.executable, "benchmarks/gpu.py", "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "gpu.py: torch sees no GPU; try --device cpu --tiny, which tests the script itself\n"

@@ -1,0 +1,48 @@
+"""The tests of `make gpu`: on the device that `FOURSTAGE_TEST_DEVICE` names, one JSON line for each in a log."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DEVICE = os.environ.get("FOURSTAGE_TEST_DEVICE", "cuda")
+TINY = os.environ.get("FOURSTAGE_TEST_TINY") == "1"  # the first case of each test
+LOG = os.environ.get("FOURSTAGE_TEST_LOG")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    for item in here:
+        item.add_marker(pytest.mark.gpu)
+    if TINY:
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(here)}
+        items[:] = [item for item in items if item not in here or item in first.values()]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Append how a test ended. A line that is written stays, whatever happens to the process later."""
+    if LOG is None or (report.when != "call" and report.passed):
+        return
+    why = "" if report.passed else _reason(report)
+    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "reason": why}
+    with Path(LOG).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return (getattr(crash, "message", "") or str(report.longrepr)).strip().splitlines()[0]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Return the device, with float32 products in float32."""
+    if DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("no GPU is available")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    return torch.device(DEVICE)
