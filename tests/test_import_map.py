@@ -132,3 +132,8 @@ def test_a_model_needs_no_torchvision_and_no_timm() -> None:
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = f"from fourstage.cli import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert "torch" not in loaded_by(code)
+
+
+def test_measuring_a_model_needs_no_recipe() -> None:
+    code = "import fourstage.bench.run; from fourstage.bench.networks import expand; expand(['visformer_digits'])"
+    assert not loaded_by(code) & {"pydantic"}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fourstage.api import create_detector, create_segmentor
 from fourstage.bench.count import Count, count_module
 from fourstage.methods import list_methods
-from fourstage.recipe import Detection, Segmentation, resolve
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.padding import padded
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -45,6 +44,8 @@ def network_of_recipe(name: str) -> nn.Module:
     Raises:
         ValueError: no such recipe, or one of classification.
     """
+    from fourstage.recipe import Detection, Segmentation, resolve  # needs pydantic, and a model by its name does not
+
     recipe = resolve(name).recipe
     if isinstance(recipe, Detection):
         build, classes = create_detector, recipe.num_classes or COCO
