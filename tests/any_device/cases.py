@@ -10,7 +10,7 @@ import pytest
 import torch
 from any_device.pretend_device import PretendTensor, pretended_device
 from backbones.forms import FORMS, build
-from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, finds_much, small
+from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, small, with_detections
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
@@ -82,11 +82,11 @@ def losses_on(model: Detector, place: torch.device) -> list[Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_detector_learns_and_detects(name: str, device: torch.device) -> None:
     cpu = torch.device("cpu")
-    expected, here = losses_on(finds_much(small(name)), cpu), losses_on(finds_much(small(name)), device)
+    expected, here = losses_on(with_detections(small(name)), cpu), losses_on(with_detections(small(name)), device)
     assert_close(here, expected, share=0.03)  # proposals with nearly the same score may be drawn one for the other
     results = []
     for place in (cpu, device):
-        task = Detection(finds_much(small(name)).to(place), ("a", "b", "c")).eval()
+        task = Detection(with_detections(small(name)).to(place), ("a", "b", "c")).eval()
         results.append(task.predict(pictures().to(place)))
     for id, record in results[0].items():
         assert len(record["scores"]) > 0
