@@ -119,7 +119,7 @@ def test_a_detector(tmp_path: Path, scenes: Path) -> None:
         fourstage.create_detector("OneAnchor", "visformer_digits", num_classes=3, chanels=8)
     other: Any = fourstage.create_detector("retinanet", "visformer_digits", num_classes=10)
     torch.save(other.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="foreign names of a OneAnchor are not known"):
+    with pytest.raises(ValueError, match="no other names of a OneAnchor are known"):
         fourstage.load_checkpoint(network, tmp_path / "other.pth")
 
 

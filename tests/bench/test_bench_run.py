@@ -252,7 +252,7 @@ WRONG = [
     (["swin_tiny", "--csv", "/no/such/place.csv"], "there is no folder /no/such"),
     (["swin_tiny", "--jsonl", "/"], "is a folder"),
     (["swin_tiny", "--cpu-time", "--device", "cuda"], "processor time"),
-    (["swin_tiny", "--chanels-last"], "did you mean --channels-last?"),
+    (["swin_tiny", "--chanels-last"], "did you mean --channels-last;"),
     (["torchvision/alexnet", "--img-size", "32"], "torchvision/alexnet cannot be measured at 32 pixels"),
     ([], "MODEL"),
 ]
