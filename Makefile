@@ -1,7 +1,7 @@
 # `make demo` and `make test` each set up all they need in one .venv and install nothing twice.
 #   TORCH_INDEX=https://...   take the newest torch and torchvision of another package index, not the pinned pair
 #   PYTHON=python3.12         use another interpreter
-#   JOBS=1                    run the tests in so many processes; without it, in one for each core and at most eight
+#   JOBS=1                    number of test processes; default: one for each core, at most eight
 PYTHON ?= python3
 TORCH_INDEX ?=
 JOBS ?= auto

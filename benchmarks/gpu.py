@@ -3,8 +3,8 @@
     make gpu MINUTES=8                  what the Makefile runs: benchmarks/gpu.py --minutes 8
     benchmarks/gpu.py --device cpu --tiny --minutes 3        the script as a test of itself
 
-Every step is a process of its own that is stopped when its time is over. What it wrote until then counts. A step
-without enough time is left out and listed as such. The page is written anew after each step.
+Every step is a process of its own, which is stopped when its time is over; what it wrote until then counts. A step
+for which too little time is left does not start, and the page lists it. The page is rewritten after each step.
 """
 
 import argparse

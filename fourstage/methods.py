@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, TypeAlias, TypeVar
 
 from fourstage.user_files import BUILT_IN, OWN, Place, name_of, place_of
@@ -55,7 +55,7 @@ class Method:
     @property
     def builder(self) -> Builder:
         """The class or function that builds the network, imported now."""
-        return load_address(self.build) if isinstance(self.build, str) else self.build
+        return resolve_name(self.build) if isinstance(self.build, str) else self.build
 
 
 METHODS = {
@@ -116,12 +116,6 @@ METHODS = {
     )
 }
 _registered: dict[str, Method] = {}
-
-
-def load_address(address: str) -> Any:
-    """The attribute at "module:attribute"."""
-    module, _, attribute = address.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def all_methods(task: str | None = None) -> list[Method]:

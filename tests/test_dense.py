@@ -1,6 +1,7 @@
 """Detectors and segmentors by name, and the checkpoints that fill them: OpenMMLab's, a classifier's, ours."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fourstage
-from fourstage.methods import get_method, load_address
+from fourstage.methods import get_method
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.weights.rules import Rule, matching_rules, rename
 
@@ -17,7 +18,7 @@ def foreign_names(method: str) -> tuple[Rule, ...]:
     row = get_method(method)
     assert row is not None
     assert row.names is not None
-    return load_address(row.names)
+    return resolve_name(row.names)
 
 
 def is_segmentor(method: str) -> bool:

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from torch import nn
 
 import fourstage
 from fourstage import methods
-from fourstage.methods import METHODS, all_methods, find_method, list_methods, load_address, recognise
+from fourstage.methods import METHODS, all_methods, find_method, list_methods, recognise
 from fourstage.recipe import Detection, Recipe, Segmentation
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.retinanet import RetinaNet
@@ -56,7 +57,7 @@ def test_every_address_of_a_row_exists(name: str) -> None:
     method = METHODS[name]
     for address in (method.build, method.names, method.count_classes, method.read_config):
         assert isinstance(address, str)
-        assert load_address(address) is not None
+        assert resolve_name(address) is not None
     assert method.keys is not None
     assert method.config_types
 

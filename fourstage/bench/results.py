@@ -1,6 +1,7 @@
 """Results of measurements: printed as a table, written as CSV with timm's column names and as JSON lines."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from fourstage.bench.machine import machine
 from fourstage.bench.options import Options
 from fourstage.bench.timing import Spread, quantile, ratio, spread
 from fourstage.engine.devices import choose_device
+from fourstage.files import write_text
 
 WORDS = {"infer": "inference", "train": "training"}
 TIMM_COLUMNS = (
@@ -148,10 +150,11 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Write timm's columns, then ours, without those of a mode that was not measured."""
     rows = [record(result) for result in results]
     columns = [column for column in (*TIMM_COLUMNS, *MORE_COLUMNS) if any(column in row for row in rows)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def line(

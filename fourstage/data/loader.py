@@ -6,7 +6,6 @@ loads it, with any number of workers, on the first try or after a restart.
 
 import math
 import os
-import pickle
 import random
 import signal
 import threading
@@ -189,7 +188,7 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """A spawned process runs the user's files first: without them it would not find the classes of their data."""
         files = imported_files()
-        return (_unpickled, (files, pickle.dumps(vars(self)))) if files else super().__reduce_ex__(protocol)
+        return (_fetch_after, (_UserFiles(files), vars(self))) if files else super().__reduce_ex__(protocol)
 
     def __getitem__(self, request: Request) -> Batch | ValueError:
         """Return the batch, or the error of broken data: an exception that is raised does not leave a worker intact."""
@@ -233,9 +232,18 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
         return self.transform(sample)
 
 
-def _unpickled(files: tuple[tuple[str, str], ...], content: bytes) -> _Fetch:
-    import_again(files)
-    return _Fetch(**pickle.loads(content))
+class _UserFiles:
+    """The user's files; they run where this is unpickled, which is before what comes after it."""
+
+    def __init__(self, files: tuple[tuple[str, str], ...]) -> None:
+        self.files = files
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_again, (self.files,)
+
+
+def _fetch_after(imported: None, attributes: dict[str, Any]) -> _Fetch:
+    return _Fetch(**attributes)
 
 
 def _as_batch(samples: list[Sample], images_BCHW: Tensor, divisor: int) -> Batch:

@@ -31,7 +31,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x_NC: Tensor, width: int) -> T
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x_NC: Tensor, rows: int) -> Tensor:
-    """Return `function(x)`, computed for so many rows at a time."""
+    """Return `function(x)`, computed for chunks of `rows` rows."""
     chunks = x_NC.reshape(-1, x_NC.shape[-1]).split(rows)
     return torch.cat([function(chunk_NC) for chunk_NC in chunks]).view(*x_NC.shape[:-1], -1)
 

@@ -2,11 +2,10 @@
 
 from typing import TypeGuard
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.ops.eager import is_stock, may_run_fast
+from fourstage.ops.eager import is_compiling, is_stock, may_run_fast
 from fourstage.ops.layer_checks import is_conv
 from fourstage.ops.shapes import known_true
 
@@ -18,7 +17,7 @@ def depthwise(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
     and refuse other sizes. So while a graph is traced, the map is padded first and then has more cells for certain.
     """
     x_BCHW = x_BHWC.movedim(-1, 1)
-    if not torch.compiler.is_compiling() or not _is_3x3(conv, x_BHWC) or not is_stock(conv):
+    if not is_compiling() or not _is_3x3(conv, x_BHWC) or not is_stock(conv):
         return conv(x_BCHW).movedim(1, -1)
     if known_true(x_BHWC.shape[1] > 1) and known_true(x_BHWC.shape[2] > 1):
         return conv(x_BCHW).movedim(1, -1)

@@ -84,6 +84,11 @@ def runs_eagerly() -> bool:
     )
 
 
+def is_compiled() -> bool:
+    """Return whether `torch.compile` makes a graph for this process, which needs no operator that others know."""
+    return is_compiling() and not torch.compiler.is_exporting()
+
+
 def is_recorded() -> bool:
     """Return whether operators are recorded into a graph: by a compiler, an exporter or `torch.jit.trace`."""
     return is_compiling() or is_tracing()

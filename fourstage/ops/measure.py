@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fourstage.ops import attention, matmul, products
-from fourstage.ops.eager import is_recorded, is_transformed, switched_on
+from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switched_on
 from fourstage.ops.products import Products
 
 TURNS = 4  # of which the first warms up
@@ -28,7 +28,7 @@ def choose_products() -> Products:
     Raises:
         ValueError: the environment's `FOURSTAGE_PRODUCTS` names products that this machine lacks.
     """
-    if torch.compiler.is_compiling() or not switched_on():
+    if is_compiling() or not switched_on():
         return products.current()
     chosen = products.chosen()
     if chosen is None and (is_recorded() or is_transformed()):

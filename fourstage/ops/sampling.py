@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourstage.ops.eager import may_run_fast
+from fourstage.ops.eager import is_compiled, may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form
 
 RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
@@ -87,7 +87,7 @@ def best_form(*tensors: Tensor) -> Form:
     """
     if torch.are_deterministic_algorithms_enabled() and tensors[0].device.type != "cpu":
         return "gather"
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if is_compiled():
         return "gather"
     if may_run_fast(*tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return "embedding_bag"

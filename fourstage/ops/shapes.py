@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourstage.ops.eager import is_compiling, is_transformed
+
 
 def known_true(condition: bool) -> bool:
     """Return whether `condition` holds for every size that the running code serves.
@@ -15,7 +17,7 @@ def known_true(condition: bool) -> bool:
     Eagerly this is the condition itself. While a graph for many sizes is traced it is True only if the condition holds
     for all of them, so that the graph takes the branch that is right for any size.
     """
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -37,7 +39,7 @@ def pad_to(x_BHWC: Tensor, height: int, width: int) -> Tensor:
 
 def crop_to(x_BHWC: Tensor, height: int, width: int) -> Tensor:
     """Return the upper left `height` x `width` cells: the map without what `pad_to` added."""
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         return x_BHWC[:, :height, :width]
     # a slice's strides depend on whether anything was cut off, and a graph for all sizes may not ask that
     for axis, side in ((1, height), (2, width)):
@@ -47,6 +49,6 @@ def crop_to(x_BHWC: Tensor, height: int, width: int) -> Tensor:
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
     """Return the map in channels-last memory; under a transform, which adds axes of its own, as it is."""
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return x_BCHW
     return x_BCHW.contiguous(memory_format=torch.channels_last)

@@ -6,10 +6,11 @@ which the method's own table renames. A training may start with the backbone of 
 
 import re
 from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
 
 from torch import Tensor, nn
 
-from fourstage.methods import Method, all_methods, get_method, load_address, recognise
+from fourstage.methods import Method, all_methods, get_method, recognise
 from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, which_models
 from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
@@ -80,7 +81,7 @@ def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
     """Return the number of classes of a detector or segmentor by its tensors; None where they do not show it."""
     bare = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
     counters = dict.fromkeys(method.count_classes for method in all_methods(task) if method.count_classes is not None)
-    counts = (load_address(counter)(bare) for counter in counters)
+    counts = (resolve_name(counter)(bare) for counter in counters)
     return next((count for count in counts if count is not None), None)
 
 
@@ -141,7 +142,7 @@ def _our_names(
             f"{source} has no {method} under the names that fourstage uses ({next(iter(around))} is not in the "
             f"network), and no other names of a {method} are known; give a checkpoint that fourstage wrote"
         )
-    rules: Sequence[Rule] = load_address(known.names)
+    rules: Sequence[Rule] = resolve_name(known.names)
     unknown = [key for key in around if len(matching_rules(rules, key)) != 1]
     if unknown:
         more = f" and {len(unknown) - 1} more" if unknown[1:] else ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from fourstage.ops import sampling
+from fourstage.ops import eager, sampling
 from fourstage.ops.sampling import FORMS, Form, best_form, deformable_sample, kernel_cells
 
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -191,7 +191,7 @@ def test_the_form_is_chosen_by_device_and_mode(monkeypatch: pytest.MonkeyPatch) 
         assert best_form(learned) == "grid_sample"
     finally:
         torch.use_deterministic_algorithms(False)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(eager, "is_compiling", lambda: True)
     assert best_form(learned) == best_form(elsewhere) == "gather"
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert best_form(learned) == "grid_sample"

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from fourstage.data.images import read_image
 from fourstage.data.sample import Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform
 from fourstage.data.transforms.segmentation import evaluation_transform as as_bytes
-from fourstage.methods import get_method, load_address
+from fourstage.methods import get_method
 from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
 from fourstage.run.tasks.detection import DetectionProtocol
@@ -104,7 +105,7 @@ def their_names(method: str, model: nn.Module) -> dict[str, torch.Tensor]:
     row = get_method(method)
     assert row is not None
     assert row.names is not None
-    rules: tuple[Rule, ...] = load_address(row.names)
+    rules: tuple[Rule, ...] = resolve_name(row.names)
     inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     out = renamed(inner, MMDETECTION, "backbone.")
     for key in candidates(method):

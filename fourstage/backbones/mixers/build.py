@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fourstage import registry
@@ -17,6 +16,7 @@ from fourstage.backbones.mixers.depthwise import DepthwiseMixer
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.reduction import ReductionAttention
 from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.ops.eager import is_recorded
 
 WINDOW = 7  # cells a side
 REDUCTIONS = (8, 4, 2, 1)  # by stage: cells a side of the squares that become one key
@@ -101,7 +101,7 @@ def _asked_for(build: Callable[..., Any]) -> list[str]:
 
 def check_shape(mixer: nn.Module, x_BHWC: Tensor, mixed: object) -> None:
     """Raise ValueError unless a mixer returned a map of the shape of its input."""
-    if torch.compiler.is_compiling() or (isinstance(mixed, Tensor) and mixed.shape == x_BHWC.shape):
+    if is_recorded() or (isinstance(mixed, Tensor) and mixed.shape == x_BHWC.shape):
         return
     got = f"{tuple(mixed.shape)}" if isinstance(mixed, Tensor) else _short(mixed)
     need = f"{tuple(x_BHWC.shape)}, (B, H, W, C), and must return the same"

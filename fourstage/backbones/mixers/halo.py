@@ -94,7 +94,7 @@ class HaloMixer(nn.Module):
         return torch.stack(terms, axis)
 
     def hiding(self, blocks: int, side: int, like: Tensor) -> Tensor:
-        """(blocks, w): 0 for cells of each window inside a map with so many cells on that side, else far below 0."""
+        """Return (blocks, w): 0 for cells of each window inside a map of `side` cells, else a number far below 0."""
         first = torch.arange(blocks, device=like.device) * self.block - self.halo
         at = first[:, None] + torch.arange(self.window, device=like.device)
         far = torch.finfo(like.dtype).min / 4  # two of them, and what is added to them, still make a number

@@ -1,9 +1,10 @@
 """From the configuration in a checkpoint to a description of its network."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
-from fourstage.methods import all_methods, load_address
+from fourstage.methods import all_methods
 from fourstage.weights.description import Colour, NetworkDescription
 from fourstage.weights.openmmlab.backbones import backbone_of
 from fourstage.weights.openmmlab.config import config_of
@@ -47,7 +48,7 @@ def network_of_config(
         )
         raise ValueError(f"{source} cannot be built: {what}; supported types: {', '.join(known)}")
     pipeline = EvaluationPipeline(config, model)
-    read: Reader = load_address(known[type_name])
+    read: Reader = resolve_name(known[type_name])
     settings = read(model, pipeline, meta)
     backbone, backbone_args = backbone_of(model.section("backbone"))
     mean, std = pipeline.normalisation()

@@ -1,17 +1,18 @@
 """Every key of a checkpoint of MMSegmentation is claimed once, and fills one of ours."""
 
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 import pytest
 import torch
 from heads import METHODS, Patches
 
-from fourstage.methods import all_methods, load_address
+from fourstage.methods import all_methods
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.weights.rules import Rule, matching_rules, rename
 
 TABLES: dict[str, tuple[Rule, ...]] = {
-    method.name: load_address(method.names) for method in all_methods("segmentation") if method.names is not None
+    method.name: resolve_name(method.names) for method in all_methods("segmentation") if method.names is not None
 }
 BUILDS: dict[str, Callable[[], Segmentor]] = {
     "upernet": lambda: METHODS["upernet"](Patches((4, 6, 8, 10)), 3, channels=8, auxiliary_convs=2),
