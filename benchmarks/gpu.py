@@ -9,7 +9,9 @@ for which too little time is left does not start, and the page lists it. The pag
 
 import argparse
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,14 +41,12 @@ class Step:
     """A command with a share of the time.
 
     Attributes:
-        share: of the minutes, at most; what earlier steps left over is there for later ones.
-        lines: the file of JSON lines that the command appends to.
+        share: of the time, relative to the other steps. What a step leaves over is there for the next ones.
     """
 
     name: str
     command: tuple[str, ...]
     share: float
-    lines: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,13 +79,13 @@ def steps(device: str, out: Path, *, tiny: bool) -> list[Step]:
         "bfloat16, compiled": (*half, "--compile"),
     }
     rows = [
-        Step(f"table: {name}", (*bench, *size, *more, "--jsonl", str(out / "tables.jsonl")), 0.2, "tables.jsonl")
+        Step(f"table: {name}", (*bench, *size, *more, "--jsonl", str(out / "tables.jsonl")), 0.15)
         for name, more in tables.items()
         if not (tiny and "compiled" in name)
     ]
     sampling = (python, "benchmarks/sampling.py", "--device", device, "--out", str(out / "sampling.jsonl"))
-    rows.insert(1, Step("table: sampling", (*sampling, *(["--tiny"] if tiny else [])), 0.1, "sampling.jsonl"))
-    return [Step("tests", tests, 0.5, "tests.jsonl", where), *rows]
+    rows.insert(1, Step("table: sampling", (*sampling, *(["--tiny"] if tiny else [])), 0.05))
+    return [Step("tests", tests, 0.5, where), *rows]
 
 
 def run(step: Step, out: Path, seconds: float) -> Outcome:
@@ -197,12 +197,23 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def minutes(text: str) -> float:
+    """Return the number of minutes that an option gives."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"the time is a number of minutes above 0, such as 8; got {text!r}")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    top.add_argument("--minutes", type=float, default=8.0, help="for everything; default: 8")
+    top.add_argument("--minutes", type=minutes, default=8.0, help="for everything; default: 8")
     top.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     top.add_argument("--tiny", action="store_true", help="the first case of each test, and a small table")
-    top.add_argument("--out", type=Path, metavar="FOLDER", help="default: a folder in benchmarks/results")
+    top.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder; default: one in benchmarks/results")
     return top
 
 
@@ -211,18 +222,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("gpu.py: torch sees no GPU; try --device cpu --tiny, which tests the script itself", file=sys.stderr)
         return 2
-    end = time.monotonic() + 60 * args.minutes
+    start = time.monotonic()
     about = machine(torch.device(args.device))
-    name = str(about["gpu"] or about["cpu"] or "cpu").lower().replace(" ", "-").replace("/", "-")
-    out: Path = (args.out or ROOT / "benchmarks" / "results" / f"gpu-{name}").resolve()
+    name = re.sub("[^a-z0-9]+", "-", f"gpu {about['gpu'] or about['cpu'] or 'cpu'} {about['date']}".lower())
+    out: Path = (args.out or ROOT / "benchmarks" / "results" / name).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        print(f"gpu.py: {out} exists and is not an empty folder; give --out a new one", file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("*.jsonl"):
-        old.unlink()
     outcomes: list[Outcome] = []
-    for step in steps(args.device, out, tiny=args.tiny):
-        left = end - GRACE - time.monotonic()
-        spare = left if step.name.startswith("table") else step.share * 60 * args.minutes
-        outcomes.append(run(step, out, min(left, spare)) if left >= LEAST else Outcome(step.name, "left out", 0.0))
+    planned = steps(args.device, out, tiny=args.tiny)
+    seconds, shares = 60 * args.minutes - GRACE, sum(step.share for step in planned)
+    for i, step in enumerate(planned, start=1):
+        end = start + seconds * sum(step.share for step in planned[:i]) / shares
+        left = end - time.monotonic()
+        outcomes.append(run(step, out, left) if left >= LEAST else Outcome(step.name, "left out", 0.0))
         print(f"{outcomes[-1].name}: {outcomes[-1].status} after {outcomes[-1].seconds:.0f} s", flush=True)
         write_text(out / "page.md", page(about, outcomes, out))
     print(f"The page is {out / 'page.md'}.")

@@ -109,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="default: sampling.jsonl in results")
     args = top.parse_args(arguments)
     device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        top.error("torch sees no GPU; leave --device out to measure on the CPU")
     batch, side = (1, 8) if args.tiny else (64, 56) if device.type == "cuda" else (2, 56)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for dtype in (torch.float32, torch.bfloat16):

@@ -70,3 +70,19 @@ def test_without_a_gpu_a_sentence_says_what_to_type(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "gpu.py: torch sees no GPU; try --device cpu --tiny, which tests the script itself\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--minutes", "0"], "the time is a number of minutes above 0, such as 8; got '0'"),
+        (["--minutes", "nan"], "the time is a number of minutes above 0, such as 8; got 'nan'"),
+        (["--minutes", "1"], "exists and is not an empty folder; give --out a new one"),
+    ],
+)
+def test_bad_input_loses_nothing(tmp_path: Path, options: list[str], said: str) -> None:
+    (tmp_path / "tables.jsonl").write_text("{}\n")
+    done = run(tmp_path, *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert (tmp_path / "tables.jsonl").read_text() == "{}\n"

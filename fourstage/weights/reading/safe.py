@@ -5,6 +5,7 @@ What a pickle may name and build is decided in `unpickle.py`.
 
 import io
 import mmap
+import os
 import re
 import struct
 import zipfile
@@ -119,6 +120,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: one sentence: no checkpoint (text, web page, git-lfs pointer, folder, TorchScript, ...), cut short,
             damaged, or refused because it names what is not admitted.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"a checkpoint is given by the path of its file; got {path!r:.80}")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")

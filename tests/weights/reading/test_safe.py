@@ -274,6 +274,12 @@ def test_files_of_another_kind_are_named(data: bytes, words: str, suffix: str, t
     assert words in sentence or (suffix == "safetensors" and "no complete .safetensors file" in sentence)
 
 
+@pytest.mark.parametrize("path", [5, None, ["a.pth"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(ValueError, match="a checkpoint is given by the path of its file; got "):
+        read_checkpoint(path)
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*gone"):
         read_checkpoint(tmp_path / "gone.pth")
