@@ -1,12 +1,16 @@
-"""Atomic writes, reads from a position, and the cache folder. Any package may import this module.
+"""Atomic writes, bounded reads, and the cache folder. Any package may import this module.
 
 A file that is written here has its old content or its new content, never half of it, also after a power cut: the
 content goes to a new file in the same folder, is synced to the disk, and takes the name in one step.
+
+A file that is read here may come from anyone: it is a regular file, and no larger than a limit. `limit` scales all
+limits by one environment variable.
 """
 
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +101,92 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+LIMITS = "FOURSTAGE_LIMITS"  # environment variable: the factor on all limits of readers
+RAISE = f"if it is as it should be, raise all limits tenfold with {LIMITS}=10 before the command"
+
+
+def limit(usual: int) -> int:
+    """Return the limit of a reader, `usual` multiplied by the factor in the environment variable FOURSTAGE_LIMITS.
+
+    Raises:
+        ValueError: the variable is no number of 1 or more.
+    """
+    text = os.environ.get(LIMITS, "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 1 <= factor <= 1e9:
+        raise ValueError(f"{LIMITS} is the factor on all limits of readers, such as 10; got {text!r:.40}")
+    return int(usual * factor)
+
+
+KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISLNK, "symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """Return what a path is in a word, by the `st_mode` of its status: "file", "folder", "named pipe", ..."""
+    return next((name for fits, name in KINDS if fits(mode)), "file")
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file to read its bytes. Anything else, such as a named pipe, is refused and never waited for.
+
+    Raises:
+        ValueError: the path is a folder, a named pipe, a socket or a device.
+        OSError: there is no such file, or it cannot be read.
+    """
+    path = Path(path)
+    _check_regular(path, path.stat().st_mode)  # first: to open a device may already change it
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)  # again: another process may have exchanged the file
+    except ValueError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is a {kind_of(mode)}, not a file; put a file in its place")
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """Return the content of a regular file of at most `limit(most)` bytes.
+
+    Raises:
+        ValueError: the file is larger, or is no regular file; see `open_regular`.
+        OSError: there is no such file, or it cannot be read.
+    """
+    most = limit(most)
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+        if len(content) > most:
+            size = os.fstat(file.fileno()).st_size
+            raise ValueError(f"{path} is {size:,} bytes large, and at most {most:,} are read; {RAISE}")
+    return content
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """Return the text of a regular UTF-8 file, as `read_bytes` does.
+
+    Raises:
+        ValueError: as `read_bytes`; or the file is no UTF-8 text.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from None
 
 
 def read_at(path: str | Path, offset: int, size: int) -> bytes:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-LEAVES = {"files", "user_files", "methods"}  # any room may import them
+LEAVES = {"documents", "files", "user_files", "methods"}  # any room may import them
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
+    "documents": set(),
     "files": set(),
     "user_files": set(),
     "methods": set(),
@@ -99,8 +100,14 @@ def test_backbones_import_torch_and_the_standard_library_only(path: Path) -> Non
 
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_a_leaf_imports_the_standard_library_only(leaf: str) -> None:
-    names = {name for name in imported(PACKAGE / f"{leaf}.py") if name != "fourstage.user_files"}  # itself a leaf
-    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+    leaves = {"fourstage", *(f"fourstage.{name}" for name in LEAVES)}
+    names = {name for name in imported(PACKAGE / f"{leaf}.py") if name.rpartition(".")[0] not in leaves - {"fourstage"}}
+    others = {name.partition(".")[0] for name in names - leaves} - sys.stdlib_module_names
+    assert others <= ({"yaml"} if leaf == "documents" else set())
+
+
+def test_documents_import_yaml_only_when_one_is_read() -> None:
+    assert "yaml" not in loaded_by("import fourstage.documents")
 
 
 def test_processes_are_named_in_one_file() -> None:

@@ -5,6 +5,7 @@ user's own in any YAML file.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fourstage.documents import YAML_BYTES, parse_yaml
+from fourstage.files import read_text
 from fourstage.recipe.schema import TASKS, Recipe
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
@@ -38,9 +41,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         merge = "tag:yaml.org,2002:merge"  # <<: *other
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if others := [key for key in keys if not isinstance(key, str | int | float | None)]:
+            raise ValueError(f"a key is {others[0]!r:.60}, near line {node.start_mark.line + 1}; a key is a word")
+        twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
         if twice:
-            raise ValueError(f"the key {twice[0]!r} is given twice, near line {node.start_mark.line + 1}")
+            raise ValueError(f"the key {twice[0]!r:.60} is given twice, near line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep=deep)
 
 
@@ -52,11 +57,10 @@ _Loader.add_implicit_resolver(  # as in YAML 1.2; the resolver of 1.1 needs 1.0e
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Read one YAML mapping. Raises ValueError with the position of the first mistake."""
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(text, where, _Loader)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{where} must hold keys and values, such as 'base: digits_visformer'; it holds {content!r:.60}"
@@ -140,11 +144,7 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{source} is not UTF-8 text, so it cannot be a recipe") from None
-        values = _with_files(read_yaml(text, source), path.parent)
+        values = _with_files(read_yaml(read_text(path, YAML_BYTES), source), path.parent)
         return _inherit(values, source, ()), str(values.get("name", path.stem))
     return _inherit(_named(source), source, (source,)), source
 
@@ -228,8 +228,10 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     if not equals or not key:
         raise ValueError(f"{text!r} is not a change; write key=value, such as optimisation.lr=1e-3")
     try:
-        parsed = yaml.load(value, Loader=_Loader) if value else None
-    except yaml.YAMLError:
+        parsed = parse_yaml(value, f"the value of {key}", _Loader) if value else None
+    except ValueError as error:
+        if not isinstance(error.__context__, yaml.YAMLError):
+            raise
         raise ValueError(f"the value of {key} is not valid YAML: {value!r}; put it in quotes for the shell") from None
     if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):
         values = flatten(parsed, f"{key}.")
