@@ -74,8 +74,9 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
 
 def test_a_run_folder_holds_all_that_is_promised(trained: tuple[Path, Path]) -> None:
     _, out = trained
-    for name in ("recipe.yaml", "changes.json", "environment.json", "log.jsonl", "evaluation.json", "records.jsonl",
-                 "report.html", "checkpoints/last.pt", "checkpoints/best.pt", "samples/index.json"):  # fmt: skip
+    for name in ("recipe.yaml", "changes.json", "computation.json", "environment.json", "log.jsonl", "evaluation.json",
+                 "records.jsonl", "report.html", "checkpoints/last.pt", "checkpoints/best.pt",
+                 "samples/index.json"):  # fmt: skip
         assert (out / name).stat().st_size, name
     changes = json.loads((out / "changes.json").read_text())
     assert changes["recipe"] == "digits_visformer"
@@ -90,7 +91,7 @@ def test_a_run_folder_holds_all_that_is_promised(trained: tuple[Path, Path]) -> 
 def test_checkpoints_keep_the_keys_of_earlier_versions(trained: tuple[Path, Path]) -> None:
     """Runs that an earlier version started continue by these names, so none of them may change."""
     last, best = (torch.load(trained[1] / f"checkpoints/{name}.pt", weights_only=True) for name in ("last", "best"))
-    common = {"about", "classes", "conditions", "fourstage", "model", "recipe", "step"}
+    common = {"about", "classes", "computation", "conditions", "fourstage", "model", "recipe", "step"}
     training = {"best", "ema", "evaluated", "finished", "log", "optimizer", "scaler", "seconds", "windows"}
     assert last.keys() == common | training
     assert best.keys() == common | {"metrics", "value", "which"}

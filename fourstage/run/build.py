@@ -1,7 +1,7 @@
 """Build from a recipe what is the same for every task: optimiser, schedule, precision."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
-from fourstage.ops import measure, products
 from fourstage.recipe import Recipe, steps
 from fourstage.report.number_format import plural
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
@@ -26,17 +25,6 @@ def set_numerics(recipe: Recipe, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-
-
-def take_products(state: Mapping[str, Any] | None, ranks: Ranks, device: torch.device) -> None:
-    """Choose the forms of matrix products that the run had before; in a new run, all processes follow the first."""
-    if device.type != "cpu":
-        return
-    before = None if state is None else state["conditions"].get("products")
-    try:
-        products.use(before or "")
-    except ValueError:  # a new run, or a machine without these forms, which `_check_same_data` then reports
-        products.use(ranks.gather({str(ranks.rank): str(measure.choose_products())})["0"])
 
 
 def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:

@@ -25,7 +25,7 @@ from fourstage.engine.training import fill
 from fourstage.files import write_text
 from fourstage.progress import Bar
 from fourstage.recipe import resolve
-from fourstage.run import build
+from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
@@ -145,7 +145,7 @@ def evaluate(
     try:
         import_files(resolved.recipe.imports)
         protocol = protocol_of(resolved.recipe)
-        evaluated = _evaluate(protocol, weights, which, ranks, device, show=show and ranks.first)
+        evaluated = _evaluate(protocol, weights, which, run, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:
             write_text(table, class_table(evaluated.tables["per_class"], protocol.class_columns))
         return evaluated
@@ -154,14 +154,23 @@ def evaluate(
 
 
 def _evaluate(
-    protocol: AnyProtocol, weights: str | Path, which: str, ranks: Ranks, device: torch.device, *, show: bool
+    protocol: AnyProtocol,
+    weights: str | Path,
+    which: str,
+    run: RunFolder | None,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    show: bool,
 ) -> Evaluated:
     opened = protocol.open_evaluation(weights, which, show=show)
-    metadata = read_checkpoint(weights).content.get("about")
+    content = read_checkpoint(weights).content
+    metadata = content.get("about")
     if not isinstance(metadata, dict):
         metadata = protocol.dataset_metadata(opened.dataset)
     task = protocol.build_task(opened.dataset.classes, metadata)
     protocol.load_weights(task, weights, which)
+    computation.take(content, run, ranks)
     opened.prepare(task)
     val, _, notes = readable(opened.dataset, "val", protocol.recipe, ranks, show=show)
     task = task.to(device).eval()

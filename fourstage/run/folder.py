@@ -49,6 +49,10 @@ class RunFolder:
         return self.path / "bad_images.json"
 
     @property
+    def computation(self) -> Path:
+        return self.path / "computation.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
 

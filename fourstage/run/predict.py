@@ -13,13 +13,13 @@ import numpy as np
 from fourstage.api import list_models
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample
-from fourstage.engine.devices import choose_device
+from fourstage.engine.devices import Ranks, choose_device
 from fourstage.files import write_file
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.number_format import plural
-from fourstage.run import videos
+from fourstage.run import computation, videos
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
@@ -258,8 +258,8 @@ def _load(source: str, weights: str | Path | None, which: str) -> tuple[AnyProto
         run = RunFolder(path)
         recipe = run.recipe()  # first, to report a folder that is no run folder
         if weights is None:
-            return _load_run(*_stored(run, which), recipe)
-        return _load_run(read_checkpoint(weights), which, recipe)
+            return _load_run(*_stored(run, which), recipe, run)
+        return _load_run(read_checkpoint(weights), which, recipe, run)
     if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
         return _load_named(_task_of_recipe(source), source, weights, which)
     if path.is_file():
@@ -321,7 +321,9 @@ def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyT
     return protocol, task
 
 
-def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyProtocol, AnyTask]:
+def _load_run(
+    file: Checkpoint, which: str, recipe: Recipe | None, run: RunFolder | None = None
+) -> tuple[AnyProtocol, AnyTask]:
     content = file.content
     if content.get("fourstage") != 1 or "recipe" not in content:
         raise ValueError(
@@ -334,6 +336,7 @@ def _load_run(file: Checkpoint, which: str, recipe: Recipe | None) -> tuple[AnyP
         protocol = protocol_of(recipe)
         task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
     protocol.load_weights(task, file.path, which)
+    computation.take(content, run, Ranks())
     return protocol, task
 
 

@@ -25,7 +25,7 @@ from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.report.number_format import plural
-from fourstage.run import build
+from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
@@ -250,7 +250,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
         write_text(folder.bad_images, json.dumps(setup.splits.scans))
     ranks.wait()
-    build.take_products(folder.state(), ranks, device)
+    computation.settle(folder, folder.state(), ranks, device)
     log_position = _continue(setup, folder, training, show=show)
     evaluator = Evaluator(setup.protocol, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)
@@ -268,6 +268,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
             "about": setup.metadata,
             "recipe": recipe.model_dump(mode="json"),
             "conditions": setup.conditions,
+            **({computation.KEY: computation.current().as_plain()} if device.type == "cpu" else {}),
         },
         ranks=ranks,
         device=device,

@@ -1,0 +1,94 @@
+"""The record of what the machine chose, and what the bits of a run depend on: `computation.json` in the run folder.
+
+It is written before the first step, and each checkpoint has a copy under the key "computation". A continued run, an
+evaluation and a prediction take these choices, so that they give the same bits as the run did. A record may come from
+somebody else's folder, so each value is checked before it is used.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fourstage.engine.devices import Ranks
+from fourstage.files import write_text
+from fourstage.ops import measure, products
+from fourstage.run.folder import RunFolder
+
+KEY = "computation"  # in a checkpoint
+LARGEST = 2**16  # bytes of a record; ours has a few hundred
+
+
+class Computation(BaseModel):
+    """What a run computes with. Keys that this version does not know are left out.
+
+    Attributes:
+        products: `str` of `ops.products.Products`, or "plain" where fast paths are turned off.
+        threads: of torch, in each process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    products: Annotated[str, Field(max_length=LARGEST)]
+    threads: Annotated[int, Field(ge=1, le=2**16)] | None = None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the values for JSON or a checkpoint."""
+        return self.model_dump(mode="json")
+
+
+def current() -> Computation:
+    """Return what this process computes with now."""
+    return Computation(products=products.description(), threads=torch.get_num_threads())
+
+
+def settle(folder: RunFolder, state: Mapping[str, Any] | None, ranks: Ranks, device: torch.device) -> None:
+    """Compute as the run did before, and write the record. In a new run, all processes follow the first one's choice.
+
+    Args:
+        state: of the last checkpoint; None: the run has none.
+    """
+    if device.type != "cpu":
+        return
+    before = (of_checkpoint(state) if state is not None else None) or read(folder.computation)
+    _use(before, ranks)
+    if ranks.first and (now := current()) != read(folder.computation):
+        write_text(folder.computation, now.model_dump_json(indent=2))
+
+
+def take(checkpoint: Mapping[str, Any], folder: RunFolder | None, ranks: Ranks) -> None:
+    """Compute as the run of a checkpoint did: as its record says, else that of the folder, else by our own choice."""
+    _use(of_checkpoint(checkpoint) or (read(folder.computation) if folder is not None else None), ranks)
+
+
+def of_checkpoint(content: Mapping[str, Any]) -> Computation | None:
+    """Return the record in a checkpoint; None: it has none that this version reads."""
+    conditions = content.get("conditions")
+    earlier = {"products": conditions.get("products")} if isinstance(conditions, Mapping) else None
+    for values in (content.get(KEY), earlier):  # runs of earlier versions have the second one alone
+        try:
+            return Computation.model_validate(values)
+        except ValidationError:
+            continue
+    return None
+
+
+def read(path: Path) -> Computation | None:
+    """Return the record in a file; None: there is none that this version reads, so that the choice is made again."""
+    if not path.is_file():  # a pipe would never end
+        return None
+    try:
+        with path.open("rb") as file:
+            return Computation.model_validate_json(file.read(LARGEST))
+    except (OSError, ValidationError):
+        return None
+
+
+def _use(before: Computation | None, ranks: Ranks) -> None:
+    """Use the products of a record, or those that the first process chooses where this machine lacks them."""
+    try:
+        products.use(before.products if before is not None else "")
+    except ValueError:  # nothing is recorded, or a machine without these products: training reports the latter
+        products.use(ranks.gather({str(ranks.rank): str(measure.choose_products())})["0"])
