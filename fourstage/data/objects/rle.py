@@ -1,4 +1,7 @@
-"""Masks in the forms of COCO: polygons, and run lengths as numbers or as a compressed string. H x W pixels."""
+"""Masks in the forms of COCO: polygons, and run lengths as numbers or as a compressed string.
+
+H x W pixels, N masks in windows of h x w pixels. Run lengths count pixels column by column.
+"""
 
 from typing import Any
 
@@ -9,6 +12,30 @@ def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
     """Return a boolean mask in COCO's compressed run-length form, ready for json."""
     rle = _library().encode(np.asfortranarray(mask_HW, dtype=np.uint8))
     return {"size": list(mask_HW.shape), "counts": _text(rle["counts"])}
+
+
+def encode_windows(windows_Nhw: np.ndarray, top_N: np.ndarray, left_N: np.ndarray, size: tuple[int, int]) -> list[str]:
+    """Return the compressed strings of masks that are empty outside of a window; no mask of the full size is made.
+
+    Args:
+        windows_Nhw: bool.
+        top_N, left_N: int64, the row and the column in the image where each window begins.
+        size: (H, W) of the image, which holds all windows.
+    """
+    if not len(windows_Nhw):
+        return []
+    height, width = size
+    edged_Nwh = np.pad(windows_Nhw.transpose(0, 2, 1), ((0, 0), (0, 0), (1, 1)))
+    mask_K, column_K, row_K = np.nonzero(edged_Nwh[:, :, 1:] != edged_Nwh[:, :, :-1])  # where a run begins or ends
+    place_K = (left_N[mask_K] + column_K) * height + top_N[mask_K] + row_K
+    # A run from the last row of a column into the next column ends and begins in the same place, and is one run.
+    same_K = (place_K[1:] == place_K[:-1]) & (mask_K[1:] == mask_K[:-1])
+    kept_K = (place_K < height * width) & ~(np.append(same_K, False) | np.append(False, same_K))  # the end is no change
+    mask_K, place_K = mask_K[kept_K], place_K[kept_K]
+    masks = np.split(place_K, np.searchsorted(mask_K, np.arange(1, len(windows_Nhw))))
+    runs = [np.diff(places, prepend=0, append=height * width).tolist() for places in masks]
+    encoded = _library().frPyObjects([{"size": list(size), "counts": counts} for counts in runs], height, width)
+    return [_text(one["counts"]) for one in encoded]
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:

@@ -1,16 +1,21 @@
-"""Masks between the image and the small grids of mask heads. N masks, M x M cells, H x W pixels."""
+"""Masks between the image and the small grids of mask heads. N masks, M x M cells, H x W pixels.
 
-from collections.abc import Iterator
+A window is a rectangle of h x w pixels that a box may touch. Masks are empty outside of their windows.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from fourstage.data.objects.rle import encode_mask, encode_windows
 from fourstage.ops.eager import may_run_fast
 from fourstage.tasks.detection.padding import padded, padded_size
 
 PIXELS = 2**24  # float32 pixels of full-size masks that are in memory at a time
+WINDOW_PIXELS = 2**18  # pixels of windows that are interpolated at a time: they stay in the processor's caches
 
 
 def crop_masks(masks_GHW: Tensor, boxes_N4: Tensor, which_N: Tensor, size: int) -> Tensor:
@@ -41,7 +46,7 @@ def crop_masks(masks_GHW: Tensor, boxes_N4: Tensor, which_N: Tensor, size: int) 
 class SmallMasks:
     """Predicted masks on the small grid of a mask head, each stretched over its box; `paste` turns them into pixels.
 
-    Hundreds of masks of a large image take gigabytes, so a few are pasted at a time.
+    Hundreds of masks of a large image take gigabytes, so as many are pasted at a time as fit in memory easily.
     """
 
     probabilities_NMM: Tensor  # float32
@@ -56,11 +61,11 @@ class SmallMasks:
         """Yield all masks in their order, (n, H, W) bool, as many at a time as fit in memory easily."""
         if not len(self):
             return
-        at_once = max(1, PIXELS // (self.size[0] * self.size[1]))
-        if may_run_fast(self.boxes_N4):
-            at_once = 1  # each within its own window, which is mostly small
+        at_once = max(1, PIXELS // max(1, self.size[0] * self.size[1]))
+        fast = may_run_fast(self.boxes_N4)
         for small, boxes in zip(self.probabilities_NMM.split(at_once), self.boxes_N4.split(at_once), strict=True):
-            yield self._pasted(small, boxes)
+            some = SmallMasks(small, boxes, self.size, self.threshold)
+            yield some._from_windows() if fast else some._together()
 
     def full_size(self) -> Tensor:
         """Return all masks at once, (N, H, W) bool."""
@@ -71,15 +76,83 @@ class SmallMasks:
             first += len(masks)
         return out_NHW
 
-    def _pasted(self, small_NMM: Tensor, boxes_N4: Tensor) -> Tensor:
-        top, bottom = _window(boxes_N4[:, 1], boxes_N4[:, 3], self.size[0])
-        left, right = _window(boxes_N4[:, 0], boxes_N4[:, 2], self.size[1])
-        out_NHW = torch.zeros((len(boxes_N4), *self.size), dtype=torch.bool, device=boxes_N4.device)
+    def run_lengths(self) -> list[str]:
+        """Return all masks in their order in COCO's compressed run lengths. The fast path makes no full-size mask."""
+        if not may_run_fast(self.boxes_N4):
+            return [encode_mask(mask_HW)["counts"] for some in self.paste() for mask_HW in some.cpu().numpy()]
+        counts = [""] * len(self)
+        for window in self._windows():
+            encoded = encode_windows(window.pixels_Nhw.numpy(), window.top_N.numpy(), window.left_N.numpy(), self.size)
+            for i, one in zip(window.masks, encoded, strict=True):
+                counts[i] = one
+        return counts
+
+    def _together(self) -> Tensor:
+        """The plain form: one window that holds all boxes. (N, H, W) bool."""
+        top, bottom = _window(self.boxes_N4[:, 1], self.boxes_N4[:, 3], self.size[0])
+        left, right = _window(self.boxes_N4[:, 0], self.boxes_N4[:, 2], self.size[1])
+        out_NHW = torch.zeros((len(self), *self.size), dtype=torch.bool, device=self.boxes_N4.device)
         if top < bottom and left < right:
-            rows = _interpolated(small_NMM, boxes_N4[:, 1], boxes_N4[:, 3], top, bottom).mT  # (N, M, rows)
-            pixels = _interpolated(rows, boxes_N4[:, 0], boxes_N4[:, 2], left, right).mT
-            out_NHW[:, top:bottom, left:right] = pixels >= self.threshold
+            top_1, left_1 = (torch.tensor([first], device=out_NHW.device) for first in (top, left))
+            pixels = _stretched(self, top_1, left_1, bottom - top, right - left)
+            out_NHW[:, top:bottom, left:right] = pixels
         return out_NHW
+
+    def _from_windows(self) -> Tensor:
+        """The fast path: each mask within its own window, which is mostly small. (N, H, W) bool."""
+        out_NHW = torch.zeros((len(self), *self.size), dtype=torch.bool)
+        full_NHW = out_NHW.numpy()  # many small copies are faster outside of torch
+        for window in self._windows():
+            height, width = window.pixels_Nhw.shape[1:]
+            corners = zip(window.masks, window.top_N.tolist(), window.left_N.tolist(), strict=True)
+            for (i, top, left), mask_hw in zip(corners, window.pixels_Nhw.numpy(), strict=True):
+                full_NHW[i, top : top + height, left : left + width] = mask_hw
+        return out_NHW
+
+    def _windows(self) -> "Iterator[_Windows]":
+        """Yield all masks within their windows, those of similar size together."""
+        if not len(self) or not min(self.size):
+            return
+        top_N, height_N = _own_windows(self.boxes_N4[:, 1], self.boxes_N4[:, 3], self.size[0])
+        left_N, width_N = _own_windows(self.boxes_N4[:, 0], self.boxes_N4[:, 2], self.size[1])
+        for masks, height, width in _similar(height_N.tolist(), width_N.tolist()):
+            # Windows that grow to the size of the largest move to where they are inside the image.
+            tops, lefts = top_N[masks].clamp(max=self.size[0] - height), left_N[masks].clamp(max=self.size[1] - width)
+            some = SmallMasks(self.probabilities_NMM[masks], self.boxes_N4[masks], self.size, self.threshold)
+            yield _Windows(masks, tops, lefts, _stretched(some, tops, lefts, height, width))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Masks in windows of one size, each inside the image."""
+
+    masks: list[int]
+    top_N: Tensor  # int64, the first row of each window
+    left_N: Tensor  # int64, the first column
+    pixels_Nhw: Tensor  # bool
+
+
+def _similar(heights: Sequence[int], widths: Sequence[int]) -> Iterator[tuple[list[int], int, int]]:
+    """Yield indices of windows that are interpolated together, with their largest height and width."""
+    group, height, width = list[int](), 1, 1
+    for i in sorted(range(len(heights)), key=lambda i: heights[i] * widths[i]):
+        if group and (len(group) + 1) * max(height, heights[i]) * max(width, widths[i]) > WINDOW_PIXELS:
+            yield group, height, width
+            group, height, width = [], 1, 1
+        group.append(i)
+        height, width = max(height, heights[i]), max(width, widths[i])
+    if group:
+        yield group, height, width
+
+
+def _own_windows(low_N: Tensor, high_N: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return for each box the first pixel along one axis that it can touch, and how many they are; int64.
+
+    A box of NaN, from a network that diverged, touches none.
+    """
+    first_N = (low_N.floor() - 1).nan_to_num().clamp(0, side)
+    last_N = (high_N.ceil() + 1).nan_to_num().clamp(0, side)
+    return first_N.long(), (last_N - first_N).clamp(min=0).long()
 
 
 def _window(low_N: Tensor, high_N: Tensor, side: int) -> tuple[int, int]:
@@ -87,18 +160,35 @@ def _window(low_N: Tensor, high_N: Tensor, side: int) -> tuple[int, int]:
     return max(0, int(low_N.min().floor()) - 1), min(side, int(high_N.max().ceil()) + 1)
 
 
-def _interpolated(values_NMK: Tensor, low_N: Tensor, high_N: Tensor, first: int, last: int) -> Tensor:
-    """Linear interpolation along the second axis, at the centres of pixels `first` to `last`: (N, last - first, K).
+def _stretched(masks: SmallMasks, top_N: Tensor, left_N: Tensor, height: int, width: int) -> Tensor:
+    """Return the masks within windows of one size, a few columns of large ones at a time: (N, height, width) bool.
+
+    Args:
+        top_N, left_N: the first row and column of each mask's window, or one for all.
+    """
+    boxes_N4 = masks.boxes_N4
+    rows = _interpolated(masks.probabilities_NMM, boxes_N4[:, 1], boxes_N4[:, 3], top_N, height).mT  # (N, M, height)
+    columns = max(1, WINDOW_PIXELS // (len(masks) * height)) if len(masks) == 1 else width
+    strips = [
+        _interpolated(rows, boxes_N4[:, 0], boxes_N4[:, 2], left_N + first, min(columns, width - first)).mT
+        >= masks.threshold
+        for first in range(0, width, columns)
+    ]
+    return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+
+
+def _interpolated(values_NMK: Tensor, low_N: Tensor, high_N: Tensor, first_N: Tensor, count: int) -> Tensor:
+    """Linear interpolation along the second axis, at the centres of `count` pixels from `first` on: (N, count, K).
 
     The M values are at the centres of M equal cells from `low` to `high`; beyond half a cell outside there are zeros.
     A box without extent gives its middle value to the two or three pixels around it.
     """
     cells = values_NMK.shape[1]
-    center = torch.arange(first, last, device=low_N.device, dtype=low_N.dtype) + 0.5
-    place_NP = (center - low_N[:, None]) / (high_N - low_N)[:, None] * 2 - 1
+    center_NP = first_N[:, None] + torch.arange(count, device=low_N.device, dtype=low_N.dtype) + 0.5
+    place_NP = (center_NP - low_N[:, None]) / (high_N - low_N)[:, None] * 2 - 1
     place_NP = torch.where(place_NP.isfinite(), place_NP, 0.0)
     place_NP = ((place_NP + 1) * cells - 1) / 2
-    near_window = (center > low_N[:, None].floor() - 1) & (center < high_N[:, None].ceil() + 1)
+    near_window = (center_NP > low_N[:, None].floor() - 1) & (center_NP < high_N[:, None].ceil() + 1)
     below_NP = place_NP.floor()
     share_NP = place_NP - below_NP
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fourstage.data.objects.rle import encode_mask
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.detection.detector import Detections, Detector
@@ -90,6 +89,5 @@ def _record(detections: Detections) -> dict[str, Any]:
         "scores": detections.scores_N.tolist(),
     }
     if detections.masks is not None:
-        some_masks = (some.cpu().numpy() for some in detections.masks.paste())
-        record["masks"] = [encode_mask(mask_HW)["counts"] for some in some_masks for mask_HW in some]
+        record["masks"] = detections.masks.run_lengths()
     return record

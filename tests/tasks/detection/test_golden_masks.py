@@ -19,7 +19,9 @@ def test_pasted_masks_are_the_originals() -> None:
     small_NMM = logits_NCMM[torch.arange(len(labels_N)), labels_N].sigmoid()
     boxes_N4 = torch.from_numpy(arrays["boxes_original"])
     height, width = said["ori_shape_hw"]
-    pasted_NHW = SmallMasks(small_NMM, boxes_N4, (height, width), said["threshold"]).full_size().numpy()
+    masks = SmallMasks(small_NMM, boxes_N4, (height, width), said["threshold"])
+    pasted_NHW = masks.full_size().numpy()
     wanted_NHW = np.stack([coco_mask.decode(rle) for rle in said["pasted"]]).astype(bool)
     assert [int(mask.sum()) for mask in wanted_NHW] == [rle["area"] for rle in said["pasted"]]
     np.testing.assert_array_equal(pasted_NHW, wanted_NHW)
+    assert masks.run_lengths() == [rle["counts"] for rle in said["pasted"]]

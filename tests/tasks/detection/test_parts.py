@@ -20,7 +20,7 @@ from fourstage.tasks.detection.boxes import BoxCoder, box_iou, clip_boxes, group
 from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.losses import focal_sum
 from fourstage.tasks.detection.mask_head import MaskHead
-from fourstage.tasks.detection.masks import SmallMasks, crop_masks
+from fourstage.tasks.detection.masks import crop_masks
 from fourstage.tasks.detection.matching import (
     BACKGROUND,
     IGNORED,
@@ -218,37 +218,6 @@ def test_the_map_of_a_box_follows_from_its_size_whatever_the_first_stride() -> N
     assert three.level_of(boxes).tolist() == [0, 0, 1, 2, 2, 2]
     small = RoIPool([Level(1, s) for s in (2, 4, 8)], 7, finest=14)
     assert small.level_of(boxes).tolist() == [0, 2, 2, 2, 2, 2]
-
-
-def pasted_by_torch(small: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    out = []
-    for mask, (x1, y1, x2, y2) in zip(small, boxes, strict=True):
-        y, x = ((torch.arange(n) + 0.5 - a) / (b - a) * 2 - 1 for n, a, b in ((size[0], y1, y2), (size[1], x1, x2)))
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
-        out.append(F.grid_sample(mask[None, None], grid, align_corners=False)[0, 0] >= 0.5)
-    return torch.stack(out)
-
-
-@pytest.mark.parametrize("pixels", [1, 10**4, 10**8])
-def test_pasting_is_sampling_at_pixel_centres(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks_module, "PIXELS", pixels)
-    small, boxes = torch.rand(6, 28, 28), some_boxes(6, 3, 60) - 10
-    for masks in (SmallMasks(small, boxes, (70, 90)), SmallMasks(small, boxes.round(), (70, 90))):
-        expected = pasted_by_torch(small, masks.boxes_N4, masks.size)
-        assert (masks.full_size() != expected).sum() <= 2
-        assert [len(part) for part in masks.paste()] == [1] * 6
-        together = masks._pasted(small, masks.boxes_N4)  # as a GPU does it
-        assert torch.equal(together, masks.full_size())
-
-
-def test_masks_of_huge_images_are_made_one_at_a_time() -> None:
-    masks = SmallMasks(torch.ones(300, 28, 28), some_boxes(300, 0), (20_000, 20_000))
-    assert next(masks.paste()).shape == (1, 20_000, 20_000)
-
-
-def test_a_mask_without_extent_is_no_error() -> None:
-    boxes = torch.tensor([[10.0, 5, 10, 20], [3, 3, 3, 3], [-5, -5, -2, -1]])
-    assert SmallMasks(torch.ones(3, 28, 28), boxes, (30, 30)).full_size().sum() < 100
 
 
 @pytest.mark.parametrize("pixels", [1, 10**8])
