@@ -20,12 +20,15 @@ MARK = ".partial"  # in the names of files that are being written, which also st
 
 
 @contextmanager
-def atomic_file(path: Path) -> Generator[IO[bytes]]:
+def atomic_file(path: Path, keep: Path | None = None) -> Generator[IO[bytes]]:
     """Yield a new binary file to write; at the end it replaces `path`, after an error it is removed.
 
     The new file is in the folder of `path`. No other process or thread gets the same name.
+
+    Args:
+        keep: the name that the old file gets, in the same folder; None: it is removed.
     """
-    with _replacing(path, suffix="") as new, new.open("xb") as file:
+    with _replacing(path, suffix="", keep=keep) as new, new.open("xb") as file:
         yield file
 
 
@@ -40,12 +43,14 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def _replacing(path: Path, suffix: str) -> Generator[Path]:
+def _replacing(path: Path, suffix: str, keep: Path | None = None) -> Generator[Path]:
     new = path.with_name(f".{path.name}.{os.urandom(6).hex()}{MARK}{suffix}")
     try:
         yield new
         with new.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _keep(path, keep)
         new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one that matters
@@ -54,14 +59,25 @@ def _replacing(path: Path, suffix: str) -> Generator[Path]:
     _sync_folder(path.parent)
 
 
-def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file by a function that takes the open file; see `atomic_path`.
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file a second name, in place of the file that has this name. `path` is there at every moment."""
+    link = path.with_name(f".{keep.name}.{os.urandom(6).hex()}{MARK}")
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: `path` is missing until the new file takes its name
+        path.replace(keep)
+    else:
+        link.replace(keep)
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
+    """Write a file by a function that takes the open file; see `atomic_file`.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the message says what `path` still holds.
     """
     try:
-        with atomic_file(path) as file:
+        with atomic_file(path, keep) as file:
             write(file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
         if isinstance(error.__context__, KeyboardInterrupt):  # and for an interrupt

@@ -570,6 +570,12 @@ def test_damage_is_reported_when_a_run_continues_not_at_its_end(run: Run, tmp_pa
     assert (out / "report.html").exists()
     (out / "report.html").unlink()
     (out / "checkpoints/last.pt").unlink()
+    code, printed, err = run(*words)
+    assert code == 0, err
+    assert "last.pt is missing; continuing from previous.pt" in printed
+    (out / "report.html").unlink()
+    for name in ("last.pt", "previous.pt"):
+        (out / "checkpoints" / name).unlink()
     refused(run(*words), "last.pt is missing", "--fresh")
 
 

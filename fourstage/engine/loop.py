@@ -16,7 +16,7 @@ from fourstage.engine.diagnosis import NOWHERE, first_bad_number
 from fourstage.engine.log import Meter, RunLog
 from fourstage.engine.optim import set_lr
 from fourstage.engine.schedule import Schedule
-from fourstage.engine.state import save_state
+from fourstage.engine.state import PREVIOUS, save_state
 from fourstage.engine.step import Halt, train_step
 from fourstage.engine.stop import ELSEWHERE, StopRequest
 from fourstage.engine.training import Training, set_training_mode
@@ -249,7 +249,8 @@ class Loop:
         state = {"fourstage": 1, **self.keep, **training.state(keep=self.ranks.first), "windows": windows}
         if self.log is None:
             return
-        save_state(self.checkpoints / "last.pt", {**state, "log": self.log.position(), "finished": finished})
+        state |= {"log": self.log.position(), "finished": finished}
+        save_state(self.checkpoints / "last.pt", state, keep=self.checkpoints / PREVIOUS)
 
 
 def _seed(device: torch.device, seed: int, step: int, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""The state of a training in a file."""
+"""The state of a training in a file, and in the file before it."""
 
 import pickle
 from pathlib import Path
@@ -6,15 +6,21 @@ from typing import Any
 
 import torch
 
-from fourstage.files import write_file
+from fourstage.checksums import is_intact, write_summed
+from fourstage.files import open_regular, write_file
 
+PREVIOUS = "previous.pt"  # name of the last checkpoint but one, beside the last one
 PLAIN = (bool, int, float, str, type(None))
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain containers; see `write_file`."""
+def save_state(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    """Save tensors and plain containers with the sum of the file's bytes; see `write_file`.
+
+    Args:
+        keep: the name that the file gets which `path` was before.
+    """
     _check_plain(state, "state")
-    write_file(path, lambda file: torch.save(state, file))
+    write_file(path, lambda file: write_summed(file, lambda summing: torch.save(state, summing)), keep)
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -33,11 +39,17 @@ def _check_plain(value: object, where: str) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """Read a file of `save_state`: tensors and plain containers only, so that a file cannot run code.
 
+    For a file that this machine wrote. `RunFolder.state` reads one that may come from elsewhere.
+
     Raises:
-        ValueError: the file is not such a state.
+        ValueError: the file is damaged, or is not such a state.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            if is_intact(file) is False:
+                raise ValueError("its bytes do not have their sum")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise  # missing or not readable: the message of the system says why
     except (

@@ -14,9 +14,11 @@ from typing import IO, Any
 import torch
 import yaml
 
-from fourstage.engine.state import load_state
-from fourstage.files import is_unfinished, remove_unfinished, write_text
+from fourstage.documents import YAML_BYTES
+from fourstage.engine.state import PREVIOUS
+from fourstage.files import is_unfinished, read_text, remove_unfinished, write_text
 from fourstage.recipe import FREE, Recipe, Resolved, difference, from_mapping, read_yaml
+from fourstage.run.states import Newest, newest_state, read_best
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "faster-coco-eval")
 
@@ -39,6 +41,11 @@ class RunFolder:
     @property
     def last(self) -> Path:
         return self.checkpoints / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The last checkpoint but one, for a last one that is damaged."""
+        return self.checkpoints / PREVIOUS
 
     @property
     def best(self) -> Path:
@@ -78,10 +85,17 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: before the run's first evaluation.
-            ValueError: the run keeps no average of its weights.
+            ValueError: the run keeps no average of its weights, or its best checkpoint is damaged.
         """
         best = self.require_best()
-        if which == "model" or load_state(best).get("which") == which:
+        try:
+            content = read_best(best)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; continue the run, which makes another one, or take the weights of the last step with "
+                f"--weights {self.last}"
+            ) from None
+        if which == "model" or content.get("which") == which:
             return best, "model"
         if self.recipe().ema is None:
             raise ValueError(f"{self.path} has no averaged weights: its recipe sets no ema; leave --which out")
@@ -94,7 +108,7 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{self.path} is not a run folder: it has no recipe.yaml; name a folder that `fourstage train` wrote"
             )
-        return from_mapping(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)).recipe
+        return from_mapping(read_yaml(read_text(path, YAML_BYTES), str(path)), str(path)).recipe
 
     def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:
         """Create the folder, or check that it holds a run of this recipe; lock it for this process."""
@@ -130,9 +144,21 @@ class RunFolder:
                 f"set that run aside and start again"
             )
 
+    def newest(self) -> Newest:
+        """Return the state of the newest checkpoint that is not damaged. Only reads: another process may write.
+
+        Raises:
+            ValueError: all checkpoints are damaged.
+        """
+        return newest_state(self.last, self.previous, self.best)
+
     def state(self) -> dict[str, Any] | None:
-        """Return the state in the last checkpoint, or None before the first. Only reads: another process may write."""
-        return load_state(self.last) if self.last.is_file() else None
+        """Return the state to continue from, or None before the first checkpoint; see `newest`."""
+        return self.newest().state
+
+    def set_damaged_aside(self) -> None:
+        """Rename a damaged last checkpoint, so that it does not become the previous one. The one before takes over."""
+        self.last.replace(self.last.with_name(f"{self.last.name}.damaged"))
 
     def set_aside(self) -> Path | None:
         """Rename the folder so that its name is free; return the new name, or None if there was no folder."""

@@ -29,6 +29,7 @@ from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
+from fourstage.run.states import best_problem
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.user_files import import_files, where_raised
 
@@ -300,16 +301,20 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
 
 def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> int:
     """Restore a training from its last checkpoint, if there is one. Returns the position in its log."""
-    state = folder.state()
+    newest = folder.newest()
+    state = newest.state
     if state is None:
         if folder.best.exists():
             raise ValueError(f"{folder.last} is missing, only {folder.best.name} is there; put it back, or add --fresh")
         return 0
-    warnings = _check_same_data(state, setup)
-    training.restore(state)
-    if training.best and not folder.best.is_file():
+    warnings = [*([newest.note] if newest.note else []), *_check_same_data(state, setup)]
+    setup.ranks.wait()  # until all have read it
+    if newest.damaged and setup.ranks.first:
+        folder.set_damaged_aside()
+    _restore(training, state, folder)
+    if training.best and (problem := best_problem(folder.best)):
         training.best, training.evaluated = {}, 0
-        warnings.append(f"{folder.best} is missing; the best of the evaluations from here on replaces it.")
+        warnings.append(f"{problem}; the best of the evaluations from here on replaces it.")
     if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
         warnings.append(f"{folder.log} lacks lines that were written before.")
     training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
@@ -317,6 +322,18 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
         first = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
         print("\n".join([first, *warnings]), flush=True)
     return state["log"]
+
+
+def _restore(training: Training, state: Mapping[str, Any], folder: RunFolder) -> None:
+    """Fill a training from a state. Raises ValueError where the state is of another network or optimiser."""
+    try:
+        training.restore(state)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise ValueError(
+            f"{folder.last} does not fit the network that the recipe builds ({reason:.200}); restore the files and "
+            f"packages that the run was started with, or add --fresh"
+        ) from error
 
 
 def _window(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:

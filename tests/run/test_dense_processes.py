@@ -42,7 +42,7 @@ def test_two_processes_train_and_score_as_one(
     assert [line["step"] for line in train] == [1, 2]  # one process writes
     assert all(math.isfinite(value) for line in train for value in (*line["losses"].values(), line["grad_norm"]))
     assert [line["which"] for line in logged(out, "evaluation")] == ["model", "ema"]
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.pt", "last.pt", "previous.pt"]
     assert load_state(out / "checkpoints" / "last.pt")["finished"]
     divided = json.loads((out / "evaluation.json").read_text())
     assert len((out / "records.jsonl").read_text().splitlines()) == 5

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from fourstage.checksums import is_intact
 from fourstage.weights.reading.metadata import classes_of
 from fourstage.weights.reading.unpickle import Foreign, Machine, RefusedError, UnreadableError
 
@@ -196,6 +197,8 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
+    if is_intact(file) is False:
+        raise UnreadableError(f"is damaged, its bytes do not have the sum that was written with them: {AGAIN}")
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:

@@ -1,0 +1,115 @@
+"""Which checkpoint of a run to use: the newest one that is not damaged. Checkpoints of a run may come from anyone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fourstage.weights.reading.safe import AGAIN, read_checkpoint
+
+# What a state needs to continue a run, beside "fourstage".
+CONTENT: Mapping[str, type | tuple[type, ...]] = {
+    "step": int,
+    "evaluated": int,
+    "seconds": (int, float),
+    "log": int,
+    "finished": bool,
+    "classes": list,
+    "best": dict,
+    "recipe": dict,
+    "conditions": dict,
+    "model": dict,
+    "ema": (dict, type(None)),
+    "optimizer": dict,
+    "scaler": dict,
+    "windows": dict,
+}
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The state to continue from."""
+
+    state: dict[str, Any] | None  # None: the run has no checkpoint yet
+    note: str = ""  # one sentence where it is not that of the last checkpoint
+    damaged: bool = False  # whether the last checkpoint is there, but damaged
+
+
+def newest_state(last: Path, previous: Path, best: Path) -> Newest:
+    """Return the state in the last checkpoint of a run, or in the previous one where the last is damaged or missing.
+
+    Args:
+        best: the best checkpoint, for the message where both are damaged.
+
+    Raises:
+        ValueError: both are damaged, or the only one is.
+    """
+    if not last.exists() and not previous.exists():
+        return Newest(None)
+    problem = f"{last} is missing"
+    if last.exists():
+        try:
+            return Newest(read_state(last))
+        except ValueError as error:
+            problem = str(error)
+    if previous.exists():
+        try:
+            state = read_state(previous)
+        except ValueError as error:
+            problem = f"{problem}, and {error}"
+        else:
+            note = f"{problem}; continuing from {previous.name}, which loses no exactness, only the steps since then."
+            return Newest(state, note, damaged=last.exists())
+    hint = "add --fresh to start again"
+    if not best_problem(best):
+        hint += f", or start a new run from the best weights with weights={best} and another --out"
+    raise ValueError(f"{problem}; {hint}")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of a training. Raises ValueError where the file is damaged, or is none."""
+    content = _read(path)
+    wrong = next((key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)), None)
+    if wrong is None and not _is_plausible(content):
+        wrong = "windows"
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged, or is not the checkpoint of a training ({wrong} is missing or wrong)")
+    return content
+
+
+def read_best(path: Path) -> dict[str, Any]:
+    """Read the best checkpoint of a run. Raises ValueError where the file is damaged, or is none."""
+    content = _read(path)
+    if not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path} is damaged, or is not the best checkpoint of a run (model is missing or wrong)")
+    return content
+
+
+def best_problem(path: Path) -> str:
+    """Return why the best checkpoint of a run cannot be used, without a full stop; "": it can."""
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        read_best(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_checkpoint(path).content
+    except ValueError as error:
+        raise ValueError(str(error).removesuffix(f": {AGAIN}")) from None  # a run saves again by itself
+    if content.get("fourstage") != 1:
+        raise ValueError(f"{path} is not a checkpoint of a run")
+    return content
+
+
+def _is_plausible(content: Mapping[str, Any]) -> bool:
+    """Return whether positions are natural numbers, and the sums of each process are tensors by name."""
+    windows = content["windows"].values()
+    sums = all(isinstance(window, dict) and all(isinstance(v, Tensor) for v in window.values()) for window in windows)
+    return sums and min(content[key] for key in ("step", "evaluated", "log")) >= 0
