@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-LEAVES = {"checksums", "documents", "files", "user_files", "methods"}  # any room may import them
+LEAVES = {"checksums", "documents", "files", "methods", "resources", "user_files"}  # any room may import them
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "checksums": set(),
     "documents": set(),
     "files": set(),
     "user_files": set(),
     "methods": set(),
+    "resources": set(),
     "registry": set(),
     "progress": set(),
     "ops": set(),

@@ -7,10 +7,10 @@ loads it, with any number of workers, on the first try or after a restart.
 import math
 import os
 import random
-import signal
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, SupportsIndex
@@ -18,10 +18,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data import Dataset as TorchDataset
 
 from fourstage.data.sample import Batch, Dataset, Sample, collate
+from fourstage.data.workers import Answers, Place, in_worker
 from fourstage.user_files import import_again, imported_files
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
@@ -173,7 +172,7 @@ class BatchTransform(ABC):
         """Transform a sample into `slot_CHW`, which has the size of the result; None: into memory of its own."""
 
 
-class _Fetch(TorchDataset["Batch | ValueError"]):
+class _Fetch:
     """Requests to batches, in the main process or in a loader process."""
 
     def __init__(
@@ -190,11 +189,15 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
         files = imported_files()
         return (_fetch_after, (_UserFiles(files), vars(self))) if files else super().__reduce_ex__(protocol)
 
-    def __getitem__(self, request: Request) -> Batch | ValueError:
-        """Return the batch, or the error of broken data: an exception that is raised does not leave a worker intact."""
+    def __call__(self, request: Request, place: Place = lambda index: None) -> Batch | ValueError:
+        """Return the batch, or the error of broken data.
+
+        Args:
+            place: is called with the index of each sample before it is read.
+        """
         try:
             copies = request.copies or (0,) * len(request.indices)
-            batch = self._gather(request.sample_key, list(zip(request.indices, copies, strict=True)))
+            batch = self._gather(request.sample_key, list(zip(request.indices, copies, strict=True)), place)
         except ValueError as error:
             return error
         if self.mix and request.mix_key is not None:
@@ -202,20 +205,25 @@ class _Fetch(TorchDataset["Batch | ValueError"]):
             batch = self.mix(batch)
         return batch
 
-    def _gather(self, key: tuple[int, ...] | None, asked: list[tuple[int, int]]) -> Batch:
+    def _gather(self, key: tuple[int, ...] | None, asked: list[tuple[int, int]], place: Place) -> Batch:
         """Return a batch as `collate` does; images of the size of the first are written straight into the batch.
 
         Each image is then written once; in a loader process, to memory that the main process reads.
         """
         first, *rest = asked
+        place(first[0])
         samples = [self._one(key, *first, None)]
         image_CHW = samples[0].image
         assert isinstance(image_CHW, Tensor), "transforms end with a tensor"
         if samples[0].objects is not None or samples[0].label_map_HW is not None:  # such images differ in size
-            return collate([*samples, *(self._one(key, *one, None) for one in rest)], self.divisor)
+            for one in rest:
+                place(one[0])
+                samples.append(self._one(key, *one, None))
+            return collate(samples, self.divisor)
         images_BCHW = _batch_memory((len(asked), *image_CHW.shape), image_CHW.dtype)
         samples[0] = replace(samples[0], image=images_BCHW[0].copy_(image_CHW))
         for slot_CHW, one in zip(images_BCHW[1:], rest, strict=True):
+            place(one[0])
             sample = self._one(key, *one, slot_CHW)
             assert isinstance(sample.image, Tensor), "transforms end with a tensor"
             if sample.image is not slot_CHW and sample.image.shape == slot_CHW.shape:
@@ -260,7 +268,7 @@ def _as_batch(samples: list[Sample], images_BCHW: Tensor, divisor: int) -> Batch
 def _batch_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an empty tensor; in a loader process, in memory that it shares with the main process."""
     memory = torch.empty(0, dtype=dtype)
-    if get_worker_info() is not None:
+    if in_worker():
         size = math.prod(shape) * memory.element_size()
         memory = memory.new(memory.untyped_storage()._new_shared(size, device="cpu"))  # as torch's own collate does
     return memory.resize_(shape)
@@ -284,13 +292,13 @@ def train_batches(
         divisor: images are padded to multiples of it, see `collate`.
     """
     order = (plan.request(step, i) for step in range(first_step, last_step) for i in range(plan.accumulation))
-    loader = _loader(_Fetch(dataset, transform, mix, divisor), order, workers, pin_memory)
     batches: list[Batch] = []
-    for batch in _loaded(loader):
-        batches.append(batch)
-        if len(batches) == plan.accumulation:
-            yield batches
-            batches = []
+    with closing(_loaded(_Fetch(dataset, transform, mix, divisor), order, workers, pin_memory)) as loaded:
+        for batch in loaded:
+            batches.append(batch)
+            if len(batches) == plan.accumulation:
+                yield batches
+                batches = []
 
 
 def evaluation_batches(
@@ -311,65 +319,44 @@ def evaluation_batches(
     """
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
-    yield from _loaded(_loader(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory))
+    yield from _loaded(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory)
 
 
-def _loaded(loader: Iterable[Batch | ValueError]) -> Generator[Batch]:
-    """Yield the batches of a loader; raise the errors that it returns, and one sentence where a worker was killed."""
-    batches = iter(loader)
-    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-        # torch would raise in the middle of a step when a worker dies; now the error comes with the next request
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        for batch in batches:
-            if isinstance(batch, ValueError):
-                raise batch
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # a worker that dies while it hands over a batch breaks the connection before torch notices its end
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise ValueError(
-            "a loader process was killed, most likely because memory ran out; the same command continues, perhaps with "
-            "workers=0"
-        ) from error
-
-
-def _loader(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> DataLoader[Batch | ValueError]:
+def _loaded(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> Generator[Batch]:
+    """Yield the batch of each request; raise the errors of broken data, and `LoaderError` for a lost process."""
     workers = min(workers, _cores())
-    return DataLoader(
-        fetch,
-        batch_size=None,
-        sampler=_IteratorSampler(order),
-        collate_fn=_unchanged,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
-    )
+    if not workers:
+        for batch in map(fetch, order):
+            yield _checked(_pin(batch) if pin_memory else batch)
+        return
+    with closing(Answers(fetch, order, workers, fetch.dataset.id)) as batches:
+        yield from map(_checked, _pinned(batches) if pin_memory else batches)
+
+
+def _checked(batch: Batch | ValueError) -> Batch:
+    if isinstance(batch, ValueError):
+        raise batch
+    return batch
+
+
+def _pin(batch: Batch | ValueError) -> Batch | ValueError:
+    return batch.pin_memory() if isinstance(batch, Batch) else batch
+
+
+def _pinned(batches: Answers[Request, Batch | ValueError]) -> Generator[Batch | ValueError]:
+    """Yield batches in page-locked memory; one that is ready early is copied there while the one before is used."""
+    with ThreadPoolExecutor(1, "pin_memory") as thread:
+        ahead: Future[Batch | ValueError] | None = None
+        for received in batches:
+            batch = _pin(received)
+            while True:
+                ahead = thread.submit(_pin, next(batches)) if batches.ready() else None
+                yield batch
+                if ahead is None:
+                    break
+                batch = ahead.result()
 
 
 def _cores() -> int:
     """Return the number of processors that this process may use; more loader workers than that slow each other down."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-class _IteratorSampler:
-    """An iterator as the sampler that torch's loader needs; it is read once."""
-
-    def __init__(self, order: Iterator[Request]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.order
-
-
-def _start_worker(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which the main process handles, and use one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -107,8 +107,8 @@ class Loop:
         if stop.name is None:
             try:
                 batches = next(self.batches)
-            except ValueError as unreadable:
-                error = unreadable
+            except ValueError as unreadable:  # a launcher's SIGTERM may have ended the loader processes as well
+                error = unreadable if stop.name is None else None
         if not self.ranks.any(batches is None):
             return batches
         if error is not None:

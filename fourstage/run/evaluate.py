@@ -17,6 +17,7 @@ from torch import nn
 
 from fourstage.data.loader import evaluation_batches
 from fourstage.data.sample import BadImage, Batch, Dataset, Sample, collate
+from fourstage.data.workers import LoaderError
 from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.state import load_state
 from fourstage.engine.stop import StopRequest
@@ -71,17 +72,19 @@ class Evaluator:
         with closing(batches):
             try:
                 for batch in batches:
-                    if stop is not None and stop.name is not None and self.ranks.size == 1:
-                        return None
+                    if stop is not None and stop.name is not None:
+                        break
                     records |= self._predict(task, batch)
                     done += 1
                     if bar is not None:
                         bar.update(min(len(records) * self.ranks.size, len(self.val)))
-            except BadImage as unreadable:
+            except (BadImage, LoaderError) as unreadable:
                 error = unreadable
         self._join_collectives(task, done)
+        if self.ranks.any(stop is not None and stop.name is not None):
+            return None  # a launcher's SIGTERM may have ended the loader processes as well
         if self.ranks.any(error is not None):  # else the other processes would wait for records for ever
-            raise error or ValueError("another process cannot read an image; its message names the file")
+            raise error or ValueError("another process cannot read its images; its message says why")
         return self.ranks.gather(records)
 
     def _predict(self, task: Task, batch: Batch) -> Mapping[str, Record]:

@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from fourstage.data.loader import (
     Request,
     TrainPlan,
     _Fetch,
-    _loaded,
     epoch_order,
     evaluation_batches,
     seed_everything,
@@ -211,18 +209,6 @@ def test_an_unreadable_image_is_named_from_any_process(workers: int) -> None:
         list(evaluation_batches(Numbers(20, broken=7), noisy, batch_size=4, workers=workers))
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker 7")])
-def test_a_worker_that_dies_while_it_hands_over_is_told(error: Exception) -> None:
-    def dying() -> Iterator[Batch]:
-        yield Batch(("0",), torch.zeros(1, 3, 4, 4), ((4, 4),), ((4, 4),))
-        raise error
-
-    batches = _loaded(dying())
-    assert isinstance(next(batches), Batch)
-    with pytest.raises(ValueError, match="a loader process was killed"):
-        next(batches)
-
-
 class Growing(BatchTransform):
     """Images whose size depends on their number, written to their place where they fit."""
 
@@ -263,7 +249,7 @@ class Marked:
 def test_a_batch_is_what_collate_makes_of_its_samples(grows: bool, way: str) -> None:
     plain = Marked(Growing(grows), objects=way == "with objects", label_map=way == "with a label map")
     transform = Growing(grows) if way == "placed" else plain
-    found = _Fetch(Numbers(8), transform, None)[Request(None, (2, 0, 5))]
+    found = _Fetch(Numbers(8), transform, None)(Request(None, (2, 0, 5)))
     wanted = collate([transform(Numbers(8).sample(i)) for i in (2, 0, 5)])
     assert isinstance(found, Batch)
     assert torch.equal(found.images_BCHW, wanted.images_BCHW)
@@ -289,7 +275,7 @@ def test_work_for_another_process_can_be_pickled() -> None:
     """Where processes are spawned, not forked, everything that a worker needs travels."""
     mix = Mixing(2, mixup=0.8, cutmix=1.0, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1)
     fetch = pickle.loads(pickle.dumps(_Fetch(Numbers(8), noisy, mix)))
-    assert fetch[Request((0, 0), (1, 2), (0, 0, 0, 0))].ids == ("1", "2")
+    assert fetch(Request((0, 0), (1, 2), (0, 0, 0, 0))).ids == ("1", "2")
 
 
 def test_another_seed_is_another_order() -> None:
