@@ -135,9 +135,8 @@ class _Pool(Generic[Request, Answer]):
         for number in range(count):
             read_request, write_request = context.Pipe(duplex=False)
             read_answer, write_answer = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(fetch, number, read_request, write_answer, self._places), daemon=True
-            )
+            pipes = (read_request, write_answer, write_request, read_answer)
+            process = context.Process(target=_work, args=(fetch, number, pipes, self._places), daemon=True)
             process.start()
             read_request.close()  # before the next process starts, which would keep this end open
             write_answer.close()
@@ -270,9 +269,20 @@ def _end(processes: list[BaseProcess], requests: list[Connection], answers: list
 
 
 def _work(
-    fetch: Callable[[Any, Place], Any], number: int, requests: Connection, answers: Connection, places: Any
+    fetch: Callable[[Any, Place], Any],
+    number: int,
+    pipes: tuple[Connection, Connection, Connection, Connection],
+    places: Any,
 ) -> None:
-    """Answer requests until the pipe of the requests is closed. See `_listen` for the end."""
+    """Answer requests until the main process closes their pipe. See `_listen` for the end.
+
+    Args:
+        pipes: where requests are read and answers written, and the other two ends. A forked process has inherited
+            these and closes them: a pipe ends only when all copies of its other end are closed.
+    """
+    requests, answers, *others = pipes
+    for other in others:
+        other.close()
     global _in_worker  # noqa: PLW0603 - one process is one worker
     _in_worker = True
     inbox: SimpleQueue[Any] = SimpleQueue()
