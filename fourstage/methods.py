@@ -94,6 +94,16 @@ METHODS = {
             read_config=f"{FOREIGN}.detectors:retinanet",
         ),
         Method(
+            "dino",
+            "detection",
+            f"{DETECTION}.dino:DINO",
+            names="fourstage.weights.dino:NAMES",
+            count_classes="fourstage.weights.dino:count_of_dino",
+            keys=r"^dn_query_generator\.|^label_embed\.|^label_enc\.",
+            config_types=("DINO",),
+            read_config=f"{FOREIGN}.dino:dino",
+        ),
+        Method(
             "upernet",
             "segmentation",
             f"{SEGMENTATION}.upernet:upernet",

@@ -52,6 +52,17 @@ def generalized_iou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
     return both / union - (around - union) / around
 
 
+def center_form(boxes_N4: Tensor) -> Tensor:
+    """Return (..., 4) centre x, centre y, width, height of boxes by their corners."""
+    return torch.cat(_center_size(boxes_N4), dim=-1)
+
+
+def corner_form(boxes_N4: Tensor) -> Tensor:
+    """Return (..., 4) corners of boxes by their centre x, centre y, width and height."""
+    center_N2, half_N2 = boxes_N4[..., :2], boxes_N4[..., 2:] * 0.5
+    return torch.cat([center_N2 - half_N2, center_N2 + half_N2], dim=-1)
+
+
 def clip_boxes(boxes_N4: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Clip boxes to the border of an image of `size` (H, W), a pair or a tensor that broadcasts: (..., 2)."""
     limit = torch.as_tensor(size, dtype=boxes_N4.dtype, device=boxes_N4.device)

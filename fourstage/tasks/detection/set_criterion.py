@@ -63,23 +63,36 @@ class SetCriterion:
         """
         found = self.match(layers, truths)
         count = mean(count_tensor(len(found[0]), layers[0].logits_BQC)).clamp(min=1)  # the same in every layer
-        out = {}
-        for i, (queries, pairs) in enumerate(zip(layers, found, strict=True)):
-            prefix = "" if i + 1 == len(layers) else f"d{i}."
-            for name, loss in self.losses.items():
-                out[prefix + name] = loss(queries, pairs) / count * self.weights.get(name, 1.0)
-        return out
+        return self.weighed(layer_names(len(layers)), layers, found, count)
+
+    def weighed(
+        self, prefixes: Sequence[str], layers: Sequence[Queries], found: Sequence[MatchedPairs], count: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of layers whose pairs are known, divided by `count`, as PREFIX + NAME."""
+        return {
+            prefix + name: loss(queries, pairs) / count * self.weights.get(name, 1.0)
+            for prefix, queries, pairs in zip(prefixes, layers, found, strict=True)
+            for name, loss in self.losses.items()
+        }
 
     @torch.no_grad()
     def match(self, layers: Sequence[Queries], truths: Sequence[GroundTruth]) -> list[MatchedPairs]:
         """Return the matched pairs of each layer; the costs of all layers are assigned together."""
-        costs = [
-            self.cost(layer.logits_BQC[i], layer.boxes_BQ4[i], truth)
-            for layer in layers
+        of_images = [
+            self.cost(
+                torch.cat([layer.logits_BQC[i] for layer in layers]),
+                torch.cat([layer.boxes_BQ4[i] for layer in layers]),
+                truth,
+            ).split([layer.logits_BQC.shape[1] for layer in layers])
             for i, truth in enumerate(truths)
         ]
-        matches = match_sets(costs)
+        matches = match_sets([costs[k] for k in range(len(layers)) for costs in of_images])
         return [_pairs(matches[k * len(truths) :][: len(truths)], truths) for k in range(len(layers))]
+
+
+def layer_names(count: int) -> list[str]:
+    """Return what begins the names of the losses of `count` layers: nothing for the last one."""
+    return [*(f"d{i}." for i in range(count - 1)), ""]
 
 
 def _pairs(matches: Sequence[Matches], truths: Sequence[GroundTruth]) -> MatchedPairs:

@@ -14,6 +14,7 @@ from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch, Objects
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
 
@@ -46,7 +47,12 @@ BUILD: dict[str, Callable[[nn.Module], Detector]] = {
 }
 
 
-METHODS = {RetinaNet: "retinanet", MaskRCNN: "mask_rcnn", CascadeMaskRCNN: "cascade_mask_rcnn"}  # whose names they have
+METHODS = {
+    RetinaNet: "retinanet",
+    MaskRCNN: "mask_rcnn",
+    CascadeMaskRCNN: "cascade_mask_rcnn",
+    DINO: "dino",
+}  # whose names they have
 
 
 def keep_all_anchors(detector: Detector) -> Detector:

@@ -9,6 +9,7 @@ from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch, Objects
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
 
@@ -29,7 +30,8 @@ class SmallBackbone(nn.Module):
         return maps[1:]
 
 
-NAMES = ("retinanet", "mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv")
+NAMES = ("retinanet", "mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv", "dino")
+TWO_STAGE = ("mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv")
 
 
 def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) -> Detector:
@@ -39,6 +41,19 @@ def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) 
         return RetinaNet(backbone, classes, channels=16, convs=1)
     if name in ("mask_rcnn", "faster_rcnn"):
         return MaskRCNN(backbone, classes, masks=name == "mask_rcnn", channels=16, fc_channels=32, mask_channels=16)
+    if name == "dino":
+        return DINO(
+            backbone,
+            classes,
+            queries=600,
+            channels=16,
+            encoder_layers=1,
+            decoder_layers=2,
+            heads=2,
+            points=2,
+            hidden=32,
+            per_image=100,
+        )
     return CascadeMaskRCNN(
         backbone,
         classes,

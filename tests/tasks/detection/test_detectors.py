@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scenes import NAMES, SOME, SmallBackbone, batch, objects, small, with_detections
+from scenes import NAMES, SOME, TWO_STAGE, SmallBackbone, batch, objects, small, with_detections
 from torch import nn
 
 from fourstage.api import create_detector
 from fourstage.data.sample import Batch, Objects
 from fourstage.tasks.detection.box_head import BoxHead, DetectionLimits
 from fourstage.tasks.detection.detector import Detections
+from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.single_stage import CandidateLimits, best_pairs, by_anchor, pairs_of_best_anchors
@@ -23,10 +24,19 @@ from fourstage.tasks.detection.two_stage import TwoStage
 every = pytest.mark.parametrize("name", NAMES)
 
 
-def assert_same(a: Detections, b: Detections) -> None:
+def assert_same(a: Detections, b: Detections, *, in_order: bool = True) -> None:
+    if not in_order:  # without suppression there are many detections, and scores that differ only in their last digit
+        a, b = (by_box(one) for one in (a, b))
     assert a.labels_N.tolist() == b.labels_N.tolist()
     torch.testing.assert_close(a.boxes_N4, b.boxes_N4, rtol=0, atol=1e-3)
     torch.testing.assert_close(a.scores_N, b.scores_N, rtol=0, atol=1e-5)
+
+
+def by_box(found: Detections) -> Detections:
+    """The detections in the order of classes and places."""
+    columns = np.stack([found.labels_N.numpy(), *found.boxes_N4.round(decimals=2).numpy().T])
+    order = np.lexsort(columns[::-1])
+    return Detections(found.boxes_N4[order], found.labels_N[order], found.scores_N[order])
 
 
 @every
@@ -36,7 +46,7 @@ def test_an_image_among_others_gives_what_it_gives_alone(name: str) -> None:
     for i, id in enumerate(together.ids):
         [alone] = detector.detect(batch([[]], ids=[id]))
         assert len(alone) > 0
-        assert_same(alone, found[i])
+        assert_same(alone, found[i], in_order=name != "dino")
         if alone.masks is not None:
             ours = found[i].masks
             assert ours is not None
@@ -127,12 +137,12 @@ def test_padding_in_the_batch_is_as_padding_in_the_detector(name: str) -> None:
         wide, sizes=small_image.sizes, original_sizes=small_image.original_sizes, objects=(own,), ids=small_image.ids
     )
     detector = with_detections(small(name))
-    assert_same(detector.detect(small_image)[0], detector.detect(padded)[0])
+    assert_same(detector.detect(small_image)[0], detector.detect(padded)[0], in_order=name != "dino")
     for key, value in detector.losses(padded, seed=3).items():
         torch.testing.assert_close(value, detector.losses(small_image, seed=3)[key])
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dino"])
 def test_no_detection_gives_empty_tensors(name: str) -> None:
     detector = small(name).eval()
     for key, parameter in detector.named_parameters():
@@ -150,6 +160,8 @@ def test_no_detection_gives_empty_tensors(name: str) -> None:
 @every
 def test_half_precision_trains_in_float32_where_it_matters(name: str) -> None:
     detector, data = small(name), batch([SOME, []])
+    if isinstance(detector, DINO):  # in half precision cells are ranked in another order, and each rank has a content
+        nn.init.zeros_(detector.query_embed.weight)
     full = detector.losses(data, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
         half = detector.losses(data, seed=1)
@@ -167,7 +179,7 @@ def test_weights_in_half_precision_detect(name: str) -> None:
     assert found.boxes_N4.dtype == found.scores_N.dtype == torch.float32
 
 
-two_stage = pytest.mark.parametrize("name", [name for name in NAMES if name != "retinanet"])
+two_stage = pytest.mark.parametrize("name", TWO_STAGE)
 
 
 def values(data: Batch, name: str, seed: int | None) -> dict[str, float]:
@@ -235,6 +247,8 @@ def test_true_boxes_enter_every_stage_of_a_cascade_once(name: str) -> None:
 def test_the_mean_over_processes_of_losses_is_the_loss_over_all(name: str) -> None:
     """Each of two processes has one image, and divides by the mean of both counts."""
     detector, data = small(name).eval(), batch([SOME, SOME[:1]])
+    if isinstance(detector, DINO):
+        detector.denoising = 1  # one group of queries with noise in each process, as for both images together
     parts = [batch([SOME], ids=["image 0"]), batch([SOME[:1]], ids=["image 1"])]
     counts: list[list[torch.Tensor]] = []
     for part in parts:
