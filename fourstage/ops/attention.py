@@ -35,7 +35,10 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
         front = q.shape[1:-2]
         mask = mask if mask is None else mask.expand(*front, *mask.shape[-2:]).flatten(0, -3)
         q, k, v = (x.flatten(1, -3) for x in (q, k, v))
+        mask = mask if mask is None else mask[None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(1, front)
+    if mask is not None and mask.ndim == 3:
+        mask = mask[None]  # a mask of three axes is not for the kernel of a CPU
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 

@@ -4,6 +4,8 @@
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from fourstage.ops import products
 from fourstage.ops.chunks import by_rows
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.products import Ways
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
 
 FEW = 128  # rows below which preparing another product costs more than it saves
 
@@ -20,7 +24,7 @@ def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:
     """Return `layer(x)`: (..., C) to (..., D)."""
     if not (may_run_fast(x_NC, modules=(layer,)) and isinstance(layer, nn.Linear)):
         return layer(x_NC)
-    product = _product(x_NC)
+    product = _product(x_NC, layer.weight)
     return layer(x_NC) if product is None else product(x_NC, layer.weight, layer.bias, False)
 
 
@@ -33,29 +37,41 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
         and isinstance(reduce, nn.Linear)
     ):
         return reduce(act(expand(x_NC)))
-    return by_rows(lambda rows_NC: _fast_mlp(expand, act, reduce, rows_NC), x_NC, expand.out_features)
-
-
-def _fast_mlp(expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, x_NC: Tensor) -> Tensor:
-    """The same, with GELU in the pass of the first layer where its product has that."""
-    product, exact = _product(x_NC), act.approximate == "none"
-    if product is None:
-        return reduce(act(expand(x_NC)))
-    hidden = product(x_NC, expand.weight, expand.bias, exact)
-    return product(hidden if exact else act(hidden), reduce.weight, reduce.bias, False)
+    first, second = _product(x_NC, expand.weight), _product(x_NC, reduce.weight)
+    return by_rows(lambda rows_NC: _fast_mlp(expand, act, reduce, first, second, rows_NC), x_NC, expand.out_features)
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
-def _product(x_NC: Tensor) -> Product | None:
-    """Return what computes an untouched layer for this number of rows faster than its `forward`; None: nothing."""
+def _fast_mlp(
+    expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, first: Product | None, second: Product | None, x_NC: Tensor
+) -> Tensor:
+    """The same, with GELU in the pass of the first layer where its product has that."""
+    exact = act.approximate == "none"
+    if first is None:
+        hidden = act(expand(x_NC))
+    else:
+        hidden = first(x_NC, expand.weight, expand.bias, exact)
+        hidden = hidden if exact else act(hidden)
+    return reduce(hidden) if second is None else second(hidden, reduce.weight, reduce.bias, False)
+
+
+def _product(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
+    """Return what computes an untouched layer faster than its `forward`, by its number of rows; None: nothing."""
     if x_NC.numel() < FEW * x_NC.shape[-1]:
         return None
-    name = products.current().training if torch.is_grad_enabled() else products.current().inference
-    if name == "blas" or (name == "onednn" and not products.has_onednn()):  # its flag may have changed
+    rows, (channels_out, channels_in) = x_NC.numel() // x_NC.shape[-1], weight_DC.shape
+    ways = products.current().linear[products.shape_class(rows, channels_in, channels_out)]
+    names = set(ways.training if torch.is_grad_enabled() else (ways.inference,))
+    if names == {"blas"} or ("onednn" in names and not products.has_onednn()):  # its flag may have changed
         return None
-    return PRODUCTS[name]
+    if torch.is_grad_enabled() and "onednn" in names:
+        return partial(by_passes, ways)
+    return PRODUCTS[names.pop()]
+
+
+# ------------------------------------------------------------------------------------- one product for all passes
 
 
 def by_blas(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
@@ -76,8 +92,63 @@ def by_convolution(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu:
 
 
 def by_onednn(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
+    """Has no gradients."""
     after, how = ("gelu", "none") if gelu else ("none", "")  # "none": the exact GELU, not that by tanh
     return torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how)
 
 
 PRODUCTS: dict[str, Product] = {"blas": by_blas, "convolution": by_convolution, "onednn": by_onednn}
+
+
+# ------------------------------------------------------------------------------------- one product for each pass
+
+
+PASS_PRODUCTS = ("blas", "onednn")
+
+
+def by_passes(ways: Ways, x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
+    """With gradients; each of the three passes has the product that `ways` names for it."""
+    out_ND = LinearByPasses.apply(x_NC, weight_DC, bias_D, ways.training)
+    return F.gelu(out_ND) if gelu else out_ND
+
+
+def output_pass(name: str, x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None) -> Tensor:
+    """Return the layer's output, of a matrix of rows."""
+    return (by_onednn if name == "onednn" else by_blas)(x_NC, weight_DC, bias_D, False)
+
+
+def input_pass(name: str, grad_ND: Tensor, weight_DC: Tensor) -> Tensor:
+    """Return the gradient of the layer's input: (N, C)."""
+    return by_onednn(grad_ND, weight_DC.t(), None, False) if name == "onednn" else grad_ND @ weight_DC
+
+
+def weight_pass(name: str, grad_ND: Tensor, x_NC: Tensor) -> Tensor:
+    """Return the gradient of the layer's weight: (D, C)."""
+    return by_onednn(grad_ND.t(), x_NC.t(), None, False) if name == "onednn" else grad_ND.t() @ x_NC
+
+
+class LinearByPasses(torch.autograd.Function):
+    """A linear layer whose three passes are computed by the products of these names."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_DC: Tensor, bias_D: Tensor | None, names: tuple[str, ...]) -> Tensor:
+        ctx.names = names
+        ctx.save_for_backward(x, weight_DC, bias_D)
+        out_ND = output_pass(names[0], x.reshape(-1, x.shape[-1]), weight_DC, bias_D)
+        return out_ND.view(*x.shape[:-1], len(weight_DC))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight_DC, bias_D = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if needs_plain_form(grads[0]):
+            tensors = (x, weight_DC) if bias_D is None else (x, weight_DC, bias_D)
+            found = of_plain_form(F.linear, tensors, wanted[: len(tensors)], grads[0])
+            return (*found, *[None] * (4 - len(found)))
+        grad_ND = grads[0].reshape(-1, len(weight_DC))
+        return (
+            input_pass(ctx.names[1], grad_ND, weight_DC).view(x.shape) if wanted[0] else None,
+            weight_pass(ctx.names[2], grad_ND, x.reshape(-1, x.shape[-1])) if wanted[1] else None,
+            grad_ND.sum(0) if wanted[2] else None,
+            None,
+        )

@@ -1,26 +1,39 @@
-"""Measuring which products are the fastest on this machine.
+"""Measuring which products are the fastest on this machine, once for each machine.
 
-Networks measure when the first one is built in a process, so that no forward pass does: not under a tracer or a
-transform, and not in a loop that somebody times. One measurement takes about a tenth of a second.
+Networks ask for the choice when the first one is built in a process, so that no forward pass measures: not under a
+tracer or a transform, and not in a loop that somebody times. The choice is kept in the user's cache, see
+`kept_choice.py`; only where there is none, a measurement takes about two seconds.
 """
 
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from time import perf_counter, thread_time
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fourstage.ops import attention, matmul, products
+from fourstage.ops import attention, kept_choice, matmul, products
 from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switched_on
-from fourstage.ops.products import Products
+from fourstage.ops.products import CLASSES, Products, Ways
 
-TURNS = 4  # of which the first warms up
-MARGIN = 0.95  # a product replaces PyTorch's own only if it takes at most this share of its time
+SHAPES = {"few": (392, 192, 768), "some": (1568, 128, 384), "many": (4704, 96, 384), "most": (16384, 96, 384)}
+"""Rows, narrow and wide channels that stand for a class: about those of a pyramid's maps for some images."""
+
+SAME = {"most-wide-wide": "many-wide-wide"}  # too long to measure, and no network has many of them
+MARGIN = 0.95  # a product replaces the plain one only if it takes at most this share of its time
+FEWEST, MOST = 4, 16  # turns; the first ones choose kernels
+AGAIN = 1.1  # times are the same up to this factor
+MET = 3  # so many times must the shortest time be met
+
+
+class UnsureError(Exception):
+    """Other work on the machine disturbs a measurement so much that times do not repeat."""
 
 
 def choose_products() -> Products:
-    """Return the products that this process uses, and measure them if nothing chose them before.
+    """Return the products that this process uses: as set before, as kept on this machine, else as measured now.
 
     Nothing is measured where no fast path runs (`FOURSTAGE_OPS=plain`), nor while operators are recorded or
     transformed. The next network measures then.
@@ -33,28 +46,97 @@ def choose_products() -> Products:
     chosen = products.chosen()
     if chosen is None and (is_recorded() or is_transformed()):
         return products.current()
-    return chosen or products.use(measured())
+    return chosen or products.use(kept_choice.read() or _measured_and_kept())
+
+
+def _measured_and_kept() -> Products:
+    choice = measured()
+    kept_choice.write(choice)
+    return choice
 
 
 def measured() -> Products:
-    """Return the products that a short measurement finds to be the fastest, on real tensors whatever mode is active."""
+    """Return the products that a measurement finds to be the fastest, on real tensors whatever mode is active.
+
+    On a busy machine one thread measures alone: it has a clock of its own, which stops where the thread waits.
+    """
+    with on_real_tensors():
+        try:
+            return _measured()
+        except UnsureError:
+            with one_thread():
+                return _measured()
+
+
+def _measured() -> Products:
+    """Raises UnsureError where several threads measure on a busy machine."""
+    linear = {name: _ways_of(name) for name in CLASSES if name not in SAME} if products.has_onednn() else {}
+    linear |= {name: linear.get(SAME.get(name, ""), Ways()) for name in CLASSES if name not in linear}
+    q, k, v = _filled(3, 512, 3, 49, 32).unbind(0)  # eight images in windows
+    mask = _filled(3, 49, 49)
+    forms = {name: partial(form, q, k, v, [mask], None) for name, form in attention.PRODUCTS.items()}
+    return Products(linear, quickest(forms))
+
+
+def _ways_of(name: str) -> Ways:
+    """Return the quickest product of each pass, for the shape that stands for a class."""
+    size, *widths = name.split("-")
+    rows, narrow, wide = SHAPES[size]
+    channels_in, channels_out = (narrow if width == "narrow" else wide for width in widths)
+    x, grad = _filled(rows, channels_in), _filled(rows, channels_out)
+    weight, bias = _filled(channels_out, channels_in), _filled(channels_out)
+    passes: tuple[Callable[[str], Tensor], ...] = (
+        lambda way: matmul.output_pass(way, x, weight, bias),
+        lambda way: matmul.input_pass(way, grad, weight),
+        lambda way: matmul.weight_pass(way, grad, x),
+    )
+    output, *gradients = (quickest({way: partial(run, way) for way in matmul.PASS_PRODUCTS}) for run in passes)
+    return Ways((output, *gradients), output)
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Compute what follows with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def on_real_tensors() -> Generator[None]:
+    """Compute what follows without gradients and outside of every mode that records or changes operators."""
     with (
         _disable_current_modes(),
         torch._C.DisableTorchFunction(),
         torch.inference_mode(False),
         torch.autocast("cpu", enabled=False),
+        torch.no_grad(),
     ):
-        x_NC, weight_DC, bias_D = _filled(784, 384), _filled(384, 384), _filled(384)
-        q, k, v = _filled(3, 64, 3, 49, 32).unbind(0)  # an image in windows
-        mask = _filled(3, 49, 49)
-        linear, attend = matmul.PRODUCTS, attention.PRODUCTS
-        return Products(
-            training=_quickest(products.TRAINING, lambda name: _train(linear[name], x_NC, weight_DC, bias_D)),
-            inference=_quickest(
-                products.for_inference(), lambda name: _infer(lambda: linear[name](x_NC, weight_DC, bias_D, True))
-            ),
-            attention=_quickest(products.ATTENTION, lambda name: _infer(lambda: attend[name](q, k, v, [mask], None))),
-        )
+        yield
+
+
+def quickest(forms: Mapping[str, Callable[[], object]]) -> str:
+    """Return the name of the quickest function. The first one is the plain form, which keeps a margin.
+
+    The functions take turns, so that other work on the machine slows down all of them alike. Such work only ever adds
+    time, so the shortest times are compared, once those of all functions were met several times. One thread, whose
+    clock is its own, keeps the plain form where they are not.
+
+    Raises:
+        UnsureError: they were not met again, with several threads.
+    """
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for turn in range(1, MOST + 1):
+        for name, run in forms.items():
+            times[name] = sorted([*times[name], _seconds(run)])
+        if turn >= FEWEST and all(each[MET - 1] < AGAIN * each[0] for each in times.values()):
+            return min(forms, key=lambda name: times[name][0] * (1.0 if name == next(iter(forms)) else 1 / MARGIN))
+    if torch.get_num_threads() > 1:
+        raise UnsureError
+    return next(iter(forms))
 
 
 def _filled(*shape: int) -> Tensor:
@@ -63,24 +145,8 @@ def _filled(*shape: int) -> Tensor:
     return torch.linspace(-1, 1, count, dtype=torch.float32, device="cpu").view(shape)
 
 
-def _quickest(names: Sequence[str], run: Callable[[str], None]) -> str:
-    """Return the name with the shortest of several runs, taken in turns; the first name keeps a margin."""
-    best = dict.fromkeys(names, float("inf"))
-    for turn in range(TURNS):
-        for name in names:
-            start = perf_counter()
-            run(name)
-            if turn:
-                best[name] = min(best[name], perf_counter() - start)
-    return min(names, key=lambda name: best[name] * (MARGIN if name != names[0] else 1.0))
-
-
-def _train(product: matmul.Product, x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> None:
-    with torch.enable_grad():
-        leaves = x, weight, bias = [tensor.detach().requires_grad_() for tensor in (x_NC, weight_DC, bias_D)]
-        torch.autograd.grad(product(x, weight, bias, False).sum(), leaves)
-
-
-def _infer(run: Callable[[], Tensor]) -> None:
-    with torch.no_grad():
-        run()
+def _seconds(run: Callable[[], object]) -> float:
+    clock = thread_time if torch.get_num_threads() == 1 else perf_counter  # only one thread has a clock of its own
+    start = clock()
+    run()
+    return clock() - start

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
 from fourstage.files import write_text
-from fourstage.ops import measure, products
+from fourstage.ops import kept_choice, measure, products
 from fourstage.run.folder import RunFolder
 
 KEY = "computation"  # in a checkpoint
@@ -59,8 +60,14 @@ def settle(folder: RunFolder, state: Mapping[str, Any] | None, ranks: Ranks, dev
 
 
 def take(checkpoint: Mapping[str, Any], folder: RunFolder | None, ranks: Ranks) -> None:
-    """Compute as the run of a checkpoint did: as its record says, else that of the folder, else by our own choice."""
-    _use(of_checkpoint(checkpoint) or (read(folder.computation) if folder is not None else None), ranks)
+    """Compute as the run of a checkpoint did: as its record says, else as that of the folder.
+
+    Without a record, the choice that is kept on this machine is taken, and PyTorch's own products where none can be
+    kept. So a stopwatch never makes the results of two evaluations differ.
+    """
+    before = of_checkpoint(checkpoint) or (read(folder.computation) if folder is not None else None)
+    kept = products.asked() or kept_choice.read() or products.Products()
+    _use(before or Computation(products=ranks.gather({str(ranks.rank): str(kept)})["0"]), ranks)
 
 
 def of_checkpoint(content: Mapping[str, Any]) -> Computation | None:
@@ -77,12 +84,9 @@ def of_checkpoint(content: Mapping[str, Any]) -> Computation | None:
 
 def read(path: Path) -> Computation | None:
     """Return the record in a file; None: there is none that this version reads, so that the choice is made again."""
-    if not path.is_file():  # a pipe would never end
-        return None
     try:
-        with path.open("rb") as file:
-            return Computation.model_validate_json(file.read(LARGEST))
-    except (OSError, ValidationError):
+        return Computation.model_validate(read_json(path, most_bytes=LARGEST))
+    except (OSError, ValueError):
         return None
 
 

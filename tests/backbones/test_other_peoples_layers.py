@@ -20,7 +20,7 @@ RANK = 4
 @pytest.fixture(autouse=True)
 def _other_products() -> Iterator[None]:
     before = list(products._chosen)
-    products.use(f"convolution,{products.for_inference()[-1]},plain")
+    products.use(f"{products.for_linear()[-1]},{products.for_linear()[-1]},plain")
     yield
     products._chosen[:] = before
 

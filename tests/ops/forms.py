@@ -203,6 +203,11 @@ FORMS: dict[str, Form] = {
         "matmul.by_convolution", lambda: linear_layer(bias=False), LINEAR, products="convolution,convolution,fused"
     ),
     "linear by oneDNN": Form("matmul.by_onednn", linear_layer, LINEAR, "without", "blas,onednn,fused"),
+    "linear by passes": Form("matmul.output_pass", linear_layer, LINEAR, "with", "onednn/blas/onednn,blas,fused"),
+    "linear without a bias by passes": Form(
+        "matmul.output_pass", lambda: linear_layer(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
+    ),
+    "mlp by passes": Form("matmul.output_pass", mlp_layers, LINEAR, "with", "onednn,blas,fused"),
     "mlp by a convolution": Form("matmul.by_convolution", mlp_layers, LINEAR, products="convolution,convolution,fused"),
     "mlp by oneDNN": Form("matmul.by_onednn", mlp_layers, LINEAR, "without", "blas,onednn,fused"),
     "mlp with another GELU by oneDNN": Form(
@@ -374,7 +379,7 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
         "one layer": (nn.Linear(8, 12), nn.GELU(), nn.Identity()),
         "no layer": (nn.Identity(), nn.GELU(), nn.Identity()),
     }.items():
-        for names in ("convolution,convolution,fused", "blas,onednn,fused"):
+        for names in ("convolution,convolution,fused", "onednn,onednn,fused"):
             yield (
                 f"mlp with {name}, {names}",
                 Misfit(lambda layers=layers: Operation(matmul.mlp, *layers), of(2, 128, 8), names),

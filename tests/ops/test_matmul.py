@@ -1,5 +1,6 @@
 """Every product of linear layers and attention gives the numbers and gradients of the plain one."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -35,7 +36,7 @@ def test_linear_layers(
 ) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    grad = name in products.TRAINING
+    grad = name != "onednn"
     tensors = [torch.randn(*front, channels), torch.randn(out, channels), *([torch.randn(out)] if biased else [])]
     results = []
     for product in (
@@ -46,6 +47,26 @@ def test_linear_layers(
         y = product(leaves[0], leaves[1], leaves[2] if biased else None, gelu)
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         results.append([y, *(torch.autograd.grad((y * probe).sum(), leaves) if grad else [])])
+    for ours, plain in zip(*results, strict=True):
+        assert_same(ours, plain)
+
+
+@pytest.mark.parametrize("names", list(itertools.product(matmul.PASS_PRODUCTS, repeat=3)), ids="-".join)
+@given(front=axes, channels=st.integers(1, 40), out=st.integers(1, 40), biased=st.booleans(), frozen=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_linear_layers_by_passes(
+    names: tuple[str, ...], front: list[int], channels: int, out: int, biased: bool, frozen: bool
+) -> None:
+    if "onednn" in names and not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    torch.manual_seed(0)
+    tensors = [torch.randn(*front, channels), torch.randn(out, channels), *([torch.randn(out)] if biased else [])]
+    results = []
+    for run in (matmul.LinearByPasses.apply, lambda x, w, b, names: F.linear(x, w, b)):
+        leaves = [tensor.clone().requires_grad_(not (frozen and i)) for i, tensor in enumerate(tensors)]
+        y = run(leaves[0], leaves[1], leaves[2] if biased else None, names)
+        probe = torch.randn(y.shape[::-1], generator=torch.Generator().manual_seed(1)).permute(*range(y.ndim)[::-1])
+        results.append([y, *torch.autograd.grad(y, [x for x in leaves if x.requires_grad], probe)])
     for ours, plain in zip(*results, strict=True):
         assert_same(ours, plain)
 

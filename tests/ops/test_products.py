@@ -1,8 +1,9 @@
 """Which product computes is set once: by hand, by the environment, or by a measurement when a network is built."""
 
+import itertools
 import pickle
-from collections.abc import Iterator
-from dataclasses import astuple
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +11,17 @@ from tiny_networks import tiny
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fourstage.ops import matmul, measure, products
-from fourstage.ops.products import Products
+from fourstage.ops import kept_choice, matmul, measure, products
+from fourstage.ops.products import CLASSES, Products, Ways
+
+ONE = "convolution,blas,plain"
 
 
 @pytest.fixture(autouse=True)
-def _unchosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _unchosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As in a new process of a user with an empty cache folder."""
     monkeypatch.delenv("FOURSTAGE_PRODUCTS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = list(products._chosen)
     products._chosen.clear()
     yield
@@ -24,33 +29,47 @@ def _unchosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_pytorchs_own_compute_until_something_is_chosen() -> None:
-    assert products.current() == Products("blas", "blas", "fused")
+    assert str(products.current()) == "blas,blas,fused"
     assert products.chosen() is None
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on small matrices."""
+    monkeypatch.setattr(measure, "SHAPES", dict.fromkeys(measure.SHAPES, (16, 8, 12)))
+
+
+@pytest.mark.usefixtures("small")
 def test_a_measurement_names_products_that_there_are() -> None:
     found = measure.measured()
+    assert found.linear.keys() == set(CLASSES)
     assert products.use(found) == found == products.chosen() == products.current()
     assert products.use(str(found)) == found
 
 
-def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = torch.get_rng_state()
+@pytest.mark.usefixtures("small")
+def test_it_leaves_no_trace() -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
         measure.measured()
     assert counter.get_total_flops() == 0
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
 
 
 def test_the_first_network_of_a_process_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(measure, "measured", lambda: calls.append(1) or Products("convolution", "blas", "plain"))
+    monkeypatch.setattr(measure, "measured", lambda: calls.append(1) or products.checked(ONE))
     model = tiny("visformer")
     model(torch.randn(1, 3, 64, 64))
     tiny("visformer")
     assert calls == [1]
-    assert products.current() == Products("convolution", "blas", "plain")
+    assert str(products.current()) == ONE
     products._chosen.clear()
+    pickle.loads(pickle.dumps(model))
+    assert calls == [1]  # the choice was kept
+    products._chosen.clear()
+    kept_choice.path().unlink()
     pickle.loads(pickle.dumps(model))
     assert calls == [1, 1]
 
@@ -88,32 +107,35 @@ def test_a_network_built_in_a_transform_or_a_trace_leaves_the_measurement_to_the
     assert str(choices[-1]) == "convolution,blas,plain"
 
 
-def test_a_measurement_computes_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    autocast: list[bool] = []
+@pytest.mark.usefixtures("small")
+def test_a_measurement_computes_without_autocast_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[bool] = set()
 
-    def watch(*arguments: object) -> Tensor:
-        autocast.append(torch.is_autocast_enabled("cpu"))
-        return torch.ones(())
+    def watch(forms: Mapping[str, Callable[[], object]]) -> str:
+        seen.update((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return next(iter(forms))
 
-    monkeypatch.setattr(measure, "_train", watch)
-    monkeypatch.setattr(measure, "_infer", watch)
+    monkeypatch.setattr(measure, "quickest", watch)
     with torch.autocast("cpu"):
         measure.measured()
-    assert autocast
-    assert not any(autocast)
+    assert seen == {False}
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
 def test_onednn_obeys_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     if not products.has_onednn():
         pytest.skip("this PyTorch was built without oneDNN")
-    products.use("blas,onednn,fused")
+    products.use("onednn,onednn,fused")
     monkeypatch.setitem(matmul.PRODUCTS, "onednn", None)
-    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
-        assert "onednn" not in products.for_inference()
-        matmul.linear(nn.Linear(8, 8), torch.randn(matmul.FEW, 8))
+    monkeypatch.setattr(matmul, "by_onednn", None)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert "onednn" not in products.for_linear()
+        for mode in (torch.no_grad, torch.enable_grad):
+            with mode():
+                matmul.linear(nn.Linear(8, 8), torch.randn(matmul.FEW, 8))
 
 
+@pytest.mark.usefixtures("small")
 def test_a_forward_pass_never_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("visformer")
     products._chosen.clear()
@@ -125,11 +147,120 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "measured", None)
     monkeypatch.setenv("FOURSTAGE_PRODUCTS", "convolution, blas, plain")
     tiny("visformer")
-    assert astuple(products.current()) == ("convolution", "blas", "plain")
-    assert products.description() == "convolution,blas,plain"
+    assert products.description() == str(products.current()) == ONE
+    assert products.current() == Products(dict.fromkeys(CLASSES, Ways(("convolution",) * 3, "blas")), "plain")
 
 
-@pytest.mark.parametrize("wrong", ["blas", "onednn,blas,plain", "blas,blas,slow", ""])
+def test_one_class_of_shapes_has_its_own_products() -> None:
+    if not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    text = "blas,onednn,plain; few-wide-narrow convolution,blas; most-narrow-wide onednn/onednn/blas,convolution"
+    chosen = products.use(text)
+    assert str(chosen) == text
+    assert chosen.linear["some-wide-wide"] == Ways(("blas",) * 3, "onednn")
+    assert chosen.linear["most-narrow-wide"] == Ways(("onednn", "onednn", "blas"), "convolution")
+
+
+def test_every_shape_has_a_class() -> None:
+    seen = {
+        products.shape_class(rows, channels_in, channels_out)
+        for rows in (1, 1023, 1024, 4095, 4096, 16383, 16384, 10**9)
+        for channels_in in (1, 256, 257, 10**6)
+        for channels_out in (1, 256, 257, 10**6)
+    }
+    assert seen == set(CLASSES)
+    assert products.shape_class(1023, 256, 257) == "few-narrow-wide"
+    assert products.shape_class(16384, 257, 256) == "most-wide-narrow"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "blas",
+        "fused,blas,plain",
+        "blas,blas,slow",
+        "blas,blas,plain,plain",
+        "blas/blas,blas,plain",
+        "blas/blas/convolution,blas,plain",
+        "blas,blas,plain; many-rows blas,blas",
+        "blas,blas,plain; most-narrow-wide blas",
+        "blas,blas,plain;",
+        "",
+        "x" * 10_000,
+    ],
+)
 def test_wrong_names_are_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="FOURSTAGE_PRODUCTS names the products for training"):
+    with pytest.raises(ValueError, match="FOURSTAGE_PRODUCTS names the products for training") as error:
         products.use(wrong)
+    assert len(str(error.value)) < 500
+
+
+# ------------------------------------------------------------------------------------------------- which is quicker
+
+
+class Clock:
+    """A stopwatch on which each function takes the seconds that it appends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        for name in ("perf_counter", "thread_time"):
+            monkeypatch.setattr(measure, name, lambda: self.now)
+
+    def taking(self, *seconds: float) -> Callable[[], None]:
+        """A function that takes these times in turns."""
+        times = itertools.cycle(seconds)
+
+        def run() -> None:
+            self.now += next(times)
+
+        return run
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("plain", "other", "best"),
+    [
+        ([1.0], [0.5], "other"),
+        ([1.0], [2.0], "plain"),
+        ([1.0], [0.97], "plain"),  # as good as the same
+        ([1.0, 9.0, 1.0, 1.05], [7.0, 0.5, 0.52, 30.0], "other"),  # beside other work
+        ([1.0, 1.0, 40.0], [5.0, 2.0, 2.0], "plain"),
+    ],
+)
+def test_the_shortest_times_that_repeat_decide(
+    plain: list[float], other: list[float], best: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert measure.quickest({"plain": clock.taking(*plain), "other": clock.taking(*other)}) == best
+
+
+def test_times_that_never_repeat_leave_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    forms = {"plain": clock.taking(1.0), "other": clock.taking(*(0.1 * 1.2**i for i in range(measure.MOST)))}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert measure.quickest(forms) == "plain"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(measure.UnsureError):
+        measure.quickest(forms)
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_busy_machine_one_thread_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, before = [], torch.get_num_threads()
+
+    def unsure(forms: Mapping[str, Callable[[], object]]) -> str:
+        threads.append(torch.get_num_threads())
+        if torch.get_num_threads() > 1:
+            raise measure.UnsureError
+        return next(iter(forms))
+
+    monkeypatch.setattr(measure, "quickest", unsure)
+    try:
+        torch.set_num_threads(2)
+        assert measure.measured() == Products()
+        assert threads[0] == 2
+        assert set(threads[1:]) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fourstage.cli.entry import main
 from fourstage.engine.devices import Ranks
 from fourstage.engine.state import load_state, save_state
-from fourstage.ops import measure, products
+from fourstage.ops import kept_choice, measure, products
 from fourstage.run import computation
 from fourstage.run.computation import Computation
 from fourstage.run.folder import RunFolder
@@ -34,8 +34,9 @@ optimisation: {batch_size: 16, length: 4it, warmup: 0it, lr: 1.0e-3}
 
 
 @pytest.fixture(autouse=True)
-def _unchosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _unchosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.delenv("FOURSTAGE_PRODUCTS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = list(products._chosen)
     products._chosen.clear()
     yield
@@ -43,9 +44,10 @@ def _unchosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def stopwatch(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new process, in which a measurement finds these products to be the fastest."""
+    """A new process on a machine where these products were found to be the fastest, and would be again."""
     products._chosen.clear()
     monkeypatch.setattr(measure, "measured", lambda: products.checked(names))
+    kept_choice.write(products.checked(names))
 
 
 def train(finished: Path, out: Path) -> int:
@@ -65,8 +67,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run on the digits with `ONE`."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stopwatch(ONE, monkeypatch)
         out = tmp_path_factory.mktemp("finished") / "run"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(out.with_name("cache")))
+        stopwatch(ONE, monkeypatch)
         out.with_name("network.py").write_text(NETWORK)
         out.with_name("recipe.yaml").write_text(RECIPE)
         assert train(out, out) == 0
@@ -188,6 +191,19 @@ def test_nothing_is_read_from_a_pipe_or_written_through_a_link(tmp_path: Path, m
     computation.settle(folder, None, Ranks(), CPU)
     assert target.read_text() == "mine"
     assert not folder.computation.is_symlink()
+
+
+def test_without_a_record_only_what_is_kept_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an evaluation of somebody else's checkpoint: what a stopwatch says once would not come again."""
+    stopwatch(OTHER, monkeypatch)
+    computation.take({}, None, Ranks())
+    assert str(products.current()) == OTHER
+    kept_choice.path().unlink()
+    computation.take({}, None, Ranks())
+    assert products.current() == products.Products()
+    monkeypatch.setenv("FOURSTAGE_PRODUCTS", OTHER)
+    computation.take({}, None, Ranks())
+    assert str(products.current()) == OTHER
 
 
 def test_all_processes_follow_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
