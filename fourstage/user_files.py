@@ -4,6 +4,7 @@ Any room may import this module.
 """
 
 import importlib.util
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,37 @@ def imported_files() -> tuple[tuple[str, str], ...]:
     """Return the name of the module and the path of every file that has run, in their order."""
     modules = [(name, module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
     return tuple((name, str(module.__file__)) for name, module in modules)
+
+
+def files_to_run(recorded: Iterable[str], given: Iterable[str | Path], where: str) -> list[str]:
+    """Return the files to run for a recipe that a run folder or a checkpoint has recorded.
+
+    Such a recipe may come from anyone, so that it runs nothing by itself: the user names the files, or has run files
+    of these names in this process.
+
+    Args:
+        recorded: the imports of that recipe.
+        given: files that the user names; they take the place of all recorded ones.
+        where: the folder or file, for the message.
+
+    Raises:
+        ValueError: files are recorded, and the user named none.
+    """
+    if files := [str(Path(file).resolve()) for file in given]:
+        return files
+    ran = {Path(path).name: path for _, path in imported_files()}
+    recorded = list(recorded)
+    if any(Path(file).name not in ran for file in recorded):
+        raise ValueError(
+            f"{where} was trained with Python files, which a run folder or a checkpoint alone does not run: if you "
+            f"trust them, add {imports_option(recorded)}"
+        )
+    return [ran[Path(file).name] for file in recorded]
+
+
+def imports_option(files: Iterable[str]) -> str:
+    """Return the words of the command line that name these files."""
+    return " ".join(f"--imports {shlex.quote(file)}" for file in files)
 
 
 def import_again(files: Iterable[tuple[str, str]]) -> None:

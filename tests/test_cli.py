@@ -264,8 +264,16 @@ def test_a_checkpoint_of_ones_own_network_says_which_files_it_wants(run: Run, tm
     assert "no model is called 'wanted_backbone'" in refused.stderr
     assert f"if you trust them, add --imports {mine}" in refused.stderr
     subprocess.run([*words, "--imports", str(mine)], check=True, capture_output=True)
-    words[4] = str(tmp_path / "run")
-    subprocess.run(words, check=True, capture_output=True)  # a run folder has its own recipe
+    for words in (
+        ["predict", str(tmp_path / "run"), str(image), "--out", str(tmp_path / "out")],
+        ["evaluate", str(tmp_path / "run")],
+        ["train", str(tmp_path / "run/recipe.yaml"), "--out", str(tmp_path / "run")],
+    ):  # a run folder may come from anyone
+        words[:0] = [sys.executable, "-m", "fourstage"]
+        refused = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert f"if you trust them, add --imports {mine}" in refused.stderr
+        subprocess.run([*words, "--imports", str(mine)], check=True, capture_output=True)
 
 
 def test_what_breaks_inside_a_run_ends_the_process(tmp_path: Path) -> None:

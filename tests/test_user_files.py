@@ -1,6 +1,7 @@
 """One rule for everything that a user's file registers: the same place may register a name again, another may not."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 import fourstage
 from fourstage import methods, registry
 from fourstage.data import formats
-from fourstage.recipe import resolve
+from fourstage.recipe import resolve, resolve_run
 from fourstage.tasks.detection.matching import OverlapMatcher, ThresholdMatcher
 from fourstage.user_files import PREFIX, import_files, imported_files
 
@@ -110,6 +111,42 @@ def test_an_unknown_name_may_be_ones_own() -> None:
 def test_imports_may_be_one_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: digits_visformer\nimports: mine.py\n")
     assert resolve(tmp_path / "mine.yaml").recipe.imports == (str(tmp_path / "mine.py"),)
+
+
+@pytest.fixture
+def run_recipe(tmp_path: Path) -> Path:
+    """The recipe of a run folder that wants two files."""
+    (tmp_path / "changes.json").write_text("{}")
+    for name in ("mine.py", "more mine.py"):
+        (tmp_path / name).write_text("")
+    files = [str(tmp_path / name) for name in ("mine.py", "more mine.py")]
+    (tmp_path / "recipe.yaml").write_text(f"base: digits_visformer\nimports: {files}\n")
+    return tmp_path / "recipe.yaml"
+
+
+def test_the_recipe_of_a_run_folder_runs_nothing_by_itself(run_recipe: Path, tmp_path: Path) -> None:
+    wanted = rf"if you trust them, add --imports {tmp_path}/mine.py --imports '{tmp_path}/more mine.py'"
+    for ask in (lambda: resolve(run_recipe), lambda: resolve_run(tmp_path)):
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            ask()
+    other = tmp_path / "other.py"
+    for resolved in (
+        resolve(run_recipe, imports=[other]),
+        resolve_run(tmp_path, imports=[other]),
+        resolve(run_recipe, [f"imports=[{other}]"]),
+    ):
+        assert resolved.recipe.imports == (str(other),)
+    (tmp_path / "changes.json").unlink()  # then it is a file of the user, who names it
+    assert len(resolve(run_recipe, imports=[other]).recipe.imports) == 3
+    with pytest.raises(ValueError, match="which a run folder or a checkpoint alone does not run"):
+        resolve_run(tmp_path)
+
+
+def test_files_that_have_run_in_this_process_count(run_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    moved = [(tmp_path / name).rename(tmp_path / "mine" / name) for name in ("mine.py", "more mine.py")]
+    import_files(moved)
+    assert resolve(run_recipe).recipe.imports == tuple(map(str, moved))
 
 
 def test_a_matcher_takes_the_anchors_of_each_level() -> None:

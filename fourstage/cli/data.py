@@ -28,6 +28,7 @@ def add_data(verbs: Verbs) -> None:
         "--recipe", metavar="RECIPE", help="the recipe whose augmentation is drawn; default: one that fits the data"
     )
     show.add_argument("--out", metavar="FILE.png", default="samples.png", help="picture to write; default: samples.png")
+    add_imports(show, OWN_FORMAT)
     add_changes(show)
 
 
@@ -64,5 +65,5 @@ def _run_shard(args: argparse.Namespace) -> int:
 def _run_show(args: argparse.Namespace) -> int:
     from fourstage.run.show import show
 
-    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=args.changes)}")
+    print(f"wrote {show(args.path, recipe=args.recipe, out=args.out, changes=args.changes, imports=args.imports)}")
     return 0

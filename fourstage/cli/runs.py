@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
 
+OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
+
 
 def add_recipes(verbs: Verbs) -> None:
     verb = add_verb(
@@ -59,6 +61,7 @@ def add_train(verbs: Verbs) -> None:
     verb.add_argument("--out", metavar="RUN", help="run folder; default: runs/<recipe>")
     verb.add_argument("--fresh", action="store_true", help="set an earlier run in that folder aside and start again")
     verb.add_argument("--dry-run", action="store_true", help="check and build everything without writing a file")
+    add_imports(verb, OWN_FILES)
     add_changes(verb)
 
 
@@ -66,7 +69,13 @@ def _run_train(args: argparse.Namespace) -> int:
     from fourstage.run import train
 
     done = train(
-        args.recipe, data=args.data, out=args.out, changes=args.changes, fresh=args.fresh, dry_run=args.dry_run
+        args.recipe,
+        data=args.data,
+        out=args.out,
+        changes=args.changes,
+        imports=args.imports,
+        fresh=args.fresh,
+        dry_run=args.dry_run,
     )
     if args.dry_run:
         return 0
@@ -94,6 +103,7 @@ def add_evaluate(verbs: Verbs) -> None:
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--csv", metavar="FILE", help="write the results of each class as a table")
     verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    add_imports(verb, OWN_FILES)
     add_changes(verb)
 
 
@@ -108,6 +118,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         changes=args.changes,
         which=args.which,
         csv=args.csv,
+        imports=args.imports,
         show=not args.json,
     )
     if args.json:

@@ -10,6 +10,7 @@ from fourstage.recipe.resolve import (
     list_recipes,
     read_yaml,
     resolve,
+    resolve_run,
 )
 from fourstage.recipe.schema import (
     FREE,
@@ -43,5 +44,6 @@ __all__ = [
     "list_recipes",
     "read_yaml",
     "resolve",
+    "resolve_run",
     "steps",
 ]

@@ -18,11 +18,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fourstage.documents import YAML_BYTES, parse_yaml
+from fourstage.documents import YAML_BYTES, in_file, parse_yaml
 from fourstage.files import read_text
 from fourstage.recipe.schema import TASKS, Recipe
+from fourstage.user_files import files_to_run
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
+RUN_RECIPE = "recipe.yaml"  # of a run folder
+RUN_FILES = ("checkpoints", "changes.json", "environment.json", "log.jsonl")  # beside it
 EMBEDDED = ("digits", "digit_scenes")  # data without a path
 
 
@@ -85,29 +88,73 @@ def list_recipes(pattern: str = "*") -> list[str]:
     return sorted(name for name in named_recipes() if not name.startswith("_") and fnmatchcase(name, pattern))
 
 
-def resolve(source: str | Path, changes: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Resolved:
+def resolve(
+    source: str | Path,
+    changes: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    imports: Iterable[str | Path] = (),
+) -> Resolved:
     """Return the recipe of a name or a YAML file, with `key=value` changes.
 
     Args:
         values: further changes as values, not as text.
+        imports: Python files that the user names beside those of the recipe. The recipe in a run folder may come from
+            anyone: its own `imports` count only where the user names files, see `user_files.files_to_run`.
 
     Raises:
         ValueError: an unknown name, key or value; suggests the closest correct one.
         FileNotFoundError: there is no file `source`, which ends in .yaml.
     """
     written, name = _written(str(source))
+    if is_of_run(Path(source)):
+        return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=Path(source).parent)
+    return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=None)
+
+
+def resolve_run(
+    folder: Path,
+    changes: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    imports: Iterable[str | Path] = (),
+) -> Resolved:
+    """Return the recipe of a run folder; arguments and errors as those of `resolve`."""
+    source = folder / RUN_RECIPE
+    written, name = _written(str(source))
+    return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=folder)
+
+
+def is_of_run(path: Path) -> bool:
+    """Return whether a file is the recipe in a run folder."""
+    return path.name == RUN_RECIPE and any((path.parent / name).exists() for name in RUN_FILES)
+
+
+def _changed(
+    written: dict[str, Any],
+    name: str,
+    source: str | Path,
+    changes: Iterable[str],
+    values: Mapping[str, Any],
+    imports: Sequence[str | Path],
+    of_run: Path | None,
+) -> Resolved:
+    """Return a recipe with changes; see `resolve`. `of_run` is the run folder that the recipe is from."""
     plain = _validated({**written, "name": name})
     wanted = {key: value for change in changes for key, value in _parse_change(change, type(plain)).items()}
-    twice = sorted(wanted.keys() & (values or {}).keys())
+    twice = sorted(wanted.keys() & values.keys())
     if "name" in wanted:
         raise ValueError("a run always has the name of its recipe; choose its folder with --out")
     if twice:
         raise ValueError(f"{twice[0]}=... and --{twice[0]} set the same value twice; leave one out")
-    wanted |= values or {}
+    wanted |= values
+    if of_run is not None and "imports" not in wanted:
+        wanted["imports"] = files_to_run(plain.imports, imports, str(of_run))
+    elif imports:
+        wanted["imports"] = [*wanted.get("imports", plain.imports), *(str(Path(file).resolve()) for file in imports)]
     changed = _deep_copy(written)
     for key, value in wanted.items():
         _put(changed, key.split("."), value)
-    _follow_batch_size(plain, changed, wanted)
+    with in_file(source):
+        _follow_batch_size(plain, changed, wanted)
     recipe = _validated({**changed, "name": name})
     return Resolved(recipe, str(source), difference(plain, recipe))
 

@@ -25,7 +25,7 @@ from fourstage.engine.task import Task
 from fourstage.engine.training import fill
 from fourstage.files import write_text
 from fourstage.progress import Bar
-from fourstage.recipe import resolve
+from fourstage.recipe import resolve, resolve_run
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
 from fourstage.run.splits import data_path, readable
@@ -116,6 +116,7 @@ def evaluate(
     changes: Iterable[str] = (),
     which: str = "model",
     csv: str | Path | None = None,
+    imports: Iterable[str | Path] = (),
     show: bool = True,
 ) -> Evaluated:
     """Score a checkpoint on the validation split.
@@ -129,15 +130,20 @@ def evaluate(
         data: folder of the data set; default: the one that the recipe names.
         which: "model", or "ema" for the averaged weights of a checkpoint that has both.
         csv: a file to write the results of each class to; its columns depend on the task.
+        imports: Python files of your own to run. The recipe of a run folder names its files, but they run only if they
+            are given here.
 
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
+    values = {} if data is None else {"data": data_path(data)}
     if run is not None:
         run.recipe()  # raises its own message where the folder is no run folder
-    resolved = resolve(source, changes, {} if data is None else {"data": data_path(data)})
+        resolved = resolve_run(run.path, changes, values, imports)
+    else:
+        resolved = resolve(recipe, changes, values, imports)
     if weights is None and run is None:
         raise ValueError("a recipe alone has no weights to evaluate; add --weights FILE, or name a run folder")
     if weights is None:

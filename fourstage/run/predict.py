@@ -25,7 +25,7 @@ from fourstage.run.described import classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, ImageResult, protocol_class, protocol_of
-from fourstage.user_files import import_files
+from fourstage.user_files import import_files, imports_option
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
@@ -329,30 +329,29 @@ def _load_run(
         raise ValueError(
             f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
         )
-    if recipe is None:
-        protocol, task = _build_stored(file)
-    else:
-        import_files(recipe.imports)
-        protocol = protocol_of(recipe)
-        task = protocol.build_task(tuple(content["classes"]), content.get("about") or {})
+    protocol, task = _build_stored(file, recipe)
     protocol.load_weights(task, file.path, which)
     computation.take(content, run, Ranks())
     return protocol, task
 
 
-def _build_stored(file: Checkpoint) -> tuple[AnyProtocol, AnyTask]:
-    """Build the task that a checkpoint describes. The files that its recipe imports are not run."""
-    recipe = from_mapping(file.content["recipe"], str(file.path)).recipe
+def _build_stored(file: Checkpoint, recipe: Recipe | None) -> tuple[AnyProtocol, AnyTask]:
+    """Build the task of a checkpoint by a recipe; None: by its own. The files that the recipe imports are not run."""
+    classes, about = file.classes, file.content.get("about") or {}
+    stored = file.content["recipe"]
+    if not classes or not isinstance(about, dict) or not isinstance(stored, dict):
+        raise ValueError(f"{file.path} is damaged (classes, about or recipe is wrong); give another checkpoint")
+    recipe = recipe or from_mapping(stored, str(file.path)).recipe
     protocol = protocol_of(recipe)
     try:
-        return protocol, protocol.build_task(tuple(file.content["classes"]), file.content.get("about") or {})
+        return protocol, protocol.build_task(tuple(classes), about)
     except ValueError as error:
         if not recipe.imports:
             raise
-        files = " ".join(f"--imports {name}" for name in recipe.imports)
         raise ValueError(
             f"{file.path} describes a network that cannot be built here ({error}); its recipe imports Python files, "
-            f"which a checkpoint alone does not run: if you trust them, add {files}"
+            f"which a run folder or a checkpoint alone does not run: if you trust them, add "
+            f"{imports_option(recipe.imports)}"
         ) from error
 
 

@@ -45,6 +45,7 @@ def show(
     recipe: str | Path | None = None,
     out: str | Path = "samples.png",
     changes: Iterable[str] = (),
+    imports: Iterable[str | Path] = (),
     progress: bool = True,
 ) -> Sheet:
     """Draw some training images with their truth: the original, augmented and, where a recipe mixes, mixed versions.
@@ -54,6 +55,7 @@ def show(
         recipe: a name or file; default: that of the embedded data, or the one of `DEFAULTS` for the data's truth.
         out: the PNG file to write; an older file is replaced.
         changes: `key=value` strings, such as "augmentation.mixup=0".
+        imports: Python files of your own that register a format of data.
 
     Raises:
         ValueError: no such data or recipe, data without the truth that the recipe needs, or an `out` that is no .png.
@@ -62,6 +64,7 @@ def show(
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png: the sheet is a PNG file")
     path = data_path(data)
+    import_files(imports)
     name = recipe or EMBEDDED.get(path)
     if name:
         protocol = _protocol(name, changes, path)

@@ -52,6 +52,7 @@ def train(
     data: str | Path | None = None,
     out: str | Path | None = None,
     changes: Iterable[str] = (),
+    imports: Iterable[str | Path] = (),
     fresh: bool = False,
     dry_run: bool = False,
     show: bool = True,
@@ -63,6 +64,7 @@ def train(
         data: folder of the data set, or "digits"; default: the one that the recipe names.
         out: the run folder; default: runs/<recipe>.
         changes: `key=value` strings, such as "optimisation.lr=1e-3".
+        imports: Python files of your own to run, beside those that the recipe names.
         fresh: set an earlier run in `out` aside and start again.
         dry_run: check everything, build everything, load one batch, and write nothing.
         show: print progress.
@@ -70,7 +72,7 @@ def train(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
-    resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)})
+    resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)}, imports)
     if out is not None and not str(out):
         raise ValueError("--out is empty; give a folder for the run")
     folder = RunFolder(Path(out).resolve() if out is not None else Path("runs") / resolved.recipe.name)
