@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -175,6 +175,46 @@ def open_regular(path: str | Path) -> IO[bytes]:
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is a {kind_of(mode)}, not a file; put a file in its place")
+
+
+def check_no_links(folder: Path, names: Iterable[str], in_place: Iterable[str] = ()) -> None:
+    """Check that the files and folders of a foreign folder lead nowhere else, before something is written to them.
+
+    Args:
+        names: of the files and folders in it that will be written; in such a folder, every file is checked.
+        in_place: those of them that are changed in place: a hard link would change the file's other name too.
+
+    Raises:
+        ValueError: one of them is a symbolic link, a named pipe, a socket, a device or a hard link.
+    """
+    shared, waiting = {folder / name for name in in_place}, [folder / name for name in names]
+    while waiting:
+        path = waiting.pop()
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            waiting += path.iterdir()
+        elif not stat.S_ISREG(status.st_mode):
+            raise ValueError(
+                f"{path} is a {kind_of(status.st_mode)}, and nothing is written through one; remove it, or choose "
+                f"another folder"
+            )
+        elif path in shared and status.st_nlink > 1:
+            raise ValueError(f"{path} is a hard link, so that another file would change with it; replace it by a copy")
+
+
+def open_to_lock(path: Path) -> IO[bytes]:
+    """Open a file to lock it; create it where it is missing. Its content is kept, and no link is followed.
+
+    Raises:
+        ValueError: the path is a link, or no regular file.
+        OSError: it cannot be opened.
+    """
+    check_no_links(path.parent, [path.name], in_place=[path.name])
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+b")
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:

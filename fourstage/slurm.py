@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
-from fourstage.files import write_text
+from fourstage.files import check_no_links, read_text, write_text
 from fourstage.recipe import EMBEDDED, FREE, Classification, Recipe, difference, from_mapping, read_yaml, resolve
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
@@ -150,6 +151,7 @@ def submit(job: Job) -> Submitted:
             "there is no sbatch on the PATH; run this on a login node of the cluster, or print the file with --dry-run"
         )
     try:
+        check_no_links(job.folder.parent, [job.folder.name])
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{job.folder} cannot be created ({error.strerror}); choose another --out") from None
@@ -242,7 +244,7 @@ def _check_folder(job: Job, recipe: Recipe) -> None:
     path = folder / "recipe.yaml"
     if not path.is_file():
         return
-    there = from_mapping(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)).recipe
+    there = from_mapping(read_yaml(read_text(path, YAML_BYTES), str(path)), str(path)).recipe
     if differs := difference(there, recipe, ignore=FREE):
         key, (before, now) = next(iter(differs.items()))
         raise ValueError(

@@ -4,12 +4,17 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from fourstage.documents import YAML_BYTES, parse_yaml, read_json
+from fourstage.files import read_bytes, read_text
+
+LOG_BYTES = 2**30  # of a log and of records
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,29 @@ def read_run(folder: Path) -> Run:
         raise ValueError(
             f"{folder} is not a run folder: it holds no recipe.yaml; name a folder that `fourstage train` wrote"
         )
-    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    with _damage(folder):
+        return _read_run(folder)
+
+
+# What damaged or hostile values raise where numbers, lists and mappings are expected.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what values of a wrong type raise into one sentence. Sentences that name a file already are kept."""
+    try:
+        yield
+    except BROKEN as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"a file in {path} is damaged ({type(error).__name__}: {error!s:.100}); remove it, or restore the folder"
+        ) from error
+
+
+def _read_run(folder: Path) -> Run:
+    recipe_text = read_text(folder / "recipe.yaml", YAML_BYTES)
     changes, log = _mapping(folder / "changes.json"), list(_lines(folder / "log.jsonl"))
     recipe = _recipe(folder / "recipe.yaml", recipe_text)
     name = str(recipe.get("name") or folder.resolve().name)
@@ -191,10 +218,7 @@ def number(value: object) -> float:
 
 
 def _recipe(path: Path, text: str) -> dict[str, Any]:
-    try:
-        recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]}); train again into a new folder") from error
+    recipe = parse_yaml(text, path)
     if not isinstance(recipe, dict):
         raise ValueError(
             f"{path} should hold the recipe's keys and values; got {type(recipe).__name__}; train into a new folder"
@@ -204,7 +228,7 @@ def _recipe(path: Path, text: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and write the report again") from error
 
@@ -220,16 +244,24 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file, one a line. An incomplete last line, which a killed run leaves, is skipped."""
     if not path.is_file():
         return
-    *complete, rest = path.read_bytes().split(b"\n")
+    *complete, rest = read_bytes(path, LOG_BYTES).split(b"\n")
     for i, line in enumerate([*complete, rest]):
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            yield _object(line)
+        except (ValueError, RecursionError) as error:
             if i == len(complete):
                 return
             raise ValueError(f"{path}, line {i + 1}, is damaged ({error}); remove that line") from error
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object in a line of a log. Raises ValueError for anything else."""
+    content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
 
 
 def _train(line: Mapping[str, Any]) -> TrainLine:

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,11 +17,22 @@ import yaml
 
 from fourstage.documents import YAML_BYTES
 from fourstage.engine.state import PREVIOUS
-from fourstage.files import is_unfinished, read_text, remove_unfinished, write_text
+from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, write_text
 from fourstage.recipe import FREE, Recipe, Resolved, difference, from_mapping, read_yaml
 from fourstage.run.states import Newest, newest_state, read_best
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "faster-coco-eval")
+
+
+LOCK = ".lock"
+RECIPE_SUM = "# CRC-32 of the lines above: "
+# Files and folders that a run writes. `tracker.json`, `wandb` and `trackio` are of experiment trackers.
+WRITTEN = (
+    *(LOCK, "recipe.yaml", "changes.json", "environment.json", "computation.json", "bad_images.json", "log.jsonl"),
+    *("evaluation.json", "records.jsonl", "report.html", "tracker.json"),
+    *("checkpoints", "samples", "tensorboard", "slurm"),
+)
+TRACKERS = ("wandb", "trackio")  # their folders, in which they keep links of their own
 
 
 class RunFolder:
@@ -32,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -108,10 +120,13 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{self.path} is not a run folder: it has no recipe.yaml; name a folder that `fourstage train` wrote"
             )
-        return from_mapping(read_yaml(read_text(path, YAML_BYTES), str(path)), str(path)).recipe
+        text = read_text(path, YAML_BYTES)
+        _check_recipe_sum(text, path)
+        return from_mapping(read_yaml(text, str(path)), str(path)).recipe
 
     def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:
         """Create the folder, or check that it holds a run of this recipe; lock it for this process."""
+        self._check_links()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -128,8 +143,8 @@ class RunFolder:
         self._write_recipe(resolved.recipe)
 
     def _write_recipe(self, recipe: Recipe) -> None:
-        values = recipe.model_dump(mode="json")
-        write_text(self.path / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+        write_text(self.path / "recipe.yaml", f"{text}{RECIPE_SUM}{zlib.crc32(text.encode()):08x}\n")
 
     def check_same(self, recipe: Recipe) -> None:
         """Raise ValueError with the first differences unless the folder holds a run of this recipe."""
@@ -178,6 +193,7 @@ class RunFolder:
             raise ValueError(f"{self.path} is a file; choose another --out")
         if not self.path.is_dir():
             return
+        self._check_links()
         if (self.path / "recipe.yaml").exists():
             if not fresh:
                 self.check_same(recipe)
@@ -192,6 +208,13 @@ class RunFolder:
         if {entry.name for entry in self.path.iterdir() if not is_unfinished(entry)} - early:
             raise ValueError(f"{self.path} holds files that do not belong to a run; choose another --out")
 
+    def _check_links(self) -> None:
+        """Raise ValueError where what a run writes would leave the folder: it may come from somebody else."""
+        check_no_links(self.path, WRITTEN, in_place=(LOCK, self.log.name))
+        for name in TRACKERS:
+            if (self.path / name).is_symlink():
+                check_no_links(self.path, [name])
+
     def release(self) -> None:
         """Release the lock, so that another process may train here."""
         if self._lock is not None:
@@ -204,13 +227,24 @@ class RunFolder:
             return
         import fcntl
 
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = open_to_lock(self.path / LOCK)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ValueError(
                 f"another process is training in {self.path}; wait for it, or choose another --out"
             ) from None
+
+
+def _check_recipe_sum(text: str, path: Path) -> None:
+    """Raise ValueError where the recipe of a run is not as it was written. Those of older versions have no sum."""
+    values, line, last = text.removesuffix("\n").rpartition("\n")
+    written = f"{RECIPE_SUM}{zlib.crc32(f'{values}{line}'.encode()):08x}"
+    if (last.startswith("#") or "lines above" in last) and last != written:
+        raise ValueError(
+            f"{path} is damaged, or was changed after the run wrote it; restore it, or remove its last line if you "
+            f"changed it on purpose"
+        )
 
 
 def environment(device: torch.device, parameters: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which checkpoint of a run to use: the newest one that is not damaged. Checkpoints of a run may come from anyone."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,20 @@ def read_best(path: Path) -> dict[str, Any]:
     if not isinstance(content.get("model"), dict):
         raise ValueError(f"{path} is damaged, or is not the best checkpoint of a run (model is missing or wrong)")
     return content
+
+
+def damaged_line(log: Path) -> int:
+    """Return the number of the first line of a log that is damaged; 0: none is."""
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.endswith(b"\n") and not isinstance(json.loads(line), dict):
+                    return number
+            except (ValueError, RecursionError):
+                return number
+    return 0
 
 
 def best_problem(path: Path) -> str:

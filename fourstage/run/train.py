@@ -29,7 +29,7 @@ from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
-from fourstage.run.states import best_problem
+from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.user_files import import_files, where_raised
 
@@ -317,6 +317,8 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
     if training.best and (problem := best_problem(folder.best)):
         training.best, training.evaluated = {}, 0
         warnings.append(f"{problem}; the best of the evaluations from here on replaces it.")
+    if line := damaged_line(folder.log):
+        warnings.append(f"{folder.log}, line {line}, is damaged; remove that line, which no report can read.")
     if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
         warnings.append(f"{folder.log} lacks lines that were written before.")
     training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
