@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from fourstage.cores import WAITING_BY_USER, available_cores
+
 NEEDED = {
     "core": ("torch", "torchvision", "numpy", "safetensors", "pydantic", "pyyaml", "rich"),
     "train": ("timm", "faster-coco-eval", "tensorboard", "pillow"),
@@ -85,12 +87,20 @@ def _fast_paths() -> list[str]:
     return out
 
 
+def _cpu(threads: int) -> str:
+    waiting = ", ".join(f"{name}={os.environ[name]}" for name in WAITING_BY_USER if os.environ.get(name))
+    return (
+        f"CPU: {os.cpu_count()} cores, of which this process may use {available_cores()}; torch uses {threads} "
+        f"threads, which wait as {waiting or 'OpenMP decides'}"
+    )
+
+
 def _devices() -> list[str]:
     if find_spec("torch") is None:
         return []
     import torch
 
-    lines = [f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    lines = [_cpu(torch.get_num_threads())]
     if not torch.cuda.is_available():
         return [*lines, "GPU: torch finds none; device=auto trains on the CPU"]
     for index in range(torch.cuda.device_count()):

@@ -258,7 +258,7 @@ def _notes(job: Job, recipe: Recipe) -> Iterator[str]:
     for what, path in (("data", recipe.data), ("weights", weights)):
         if path is not None and path not in EMBEDDED and not Path(path).exists():
             yield f"note: the {what}, {path}, are not on this machine; the nodes of the job need them at this path"
-    if job.cpus_per_task is None and recipe.workers > 1:
+    if job.cpus_per_task is None and recipe.workers is not None and recipe.workers > 1:
         yield (
             f"note: each process has workers={recipe.workers}, but without --cpus-per-task many partitions give it a "
             f"single CPU"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-LEAVES = {"checksums", "documents", "files", "methods", "resources", "user_files"}  # any room may import them
+LEAVES = {"cores", "checksums", "documents", "files", "methods", "resources", "user_files"}  # any room may import them
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "checksums": set(),
     "documents": set(),
+    "cores": set(),
     "files": set(),
     "user_files": set(),
     "methods": set(),

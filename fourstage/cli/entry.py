@@ -16,6 +16,7 @@ from fourstage.cli.parsing import (
     takes_changes,
     verbs_of,
 )
+from fourstage.cores import wait_passively
 
 VERBS = (  # in the order of `--help`
     tools.add_models,
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a mistake of the user is code 2 and one sentence."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if "torch" not in sys.modules:  # torch reads it once, when it is imported
+        wait_passively()
     from fourstage.engine.slurm import translate
 
     translate()  # srun starts several processes, as torchrun does

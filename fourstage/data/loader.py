@@ -5,7 +5,6 @@ loads it, with any number of workers, on the first try or after a restart.
 """
 
 import math
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.cores import available_cores
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.workers import Answers, Place, in_worker
 from fourstage.user_files import import_again, imported_files
@@ -324,7 +324,7 @@ def evaluation_batches(
 
 def _loaded(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> Generator[Batch]:
     """Yield the batch of each request; raise the errors of broken data, and `LoaderError` for a lost process."""
-    workers = min(workers, _cores())
+    workers = min(workers, available_cores())  # more slow each other down
     if not workers:
         for batch in map(fetch, order):
             yield _checked(_pin(batch) if pin_memory else batch)
@@ -355,8 +355,3 @@ def _pinned(batches: Answers[Request, Batch | ValueError]) -> Generator[Batch | 
                 if ahead is None:
                     break
                 batch = ahead.result()
-
-
-def _cores() -> int:
-    """Return the number of processors that this process may use; more loader workers than that slow each other down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -176,8 +176,8 @@ class Recipe(Section):
     """Number of stages, with the stem, whose weights are frozen."""
     deterministic: bool = False
     """Whether only deterministic GPU kernels are used; CPU kernels always are."""
-    workers: int = Field(default=2, ge=0)
-    """Loader processes; without effect on results."""
+    workers: int | None = Field(default=None, ge=0)
+    """Loader processes; null: as many as the cores allow; without effect on results."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per update of an average of the weights, which is evaluated beside the model; null: no average."""
     optimisation: Optimisation

@@ -5,7 +5,7 @@ evaluation and a prediction take these choices, so that they give the same bits 
 somebody else's folder, so each value is checked before it is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
+from fourstage.engine.threads import keep_threads
 from fourstage.files import write_text
 from fourstage.ops import kept_choice, measure, products
 from fourstage.run.folder import RunFolder
@@ -45,16 +46,27 @@ def current() -> Computation:
     return Computation(products=products.description(), threads=torch.get_num_threads())
 
 
-def settle(folder: RunFolder, state: Mapping[str, Any] | None, ranks: Ranks, device: torch.device) -> None:
+def settle(
+    folder: RunFolder,
+    state: Mapping[str, Any] | None,
+    ranks: Ranks,
+    device: torch.device,
+    in_new_run: Callable[[], None] = lambda: None,
+) -> None:
     """Compute as the run did before, and write the record. In a new run, all processes follow the first one's choice.
 
     Args:
         state: of the last checkpoint; None: the run has none.
+        in_new_run: chooses what else is to be recorded, such as the number of threads.
     """
     if device.type != "cpu":
         return
     before = (of_checkpoint(state) if state is not None else None) or read(folder.computation)
     _use(before, ranks)
+    if before is not None and before.threads is not None:
+        keep_threads(before.threads)
+    elif state is None:
+        in_new_run()
     if ranks.first and (now := current()) != read(folder.computation):
         write_text(folder.computation, now.model_dump_json(indent=2))
 
@@ -73,7 +85,9 @@ def take(checkpoint: Mapping[str, Any], folder: RunFolder | None, ranks: Ranks) 
 def of_checkpoint(content: Mapping[str, Any]) -> Computation | None:
     """Return the record in a checkpoint; None: it has none that this version reads."""
     conditions = content.get("conditions")
-    earlier = {"products": conditions.get("products")} if isinstance(conditions, Mapping) else None
+    earlier = None
+    if isinstance(conditions, Mapping):
+        earlier = {"products": conditions.get("products"), "threads": conditions.get("threads")}
     for values in (content.get(KEY), earlier):  # runs of earlier versions have the second one alone
         try:
             return Computation.model_validate(values)

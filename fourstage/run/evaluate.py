@@ -22,6 +22,7 @@ from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.state import load_state
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.task import Task
+from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.engine.training import fill
 from fourstage.files import write_text
 from fourstage.progress import Bar
@@ -52,6 +53,7 @@ class Evaluator:
     def __init__(self, protocol: AnyProtocol, val: Dataset, ranks: Ranks, device: torch.device) -> None:
         self.protocol, self.val, self.ranks, self.device = protocol, val, ranks, device
         recipe = protocol.recipe
+        self.workers = loader_workers(recipe.workers, device)
         self.batch_size = recipe.evaluation_batch_size or max(
             1, recipe.optimisation.batch_size // recipe.optimisation.accumulation // ranks.size
         )
@@ -65,7 +67,7 @@ class Evaluator:
             batch_size=self.batch_size,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
-            workers=self.protocol.recipe.workers if len(self.val) > 8 * self.batch_size else 0,
+            workers=self.workers if len(self.val) > 8 * self.batch_size else 0,
             pin_memory=self.device.type == "cuda",
         )
         error, done = None, 0
@@ -154,7 +156,8 @@ def evaluate(
     try:
         import_files(resolved.recipe.imports)
         protocol = protocol_of(resolved.recipe)
-        evaluated = _evaluate(protocol, weights, which, run, ranks, device, show=show and ranks.first)
+        with limited_threads(loader_workers(protocol.recipe.workers, device)):
+            evaluated = _evaluate(protocol, weights, which, run, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:
             write_text(table, class_table(evaluated.tables["per_class"], protocol.class_columns))
         return evaluated

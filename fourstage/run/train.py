@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import RunLog
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.stop import StopRequest
+from fourstage.engine.threads import choose_threads, limited_threads, loader_workers
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged, set_training_mode
 from fourstage.files import write_text
@@ -82,18 +83,19 @@ def train(
         done = None if fresh else _finished(folder)
         if done is not None:
             return done
-        setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
-        if dry_run:
-            folder.check_writable()
-            setup.try_losses(task, setup.batches_of(0))
-            print("Dry run: everything is in place, and nothing was written.")
-            return Trained(folder.path, 0, setup.plan.total)
-        if fresh and ranks.first:
-            aside = folder.set_aside()
-            if aside and show:
-                print(f"The earlier run is now in {aside}.")
-        ranks.wait()
-        return _fit(setup, folder, task.to(device), show=show and ranks.first)
+        with limited_threads(loader_workers(resolved.recipe.workers, device)):
+            setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
+            if dry_run:
+                folder.check_writable()
+                setup.try_losses(task, setup.batches_of(0))
+                print("Dry run: everything is in place, and nothing was written.")
+                return Trained(folder.path, 0, setup.plan.total)
+            if fresh and ranks.first:
+                aside = folder.set_aside()
+                if aside and show:
+                    print(f"The earlier run is now in {aside}.")
+            ranks.wait()
+            return _fit(setup, folder, task.to(device), show=show and ranks.first)
     finally:
         folder.release()
         leave()
@@ -163,7 +165,7 @@ class _Setup:
             first_step=first,
             last_step=last,
             mix=self.protocol.mixing(len(self.splits.train.classes), self.order.micro_batch),
-            workers=self.recipe.workers,
+            workers=loader_workers(self.recipe.workers, self.device),
             pin_memory=self.device.type == "cuda",
             divisor=self.protocol.size_divisor,
         )
@@ -189,6 +191,25 @@ class _Setup:
                 f"{method} failed on a batch of the training data ({type(error).__name__}: {reason}, at "
                 f"{where_raised(error)}); correct it"
             ) from error
+
+    def trial_step(self, task: AnyTask) -> Callable[[], None]:
+        """Return what computes the gradients of the first step and leaves the task as it is."""
+        batches: list[Batch] = []
+
+        def step() -> None:
+            if not batches:
+                batches.append(self.batches_of(0)[0].to(self.device))
+            set_training_mode(task)
+            before = [buffer.clone() for buffer in task.buffers()]
+            with build.autocast(self.recipe, self.device):
+                losses = task(batches[0])
+            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+            task.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, value in zip(task.buffers(), before, strict=True):
+                    buffer.copy_(value)
+
+        return step
 
     def training(self, task: AnyTask) -> Training:
         recipe = self.recipe
@@ -253,7 +274,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
         write_text(folder.bad_images, json.dumps(setup.splits.scans))
     ranks.wait()
-    computation.settle(folder, folder.state(), ranks, device)
+    computation.settle(folder, folder.state(), ranks, device, lambda: _choose_threads(setup, task, show=show))
     log_position = _continue(setup, folder, training, show=show)
     evaluator = Evaluator(setup.protocol, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)
@@ -299,6 +320,15 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     metrics = finish(folder, evaluator, task)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
+
+
+def _choose_threads(setup: _Setup, task: AnyTask, *, show: bool) -> None:
+    """Use fewer threads if other programs keep cores busy and steps are faster then; not where processes share them."""
+    if setup.ranks.size > 1 or setup.recipe.compile:
+        return
+    chosen = choose_threads(setup.trial_step(task))
+    if chosen is not None and show:
+        print(chosen, flush=True)
 
 
 def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> int:

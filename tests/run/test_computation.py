@@ -13,6 +13,7 @@ from run.runs import losses, run_train
 from torch import Tensor
 
 from fourstage.cli.entry import main
+from fourstage.engine import threads
 from fourstage.engine.devices import Ranks
 from fourstage.engine.state import load_state, save_state
 from fourstage.ops import kept_choice, measure, products
@@ -215,3 +216,22 @@ def test_all_processes_follow_the_first(tmp_path: Path, monkeypatch: pytest.Monk
     computation.settle(RunFolder(tmp_path), None, Second(1, 2), CPU)
     assert str(products.current()) == ONE
     assert not RunFolder(tmp_path).computation.exists()
+
+
+def test_a_run_keeps_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    stopwatch(ONE, monkeypatch)
+    folder, before = RunFolder(tmp_path), torch.get_num_threads()
+    earlier: dict[str, Any] = {"conditions": {"products": ONE, "threads": 2}}
+    try:
+        torch.set_num_threads(4)
+        computation.settle(folder, None, Ranks(), CPU, lambda: torch.set_num_threads(3))  # a new run measures
+        assert Computation(products=ONE, threads=3) == computation.read(folder.computation)
+        torch.set_num_threads(4)
+        computation.settle(folder, None, Ranks(), CPU, lambda: pytest.fail("it has begun"))  # killed, no checkpoint yet
+        assert torch.get_num_threads() == 3
+        computation.settle(folder, earlier, Ranks(), CPU, lambda: pytest.fail("it has begun"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
