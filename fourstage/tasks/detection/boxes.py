@@ -23,6 +23,11 @@ def box_areas(boxes_N4: Tensor) -> Tensor:
     return (x2 - x1) * (y2 - y1)
 
 
+def box_centers(boxes_N4: Tensor) -> Tensor:
+    """Return (N, 2) centres, x and y."""
+    return (boxes_N4[..., :2] + boxes_N4[..., 2:]) * 0.5
+
+
 def have_area(boxes_N4: Tensor) -> Tensor:
     """Return (N,) bool: which boxes have positive sides."""
     return (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
@@ -100,7 +105,7 @@ class BoxCoder:
 
 
 def _center_size(boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
-    return (boxes_N4[..., :2] + boxes_N4[..., 2:]) * 0.5, boxes_N4[..., 2:] - boxes_N4[..., :2]
+    return box_centers(boxes_N4), boxes_N4[..., 2:] - boxes_N4[..., :2]
 
 
 def grouped_nms(boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, iou_threshold: float) -> Tensor:

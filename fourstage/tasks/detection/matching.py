@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourstage.tasks.detection.boxes import box_iou
+from fourstage.tasks.detection.boxes import box_centers, box_iou, overlaps
+from fourstage.tasks.parts.settings import check_counts
 
+LEAST_MARGIN = 0.01  # pixels by which a centre is within a box
 BACKGROUND, IGNORED = -1, -2  # instead of the index of a ground-truth box
 PAIRS = 2**23  # entries of a quality matrix that are in memory at a time
 
@@ -91,13 +93,68 @@ class OverlapMatcher:
 
     def __call__(self, anchors: Sequence[Tensor], boxes_G4: Tensor) -> Tensor:
         """As `AnchorMatcher`. Raises ValueError for the anchors of all levels in one tensor."""
-        if isinstance(anchors, Tensor):
-            raise ValueError(
-                f"a matcher takes a list with the anchors of each level, and one tensor of shape "
-                f"{tuple(anchors.shape)} came; give [anchors]"
-            )
-        anchors_N4 = torch.cat([*anchors])
+        anchors_N4 = _joined(anchors)
         return self.rule.by_blocks(overlaps_by_blocks(anchors_N4, boxes_G4), anchors_N4[:, 0])
+
+
+@dataclass(frozen=True)
+class AdaptiveMatcher:
+    """Match each box to those of the nearest anchors that overlap it well, as ATSS does; https://arxiv.org/abs/1912.02424.
+
+    The candidates of a box are the anchors of each level whose centres are nearest to its own. A candidate is matched
+    if its centre is within the box and its overlap reaches the mean plus one standard deviation of all candidates'
+    overlaps. An anchor that several boxes match goes to the one that it overlaps most, the first of equals. All other
+    anchors are background.
+
+    Args:
+        candidates: of each level, or all anchors of a level that has fewer.
+    """
+
+    candidates: int = 9
+
+    def __post_init__(self) -> None:
+        check_counts(candidates=self.candidates)
+
+    def __call__(self, anchors: Sequence[Tensor], boxes_G4: Tensor) -> Tensor:
+        """As `AnchorMatcher`. Raises ValueError for the anchors of all levels in one tensor."""
+        anchors_N4, per_level = _joined(anchors), [len(level_N4) for level_N4 in anchors]
+        at_once = max(1, PAIRS // max(1, len(anchors_N4)))
+        matched_N = torch.full_like(anchors_N4[:, 0], BACKGROUND, dtype=torch.int64)
+        most_N = torch.full_like(anchors_N4[:, 0], -inf)
+        for first in range(0, len(boxes_G4), at_once):
+            which_N, overlap_N = self._match(anchors_N4, per_level, boxes_G4[first : first + at_once])
+            better_N = overlap_N > most_N
+            most_N = torch.where(better_N, overlap_N, most_N)
+            matched_N = torch.where(better_N, which_N + first, matched_N)
+        return matched_N
+
+    def _match(self, anchors_N4: Tensor, per_level: Sequence[int], boxes_G4: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the box that each anchor is matched to, and their overlap, which is -inf where there is none."""
+        centers_N2, centers_G2 = box_centers(anchors_N4), box_centers(boxes_G4)
+        apart_GN = (centers_G2[:, None] - centers_N2).square_().sum(dim=-1)
+        column_GK = best_of_each_level(apart_GN.neg_(), per_level, self.candidates)
+        both_GK, union_GK = overlaps(boxes_G4[:, None], anchors_N4[column_GK])
+        overlap_GK = both_GK / union_GK
+        enough_G = overlap_GK.mean(dim=1) + overlap_GK.std(dim=1, correction=min(1, overlap_GK.shape[1] - 1))
+        center_GK2 = centers_N2[column_GK]
+        margin_GK4 = torch.cat([center_GK2 - boxes_G4[:, None, :2], boxes_G4[:, None, 2:] - center_GK2], dim=-1)
+        is_matched_GK = (overlap_GK >= enough_G[:, None]) & (margin_GK4.amin(dim=-1) > LEAST_MARGIN)
+        g, k = is_matched_GK.nonzero(as_tuple=True)
+        n, overlap_P = column_GK[g, k], overlap_GK[g, k]
+        most_N = torch.full_like(anchors_N4[:, 0], -inf).scatter_reduce(0, n, overlap_P, "amax")
+        is_most_P = overlap_P == most_N[n]
+        which_N = torch.full_like(most_N, len(boxes_G4), dtype=torch.int64)
+        return which_N.scatter_reduce(0, n[is_most_P], g[is_most_P], "amin"), most_N
+
+
+def _joined(anchors: Sequence[Tensor]) -> Tensor:
+    """Return (N, 4), the anchors of all levels. Raises ValueError for one tensor: levels matter to some matchers."""
+    if isinstance(anchors, Tensor):
+        raise ValueError(
+            f"a matcher takes a list with the anchors of each level, and one tensor of shape "
+            f"{tuple(anchors.shape)} came; give [anchors]"
+        )
+    return torch.cat([*anchors])
 
 
 def overlaps_by_blocks(anchors_N4: Tensor, boxes_G4: Tensor) -> Iterator[Tensor]:
@@ -108,14 +165,27 @@ def overlaps_by_blocks(anchors_N4: Tensor, boxes_G4: Tensor) -> Iterator[Tensor]
 
 
 def best_of_each_level(quality_GN: Tensor, per_level: Sequence[int], count: int) -> Tensor:
-    """(G, K) columns: for each box the `count` best anchors of each level, or all where a level has fewer.
+    """(G, K) columns in ascending order: for each box the `count` best anchors of each level, or all of a smaller one.
+
+    Of equal anchors the first ones are taken. Objects in the middle between cells are equally far from several, and
+    `topk` would choose among them differently on each device.
 
     Args:
         per_level: how many of the N columns belong to each level, in their order.
     """
     levels = zip(quality_GN.split([*per_level], dim=1), _starts(per_level), strict=True)
-    columns = [x_GN.topk(min(count, x_GN.shape[1]), dim=1).indices + start for x_GN, start in levels]
-    return torch.cat(columns, dim=1)
+    return torch.cat([_best_columns(x_GN, min(count, x_GN.shape[1])) + start for x_GN, start in levels], dim=1)
+
+
+def _best_columns(quality_GN: Tensor, count: int) -> Tensor:
+    """Return (G, count), the columns of the best entries of each row, in ascending order."""
+    if not quality_GN.numel() or not count:
+        return torch.empty((len(quality_GN), count), dtype=torch.int64, device=quality_GN.device)
+    least_G1 = quality_GN.topk(count, dim=1).values[:, -1:]
+    is_above_GN, is_least_GN = quality_GN > least_G1, quality_GN == least_G1
+    missing_G1 = count - is_above_GN.sum(dim=1, keepdim=True)
+    is_taken_GN = is_above_GN | (is_least_GN & (is_least_GN.cumsum(dim=1) <= missing_G1))
+    return is_taken_GN.nonzero()[:, 1].view(-1, count)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

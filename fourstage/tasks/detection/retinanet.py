@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,26 +11,16 @@ from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection.anchors import AnchorGrid, octave_scales
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32
-from fourstage.tasks.detection.detector import (
-    Detections,
-    Detector,
-    GroundTruth,
-    Mean,
-    ground_truths,
-    to_original,
-    unchanged,
-)
+from fourstage.tasks.detection.detector import GroundTruth, Mean
 from fourstage.tasks.detection.losses import divide, focal_sum, smooth_l1_sum
-from fourstage.tasks.detection.matching import IGNORED, OverlapMatcher, ThresholdMatcher
-from fourstage.tasks.detection.padding import padded_size
+from fourstage.tasks.detection.matching import OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.single_stage import (
     CandidateLimits,
     Candidates,
-    by_anchor,
+    CellHead,
+    SingleStage,
     init_convs,
-    match_inside,
-    select_candidates,
-    shift_scores,
+    targets_of_maps,
 )
 from fourstage.tasks.parts.conv import ConvNormAct
 from fourstage.tasks.parts.fpn import FPN
@@ -40,7 +29,7 @@ from fourstage.tasks.parts.levels import first_at_stride, levels_of
 from fourstage.tasks.parts.settings import check_counts, check_sizes
 
 
-class RetinaHead(nn.Module):
+class RetinaHead(CellHead):
     """Class logits and box deltas for every anchor of every cell, by two towers that all maps share.
 
     Args:
@@ -91,56 +80,25 @@ class RetinaHead(nn.Module):
         return logits, deltas
 
     def losses(
-        self,
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        batch: Batch,
-        truths: Sequence[GroundTruth],
-        mean: Mean,
+        self, outputs: Sequence[Sequence[Tensor]], batch: Batch, truths: Sequence[GroundTruth], mean: Mean
     ) -> dict[str, Tensor]:
-        """Return `loss_cls` and `loss_bbox` from what `forward` returned."""
-        sizes = [(x.shape[-2], x.shape[-1]) for x in logits]
-        anchors = self.anchors.boxes(sizes, logits[0].device)
-        matched_BN = self._matched(anchors, sizes, batch, truths)
-        count = mean((matched_BN >= 0).sum(dim=1).clamp(min=1).sum().float())
-        offset_B = torch.tensor([0, *(len(t.labels_G) for t in truths)][:-1], device=matched_BN.device).cumsum(0)
-        labels_G, boxes_G4 = torch.cat([t.labels_G for t in truths]), torch.cat([t.boxes_G4 for t in truths])
-        class_sums, box_sums = [], []
-        of_maps = matched_BN.split([len(a) for a in anchors], dim=1)
-        for logits_BKHW, deltas_BKHW, anchors_N4, here_BN in zip(logits, deltas, anchors, of_maps, strict=True):
-            height, width = logits_BKHW.shape[-2:]
+        """Return `loss_cls`, focal, and `loss_bbox`, L1, from what `forward` returned."""
+        logits, deltas = outputs
+        targets, count = targets_of_maps(self.matcher, self.anchors, logits, batch.sizes, truths)
+        count, class_sums, box_sums = mean(count), [], []
+        for logits_BKHW, deltas_BKHW, target in zip(logits, deltas, targets, strict=True):
             logits_BACHW = as_float32(logits_BKHW).unflatten(1, (self.anchors.per_cell, self.num_classes))
             deltas_BACHW = as_float32(deltas_BKHW).unflatten(1, (self.anchors.per_cell, 4))
-            used_BA1HW = (here_BN != IGNORED).unflatten(1, (height, width, -1)).permute(0, 3, 1, 2)[:, :, None]
-            b, n = (here_BN >= 0).nonzero(as_tuple=True)
-            cell, a = n // self.anchors.per_cell, n % self.anchors.per_cell
-            y, x = cell // width, cell % width
-            which = here_BN[b, n] + offset_B[b]
-            positive_P = logits_BACHW[b, a, labels_G[which], y, x]
-            class_sums.append(focal_sum(logits_BACHW, used_BA1HW, positive_P))
-            wanted_P4 = self.coder.encode(anchors_N4[n], boxes_G4[which])
-            box_sums.append(smooth_l1_sum(deltas_BACHW[b, a, :, y, x], wanted_P4))
+            class_sums.append(focal_sum(logits_BACHW, target.used_BA1HW, target.scores_of(logits_BACHW)))
+            wanted_P4 = self.coder.encode(target.anchors_P4, target.boxes_P4)
+            box_sums.append(smooth_l1_sum(target.values_of(deltas_BACHW), wanted_P4))
         return {
             "loss_cls": divide(torch.stack(class_sums).sum(), count),
             "loss_bbox": divide(torch.stack(box_sums).sum(), count),
         }
 
-    def _matched(
-        self,
-        anchors: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        batch: Batch,
-        truths: Sequence[GroundTruth],
-    ) -> Tensor:
-        """Return (B, N): index of a ground-truth box of the image, BACKGROUND or IGNORED."""
-        rows = []
-        for size, truth in zip(batch.sizes, truths, strict=True):
-            usable = self.anchors.within(sizes, padded_size(size), anchors[0].device)
-            rows.append(match_inside(self.matcher, anchors, usable, truth.boxes_G4))
-        return torch.stack(rows)
 
-
-class RetinaNet(Detector):
+class RetinaNet(SingleStage):
     """Single-stage detector: classes and boxes from every cell of maps at strides 8 to 128.
 
     Args:
@@ -198,37 +156,3 @@ class RetinaNet(Detector):
             ratios=ratios,
         )
         self.limits = limits
-
-    def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
-        """Return `loss_cls`, focal, and `loss_bbox`, L1. Nothing is drawn."""
-        truths = ground_truths(batch, masks=False)
-        logits, deltas = self.dense_head(self.maps(batch))
-        return self.dense_head.losses(logits, deltas, batch, truths, self.mean_over_ranks)
-
-    @torch.no_grad()
-    def spread_scores(self, batch: Batch) -> None:
-        """As `Detector.spread_scores`."""
-        logits, _ = self.dense_head(self.maps(batch))
-        shift_scores(self.dense_head.classify, logits, self.limits)
-
-    def forward_for_counting(self, images_BCHW: Tensor) -> None:
-        """As `Detector.forward_for_counting`."""
-        self.dense_head(self.neck(self.backbone(images_BCHW)))
-
-    @torch.no_grad()
-    def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
-        """As `Detector.detect`."""
-        logits, deltas = self.dense_head(self.maps(batch))
-        anchors = self.dense_head.anchors.boxes([(x.shape[-2], x.shape[-1]) for x in logits], logits[0].device)
-        return [
-            select_candidates(
-                (by_anchor(x_BKHW[i : i + 1], self.num_classes)[0].sigmoid() for x_BKHW in logits),
-                [by_anchor(x_BKHW[i : i + 1], 4)[0] for x_BKHW in deltas],
-                anchors,
-                coder=self.dense_head.coder,
-                size=batch.sizes[i],
-                limits=self.limits,
-                place=partial(to_original, batch=batch, i=i) if rescale else unchanged,
-            )
-            for i in range(len(batch))
-        ]

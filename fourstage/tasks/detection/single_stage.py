@@ -1,20 +1,33 @@
-"""What heads over every cell of every map share, such as RetinaNet's and that of region proposals.
+"""What heads over every cell of every map share, such as those of RetinaNet, ATSS and region proposals.
 
 Match anchors inside the image, choose the best candidates of each map, decode them, suppress duplicates. B images,
-C classes, A anchors a cell, N anchors of a map or of all maps, P pairs of an anchor and a class.
+C classes, A anchors a cell, N anchors of a map or of all maps, P positive anchors, or pairs of an anchor and a class.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection.anchors import AnchorGrid
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms, have_area
-from fourstage.tasks.detection.detector import Detections
+from fourstage.tasks.detection.detector import (
+    Detections,
+    Detector,
+    GroundTruth,
+    Mean,
+    ground_truths,
+    to_original,
+    unchanged,
+)
 from fourstage.tasks.detection.matching import IGNORED, AnchorMatcher
+from fourstage.tasks.detection.padding import padded_size
 from fourstage.tasks.parts.settings import check_counts
 
 Candidates: TypeAlias = Literal["pairs", "anchors"]
@@ -66,6 +79,62 @@ def match_inside(
     return matched_N
 
 
+@dataclass(frozen=True)
+class MapTargets:
+    """What the anchors of one map learn, in all images: classes and boxes of the objects that they are matched to."""
+
+    used_BA1HW: Tensor  # bool: False where an anchor is ignored
+    place: tuple[Tensor, Tensor, Tensor, Tensor]  # of each positive anchor: image, anchor of its cell, row, column
+    anchors_P4: Tensor
+    boxes_P4: Tensor
+    labels_P: Tensor
+
+    def scores_of(self, x_BACHW: Tensor) -> Tensor:
+        """Return (P,), the values of the positive anchors for their classes."""
+        image, anchor, row, column = self.place
+        return x_BACHW[image, anchor, self.labels_P, row, column]
+
+    def values_of(self, x_BAKHW: Tensor) -> Tensor:
+        """Return (P, K), all values of the positive anchors."""
+        image, anchor, row, column = self.place
+        return x_BAKHW[image, anchor, :, row, column]
+
+
+def targets_of_maps(
+    matcher: AnchorMatcher,
+    grid: AnchorGrid,
+    maps: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    truths: Sequence[GroundTruth],
+) -> tuple[list[MapTargets], Tensor]:
+    """Match the anchors of every map to the objects of each image.
+
+    Args:
+        maps: (B, K, H, W) of the head, whatever their K channels are.
+        sizes: (H, W) of each image; anchors whose cells begin beyond its padding are ignored.
+
+    Returns:
+        The targets of each map, and the number of positive anchors, where an image without one counts 1.
+    """
+    cells = [(x.shape[-2], x.shape[-1]) for x in maps]
+    anchors = grid.boxes(cells, maps[0].device)
+    usable = [grid.within(cells, padded_size(size), maps[0].device) for size in sizes]
+    images = zip(usable, truths, strict=True)
+    matched_BN = torch.stack([match_inside(matcher, anchors, u, truth.boxes_G4) for u, truth in images])
+    count = (matched_BN >= 0).sum(dim=1).clamp(min=1).sum().float()
+    offset_B = torch.tensor([0, *(len(t.labels_G) for t in truths)][:-1], device=matched_BN.device).cumsum(0)
+    labels_G, boxes_G4 = torch.cat([t.labels_G for t in truths]), torch.cat([t.boxes_G4 for t in truths])
+    targets = []
+    of_maps = matched_BN.split([len(a) for a in anchors], dim=1)
+    for (height, width), anchors_N4, here_BN in zip(cells, anchors, of_maps, strict=True):
+        used_BA1HW = (here_BN != IGNORED).unflatten(1, (height, width, -1)).permute(0, 3, 1, 2)[:, :, None]
+        b, n = (here_BN >= 0).nonzero(as_tuple=True)
+        cell, which = n // grid.per_cell, here_BN[b, n] + offset_B[b]
+        place = (b, n % grid.per_cell, cell // width, cell % width)
+        targets.append(MapTargets(used_BA1HW, place, anchors_N4[n], boxes_G4[which], labels_G[which]))
+    return targets, count
+
+
 def first_best(scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` best scores of each row and where they are, best first, and of equal ones the first first.
 
@@ -76,7 +145,7 @@ def first_best(scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return scores_BN, place_BN.gather(1, order_BN)
 
 
-def best_pairs(scores_NC: Tensor, threshold: float, count: int) -> Pairs:
+def best_pairs(scores_NC: Tensor, threshold: float, count: int, factor_N: Tensor | None = None) -> Pairs:
     """The `count` best pairs of an anchor and a class above `threshold`, as MMDetection has them since 2.19."""
     n, label = (scores_NC > threshold).nonzero(as_tuple=True)
     scores_P, best_P = scores_NC[n, label].sort(descending=True, stable=True)
@@ -84,18 +153,23 @@ def best_pairs(scores_NC: Tensor, threshold: float, count: int) -> Pairs:
     return Pairs(scores_P[:count], n[best_P], label[best_P])
 
 
-def pairs_of_best_anchors(scores_NC: Tensor, threshold: float, count: int) -> Pairs:
-    """All pairs above `threshold` of the `count` anchors whose best class scores best, as MMDetection had them."""
+def pairs_of_best_anchors(scores_NC: Tensor, threshold: float, count: int, factor_N: Tensor | None = None) -> Pairs:
+    """All pairs above `threshold` of the `count` anchors whose best class scores best, as MMDetection had them.
+
+    Args:
+        factor_N: of the scores, by which the anchors are ranked, and nothing else.
+    """
     if len(scores_NC) <= count:
         n, label = (scores_NC > threshold).nonzero(as_tuple=True)
         return Pairs(scores_NC[n, label], n, label)
-    best_N = scores_NC.amax(dim=1).topk(count).indices
+    best_N = scores_NC.amax(dim=1).mul(1 if factor_N is None else factor_N).topk(count).indices
     scores_NC = scores_NC[best_N]
     n, label = (scores_NC > threshold).nonzero(as_tuple=True)
     return Pairs(scores_NC[n, label], best_N[n], label)
 
 
-CHOOSE: dict[str, Callable[[Tensor, float, int], Pairs]] = {"pairs": best_pairs, "anchors": pairs_of_best_anchors}
+Choose: TypeAlias = Callable[[Tensor, float, int, Tensor | None], Pairs]
+CHOOSE: dict[str, Choose] = {"pairs": best_pairs, "anchors": pairs_of_best_anchors}
 
 
 def select_candidates(
@@ -107,6 +181,7 @@ def select_candidates(
     size: tuple[int, int],
     limits: CandidateLimits,
     place: Callable[[Tensor], Tensor],
+    factors: Sequence[Tensor] | None = None,
 ) -> Detections:
     """The detections in one image of `size` (H, W), from the scores and deltas of the anchors of every map.
 
@@ -114,19 +189,26 @@ def select_candidates(
         scores: (n, C) probabilities for each map; an iterator keeps those of one map in memory at a time.
         deltas, anchors: (n, 4) for each map.
         place: moves the boxes of the candidates to where suppression happens, such as into the original image.
+        factors: (n,) for each map, by which the scores of chosen candidates are multiplied before suppression.
     """
     choose = CHOOSE[limits.candidates]
-    chosen = [choose(x_NC, limits.score_threshold, limits.per_level) for x_NC in scores]
+    of_maps = zip(scores, factors or [None] * len(anchors), strict=True)
+    chosen = [choose(x_NC, limits.score_threshold, limits.per_level, factor_N) for x_NC, factor_N in of_maps]
     scores_P, labels_P = torch.cat([c.scores_P for c in chosen]), torch.cat([c.labels_P for c in chosen])
-    deltas_P4, anchors_P4 = (
-        torch.cat([x_N4[c.anchor_P] for x_N4, c in zip(of_maps, chosen, strict=True)]) for of_maps in (deltas, anchors)
-    )
+    deltas_P4, anchors_P4 = (_chosen(of_maps, chosen) for of_maps in (deltas, anchors))
+    if factors is not None:
+        scores_P = scores_P * _chosen(factors, chosen)
     boxes_P4 = place(coder.decode(anchors_P4, deltas_P4, size))
     if limits.candidates == "pairs":  # MMDetection dropped boxes without area only since it had them
         some_P = have_area(boxes_P4)
         boxes_P4, labels_P, scores_P = boxes_P4[some_P], labels_P[some_P], scores_P[some_P]
     kept = grouped_nms(boxes_P4, scores_P, labels_P, limits.iou_threshold)[: limits.per_image]
     return Detections(boxes_P4[kept], labels_P[kept], scores_P[kept])
+
+
+def _chosen(of_maps: Sequence[Tensor], chosen: Sequence[Pairs]) -> Tensor:
+    """Return the values of the chosen anchors of all maps, from (n, ...) for each map."""
+    return torch.cat([x[pairs.anchor_P] for x, pairs in zip(of_maps, chosen, strict=True)])
 
 
 def init_convs(head: nn.Module) -> None:
@@ -150,3 +232,79 @@ def shift_scores(classify: nn.Conv2d, logits: Sequence[Tensor], limits: Candidat
     assert classify.bias is not None
     if 0 < score < 1:
         classify.bias += (log(score / (1 - score)) - last).to(classify.bias.dtype)
+
+
+class CellHead(nn.Module, ABC):
+    """A head that predicts classes and boxes for the anchors of every cell, with towers that all maps share.
+
+    Attributes:
+        anchors: those of every map.
+        coder: of the boxes.
+        num_classes: C.
+        classify: the layer that returns the logits of classes.
+    """
+
+    anchors: AnchorGrid
+    coder: BoxCoder
+    num_classes: int
+    classify: nn.Conv2d
+
+    @abstractmethod
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """Return for each map (B, A * C, H, W) logits, (B, A * 4, H, W) deltas, and what else the losses read."""
+
+    @abstractmethod
+    def losses(
+        self, outputs: Sequence[Sequence[Tensor]], batch: Batch, truths: Sequence[GroundTruth], mean: Mean
+    ) -> dict[str, Tensor]:
+        """Return named losses from what `forward` returned."""
+
+    def factors(self, outputs: Sequence[Sequence[Tensor]], i: int) -> list[Tensor] | None:
+        """Return (n,) factors of the scores of image i for each map; None: all are 1."""
+        return None
+
+
+class SingleStage(Detector):
+    """A neck whose maps a `CellHead` reads. A subclass builds the two.
+
+    Attributes:
+        dense_head: the head.
+        limits: which candidates become detections.
+    """
+
+    dense_head: CellHead
+    limits: CandidateLimits
+
+    def losses(self, batch: Batch, seed: int | None = None) -> dict[str, Tensor]:
+        """Return the losses of the head. Nothing is drawn."""
+        truths = ground_truths(batch, masks=False)
+        return self.dense_head.losses(self.dense_head(self.maps(batch)), batch, truths, self.mean_over_ranks)
+
+    @torch.no_grad()
+    def spread_scores(self, batch: Batch) -> None:
+        """As `Detector.spread_scores`."""
+        shift_scores(self.dense_head.classify, self.dense_head(self.maps(batch))[0], self.limits)
+
+    def forward_for_counting(self, images_BCHW: Tensor) -> None:
+        """As `Detector.forward_for_counting`."""
+        self.dense_head(self.neck(self.backbone(images_BCHW)))
+
+    @torch.no_grad()
+    def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
+        """As `Detector.detect`."""
+        outputs = self.dense_head(self.maps(batch))
+        logits, deltas = outputs[:2]
+        anchors = self.dense_head.anchors.boxes([(x.shape[-2], x.shape[-1]) for x in logits], logits[0].device)
+        return [
+            select_candidates(
+                (by_anchor(x_BKHW[i : i + 1], self.num_classes)[0].sigmoid() for x_BKHW in logits),
+                [by_anchor(x_BKHW[i : i + 1], 4)[0] for x_BKHW in deltas],
+                anchors,
+                coder=self.dense_head.coder,
+                size=batch.sizes[i],
+                limits=self.limits,
+                place=partial(to_original, batch=batch, i=i) if rescale else unchanged,
+                factors=self.dense_head.factors(outputs, i),
+            )
+            for i in range(len(batch))
+        ]
