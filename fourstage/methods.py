@@ -84,6 +84,16 @@ METHODS = {
             without_masks="Faster R-CNN",
         ),
         Method(
+            "atss",
+            "detection",
+            f"{DETECTION}.atss:ATSS",
+            names=f"{FOREIGN}.detector_names:ATSS",
+            count_classes=f"{FOREIGN}.detector_names:count_of_atss",
+            keys=r"\.atss_cls\.|^dense_head\.centerness\.",
+            config_types=("ATSS",),
+            read_config=f"{FOREIGN}.detectors:atss",
+        ),
+        Method(
             "retinanet",
             "detection",
             f"{DETECTION}.retinanet:RetinaNet",

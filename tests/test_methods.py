@@ -70,6 +70,8 @@ def test_every_address_of_a_row_exists(name: str) -> None:
         ("roi_head.bbox_head.fc_cls.weight", "mask_rcnn"),
         ("bbox_head.retina_cls.bias", "retinanet"),
         ("dense_head.classify.bias", "retinanet"),
+        ("bbox_head.atss_cls.weight", "atss"),
+        ("dense_head.centerness.bias", "atss"),
         ("decode_head.psp_modules.0.1.conv.weight", "upernet"),
         ("decoder.scales.0.convs.0.conv.weight", "semantic_fpn"),
         ("query_embed.weight", None),

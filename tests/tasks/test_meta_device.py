@@ -13,11 +13,12 @@ from fourstage.methods import list_methods
 from fourstage.tasks.detection.detector import Detector
 
 SMALL = {"channels": 8}
+OWN: dict[str, dict[str, Any]] = {"atss": {"channels": 64, "dyhead": 1}}
 
 
 def build(task: str, method: str) -> nn.Module:
     create: Any = fourstage.create_detector if task == "detection" else fourstage.create_segmentor
-    return create(method, tiny_dense("swin"), 3, **SMALL).eval()
+    return create(method, tiny_dense("swin"), 3, **OWN.get(method, SMALL)).eval()
 
 
 def values(network: nn.Module, images_BCHW: Tensor) -> list[Tensor]:

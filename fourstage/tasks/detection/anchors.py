@@ -10,22 +10,27 @@ from fourstage.tasks.parts.settings import check_sizes
 
 
 class AnchorGrid:
-    """The anchors of a pyramid of maps, centred on the top left corner of their cells.
+    """The anchors of a pyramid of maps, one set around the same place of every cell.
 
     Args:
         strides: of each map, image pixels per cell.
         scales: sides of a square anchor, in strides.
         ratios: height over width.
+        offset: of their centres from the top left corner of the cell, in strides.
 
     Attributes:
         per_cell: A. Anchors of a cell run over the ratios, and for each ratio over the scales.
 
     Raises:
-        ValueError: scales or ratios that are not above 0, or none.
+        ValueError: scales or ratios that are not above 0, or none; an offset that is not within the cell.
     """
 
-    def __init__(self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+    def __init__(
+        self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float], *, offset: float = 0.0
+    ) -> None:
         check_sizes(scales=scales, ratios=ratios)
+        if not isinstance(offset, int | float) or not 0 <= offset <= 1:
+            raise ValueError(f"the offset of anchors is a number from 0 to 1, in strides; got {offset!r}")
         self.strides = tuple(strides)
         self.per_cell = len(scales) * len(ratios)
         high = torch.tensor(ratios, device="cpu").sqrt()[:, None]  # real numbers in a network on `meta` too
@@ -33,7 +38,9 @@ class AnchorGrid:
         self._base = []
         for stride in self.strides:
             width_A, height_A = ((stride * r * sides_A).flatten() * 0.5 for r in (1 / high, high))
-            self._base.append(torch.stack([-width_A, -height_A, width_A, height_A], dim=1))
+            middle = offset * stride
+            sides = [middle - width_A, middle - height_A, middle + width_A, middle + height_A]
+            self._base.append(torch.stack(sides, dim=1))
 
     def boxes(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         """Return (H * W * A, 4) float32 pixels for each map of `sizes` (H, W): rows, columns, anchors of a cell."""

@@ -131,7 +131,7 @@ class AdaptiveMatcher:
     def _match(self, anchors_N4: Tensor, per_level: Sequence[int], boxes_G4: Tensor) -> tuple[Tensor, Tensor]:
         """Return the box that each anchor is matched to, and their overlap, which is -inf where there is none."""
         centers_N2, centers_G2 = box_centers(anchors_N4), box_centers(boxes_G4)
-        apart_GN = (centers_G2[:, None] - centers_N2).square_().sum(dim=-1)
+        apart_GN = (centers_G2[:, None] - centers_N2).square_().sum(dim=-1).sqrt_()  # the root decides which are equal
         column_GK = best_of_each_level(apart_GN.neg_(), per_level, self.candidates)
         both_GK, union_GK = overlaps(boxes_G4[:, None], anchors_N4[column_GK])
         overlap_GK = both_GK / union_GK
@@ -165,27 +165,16 @@ def overlaps_by_blocks(anchors_N4: Tensor, boxes_G4: Tensor) -> Iterator[Tensor]
 
 
 def best_of_each_level(quality_GN: Tensor, per_level: Sequence[int], count: int) -> Tensor:
-    """(G, K) columns in ascending order: for each box the `count` best anchors of each level, or all of a smaller one.
+    """(G, K) columns: for each box the `count` best anchors of each level, or all where a level has fewer.
 
-    Of equal anchors the first ones are taken. Objects in the middle between cells are equally far from several, and
-    `topk` would choose among them differently on each device.
+    Of equal anchors, such as those on both sides of a box's centre, `topk` chooses, as in the published matching.
 
     Args:
         per_level: how many of the N columns belong to each level, in their order.
     """
     levels = zip(quality_GN.split([*per_level], dim=1), _starts(per_level), strict=True)
-    return torch.cat([_best_columns(x_GN, min(count, x_GN.shape[1])) + start for x_GN, start in levels], dim=1)
-
-
-def _best_columns(quality_GN: Tensor, count: int) -> Tensor:
-    """Return (G, count), the columns of the best entries of each row, in ascending order."""
-    if not quality_GN.numel() or not count:
-        return torch.empty((len(quality_GN), count), dtype=torch.int64, device=quality_GN.device)
-    least_G1 = quality_GN.topk(count, dim=1).values[:, -1:]
-    is_above_GN, is_least_GN = quality_GN > least_G1, quality_GN == least_G1
-    missing_G1 = count - is_above_GN.sum(dim=1, keepdim=True)
-    is_taken_GN = is_above_GN | (is_least_GN & (is_least_GN.cumsum(dim=1) <= missing_G1))
-    return is_taken_GN.nonzero()[:, 1].view(-1, count)
+    columns = [x_GN.topk(min(count, x_GN.shape[1]), dim=1).indices + start for x_GN, start in levels]
+    return torch.cat(columns, dim=1)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

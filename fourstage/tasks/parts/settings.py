@@ -27,6 +27,12 @@ def check_counts(least: int = 1, **given: object) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
+def check_groups(what: str, channels: int, groups: int) -> None:
+    """Raise ValueError unless channels split into groups of at least two, which GroupNorm needs on maps of one cell."""
+    if channels % groups or channels < 2 * groups:
+        raise ValueError(f"{what} needs channels in multiples of {groups}, at least {2 * groups}; got {channels}")
+
+
 def check_sizes(**given: object) -> None:
     """Raise ValueError for a value that is neither a number above 0 nor a list of such numbers, at least one."""
     for name, value in given.items():

@@ -1,6 +1,7 @@
 """MMDetection 2 and 3, and the forks of the Swin line: necks and heads of detectors, by the same names in all of them.
 
-The tables are complete for RetinaNet, Mask R-CNN (with and without masks) and Cascade Mask R-CNN. What is below
+The tables are complete for RetinaNet, ATSS (with and without DyHead), Mask R-CNN (with and without masks) and Cascade
+Mask R-CNN. What is below
 `backbone.` is renamed by the tables of the backbone's own family.
 """
 
@@ -33,9 +34,12 @@ FPN = (
     Rule(rf"neck\.lateral_convs\.(\d+)\.conv\.{WB}", r"neck.laterals.\1.\2"),
     Rule(rf"neck\.fpn_convs\.(\d+)\.conv\.{WB}", r"neck.outputs.\1.\2"),
 )
-RETINA = (
+TOWERS = (
     Rule(rf"bbox_head\.cls_convs\.(\d+)\.conv\.{WB}", r"dense_head.class_tower.\1.conv.\2"),
     Rule(rf"bbox_head\.reg_convs\.(\d+)\.conv\.{WB}", r"dense_head.box_tower.\1.conv.\2"),
+)
+RETINA = (
+    *TOWERS,
     Rule(rf"bbox_head\.retina_cls\.{WB}", r"dense_head.classify.\1"),
     Rule(rf"bbox_head\.retina_reg\.{WB}", r"dense_head.regress.\1"),
 )
@@ -57,12 +61,42 @@ REGIONS = (
 )
 HEADS = (*FPN, *RETINA, *RPN, *REGIONS)
 
+BLOCK, OUR_BLOCK = r"neck\.1\.dyhead_blocks\.(\d+)\.", r"neck.1.blocks.\1."
+NEIGHBOURS = {"spatial_conv_high": "coarser", "spatial_conv_mid": "same", "spatial_conv_low": "finer"}
+ATSS = (
+    *FPN,
+    *TOWERS,
+    Rule(rf"bbox_head\.cls_convs\.(\d+)\.gn\.{WB}", r"dense_head.class_tower.\1.norm.\2"),
+    Rule(rf"bbox_head\.reg_convs\.(\d+)\.gn\.{WB}", r"dense_head.box_tower.\1.norm.\2"),
+    Rule(rf"bbox_head\.atss_cls\.{WB}", r"dense_head.classify.\1"),
+    Rule(rf"bbox_head\.atss_reg\.{WB}", r"dense_head.regress.\1"),
+    Rule(rf"bbox_head\.atss_centerness\.{WB}", r"dense_head.centerness.\1"),
+    Rule(r"bbox_head\.scales\.(\d+)\.scale", r"dense_head.scales.\1"),
+    # with DyHead there are two necks, which have numbers
+    Rule(rf"neck\.0\.lateral_convs\.(\d+)\.conv\.{WB}", r"neck.0.laterals.\1.\2"),
+    Rule(rf"neck\.0\.fpn_convs\.(\d+)\.conv\.{WB}", r"neck.0.outputs.\1.\2"),
+    *(Rule(rf"{BLOCK}{theirs}\.conv\.weight", rf"{OUR_BLOCK}{ours}.weight") for theirs, ours in NEIGHBOURS.items()),
+    *(Rule(rf"{BLOCK}{theirs}\.norm\.{WB}", rf"{OUR_BLOCK}{ours}.norm.\2") for theirs, ours in NEIGHBOURS.items()),
+    Rule(rf"{BLOCK}spatial_conv_offset\.{WB}", rf"{OUR_BLOCK}offsets.\2"),
+    Rule(rf"{BLOCK}scale_attn_module\.1\.{WB}", rf"{OUR_BLOCK}weigh.\2"),
+    Rule(rf"{BLOCK}task_attn_module\.conv1\.conv\.{WB}", rf"{OUR_BLOCK}activate.squeeze.\2"),
+    Rule(rf"{BLOCK}task_attn_module\.conv2\.conv\.{WB}", rf"{OUR_BLOCK}activate.expand.\2"),
+)
+
 
 def count_of_box_head(state: Mapping[str, Tensor]) -> int | None:
     """The number of classes of a box head, theirs or ours; the background has a row of its own."""
     weight = r"(roi_head\.bbox_head\.(0\.)?fc_cls|box_head(s\.0)?\.classify)\.weight"
     rows = next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)
     return None if rows is None else rows - 1
+
+
+def count_of_atss(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of an ATSS head, theirs or ours, which has one anchor a cell."""
+    layer = next(
+        (state[key] for key in ("bbox_head.atss_cls.weight", "dense_head.classify.weight") if key in state), None
+    )
+    return None if layer is None else len(layer)
 
 
 def count_of_retinanet(state: Mapping[str, Tensor]) -> int | None:

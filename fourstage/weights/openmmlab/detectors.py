@@ -41,34 +41,85 @@ def _detector(method: str, arguments: Values, head: ConfigSection, pipeline: Eva
 
 def retinanet(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[str, Any]) -> MethodSettings:
     head, neck = model.section("bbox_head"), model.section("neck")
-    _check_neck(neck)
-    first = _first_stride(model)
-    neck.require("start_level", [1 if first == 4 else 0], default=0)  # the map at stride 8
-    neck.require("add_extra_convs", ["on_input", True])
-    neck.require("relu_before_extra_convs", [False], default=False)
     head.require("type", ["RetinaHead"])
-    strides = [8 * 2**i for i in range(neck.integer("num_outs", 5))]
-    _check_anchors(head, strides)
-    anchors, channels = head.section("anchor_generator"), neck.integer("out_channels", 256)
-    limits = pipeline.limits()
+    neck.require("add_extra_convs", ["on_input", True])
+    arguments = _single_stage(model, head, neck, pipeline, meta, overlap=0.5)
+    anchors = head.section("anchor_generator")
+    anchors.require("center_offset", [0], default=0)
+    _check_coder(head.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
+    arguments |= unusual({
+        "ratios": (list(anchors.positive_numbers("ratios")), ANCHOR_RATIOS),
+        "base_scale": (anchors.integer("octave_base_scale", 4), 4),
+        "scales_per_octave": (anchors.integer("scales_per_octave", 3), 3),
+    })  # fmt: skip
+    return _detector("retinanet", arguments, head, pipeline)
+
+
+def atss(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[str, Any]) -> MethodSettings:
+    head, (neck, *more) = model.section("bbox_head"), model.sections("neck")
+    head.require("type", ["ATSSHead"])
+    neck.require("add_extra_convs", ["on_output"])
+    arguments = _single_stage(model, head, neck, pipeline, meta, overlap=0.6)
+    anchors, norm = head.section("anchor_generator"), head.section("norm_cfg")
+    anchors.require("ratios", [[1.0]])
+    anchors.require("scales_per_octave", [1])
+    norm.require("type", ["GN"], default="GN")
+    norm.require("num_groups", [32], default=32)
+    head.require("dcn_on_last_conv", [False], default=False)
+    _check_coder(head.section("bbox_coder"), STDS, default=STDS)
+    blocks = _dyhead_blocks(more, arguments["channels"])
+    arguments |= unusual({
+        "dyhead": (blocks, 0),
+        "kernel": (head.integer("pred_kernel_size", 3), 3),
+        "base_scale": (anchors.integer("octave_base_scale", 4), 8),
+        "anchor_offset": (anchors.fraction("center_offset", 0.0), 0.0),
+    })  # fmt: skip
+    return _detector("atss", arguments, head, pipeline)
+
+
+def _dyhead_blocks(necks: list[ConfigSection], channels: int) -> int:
+    """Return the number of blocks of the DyHead after the pyramid; 0 where there is none."""
+    if not necks:
+        return 0
+    neck = necks[0]
+    neck.require("type", ["DyHead"])
+    neck.require("out_channels", [channels])
+    if len(necks) > 1:
+        raise necks[1].error("is a third neck, and here there is at most a DyHead after a pyramid")
+    return neck.integer("num_blocks", 6)
+
+
+def _single_stage(
+    model: ConfigSection,
+    head: ConfigSection,
+    neck: ConfigSection,
+    pipeline: EvaluationPipeline,
+    meta: Mapping[str, Any],
+    *,
+    overlap: float,
+) -> Values:
+    """Return the arguments of pyramid, towers and limits of a head over every cell.
+
+    Args:
+        overlap: of suppression, where the configuration does not say.
+    """
+    _check_neck(neck)
+    neck.require("start_level", [1 if _first_stride(model) == 4 else 0], default=0)  # the map at stride 8
+    neck.require("relu_before_extra_convs", [False], default=False)
+    outs, channels, limits = neck.integer("num_outs", 5), neck.integer("out_channels", 256), pipeline.limits()
+    _check_anchors(head, [8 * 2**i for i in range(outs)])
     version = [int(number) for number in re.findall(r"\d+", str(meta.get("mmdet_version", "")))[:2]]
-    arguments = {
+    return {
         "channels": channels,
         "convs": head.integer("stacked_convs", 4),
-        "num_outs": neck.integer("num_outs", 5),
+        "num_outs": outs,
         "candidates": "anchors" if version and tuple(version) < PAIRS_SINCE else "pairs",
         "per_level": limits.integer("nms_pre", 1000),
         "score_threshold": limits.fraction("score_thr", 0.05),
-        "iou_threshold": _overlap(limits, 0.5),
+        "iou_threshold": _overlap(limits, overlap),
         "per_image": limits.integer("max_per_img", 100),
-        **unusual({
-            "tower_channels": (head.integer("feat_channels", 256), channels),
-            "ratios": (list(anchors.positive_numbers("ratios")), ANCHOR_RATIOS),
-            "base_scale": (anchors.integer("octave_base_scale", 4), 4),
-            "scales_per_octave": (anchors.integer("scales_per_octave", 3), 3),
-        }),
-    }  # fmt: skip
-    return _detector("retinanet", arguments, head, pipeline)
+        **unusual({"tower_channels": (head.integer("feat_channels", 256), channels)}),
+    }
 
 
 def _heads(model: ConfigSection) -> ConfigSection:
@@ -94,11 +145,9 @@ def _check_anchors(head: ConfigSection, strides: list[int]) -> None:
     anchors = head.section("anchor_generator")
     anchors.require("type", ["AnchorGenerator"])
     anchors.require("strides", [strides])
-    anchors.require("center_offset", [0], default=0)
     for name, usual in (("base_sizes", None), ("centers", None), ("scale_major", True)):
         anchors.require(name, [usual], default=usual)
     head.section("loss_cls").require("use_sigmoid", [True], default=True)
-    _check_coder(head.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
 
 
 def _check_coder(coder: ConfigSection, stds: list[float], default: list[float] | None = None) -> None:
@@ -149,6 +198,8 @@ def _two_stage(model: ConfigSection, heads: ConfigSection) -> Values:
     rpn.require("type", ["RPNHead"])
     strides = [_first_stride(model) << i for i in range(outs)]
     _check_anchors(rpn, strides)
+    rpn.section("anchor_generator").require("center_offset", [0], default=0)
+    _check_coder(rpn.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
     heads.require("type", ["StandardRoIHead", "CascadeRoIHead"])
     arguments: Values = {"channels": channels, "masks": bool(heads.get("mask_head"))}
     arguments |= unusual({"num_outs": (outs, maps + 1)})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch, Objects
+from fourstage.tasks.detection.atss import ATSS
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.dino import DINO
@@ -30,8 +31,9 @@ class SmallBackbone(nn.Module):
         return maps[1:]
 
 
-NAMES = ("retinanet", "mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv", "dino")
+SINGLE_STAGE = ("retinanet", "atss", "atss_dyhead")
 TWO_STAGE = ("mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv")
+NAMES = (*SINGLE_STAGE, *TWO_STAGE, "dino")
 
 
 def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) -> Detector:
@@ -39,6 +41,9 @@ def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) 
     backbone = SmallBackbone(strides)
     if name == "retinanet":
         return RetinaNet(backbone, classes, channels=16, convs=1)
+    if name in ("atss", "atss_dyhead"):
+        dyhead = 1 if name == "atss_dyhead" else 0
+        return ATSS(backbone, classes, channels=32, tower_channels=64, convs=1 - dyhead, dyhead=dyhead)
     if name in ("mask_rcnn", "faster_rcnn"):
         return MaskRCNN(backbone, classes, masks=name == "mask_rcnn", channels=16, fc_channels=32, mask_channels=16)
     if name == "dino":

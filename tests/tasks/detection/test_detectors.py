@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scenes import NAMES, SOME, TWO_STAGE, SmallBackbone, batch, objects, small, with_detections
+from scenes import NAMES, SINGLE_STAGE, SOME, TWO_STAGE, SmallBackbone, batch, objects, small, with_detections
 from torch import nn
 
 from fourstage.api import create_detector
@@ -148,8 +148,8 @@ def test_no_detection_gives_empty_tensors(name: str) -> None:
     for key, parameter in detector.named_parameters():
         if "classify" in key:
             parameter.data.zero_()
-            parameter.data[..., -1:] = 50.0 if "bias" in key and name != "retinanet" else 0.0  # all is background
-            if name == "retinanet" and "bias" in key:
+            parameter.data[..., -1:] = 50.0 if "bias" in key and name in TWO_STAGE else 0.0  # all is background
+            if name in SINGLE_STAGE and "bias" in key:
                 parameter.data.fill_(-50.0)
     [found] = detector.detect(batch([[]]))
     assert (len(found), found.boxes_N4.shape, found.labels_N.dtype) == (0, (0, 4), torch.int64)
@@ -323,7 +323,39 @@ def test_settings_that_no_retinanet_has_are_refused(arguments: dict[str, Any], s
         create_detector("retinanet", SmallBackbone(), 3, **arguments)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"channels": 40}, "a tower of ATSS needs channels in multiples of 32, at least 64; got 40"),
+        ({"channels": 32}, "at least 64; got 32"),
+        ({"channels": 40, "dyhead": 1}, "DyHead needs channels in multiples of 16, at least 32; got 40"),
+        ({"dyhead": -1}, "dyhead must be an integer of at least 0; got -1"),
+        ({"kernel": 2}, "kernel is an odd number of cells; got 2"),
+        ({"anchor_offset": 4}, "offset of anchors is a number from 0 to 1, in strides; got 4"),
+        ({"candidates_per_level": 0}, "candidates must be an integer of at least 1; got 0"),
+        ({"base_scale": 0}, "base_scale is a number above 0; got 0"),
+        ({"candidates": "best"}, "candidates are the best 'pairs' or the best 'anchors'; got 'best'"),
+    ],
+)
+def test_settings_that_no_atss_has_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        create_detector("atss", SmallBackbone(), 3, **arguments)
+
+
+def test_centreness_lowers_the_scores_of_detections_and_chooses_none() -> None:
+    """The score is the class' probability times centreness; the threshold is one of the class alone."""
+    detector: Any = with_detections(small("atss"))
+    data = batch([[]])
+    detector.limits = CandidateLimits(iou_threshold=1.0, per_image=10**4)  # nothing is suppressed
+    [before] = detector.detect(data)
+    detector.dense_head.centerness.weight.data.zero_()
+    detector.dense_head.centerness.bias.data.fill_(-3.0)
+    [found] = detector.detect(data)
+    assert found.scores_N.max() <= 1 / (1 + np.exp(3)) < 0.05
+    assert len(found) == len(before) > 100
+
+
+@pytest.mark.parametrize("name", ["retinanet", "atss", "atss_dyhead", "mask_rcnn"])
 def test_a_few_steps_learn_one_image(name: str) -> None:
     detector, data = small(name), batch([SOME])
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
@@ -348,6 +380,11 @@ OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ),
     ("cascade_mask_rcnn", {"heads": "4conv1fc", "class_agnostic": True, "box_loss": "l1", **TINY}),
     ("retinanet", {"channels": 8, "tower_channels": 12, "scales_per_octave": 2, "ratios": [1, 2], "base_scale": 2}),
+    (
+        "atss",
+        {"channels": 8, "tower_channels": 64, "base_scale": 4, "candidates_per_level": 5, "candidates": "anchors"},
+    ),
+    ("atss", {"channels": 32, "dyhead": 2, "kernel": 1, "anchor_offset": 0.5, "zero_offsets": False, "num_outs": 3}),
 ]
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from fourstage.backbones.layers import Level
+from fourstage.tasks.detection import matching
 from fourstage.tasks.detection.anchors import AnchorGrid, octave_scales
 from fourstage.tasks.detection.box_head import DetectionLimits, select
 from fourstage.tasks.detection.boxes import BoxCoder, box_iou, generalized_iou, grouped_nms
 from fourstage.tasks.detection.losses import divide, focal_sum, giou_sum, smooth_l1_sum
 from fourstage.tasks.detection.masks import SmallMasks, crop_masks
-from fourstage.tasks.detection.matching import BACKGROUND, OverlapMatcher, ThresholdMatcher
+from fourstage.tasks.detection.matching import BACKGROUND, AdaptiveMatcher, OverlapMatcher, ThresholdMatcher
 from fourstage.tasks.detection.rois import RoIPool
 
 FOLDER = Path(__file__).parents[2] / "golden" / "heads"
@@ -104,6 +105,15 @@ def test_matching(name: str, golden: Golden) -> None:
     expected = golden(f"assign/{name}/gt_inds").long()  # -1 ignored, 0 background, else index + 1
     ours = matcher([boxes_N4], truths)
     assert torch.equal(torch.where(ours == BACKGROUND, 0, torch.where(ours >= 0, ours + 1, -1)), expected)
+
+
+@pytest.mark.parametrize("pairs", [1, 4000, 2**23])  # boxes at a time: one, two, all
+def test_adaptive_matching(pairs: int, golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "PAIRS", pairs)
+    sizes = [(h, w) for h, w in META["anchors/atss"]["featmap_sizes"]]
+    anchors = AnchorGrid(*GRIDS["atss"]).boxes(sizes, torch.device("cpu"))
+    ours = AdaptiveMatcher(9)(anchors, golden("assign/gt_bboxes"))
+    assert torch.equal(ours + 1, golden("assign/atss/gt_inds").long())
 
 
 def with_gradient(x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from goldens import FixedMaps, read_golden
 
 import fourstage
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
-from fourstage.weights.openmmlab.detector_names import HEADS
+from fourstage.weights.openmmlab.detector_names import ATSS, HEADS
 from fourstage.weights.rules import matching_rules, rename
 
 BOX = ("shared_convs.0.conv.weight", "shared_convs.3.bn.running_var", "shared_convs.1.bn.num_batches_tracked")
@@ -53,6 +54,18 @@ def test_every_name_of_ours_has_one_of_theirs() -> None:
     theirs = {key: torch.zeros(1) for key in THEIRS}
     kinds = {_kind(key) for key in rename(theirs, HEADS)}
     assert {_kind(key) for key in wanted if not key.endswith("num_batches_tracked")} <= kinds
+
+
+def test_every_name_of_an_atss_is_claimed_once_and_becomes_one_of_ours() -> None:
+    for dyhead, golden in ((0, "atss_fpn"), (2, "atss_dyhead")):
+        manifest, _ = read_golden(golden)
+        assert all(len(matching_rules(ATSS, key)) == 1 for key in manifest["params"])
+        with torch.device("meta"):
+            network = fourstage.create_detector("atss", FixedMaps(), 80, dyhead=dyhead)
+        ours = rename({key: torch.zeros(1) for key in manifest["params"]}, ATSS)
+        assert ours.keys() == network.state_dict().keys()
+    with pytest.raises(ValueError, match="matches 0 rules"):
+        rename({"bbox_head.retina_cls.weight": torch.zeros(1)}, ATSS)
 
 
 def _kind(key: str) -> str:

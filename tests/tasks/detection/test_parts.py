@@ -24,6 +24,7 @@ from fourstage.tasks.detection.masks import crop_masks
 from fourstage.tasks.detection.matching import (
     BACKGROUND,
     IGNORED,
+    AdaptiveMatcher,
     OverlapMatcher,
     Sampler,
     ThresholdMatcher,
@@ -293,6 +294,62 @@ def test_costs_with_a_minus_sign_are_a_quality() -> None:
     assert rule(-cost).tolist() == [0, 1, IGNORED]
     assert rule(-cost - 5).tolist() == [BACKGROUND, BACKGROUND, BACKGROUND]
     assert rule(torch.empty(0, 3)).tolist() == [BACKGROUND] * 3
+
+
+def brute_adaptive(anchors: list[Tensor], boxes: Tensor, candidates: int) -> list[int]:
+    """The words of `AdaptiveMatcher`, box by box and anchor by anchor."""
+    every = torch.cat(anchors)
+    overlap, centers = box_iou(boxes, every), (every[:, :2] + every[:, 2:]) / 2
+    best, matched = [-1.0] * len(every), [BACKGROUND] * len(every)
+    for g, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        middle, near, start = torch.tensor([x1 + x2, y1 + y2]) / 2, [], 0
+        for level in anchors:
+            apart = (centers[start : start + len(level)] - middle).norm(dim=1)
+            near += [start + int(n) for n in apart.argsort(stable=True)[:candidates]]
+            start += len(level)
+        values = overlap[g, near].double()
+        limit = values.mean() + (values.std() if len(near) > 1 else 0)
+        for n in near:
+            x, y = centers[n].tolist()
+            is_within = min(x - x1, x2 - x, y - y1, y2 - y) > 0.01
+            if is_within and overlap[g, n] >= limit and overlap[g, n] > best[n]:
+                best[n], matched[n] = float(overlap[g, n]), g
+    return matched
+
+
+@given(g=st.integers(0, 6), candidates=st.integers(1, 9), seed=st.integers(0, 2**16), pairs=st.sampled_from([1, 2**23]))
+@settings(max_examples=40, deadline=None)
+def test_adaptive_matching_is_what_its_words_say_however_many_boxes_at_a_time(
+    g: int, candidates: int, seed: int, pairs: int
+) -> None:
+    anchors = AnchorGrid([8, 16, 32], (4.0,), (1.0,)).boxes([(6, 7), (3, 4), (2, 2)], torch.device("cpu"))
+    boxes = some_boxes(g, seed, side=50)  # at places where no two anchors are equally far
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "PAIRS", pairs)
+        assert AdaptiveMatcher(candidates)(anchors, boxes).tolist() == brute_adaptive(anchors, boxes, candidates)
+
+
+def test_equal_boxes_and_single_anchors_are_matched_without_nan() -> None:
+    box, far = torch.tensor([[0.0, 0, 32, 32]]), torch.tensor([[500.0, 500, 501, 501]])
+    [lonely] = AdaptiveMatcher()([box], box).tolist()
+    assert lonely == 0  # the deviation of one candidate is 0, not NaN
+    assert AdaptiveMatcher()([box], far).tolist() == [BACKGROUND]
+    assert AdaptiveMatcher()([box, box], torch.cat([box, box, far])).tolist() == [0, 0]  # the first of equal boxes
+    assert AdaptiveMatcher()([box, box[:0]], torch.empty(0, 4)).tolist() == [BACKGROUND]
+    assert AdaptiveMatcher()([box[:0]], box).tolist() == []
+    with pytest.raises(ValueError, match="one tensor of shape"):
+        AdaptiveMatcher()(box, box)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="candidates must be an integer of at least 1; got 0"):
+        AdaptiveMatcher(0)
+
+
+def test_anchors_may_stand_in_the_middle_of_their_cells() -> None:
+    [corner], [middle] = (
+        AnchorGrid([8], (1.0,), (1.0,), offset=x).boxes([(2, 3)], torch.device("cpu")) for x in (0, 0.5)
+    )
+    assert torch.equal(middle, corner + 4)
+    with pytest.raises(ValueError, match="offset of anchors is a number from 0 to 1"):
+        AnchorGrid([8], (1.0,), (1.0,), offset=2)
 
 
 def test_each_level_gives_its_best_anchors_or_all_that_it_has() -> None:

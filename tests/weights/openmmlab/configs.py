@@ -80,6 +80,27 @@ def retinanet() -> dict[str, Any]:
     }
 
 
+def atss(*, dyhead: bool = False) -> dict[str, Any]:
+    anchors = {"type": "AnchorGenerator", "octave_base_scale": 8, "scales_per_octave": 1, "ratios": [1.0]}
+    stds = [0.1, 0.1, 0.2, 0.2]
+    head = {"type": "ATSSHead", "num_classes": 3, "in_channels": 64, "feat_channels": 64}
+    head |= {"stacked_convs": 0, "pred_kernel_size": 1} if dyhead else {"stacked_convs": 1}
+    head["anchor_generator"] = {**anchors, "strides": [8, 16, 32, 64, 128], "center_offset": 0.5 if dyhead else 0}
+    head["bbox_coder"] = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": stds}
+    neck: Any = {"type": "FPN", "in_channels": WIDTHS, "out_channels": 64, "start_level": 1, "num_outs": 5}
+    neck["add_extra_convs"] = "on_output"
+    if dyhead:
+        neck = [neck, {"type": "DyHead", "in_channels": 64, "out_channels": 64, "num_blocks": 2}]
+    limits = {"nms_pre": 40, "min_bbox_size": 0, "score_thr": 0.1, "nms": {"type": "nms", "iou_threshold": 0.4}}
+    return {
+        "type": "ATSS",
+        "backbone": SWIN,
+        "neck": neck,
+        "bbox_head": head,
+        "test_cfg": {**limits, "max_per_img": 7},
+    }
+
+
 def upernet() -> dict[str, Any]:
     head = {"type": "UPerHead", "in_channels": WIDTHS, "channels": 16, "num_classes": 3, "pool_scales": (1, 2, 3, 6)}
     aside = {"type": "FCNHead", "in_channels": 64, "in_index": 2, "channels": 16, "num_convs": 1, "num_classes": 3}

@@ -114,6 +114,12 @@ def test_published_configurations_are_understood() -> None:
         "m.pth",
     )
     assert (cascade.method, cascade.method_args["heads"]) == ("cascade_mask_rcnn", "4conv1fc")
+    swin_t = whole("e2e/mask_rcnn_swin_t")["backbone"]
+    for name, blocks in (("atss_fpn", {"convs": 4}), ("atss_dyhead", {"convs": 0, "dyhead": 2})):
+        atss = network_of_config({"model": {**whole(f"heads/{name}"), "backbone": swin_t}}, "m.pth")
+        limits = {"per_level": 1000, "score_threshold": 0.05, "iou_threshold": 0.6, "per_image": 100}
+        expected = {"channels": 256, "num_outs": 5, "candidates": "pairs", **limits, **blocks}
+        assert (atss.method, atss.method_args) == ("atss", expected)
     segmentor = network_of_config({"model": whole("e2e/upernet_swin_t")}, "m.pth")
     assert classes_of(segmentor) == ADE20K
     assert recipe_of(segmentor, Path("m.pth")).network_name == "upernet over swin_tiny"
@@ -131,6 +137,10 @@ SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
     (configs.retinanet(), "bbox_head.feat_channels", 24, {"tower_channels": 24}),
     (configs.retinanet(), "bbox_head.anchor_generator.scales_per_octave", 2, {"scales_per_octave": 2}),
     (configs.retinanet(), "bbox_head.anchor_generator.ratios", [1.0], {"ratios": [1.0]}),
+    (configs.atss(), "bbox_head.feat_channels", 96, {"tower_channels": 96}),
+    (configs.atss(), "bbox_head.anchor_generator.octave_base_scale", 4, {"base_scale": 4}),
+    (configs.atss(), "bbox_head.anchor_generator.center_offset", 0.5, {"anchor_offset": 0.5}),
+    (configs.atss(dyhead=True), "bbox_head.pred_kernel_size", 5, {"kernel": 5}),
 ]
 
 
@@ -180,10 +190,13 @@ def test_maps_of_fewer_stages_begin_where_the_backbone_does() -> None:
     assert found.backbone_args["out_indices"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("model", [configs.retinanet(), configs.atss()], ids=["retinanet", "atss"])
 @pytest.mark.parametrize(("version", "candidates"), [("2.11.0", "anchors"), ("2.19.1+1", "pairs"), (None, "pairs")])
-def test_retinanet_chooses_as_its_version_did(version: str | None, candidates: str) -> None:
+def test_single_stage_detectors_choose_as_their_version_did(
+    version: str | None, candidates: str, model: dict[str, Any]
+) -> None:
     meta = {} if version is None else {"mmdet_version": version}
-    found = network_of_config(configs.of_mmcv(configs.retinanet()), "m.pth", meta=meta, classes=CLASSES)
+    found = network_of_config(configs.of_mmcv(model), "m.pth", meta=meta, classes=CLASSES)
     assert found.method_args["candidates"] == candidates
 
 
@@ -231,6 +244,13 @@ REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.mask_rcnn(), "roi_head.bbox_head.bbox_coder.target_stds", [1.0] * 4, "target_stds"),
     (configs.cascade(), "roi_head.bbox_head", [], "cascade"),
     (configs.retinanet(), "neck.add_extra_convs", "on_output", "on_output"),
+    (configs.retinanet(), "bbox_head.anchor_generator.center_offset", 0.5, "center_offset 0.5 is not supported"),
+    (configs.atss(), "neck.add_extra_convs", "on_input", "on_input"),
+    (configs.atss(), "bbox_head.anchor_generator.ratios", [1.0, 2.0], "ratios .* is not supported"),
+    (configs.atss(), "bbox_head.norm_cfg", {"type": "BN"}, "type 'BN' is not supported; supported: 'GN'"),
+    (configs.atss(), "bbox_head.bbox_coder.target_stds", [1.0] * 4, "target_stds"),
+    (configs.atss(), "neck", [configs.atss()["neck"], {"type": "PAFPN"}], "type 'PAFPN' is not supported"),
+    (configs.atss(), "neck", [*configs.atss(dyhead=True)["neck"], {}], "third neck"),
     (configs.upernet(), "decode_head.type", "PSPHead", "PSPHead.*UPerHead"),
     (configs.upernet(), "decode_head.act_cfg", {"type": "GELU"}, "GELU"),
 ]
