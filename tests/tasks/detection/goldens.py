@@ -15,7 +15,6 @@ from fourstage.data.sample import Batch, Objects
 from fourstage.tasks.detection.atss import ATSS
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.detector import Detections, Detector
-from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
 
