@@ -76,10 +76,10 @@ def _fast_paths() -> list[str]:
     """Return a problem for each environment variable of the fast paths that every network would refuse."""
     if find_spec("torch") is None:
         return []
-    from fourstage.ops import eager, products
+    from fourstage.ops import eager, products, sampling_choice
 
     out = []
-    for check in (eager.switched_on, products.asked):
+    for check in (eager.switched_on, products.asked, sampling_choice.asked):
         try:
             check()
         except ValueError as error:

@@ -162,7 +162,11 @@ def test_models_recipes_and_doctor_answer(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "fix"),
-    [("FOURSTAGE_OPS", "slow", "set it to plain"), ("FOURSTAGE_PRODUCTS", "blas", "such as blas,blas,fused")],
+    [
+        ("FOURSTAGE_OPS", "slow", "set it to plain"),
+        ("FOURSTAGE_PRODUCTS", "blas", "such as blas,blas,fused"),
+        ("FOURSTAGE_SAMPLING", "gathr", "grid_sample, gather, embedding_bag, triton"),
+    ],
 )
 def test_doctor_reports_environment_variables_that_networks_refuse(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, fix: str

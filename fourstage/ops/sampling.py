@@ -4,19 +4,21 @@ B images, H x W cells, h heads of d channels, L levels; Q queries, each with P p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from functools import partial, reduce
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourstage.ops.eager import is_compiled, may_run_fast
+from fourstage.ops import sampling_choice
+from fourstage.ops.eager import TENSORS, is_compiled, is_recorded, may_run_fast, runs_eagerly, switched_on
+from fourstage.ops.sampling_choice import Form, is_on_gpu
 from fourstage.ops.second_gradients import needs_plain_form
 
 RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
 FAR = 2**24  # cells; locations are clamped to it, which is outside any map and still an int32
-
-Form = Literal["grid_sample", "gather", "embedding_bag"]
+MEASURED = 2**24  # values that a measurement reads at most: it takes so many images of a batch
 
 
 def deformable_sample(
@@ -45,6 +47,7 @@ def deformable_sample(
         maps: one per level.
         cells_BQhLP2: integers, added to the locations without rounding.
         form: how to compute it; all forms give the same up to rounding. By default the fastest, see `best_form`.
+            `triton` needs tensors on a GPU. A compiler or an exporter records another form in its place.
 
     Shapes:
         maps: (B, H_l, W_l, h, d) each, any H_l and W_l.
@@ -54,26 +57,29 @@ def deformable_sample(
         Returns (B, Q, h * d) in the dtype of the maps.
 
     Raises:
-        ValueError: locations in half precision, in which neighbouring cells of a large map have the same place.
+        ValueError: locations in half precision, in which neighbouring cells of a large map have the same place; the
+            form `triton` where it does not run.
     """
     dtype = locations_BQhLP2.dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"locations in {dtype} cannot tell neighbouring cells of a large map apart; use locations.float()"
         )
-    given, maps, weights_BQhLP = maps[0].dtype, [map.to(dtype) for map in maps], weights_BQhLP.to(dtype)
-    read = FORMS[form or best_form(*maps, locations_BQhLP2, weights_BQhLP)]
-    levels = len(maps)
-    locations, weights = locations_BQhLP2.unbind(3), weights_BQhLP.unbind(3)
-    cells = [None] * levels if cells_BQhLP2 is None else cells_BQhLP2.unbind(3)
-    assert len(locations) == len(weights) == len(cells) == levels
-    out_BQC = read(maps[0], locations[0], weights[0], cells[0])
-    for i in range(1, levels):
-        out_BQC = out_BQC + read(maps[i], locations[i], weights[i], cells[i])
-    return out_BQC.to(given)
+    assert len(maps) == locations_BQhLP2.shape[3] == weights_BQhLP.shape[3]
+    tensors = maps, locations_BQhLP2, weights_BQhLP.to(dtype), cells_BQhLP2
+    if form is None or (form == "triton" and is_recorded()):
+        form = best_form(*tensors)
+    elif form == "triton" and not sampling_choice.may_run_kernel(*maps, locations_BQhLP2, weights_BQhLP):
+        raise ValueError(
+            f"the form triton runs eagerly, with the package triton, on a GPU; got tensors on {maps[0].device}; leave "
+            f"the form out to take the fastest that runs"
+        )
+    return compute(form, *tensors)
 
 
-def best_form(*tensors: Tensor) -> Form:
+def best_form(
+    maps: Sequence[Tensor], locations_BQhLP2: Tensor, weights_BQhLP: Tensor, cells_BQhLP2: Tensor | None = None
+) -> Form:
     """Return the form that suits the device and the mode. The plain form is `grid_sample`.
 
     | where | form | why |
@@ -81,17 +87,89 @@ def best_form(*tensors: Tensor) -> Form:
     | CPU, no gradients | embedding_bag | 2 to 3 times faster than grid_sample |
     | CPU, gradients | grid_sample | the others take 2 to 5 times as long backward |
     | compiled | gather | it fuses; the others stay calls of PyTorch's kernels |
-    | exported | grid_sample | one operator that every runtime knows |
-    | GPU | grid_sample | not measured |
+    | exported, traced, transformed | grid_sample | one operator that every runtime and transform knows |
+    | GPU | the fastest of all | measured once for each class of shapes |
     | GPU, `torch.use_deterministic_algorithms` | gather | grid_sample raises in backward; `index_select` is exact |
+
+    The environment's `FOURSTAGE_SAMPLING` names a form for all eager computations that are not deterministic on a GPU;
+    `triton` has no effect on a CPU. `FOURSTAGE_OPS=plain` means grid_sample wherever nothing is compiled.
+
+    Raises:
+        ValueError: `FOURSTAGE_SAMPLING` has an unknown value.
     """
-    if torch.are_deterministic_algorithms_enabled() and tensors[0].device.type != "cpu":
+    tensors = (*maps, locations_BQhLP2, weights_BQhLP)
+    if torch.are_deterministic_algorithms_enabled() and locations_BQhLP2.device.type != "cpu":
         return "gather"
     if is_compiled():
         return "gather"
-    if may_run_fast(*tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+    if not (runs_eagerly() and switched_on()):
+        return "grid_sample"
+    asked = sampling_choice.asked()
+    if asked is not None and (asked != "triton" or sampling_choice.may_run_kernel(*tensors)):
+        return asked
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if may_run_fast(*tensors) and not learns:
         return "embedding_bag"
+    if is_on_gpu(locations_BQhLP2) and locations_BQhLP2.numel() and all(type(x) in TENSORS for x in tensors):
+        return measured_form(maps, locations_BQhLP2, weights_BQhLP, cells_BQhLP2, learns=learns)
     return "grid_sample"
+
+
+def measured_form(
+    maps: Sequence[Tensor], locations_BQhLP2: Tensor, weights_BQhLP: Tensor, cells: Tensor | None, *, learns: bool
+) -> Form:
+    """Return the fastest form for tensors of these shapes, measured on the first images of the batch."""
+    tensors = (locations_BQhLP2, weights_BQhLP, *maps)
+    batch, *sizes = weights_BQhLP.shape  # Q, h, L, P
+    dim, wanted = maps[0].shape[-1], tuple(learns and x.requires_grad for x in tensors)
+    images = max(1, MEASURED // max(1, weights_BQhLP[0].numel() * dim))
+    rows = min(batch, images) * sizes[0] * sizes[1]
+    names: list[Form] = ["grid_sample", "gather"]
+    if sampling_choice.may_run_kernel(*tensors):
+        names.append("triton")
+    if not learns:
+        names.append("embedding_bag")
+
+    def run(name: Form) -> None:
+        own = [x[:images].detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)]
+        out = compute(name, own[2:], own[0], own[1], cells if cells is None or len(cells) == 1 else cells[:images])
+        if learns:
+            torch.autograd.grad(out, [x for x in own if x.requires_grad], torch.ones_like(out))
+
+    key = (
+        locations_BQhLP2.device,
+        wanted,
+        tuple(x.dtype for x in tensors[1:]),
+        (*sizes[1:], dim, cells is None),
+        rows.bit_length() // 2,
+    )
+    return sampling_choice.choose(key, names, run, locations_BQhLP2.device)
+
+
+def compute(
+    form: Form, maps: Sequence[Tensor], locations_BQhLP2: Tensor, weights_BQhLP: Tensor, cells: Tensor | None
+) -> Tensor:
+    """Return the result of a form, (B, Q, h * d) in the dtype of the maps. Weights have the locations' precision."""
+    if form == "triton":
+        return by_triton(maps, locations_BQhLP2, weights_BQhLP, cells)
+    return by_levels(FORMS[form], maps, locations_BQhLP2, weights_BQhLP, cells)
+
+
+def by_triton(maps: Sequence[Tensor], locations: Tensor, weights: Tensor, cells: Tensor | None) -> Tensor:
+    """All levels by kernels, which write nothing but the result."""
+    kernel = sampling_choice.kernel()
+    assert kernel is not None
+    return kernel.sample(maps, locations, weights, cells, partial(by_levels, by_gather))
+
+
+def by_levels(
+    read: "LevelForm", maps: Sequence[Tensor], locations: Tensor, weights: Tensor, cells: Tensor | None
+) -> Tensor:
+    """Add up the levels, each computed by a form of one level."""
+    cells_L = [None] * len(maps) if cells is None else cells.unbind(3)
+    levels = zip(maps, locations.unbind(3), weights.unbind(3), cells_L, strict=True)
+    outs = (read(map_BHWhd.to(locations.dtype), at, weight, cell) for map_BHWhd, at, weight, cell in levels)
+    return reduce(torch.add, outs).to(maps[0].dtype)
 
 
 def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
@@ -204,7 +282,8 @@ def corners(
     ]
 
 
-FORMS: dict[Form, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
+LevelForm = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+FORMS: dict[Form, LevelForm] = {  # of one level, on any device
     "grid_sample": by_grid_sample,
     "gather": by_gather,
     "embedding_bag": by_embedding_bag,

@@ -1,5 +1,6 @@
 """Every fast path of the operations, by name: what `test_forms.py` tries each of them on. A form joins with one row."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Form:
         inputs: by name of the case. The fast path must run on "usual"; on the others it may.
         gradients: "both" if the fast path runs with and without them, else the only mode in which it runs.
         products: the value of `FOURSTAGE_PRODUCTS` under which it runs.
+        environment: other variables under which it runs.
     """
 
     fast: str
@@ -42,6 +44,7 @@ class Form:
     gradients: str = "both"  # "without", "with"
     products: str = "blas,blas,fused"
     limits: dict[str, int] = field(default_factory=dict)  # constants "module.NAME" that make the inputs large enough
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Operation(nn.Module):
@@ -310,6 +313,11 @@ FORMS: dict[str, Form] = {
         "memory_format.as_channels_last", lambda: Operation(memory_format.prefer_channels_last), MAPS
     ),
 }
+
+if os.environ.get("TRITON_INTERPRET") == "1":  # see test_sampling_kernel.py
+    FORMS["sampling by Triton"] = Form(
+        "sampling.by_triton", lambda: Operation(sample), SAMPLES, environment={"FOURSTAGE_SAMPLING": "triton"}
+    )
 
 
 def _conv(channels: int, out: int, side: int = 3, **arguments: Any) -> nn.Conv2d:

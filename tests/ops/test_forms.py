@@ -33,6 +33,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
         pytest.skip("this PyTorch was built without oneDNN")
     for name, value in form.limits.items():
         monkeypatch.setattr(f"fourstage.ops.{name}", value)
+    for name, text in form.environment.items():
+        monkeypatch.setenv(name, text)
     seen: list[str] = []
     module, _, name = form.fast.rpartition(".")
     target = getattr(__import__(f"fourstage.ops.{module}", fromlist=[name]), name)
