@@ -37,6 +37,10 @@ class Method:
             where the tensors do not show it.
         config_types: names of the network in OpenMMLab's configurations.
         read_config: address of the function that reads such a configuration.
+        regular: address of a function from the tensors of a foreign checkpoint and the network's number of classes to
+            tensors under names that `names` knows, where rules for single names cannot express it.
+        describe: address of a function from the tensors of a foreign checkpoint without a configuration to the
+            arguments of the network; it returns None where they do not show them.
         without_masks: name of the method where it is built with `masks=False`; None: it has no such argument.
         place: the place of what registered it.
     """
@@ -49,6 +53,8 @@ class Method:
     count_classes: str | None = None
     config_types: tuple[str, ...] = ()
     read_config: str | None = None
+    regular: str | None = None
+    describe: str | None = None
     without_masks: str | None = None
     place: Place = BUILT_IN
 
@@ -112,6 +118,8 @@ METHODS = {
             keys=r"^dn_query_generator\.|^label_embed\.|^label_enc\.",
             config_types=("DINO",),
             read_config=f"{FOREIGN}.dino:dino",
+            regular="fourstage.weights.dino:regular",
+            describe="fourstage.weights.dino:arguments_of_state",
         ),
         Method(
             "upernet",

@@ -11,7 +11,8 @@ from pkgutil import resolve_name
 from torch import Tensor, nn
 
 from fourstage.methods import Method, all_methods, get_method, recognise
-from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, which_models
+from fourstage.weights.description import NetworkDescription
+from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, maps_of, which_models
 from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
@@ -37,9 +38,9 @@ def load_dense_state(
     Raises:
         ValueError: the file holds another network, another method or another number of classes.
     """
-    state = _without_prefixes(state)
+    state = _regular(_without_prefixes(state), method, getattr(model, "num_classes", None))
     around = {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
-    inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    inner = _backbone_of(state)
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
     backbone = model.get_submodule(BACKBONE[:-1])
     classifier = bool(inner) and all(key.startswith(HEAD) for key in around)
@@ -94,9 +95,43 @@ def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
         state = {re.sub(r"^(module\.)+", "", key): value for key, value in file.weights().items()}
     except ValueError:
         return None, []
-    inner = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    for method in all_methods():
+        if method.regular is not None:
+            state = resolve_name(method.regular)(state, None)
+    inner = _backbone_of(state)
     method = recognise(key for key in state if not key.startswith(BACKBONE)) if inner else None
     return method, which_models(inner or state)
+
+
+def network_of_tensors(file: Checkpoint) -> NetworkDescription | None:
+    """Return the network of a foreign checkpoint without a configuration, by its tensors; None where they lack it."""
+    try:
+        state = _without_prefixes(file.weights())
+    except ValueError:
+        return None
+    for method in all_methods():
+        arguments = None if method.describe is None else resolve_name(method.describe)(state)
+        if arguments is not None:
+            break
+    else:
+        return None
+    inner = _backbone_of(_regular(state, method.name, None))
+    models, classes = which_models(inner), count_classes(state, method.task)
+    if not models or classes is None:
+        return None
+    maps = maps_of(models[0], inner)
+    return NetworkDescription(
+        task=method.task,
+        backbone=models[0],
+        num_classes=classes,
+        backbone_args={} if maps is None else {"out_indices": maps},
+        method=method.name,
+        method_args=arguments,
+    )
+
+
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
 
 
 def _is_of(method: str, around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
@@ -120,6 +155,14 @@ def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if bare and all(key.startswith(wrapper) for key in bare):
             bare = {key.removeprefix(wrapper): value for key, value in bare.items()}
     return bare
+
+
+def _regular(state: Mapping[str, Tensor], method: str, classes: int | None) -> Mapping[str, Tensor]:
+    """Return a state dict under the names that the method's table knows, as the method's own function gives them."""
+    known = get_method(method)
+    if known is None or known.regular is None:
+        return state
+    return resolve_name(known.regular)(state, classes)
 
 
 def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:

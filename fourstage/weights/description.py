@@ -56,9 +56,10 @@ def describe_network(file: Checkpoint) -> NetworkDescription | None:
         return _of_converted(file)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
         return _of_run(file)
-    from fourstage.weights.openmmlab.network import network_of_checkpoint  # which imports this module
+    from fourstage.weights.complete_checkpoints import network_of_tensors  # these import this module
+    from fourstage.weights.openmmlab.network import network_of_checkpoint
 
-    return network_of_checkpoint(file)
+    return network_of_checkpoint(file) or network_of_tensors(file)
 
 
 def _of_converted(file: Checkpoint) -> NetworkDescription:

@@ -5,10 +5,11 @@ What is below `backbone.` is renamed by the tables of the backbone's own family.
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from fourstage.weights.rules import Rule
+from fourstage.weights.rules import Rule, matching_rules, rename
 
 WB = r"(weight|bias)"
 ATTENTION = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value", "output_proj": "out"}
@@ -59,7 +60,110 @@ MMDETECTION = (
         rf"bbox_head\.reg_branches\.(\d+)\.([024])\.{WB}", lambda m: f"regress.{m[1]}.layers.{MLP_PLACES[m[2]]}.{m[3]}"
     ),
 )
-NAMES = MMDETECTION
+T = r"transformer\."
+BOTH = (  # of detrex and of IDEA-Research
+    Rule(rf"{T}tgt_embed\.weight", "query_embed.weight"),
+    Rule(r"label_enc\.weight", "label_embed.weight"),
+    Rule(rf"{T}enc_output\.{WB}", r"project.\1"),
+    Rule(rf"{T}enc_output_norm\.{WB}", r"project_norm.\1"),
+    Rule(rf"{T}decoder\.norm\.{WB}", r"decoder.norm.\1"),
+    Rule(rf"{T}decoder\.ref_point_head\.layers\.(\d+)\.{WB}", r"decoder.embed_box.layers.\1.\2"),
+    Rule(rf"class_embed\.(\d+)\.{WB}", r"classify.\1.\2"),
+    Rule(rf"bbox_embed\.(\d+)\.layers\.(\d+)\.{WB}", r"regress.\1.layers.\2.\3"),
+    Rule(rf"{T}decoder\.(class|bbox)_embed\..*", None),  # the same parameters once more
+)
+DETREX = (
+    Rule(rf"neck\.(?:convs)\.(\d+)\.norm\.{WB}", r"neck.convs.\1.norm.\2"),
+    Rule(rf"neck\.extra_convs\.(\d+)\.norm\.{WB}", r"neck.extra.\1.norm.\2"),
+    Rule(rf"{T}level_embeds", "level_embed"),
+    Rule(T + ENCODER + rf"attentions\.0\.{LINEARS}", _attention("encoder.N.attn")),
+    Rule(T + ENCODER + rf"norms\.0\.{WB}", r"encoder.\1.norm.\2"),
+    Rule(T + ENCODER + rf"norms\.1\.{WB}", r"encoder.\1.ffn.norm.\2"),
+    Rule(T + ENCODER + rf"ffns\.0\.layers\.0\.0\.{WB}", r"encoder.\1.ffn.expand.\2"),
+    Rule(T + ENCODER + rf"ffns\.0\.layers\.1\.{WB}", r"encoder.\1.ffn.reduce.\2"),
+    *_self_attention(T + DECODER + r"attentions\.0\.attn\."),
+    Rule(T + DECODER + rf"attentions\.1\.{LINEARS}", _attention("decoder.layers.N.cross_attn")),
+    Rule(T + DECODER + rf"norms\.0\.{WB}", r"decoder.layers.\1.self_norm.\2"),
+    Rule(T + DECODER + rf"norms\.1\.{WB}", r"decoder.layers.\1.cross_norm.\2"),
+    Rule(T + DECODER + rf"norms\.2\.{WB}", r"decoder.layers.\1.ffn.norm.\2"),
+    Rule(T + DECODER + rf"ffns\.0\.layers\.0\.0\.{WB}", r"decoder.layers.\1.ffn.expand.\2"),
+    Rule(T + DECODER + rf"ffns\.0\.layers\.1\.{WB}", r"decoder.layers.\1.ffn.reduce.\2"),
+)
+IDEA = (
+    Rule(rf"input_proj\.(\d+)\.0\.{WB}", r"neck.convs.\1.conv.\2"),  # `regular` moves those of the extra maps
+    Rule(rf"input_proj\.(\d+)\.1\.{WB}", r"neck.convs.\1.norm.\2"),
+    Rule(rf"{T}level_embed", "level_embed"),
+    Rule(rf"{T}enc_out_class_embed\.{WB}", r"classify.ENCODER.\1"),  # and these too
+    Rule(rf"{T}enc_out_bbox_embed\.layers\.(\d+)\.{WB}", r"regress.ENCODER.layers.\1.\2"),
+    Rule(T + ENCODER + rf"self_attn\.{LINEARS}", _attention("encoder.N.attn")),
+    Rule(T + ENCODER + rf"norm1\.{WB}", r"encoder.\1.norm.\2"),
+    Rule(T + ENCODER + rf"norm2\.{WB}", r"encoder.\1.ffn.norm.\2"),
+    Rule(T + ENCODER + rf"linear1\.{WB}", r"encoder.\1.ffn.expand.\2"),
+    Rule(T + ENCODER + rf"linear2\.{WB}", r"encoder.\1.ffn.reduce.\2"),
+    *_self_attention(T + DECODER + r"self_attn\."),
+    Rule(T + DECODER + rf"cross_attn\.{LINEARS}", _attention("decoder.layers.N.cross_attn")),
+    Rule(T + DECODER + rf"norm2\.{WB}", r"decoder.layers.\1.self_norm.\2"),  # after self-attention
+    Rule(T + DECODER + rf"norm1\.{WB}", r"decoder.layers.\1.cross_norm.\2"),
+    Rule(T + DECODER + rf"norm3\.{WB}", r"decoder.layers.\1.ffn.norm.\2"),
+    Rule(T + DECODER + rf"linear1\.{WB}", r"decoder.layers.\1.ffn.expand.\2"),
+    Rule(T + DECODER + rf"linear2\.{WB}", r"decoder.layers.\1.ffn.reduce.\2"),
+)
+NAMES = (*MMDETECTION, *BOTH, *DETREX)
+COCO_IDS = (
+    *range(1, 12),
+    *range(13, 26),
+    27,
+    28,
+    *range(31, 45),
+    *range(46, 66),
+    67,
+    70,
+    *range(72, 83),
+    *range(84, 91),
+)
+"""Rows of IDEA-Research's 91 that are categories of COCO, in the order of the labels."""
+CLASS_ROWS = r"(class_embed\.\d+|transformer\.enc_out_class_embed)\.(weight|bias)"
+
+
+def is_of_idea(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict has IDEA-Research's names."""
+    return "input_proj.0.0.weight" in state and "label_enc.weight" in state
+
+
+def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Tensor]:
+    """Return IDEA-Research's DINO under the names of detrex or of ours; any other state dict as it is.
+
+    Its class layers have a row for each of COCO's 91 category ids, and its label embedding one more than classes. Its
+    other layers differ from detrex's in names alone.
+
+    Args:
+        classes: of the network that is filled; None: of the 91 rows the 80 of COCO's categories are kept.
+    """
+    if not is_of_idea(state):
+        return state
+    rows = len(state["class_embed.0.weight"])
+    kept = [*COCO_IDS] if rows == 91 and classes != 91 else [*range(rows)]
+    layers = 1 + max(int(match[1]) for key in state if (match := re.match(r"class_embed\.(\d+)\.", key)))
+    extra = [i for i in range(len(state["transformer.level_embed"])) if state[f"input_proj.{i}.0.weight"].shape[2] > 1]
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("backbone."):
+            out[re.sub(r"^backbone\.0\.(body\.)?", "backbone.", key)] = value
+            continue
+        if re.fullmatch(CLASS_ROWS, key) or key == "label_enc.weight":
+            value = value[kept]  # noqa: PLW2901
+        for name, moved in rename_one(key, value).items():
+            place = re.match(r"neck\.convs\.(\d+)\.", name)
+            if place and int(place[1]) in extra:
+                name = f"neck.extra.{int(place[1]) - extra[0]}.{name[place.end() :]}"  # noqa: PLW2901
+            out[name.replace(".ENCODER.", f".{layers}.")] = moved
+    return out
+
+
+def rename_one(key: str, value: Tensor) -> dict[str, Tensor]:
+    """Return an entry of IDEA-Research's under our name; none where it is a copy, and as it is where it is unknown."""
+    hits = matching_rules((*BOTH, *IDEA), key)
+    return rename({key: value}, (*BOTH, *IDEA)) if len(hits) == 1 else {key: value}
 
 
 def count_of_dino(state: Mapping[str, Tensor]) -> int | None:
@@ -67,4 +171,37 @@ def count_of_dino(state: Mapping[str, Tensor]) -> int | None:
     weight = r"(bbox_head\.cls_branches|class_embed|classify)\.0\.weight"
     if not any("sampling_offsets" in key or ".cross_attn.offsets" in key for key in state):
         return None
-    return next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)
+    found = next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)
+    return len(COCO_IDS) if found == 91 and is_of_idea(state) else found
+
+
+def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return the arguments of a DINO of detrex or IDEA-Research, whose files have no configuration, by its tensors.
+
+    None for other names. Heads and points are eight and four where the layers allow it, as in all published files.
+    """
+    if "label_enc.weight" not in state or "transformer.tgt_embed.weight" not in state:
+        return None
+    idea = is_of_idea(state)
+    around = {key: value for key, value in regular(state, None).items() if not key.startswith("backbone.")}
+    ours = around if idea else rename(around, NAMES)
+    scales, channels = ours["level_embed"].shape
+    weights = len(ours["encoder.0.attn.weights.weight"]) // scales
+    heads = 8 if weights % 8 == 0 else 1
+    return {
+        "queries": len(ours["query_embed.weight"]),
+        "scales": scales,
+        "channels": channels,
+        "encoder_layers": _layers(ours, r"encoder\.(\d+)\."),
+        "decoder_layers": _layers(ours, r"decoder\.layers\.(\d+)\."),
+        "heads": heads,
+        "points": weights // heads,
+        "hidden": len(ours["encoder.0.ffn.expand.weight"]),
+        "neck_bias": "neck.convs.0.conv.bias" in ours,
+        **({} if idea else {"position_temperature": 10000.0, "position_offset": -0.5}),
+        "pad_to": 1,
+    }
+
+
+def _layers(state: Mapping[str, Tensor], pattern: str) -> int:
+    return len({match[1] for key in state if (match := re.match(pattern, key))})

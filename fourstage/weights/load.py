@@ -307,11 +307,28 @@ def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> 
         named = our_names(model, state)
         if not isinstance(model, Backbone) or named is None:
             return None  # neither form has these names
-        if (plan := _plan(model, named[0])) is not None:
+        shown = model
+        if isinstance(model, Dense) and (maps := _maps_with_norms(named[0], model)):
+            with torch.device("meta"):
+                shown = entry.dense(out_indices=maps)
+        if (plan := _plan(shown, named[0])) is not None:
             return plan
         if not _of_dense_form(model.family, named[0]):
             return None
     return None
+
+
+def maps_of(name: str, state: Mapping[str, Tensor]) -> list[int] | None:
+    """Return the numbers of the maps of a dense backbone whose file has norms for some of its maps alone; else None."""
+    with torch.device("meta"):
+        model = registry.find(name).dense()
+    named = our_names(model, state)
+    return _maps_with_norms(named[0], model) if named is not None else None
+
+
+def _maps_with_norms(renamed: Mapping[str, Tensor], model: nn.Module) -> list[int] | None:
+    maps = sorted({int(match[1]) for key in renamed if (match := re.match(r"norms\.(\d+)\.", key))})
+    return maps if 0 < len(maps) < len(getattr(model, "levels", ())) else None
 
 
 def _plan(model: nn.Module, renamed: Mapping[str, Tensor]) -> Plan | None:

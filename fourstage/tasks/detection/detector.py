@@ -14,7 +14,7 @@ from fourstage.data.sample import Batch
 from fourstage.ops.memory_format import prefer_channels_last
 from fourstage.tasks.detection.boxes import have_area
 from fourstage.tasks.detection.masks import SmallMasks
-from fourstage.tasks.detection.padding import padded, padded_size, padding_masks
+from fourstage.tasks.detection.padding import MULTIPLE, padded, padded_size, padding_masks
 from fourstage.tasks.parts.levels import feature_maps
 from fourstage.tasks.parts.settings import check_counts
 
@@ -57,12 +57,14 @@ class Detector(nn.Module, ABC):
         method: the name by which it is built and by which the names in foreign checkpoints are known.
         counts_over_ranks: whether losses are divided by the mean count of all processes that train together, as query
             detectors and ATSS were published, instead of each process' own count.
+        pad_to: pixels; images are padded to multiples of it.
         mean_over_ranks: the mean of a scalar over these processes where `counts_over_ranks`, else its argument.
         find_unused_parameters: whether some parameters may get no gradient from any loss; see `freeze_unused`.
     """
 
     method: str | None = None
     counts_over_ranks: bool = False
+    pad_to: int = MULTIPLE
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -110,16 +112,16 @@ class Detector(nn.Module, ABC):
         """
 
     def maps(self, batch: Batch) -> list[Tensor]:
-        """Return the neck's maps of images that are padded with zeros to a multiple of 32 pixels."""
-        dtype = next(self.parameters()).dtype
-        return self.neck(feature_maps(self.backbone, prefer_channels_last(padded(batch.images_BCHW.to(dtype)))))
+        """Return the neck's maps of images that are padded with zeros to a multiple of `pad_to` pixels."""
+        images_BCHW = padded(batch.images_BCHW.to(next(self.parameters()).dtype), self.pad_to)
+        return self.neck(feature_maps(self.backbone, prefer_channels_last(images_BCHW)))
 
     def padding_masks(self, batch: Batch, maps: Sequence[Tensor]) -> list[Tensor] | None:
         """Return for each of the `maps` a (B, h, w) bool mask, True where a cell is padding.
 
         None where no image is smaller than the batch: then nothing needs to be masked.
         """
-        padded_to = padded_size((batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1]))
+        padded_to = padded_size((batch.images_BCHW.shape[-2], batch.images_BCHW.shape[-1]), self.pad_to)
         return padding_masks(batch.sizes, padded_to, maps)
 
 

@@ -4,6 +4,7 @@ B images, L levels, N cells of all levels, Q queries, D queries with noise, C ch
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from fourstage.tasks.detection.denoising import Denoising, add_noise, cap_object
 from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth, count_tensor, ground_truths
 from fourstage.tasks.detection.dino_layers import MLP, Decoded, Decoder, EncoderLayer
 from fourstage.tasks.detection.matching import Draws
+from fourstage.tasks.detection.padding import MULTIPLE, padded_size
 from fourstage.tasks.detection.query_losses import LOSSES, WEIGHTS, set_cost
 from fourstage.tasks.detection.set_criterion import Queries, SetCriterion, layer_names
 from fourstage.tasks.detection.set_prediction import best_of_queries
@@ -56,6 +58,7 @@ class DINO(Detector):
         neck_bias: whether the neck's convolutions have a bias, as in detrex and the original.
         position_temperature, position_offset: of the sines of cells, see `sine_of_cells`.
         per_image: most detections.
+        pad_to: images are padded to multiples of it, in pixels; 1, as the originals have it: not at all.
 
     Raises:
         ValueError: the backbone has no map at stride 8 or coarser, or a setting that there is not.
@@ -84,9 +87,11 @@ class DINO(Detector):
         position_temperature: float = 20.0,
         position_offset: float = 0.0,
         per_image: int = 300,
+        pad_to: int = MULTIPLE,
     ) -> None:
         check_counts(queries=queries, scales=scales, channels=channels, encoder_layers=encoder_layers)
         check_counts(decoder_layers=decoder_layers, heads=heads, points=points, hidden=hidden, per_image=per_image)
+        check_counts(pad_to=pad_to)
         check_counts(denoising=denoising, least=0)
         check_sizes(box_noise=box_noise, position_temperature=position_temperature)
         if channels % 4:
@@ -109,7 +114,7 @@ class DINO(Detector):
         heads_count = decoder_layers + 1  # the last one reads the encoder
         self.classify = nn.ModuleList(nn.Linear(channels, num_classes) for _ in range(heads_count))
         self.regress = nn.ModuleList(MLP(channels, channels, channels, 4) for _ in range(heads_count))
-        self.queries, self.per_image = queries, per_image
+        self.queries, self.per_image, self.pad_to = queries, per_image, pad_to
         self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         self.temperature, self.offset = position_temperature, position_offset
         self.criterion = SetCriterion(set_cost(), LOSSES, WEIGHTS)
@@ -141,6 +146,7 @@ class DINO(Detector):
         """
         truths = self._checked(ground_truths(batch, masks=False), batch)
         draws = Draws(seed)
+        batch = self._without_excess(batch)
         maps = self.maps(batch)
         memory = self.encode(maps, self.padding_masks(batch, maps))
         chosen = self.choose(memory)
@@ -168,6 +174,13 @@ class DINO(Detector):
             size_4 = truth.boxes_G4.new_tensor([width, height, width, height])
             out.append(GroundTruth(truth.boxes_G4 / size_4, truth.labels_G, None))
         return out
+
+    def _without_excess(self, batch: Batch) -> Batch:
+        """Return the batch without rows and columns that are padding in every image beyond a multiple of `pad_to`."""
+        height, width = padded_size((max(h for h, _ in batch.sizes), max(w for _, w in batch.sizes)), self.pad_to)
+        if height >= batch.images_BCHW.shape[2] and width >= batch.images_BCHW.shape[3]:
+            return batch
+        return replace(batch, images_BCHW=batch.images_BCHW[:, :, :height, :width])
 
     def encode(self, maps: Sequence[Tensor], masks: Sequence[Tensor] | None) -> Memory:
         """Return the encoder's memory.
@@ -268,6 +281,7 @@ class DINO(Detector):
     @torch.no_grad()
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
         """As `Detector.detect`: the best pairs of a query and a class."""
+        batch = self._without_excess(batch)
         maps = self.maps(batch)
         memory = self.encode(maps, self.padding_masks(batch, maps))
         decoded = self.decode(memory, self.choose(memory))

@@ -12,18 +12,18 @@ from fourstage.ops.shapes import known_true
 MULTIPLE = 32  # pixels
 
 
-def padded(images_BHW: Tensor) -> Tensor:
-    """Return (..., H, W) with zeros on the right and at the bottom up to a multiple of 32 pixels."""
+def padded(images_BHW: Tensor, multiple: int = MULTIPLE) -> Tensor:
+    """Return (..., H, W) with zeros on the right and at the bottom up to a multiple of some pixels."""
     height, width = images_BHW.shape[-2:]
-    down, right = -height % MULTIPLE, -width % MULTIPLE
+    down, right = -height % multiple, -width % multiple
     if known_true(down == 0) and known_true(right == 0):
         return images_BHW
     return F.pad(images_BHW, (0, right, 0, down))
 
 
-def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+def padded_size(size: tuple[int, int], multiple: int = MULTIPLE) -> tuple[int, int]:
     """Return (H, W) of an image of `size` that is padded alone."""
-    return math.ceil(size[0] / MULTIPLE) * MULTIPLE, math.ceil(size[1] / MULTIPLE) * MULTIPLE
+    return math.ceil(size[0] / multiple) * multiple, math.ceil(size[1] / multiple) * multiple
 
 
 def padding_masks(

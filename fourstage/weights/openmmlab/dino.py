@@ -24,6 +24,7 @@ def dino(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[str, 
         "label_noise": noise.fraction("label_noise_scale", 0.5),
         "box_noise": _number(noise, "box_noise_scale", 1.0),
         **_positions(model.section("positional_encoding")),
+        "pad_to": _divisor(model),
         "per_image": pipeline.limits().integer("max_per_img", 300),
     }
     scale = pipeline.scale()
@@ -74,6 +75,11 @@ def _positions(section: ConfigSection) -> Values:
         "position_temperature": _number(section, "temperature", 10000),
         "position_offset": _number(section, "offset", 0.0),
     }
+
+
+def _divisor(model: ConfigSection) -> int:
+    """Return the number of pixels to whose multiples test images are padded."""
+    return max(1, model.section("data_preprocessor").integer("pad_size_divisor", 1))
 
 
 def _number(section: ConfigSection, name: str, default: float) -> float:

@@ -26,7 +26,7 @@ __all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's format before 1.6 (torch/serialization.py)
 WRAPPERS = {
     "model": ("model", "state_dict", "model_state_dict"),
-    "ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+    "ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "ema_state"),
 }
 COUNTERS = {"steps", "n_averaged"}  # mmengine's and torch's AveragedModel keep one beside the weights
 ARCHIVES = ((b"\x1f\x8b", 0, "gzip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"), (b"\x89HDF", 0, "HDF5"))
