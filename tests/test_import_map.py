@@ -33,7 +33,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "recipe": set(),
     "recipes": {"recipe"},
     "report": set(),
-    "bench": {"api", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},
+    "bench": {"api", "ops", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},
     "run": {
         *("api", "build", "registry", "backbones", "ops", "weights", "tasks", "data"),
         *("engine", "recipe", "report", "progress"),

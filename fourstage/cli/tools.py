@@ -1,8 +1,12 @@
 """Verbs for models and for this machine: models, bench, convert, doctor."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import Verbs, add_verb, print_table
+
+if TYPE_CHECKING:
+    from fourstage.bench.options import Options
 
 
 def add_models(verbs: Verbs) -> None:
@@ -32,6 +36,9 @@ def add_bench(verbs: Verbs) -> None:
     )
     verb.add_argument("--train", action="store_true", help="also measure a training step: forward, backward, AdamW")
     verb.add_argument("--against", metavar="NAME", help="alternate with this model and print the ratio of speeds")
+    verb.add_argument(
+        "--floor", action="store_true", help="print the time of the matrix products alone, and their share of the time"
+    )
     verb.add_argument("--dense", action="store_true", help="measure the dense backbone, which returns feature maps")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verb.add_argument(
@@ -75,6 +82,8 @@ def _run_bench(args: argparse.Namespace) -> int:
         train=args.train,
         clock="cpu" if args.cpu_time else "wall",
     )
+    if args.floor:
+        return _print_floors(args, options)
     files = {kind: check_output(path) for kind, path in (("csv", args.csv), ("jsonl", args.jsonl)) if path}
     from fourstage.bench.results import Files, sentence, table
     from fourstage.bench.run import bench
@@ -83,6 +92,19 @@ def _run_bench(args: argparse.Namespace) -> int:
     found, comparisons = bench(args.networks, options, against=args.against, done=written.add)
     print_table(*table(found))
     print("\n".join(["", *map(sentence, comparisons), written.conditions()]))
+    return 0
+
+
+def _print_floors(args: argparse.Namespace, options: "Options") -> int:
+    if args.against or args.csv or args.jsonl:
+        raise ValueError("--floor prints tables of its own; leave out --against, --csv and --jsonl")
+    from fourstage.bench import floor
+
+    found = floor.floors(args.networks, options)
+    for one in found:
+        print_table(*floor.shape_table(one))
+        print()
+    print_table(*floor.table(found))
     return 0
 
 
