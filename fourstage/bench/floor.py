@@ -140,7 +140,10 @@ class _ShapeMode(TorchDispatchMode):
             self.counts[Shape(1, rows, channels_in, channels_out, layer=True)] += 1
         elif func.overloadpacket in (aten.bmm, aten.baddbmm):
             (matrices, rows, channels_in), channels_out = args[-2].shape, args[-1].shape[2]
-            self.counts[Shape(matrices, rows, channels_in, channels_out, layer=False)] += 1
+            if args[-1].stride(0) == 0:  # one weight for all: a linear layer on memory that is not contiguous
+                self.counts[Shape(1, matrices * rows, channels_in, channels_out, layer=True)] += 1
+            else:
+                self.counts[Shape(matrices, rows, channels_in, channels_out, layer=False)] += 1
         elif func.overloadpacket is aten.convolution and _is_product(*args):
             rows, (channels_out, channels_in) = out.numel() // out.shape[1], args[1].shape[:2]
             self.counts[Shape(1, rows, channels_in, channels_out, layer=True)] += 1
