@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from fourstage.backbones.base import Classifier, FeatureMaps
-from fourstage.build import build_network, check_levels, fill, starting_point
+from fourstage.build import build_network, check_levels, fill, starting_point, try_on_meta
 from fourstage.data.class_names import names_of
 from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
@@ -19,6 +19,7 @@ from fourstage.user_files import where_raised
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network
 from fourstage.weights.load import Report
+from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 __all__ = [
@@ -327,7 +328,10 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
         raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
     if task not in (None, described.task):
         raise ValueError(f"{file.path} contains a {FORMS[described.task]}, not a {FORMS[str(task)]}")
+    for values in (described.backbone_args, described.method_args, {"num_classes": described.num_classes}):
+        check_numbers(values, file.path)
     try:
+        try_on_meta(lambda: _described_network(described), file)
         network = _described_network(described)
     except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
         # such as sizes that do not fit in memory

@@ -4,14 +4,21 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fourstage import registry
+from fourstage.files import RAISE, limit
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 from fourstage.weights.complete_checkpoints import load_dense_state
@@ -21,6 +28,9 @@ from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from fourstage.weights.reading.download import Progress
+
+MOST_MODULES = 20_000  # of a network that a file describes; the largest here has 2,000
+SPARE_NUMBERS = 2**26  # beyond four times those in the file: buffers that are no part of it
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,46 @@ def fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head
     if isinstance(method, str):  # a detector or segmentor
         return load_dense_state(model, state, method=method, source=source, fresh_head=fresh_head)
     return load_state(model, state, source=source, fresh_head=fresh_head)
+
+
+@contextmanager
+def no_larger_than(file: Checkpoint) -> Iterator[None]:
+    """Stop the construction of a network that has far more modules or numbers than the file that describes it.
+
+    A file of a few bytes may describe a network of terabytes. Build it on the meta device first, which has no memory.
+
+    Raises:
+        ValueError: as soon as a module or a parameter too many is added.
+    """
+    held = sum(tensor.numel() for tensor in file.weights().values())
+    left = {"numbers": 4 * held + limit(SPARE_NUMBERS), "modules": limit(MOST_MODULES)}
+
+    def count(_owner: nn.Module, _name: str, added: object) -> None:
+        if isinstance(added, nn.Module):
+            left["modules"] -= 1
+        elif isinstance(added, Tensor):
+            left["numbers"] -= added.numel()
+        if min(left.values()) < 0:
+            raise ValueError(f"it has far more {min(left, key=left.__getitem__)} than the file's weights fill; {RAISE}")
+
+    with ExitStack() as stack:
+        for register in (
+            register_module_parameter_registration_hook,
+            register_module_buffer_registration_hook,
+            register_module_module_registration_hook,
+        ):
+            stack.callback(register(count).remove)
+        yield
+
+
+def try_on_meta(build: Callable[[], object], file: Checkpoint) -> None:
+    """Build what a file describes without memory, and drop it; see `no_larger_than`.
+
+    Networks that cannot be built on the meta device, such as a user's own that look at their weights, are left to the
+    real construction.
+    """
+    with no_larger_than(file), torch.device("meta"), suppress(NotImplementedError):
+        build()  # torch raises NotImplementedError for an operation that needs values
 
 
 def check_levels(model: nn.Module, name: str) -> nn.Module:

@@ -7,7 +7,10 @@ from typing import Any
 from fourstage.data.class_names import names_of
 from fourstage.recipe import Recipe, from_mapping
 from fourstage.weights.description import NetworkDescription
+from fourstage.weights.reading.metadata import check_numbers
+from fourstage.weights.reading.safe import Checkpoint
 
+MOST_EVALUATED = 8192  # pixels, of a side of the images that a recipe in a file evaluates
 NO_TRAINING = {"batch_size": 2, "length": "1it", "lr": 1.0}  # a recipe has these values, and nothing uses them
 
 
@@ -31,6 +34,14 @@ def recipe_of(description: NetworkDescription, source: Path) -> Recipe:
     values |= {key: value for key in ("mean", "std") if (value := getattr(description, key)) is not None}
     values |= {"over_valid": description.over_valid} if description.task == "segmentation" else {}
     return from_mapping(values, str(source)).recipe
+
+
+def check_recipe_of_file(recipe: Recipe, file: Checkpoint) -> None:
+    """Raise ValueError where the recipe in a file has sizes that would fill any memory."""
+    values = recipe.model_dump(mode="json")
+    keys = ("model_args", "method_args", "backbone_args", "image_size", "num_classes")
+    check_numbers({key: values[key] for key in keys if key in values}, file.path)
+    check_numbers(values.get("evaluation"), file.path, most=MOST_EVALUATED)
 
 
 def classes_of(description: NetworkDescription) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourstage.api import list_models
+from fourstage.build import try_on_meta
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample
 from fourstage.engine.devices import Ranks, choose_device
@@ -21,7 +22,7 @@ from fourstage.registry import find
 from fourstage.report.number_format import plural
 from fourstage.run import computation, videos
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
-from fourstage.run.described import classes_of, metadata_of, recipe_of
+from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.outputs import CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, ImageResult, protocol_class, protocol_of
@@ -309,7 +310,9 @@ def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyT
             f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights {file.path}"
         )
     protocol = protocol_of(recipe_of(described, file.path))
+    check_recipe_of_file(protocol.recipe, file)
     try:
+        try_on_meta(lambda: protocol.build_task(classes_of(described), metadata_of(described)), file)
         task = protocol.build_task(classes_of(described), metadata_of(described))
     except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes beyond any memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -343,7 +346,9 @@ def _build_stored(file: Checkpoint, recipe: Recipe | None) -> tuple[AnyProtocol,
         raise ValueError(f"{file.path} is damaged (classes, about or recipe is wrong); give another checkpoint")
     recipe = recipe or from_mapping(stored, str(file.path)).recipe
     protocol = protocol_of(recipe)
+    check_recipe_of_file(recipe, file)
     try:
+        try_on_meta(lambda: protocol.build_task(tuple(classes), about), file)
         return protocol, protocol.build_task(tuple(classes), about)
     except ValueError as error:
         if not recipe.imports:

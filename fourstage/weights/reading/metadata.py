@@ -6,9 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fourstage.files import RAISE, limit
 from fourstage.weights.catalog import Weight
 
 FORMAT = 1
+MOST_NUMBER = 2**20  # of an argument that comes from a file
+MOST_PIXELS = 1024  # side of the images that a network from a file is built for
 
 
 def describe(
@@ -75,7 +78,28 @@ def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str
     found = _value(entries, "arguments", path) if "arguments" in entries else {}
     if not isinstance(found, dict):
         raise damaged(path, f"arguments is {found!r:.40}")
+    check_numbers(found, path)
     return found
+
+
+def check_numbers(values: object, path: Path, most: int = MOST_NUMBER, key: str = "") -> None:
+    """Raise ValueError for a number in a network's description that no network has: to count to it takes for ever.
+
+    Args:
+        values: arguments of a network, in dictionaries and lists.
+        path: the file that holds them.
+    """
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            check_numbers(value, path, MOST_PIXELS if name in ("img_size", "image_size") else most, str(name))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            check_numbers(value, path, most, key)
+    elif isinstance(values, int | float) and not abs(values) <= limit(most):
+        raise ValueError(
+            f"{path} describes a network that cannot be built here ({key}={values!r:.40}, and at most "
+            f"{limit(most):,} is taken from a file); {RAISE}"
+        )
 
 
 def classes_of(entries: Mapping[str, str]) -> list[str] | None:

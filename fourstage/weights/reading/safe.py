@@ -9,7 +9,8 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from fourstage.checksums import is_intact
+from fourstage.files import RAISE, kind_of, limit, open_regular
 from fourstage.weights.reading.metadata import classes_of
-from fourstage.weights.reading.unpickle import Foreign, Machine, RefusedError, UnreadableError
+from fourstage.weights.reading.unpickle import PICKLE_BYTES, Foreign, Machine, RefusedError, UnreadableError
 
 __all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
 
@@ -30,6 +32,10 @@ WRAPPERS = {
 }
 COUNTERS = {"steps", "n_averaged"}  # mmengine's and torch's AveragedModel keep one beside the weights
 ARCHIVES = ((b"\x1f\x8b", 0, "gzip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"), (b"\x89HDF", 0, "HDF5"))
+HEADER_BYTES = 16 * 2**20  # of a .safetensors file: about 200,000 tensors
+DIRECTORY_BYTES = 16 * 2**20  # of a zip archive: about 200,000 entries
+SPARSE = 2**30  # bytes; a larger file is not read where most of it is holes, which would become memory
+LOCAL_HEADER = 30  # bytes before the name of a zip entry
 AGAIN = "download or save it again"
 # What damaged bytes can raise, in our code and in the libraries below it.
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError)
@@ -127,10 +133,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")
     if not path.is_file():
-        what = "folder" if path.is_dir() else "device"
+        what = kind_of(path.stat().st_mode)
         raise ValueError(f"{path} is a {what}, not a file: name the .pth, .pt or .safetensors file in it")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return Checkpoint(path, *_read(path, file))
     except RefusedError as error:
         raise ValueError(
@@ -152,6 +158,9 @@ def _read(path: Path, file: IO[bytes]) -> tuple[dict, dict[str, str]]:
     head, size = file.read(4096), path.stat().st_size
     if not head:
         raise UnreadableError(f"is empty (0 bytes): {AGAIN}")
+    blocks = getattr(os.fstat(file.fileno()), "st_blocks", size)  # of 512 bytes
+    if size > limit(SPARSE) and blocks * 512 < size // 4:
+        raise UnreadableError(f"is incomplete, most of its {size:,} bytes were never written: {AGAIN}")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return _read_safetensors(path, size)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -188,6 +197,12 @@ def _is_text(head: bytes) -> bool:
 def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    with open_regular(path) as file:
+        header = int.from_bytes(file.read(8), "little")
+    if limit(HEADER_BYTES) < header <= size:
+        raise UnreadableError(
+            f"has a header of {header:,} bytes, and at most {limit(HEADER_BYTES):,} are read; {RAISE}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -197,27 +212,78 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
-    if is_intact(file) is False:
+    intact = is_intact(file)
+    if intact is False:
         raise UnreadableError(f"is damaged, its bytes do not have the sum that was written with them: {AGAIN}")
+    guarded = _Guarded(file, limit(DIRECTORY_BYTES))
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(guarded)  # pyright: ignore[reportArgumentType] - all that it uses of a file
     except zipfile.BadZipFile:
         raise UnreadableError(f"is incomplete ({size:,} bytes, its end is missing): download it again") from None
+    guarded.most = size
     entries = {entry.filename: entry for entry in archive.infolist()}
     root = _zip_root(list(entries))
     if sum(entry.file_size for entry in entries.values()) > size or len(entries) != len(archive.infolist()):
         raise UnreadableError(f"is damaged, entries of its zip archive overlap or repeat: {AGAIN}")
+    _check_layout(archive.infolist(), size)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise UnreadableError("is a compressed zip archive, which torch.save does not write: save it with torch.save")
     if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") == b"big":
         raise UnreadableError("is in big-endian byte order: save it again on a little-endian machine")
 
     def fill(key: str, memory: Tensor) -> None:
-        if entries[f"{root}data/{key}"].file_size != len(memory):
+        entry = entries[f"{root}data/{key}"]
+        if entry.file_size != len(memory):
             raise UnreadableError(f"is damaged, storage {_short(key)} is not of the size it should have: {AGAIN}")
-        memory.numpy()[:] = np.frombuffer(archive.read(f"{root}data/{key}"), np.uint8)  # read() checks the CRC
+        _read_entry(file, entry, memory.numpy())
+        if intact is None and zlib.crc32(memory.numpy().data) != entry.CRC:
+            raise UnreadableError(f"is damaged, storage {_short(key)} does not have its sum: {AGAIN}")
 
+    if (length := entries[f"{root}data.pkl"].file_size) > limit(PICKLE_BYTES):
+        raise UnreadableError(
+            f"has {length:,} bytes beside its tensors, and at most {limit(PICKLE_BYTES):,} are read; {RAISE}"
+        )
     return Machine(size, fill).run(io.BytesIO(archive.read(f"{root}data.pkl")))
+
+
+class _Guarded:
+    """A file for `zipfile`, which reads the directory of an archive at once, whatever its size."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self.most = file, most
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.most:
+            raise UnreadableError(f"has a zip directory of {size:,} bytes, and at most {self.most:,} are read; {RAISE}")
+        return self._file.read(size)
+
+
+def _check_layout(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Raise unless the entries of an archive follow each other without overlap."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end or entry.compress_size != entry.file_size:
+            raise UnreadableError(f"is damaged, entries of its zip archive overlap or repeat: {AGAIN}")
+        end = entry.header_offset + LOCAL_HEADER + len(entry.orig_filename) + entry.file_size
+    if end > size:
+        raise UnreadableError(f"is incomplete ({size:,} bytes, {end:,} are named): download it again")
+
+
+def _read_entry(file: IO[bytes], entry: zipfile.ZipInfo, memory: np.ndarray) -> None:
+    """Read the bytes of a stored entry into memory, without the copies that `zipfile` makes."""
+    file.seek(entry.header_offset)
+    head = file.read(LOCAL_HEADER)
+    if len(head) < LOCAL_HEADER or not head.startswith(b"PK\x03\x04"):
+        raise UnreadableError(f"is damaged, an entry of its zip archive has no header: {AGAIN}")
+    name, extra = struct.unpack("<HH", head[26:])
+    file.seek(name + extra, os.SEEK_CUR)
+    view = memory.data
+    while view:
+        count = file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue] - IO[bytes] lacks it
+        if not count:
+            raise EOFError
+        view = view[count:]
 
 
 def _zip_root(names: list[str]) -> str:
@@ -233,6 +299,21 @@ def _zip_root(names: list[str]) -> str:
 
 def _read_legacy(stream: mmap.mmap, size: int, *, text: bool) -> Any:
     """Read five pickles (magic, version, machine, content, keys of the storages), then the storages."""
+    head = io.BytesIO(stream[: limit(PICKLE_BYTES)])
+    try:
+        content, keys, machine = _read_pickles(head, size, text=text)
+    except (EOFError, ValueError):  # the latter for a text that is cut
+        if head.tell() == head.getbuffer().nbytes < size:
+            raise UnreadableError(f"has more than {limit(PICKLE_BYTES):,} bytes beside its tensors; {RAISE}") from None
+        raise
+    stream.seek(head.tell())
+    for key in keys:
+        _fill_legacy(stream, machine.storages[str(key)].memory, machine.storages[str(key)].itemsize)
+    return content
+
+
+def _read_pickles(stream: IO[bytes], size: int, *, text: bool) -> tuple[Any, list, Machine]:
+    """Return the content, the keys of the storages that follow, and the machine that made these."""
     try:
         magic = Machine(size).run(stream)
     except (*BROKEN, UnreadableError):
@@ -248,9 +329,7 @@ def _read_legacy(stream: mmap.mmap, size: int, *, text: bool) -> Any:
     content, keys = machine.run(stream), Machine(size).run(stream)
     if not isinstance(keys, list) or {str(key) for key in keys if isinstance(key, str | int)} != set(machine.storages):
         raise UnreadableError(f"is damaged, it does not hold the storages that it names: {AGAIN}")
-    for key in keys:
-        _fill_legacy(stream, machine.storages[str(key)].memory, machine.storages[str(key)].itemsize)
-    return content
+    return content, keys, machine
 
 
 def _fill_legacy(stream: mmap.mmap, memory: Tensor, itemsize: int) -> None:

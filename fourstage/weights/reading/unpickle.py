@@ -15,7 +15,7 @@ import math
 import pickletools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.files import RAISE, limit
+
+PICKLE_BYTES = 64 * 2**20  # of all instructions with their texts and numbers; tensors are outside of them
+INSTRUCTIONS = 4_000_000  # an honest file of 10,000 tensors has 300,000; each can make an object of 216 bytes
+OTHER_KEYS = 30_000  # keys that are no text: integers can be chosen so that each collides with all before it
 MOST_EXPANDED = 2**24  # elements that a tensor may show beyond what its storage holds (stride 0); more is a memory bomb
 
 
@@ -127,6 +132,16 @@ def _key(key: Any) -> Any:
         if part is not None and not isinstance(part, str | bytes | int | float | np.generic | torch.dtype | Foreign):
             raise UnreadableError(f"is damaged: it uses a {type(part).__name__} as a key")
     return key
+
+
+def _keys_of(args: Any) -> Iterable[Any]:
+    """Return what a call that makes a dict or a set would hash."""
+    values = args[-1] if isinstance(args, tuple) and args else ()
+    if isinstance(values, dict):
+        return values
+    if not isinstance(values, list | tuple | set | frozenset):
+        return ()
+    return [value[0] if isinstance(value, list | tuple) and value else value for value in values]
 
 
 def _bytes(data: Any = b"", encoding: Any = "latin1") -> bytes:
@@ -316,6 +331,7 @@ class Machine:
         self.storages: dict[str, Storage] = {}
         self.fill = fill
         self.file_size = file_size
+        self.instructions, self.other_keys = limit(INSTRUCTIONS), limit(OTHER_KEYS)  # that may still come
         self.unclaimed = file_size  # bytes that storages have not asked for yet
         self.copies = (
             4 * file_size + 2**20
@@ -323,6 +339,9 @@ class Machine:
 
     def run(self, stream: Any) -> Any:
         for instruction, argument, _ in pickletools.genops(stream):
+            self.instructions -= 1
+            if self.instructions < 0:
+                raise UnreadableError(f"describes more than {limit(INSTRUCTIONS):,} objects; {RAISE}")
             if (name := instruction.name) == "STOP":
                 return self.stack.pop()
             if name in PUSHED:
@@ -351,6 +370,8 @@ class Machine:
                 self.stack = []
             case "TUPLE" | "LIST" | "DICT" | "FROZENSET":
                 values = self.since_mark()
+                if name in ("DICT", "FROZENSET"):
+                    self.count_keys(values[:: 2 if name == "DICT" else 1])
                 self.stack.append(FROM_MARK[name](values))
             case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
                 stack.append(EMPTY[name]())
@@ -358,9 +379,12 @@ class Machine:
                 count = {"APPEND": 1, "SETITEM": 2}[name]
                 values = stack[-count:]
                 del stack[-count:]
+                self.count_keys(values[: count - 1])
                 _add(stack[-1], values, pairs=name == "SETITEM")
             case "APPENDS" | "SETITEMS" | "ADDITEMS":
                 values = self.since_mark()
+                if name != "APPENDS":
+                    self.count_keys(values[:: 2 if name == "SETITEMS" else 1])
                 _add(self.stack[-1], values, pairs=name == "SETITEMS")
             case "GLOBAL":
                 stack.append(_named(*argument.split(" ", 1)))
@@ -373,6 +397,8 @@ class Machine:
             case "STACK_GLOBAL":
                 stack[-2:] = [_named(*stack[-2:])]
             case "REDUCE" | "NEWOBJ":
+                if isinstance(stack[-2], Foreign) and MAKERS.get(stack[-2].name) in (_dict, _set):
+                    self.count_keys(_keys_of(stack[-1]))
                 stack[-2:] = [_call(*stack[-2:])]
                 self.pay(stack[-1])
             case "BUILD":
@@ -393,6 +419,12 @@ class Machine:
     def since_mark(self) -> list:
         values, self.stack = self.stack, self.outer.pop()
         return values
+
+    def count_keys(self, keys: Iterable[Any]) -> None:
+        """Count keys of dictionaries and members of sets that are no text, before they are hashed."""
+        self.other_keys -= sum(type(key) is not str for key in keys)
+        if self.other_keys < 0:
+            raise UnreadableError(f"has more than {limit(OTHER_KEYS):,} keys that are no text; {RAISE}")
 
     def pay(self, value: Any) -> None:
         """Count what was copied: copies of copies turn a small file into terabytes."""
