@@ -1,7 +1,9 @@
 """A progress bar on stderr, or plain lines where stderr is no terminal."""
 
+import os
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -10,11 +12,49 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+STAGE = "FOURSTAGE_STAGE"  # such as "2/3 20,45,35": the second of three commands, and their shares of the time
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The place of this command among several in a row, such as those of `make demo`."""
+
+    number: int  # from 1
+    shares: tuple[float, ...]  # of the time of all
+
+    @classmethod
+    def here(cls) -> "Stage | None":
+        """Return what the environment says; None: this command is alone."""
+        place, _, shares = os.environ.get(STAGE, "").partition(" ")
+        try:
+            number, count = (int(word) for word in place.split("/"))
+            stage = cls(number, tuple(float(share) for share in shares.split(",")))
+        except ValueError:
+            return None
+        return stage if 1 <= number <= count == len(stage.shares) and min(stage.shares) > 0 else None
+
+    def left_in_all(self, left: float, spent: float) -> float:
+        """Return the seconds left for this and all later stages, from those of this one."""
+        later = sum(self.shares[self.number :])
+        return left + (left + spent) * later / self.shares[self.number - 1]
+
+    def __str__(self) -> str:
+        return f"stage {self.number}/{len(self.shares)}"
+
 
 class Bar:
-    """A progress bar with the time left and a note; without a terminal, a plain line every few seconds."""
+    """A progress bar with the time left and a note; without a terminal, a plain line every few seconds.
 
-    def __init__(self, what: str, total: int, done: int = 0, *, show: bool = True, every: float = 10.0) -> None:
+    Args:
+        main: whether this takes most of the time of the command; as a stage of several, it then shows their time left.
+    """
+
+    def __init__(
+        self, what: str, total: int, done: int = 0, *, show: bool = True, every: float = 10.0, main: bool = False
+    ) -> None:
+        self.stage = Stage.here()
+        self._in_all = main
+        what = f"{self.stage}  {what}" if self.stage else what
         self.what, self.total, self.done, self.first = what, total, done, done
         self._show, self._every, self._started, self._said = show, every, time.monotonic(), time.monotonic()
         self._progress: Progress | None = None
@@ -49,7 +89,7 @@ class Bar:
             self._progress.update(self._task, completed=done, note=note)
         elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
             self._said = time.monotonic()
-            print(f"{self.what} {done}/{self.total}  {self.left()} left  {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.what} {done}/{self.total}  {self.left()}  {note}".rstrip(), file=sys.stderr, flush=True)
 
     def resize(self, total: int) -> None:
         """Change the total."""
@@ -63,11 +103,16 @@ class Bar:
         self.update(done)
 
     def left(self) -> str:
-        """Return the time left at the pace so far, as 1:02:03."""
+        """Return the time left at the pace so far, as `1:02:03 left`; as a stage of several, that of all of them."""
         finished = self.done - self.first
         if not finished:
-            return "-:--"
-        return clock((time.monotonic() - self._started) / finished * (self.total - self.done))
+            return "-:-- left"
+        spent = time.monotonic() - self._started
+        left = spent / finished * (self.total - self.done)
+        if self.stage is None or not self._in_all:
+            return f"{clock(left)} left"
+        before = spent / finished * self.first  # a run that continues
+        return f"{clock(self.stage.left_in_all(left, spent + before))} left in all"
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -103,4 +148,4 @@ class _Left(ProgressColumn):
         self.bar = bar
 
     def render(self, task: Task) -> Text:
-        return Text(f"{self.bar.left()} left")
+        return Text(self.bar.left())

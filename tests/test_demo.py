@@ -4,7 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from fourstage import cli
+from fourstage.progress import Stage
 from fourstage.recipe import resolve
 
 NETWORKS = ("model", "backbone", "backbone")  # the recipes' keys for it
@@ -29,3 +32,21 @@ def test_the_demo_trains_one_backbone_for_three_tasks() -> None:
     assert {recipe.weights for recipe in recipes[1:]} == {str(best)}
     assert report.verb == "report"
     assert report.runs == [args.out for args in trainings]
+
+
+def test_each_training_of_the_demo_says_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    [shares] = re.findall(r"^SHARES := (.*)$", MAKEFILE, flags=re.MULTILINE)
+    places = re.findall(r'export FOURSTAGE_STAGE="(.*)"; ', MAKEFILE)
+    stages = []
+    for place in places:
+        monkeypatch.setenv("FOURSTAGE_STAGE", place.replace("$(SHARES)", shares))
+        stages.append(Stage.here())
+    assert [stage and stage.number for stage in stages] == [1, 2, 3]
+    assert len(typed()) == 1 + len(stages)
+
+
+def test_dense_trainings_of_the_demo_evaluate_once() -> None:
+    for words in typed()[1:3]:
+        args = cli.parse(words)
+        assert isinstance(args.recipe, str)
+        assert resolve(args.recipe, args.changes).recipe.evaluate_every is None

@@ -181,8 +181,8 @@ class Recipe(Section):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per update of an average of the weights, which is evaluated beside the model; null: no average."""
     optimisation: Optimisation
-    evaluate_every: PositiveLength = "1ep"
-    """Interval between evaluations."""
+    evaluate_every: PositiveLength | None = "1ep"
+    """Interval between evaluations; null: one, at the end."""
     evaluation_batch_size: int | None = Field(default=None, gt=0)
     """Images per evaluation batch of a process; null: those of a training micro-batch."""
     checkpoint_every: PositiveLength = "1ep"

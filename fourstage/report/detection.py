@@ -79,9 +79,7 @@ def predictions(run: Run) -> Markup:
     """Return the section with images of true and predicted objects."""
     if not run.pictures:
         return no_predictions()
-    words = (
-        "Left: the ground truth. Right: the detections with their scores. Images with the worst mistakes come first."
-    )
+    words = "Left: the ground truth. Right: the detections with their scores. Those with the worst mistakes come last."
     note = tag("p", words, class_="quiet")
     sheet = tag("ul", *(_card(run, one) for one in run.pictures), class_="wide-sheet")
     return section("predictions", "Predictions", note, sheet)

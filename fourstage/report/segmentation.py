@@ -63,7 +63,7 @@ def predictions(run: Run) -> Markup:
         return no_predictions()
     note = tag(
         "p",
-        "Each image, its ground truth and its prediction. Images with most wrong pixels come first.",
+        "Each image, its ground truth and its prediction. Those with most wrong pixels come last.",
         class_="quiet",
     )
     return section(

@@ -23,7 +23,7 @@ from fourstage.engine.state import load_state
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.task import Task
 from fourstage.engine.threads import limited_threads, loader_workers
-from fourstage.engine.training import fill
+from fourstage.engine.training import Training, fill
 from fourstage.files import write_text
 from fourstage.progress import Bar
 from fourstage.recipe import resolve, resolve_run
@@ -53,6 +53,7 @@ class Evaluator:
     def __init__(self, protocol: AnyProtocol, val: Dataset, ranks: Ranks, device: torch.device) -> None:
         self.protocol, self.val, self.ranks, self.device = protocol, val, ranks, device
         recipe = protocol.recipe
+        self.kept: dict[int, dict[str, Record]] = {}  # by the identity of a task that does not change any more
         self.workers = loader_workers(recipe.workers, device)
         self.batch_size = recipe.evaluation_batch_size or max(
             1, recipe.optimisation.batch_size // recipe.optimisation.accumulation // ranks.size
@@ -103,11 +104,19 @@ class Evaluator:
         for _ in range(done, most):
             self._predict(task, batch)
 
-    def metrics(self, task: nn.Module, stop: StopRequest) -> dict[str, float] | None:
-        """Return the metrics, as the training loop calls it."""
+    def metrics(self, task: nn.Module, stop: StopRequest, *, keep: bool = False) -> dict[str, float] | None:
+        """Return the metrics, as the training loop calls it.
+
+        Args:
+            keep: whether `finish` may take the records, because the task does not change any more.
+        """
         assert isinstance(task, AnyTask)
         records = self.records(task, stop)
-        return None if records is None else task.score(records)
+        if records is None:
+            return None
+        if keep:
+            self.kept[id(task)] = records
+        return task.score(records)
 
 
 def evaluate(
@@ -220,14 +229,21 @@ def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, 
     return text.getvalue()
 
 
-def finish(folder: RunFolder, evaluator: Evaluator, task: AnyTask) -> dict[str, float]:
-    """Evaluate the best checkpoint of a finished training again, and write its report.
+def finish(folder: RunFolder, evaluator: Evaluator, training: Training) -> dict[str, float]:
+    """Write the report of a finished training's best checkpoint, and evaluate it again unless it is the last one.
 
     All processes call it and get the metrics; the first one writes.
     """
-    state = load_state(folder.best)
+    state, task = load_state(folder.best), training.task
+    assert isinstance(task, AnyTask)
+    records = None
+    if state["step"] == training.step:
+        average = training.ema.module if training.ema is not None else None
+        records = evaluator.kept.get(id(task if state["which"] == "model" else average))
     fill(task, state["model"])
-    records = evaluator.records(task.eval())
+    task.eval()
+    if records is None:
+        records = evaluator.records(task)
     assert records is not None
     metrics = task.score(records)
     if evaluator.ranks.first:

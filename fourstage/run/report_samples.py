@@ -36,10 +36,13 @@ def keep(folder: Path, val: Dataset, ids: Sequence[str], draw: Draw) -> None:
 
 
 def worst_and_others(worst: Sequence[str], every: Iterable[str], most: int) -> list[str]:
-    """Return up to `most` ids: the first of `worst` for at most half of them, and others drawn evenly over the data."""
-    first = list(worst[: most // 2])
-    rest, left = sorted(set(every) - set(first)), most - len(first)
-    return first + rest[:: max(1, len(rest) // left)][:left]
+    """Return up to `most` ids: others than the worst, drawn evenly over the data, and at most a quarter of the worst.
+
+    Images that are drawn evenly show how good the network is, the worst ones what it finds hard.
+    """
+    last = list(worst[: most // 4])
+    rest, left = sorted(set(every) - set(last)), most - len(last)
+    return rest[:: max(1, len(rest) // left)][:left] + last
 
 
 def in_a_line(items: Sequence[str]) -> str:

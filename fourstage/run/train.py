@@ -132,10 +132,12 @@ class _Setup:
     @property
     def plan(self) -> Plan:
         recipe, per_epoch = self.recipe, self.order.steps_per_epoch
+        total = max(1, steps(recipe.optimisation.length, per_epoch))
+        every = recipe.evaluate_every
         return Plan(
-            total=max(1, steps(recipe.optimisation.length, per_epoch)),
+            total=total,
             steps_per_epoch=per_epoch,
-            evaluate_every=max(1, steps(recipe.evaluate_every, per_epoch)),
+            evaluate_every=total if every is None else max(1, steps(every, per_epoch)),
             checkpoint_every=max(1, steps(recipe.checkpoint_every, per_epoch)),
             log_every=recipe.log_every,
         )
@@ -284,7 +286,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         schedule=build.schedule(recipe, plan.steps_per_epoch),
         batches=batches,
         batches_of=setup.batches_of,
-        evaluate=evaluator.metrics,
+        evaluate=lambda task, stop: evaluator.metrics(task, stop, keep=training.step == plan.total),
         main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
         keep={
@@ -311,13 +313,13 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         closing(batches),
         opened as log,
         StopRequest() as stop,
-        Bar("training", plan.total, training.step, show=show) as bar,
+        Bar("training", plan.total, training.step, show=show, main=True) as bar,
     ):
         finished = loop.run(bar, stop, log)
         ranks.wait()  # a launcher may end all processes when one leaves, while the first one still writes
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=stop.name)
-    metrics = finish(folder, evaluator, task)
+    metrics = finish(folder, evaluator, training)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from fourstage import create_model
 from fourstage.cli import main
 from fourstage.data.embedded.digits import Digits
 from fourstage.data.labels.imagenet_variants import wnids
+from fourstage.engine.loop import Loop
 from fourstage.recipe import resolve
 from fourstage.run import evaluate
-from fourstage.run.evaluate import check_csv, class_table
+from fourstage.run.evaluate import Evaluator, check_csv, class_table
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, protocol_of
 from fourstage.run.tasks.classification import ClassificationProtocol
@@ -199,3 +201,36 @@ def test_a_sharded_run_is_finished_by_all_its_processes(tmp_path: Path) -> None:
     alone = evaluate(tmp_path / "run", show=False)
     assert kept["metrics"]["top1"] == alone.metrics["top1"]
     assert kept["metrics"]["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("best", ["last", "first"])
+def test_the_last_evaluation_is_not_repeated(
+    best: str, average: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[int] = []
+    real = Evaluator.records
+
+    def counting(self: Evaluator, task: Any, *args: Any, **named: Any) -> Any:
+        predicted.append(1)
+        return real(self, task, *args, **named)
+
+    monkeypatch.setattr(Evaluator, "records", counting)
+    if best == "first":
+        monkeypatch.setattr(Loop, "_keep_best", keep_first(Loop._keep_best))
+    every = "null" if best == "last" else "1it"
+    words = ["train", "digits_visformer", "--out", str(tmp_path / "run"), "length=2it", "batch_size=16", "warmup=0it",
+             f"evaluate_every={every}", "workers=0", f"ema={0.5 if average else 'null'}"]  # fmt: skip
+    assert main(words) == 0
+    each = 2 if average else 1
+    assert len(predicted) == (each if best == "last" else 2 * each + 1)  # the first: again
+    metrics = json.loads((tmp_path / "run" / "evaluation.json").read_text())["metrics"]
+    assert metrics == pytest.approx(evaluate(tmp_path / "run", show=False).metrics)
+
+
+def keep_first(real: Any) -> Any:
+    def only_first(self: Any, which: str, task: Any, metrics: Any) -> None:
+        if not self.training.best:
+            real(self, which, task, metrics)
+
+    return only_first

@@ -22,7 +22,7 @@ from fourstage.tasks.detection.task import Detection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 12  # images whose detections a run folder keeps: half of them the worst
+SHOWN = 12  # images whose detections a run folder keeps: a quarter of them the worst
 
 
 class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
@@ -96,7 +96,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         return EvaluationData(open_split(self, "val", show=show), dict(self.recipe.expect))
 
     def write_report_samples(self, folder: Path, task: Detection, val: Dataset, records: Records) -> None:
-        """Write images with their true and their predicted objects: the worst ones, and others drawn evenly."""
+        """Write images with their true and their predicted objects: some drawn evenly, and the worst ones."""
         from fourstage.report.objects import draw_objects, side_by_side
 
         errors = {id: find_errors(record) for id, record in records.items()}

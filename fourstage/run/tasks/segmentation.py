@@ -21,7 +21,7 @@ from fourstage.tasks.segmentation.task import Segmentation
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 12  # images whose label maps a run folder keeps: half of them the worst
+SHOWN = 12  # images whose label maps a run folder keeps: a quarter of them the worst
 
 
 class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
@@ -90,7 +90,7 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
         return EvaluationData(open_split(self, "val", show=show), dict(recipe.expect), prepare, notes=notes)
 
     def write_report_samples(self, folder: Path, task: Segmentation, val: Dataset, records: Records) -> None:
-        """Write images beside their true and their predicted label maps: the worst ones, and others drawn evenly."""
+        """Write images beside their true and their predicted label maps: some drawn evenly, and the worst ones."""
         from fourstage.report.label_maps import colours_of, truth_and_prediction
 
         classes = len(task.classes)
