@@ -68,6 +68,16 @@ METHODS = {
     method.name: method
     for method in (
         Method(
+            "sparse_rcnn",
+            "detection",
+            f"{DETECTION}.sparse_rcnn:SparseRCNN",
+            names="fourstage.weights.sparse_rcnn:SPARSE_RCNN",
+            count_classes="fourstage.weights.sparse_rcnn:count_of_sparse_rcnn",
+            keys=r"init_proposal_features\.weight$|^proposal_features\.",
+            config_types=("SparseRCNN",),
+            read_config=f"{FOREIGN}.sparse_rcnn:sparse_rcnn",
+        ),
+        Method(
             "cascade_mask_rcnn",
             "detection",
             f"{DETECTION}.cascade_mask_rcnn:CascadeMaskRCNN",

@@ -34,19 +34,20 @@ class RoIPool(nn.Module):
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
         """Return (R,) index of a map: the first for boxes below twice `finest`, one coarser for each doubling."""
-        side_R = box_areas(boxes_R4).sqrt()
+        side_R = box_areas(boxes_R4).clamp(min=0).sqrt()
         return torch.log2(side_R / self.finest + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
 
     def forward(self, maps: Sequence[Tensor], rois_R5: Tensor) -> Tensor:
         """Return (R, C, M, M) from one (B, C, H_i, W_i) map per level, averaged in float32; further maps are unused."""
         dtype = maps[0].dtype
         maps = [as_float32(x_BCHW) for x_BCHW in maps[: len(self.strides)]]
-        rois_R5 = rois_R5.to(maps[0].dtype)
+        # a kernel would read anywhere for a box that is not a number; losses report it, whose outputs are none either
+        rois_R5 = rois_R5.to(maps[0].dtype).nan_to_num(nan=0.0)
         level_R = self.level_of(rois_R5[:, 1:])
         pooled, places = [], []
         for i, (x_BCHW, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = (level_R == i).nonzero().squeeze(1)
-            if len(here) or not i:
+            if len(here) or not i or torch.is_grad_enabled():  # a map without boxes has a gradient too, which is 0
                 pooled.append(roi_align(x_BCHW, rois_R5[here], self.size, 1 / stride, self.samples))
                 places.append(here)
         order = torch.cat(places)

@@ -17,6 +17,7 @@ from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.detector import Detections, Detector
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.sparse_rcnn import SparseRCNN
 
 FOLDER = Path(__file__).parents[2] / "golden" / "heads"
 LEVELS = tuple(Level(64 * 2**i, 4 * 2**i) for i in range(4))
@@ -43,6 +44,7 @@ BUILD: dict[str, Callable[[nn.Module], Detector]] = {
     "atss_fpn": lambda backbone: ATSS(backbone, 80),
     "atss_dyhead": lambda backbone: ATSS(backbone, 80, dyhead=2),
     "retinanet_fpn": lambda backbone: RetinaNet(backbone, 80),
+    "sparse_rcnn": lambda backbone: SparseRCNN(backbone, 80),
     "mask_rcnn_fpn": lambda backbone: MaskRCNN(backbone, 80, regions=10**6),
     "cascade_mask_rcnn_fpn": lambda backbone: CascadeMaskRCNN(backbone, 80, regions=10**6),
     "cascade_mask_rcnn_4conv1fc": lambda backbone: CascadeMaskRCNN(backbone, 80, heads="4conv1fc", regions=10**6),
@@ -94,9 +96,18 @@ def read_golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def assert_sampled(
-    actual: Tensor, golden: Mapping[str, np.ndarray], name: str, rows: Sequence[int] | None = None
+    actual: Tensor,
+    golden: Mapping[str, np.ndarray],
+    name: str,
+    rows: Sequence[int] | None = None,
+    *,
+    after_rounding: bool = False,
 ) -> None:
-    """Values at the places that the golden file keeps, at its tolerance; of `rows` alone, where they are given."""
+    """Values at the places that the golden file keeps, at its tolerance; of `rows` alone, where they are given.
+
+    Args:
+        after_rounding: rounding of many layers before may move one value in thirty further, up to 50 times as far.
+    """
     if rows is not None:
         _assert_rows(actual, golden, name, rows)
         return
@@ -104,7 +115,12 @@ def assert_sampled(
     std = float(golden[f"{name}/stats"][1])
     ours = actual.detach().reshape(-1)[torch.from_numpy(golden[f"{name}/idx"]).long()]
     expected = torch.from_numpy(golden[f"{name}/val"])
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * std, msg=lambda m: f"{name}: {m}")
+    if after_rounding:
+        apart = (ours - expected).abs() / (1e-4 * (std + expected.abs()))
+        assert apart.max() <= 50, name
+        assert (apart <= 1).float().mean() >= 29 / 30, name
+    else:
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * std, msg=lambda m: f"{name}: {m}")
     assert abs(float(actual.double().std(correction=0)) - std) < 1e-3 * std, name
 
 
@@ -122,11 +138,19 @@ def _assert_rows(actual: Tensor, golden: Mapping[str, np.ndarray], name: str, ro
 
 
 def check_detections(
-    found: list[Detections], golden: Mapping[str, np.ndarray], kind: str, *, masks: bool = True
+    found: list[Detections],
+    golden: Mapping[str, np.ndarray],
+    kind: str,
+    *,
+    masks: bool = True,
+    in_any_order: bool = False,
 ) -> None:
-    """Boxes, scores, labels in their order and masks."""
+    """Boxes, scores, labels in their order, or in any, and masks."""
     for i, detections in enumerate(found):
         boxes, scores, labels = (golden[f"{kind}/{i}/{name}"] for name in ("bboxes", "scores", "labels"))
+        if in_any_order:
+            _check_as_set(detections, boxes, scores, labels)
+            continue
         assert detections.labels_N.tolist() == labels.tolist()
         np.testing.assert_allclose(detections.boxes_N4, boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(detections.scores_N, scores, rtol=0, atol=2e-5)
@@ -140,6 +164,23 @@ def check_detections(
         if f"{kind}/{i}/mask_packbits_first6" in golden:
             bits = np.unpackbits(golden[f"{kind}/{i}/mask_packbits_first6"], axis=1)[:, : masks_NHW[0].numel()]
             assert np.sum(bits != masks_NHW[:6].flatten(1).numpy(), axis=1).max() <= 2
+
+
+def _check_as_set(detections: Detections, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+    """Every detection of either side is one of the other side.
+
+    Rounding grows two or three times from stage to stage, as each box decides where the next stage reads. In float64
+    the same network is up to 0.07 pixels away from the golden's float32. So half of the detections must be within
+    the tolerances of `check_detections`, and 99 of 100 within 50 times these: the last ones kept are near ties.
+    """
+    ours = (detections.boxes_N4.numpy(), detections.scores_N.numpy(), detections.labels_N.numpy())
+    apart_NN = np.abs(ours[0][:, None] - boxes[None]).max(axis=2) / 1e-3
+    apart_NN = np.maximum(apart_NN, np.abs(ours[1][:, None] - scores[None]) / 2e-5)
+    apart_NN[ours[2][:, None] != labels[None]] = np.inf
+    assert apart_NN.shape == (len(boxes), len(boxes))
+    for nearest_N in (apart_NN.min(axis=0), apart_NN.min(axis=1)):
+        assert (nearest_N <= 50).mean() >= 0.99
+        assert (nearest_N <= 1).mean() >= 0.5
 
 
 def check_losses(
