@@ -13,6 +13,7 @@ from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.detection.sparse_rcnn import SparseRCNN
 
 
 class SmallBackbone(nn.Module):
@@ -33,7 +34,8 @@ class SmallBackbone(nn.Module):
 
 SINGLE_STAGE = ("retinanet", "atss", "atss_dyhead")
 TWO_STAGE = ("mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv")
-NAMES = (*SINGLE_STAGE, *TWO_STAGE, "dino")
+QUERIES = ("sparse_rcnn", "dino")
+NAMES = (*SINGLE_STAGE, *TWO_STAGE, *QUERIES)
 
 
 def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) -> Detector:
@@ -46,6 +48,13 @@ def small(name: str, strides: Sequence[int] = (4, 8, 16, 32), classes: int = 3) 
         return ATSS(backbone, classes, channels=32, tower_channels=64, convs=1 - dyhead, dyhead=dyhead)
     if name in ("mask_rcnn", "faster_rcnn"):
         return MaskRCNN(backbone, classes, masks=name == "mask_rcnn", channels=16, fc_channels=32, mask_channels=16)
+    if name == "sparse_rcnn":
+        sizes = {"channels": 16, "heads": 2, "hidden": 32, "filter_channels": 8}
+        detector = SparseRCNN(backbone, classes, proposals=600, stages=2, per_image=100, **sizes)
+        for key, parameter in detector.named_parameters():
+            if "regress" in key:
+                parameter.data *= 0.1  # boxes about as large as the image
+        return detector
     if name == "dino":
         return DINO(
             backbone,

@@ -63,7 +63,7 @@ def watched(detector: Detector, batch: Batch, *, rescale: bool = True) -> tuple[
         parts["neck.0"] = detector.neck[0]
     if isinstance(detector, SparseRCNN):
         parts |= {f"roi_head.bbox_head.{i}": head for i, head in enumerate(detector.box_heads)}
-        parts |= {f"roi_head.bbox_head.{i}.3": head.self_norm for i, head in enumerate(detector.box_heads)}
+        parts |= {f"roi_head.bbox_head.{i}.3": h.get_submodule("self_norm") for i, h in enumerate(detector.box_heads)}
         parts["box_pool"] = detector.box_pool
     if isinstance(detector, SingleStage):
         parts["bbox_head"] = detector.dense_head
