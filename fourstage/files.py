@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fourstage.resources import full_disk_text, is_disk_full
+
 MARK = ".partial"  # in the names of files that are being written, which also start with a dot
 
 
@@ -70,8 +72,13 @@ def _keep(path: Path, keep: Path) -> None:
         link.replace(keep)
 
 
-def write_file(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
+def write_file(
+    path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None, needed: int | None = None
+) -> None:
     """Write a file by a function that takes the open file; see `atomic_file`.
+
+    Args:
+        needed: the bytes of the file, where they are known, for the message about a full disk.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the message says what `path` still holds.
@@ -83,9 +90,13 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], keep: Path | No
         if isinstance(error.__context__, KeyboardInterrupt):  # and for an interrupt
             raise KeyboardInterrupt from None
         kept = f"{path} is still the last good one" if path.exists() else f"no {path.name} was written before"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        if is_disk_full(error):
+            reason = full_disk_text(path.parent, error, needed)
+            raise OSError(f"{path} could not be written: {reason}; {kept}; free space, and start again") from None
+        if not isinstance(error, OSError):
+            raise  # such as memory that ran out
         raise OSError(
-            f"{path} could not be written ({reason}); {kept}; free space or correct the folder, and start again"
+            f"{path} could not be written ({error.strerror or error}); {kept}; correct the folder, and start again"
         ) from None
 
 

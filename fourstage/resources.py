@@ -1,9 +1,14 @@
-"""The state of memory and disks, and which errors mean that they ran out. Any package may import this module."""
+"""Memory and disks that run out, and processes that are gone: which errors report it, and one sentence for each.
+
+Any package may import this module.
+"""
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -31,6 +36,81 @@ NO_SPACE = (  # torch's zip writer reports no number, only that its own position
     "file write failed",
 )
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore", "recvValue failed")
+SMALLER = "use a smaller batch, image size or number of workers"
+
+
+@contextmanager
+def sentences(advice: str = SMALLER, folder: Path | None = None) -> Generator[None]:
+    """Raise ValueError with one sentence for every error by which memory, a disk or another process reports its end.
+
+    Args:
+        advice: what to type where memory ran out.
+        folder: where files are written, for errors that do not name one.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        text = sentence_of(error, advice, folder)
+        if text is None:
+            raise
+        raise ValueError(text) from error
+
+
+def sentence_of(error: BaseException, advice: str = SMALLER, folder: Path | None = None) -> str | None:
+    """Return the sentence for an error, or None for one of another kind; see `sentences`."""
+    if is_out_of_memory(error):
+        return f"{_memory_ran_out(error)}; {advice}"
+    if is_shared_memory_full(error):
+        return f"shared memory is full (/dev/shm: {free_text(SHARED_MEMORY)}); add workers=0"
+    if is_disk_full(error):
+        named = getattr(error, "filename", None)
+        what = f"a file in {folder}" if named is None and folder is not None else str(named or "a file")
+        place = Path(named).parent if named else folder or Path()
+        return f"{what} could not be written: {full_disk_text(place, error)}; free space and start again"
+    if is_lost_process(error):
+        reason = (str(error).splitlines() or [""])[0].rpartition("] ")[2]
+        return (
+            f"another process of this run has ended ({reason:.120}), and its message says why; the same command "
+            f"continues a training from its last checkpoint"
+        )
+    return None
+
+
+def _memory_ran_out(error: BaseException) -> str:
+    text = str(error)
+    gpu = "CUDA" in text or "CUBLAS" in text or "CUDNN" in text or "HIP out of" in text
+    asked = re.search(r"(?:ried|able) to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)?", text)
+    amount = ""
+    if asked is not None:
+        unit = asked[2] or "bytes"
+        size = float(asked[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB").index(unit)
+        amount = f", {size_text(size)} more were needed"
+    state = "" if gpu else memory_text()
+    details = f"{state}{amount}".removeprefix(", ")
+    return f"the memory of {'the GPU' if gpu else 'this machine'} ran out{f' ({details})' if details else ''}"
+
+
+def full_disk_text(folder: Path, error: BaseException, needed: int | None = None) -> str:
+    """Return in words that the disk of a folder is full, or that a limit on files is reached."""
+    number = getattr(error, "errno", None)
+    if number == errno.EDQUOT:
+        what = "the quota of this user is used up"
+    elif number == errno.EFBIG or "File too large" in str(error):
+        what = "File too large: the limit of this system on the size of a file (`ulimit -f`) is reached"
+    else:
+        what = "No space left on device: the disk is full"
+    found = free_text(folder.absolute())
+    wanted = "" if needed is None else f"{size_text(needed)} are needed"
+    details = ", ".join(text for text in (wanted, found) if text)
+    return f"{what}{f' ({details})' if details else ''}"
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an error of the collective library reports that another process is gone."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__.startswith("Dist") or any(words in str(error) for words in LOST_PROCESS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -84,7 +84,7 @@ def test_a_full_disk_is_reported_in_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     path = tmp_path / "a.txt"
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
-    assert "could not be written (File too large)" in done.stdout
+    assert "could not be written: File too large: the limit of this system on the size of a file" in done.stdout
     assert "is still the last good one" in done.stdout
     assert done.stdout.count("\n") == 1
     assert path.read_text() == "old"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fourstage.bench.options import Options
 from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step, Watch
+from fourstage.resources import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NO_MEMORY = ("can't allocate memory", "not enough memory")  # in torch's messages on the CPU
 
 
 class OutOfMemoryError(Exception):
@@ -115,10 +115,8 @@ def memory_errors() -> Iterator[None]:
     """Raise `OutOfMemoryError` for every error by which torch reports too little memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(str(error)) from None
-    except RuntimeError as error:
-        if any(words in str(error) for words in NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise OutOfMemoryError(str(error)) from None
         raise
 

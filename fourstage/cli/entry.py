@@ -17,6 +17,7 @@ from fourstage.cli.parsing import (
     verbs_of,
 )
 from fourstage.cores import wait_passively
+from fourstage.resources import sentences
 
 VERBS = (  # in the order of `--help`
     tools.add_models,
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help()
         return 0
     try:
-        return args.run(args)
+        with sentences():
+            return args.run(args)
     except (ValueError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
             _mute()  # the reader of the pipe is gone

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from fourstage.engine.tracker import Entry, begin
+from fourstage.resources import full_disk_text, is_disk_full
 
 
 class RunLog:
@@ -45,6 +47,8 @@ class RunLog:
         self._tracker = begin(tracker, folder, config or {}, written=written, kept=kept)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
+        self._hook = threading.excepthook
+        threading.excepthook = self._note_failed_thread
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line, and send its numbers to TensorBoard and to the tracker.
@@ -55,14 +59,15 @@ class RunLog:
         try:
             self._file.write(json.dumps(_finite(line)) + "\n")
             self._file.flush()
+            if self._board is not None:
+                for name, value in _numbers(line):
+                    self._board.add_scalar(name, value, line["step"])
         except OSError as error:
+            reason = full_disk_text(Path(self._file.name).parent, error) if is_disk_full(error) else error.strerror
             raise OSError(
-                f"{self._file.name} could not be written ({error.strerror}); the last checkpoint is good; free space, "
-                f"and start again with the same command"
+                f"{self._file.name} could not be written: {reason}; the last checkpoint is good; free space, and start "
+                f"again with the same command"
             ) from None
-        if self._board is not None:
-            for name, value in _numbers(line):
-                self._board.add_scalar(name, value, line["step"])
         if self._tracker is not None:
             self._tracker.send(_entry(line))
 
@@ -81,9 +86,16 @@ class RunLog:
         with contextlib.suppress(OSError):  # `write` has already reported a full disk
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+        threading.excepthook = self._hook
         if self._tracker is not None:
             self._tracker.close()
+
+    def _note_failed_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Leave a full disk to `write`: TensorBoard raises the error of its thread there once more."""
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
+            self._hook(failed)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

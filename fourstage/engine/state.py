@@ -20,7 +20,17 @@ def save_state(path: Path, state: dict[str, Any], keep: Path | None = None) -> N
         keep: the name that the file gets which `path` was before.
     """
     _check_plain(state, "state")
-    write_file(path, lambda file: write_summed(file, lambda summing: torch.save(state, summing)), keep)
+    write_file(
+        path, lambda file: write_summed(file, lambda summing: torch.save(state, summing)), keep, needed=_bytes_of(state)
+    )
+
+
+def _bytes_of(value: object) -> int:
+    """Return the bytes of all tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes_of, items))
 
 
 def _check_plain(value: object, where: str) -> None:

@@ -27,6 +27,7 @@ from fourstage.engine.training import Training, fill
 from fourstage.files import write_text
 from fourstage.progress import Bar
 from fourstage.recipe import resolve, resolve_run
+from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
 from fourstage.run.splits import data_path, readable
@@ -119,6 +120,7 @@ class Evaluator:
         return task.score(records)
 
 
+@sentences("add evaluation_batch_size=1, or another small number, and workers=0")
 def evaluate(
     recipe: str | Path,
     *,

@@ -9,6 +9,7 @@ from typing import IO, Any, Self
 
 from fourstage.data.class_names import category_ids
 from fourstage.files import atomic_path
+from fourstage.resources import full_disk_text, is_disk_full
 
 
 def make_folder(folder: Path) -> None:
@@ -61,7 +62,8 @@ class JsonRows:
         self._new.__exit__(kind, error, trace)
 
     def _not_written(self, error: OSError) -> OSError:
-        return OSError(f"{self.path} could not be written ({error.strerror}); free space and start again")
+        reason = full_disk_text(self.path.parent, error) if is_disk_full(error) else error.strerror
+        return OSError(f"{self.path} could not be written: {reason}; free space and start again")
 
 
 class CocoResults(JsonRows):

@@ -20,6 +20,7 @@ from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.report.number_format import plural
+from fourstage.resources import sentences
 from fourstage.run import computation, videos
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
@@ -56,6 +57,7 @@ class Prediction:
         return videos.is_video_name(self.image.name)
 
 
+@sentences("use smaller images or another --device")
 def predict(
     source: str | Path,
     images: str | Path | Sequence[str | Path],

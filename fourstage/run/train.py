@@ -26,6 +26,7 @@ from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.report.number_format import plural
+from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
@@ -83,7 +84,8 @@ def train(
         done = None if fresh else _finished(folder)
         if done is not None:
             return done
-        with limited_threads(loader_workers(resolved.recipe.workers, device)):
+        advice = _less_memory(resolved.recipe, ranks)
+        with sentences(advice, folder.path), limited_threads(loader_workers(resolved.recipe.workers, device)):
             setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
             if dry_run:
                 folder.check_writable()
@@ -99,6 +101,19 @@ def train(
     finally:
         folder.release()
         leave()
+
+
+def _less_memory(recipe: Recipe, ranks: Ranks) -> str:
+    """Return what to type where the memory is too small for a training."""
+    o = recipe.optimisation
+    micro_batch = o.batch_size // o.accumulation // ranks.size
+    smaller = [
+        *([f"optimisation.accumulation={2 * o.accumulation}"] if micro_batch % 2 == 0 else []),
+        *([] if recipe.grad_checkpointing else ["grad_checkpointing=true"]),
+        "a smaller optimisation.batch_size or image size",
+    ]
+    workers = "; fewer workers, such as workers=0, may change without --fresh" if recipe.workers else ""
+    return f"start again with --fresh and {', or '.join(smaller)}{workers}"
 
 
 def _finished(folder: RunFolder) -> Trained | None:

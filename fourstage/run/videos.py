@@ -12,6 +12,7 @@ import numpy as np
 
 from fourstage.data.transforms.resizing import opencv
 from fourstage.files import atomic_path
+from fourstage.resources import free_text
 from fourstage.run.outputs import make_folder
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -142,7 +143,8 @@ def writer(path: Path, rate: float) -> Iterator[Writer]:
         finally:
             video.close()
         if not new.is_file() or count_frames(new) < video.frames:  # OpenCV raises no error for a full disk
-            raise OSError(f"{path} could not be written completely; free space, or choose another --out")
+            free = free_text(path.parent)
+            raise OSError(f"{path} could not be written completely ({free}); free space, or choose another --out")
 
 
 def count_frames(path: Path) -> int:

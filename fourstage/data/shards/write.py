@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -26,6 +26,7 @@ from fourstage.data.sample import BadImage, Dataset, NoSplitError, Progress, Spl
 from fourstage.data.shards.dataset import STATE
 from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
 from fourstage.files import atomic_file, remove_unfinished
+from fourstage.resources import sentences
 
 LARGEST = 256 << 20  # bytes of a shard by default; some 2,300 images of ImageNet
 
@@ -82,7 +83,14 @@ def write_shards(
         "max_size": limits.size,
         "count": limits.count,
     }
-    _begin(folder, state, splits["train" if "train" in splits else "val"].classes)
+    with sentences(folder=folder):
+        _begin(folder, state, splits["train" if "train" in splits else "val"].classes)
+        return _write(folder, state, splits, limits, progress)
+
+
+def _write(
+    folder: Path, state: dict[str, Any], splits: Mapping[Split, Dataset], limits: _Limits, progress: Progress
+) -> Written:
     total, done, shards = sum(map(len, splits.values())), 0, {}
     for split, dataset in splits.items():
         shards[split] = _write_split(folder, split, dataset, limits, lambda i, before=done: progress(before + i, total))
