@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from fourstage.streams import steady
+
 STAGE = "FOURSTAGE_STAGE"  # such as "2/3 20,45,35": the second of three commands, and their shares of the time
 
 
@@ -61,8 +63,8 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        console = Console(stderr=True)
-        if self._show and console.is_terminal:
+        console = Console(file=steady(sys.stderr))
+        if self._show and console.is_terminal and not console.is_dumb_terminal:
             columns: list[ProgressColumn] = [
                 TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None),
@@ -89,7 +91,7 @@ class Bar:
             self._progress.update(self._task, completed=done, note=note)
         elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
             self._said = time.monotonic()
-            print(f"{self.what} {done}/{self.total}  {self.left()}  {note}".rstrip(), file=sys.stderr, flush=True)
+            _print(f"{self.what} {done}/{self.total}  {self.left()}  {note}".rstrip())
 
     def resize(self, total: int) -> None:
         """Change the total."""
@@ -121,7 +123,11 @@ class Bar:
         if self._progress is not None:
             self._progress.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _print(text)
+
+
+def _print(text: str) -> None:
+    print(text, file=steady(sys.stderr), flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fourstage"
-LEAVES = {"cores", "checksums", "documents", "files", "methods", "resources", "user_files"}  # any room may import them
+LEAVES = {
+    "checksums",
+    "cores",
+    "documents",
+    "files",
+    "methods",
+    "resources",
+    "streams",
+    "user_files",
+}  # any room may import
 ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "checksums": set(),
     "documents": set(),
@@ -19,6 +28,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "user_files": set(),
     "methods": set(),
     "resources": set(),
+    "streams": set(),
     "registry": set(),
     "progress": set(),
     "ops": set(),

@@ -18,7 +18,9 @@ from fourstage.cli.parsing import (
 )
 from fourstage.cores import wait_passively
 from fourstage.resources import sentences
+from fourstage.streams import OutputLost, prepared
 
+BROKEN_PIPE = 141  # exit code: 128 + the number of SIGPIPE, as in shells
 VERBS = (  # in the order of `--help`
     tools.add_models,
     runs.add_recipes,
@@ -47,6 +49,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a mistake of the user is code 2 and one sentence."""
+    with prepared():
+        try:
+            try:
+                return _main(argv)
+            finally:
+                sys.stdout.flush()
+        except OutputLost as lost:
+            if lost.reader_left:
+                return BROKEN_PIPE  # silently, as other tools: `fourstage models | head -1`
+            print(f"fourstage: {lost}", file=sys.stderr)
+            return 2
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if "torch" not in sys.modules:  # torch reads it once, when it is imported
@@ -70,9 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with sentences():
             return args.run(args)
     except (ValueError, OSError, ImportError) as error:
-        if isinstance(error, BrokenPipeError):
-            _mute()  # the reader of the pipe is gone
-            return 141
         if debug:
             raise
         print(f"fourstage: {_one_line(error)}", file=sys.stderr)

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
+from fourstage.streams import unattended
 
 OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
 
@@ -66,6 +67,11 @@ def add_train(verbs: Verbs) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> int:
+    with unattended():
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
     from fourstage.run import train
 
     done = train(

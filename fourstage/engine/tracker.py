@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fourstage.files import write_text
+from fourstage.streams import steady
 
 FILE = "tracker.json"  # the tracker's run that belongs to a folder, and the steps that were sent
 
@@ -181,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _warn(text: str) -> None:
-    print(f"fourstage: {text}", file=sys.stderr, flush=True)
+    print(f"fourstage: {text}", file=steady(sys.stderr), flush=True)
 
 
 def _brief(error: Exception) -> str:

@@ -33,6 +33,7 @@ from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
+from fourstage.streams import say
 from fourstage.user_files import import_files, where_raised
 
 
@@ -90,12 +91,12 @@ def train(
             if dry_run:
                 folder.check_writable()
                 setup.try_losses(task, setup.batches_of(0))
-                print("Dry run: everything is in place, and nothing was written.")
+                say("Dry run: everything is in place, and nothing was written.")
                 return Trained(folder.path, 0, setup.plan.total)
             if fresh and ranks.first:
                 aside = folder.set_aside()
                 if aside and show:
-                    print(f"The earlier run is now in {aside}.")
+                    say(f"The earlier run is now in {aside}.")
             ranks.wait()
             return _fit(setup, folder, task.to(device), show=show and ranks.first)
     finally:
@@ -263,7 +264,7 @@ def _prepare(
     order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
     setup = _Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:
-        print("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]), flush=True)
+        say("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]))
     return setup, task
 
 
@@ -371,7 +372,7 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
     training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
     if show:
         first = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
-        print("\n".join([first, *warnings]), flush=True)
+        say("\n".join([first, *warnings]))
     return state["log"]
 
 
