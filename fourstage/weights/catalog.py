@@ -57,6 +57,7 @@ SMT = "https://github.com/AFeng-x/SMT"
 SCALABLE_VIT = "https://github.com/Yangr116/ScalableViT"
 STM = "https://github.com/OpenGVLab/STM-Evaluation"
 VISFORMER = "https://github.com/danczs/Visformer"
+DETREX = "https://github.com/IDEA-Research/detrex"
 MIM_EXAMPLE = "https://github.com/open-mmlab/mim-example"
 
 
@@ -100,6 +101,24 @@ def _mim_example(schedule: str, file: str, sha256: str, box_map: float, mask_map
     )
 
 
+def _detrex(model: str, schedule: str, file: str, box_map: float) -> Weight:
+    """Return a row of DINO; `file` begins with the release."""
+    return Weight(
+        model=model,
+        tag=f"dino_coco_{schedule}",
+        file=file.partition("/")[2],
+        address=f"https://github.com/IDEA-Research/detrex-storage/releases/download/{file}",
+        page=f"{DETREX}/tree/main/projects/dino#pretrained-models",
+        origin=DETREX,
+        data="coco",
+        metrics={"box_map": box_map},
+        method="dino",
+        img_size=384 if model.endswith("_384") else 224,
+        num_classes=80,
+        arguments={} if schedule.startswith("5scale") else {"out_indices": (1, 2, 3)},  # the files have no other norms
+    )
+
+
 B384, L384 = "swin_base_patch4_window12_384", "swin_large_patch4_window12_384"
 SWIN_WEIGHTS = (
     _swin("swin_tiny", "in1k", "v1.0.0", "swin_tiny_patch4_window7_224.pth", 81.2, 95.5),
@@ -123,6 +142,16 @@ SWIN_WEIGHTS = (
     _mim_example(
         "1x_fp16", "mask_rcnn_swim-t-p4-w7_fpn_fp16_1x_coco_20210612_135948-6434d76f.pth", "6434d76f", 42.5, 39.3
     ),
+    _detrex("swin_tiny", "4scale_12ep", "v0.1.1/dino_swin_tiny_224_4scale_12ep.pth", 51.3),
+    _detrex("swin_tiny", "4scale_12ep_22k", "v0.1.1/dino_swin_tiny_224_22kto1k_finetune_4scale_12ep.pth", 52.5),
+    _detrex("swin_small", "4scale_12ep", "v0.1.1/dino_swin_small_224_4scale_12ep.pth", 53.0),
+    _detrex("swin_small", "4scale_12ep_22k", "v0.4.0/dino_swin_small_22k_4scale_12ep.pth", 54.5),
+    _detrex(B384, "4scale_12ep", "v0.1.1/dino_swin_base_384_4scale_12ep.pth", 55.8),
+    _detrex("swin_large", "4scale_12ep", "v0.1.1/dino_swin_large_224_4scale_12ep.pth", 56.9),
+    _detrex(L384, "4scale_12ep", "v0.1.1/dino_swin_large_4scale_12ep.pth", 56.9),
+    _detrex(L384, "5scale_12ep", "v0.2.1/dino_swin_large_384_5scale_12ep.pth", 57.5),
+    _detrex(L384, "4scale_36ep", "v0.2.0/dino_swin_large_384_4scale_36ep.pth", 58.1),
+    _detrex(L384, "5scale_36ep", "v0.2.1/dino_swin_large_384_5scale_36ep.pth", 58.5),
     Weight(
         model="swin_tiny",
         tag="upernet_ade20k_160k",

@@ -115,6 +115,8 @@ def _method_args(file: Checkpoint, recipe: Mapping[str, Any], about: Mapping[str
     given = _mapping(file, recipe.get("method_args", {}), "recipe.method_args")
     method = get_method(_text(file, recipe, "method"))
     maskable = method is not None and method.without_masks is not None
+    if given.get("queries") == "auto" and "queries" in about:  # as many as suited the run's data
+        given = {**given, "queries": about["queries"]}
     return {"masks": False, **given} if maskable and about and not about.get("masks", True) else given
 
 

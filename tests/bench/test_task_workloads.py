@@ -16,6 +16,7 @@ from fourstage.cli import main
 from fourstage.tasks.detection.detector import Detector
 
 SMALL: dict[str, dict[str, Any]] = {
+    "dino": {"channels": 8, "queries": 20, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "hidden": 16},
     "mask_rcnn": {"channels": 8, "fc_channels": 16, "mask_channels": 8, "regions": 32},
     "cascade_mask_rcnn": {"channels": 8, "fc_channels": 16, "mask_channels": 8, "regions": 32},
     "retinanet": {"channels": 8, "convs": 1},

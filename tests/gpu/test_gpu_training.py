@@ -40,6 +40,7 @@ TASKS: dict[str, Callable[[], nn.Module]] = {
     "classification": lambda: Classification(build("smt-classifier"), tuple(map(str, range(1000)))),
     "retinanet": lambda: Detection(small("retinanet"), "abc"),
     "mask_rcnn": lambda: Detection(small("mask_rcnn"), "abc"),
+    "dino": lambda: Detection(small("dino"), "abc"),
     "cascade_mask_rcnn": lambda: Detection(small("cascade"), "abc"),
     "upernet": lambda: segmentation(upernet),
     "semantic_fpn": lambda: segmentation(semantic_fpn),

@@ -11,14 +11,19 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import fourstage
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
+from fourstage.tasks.detection.dino_layers import DecoderLayer
 
 SHORT = ["length=2it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=2it", "device=cpu"]
 BOXES = ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]
+DINO = "{queries: 120, channels: 16, encoder_layers: 1, decoder_layers: 2, heads: 2, hidden: 16, denoising: 6}"
 SMALL = {
+    "dino": [f"method_args={DINO}", *BOXES],
     "retinanet": ["method_args={channels: 16}", *BOXES],
     "mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
     "cascade_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
@@ -117,7 +122,7 @@ def five_hundred(content: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "cascade_mask_rcnn"])
+@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino"])
 def test_images_without_objects_train_and_are_scored(
     method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +166,40 @@ def test_label_maps_of_one_class_and_of_ignored_pixels_train(
         Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(path)
     trained("upernet", data, tmp_path / "run", capsys)
     assert "2 x 4 images (1 epoch), " in capsys.readouterr().out
+
+
+def test_queries_follow_the_data(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run whose fullest image has 500 objects has twice as many queries, and so has what its checkpoint describes."""
+    change(data, five_hundred, "train")
+    trained("dino", data, tmp_path / "run", capsys, DINO.replace("120", "auto").join(["method_args=", ""]))
+    printed = capsys.readouterr().out
+    network: Any = fourstage.from_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert network.queries == 1000
+    assert "denoising learns from 6 objects of an image, and one has 500" in printed
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+
+
+def test_more_objects_than_queries_end_the_run_with_a_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(data, five_hundred, "train")
+    assert main(words("dino", data, tmp_path / "run")) == 2
+    printed = capsys.readouterr()
+    assert "has 500 objects, and each of 120 queries finds one" in printed.out
+    assert "500 objects, and this detector 120 queries" in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_a_number_that_is_none_is_named_with_its_layer(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs that are not finite reach the losses, and the run names the layer that they come from."""
+    forward = DecoderLayer.forward
+    monkeypatch.setattr(DecoderLayer, "forward", lambda *given: forward(*given) * torch.nan)
+    assert main(words("dino", data, tmp_path / "run")) == 2
+    err = capsys.readouterr().err
+    assert "no longer a finite number" in err
+    assert "network.decoder.layers.0 (DecoderLayer)" in err
 
 
 # Wrong.

@@ -17,6 +17,9 @@ from fourstage.engine.state import load_state
 
 SHORT = ["length=6it", "batch_size=4", "warmup=0it", "workers=0", "log_every=1", "evaluate_every=6it", "ema=0.9"]
 SMALL = {
+    "digit_scenes_dino": [
+        "method_args={queries: 99, channels: 8, encoder_layers: 1, decoder_layers: 1, heads: 2, hidden: 8}"
+    ],
     "digit_scenes_upernet": ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"],
     "digit_scenes_semantic_fpn": ["method_args={neck_channels: 16, channels: 16}", "augmentation.crop=[64,64]"],
     "digit_scenes_retinanet": ["method_args={channels: 16}"],

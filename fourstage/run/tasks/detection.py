@@ -1,6 +1,7 @@
 """What a run asks of detection."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,12 +17,14 @@ from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
+from fourstage.tasks.detection.dino import DINO, queries_for
 from fourstage.tasks.detection.errors import SHOWN_SCORE, Errors, find_errors
 from fourstage.tasks.detection.task import Detection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+AUTO = "auto"  # instead of a number of queries: as many as suit the data
 SHOWN = 12  # images whose detections a run folder keeps: a quarter of them the worst
 
 
@@ -43,6 +46,8 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         can_do_without = find_method(recipe.method, "detection").without_masks is not None
         if can_do_without and metadata and not metadata.get("masks", True):
             arguments.setdefault("masks", False)
+        if arguments.get("queries") == AUTO and metadata and "queries" in metadata:
+            arguments["queries"] = metadata["queries"]
         network: Any = create_detector(
             recipe.method, recipe.backbone, len(classes), backbone_args=recipe.backbone_args, **arguments
         )
@@ -51,10 +56,31 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
 
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         ids = [*getattr(dataset, "category_ids", ())]
-        known = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
+        known: dict[str, Any] = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
+        if self.recipe.method_args.get("queries") == AUTO:
+            known["queries"] = queries_for(_most_objects(dataset))
         return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
 
     def data_notes(self, dataset: Dataset) -> tuple[str, ...]:
+        return (*self._notes_on_masks(dataset), *self._notes_on_queries(dataset))
+
+    def _notes_on_queries(self, dataset: Dataset) -> tuple[str, ...]:
+        """Return what a detector with queries cannot learn of images with many objects."""
+        if self.recipe.method != DINO.method:
+            return ()
+        defaults = {name: value.default for name, value in signature(DINO).parameters.items()}
+        queries, denoising = ({**defaults, **self.recipe.method_args}[name] for name in ("queries", "denoising"))
+        most, notes = _most_objects(dataset), []
+        if isinstance(queries, int) and most > queries:
+            notes.append(
+                f"an image of {self.recipe.data} has {most} objects, and each of {queries} queries finds one: training "
+                f"stops there; add method_args.queries=auto."
+            )
+        if 0 < denoising < most:
+            notes.append(f"denoising learns from {denoising} objects of an image, and one has {most}; see denoising.")
+        return tuple(notes)
+
+    def _notes_on_masks(self, dataset: Dataset) -> tuple[str, ...]:
         recipe = self.recipe
         without_masks = find_method(recipe.method, "detection").without_masks
         if without_masks is None or not recipe.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
@@ -131,6 +157,11 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             for one, mask in zip(objects, record["masks"], strict=True):
                 one["mask"] = {"size": list(sample.original_size), "counts": mask}
         return ImageResult(text or "nothing", {"objects": objects}, pictures)
+
+
+def _most_objects(dataset: Dataset) -> int:
+    """Return the objects of the fullest image."""
+    return int(cast(ObjectDataset, dataset).counts().max(initial=0))
 
 
 def _mistakes(errors: Errors, record: Record) -> dict[str, Any]:

@@ -20,17 +20,34 @@ from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth
 from fourstage.tasks.detection.dino_layers import MLP, Decoded, Decoder, EncoderLayer
 from fourstage.tasks.detection.matching import Draws
 from fourstage.tasks.detection.padding import MULTIPLE, padded_size
-from fourstage.tasks.detection.query_losses import LOSSES, WEIGHTS, set_cost
+from fourstage.tasks.detection.query_losses import (
+    LOSSES,
+    STABLE_LOSSES,
+    STABLE_WEIGHTS,
+    WEIGHTS,
+    position_modulated_cost,
+    set_cost,
+)
 from fourstage.tasks.detection.set_criterion import Queries, SetCriterion, layer_names
 from fourstage.tasks.detection.set_prediction import best_of_queries
 from fourstage.tasks.detection.sine import inverse_sigmoid, sine_of_cells
-from fourstage.tasks.detection.single_stage import first_best
 from fourstage.tasks.parts.freeze_unused import freeze_unused
 from fourstage.tasks.parts.levels import first_at_stride, levels_of
 from fourstage.tasks.parts.settings import check_counts, check_sizes
 
 FIRST_SIDE = 0.05  # share of the image: side of the boxes that are proposed on the first level; doubles with each level
 BORDER = 0.01  # share of the image: boxes whose centre or side is closer to 0 or 1 are not proposed
+
+
+FEWEST, MOST = 100, 900  # queries that follow the data; more where an image has more than half as many objects
+
+
+def queries_for(objects: int) -> int:
+    """Return how many queries suit data whose fullest image has so many objects: ten for each of them.
+
+    COCO's fullest image has 93, and DINO 900 queries.
+    """
+    return max(FEWEST, min(10 * objects, MOST), 2 * objects)
 
 
 class Chosen(NamedTuple):
@@ -45,7 +62,8 @@ class DINO(Detector):
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used, with five scales or more those from stride 4 on.
-        queries: Q, at most as many as there are cells; each finds at most one object.
+        queries: Q, at most as many as there are cells; each finds at most one object. In a recipe also "auto": as many
+            as `queries_for` has them for the training data.
         scales: L, maps that the encoder reads; those beyond the backbone's come from convolutions of stride 2.
         channels: C of neck, encoder and decoder, a multiple of 4 and of `heads`.
         encoder_layers, decoder_layers: how many.
@@ -59,6 +77,8 @@ class DINO(Detector):
         position_temperature, position_offset: of the sines of cells, see `sine_of_cells`.
         per_image: most detections.
         pad_to: images are padded to multiples of it, in pixels; 1, as the originals have it: not at all.
+        stable: whether a matched query learns its overlap as its score, and matching weighs classes by overlaps, as in
+            Stable-DINO (https://arxiv.org/abs/2304.04742). It changes training alone.
 
     Raises:
         ValueError: the backbone has no map at stride 8 or coarser, or a setting that there is not.
@@ -88,6 +108,7 @@ class DINO(Detector):
         position_offset: float = 0.0,
         per_image: int = 300,
         pad_to: int = MULTIPLE,
+        stable: bool = False,
     ) -> None:
         check_counts(queries=queries, scales=scales, channels=channels, encoder_layers=encoder_layers)
         check_counts(decoder_layers=decoder_layers, heads=heads, points=points, hidden=hidden, per_image=per_image)
@@ -117,7 +138,10 @@ class DINO(Detector):
         self.queries, self.per_image, self.pad_to = queries, per_image, pad_to
         self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         self.temperature, self.offset = position_temperature, position_offset
-        self.criterion = SetCriterion(set_cost(), LOSSES, WEIGHTS)
+        self.denoising_criterion = SetCriterion(set_cost(), LOSSES, WEIGHTS)
+        self.criterion = self.denoising_criterion
+        if stable:
+            self.criterion = SetCriterion(position_modulated_cost(decoder_layers + 1), STABLE_LOSSES, STABLE_WEIGHTS)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -222,7 +246,7 @@ class DINO(Detector):
         cells_BNC = torch.where(usable_BN[..., None], memory.cells_BNC, 0.0)
         cells_BNC = self.project_norm(self.project(cells_BNC))
         logits_BNC = self.classify[-1](cells_BNC)
-        _, best_BQ = first_best(as_float32(logits_BNC.detach()).amax(dim=2), min(self.queries, logits_BNC.shape[1]))
+        best_BQ = best_cells(as_float32(logits_BNC.detach()).amax(dim=2), self.queries)
         # only now the layers of the box: most cells are not chosen
         change_BQ4 = as_float32(self.regress[-1](_rows(cells_BNC, best_BQ)))
         boxes_BQ4 = (change_BQ4 + _rows(anchors_BN4.expand(len(best_BQ), -1, -1), best_BQ)).sigmoid()
@@ -270,7 +294,7 @@ class DINO(Detector):
             return {prefix + name: nothing for prefix in prefixes for name in self.criterion.losses}
         count = self.mean_over_ranks(count_tensor(len(noisy.pairs), noisy.boxes_BD4)).clamp(min=1)
         with_noise = [Queries(x.logits_BQC[:, : noisy.count], x.boxes_BQ4[:, : noisy.count]) for x in layers]
-        return self.criterion.weighed(prefixes, with_noise, [noisy.pairs] * len(layers), count)
+        return self.denoising_criterion.weighed(prefixes, with_noise, [noisy.pairs] * len(layers), count)
 
     def forward_for_counting(self, images_BCHW: Tensor) -> None:
         """As `Detector.forward_for_counting`."""
@@ -289,6 +313,11 @@ class DINO(Detector):
         size_B2 = torch.tensor(batch.sizes, device=last.boxes_BQ4.device)[:, None]
         boxes_BQ4 = clip_boxes(corner_form(last.boxes_BQ4) * size_B2.flip(-1).repeat(1, 1, 2), size_B2)
         return best_of_queries(last.logits_BQC.sigmoid(), boxes_BQ4, batch, per_image=self.per_image, rescale=rescale)
+
+
+def best_cells(scores_BN: Tensor, count: int) -> Tensor:
+    """Return (B, Q) indices of the best scores, best first, and of equal ones the first first; Q is at most N."""
+    return scores_BN.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _rows(x_BNC: Tensor, index_BQ: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BQC: Tensor) -> Tensor:
-        hidden = F.relu(linear(self.expand, x_BQC), inplace=True)
+        hidden = F.relu(linear(self.expand, x_BQC))
         return self.norm(x_BQC + linear(self.reduce, hidden))
 
 

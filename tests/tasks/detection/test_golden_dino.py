@@ -17,9 +17,8 @@ from fourstage.tasks.detection import dino
 from fourstage.tasks.detection.deformable_attention import Memory
 from fourstage.tasks.detection.denoising import Noise, may_see
 from fourstage.tasks.detection.detector import Detections
-from fourstage.tasks.detection.dino import DINO
+from fourstage.tasks.detection.dino import DINO, best_cells
 from fourstage.tasks.detection.sine import inverse_sigmoid
-from fourstage.tasks.detection.single_stage import first_best
 
 Golden = Mapping[str, np.ndarray]
 Case = tuple[DINO, Batch, dict[str, Any], Golden]
@@ -44,14 +43,14 @@ def order(case: Case) -> "OriginalsOrder":
 
 @pytest.fixture
 def in_order(order: "OriginalsOrder", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dino, "first_best", order)
+    monkeypatch.setattr(dino, "best_cells", order)
 
 
 NEAR = 1e-5  # logits; closer ones may come in another order where other kernels add up
 
 
 class OriginalsOrder:
-    """`first_best` with scores that are nearly equal in the order in which the original had them.
+    """`best_cells` with scores that are nearly equal in the order in which the original had them.
 
     A query's rank decides its content, so that one pair in another order changes all queries a little. Pairs are
     exchanged one after the other wherever that brings the first decoder layer closer to the original's. From then on
@@ -59,7 +58,9 @@ class OriginalsOrder:
     """
 
     def __init__(self, detector: DINO, memory: Memory, golden: Golden) -> None:
-        scores_BQ, place_BQ = first_best(class_scores(detector, memory), detector.queries)
+        scores_BN = class_scores(detector, memory)
+        place_BQ = best_cells(scores_BN, detector.queries)
+        scores_BQ = scores_BN.gather(1, place_BQ)
         self.place_BQ = place_BQ.clone()
         near = ((scores_BQ[:, :-1] - scores_BQ[:, 1:]) < NEAR).nonzero().tolist()
         assert len(near) < 30
@@ -79,7 +80,7 @@ class OriginalsOrder:
 
     def distance(self, detector: DINO, memory: Memory, golden: Golden) -> float:
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-            patch.setattr(dino, "first_best", self)
+            patch.setattr(dino, "best_cells", self)
             [decoded] = detector.decode(memory, detector.choose(memory))
         index = torch.from_numpy(golden["raw/decoder.0/idx"]).long()
         size = decoded.queries_BQC.numel()  # of one layer; the golden file has samples of all six
@@ -87,10 +88,10 @@ class OriginalsOrder:
         theirs = torch.from_numpy(golden["raw/decoder.0/val"])[first]
         return float((decoded.queries_BQC.flatten()[index[first]] - theirs).abs().sum())
 
-    def __call__(self, scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        scores_BQ = scores_BN.gather(1, self.place_BQ)
-        torch.testing.assert_close(scores_BQ, first_best(scores_BN, count)[0], rtol=0, atol=NEAR)
-        return scores_BQ, self.place_BQ
+    def __call__(self, scores_BN: Tensor, count: int) -> Tensor:
+        best = scores_BN.gather(1, best_cells(scores_BN, count))
+        torch.testing.assert_close(scores_BN.gather(1, self.place_BQ), best, rtol=0, atol=NEAR)
+        return self.place_BQ
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def class_scores(detector: DINO, memory: Memory) -> Tensor:
     seen: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            dino, "first_best", lambda scores_BN, count: seen.append(scores_BN) or first_best(scores_BN, count)
+            dino, "best_cells", lambda scores_BN, count: seen.append(scores_BN) or best_cells(scores_BN, count)
         )
         detector.choose(memory)
     return seen[0]
