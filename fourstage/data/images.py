@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import warnings
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourstage.data.sample import BadImage
+from fourstage.files import LIMITS, kind_of, limit, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,10 +32,16 @@ EXTENSIONS = (
     ".pbm",
 )
 LARGEST = 178_956_970  # pixels; half a gigabyte as RGB, and where PIL itself suspects a decompression bomb and gives up
+LONGEST = 2**17  # pixels of a side; PIL takes memory for each row
+LARGEST_FILE = 4 * LARGEST  # bytes; uncompressed pixels with transparency
+LARGE = 2**25  # pixels; images above it are decoded one at a time, however many threads ask
+SCANS = 100  # of a progressive JPEG; encoders write about ten, and each may cost as much time as a complete image
+REFUSED = ("EPS",)  # formats that PIL gives to another program: PostScript is one, which Ghostscript would run
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 # PIL warns about odd EXIF and large sizes while it reads a header; catching warnings is not safe between threads.
 _header_lock = threading.Lock()
+_large_lock = threading.Lock()
 
 
 def is_image_name(name: str) -> bool:
@@ -55,7 +63,8 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
         (H, W, 3) uint8 RGB, not writable; neighbouring pixels may be four bytes apart.
 
     Raises:
-        BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large.
+        BadImage: the file is missing, truncated, not an image, has no agreed range of values, or is absurdly large, or
+            the path is no file.
     """
     try:
         return _decoded(open_image(path, orient=orient), orient)
@@ -78,10 +87,47 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 def _decoded(image: "Image", orient: bool) -> np.ndarray:
     from PIL import ImageOps
 
-    with image:
-        picture = _as_rgb(ImageOps.exif_transpose(image) if orient else image)
-        picture.load()
-    return as_pixels(picture)
+    width, height = image.size
+    with _large_lock if width * height > LARGE else nullcontext():
+        with image:
+            _check_scans(image)
+            if orient:
+                ImageOps.exif_transpose(image, in_place=True)
+            picture = _as_rgb(image)
+            picture.load()
+        return as_pixels(picture)
+
+
+def _check_scans(image: "Image") -> None:
+    """Raise ValueError for a progressive JPEG with absurdly many scans. PIL decodes them all."""
+    file = getattr(image, "fp", None)
+    if not image.info.get("progressive") or file is None:
+        return
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > limit(SCANS):
+        raise ValueError(f"a progressive JPEG of {scans:,} scans, and at most {limit(SCANS):,} are read; save it again")
+
+
+def read_stored(path: str | Path) -> bytes:
+    """Return the bytes of an image file. Raises BadImage where it is missing, no file, or too large for an image."""
+    try:
+        check_file(path)
+        with open_regular(path) as file:
+            return file.read(limit(LARGEST_FILE) + 1)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, BadImage) else BadImage(str(path), _reason(error)) from error
+
+
+def check_file(path: str | Path) -> None:
+    """Raise BadImage unless a path is a regular file of a size that an image may have. OSError: there is none."""
+    status = Path(path).stat()
+    if (kind := kind_of(status.st_mode)) != "file":
+        raise BadImage(str(path), f"it is a {kind}, not a file")
+    if status.st_size > limit(LARGEST_FILE):
+        raise BadImage(str(path), f"it has {status.st_size:,} bytes, more than the {limit(LARGEST_FILE):,} allowed")
 
 
 def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = "") -> "Image":
@@ -94,23 +140,44 @@ def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = 
     Raises:
         BadImage: as `read_image`.
     """
+    name = name or str(path)
+    try:
+        if not isinstance(path, BytesIO):
+            check_file(path)
+        image = _opened(path, orient)
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(name, _reason(error)) from error
+    width, height = image.size
+    if width * height > limit(LARGEST) or max(width, height) > limit(LONGEST):
+        image.close()
+        raise BadImage(name, f"{width} x {height} pixels are {_too_many()}")
+    if image.format in REFUSED:
+        image.close()
+        raise BadImage(name, "PostScript is a program, which is not run; save the picture as PNG or JPEG")
+    return image
+
+
+def _opened(path: str | Path | BytesIO, orient: bool) -> "Image":
     from PIL import Image
 
-    try:
-        with _header_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        usual = Image.MAX_IMAGE_PIXELS  # PIL refuses twice as many on its own
+        try:
+            Image.MAX_IMAGE_PIXELS = limit(LARGEST)
             image = Image.open(path)
-            if orient and image.format != "PNG":  # PIL would have to decode a PNG for it
-                image.getexif()
-    except Exception as error:
-        raise BadImage(name or str(path), _reason(error)) from error
-    width, height = image.size
-    if width * height > LARGEST:
-        image.close()
-        raise BadImage(
-            name or str(path), f"{width} x {height} pixels are more than the {LARGEST:,} allowed; shrink it first"
-        )
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+        if orient and image.format != "PNG":  # PIL would have to decode a PNG for it
+            image.getexif()
     return image
+
+
+def _too_many() -> str:
+    most = f"{limit(LARGEST):,}, or {limit(LONGEST):,} a side,"
+    return f"more than the {most} allowed; shrink it first, or raise all limits with {LIMITS}=10"
 
 
 class _Memory:
@@ -156,7 +223,17 @@ def as_pixels(picture: "Image") -> np.ndarray:
     try:
         return np.asarray(_Memory(picture))
     except (ValueError, AttributeError):
-        return np.asarray(picture)
+        return np.asarray(picture) if picture.width * picture.height <= LARGE else _in_strips(picture)
+
+
+def _in_strips(picture: "Image") -> np.ndarray:
+    """Return the pixels of a large image, which numpy alone would copy twice at once."""
+    pixels_HW3 = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
+    rows = max(1, LARGE // picture.width)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        pixels_HW3[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
+    return pixels_HW3
 
 
 def as_picture(pixels_HW3: np.ndarray) -> "Image":
@@ -176,7 +253,9 @@ def _as_rgb(image: "Image") -> "Image":
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no agreed range from black to white; save it with 8 or 16 bits")
-    if image.mode in ("P", "PA"):  # by way of RGBA, or PIL warns about palettes with transparency
+    if image.mode == "PA" or (
+        image.mode == "P" and "transparency" in image.info
+    ):  # by way of RGBA, or PIL warns about such palettes
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
@@ -189,7 +268,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "PIL does not recognise the image format"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than the {LARGEST:,} pixels allowed; shrink it first"
+        return f"its pixels are {_too_many()}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).strip().rstrip(".") or type(error).__name__

@@ -91,7 +91,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     Image.new("1", (20000, 18000)).save(folder / "bomb.png")
     return {
         "short.jpg": "truncated", "short.png": "truncated", "text.jpg": "not recognise the image format",
-        "empty.png": "not recognise the image format", "folder.jpg": "directory", "float.tif": "black to white",
+        "empty.png": "not recognise the image format", "folder.jpg": "folder", "float.tif": "black to white",
         "large.png": "178,956,970", "bomb.png": "178,956,970", "missing.jpg": "no such file",
     }  # fmt: skip
 
