@@ -6,6 +6,9 @@ from pathlib import Path
 
 from fourstage.data.images import is_image_name
 
+DEPTH = 64  # of folders in folders
+SYSTEM = ("/proc", "/sys", "/dev")
+
 
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the sub-folders, without the `__MACOSX` that macOS adds to archives."""
@@ -18,17 +21,34 @@ def image_files(folder: Path) -> Iterator[str]:
     return (path for path in all_files(folder) if is_image_name(path.rsplit("/", 1)[-1]))
 
 
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image file in a folder or below it."""
+    return any(is_image_name(name) for _, names in _walk(folder) for name in names)
+
+
 def all_files(folder: Path) -> list[str]:
     """Return the paths below `folder`, written with `/`, of every file in it and in its sub-folders."""
-    files: list[str] = []
+    return sorted(prefix + name for prefix, names in _walk(folder) for name in names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder, as the beginning of the paths in it, with the names of its files; links are followed.
+
+    A link that leads back up, or to where the system shows its devices and processes as files, counts as empty.
+
+    Raises:
+        ValueError: folders are too deep: to walk through them takes the square of their depth.
+    """
+    above = {os.path.realpath(parent) for parent in Path(os.path.abspath(folder)).parents}  # noqa: PTH100 - links stay
     visited: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:  # a link that leads back up
+        real = os.path.realpath(parent)
+        if real in visited or real in above or real.startswith(SYSTEM):
             folders.clear()
             continue
         visited.add(real)
+        if len(Path(parent).parts) > len(folder.parts) + DEPTH:
+            raise ValueError(f"{folder} has folders more than {DEPTH} deep; move the images up")
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        files += [prefix + name for name in names if not name.startswith(".")]
-    return sorted(files)
+        yield ("" if below == "." else f"{below}/"), [name for name in names if not name.startswith(".")]

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.images import is_image_name, read_image
-from fourstage.data.sample import BadImage, NoSplitError, Sample, Split
+from fourstage.data.images import read_image, read_stored
+from fourstage.data.limits import packed_names
+from fourstage.data.sample import NoSplitError, Sample, Split
 from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
-from fourstage.data.walk import image_files, subfolders
+from fourstage.data.walk import has_images, image_files, subfolders
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ImageFolder:
         files = images_of(layout, split, files)
         ids = [f"{name}/{path}" for name, paths in files.items() for path in paths]
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
-        self._ids = np.array([os.fsencode(id) for id in ids])
+        self._ids = packed_names([os.fsencode(id) for id in ids], self.folder)
         label = {name: position for position, name in enumerate(self.classes)}
         self.labels_N = np.repeat([label[name] for name in files], [len(paths) for paths in files.values()])
 
@@ -79,10 +80,7 @@ class ImageFolder:
 
     def raw(self, index: int) -> bytes:
         """The image file's bytes. Raises BadImage when they cannot be read."""
-        try:
-            return self.path(index).read_bytes()
-        except OSError as error:
-            raise BadImage(str(self.path(index)), str(error.strerror).lower()) from error
+        return read_stored(self.path(index))
 
     def sample(self, index: int) -> Sample:
         image_HW3 = read_image(self.path(index))
@@ -105,10 +103,7 @@ def is_imagefolder(root: Path) -> bool:
     """Whether `root` looks like this layout: a split folder, or two folders with images somewhere below."""
     if find_layout(root).train != root:
         return True
-    with_images = (
-        any(is_image_name(name) for _, _, names in os.walk(root / folder) for name in names)
-        for folder in subfolders(root)
-    )
+    with_images = (has_images(root / folder) for folder in subfolders(root))
     return sum(islice(filter(None, with_images), 2)) == 2
 
 
