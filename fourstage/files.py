@@ -105,6 +105,17 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
+def csv_cell(text: str) -> str:
+    """Return a text as a cell of a CSV file that no spreadsheet takes for a formula; a number stays as it is."""
+    if not text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a file has a name that `atomic_file` or `atomic_path` gives."""
     return path.name.startswith(".") and MARK in path.name
@@ -263,6 +274,7 @@ def read_at(path: str | Path, offset: int, size: int) -> bytes:
     an image the opening costs nothing.
     """
     with Path(path).open("rb", buffering=0) as file:
+        size = max(0, min(size, os.fstat(file.fileno()).st_size - offset))  # memory is taken for all that is asked for
         file.seek(offset)
         chunks = [file.read(size)]
         while chunks[-1] and (left := size - sum(map(len, chunks))):  # a read may give less than was asked for

@@ -13,7 +13,7 @@ from fourstage.bench.machine import machine
 from fourstage.bench.options import Options
 from fourstage.bench.timing import Spread, quantile, ratio, spread
 from fourstage.engine.devices import choose_device
-from fourstage.files import write_text
+from fourstage.files import csv_cell, write_text
 
 WORDS = {"infer": "inference", "train": "training"}
 TIMM_COLUMNS = (
@@ -149,6 +149,7 @@ def record(result: Result) -> dict[str, Any]:
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Write timm's columns, then ours, without those of a mode that was not measured."""
     rows = [record(result) for result in results]
+    rows = [{key: csv_cell(one) if isinstance(one, str) else one for key, one in row.items()} for row in rows]
     columns = [column for column in (*TIMM_COLUMNS, *MORE_COLUMNS) if any(column in row for row in rows)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")

@@ -24,7 +24,7 @@ from fourstage.engine.stop import StopRequest
 from fourstage.engine.task import Task
 from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.engine.training import Training, fill
-from fourstage.files import write_text
+from fourstage.files import csv_cell, write_text
 from fourstage.progress import Bar
 from fourstage.recipe import resolve, resolve_run
 from fourstage.resources import sentences
@@ -227,7 +227,7 @@ def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, 
     for row in rows:
         name = str(row["name"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         values = [(row.get(column), places) for column, places in columns]
-        writer.writerow([name, *("" if value is None else f"{value:.{n}f}" for value, n in values)])
+        writer.writerow([csv_cell(name), *("" if value is None else f"{value:.{n}f}" for value, n in values)])
     return text.getvalue()
 
 
