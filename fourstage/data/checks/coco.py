@@ -1,6 +1,6 @@
 """The check of a folder in COCO layout."""
 
-import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +8,9 @@ from typing import Any
 
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
-from fourstage.data.objects.coco import Annotated, find_split, read_json
+from fourstage.data.objects.coco import Annotated, check_names, find_split, name_of, read_json
 from fourstage.data.objects.rle import decode_mask
+from fourstage.data.objects.table import box_of
 from fourstage.data.sample import Progress, Split
 
 Content = dict[str, Any]
@@ -22,7 +23,9 @@ def check_coco(root: Path, progress: Progress) -> Checked:
     for split in ("train", "val"):
         try:
             place = find_split(root, split)
-            splits[split] = place, read_json(place.annotations)
+            content = read_json(place.annotations)
+            check_names(root, place, (image["file_name"] for image in content["images"]))
+            splits[split] = place, content
         except ValueError as error:
             findings.append(Finding("error", "annotations", str(root), f"({split}) cannot be used", str(error)))
     inspected = _inspect_splits(splits, progress)
@@ -50,10 +53,11 @@ def _inspect_splits(splits: dict[Split, tuple[Annotated, Content]], progress: Pr
 def _ids(place: Annotated, content: Content) -> Iterator[Finding]:
     """Report ids and file names that occur twice."""
     for name, key in (("images", "id"), ("images", "file_name"), ("annotations", "id"), ("categories", "id")):
-        counts = Counter(entry[key] for entry in content[name] if key in entry)
+        ids = (entry[key] for entry in content[name] if key in entry)
+        counts = Counter(str(id) for id in ids if isinstance(id, int | str | float))  # 1 and "1" are one id
         for value, count in counts.items():
             if count > 1:
-                what, do = f"has {count} {name} with the {key} {value!r}", "give each its own"
+                what, do = f"has {count} {name} with the {key} {value}", "give each its own"
                 yield Finding("error", f"{name} with one {key}", str(place.annotations), what, do)
 
 
@@ -71,7 +75,7 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
     images = {image["id"]: image for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     for position, annotation in enumerate(content["annotations"]):
-        where = f"{place.annotations}: annotation {annotation.get('id', f'at position {position}')}"
+        where = f"{place.annotations}: annotation {name_of(annotation, position)}"
         image = images.get(annotation["image_id"])
         if image is None:
             what = f"belongs to image {annotation['image_id']!r}, which is not in the list of images"
@@ -89,13 +93,11 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
 
 def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:
     """Report what is wrong with one box of x, y, width, height in an image of (H, W) pixels."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not numbers or not all(math.isfinite(v) for v in box):
-        yield Finding(
-            "error", "broken box", where, f"has the box {box!r}", "it must be four numbers x, y, width, height"
-        )
+    try:
+        x, y, width, height = box_of(box)
+    except ValueError as error:
+        yield Finding("error", "broken box", where, f"has the box {reprlib.repr(box)}", str(error))
         return
-    x, y, width, height = box
     right, bottom = x + width, y + height
     text = f"has the box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
     if width < 0 or height < 0:

@@ -5,7 +5,8 @@ N objects.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,16 +15,24 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.images import read_image
+from fourstage.data.limits import CLASSES, PATH_BYTES, as_id, as_name, check_inside, colliding, leads_away
 from fourstage.data.objects.dataset import as_bad_objects
 from fourstage.data.objects.json_scan import entries
 from fourstage.data.objects.rle import decode_mask, encode_mask
-from fourstage.data.objects.table import ObjectTable, ObjectWriter, Row
+from fourstage.data.objects.table import FARTHEST, ObjectTable, ObjectWriter, Row, box_of
 from fourstage.data.sample import BadImage, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
+from fourstage.documents import in_file
+from fourstage.files import RAISE, limit, read_bytes
 
-__all__ = ["Coco", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
+__all__ = ["Coco", "check_names", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
 EXPORTED = "_annotations.coco.json"
+BYTES = 2**30  # of a json; that of COCO's training images has 450 MB
+MOST = {"images": 5_000_000, "annotations": 10_000_000}  # entries; COCO has 118,000 and 860,000
+VALUES = 20_000_000  # lists and mappings, and keys, in a json; COCO has four and seven million
+SMALL = 2**24  # characters
+KEYS = 1000  # of the json itself; COCO has five
 NEEDED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id", "bbox"),
@@ -61,6 +70,7 @@ class Coco:
     def __init__(self, root: str | Path, split: Split) -> None:
         self.place = find_split(Path(root), split)
         said = _read(self.place.annotations)
+        check_names(Path(root), self.place, said.names)
         self.classes, self.category_ids, self.truths = said.classes, said.category_ids, ("objects",)
         self.image_ids, self._names = said.image_ids, said.names
         self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
@@ -136,21 +146,21 @@ def is_coco(root: Path) -> bool:
     return any(root.glob("annotations/instances_*.json")) or any(root.glob(f"*/{EXPORTED}"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A COCO json as written. Raises ValueError when images, annotations, categories or their keys are missing."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    for key in NEEDED:
-        listed = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(listed, list):
-            raise _missing(path, key)
-        for position, entry in enumerate(listed):
-            _check_entry(path, key, position, entry)
-    return content
+def read_json(path: Path) -> dict[str, list[Any]]:
+    """Return the lists images, annotations and categories of a COCO json.
+
+    Raises:
+        ValueError: the file cannot be read, or an entry is not COCO's; boxes, masks and repeated ids are not checked.
+    """
+    entries: dict[str, list[Any]] = {key: [] for key in NEEDED}
+    with in_file(path):
+        _Content(path, entries)
+    return entries
+
+
+def check_names(root: Path, place: Annotated, names: Iterable[str]) -> None:
+    """Raise ValueError unless the images of a split are in the data folder; see `check_inside`."""
+    check_inside(root, (place.images / name for name in names if leads_away(name)), place.annotations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,47 +186,66 @@ def _read(path: Path) -> _Annotations:
 
 @lru_cache(maxsize=2)
 def _read_once(path: Path, changed: int, size: int) -> _Annotations:
-    content = _Content(path)
-    sizes_I2 = content.sizes()
+    with in_file(path):
+        content = _Content(path)
+        content.check_ids()
+        sizes_I2 = content.sizes()
+        table = content.table(sizes_I2)
     return _Annotations(
         classes=tuple(name for _, name in content.categories),
         category_ids=tuple(id for id, _ in content.categories),
         image_ids=tuple(content.image_ids),
         names=tuple(content.names),
         sizes_I2=sizes_I2,
-        table=content.table(sizes_I2),
+        table=table,
     )
 
 
 class _Content:
-    """The content of a json while it is read, one entry at a time: as Python objects, a large one takes gigabytes."""
+    """The content of a json while it is read, one entry at a time: as Python objects, a large one takes gigabytes.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.names, self.image_ids = path, list[str](), list[Any]()
-        self.categories: list[tuple[Any, str]] = []
-        self._sides: list[tuple[Any, Any]] = []
+    Args:
+        entries: lists that take the entries as they are, by their key; None: they are dropped.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, list[Any]] | None = None) -> None:
+        self.path, self.names, self.image_ids = path, list[str](), list[int | str]()
+        self.categories: list[tuple[int | str, str]] = []
+        self._sides: list[tuple[int, int]] = []
         self._written, self._broken = ObjectWriter(), dict[int, str]()
-        self._images, self._labels = dict[Any, int](), dict[Any, int]()  # the ids that annotations name, numbered
-        lists: set[str] = set()
+        self._images, self._labels = (
+            dict[int | str, int](),
+            dict[int | str, int](),
+        )  # ids that annotations name, numbered
+        known: dict[str, bool] = {}  # every key -> whether it is a list
         for key, position, entry in self._entries():
-            if position < 0 and isinstance(entry, list):
-                lists.add(key)
-            elif position >= 0 and key in NEEDED:
-                _check_entry(path, key, position, entry)
-                try:
-                    self._take(key, position, entry)
-                except TypeError as error:
-                    raise ValueError(f"{path} is not in COCO format: {key}[{position}] has a list as an id") from error
+            if position < 0:
+                if key in known or len(known) == KEYS:
+                    fault = f"has the key {key[:40]!r} twice" if key in known else f"has more than {KEYS:,} keys"
+                    raise ValueError(f"{path} {fault}; correct it")
+                known[key] = isinstance(entry, list)
+            elif key in NEEDED:
+                self._checked(key, position, entry)
+                if entries is not None:
+                    entries[key].append(entry)
         for key in NEEDED:
-            if key not in lists:
+            if not known.get(key):
                 raise _missing(path, key)
 
     def sizes(self) -> np.ndarray:
         """(I, 2) int64: height and width of each image."""
-        try:
-            return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path}: height and width of an image are not integers ({error})") from error
+        return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
+
+    def check_ids(self) -> None:
+        """Raise ValueError where two images or two categories have one id, or two images one file."""
+        category_ids = [id for id, _ in self.categories]
+        for name, key, ids in (
+            ("images", "id", self.image_ids),
+            ("categories", "id", category_ids),
+            ("images", "file_name", self.names),
+        ):
+            if (id := colliding(ids)) is not None:
+                raise ValueError(f"{self.path} has several {name} with the {key} {id!r:.80}; give each its own")
 
     def table(self, sizes_I2: np.ndarray) -> ObjectTable:
         """The annotations of images and categories that are listed, in the order of the json."""
@@ -233,44 +262,84 @@ class _Content:
 
     def _entries(self) -> Iterator[tuple[str, int, Any]]:
         try:
-            data = self.path.read_bytes()
-            text = data.decode(json.detect_encoding(data), "surrogatepass")
+            text = _text(self.path)
             if text.lstrip()[:1] == "{":
                 yield from entries(text)
+            elif len(text) < SMALL:
+                json.loads(text)  # raises where it is no JSON at all
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path} is not valid JSON: {error}") from error
-        if text.lstrip()[:1] != "{":
-            read_json(self.path)  # says what it is
+
+    def _checked(self, key: str, position: int, entry: Any) -> None:
+        """Take an entry. Raises ValueError where it is not COCO's."""
+        where = f"{key}[{position}]"
+        if position >= limit(MOST.get(key, CLASSES)):
+            raise ValueError(f"{self.path} has more than {position:,} {key}; {RAISE}")
+        _check_entry(self.path, key, position, entry)
+        try:
+            self._take(key, position, entry)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is not in COCO format: {where}: {error}") from error
 
     def _take(self, key: str, position: int, entry: dict[str, Any]) -> None:
         if key == "categories":
-            hash(entry["id"])
-            self.categories.append((entry["id"], str(entry["name"])))
+            name = entry["name"]
+            if not isinstance(name, str | int) or isinstance(name, bool) or len(str(name)) > PATH_BYTES:
+                raise ValueError(f"{reprlib.repr(name)} is not the name of a class; a name is a text")
+            self.categories.append((as_id(entry["id"]), str(name)))
         elif key == "images":
-            hash(entry["id"])
-            self.image_ids.append(entry["id"])
-            self.names.append(str(entry["file_name"]))
-            self._sides.append((entry["height"], entry["width"]))
+            self.image_ids.append(as_id(entry["id"]))
+            self.names.append(as_name(entry["file_name"]))
+            self._sides.append((_side(entry["height"]), _side(entry["width"])))
         else:
             self._annotation(position, entry)
 
     def _annotation(self, position: int, entry: dict[str, Any]) -> None:
-        image = self._images.setdefault(entry["image_id"], len(self._images))
-        label = self._labels.setdefault(entry["category_id"], len(self._labels))
+        image = self._images.setdefault(as_id(entry["image_id"]), len(self._images))
+        label = self._labels.setdefault(as_id(entry["category_id"]), len(self._labels))
         area, box = None, (np.nan, np.nan, np.nan, np.nan)
         try:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-            area, box = None if entry.get("area") is None else float(entry["area"]), (x, y, width, height)
-        except (TypeError, ValueError, OverflowError):
+            area, box = _area(entry.get("area")), box_of(entry["bbox"])
+        except ValueError as error:
             self._broken[position] = (
-                f"{self.path}: annotations[{position}] has the box {entry['bbox']!r}; "
-                "it must be four numbers x, y, width, height"
+                f"{self.path}: annotations[{position}] has the box {reprlib.repr(entry['bbox'])}; {error}"
             )
-        name = entry.get("id", entry["bbox"])
         flags = bool(entry.get("iscrowd")), bool(entry.get("ignore"))
-        self._written.add(Row(image, label, box, area, *flags, entry.get("segmentation"), name))
+        self._written.add(Row(image, label, box, area, *flags, entry.get("segmentation"), name_of(entry, position)))
+
+
+def name_of(annotation: dict[str, Any], position: int) -> int | str:
+    """Return what messages call an annotation: its id, or else its position in the list."""
+    id = annotation.get("id")
+    return id if type(id) is int or (type(id) is str and len(id) < 80) else f"at position {position}"
+
+
+def _text(path: Path) -> str:
+    """Return the text of a json. Raises ValueError where it is too large, or describes too many values."""
+    data = read_bytes(path, BYTES)
+    for what, count in (("lists and mappings", data.count(b"[") + data.count(b"{")), ("keys", data.count(b":"))):
+        if count > limit(VALUES):
+            raise ValueError(f"{path} holds about {count:,} {what}, and at most {limit(VALUES):,} are read; {RAISE}")
+    return data.decode(json.detect_encoding(data), "surrogatepass")
+
+
+def _side(value: Any) -> int:
+    """Return a height or a width."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int or abs(value) >= 2**31:
+        raise ValueError(f"{reprlib.repr(value)} is not a height or a width; it must be an integer, in pixels")
+    return value
+
+
+def _area(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not abs(value) <= FARTHEST**2:
+        raise ValueError(f"its area is {reprlib.repr(value)}, and must be a number")
+    return float(value)
 
 
 def _check_entry(path: Path, key: str, position: int, entry: Any) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fourstage.files import RAISE, limit
+
+OUTLINE = 4_000_000  # pixels along the polygons of one mask; the library takes 60 bytes for each, wherever it is
+
 
 def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
     """Return a boolean mask in COCO's compressed run-length form, ready for json."""
@@ -71,23 +75,53 @@ def area_of(counts: str, size: tuple[int, int]) -> float:
 
 def _run_lengths(segmentation: Any, size: tuple[int, int], *, decode: bool = False) -> Any:
     """Return the library's form, or None without a valid polygon; with `decode`, the mask."""
-    if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
-        raise ValueError(f"its mask is of size {segmentation.get('size')}, the image of {list(size)}")
+    if isinstance(segmentation, dict) and segmentation.get("size") not in (list(size), size):
+        raise ValueError(f"its mask is of size {segmentation.get('size')!r:.60}, the image of {list(size)}")
+    polygons = [] if isinstance(segmentation, dict) else _polygons(segmentation)
+    if not polygons and not isinstance(segmentation, dict):
+        return None
     library = _library()
     try:
-        if isinstance(segmentation, dict):
+        if polygons:
+            rle = library.merge(library.frPyObjects(polygons, *size))
+        else:
             in_numbers = isinstance(segmentation["counts"], list)
             rle = library.frPyObjects(segmentation, *size) if in_numbers else segmentation
-        else:
-            polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
-            if not polygons:
-                return None
-            rle = library.merge(library.frPyObjects(polygons, *size))
         mask_HW = library.decode(rle) if decode else None
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:  # the library raises any of them on a broken mask
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"its mask is neither polygons nor run lengths of the image ({reason})") from error
+        if not decode:
+            library.area(rle)  # raises for a string that is not COCO's
+    except (KeyError, TypeError, RuntimeError, ValueError, OverflowError, MemoryError) as error:
+        raise _neither(error) from error  # the library raises any of them on a broken mask
     return rle if mask_HW is None else mask_HW.astype(bool)
+
+
+def _polygons(segmentation: Any) -> list[Any]:
+    """Return the polygons of three points or more.
+
+    Raises:
+        ValueError: not polygons, a number that is not finite, or points so far away that to draw them takes minutes.
+    """
+    length = 0.0
+    try:
+        polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
+        for polygon in polygons:
+            points_N2 = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+            with np.errstate(over="ignore", invalid="ignore"):
+                length += float(np.abs(points_N2 - np.roll(points_N2, 1, axis=0)).max(axis=1).sum())
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _neither(error) from error
+    if not np.isfinite(length):
+        raise ValueError("its mask has a polygon with a number that is not finite or far too large; correct it")
+    if length > limit(OUTLINE):
+        raise ValueError(
+            f"its mask has polygons of {length:,.0f} pixels, and at most {limit(OUTLINE):,} are drawn; {RAISE}"
+        )
+    return polygons
+
+
+def _neither(error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return ValueError(f"its mask is neither polygons nor run lengths of the image ({reason:.200})")
 
 
 def _text(counts: bytes | str) -> str:

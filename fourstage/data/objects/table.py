@@ -15,6 +15,7 @@ import torch
 
 from fourstage.data.objects.rle import area_of, decode_mask, encode_segmentation
 from fourstage.data.sample import Objects
+from fourstage.files import RAISE, limit
 
 Size = tuple[int, int]  # (H, W)
 
@@ -22,6 +23,20 @@ HUNDREDTHS = (
     100  # most coordinates of polygons have two decimal places, so that a hundred times one is an integer below 2**16
 )
 UNPACKED = 2**20  # numbers that wait to be packed
+MASKS_BYTES = 2**30  # of the masks of one image, a byte a pixel: some 90 masks of 12 million pixels
+
+
+FARTHEST = 1e9  # pixels or units; a coordinate beyond it is no mistake of drawing, and would not survive float32
+
+
+def box_of(values: Any) -> tuple[float, float, float, float]:
+    """Return four numbers as a box. Raises ValueError for anything else, and for numbers that no image can have."""
+    if not isinstance(values, list | tuple) or len(values) != 4 or not all(type(v) in (int, float) for v in values):
+        raise ValueError("it must be four numbers x, y, width, height")
+    if not all(-FARTHEST <= v <= FARTHEST for v in values):  # false for NaN
+        raise ValueError(f"its numbers must be finite, and from {-FARTHEST:g} to {FARTHEST:g}")
+    x, y, width, height = map(float, values)
+    return x, y, width, height
 
 
 class Row(NamedTuple):
@@ -159,6 +174,7 @@ class ObjectTable:
         rows_n, boxes_n4 = rows_n[kept_n], boxes_n4[kept_n]
         crowd_n, masks_nHW = self._crowd_N[rows_n], None
         if self.has_masks:
+            _check_masks(len(rows_n), size)
             masks = [self._mask(row, size, where, unit) for row in rows_n.tolist()]
             crowd_n = crowd_n | np.array([mask is None for mask in masks], dtype=bool)
             stacked = np.zeros((len(masks), *size), dtype=bool)
@@ -234,7 +250,7 @@ class _OutlineWriter:
                     start = len(self._numbers)
                     self._numbers.extend(polygon)
                     self._lengths.append(len(self._numbers) - start)
-            except TypeError:  # no numbers: kept as it is, so that the error comes when it is decoded
+            except (TypeError, OverflowError):  # no numbers: kept as it is, so that the error comes when it is decoded
                 del self._numbers[before:], self._lengths[length:]
                 polygons = []
             text = b"" if polygons else json.dumps(segmentation).encode()
@@ -273,6 +289,14 @@ class _OutlineWriter:
         self._others.append(numbers[~exact_p[polygon_of]])
         self._packed = len(self._lengths)
         del self._numbers[:]
+
+
+def _check_masks(masks: int, size: Size) -> None:
+    if (needed := masks * size[0] * size[1]) > limit(MASKS_BYTES):
+        raise ValueError(
+            f"its {masks:,} masks of {size[1]} x {size[0]} pixels take {needed / 2**30:.1f} GiB, more than the "
+            f"{limit(MASKS_BYTES) / 2**30:.0f} GiB allowed; shrink the image, or {RAISE}"
+        )
 
 
 def has_extent(boxes_N4: np.ndarray, areas_N: np.ndarray, sizes_N2: np.ndarray) -> np.ndarray:

@@ -15,11 +15,25 @@ from xml.parsers.expat import ExpatError, ParserCreate
 import numpy as np
 
 from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.limits import (
+    LIST_BYTES,
+    TEXT_BYTES,
+    as_name,
+    check_classes,
+    check_inside,
+    leads_away,
+    read_class_file,
+    text_lines,
+)
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row
+from fourstage.data.objects.table import ObjectTable, Row, box_of
 from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
+from fourstage.documents import in_file
+from fourstage.files import read_bytes
 
+DEPTH = 100  # of an element; VOC's have four
+LONGEST_NAME = 1000  # characters of the name of a class
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -150,6 +164,7 @@ def class_names(root: Path, known: Mapping[Path, Annotation]) -> tuple[str, ...]
         return named
     read = (known.get(path) or read_annotation(path) for path in _all_files(root))
     found = {box.name for annotation in read for box in annotation.boxes}
+    check_classes(len(found), root)
     return CLASSES if found <= set(CLASSES) else tuple(sorted(found))
 
 
@@ -157,7 +172,7 @@ def class_file(root: Path) -> tuple[str, ...] | None:
     """The lines of `classes.txt` or `labels.txt`; None where there is neither."""
     for name in ("classes.txt", "labels.txt"):
         if (root / name).is_file():
-            return tuple(line.strip() for line in (root / name).read_text().splitlines() if line.strip())
+            return read_class_file(root / name)
     return None
 
 
@@ -184,15 +199,18 @@ def read_annotation(path: Path) -> Annotation:
         ValueError: it cannot be read, is not XML, or an object has no name or no box.
     """
     try:
-        root = _parse(path.read_bytes())
-        return Annotation(tuple(_box(one) for one in root.findall("object")), _size(root.find("size")))
+        with in_file(path):
+            root = _parse(read_bytes(path, TEXT_BYTES))
+            return Annotation(tuple(_box(one) for one in root.findall("object")), _size(root.find("size")))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path} is listed, but there is no such file: add it, or take its line out of the list"
         ) from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ExpatError, ValueError) as error:
+    except (ExpatError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path} is no annotation of Pascal VOC: {error}") from error
 
 
@@ -202,8 +220,22 @@ def _parse(data: bytes) -> Element:
     def refuse(*_: Any) -> None:
         raise ValueError("it has a document type or entities, which are refused; delete its <!DOCTYPE ...>")
 
+    depth = 0
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"its elements are nested more than {DEPTH} deep; write it again")
+        builder.start(name, attributes)
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(name)
+
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.Parse(data, True)
     return builder.close()
@@ -211,24 +243,25 @@ def _parse(data: bytes) -> Element:
 
 def _box(one: Element) -> Box:
     name, box = (one.findtext("name") or "").strip(), one.find("bndbox")
-    if not name or box is None:
-        raise ValueError("an object needs <name> and <bndbox>")
+    if not name or box is None or len(name) > LONGEST_NAME:
+        raise ValueError("an object needs <name> and <bndbox>, and a name of reasonable length")
     texts = [box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        left, top, right, bottom = (float(text or "") for text in texts)
+        left, top, right, bottom = box_of([float(text or "") for text in texts])
     except ValueError as error:
-        raise ValueError(f"the box of a {name!r} is {texts}; it must be xmin, ymin, xmax, ymax") from error
+        shown = ", ".join(f"{text or ''!s:.40}" for text in texts)
+        raise ValueError(
+            f"the box of a {name!r} is [{shown}]; it must be xmin, ymin, xmax, ymax, in pixels of the image"
+        ) from error
     return Box(name, (left, top, right, bottom), (one.findtext("difficult") or "0").strip() == "1")
 
 
 def _size(one: Element | None) -> tuple[int, int] | None:
     try:
-        height, width = (
-            int(float((one.findtext(key) if one is not None else None) or 0)) for key in ("height", "width")
-        )
+        height, width = (float((one.findtext(key) if one is not None else None) or 0) for key in ("height", "width"))
     except ValueError:
         return None
-    return (height, width) if height > 0 and width > 0 else None
+    return (int(height), int(width)) if 1 <= height < 2**31 and 1 <= width < 2**31 else None
 
 
 def _voc_folders(root: Path) -> list[Path]:
@@ -244,8 +277,12 @@ def _listed(folder: Path, split: Split) -> list[Path]:
         names.reverse()
     if not names:
         raise NoSplitError(f"{folder} has no list for {split}: ImageSets/Main/{split}.txt is needed")
-    lines = (lists / f"{names[0]}.txt").read_text().splitlines()
-    return [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
+    path = lists / f"{names[0]}.txt"
+    stems = [as_name(line.split()[0]) for line in text_lines(read_bytes(path, LIST_BYTES), path)]
+    files = [folder / "Annotations" / f"{stem}.xml" for stem in stems]
+    away = [file for stem, file in zip(stems, files, strict=True) if leads_away(stem)]
+    check_inside(folder, away, path)
+    return files
 
 
 def _all_files(root: Path) -> Iterator[Path]:

@@ -4,6 +4,8 @@ A line is a class and four numbers (x and y of the centre, width, height), or a 
 units of the image. Images without a file, or with an empty one, hold nothing. H x W pixels.
 """
 
+import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.data.images import is_image_name, read_image
+from fourstage.data.images import read_image
+from fourstage.data.limits import (
+    LIST_BYTES,
+    TEXT_BYTES,
+    as_name,
+    check_classes,
+    check_inside,
+    is_inside,
+    leads_away,
+    text_lines,
+)
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row
+from fourstage.data.objects.table import ObjectTable, Row, box_of
 from fourstage.data.sample import NoSplitError, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
+from fourstage.data.walk import image_files
+from fourstage.documents import in_file, read_yaml
+from fourstage.files import read_bytes
 
+CLASS_NUMBER = re.compile(r"-?\d{1,9}(\.0*)?")  # some programs write 0.0
 NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any other
 
 
@@ -29,6 +45,7 @@ class Description:
     classes: tuple[str, ...]
     folders: dict[str, tuple[str, ...]]  # by the key of the split: folders of images, or text files that list them
     base: Path  # where relative paths start
+    root: Path  # the data folder, in which all of them are
 
     def images(self, split: Split) -> list[Path]:
         """The images of one split, in the order of their names or of the list.
@@ -50,16 +67,20 @@ class Description:
     def _listed(self, key: str, text: str) -> list[Path]:
         place = self._place(key, text)
         if place.is_dir():
-            return sorted(path for path in place.rglob("*") if is_image_name(path.name))
-        lines = [line.strip() for line in place.read_text().splitlines()]
-        return [self._below(line) for line in lines if line]
+            return sorted(place / name for name in image_files(place))
+        lines = [as_name(line) for line in text_lines(read_bytes(place, LIST_BYTES), place)]
+        check_inside(self.root, (self._below(line) for line in lines if leads_away(line)), place)
+        return [self._below(line) for line in lines]
 
     def _place(self, key: str, text: str) -> Path:
         """Exports often have `../train/images` for a folder next to the file."""
-        for place in (self._below(text), self._below(text.removeprefix("../")), self.path.parent / text):
-            if place.exists():
-                return place
-        raise ValueError(f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}")
+        places = (self._below(text), self._below(text.removeprefix("../")), self.path.parent / text)
+        there = [place for place in places if place.exists()]
+        if not there:
+            raise ValueError(f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}")
+        place = next((place for place in there if is_inside(self.root, place)), there[0])
+        check_inside(self.root, [place], self.path)
+        return place
 
     def _below(self, text: str) -> Path:
         return self.base / text  # an absolute path stays what it is
@@ -155,8 +176,14 @@ def is_yolo(root: Path) -> bool:
 def find_yaml(root: Path) -> Path | None:
     """Return the file that describes the data, if there is one."""
     first = [root / name for name in NAMES if (root / name).is_file()]
-    others = sorted(path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path not in first)
-    return next((path for path in (*first, *others) if "names" in _mapping(path) and _split_keys(_mapping(path))), None)
+    others = sorted(
+        path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path not in first and path.is_file()
+    )
+    for path in (*first, *others):
+        content = _mapping(path) if path in first else _mapping_or_none(path)
+        if "names" in content and _split_keys(content):
+            return path
+    return None
 
 
 def describe(root: Path) -> Description:
@@ -165,9 +192,11 @@ def describe(root: Path) -> Description:
     if path is None:
         raise ValueError(f"{root} has no data.yaml with the keys names, train and val")
     content = _mapping(path)
-    folders = {key: _texts(path, key, content[key]) for key in _split_keys(content)}
-    base = path.parent / str(content.get("path") or ".")
-    return Description(path, _classes(path, content), folders, base if base.is_dir() else path.parent)
+    with in_file(path):
+        folders = {key: _texts(path, key, content[key]) for key in _split_keys(content)}
+        base = path.parent / _path(path, content.get("path"))
+        base = base if base.is_dir() else path.parent
+        return Description(path, _classes(path, content), folders, base, root)
 
 
 def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float, float], list[float] | None]:
@@ -182,9 +211,11 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
     """
     words = text.split()
     try:
+        if CLASS_NUMBER.fullmatch(words[0]) is None:
+            raise ValueError("it must begin with the number of a class")
         label, numbers = int(float(words[0])), [float(word) for word in words[1:]]
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a class and numbers") from error
+        raise ValueError(f"{text[:60]!r} is not a class and numbers") from error
     if not np.isfinite(numbers).all():
         raise ValueError(f"{text[:60]!r} has a number that is not finite; boxes and polygons have numbers from 0 to 1")
     if len(numbers) < 4 or len(numbers) % 2:
@@ -195,9 +226,9 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
         raise ValueError(f"the class {label} is not one of the {classes} that are named, which count from 0")
     if len(numbers) == 4:
         x, y, width, height = numbers
-        return label, (x - width / 2, y - height / 2, width, height), None
+        return label, box_of((x - width / 2, y - height / 2, width, height)), None
     left, top, right, bottom = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
-    return label, (left, top, right - left, bottom - top), numbers
+    return label, box_of((left, top, right - left, bottom - top)), numbers
 
 
 def label_file(image: Path) -> Path:
@@ -217,7 +248,7 @@ def label_lines(image: Path) -> list[tuple[int, str]]:
 def lines_of(path: Path) -> list[tuple[int, str]]:
     """Return the lines of a label file that are not empty, with their numbers from 1; none without the file."""
     try:
-        text = path.read_text()
+        text = read_bytes(path, TEXT_BYTES).decode("utf-8")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -226,13 +257,20 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    import yaml
-
+    """Return the content of a YAML file, or nothing where it is no mapping. Raises ValueError where it is no YAML."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
+        content = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); correct it") from error
     return content if isinstance(content, dict) else {}
+
+
+def _mapping_or_none(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file that may be of another program; nothing where it cannot be read."""
+    try:
+        return _mapping(path)
+    except ValueError:
+        return {}
 
 
 def _split_keys(content: dict[str, Any]) -> list[str]:
@@ -242,16 +280,33 @@ def _split_keys(content: dict[str, Any]) -> list[str]:
 def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path}: {key} is a folder or a list of folders, got {value!r}")
-    return tuple(texts)
+        raise ValueError(f"{path}: {key} is a folder or a list of folders, got {reprlib.repr(value)}")
+    return tuple(_path(path, text) for text in texts)
+
+
+def _path(path: Path, text: Any) -> str:
+    try:
+        return as_name(text or ".")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; correct it") from error
 
 
 def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names = content["names"]
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names or content.get("nc", len(names)) != len(names):
+    if isinstance(names, dict) and all(type(key) in (int, str) for key in names):
+        by_number = {str(key): name for key, name in names.items()}
+        ordered = [by_number.get(str(i)) for i in range(len(names))]
+        names = ordered if len(by_number) == len(names) and None not in ordered else names
+    named = isinstance(names, list) and bool(names) and all(_is_name(name) for name in names)
+    if not named or content.get("nc", len(names)) != len(names):
         raise ValueError(
-            f"{path}: names is a list, or a mapping from 0, 1, ... to class names, as many as nc says; got {names!r}"
+            f"{path}: names is a list, or a mapping from 0, 1, ... to class names, as many as nc says; got "
+            f"{reprlib.repr(names)}"
         )
+    check_classes(len(names), path)
     return tuple(str(name) for name in names)
+
+
+def _is_name(name: object) -> bool:
+    """Return whether a value may be the name of a class; YAML reads some names as numbers or as yes and no."""
+    return isinstance(name, str | int | float)

@@ -155,7 +155,10 @@ def test_a_missing_split_is_said_in_one_sentence(write: Callable[..., Path]) -> 
         ('{"images": [], "annotations": {}}', "no list called 'annotations'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] needs the keys id, file_name"),
         ('{"images": [], "annotations": [3], "categories": []}', r"annotations\[0\] needs the keys"),
-        ('{"images": [], "annotations": [], "categories": [{"id": [], "name": "a"}]}', r"categories\[0\] has a list"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": [], "name": "a"}]}',
+            r"categories\[0\]: \[\] is not an id",
+        ),
         ('{"images": [], "annotations": [], "categories": []', "is not valid JSON"),
         ("[" * 10**6, "is not valid JSON"),
         ('{"images": ' + "[" * 10**6, "is not valid JSON"),
