@@ -5,7 +5,8 @@ and nothing else.
 """
 
 import pickle
-from collections.abc import Callable
+import pickletools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from fourstage.data.limits import TEXT_BYTES, check_classes, text_lines
 from fourstage.data.sample import Sample, Split
+from fourstage.files import limit, read_bytes
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
+BYTES = 2**28  # of a file; that of CIFAR-100's training images has 155 MB
+STEPS = 2_000_000  # of a pickle; CIFAR's have some 200,000
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,18 @@ def _find(root: Path) -> tuple[Path, Variant, bool]:
 
 def _classes(folder: Path, variant: Variant, binary: bool) -> tuple[str, ...]:
     if binary:
-        return tuple((folder / variant.binary_names).read_text().split())
+        path = folder / variant.binary_names
+        return _checked(text_lines(read_bytes(path, TEXT_BYTES), path), path)
     names = _load(folder / variant.names[0]).get(variant.names[1])
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
         raise ValueError(f"{folder / variant.names[0]} has no list {variant.names[1].decode()!r}; download it again")
-    return tuple(name.decode("utf-8", "replace") for name in names)
+    return _checked([name.decode("utf-8", "replace") for name in names], folder / variant.names[0])
+
+
+def _checked(names: Sequence[str], path: Path) -> tuple[str, ...]:
+    """Return the names of the classes. Raises ValueError for more than data may have."""
+    check_classes(len(names), path)
+    return tuple(names)
 
 
 def _read_binary(folder: Path, name: str, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
@@ -159,16 +171,17 @@ def _read_pickle(folder: Path, name: str, variant: Variant) -> tuple[np.ndarray,
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); unpack the archive again") from error
 
 
 def _load(path: Path) -> dict[bytes, Any]:
     """Return the dict in a pickle, keys as bytes. Raises ValueError where the file is damaged or would run code."""
-    stream = BytesIO(_bytes(path))
+    data = _bytes(path)
     try:
-        content = _Unpickler(stream, encoding="bytes").load()
+        _check_steps(data)
+        content = _Unpickler(BytesIO(data), encoding="bytes").load()
     except _RefusedError as error:
         raise ValueError(
             f"{path} would run {error}, which no file of CIFAR does; nothing was run: do not trust this file"
@@ -178,6 +191,18 @@ def _load(path: Path) -> dict[bytes, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a file of CIFAR: it holds a {type(content).__name__}; download it again")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+
+
+def _check_steps(data: bytes) -> None:
+    """Raise ValueError for a pickle that would take memory for numbers alone, before the unpickler obeys it.
+
+    The unpickler keeps a table as long as the highest number that a step names; a few bytes could ask for gigabytes.
+    """
+    for steps, (operation, argument, _) in enumerate(pickletools.genops(data), 1):
+        if steps > limit(STEPS):
+            raise ValueError(f"it has more than {limit(STEPS):,} steps")
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= steps:
+            raise ValueError(f"it names the place {argument} of a table that has {steps} at most")
 
 
 class _RefusedError(Exception):

@@ -6,7 +6,8 @@
 Parquet can only be read in large chunks, so its images are copied once to Arrow files in the cache, as `datasets` does.
 """
 
-import json
+import reprlib
+import struct
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,11 +16,17 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.findings import Finding
+from fourstage.data.images import read_stored
 from fourstage.data.labels.listing import Listing, empty_classes, hold_out, label_problems, numbered_classes
+from fourstage.data.limits import as_name, check_classes, check_inside
 from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
-from fourstage.files import atomic_file, cache_folder
+from fourstage.documents import parse_json, read_json
+from fourstage.files import RAISE, atomic_file, cache_folder, limit, open_regular
 
+DICTIONARY = 2  # the type of a message
+ROWS = 100_000_000  # of a parquet file
+LONGEST = 1000  # characters of the name of a class
 IMAGES = ("image", "img", "jpg", "png", "webp")  # usual names of columns, where the file does not say what they hold
 LABELS = ("label", "labels", "fine_label", "cls", "class")
 
@@ -42,8 +49,8 @@ def survey_huggingface(root: Path, split: Split) -> Listing:
         raise NoSplitError(
             f"{root} has the splits {', '.join(found) or 'none'} but no train; use it for evaluation only"
         )
-    own = Tables(found[names[split] or names["train"] or ""], names[split] or names["train"] or "train")
-    first = own if names["train"] in (None, own.name) else Tables(found[names["train"]], names["train"] or "")
+    own = Tables(found[names[split] or names["train"] or ""], names[split] or names["train"] or "train", root)
+    first = own if names["train"] in (None, own.name) else Tables(found[names["train"]], names["train"] or "", root)
     classes = first.classes()
     labels_N, source = own.labels(classes), f"{root} ({own.name})"
     problems = label_problems(source, labels_N, classes)
@@ -65,10 +72,12 @@ def _parquet(root: Path) -> list[Path]:
 def _files(root: Path) -> dict[str, list[Path]]:
     """Return the files of each split, by its name."""
     if (root / "dataset_dict.json").is_file():
-        names = _json(root / "dataset_dict.json", "splits")
-        return {str(name): _arrow_files(root / str(name)) for name in names}
+        path = root / "dataset_dict.json"
+        names = [_name(name, path) for name in _json(path, "splits")]
+        check_inside(root, (root / name for name in names), path)
+        return {name: _arrow_files(root / name, root) for name in names}
     if (root / "state.json").is_file():
-        return {"train": _arrow_files(root)}
+        return {"train": _arrow_files(root, root)}
     found: dict[str, list[Path]] = {}
     for path in dict.fromkeys(_parquet(root)):
         prefix = path.name.removesuffix(".parquet").split("-")[0]
@@ -78,21 +87,29 @@ def _files(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _arrow_files(folder: Path) -> list[Path]:
-    entries = _json(folder / "state.json", "_data_files")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in entries):
-        raise ValueError(f"{folder / 'state.json'} names no data files; save the data set again")
-    return [folder / entry["filename"] for entry in entries]
+def _arrow_files(folder: Path, root: Path) -> list[Path]:
+    path = folder / "state.json"
+    entries = _json(path, "_data_files")
+    if not all(isinstance(entry, dict) and "filename" in entry for entry in entries):
+        raise ValueError(f"{path} names no data files; save the data set again")
+    files = [folder / _name(entry["filename"], path) for entry in entries]
+    check_inside(root, files, path)
+    return files
+
+
+def _name(value: Any, path: Path) -> str:
+    try:
+        return as_name(value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; save the data set again") from error
 
 
 def _json(path: Path, key: str) -> list[Any]:
     """Return the list under `key`. Raises ValueError where the file does not have it."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); save the data set again") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); save the data set again") from error
     found = content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise ValueError(f"{path} has no list {key!r}; save the data set again")
@@ -102,7 +119,8 @@ def _json(path: Path, key: str) -> list[Any]:
 class Tables:
     """The rows of one split, over several files, as a store of images."""
 
-    def __init__(self, files: Sequence[Path], name: str) -> None:
+    def __init__(self, files: Sequence[Path], name: str, root: Path) -> None:
+        self.root = root
         self.files, self.name = [_as_arrow(path) if path.suffix == ".parquet" else path for path in files], name
         self._named = [str(path) for path in files]
         self._open: dict[int, Any] = {}
@@ -137,24 +155,40 @@ class Tables:
 
     def classes(self) -> tuple[str, ...]:
         """Return the names that the file gives, else the texts in the column, else numbers."""
-        said = self.features.get(self.label)
+        said, source = self.features.get(self.label), self._named[0]
         if isinstance(said, dict) and isinstance(said.get("names"), list):
-            return tuple(map(str, said["names"]))
+            check_classes(len(said["names"]), source)
+            return tuple(f"{name!s:.1000}" for name in said["names"])
         values = self._labels()
         if any(isinstance(value, str) for value in values):
-            return tuple(sorted({str(value) for value in values}))
-        return numbered_classes(1 + max((int(value) for value in values if value is not None), default=-1))
+            names = {value for value in values if isinstance(value, str)}
+            check_classes(len(names), source)
+            return tuple(sorted(names))
+        return numbered_classes(1 + max((value for value in values if isinstance(value, int)), default=-1), source)
 
     def labels(self, classes: tuple[str, ...]) -> np.ndarray:
         """Return (N,) int64 labels; -1 where there is none."""
         position = {name: i for i, name in enumerate(classes)}
         values = self._labels()
         return np.array(
-            [position.get(v, -1) if isinstance(v, str) else -1 if v is None else int(v) for v in values], dtype=np.int64
+            [position.get(v, -1) if isinstance(v, str) else -1 if v is None else v for v in values], dtype=np.int64
         )
 
-    def _labels(self) -> list[Any]:
-        return [value for file in range(len(self.files)) for value in self._table(file)[self.label].to_pylist()]
+    def _labels(self) -> list[int | str | None]:
+        """Return the labels as they are. Raises ValueError where they are neither integers nor names."""
+        values: list[Any] = []
+        for file in range(len(self.files)):
+            values += self._table(file)[self.label].to_pylist()
+        values = [int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**62 else v for v in values]
+        for row, value in enumerate(values):
+            if not (value is None or type(value) is int or isinstance(value, str)) or (
+                isinstance(value, str) and len(value) > LONGEST
+            ):
+                raise ValueError(
+                    f"{self._named[0]} has the label {reprlib.repr(value)} in row {row:,}; a label is an integer or a "
+                    "name; save the data set again"
+                )
+        return values
 
     def id(self, row: int) -> str:
         return f"{self.name}/{row:08d}"
@@ -169,16 +203,26 @@ class Tables:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if isinstance(data, bytes):
             return data
-        if isinstance(path, str) and Path(path).is_file():
-            return Path(path).read_bytes()
-        reason = f"its bytes are not in the table, and there is no file {path}" if path else "the row holds no image"
-        raise BadImage(self.where(row), reason)
+        if isinstance(path, str) and path and not isinstance(data, bytes):
+            return self._file(path, row)
+        raise BadImage(self.where(row), "the row holds no image")
+
+    def _file(self, name: str, row: int) -> bytes:
+        """Return the bytes of a file that a row names."""
+        path = self.root / name
+        try:
+            check_inside(self.root, [path], "it")
+            if not path.is_file():
+                raise ValueError(f"its bytes are not in the table, and there is no file {name:.200}")
+        except ValueError as error:
+            raise BadImage(self.where(row), str(error)) from error
+        return read_stored(path)
 
 
 def _features(schema: Any) -> dict[str, Any]:
     """Return what `datasets` stores about the columns."""
     try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "the table")["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -198,10 +242,54 @@ def _open_arrow(path: Path) -> Any:
     """Return a table over the file, whose pages the system reads when they are needed."""
     pa = _arrow()
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+        open_regular(path).close()  # else a named pipe would be waited for
+        _check_uncompressed(pa, path)
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # places in a damaged file may lead out of it
+        return table
+    except (pa.ArrowException, OSError, KeyError, IndexError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).strip().rstrip(".")
-        raise ValueError(f"{path} is not a complete Arrow file ({reason}); save the data set again") from error
+        raise ValueError(f"{path} is not a complete Arrow file ({reason:.200}); save the data set again") from error
+
+
+def _check_uncompressed(pa: Any, path: Path) -> None:
+    """Raise ValueError for compressed tables, which a few bytes can make of any size; `datasets` writes none."""
+    for message in pa.ipc.MessageReader.open_stream(pa.memory_map(str(path))):
+        try:
+            compressed = message.type in ("record batch", "dictionary") and _is_compressed(bytes(message.metadata))
+        except struct.error as error:
+            raise ValueError(f"{path} is damaged: a table has no head; save the data set again") from error
+        if compressed:
+            raise ValueError(f"{path} holds compressed tables; save the data set again with save_to_disk")
+
+
+def _is_compressed(head: bytes) -> bool:
+    """Return whether the head of a table, a flatbuffer, has its fourth field, which names a compression.
+
+    See Message and RecordBatch in https://github.com/apache/arrow/blob/main/format/Message.fbs.
+    """
+    message = _uint32(head, 0)
+    place = _field(head, message, 2)
+    if place is None:
+        return False
+    batch = place + _uint32(head, place)
+    if head[_field(head, message, 1) or 0] == DICTIONARY:  # around a table
+        place = _field(head, batch, 1) or 0
+        batch = place + _uint32(head, place)
+    return _field(head, batch, 3) is not None
+
+
+def _field(data: bytes, table: int, number: int) -> int | None:
+    """Return the place of a field of a table in a flatbuffer; None where the table lacks it."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", data, fields)[0]:
+        return None
+    offset = struct.unpack_from("<H", data, fields + 4 + 2 * number)[0]
+    return table + offset if offset else None
+
+
+def _uint32(data: bytes, place: int) -> int:
+    return struct.unpack_from("<I", data, place)[0]
 
 
 def _as_arrow(path: Path) -> Path:
@@ -218,9 +306,28 @@ def _as_arrow(path: Path) -> Path:
                 atomic_file(target) as out,
                 pa.ipc.new_stream(out, source.schema_arrow) as writer,
             ):
+                _check_unpacked(source.metadata, stat.st_size, path)
                 for batch in source.iter_batches(batch_size=128):
                     writer.write_batch(batch)
-        except pa.ArrowInvalid as error:
+                    if out.tell() > _most(stat.st_size):
+                        raise _too_much(path)
+        except (pa.ArrowException, OSError) as error:
             reason = str(error).strip().rstrip(".")
-            raise ValueError(f"{path} is not a complete parquet file ({reason}); download it again") from error
+            raise ValueError(f"{path} is not a complete parquet file ({reason:.200}); download it again") from error
     return target
+
+
+def _check_unpacked(metadata: Any, size: int, path: Path) -> None:
+    """Raise ValueError for a parquet file that says that it unpacks to far more than its size in bytes."""
+    groups = range(metadata.num_row_groups)
+    if metadata.num_rows > limit(ROWS) or sum(metadata.row_group(i).total_byte_size for i in groups) > _most(size):
+        raise _too_much(path)
+
+
+def _most(size: int) -> int:
+    """Return how many bytes a parquet file of a size may unpack to: images are compressed already."""
+    return limit(2**29 + 20 * size)
+
+
+def _too_much(path: Path) -> ValueError:
+    return ValueError(f"{path} unpacks to far more than its own size, as no table of images does; {RAISE}")

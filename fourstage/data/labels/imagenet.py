@@ -8,8 +8,8 @@
 Labels count from 0. N images.
 """
 
-import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,26 @@ from fourstage.data.labels.listing import (
     missing_files,
 )
 from fourstage.data.labels.zips import ZipStore
+from fourstage.data.limits import (
+    LIST_BYTES,
+    TEXT_BYTES,
+    as_label,
+    as_name,
+    check_classes,
+    check_inside,
+    is_path,
+    leads_away,
+    text_lines,
+)
 from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.walk import image_files, subfolders
+from fourstage.documents import parse_json
+from fourstage.files import read_bytes
 
 FALL = "ILSVRC2011fall_whole_map_{}.txt"
 KAGGLE = "ILSVRC/Data/CLS-LOC"
+LABEL = re.compile(rb"[-+]?[0-9]{1,18}")
+PAIRS = 60_000_000  # values of a 22K list, which has three for each image
 SHOWN = 100  # broken lines of one list that are reported; a file that is not a list may have a million
 
 
@@ -68,7 +83,7 @@ def survey(root: Path, layout: Layout, split: Split) -> Listing:
     known = layout.read(here.get("train", layout.lists["val"]))
     own = known if split not in here or "train" not in here else layout.read(here[split])
     source = str(here.get(split, layout.lists["train"]))
-    classes = layout.classes or class_names(root, known.names, known.labels_N)
+    classes = layout.classes or class_names(root, known.names, known.labels_N, source)
     own, twice = _without_duplicates(own, source)
     store, missing = layout.store(split if split in here else "train", own.names)
     listing = Listing(
@@ -110,39 +125,47 @@ def _without_duplicates(entries: Entries, source: str) -> tuple[Entries, list[Fi
 def read_lines(path: Path) -> Entries:
     """Read a list with a path and a label in each line, separated by a tab or by spaces; paths may contain spaces."""
     names, labels, problems = list[bytes](), list[int](), list[Finding]()
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+    content = read_bytes(path, LIST_BYTES).removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(content.splitlines(), 1):
         fields = line.rsplit(b"\t" if b"\t" in line else None, 1)
         if not fields or not line.strip():
             continue
-        try:
-            label = int(fields[1])
-        except (IndexError, ValueError):
+        name = fields[0].strip().removeprefix(b"./")
+        if len(fields) < 2 or not LABEL.fullmatch(fields[1].strip()) or not is_path(name):
             if len(problems) < SHOWN:
                 what = f"reads {os.fsdecode(line[:80])!r}"
                 do = "it must be a path and a label, such as n01440764/n01440764_18.JPEG 0"
                 problems.append(Finding("error", "broken line", f"{path}, line {number}:", what, do))
             continue
-        names.append(fields[0].strip().removeprefix(b"./"))
-        labels.append(label)
+        names.append(name)
+        labels.append(int(fields[1]))
     return Entries(names, np.array(labels, dtype=np.int64), problems)
 
 
 def read_pairs(path: Path) -> Entries:
     """Read a 22K list: JSON with a pair of path and label for each image."""
     try:
-        pairs = json.loads(path.read_bytes())
-        names, labels = [os.fsencode(name) for name, _ in pairs], [int(label) for _, label in pairs]
-    except (ValueError, TypeError, RecursionError) as error:
+        pairs = parse_json(read_bytes(path, LIST_BYTES), path, most_bytes=LIST_BYTES, most_values=PAIRS)
+        names = [os.fsencode(as_name(name)) for name, _ in pairs]
+        labels = [as_label(label) for _, label in pairs]
+    except (ValueError, TypeError) as error:
         do = 'it must be JSON such as [["n01440764/n01440764_18.JPEG", 0], ...]; download it again'
         return Entries([], np.empty(0, np.int64), [Finding("error", "broken list", str(path), f"({error})", do)])
     return Entries(names, np.array(labels, dtype=np.int64))
 
 
-def _files_of(folders: Sequence[Path], names: Sequence[bytes]) -> tuple[FileStore, tuple[int, ...]]:
-    """Return the store of files below the first of `folders` that has the first name, and the missing positions."""
+def _files_of(
+    root: Path, folders: Sequence[Path], names: Sequence[bytes], source: Path
+) -> tuple[FileStore, tuple[int, ...]]:
+    """Return the store of files below the first of `folders` that has the first name, and the missing positions.
+
+    Raises:
+        ValueError: a file is not in `root`; see `check_inside`.
+    """
     first = os.fsdecode(names[0]) if names else ""
     folder = next((folder for folder in folders if (folder / first).is_file()), folders[0])
-    return FileStore(folder, np.array(names, dtype=bytes)), missing_files(folder, names)
+    check_inside(root, (folder / name for name in map(os.fsdecode, names) if leads_away(name)), source)
+    return FileStore(folder, names, source), missing_files(folder, names)
 
 
 # -------------------------------------------------------------------------------------------------- meta/*.txt
@@ -156,7 +179,7 @@ def survey_meta_lists(root: Path, split: Split) -> Listing:
     folders: dict[Split, Path] = {"train": root / "train", "val": root / "val"}
 
     def store(split: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
-        return _files_of((folders[split], root), names)
+        return _files_of(root, (folders[split], root), names, lists[split])
 
     lists: dict[Split, Path] = {s: root / "meta" / f"{s}.txt" for s in folders}
     return survey(root, Layout(lists, read_lines, store, images=folders), split)
@@ -191,12 +214,12 @@ def is_fall(root: Path) -> bool:
 
 
 def survey_fall(root: Path, split: Split) -> Listing:
-    def store(_: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
-        return _files_of((root,), names)
+    lists: dict[Split, Path] = {"train": root / FALL.format("train"), "val": root / FALL.format("val")}
 
-    return survey(
-        root, Layout({"train": root / FALL.format("train"), "val": root / FALL.format("val")}, read_pairs, store), split
-    )
+    def store(split: Split, names: Sequence[bytes]) -> tuple[Store, tuple[int, ...]]:
+        return _files_of(root, (root,), names, lists[split])
+
+    return survey(root, Layout(lists, read_pairs, store), split)
 
 
 # ------------------------------------------------------------------------------------------------------ Kaggle
@@ -212,7 +235,8 @@ def survey_kaggle(root: Path, split: Split) -> Listing:
     classes = tuple(subfolders(folder / "train")) if (folder / "train").is_dir() else ()
     mapping = root / "LOC_synset_mapping.txt"
     if not classes and mapping.is_file():
-        classes = tuple(line.split()[0] for line in mapping.read_text().splitlines() if line.strip())
+        classes = tuple(line.split()[0] for line in text_lines(read_bytes(mapping, TEXT_BYTES), mapping))
+        check_classes(len(classes), mapping)
     label, images = {name: i for i, name in enumerate(classes)}, folder / split
     if not images.is_dir():
         raise NoSplitError(f"{folder} holds no {split}/; unpack it there, or use this data without that split")
@@ -222,7 +246,7 @@ def survey_kaggle(root: Path, split: Split) -> Listing:
     if not source.exists():
         raise ValueError(f"{images} comes without {source}, which has its labels: unpack it there")
     own = _solutions(source, label) if split == "val" else _class_folders(images, label)
-    store, missing = _files_of((images,), own.names)
+    store, missing = _files_of(root, (images,), own.names, source)
     problems = [*own.problems, *label_problems(str(source), own.labels_N, classes)]
     if split == "train":
         problems += empty_classes(str(source), own.labels_N, classes)
@@ -239,9 +263,9 @@ def _class_folders(folder: Path, label: dict[str, int]) -> Entries:
 def _solutions(path: Path, label: dict[str, int]) -> Entries:
     """Read lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`, below a header."""
     names, labels, problems = list[bytes](), list[int](), list[Finding]()
-    for number, line in enumerate(path.read_text().splitlines()[1:], 2):
+    for number, line in enumerate(text_lines(read_bytes(path, LIST_BYTES), path)[1:], 2):
         name, _, rest = line.partition(",")
-        if not (words := rest.split()) or words[0] not in label:
+        if not (words := rest.split()) or words[0] not in label or not is_path(os.fsencode(name)):
             what = f"reads {line[:80]!r}"
             problems.append(
                 Finding("error", "broken line", f"{path}, line {number}:", what, "it names no class; correct it")

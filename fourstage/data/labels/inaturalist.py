@@ -1,8 +1,8 @@
 """iNaturalist 2017 to 2019: `train2018.json` and `val2018.json` beside `train_val2018/`. 2021 has class folders."""
 
-import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,15 @@ import numpy as np
 
 from fourstage.data.findings import Finding
 from fourstage.data.labels.listing import FileStore, Listing, empty_classes, hold_out, label_problems, missing_files
+from fourstage.data.limits import as_id, as_name, check_classes, check_inside, colliding, leads_away
 from fourstage.data.sample import NoSplitError, Split
+from fourstage.documents import read_json
 
 YEARS = "20[0-9][0-9]"
+BYTES, VALUES = 2**29, 20_000_000  # of a json; that of 2017's 579,000 training images has 130 MB
+CHECKED: dict[str, Callable[[Any], Any]] = {  # what returns the value of a key, or raises ValueError
+    "id": as_id, "image_id": as_id, "category_id": as_id, "file_name": as_name, "name": lambda name: f"{name!s:.1000}",
+}  # fmt: skip
 
 
 def is_inaturalist(root: Path) -> bool:
@@ -29,11 +35,12 @@ def survey_inaturalist(root: Path, split: Split) -> Listing:
         )
     content = _read(path)
     first = _read(found["train"]) if found["train"] not in (None, path) else content
-    categories = sorted(first["categories"], key=lambda category: category["id"])
+    categories = sorted(first["categories"], key=lambda category: (isinstance(category["id"], str), category["id"]))
     label = {category["id"]: i for i, category in enumerate(categories)}
     of_image = {a["image_id"]: label.get(a["category_id"], -1) for a in content["annotations"]}
     images = [image for image in content["images"] if image["id"] in of_image]
     names = [os.fsencode(image["file_name"]) for image in images]
+    check_inside(root, (root / name for name in map(os.fsdecode, names) if leads_away(name)), path)
     labels_N = np.array([of_image[image["id"]] for image in images], dtype=np.int64)
     classes = _names(categories)
     problems = label_problems(str(path), labels_N, classes)
@@ -42,7 +49,7 @@ def survey_inaturalist(root: Path, split: Split) -> Listing:
         problems.append(Finding("warning", "image without label", str(path), what, do))
     if split == "train":
         problems += empty_classes(str(path), labels_N, classes)
-    store, missing = FileStore(root, np.array(names, dtype=bytes)), missing_files(root, names)
+    store, missing = FileStore(root, names, path), missing_files(root, names)
     listing = Listing(str(path), classes, labels_N, store, np.arange(len(names)), problems, missing)
     return listing if found["val"] is not None else hold_out(listing, split)
 
@@ -54,13 +61,23 @@ def _read(path: Path) -> dict[str, Any]:
         "categories": ("id", "name"),
     }
     try:
-        content = json.loads(path.read_bytes())
-        broken = [name for name, keys in needed.items() if any(not _has(entry, keys) for entry in content[name])]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is not a list of iNaturalist ({error!r}); download it again") from error
-    if broken:
-        name = broken[0]
-        raise ValueError(f"{path}: an entry of {name!r} lacks one of {', '.join(needed[name])}; download it again")
+        content = read_json(path, most_bytes=BYTES, most_values=VALUES)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a list of iNaturalist ({error}); download it again") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in needed):
+        raise ValueError(f"{path} is not a list of iNaturalist: it needs {', '.join(needed)}; download it again")
+    for name, keys in needed.items():
+        for position, entry in enumerate(content[name]):
+            if not _has(entry, keys):
+                raise ValueError(f"{path}: an entry of {name!r} lacks one of {', '.join(keys)}; download it again")
+            try:
+                entry.update({key: CHECKED[key](entry[key]) for key in keys})
+            except ValueError as error:
+                raise ValueError(f"{path}: {name}[{position}]: {error}; download it again") from error
+    check_classes(len(content["categories"]), path)
+    for name in ("images", "categories"):
+        if (id := colliding([entry["id"] for entry in content[name]])) is not None:
+            raise ValueError(f"{path} has several {name} with the id {id!r:.80}; download it again")
     return content
 
 

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from fourstage.data.findings import Finding
-from fourstage.data.images import decode_image
-from fourstage.data.sample import BadImage, Sample, Split
+from fourstage.data.images import decode_image, read_stored
+from fourstage.data.limits import check_classes, packed_names, read_class_file
+from fourstage.data.sample import Sample, Split
 from fourstage.data.splits import VAL_SHARE, split_positions
 
 SYNSETS = {  # classes -> timm's table with the folder of each, in the order that published labels count
@@ -129,10 +130,10 @@ def _refuse_missing(listing: Listing) -> None:
 
 
 class FileStore:
-    """Image files below a folder. `names_N` are their paths below it, as bytes."""
+    """Image files below a folder. `names` are their paths below it; `source` lists them, for messages."""
 
-    def __init__(self, folder: Path, names_N: np.ndarray) -> None:
-        self.folder, self.names_N = folder, names_N
+    def __init__(self, folder: Path, names: Sequence[bytes], source: str | Path) -> None:
+        self.folder, self.names_N = folder, packed_names(names, source)
 
     def id(self, row: int) -> str:
         return os.fsdecode(self.names_N[row])
@@ -141,11 +142,7 @@ class FileStore:
         return str(self.folder / self.id(row))
 
     def read(self, row: int) -> bytes:
-        try:
-            return Path(self.where(row)).read_bytes()
-        except OSError as error:
-            reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror).lower()
-            raise BadImage(self.where(row), reason) from error
+        return read_stored(self.where(row))
 
 
 def missing_files(folder: Path, names: Sequence[bytes]) -> tuple[int, ...]:
@@ -224,7 +221,9 @@ def empty_classes(source: str, labels_N: np.ndarray, classes: Sequence[str]) -> 
     return [Finding("warning", "empty class", source, f"has no image of class {i} ({classes[i]})", do) for i in empty]
 
 
-def class_names(root: Path | None, names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
+def class_names(
+    root: Path | None, names: Sequence[bytes], labels_N: np.ndarray, source: str | Path = "the list"
+) -> tuple[str, ...]:
     """Return names for classes that a list gives as numbers.
 
     The first that exists: the lines of `classes.txt` or `meta/classes.txt` in `root`; the folders of the images,
@@ -233,25 +232,18 @@ def class_names(root: Path | None, names: Sequence[bytes], labels_N: np.ndarray)
     """
     for path in (root / "classes.txt", root / "meta" / "classes.txt") if root is not None else ():
         if path.is_file():
-            return read_classes(path.read_bytes(), str(path))
+            return read_class_file(path)
     count = int(labels_N.max()) + 1 if len(labels_N) else 0
-    return _folder_names(names, labels_N) or numbered_classes(count)
+    return _folder_names(names, labels_N) or numbered_classes(count, source)
 
 
-def read_classes(text: bytes, source: str) -> tuple[str, ...]:
-    """Return the lines as class names. Raises ValueError for bytes that are not text, and for a repeated name."""
-    try:
-        found = tuple(line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text; save it with one class name a line") from error
-    if len(set(found)) < len(found):
-        twice = next(name for name in found if found.count(name) > 1)
-        raise ValueError(f"{source} has the class {twice!r} twice; each class needs its own name")
-    return found
+def numbered_classes(count: int, source: str | Path = "the data") -> tuple[str, ...]:
+    """Return ImageNet's folders where the number of classes is ImageNet's, else the numbers from 0 on.
 
-
-def numbered_classes(count: int) -> tuple[str, ...]:
-    """Return ImageNet's folders where the number of classes is ImageNet's, else the numbers from 0 on."""
+    Raises:
+        ValueError: there are more classes than data may have; `source` is what says so.
+    """
+    check_classes(count, source)
     spec = find_spec("timm") if count in SYNSETS else None  # only its table is read: importing timm takes seconds
     for place in spec.submodule_search_locations or () if spec is not None else ():
         path = Path(place) / "data" / "_info" / SYNSETS[count]
