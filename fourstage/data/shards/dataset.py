@@ -4,16 +4,17 @@ Nothing is streamed through a buffer: an index knows where each image is, so a s
 loader's order decides when a shard is needed.
 """
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from fourstage.data.findings import Finding
+from fourstage.data.images import LARGEST_FILE
 from fourstage.data.labels.imagefolder import is_imagefolder
 from fourstage.data.labels.listing import (
     Listed,
@@ -22,17 +23,19 @@ from fourstage.data.labels.listing import (
     hold_out,
     label_problems,
     numbered_classes,
-    read_classes,
 )
+from fourstage.data.limits import TEXT_BYTES, check_classes, class_lines, read_class_file
 from fourstage.data.sample import BadImage, NoSplitError, Progress, Split
 from fourstage.data.shards.cache import ShardCache, filesystem, is_address
 from fourstage.data.shards.index import BrokenShardError, ShardIndex, local_index
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.data.walk import subfolders
-from fourstage.files import read_at
+from fourstage.documents import read_json
+from fourstage.files import limit, read_at
 
 STATE = "shards.json"  # where `fourstage data shard` keeps its state
 MOST = 1_000_000  # shards that one pattern may name
+DEPTH = 32  # braces of a pattern
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,29 @@ def expand(pattern: str) -> list[str]:
     Raises:
         ValueError: an unmatched brace, or far too many names.
     """
+    found = list(islice(_expand(pattern), MOST + 1))
+    if len(found) > MOST:
+        raise ValueError(f"{pattern:.80} names more than {MOST:,} shards; name fewer")
+    return found
+
+
+def _expand(pattern: str, depth: int = 0) -> Iterator[str]:
     start = pattern.find("{")
-    words = _alternatives(pattern, start) if start >= 0 else [""]
     if start < 0 and "}" not in pattern:
-        return [pattern]
-    if start < 0 or words is None:
-        raise ValueError(f"{pattern} has an unmatched brace; write for example train-{{000..007}}.tar")
+        yield pattern
+        return
+    words = _alternatives(pattern, start) if start >= 0 and depth < DEPTH else None
+    if words is None:
+        raise ValueError(f"{pattern:.80} has an unmatched brace, or too many; write for example train-{{000..007}}.tar")
     head, tail = pattern[:start], pattern[start + len(",".join(words)) + 2 :]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", words[0]) if len(words) == 1 else None
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", words[0]) if len(words) == 1 else None
     if span is not None:
         first, last, width = int(span[1]), int(span[2]), len(span[1]) if span[1].startswith("0") else 0
         if not 0 <= last - first < MOST:
             raise ValueError(f"{{{words[0]}}} must rise, and name at most {MOST:,} shards")
         words = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    return [one for word in words for one in expand(f"{head}{word}{tail}")]
+    for word in words:
+        yield from _expand(f"{head}{word}{tail}", depth + 1)
 
 
 def _alternatives(pattern: str, start: int) -> list[str] | None:
@@ -178,6 +190,8 @@ class TarStore:
 
     def read(self, row: int) -> bytes:
         shard, size = self.shards[self.files_N[row]], int(self.sizes_N[row])
+        if size > limit(LARGEST_FILE):
+            raise BadImage(self.where(row), f"it has {size:,} bytes, more than the {limit(LARGEST_FILE):,} allowed")
         try:
             path = self.cache.fetch(shard) if self.cache is not None else Path(shard)
             try:
@@ -222,7 +236,7 @@ def survey_shards(data: str | Path, split: Split, progress: Progress | None = No
     others = train if classes is None and own is val else ()  # the training shards say what the classes are
     indices, problems = _indices((*own, *others), cache, progress or (lambda done, total: None))
     first = [index for index in (indices[len(own) :] if others else indices) if index is not None]
-    classes = _named(first) if classes is None else classes
+    classes = _named(first, str(data)) if classes is None else classes
     usable = [(shard, index) for shard, index in zip(own, indices[: len(own)], strict=True) if index is not None]
     store = TarStore([shard for shard, _ in usable], [index for _, index in usable], cache)
     labels_N = _joined([_numbers(index, classes) for _, index in usable], np.dtype(np.int64))
@@ -265,7 +279,7 @@ def _check_finished(folder: str) -> None:
     if is_address(folder) or not path.is_file():
         return
     try:
-        finished = json.loads(path.read_bytes())["finished"]
+        finished = read_json(path, most_bytes=TEXT_BYTES)["finished"]
     except (ValueError, KeyError, TypeError):
         return
     if not finished:
@@ -276,21 +290,23 @@ def _classes(folder: str) -> tuple[str, ...] | None:
     """Return the lines of `classes.txt` next to the shards."""
     if not is_address(folder):
         path = Path(folder) / "classes.txt"
-        return read_classes(path.read_bytes(), str(path)) if path.is_file() else None
+        return read_class_file(path) if path.is_file() else None
     system, path = filesystem(f"{folder}/classes.txt")
     try:
         text = system.cat_file(path)
     except Exception:  # each storage has errors of its own; mostly there is no such file
         return None
-    return read_classes(text, f"{folder}/classes.txt")
+    return class_lines(text, f"{folder}/classes.txt")
 
 
-def _named(indices: Sequence[ShardIndex]) -> tuple[str, ...]:
-    """Return the names that the labels are, else numbers."""
+def _named(indices: Sequence[ShardIndex], source: str) -> tuple[str, ...]:
+    """Return the names that the labels are, else numbers. Raises ValueError for more than data may have."""
     names = {bytes(name) for index in indices for name in np.unique(index.names_N)} - {b""}
     if names:
+        check_classes(len(names), source)
         return tuple(sorted(os.fsdecode(name) for name in names))
-    return numbered_classes(1 + max((int(index.labels_N.max()) for index in indices if len(index)), default=-1))
+    count = 1 + max((int(index.labels_N.max()) for index in indices if len(index)), default=-1)
+    return numbered_classes(count, source)
 
 
 def _numbers(index: ShardIndex, classes: tuple[str, ...]) -> np.ndarray:

@@ -4,24 +4,32 @@ A shard is a tar file. Neighbouring members whose names agree up to the first do
 `n01440764_18.jpg`, `n01440764_18.cls` (a number, or a class name), and perhaps `n01440764_18.json`.
 """
 
-import json
 import os
+import re
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from fourstage.data.findings import Finding
 from fourstage.data.images import EXTENSIONS
-from fourstage.files import atomic_file, cache_folder
+from fourstage.data.limits import PATH_BYTES, packed_names
+from fourstage.documents import parse_json
+from fourstage.files import atomic_file, cache_folder, limit, open_regular
 
 VERSION = 1  # raised when older indices must be built again
 FOLDER = ".fourstage"  # in the folder of the shards
 SMALL = 1 << 20  # bytes; labels and notes are not larger
+HEAD = 1 << 20  # bytes; what tarfile may read at once: a head, or a long name
+FILES = 1000  # of one sample
+INDEX_BYTES = 2**29  # of an index when it is unpacked; a sample takes some 100
+NUMBER = re.compile(r"[-+]?[0-9]{1,18}")
 LABELS = ("cls", "label", "txt")  # of these endings the first that is there
 
 
@@ -56,15 +64,16 @@ def index_shard(path: Path, name: str) -> ShardIndex:
     rows: list[tuple[bytes, int, int, int, bytes]] = []
     broken: BrokenShardError | None = None  # raised last: a file that was cut off is the likelier reason
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_regular(path) as file, tarfile.open(fileobj=cast(Any, _Bounded(file)), mode="r:") as archive:
             for key, members in _samples(archive):
                 try:
                     rows.append(_row(archive, key, members, name, Path(name).name.removesuffix(".tar")))
                 except BrokenShardError as error:
                     broken = broken or error
             _check_end(path, archive.offset)
-    except (tarfile.TarError, EOFError) as error:
-        what = f"is not a complete tar file ({error})"
+    except (tarfile.TarError, EOFError, OverflowError, RecursionError, ValueError, LookupError) as error:
+        # tarfile raises ValueError and LookupError too for heads that hold something else than it expects
+        what = f"is not a complete tar file ({str(error) or type(error).__name__:.200})"
         raise BrokenShardError(name, what, "it was cut off or damaged, so download or write it again") from error
     if broken is not None:
         raise broken
@@ -75,16 +84,34 @@ def index_shard(path: Path, name: str) -> ShardIndex:
             name, f"holds {os.fsdecode(twice)} twice", "names of samples must differ; write it again"
         )
     return ShardIndex(
-        np.array(ids, dtype=bytes),
+        packed_names(ids, name),
         *(np.array(values, dtype=np.int64) for values in (offsets, sizes, labels)),
-        names_N=np.array(names, dtype=bytes),
+        names_N=packed_names(names, name),
     )
+
+
+class _Bounded:
+    """A file for tarfile, which takes memory for what a head declares: no head may declare more than a megabyte."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell, self.name = file, file.seek, file.tell, file.name
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEAD:
+            raise tarfile.ReadError(f"a head declares {size:,} bytes")
+        return self._file.read(size)
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Neighbouring members with one key, by their ending."""
     key, members = "", dict[str, tarfile.TarInfo]()
+    place = -1
     while (member := archive.next()) is not None:
+        if member.offset <= place or len(members) > FILES:
+            raise tarfile.ReadError(
+                "its heads lead back" if member.offset <= place else f"{key:.80} has too many files"
+            )
+        place = member.offset
         setattr(archive, "members", [])  # noqa: B010 - else tarfile keeps every head; its types do not name the list
         folder, _, file = member.name.rpartition("/")
         stem, dot, ending = file.partition(".")
@@ -105,13 +132,13 @@ def _row(
 ) -> tuple[bytes, int, int, int, bytes]:
     ending = next((ending for ending in members if f".{ending.rpartition('.')[2]}" in EXTENSIONS), None)
     if ending is None:
-        what = f"holds no image for the sample {key!r}, only {', '.join(members)}"
+        what = f"holds no image for the sample {key!r:.80}, only {', '.join(islice(members, 5)):.200}"
         raise BrokenShardError(name, what, "each sample needs one, such as KEY.jpg; write the shard again")
     image = members[ending]
     note: dict[str, Any] = {}
     if "json" in members:
         try:
-            content = json.loads(_text(archive, members["json"]))
+            content = parse_json(_text(archive, members["json"]), name)
         except ValueError:
             content = None
         note = content if isinstance(content, dict) else {}
@@ -122,11 +149,32 @@ def _row(
         raise BrokenShardError(name, what, f"a member {key}.cls with the number of its class is needed")
     own = note.get("source_id")
     id = own if isinstance(own, str) else f"{stem}/{image.name}"
+    number, text = _label(label)
+    written = (id.encode("utf-8", "surrogateescape"), text) if not _unwritable(id) else (b"", b"")
+    if not written[0] or any(b"\0" in one or len(one) > PATH_BYTES for one in written) or number is None:
+        what = f"has an impossible id or label for the sample {key!r:.80}"
+        raise BrokenShardError(name, what, f"{id!r:.60} has the label {label!r:.60}; write the shard again")
+    return written[0], image.offset_data, image.size, number, text
+
+
+def _label(label: Any) -> tuple[int | None, bytes]:
+    """Return a label as a number, or as -1 with a name; no number where it is neither."""
+    if type(label) is int:
+        return (label if abs(label) < 2**62 else None), b""
+    if not isinstance(label, str) or _unwritable(label):
+        return None, b""
+    if NUMBER.fullmatch(label):
+        return int(label), b""
+    return -1, label.encode("utf-8", "surrogateescape")
+
+
+def _unwritable(text: str) -> bool:
+    """Return whether a text has half of a character, as JSON may: no file system takes it."""
     try:
-        number, text = int(label), b""
-    except (ValueError, TypeError):
-        number, text = -1, str(label).encode("utf-8", "surrogateescape")
-    return id.encode("utf-8", "surrogateescape"), image.offset_data, image.size, number, text
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -155,6 +203,7 @@ def save_index(index: ShardIndex, shard: Path, target: Path) -> None:
 def load_index(path: Path, size: int, time: int | None) -> ShardIndex | None:
     """Return the saved index of a shard of this size and time (None: any time); None without a valid one."""
     try:
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as saved:
             if int(saved["version"]) != VERSION or int(saved["size"]) != size:
                 return None
@@ -163,8 +212,31 @@ def load_index(path: Path, size: int, time: int | None) -> ShardIndex | None:
             index = ShardIndex(*(saved[name] for name in ("ids", "offsets", "sizes", "labels", "names")))
     except Exception:  # broken or missing: it is built again
         return None
-    fits = len(index) == 0 or int((index.offsets_N + index.sizes_N).max()) <= size
-    return index if fits else None
+    return index if _is_sound(index, size) else None
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError for an index that would take too much memory; the archive says how much, and numpy obeys."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > limit(INDEX_BYTES):
+            raise ValueError(f"{path} is too large")
+
+
+def _is_sound(index: ShardIndex, size: int) -> bool:
+    """Return whether an index, which may come with the shard, is one of a shard of this size in bytes."""
+    names = (index.ids_N, index.names_N)
+    numbers = (index.offsets_N, index.sizes_N, index.labels_N)
+    if any(array.dtype.kind != "S" for array in names) or any(array.dtype.kind != "i" for array in numbers):
+        return False
+    if any(array.shape != (len(index),) for array in (*names, *numbers)):
+        return False
+    if not len(index):
+        return True
+    ends_N = index.offsets_N + index.sizes_N
+    return bool(
+        (index.offsets_N >= 0).all() and (index.sizes_N >= 0).all() and (index.sizes_N <= size).all()
+        and (index.offsets_N <= size).all() and int(ends_N.max()) <= size
+    )  # fmt: skip
 
 
 def local_index(shard: Path, kept: Path | None = None) -> ShardIndex:
