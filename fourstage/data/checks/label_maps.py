@@ -24,6 +24,7 @@ from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Spli
 from fourstage.data.threads import map_in_threads
 
 RARE = 1e-4  # of the pixels with a label
+STRIP = 2**22  # pixels that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def _inspect(path: Path) -> _InspectedMap:
     except BadLabelMap as error:
         return _InspectedMap(path, error=error.reason, colours=_colours(path))
     height, width = values_HW.shape
-    return _InspectedMap(path, (height, width), np.bincount(values_HW.reshape(-1), minlength=256))
+    strips = np.array_split(values_HW, -(-height * width // STRIP))  # bincount takes eight bytes for each value
+    counts_256 = sum((np.bincount(s.reshape(-1), minlength=256) for s in strips), np.zeros(256, dtype=np.int64))
+    return _InspectedMap(path, (height, width), counts_256)
 
 
 def _colours(path: Path) -> int:

@@ -154,8 +154,8 @@ def differing_sizes(labels: Sequence[int], image: Sequence[int]) -> str:
 
 
 def label_table(pairs: Pairs, classes: int) -> np.ndarray:
-    """Return (256,) int64: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
-    table_256 = np.full(256, NO_LABEL)
+    """Return (256,) int16: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
+    table_256 = np.full(256, NO_LABEL, dtype=np.int16)
     if pairs.values is None:
         table_256[:classes] = np.arange(classes)
     else:

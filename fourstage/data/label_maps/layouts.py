@@ -10,9 +10,20 @@ from pathlib import Path
 
 from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
+from fourstage.data.limits import (
+    LABEL_MAP_CLASSES,
+    LIST_BYTES,
+    TEXT_BYTES,
+    as_name,
+    check_inside,
+    leads_away,
+    read_class_file,
+    text_lines,
+)
 from fourstage.data.sample import IGNORE, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
 from fourstage.data.walk import all_files, image_files
+from fourstage.files import read_bytes
 
 Colour = tuple[int, int, int]
 
@@ -91,7 +102,7 @@ def _ade_names(path: Path) -> tuple[str, ...]:
     """The first of each class's names; the last column of a table with a title line."""
     if not path.is_file():
         return ()
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]]
+    rows = [line.split("\t") for line in read_bytes(path, TEXT_BYTES).decode("utf-8", "replace").splitlines()[1:]]
     names = tuple(row[-1].split(",")[0].strip() for row in rows if len(row) > 1)
     return names if len(names) == ADE_CLASSES else ()
 
@@ -137,7 +148,9 @@ def find_voc(root: Path, split: Split) -> Pairs:
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listed.is_file():
         raise NoSplitError(f"{listed} does not exist; it lists the images of the split, one name a line")
-    names = listed.read_text().split()
+    lines = text_lines(read_bytes(listed, LIST_BYTES), listed)
+    names = [as_name(word) for line in lines for word in line.split()]
+    check_inside(root, (root / "JPEGImages" / name for name in names if leads_away(name)), listed)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
     problems = _without_maps(root / "JPEGImages", images, maps)
@@ -199,8 +212,12 @@ def _image_folder(root: Path, split: Split) -> Path | None:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return tuple(line.strip() for line in lines if line.strip())
+    names = read_class_file(path) if path.is_file() else ()
+    if len(names) > LABEL_MAP_CLASSES:
+        raise ValueError(
+            f"{path} names {len(names):,} classes, and a label map of bytes has at most {LABEL_MAP_CLASSES}; correct it"
+        )
+    return names
 
 
 def _paired(
