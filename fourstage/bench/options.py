@@ -11,6 +11,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Clock = Literal["wall", "cpu"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+LARGEST = 2**14  # pixels a side
 SMALLEST = 32  # pixels a side
 
 
@@ -49,14 +50,19 @@ class Options:
             raise ValueError(f"there is no device {self.device!r}; choose {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"there is no dtype {self.dtype!r}; choose {', '.join(DTYPES)}")
-        for name, value in (("batch size", self.batch_size), ("number of threads", self.threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"the {name} must be at least 1; got {value}")
+        for name, value, most in (("batch size", self.batch_size, 2**20), ("number of threads", self.threads, 2**12)):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"the {name} must be at least 1 and at most {most:,}; got {value:,}")
         if not 0 < self.seconds <= 3600:
             raise ValueError(f"seconds is the time for each model, above 0 and at most 3600; got {self.seconds:g}")
         if self.img_size is not None and min(self.img_size) < SMALLEST:
             height, width = self.img_size
             raise ValueError(f"images of {height} x {width} pixels are too small; the smallest are 32 x 32")
+        if self.img_size is not None and max(self.img_size) > LARGEST:
+            height, width = self.img_size
+            raise ValueError(
+                f"images of {height} x {width} pixels are too large; the largest are {LARGEST} x {LARGEST}"
+            )
         if self.clock == "cpu" and self.device == "cuda":
             raise ValueError("processor time does not include a GPU's work; add --device cpu, or leave out --cpu-time")
 

@@ -16,7 +16,7 @@ class Augmentation(Section):
     """Smallest and largest aspect ratio of the random crop."""
     hflip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    color_jitter: float = Field(default=0.4, ge=0)
+    color_jitter: float = Field(default=0.4, ge=0, le=100)
     """Strength of the colour jitter; without effect where auto_augment is set."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     """Augmentation policy in timm's notation; null: none."""
@@ -24,9 +24,9 @@ class Augmentation(Section):
     """Probability of random erasing."""
     remode: Literal["pixel", "rand", "const"] = "pixel"
     """Fill of an erased region: noise per pixel, one random colour, or zero."""
-    recount: int = Field(default=1, gt=0)
+    recount: int = Field(default=1, gt=0, le=1000)
     """Largest number of erased regions."""
-    repeats: int = Field(default=1, gt=0)
+    repeats: int = Field(default=1, gt=0, le=1000)
     """Times in a row that each image comes, differently augmented; see data/loader.py."""
     mixup: float = Field(default=0.8, ge=0)
     """Alpha of mixup; 0: off."""
@@ -46,8 +46,10 @@ class Augmentation(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Augmentation":
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise ValueError(f"augmentation.{name} is [smallest, largest], above 0; got [{low:g}, {high:g}]")
+            if not 0 < low <= high <= 100:
+                raise ValueError(
+                    f"augmentation.{name} is [smallest, largest], above 0 and up to 100; got [{low:g}, {high:g}]"
+                )
         low, high = self.cutmix_minmax or (0.0, 1.0)
         if not 0 <= low <= high <= 1:
             raise ValueError(f"augmentation.cutmix_minmax is [smallest, largest] from 0 to 1; got [{low:g}, {high:g}]")
@@ -78,9 +80,9 @@ class Classification(Recipe):
     """Name of the model; see `fourstage models`."""
     model_args: dict[str, Any] = Field(default={})
     """Arguments of the model, such as drop_path_rate."""
-    num_classes: int | None = Field(default=None, gt=1)
+    num_classes: int | None = Field(default=None, gt=1, le=1_000_000)
     """Number of classes; null: that of the data."""
-    image_size: int = Field(default=224, ge=32)
+    image_size: int = Field(default=224, ge=32, le=2**14)
     """Side of the square image, in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation of the resize."""

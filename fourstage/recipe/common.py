@@ -19,9 +19,10 @@ from pydantic import (
 
 
 def _check_length(text: object) -> object:
-    if not isinstance(text, str) or not re.fullmatch(r"\d+(\.\d+)?ep|\d+it", text):
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?ep|[0-9]{1,12}it", text):
         raise ValueError(
-            f"a length is a number of epochs, such as '300ep', or of optimiser steps, such as '160000it'; got {text!r}"
+            f"a length is a number of epochs, such as '300ep', or of optimiser steps, such as '160000it'; got "
+            f"{text!r:.60}"
         )
     return text
 
@@ -35,6 +36,9 @@ def _check_positive(text: str) -> str:
 Length = Annotated[str, BeforeValidator(_check_length)]
 PositiveLength = Annotated[Length, AfterValidator(_check_positive)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0)]
+Images = Annotated[int, Field(gt=0, le=1_000_000)]  # more than that in a batch is a mistake of typing
+Side = Annotated[int, Field(gt=0, le=2**14)]  # pixels
 
 
 def steps(length: str, steps_per_epoch: int) -> int:
@@ -63,9 +67,9 @@ class Optimisation(Section):
 
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     """Optimiser."""
-    batch_size: int = Field(gt=0)
+    batch_size: Images
     """Images per update, over all devices and accumulated micro-batches."""
-    accumulation: int = Field(default=1, gt=0)
+    accumulation: Images = 1
     """Micro-batches per device and update."""
     length: PositiveLength
     """Length of the training."""
@@ -106,7 +110,7 @@ class Optimisation(Section):
     """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
     no_decay: tuple[str, ...] = ()
     """Substrings of names of further parameters without weight decay."""
-    lr_multipliers: dict[str, float] = {}
+    lr_multipliers: dict[str, Factor] = {}
     """Prefix of a parameter name -> factor on the rate; the longest prefix wins."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the rate for each layer of distance from the head."""
@@ -160,7 +164,7 @@ class Recipe(Section):
     """Device; auto takes a GPU where there is one."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the computation; float64 is for checks."""
-    loss_scale: float = Field(default=65536.0, gt=0)
+    loss_scale: float = Field(default=65536.0, gt=0, le=1e12)
     """First loss scale of precision=float16."""
     channels_last: bool = False
     """Whether weights and images have the channels-last memory format."""
@@ -172,18 +176,18 @@ class Recipe(Section):
     """Whether each process holds the complete network (ddp) or its share of it (fsdp, FSDP2)."""
     sync_batchnorm: bool = False
     """Whether batch norms use statistics of all processes; in detectors and segmentors, all but the backbone's."""
-    frozen_stages: int = Field(default=0, ge=0)
+    frozen_stages: int = Field(default=0, ge=0, le=1000)
     """Number of stages, with the stem, whose weights are frozen."""
     deterministic: bool = False
     """Whether only deterministic GPU kernels are used; CPU kernels always are."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader processes; null: as many as the cores allow; without effect on results."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per update of an average of the weights, which is evaluated beside the model; null: no average."""
     optimisation: Optimisation
     evaluate_every: PositiveLength | None = "1ep"
     """Interval between evaluations; null: one, at the end."""
-    evaluation_batch_size: int | None = Field(default=None, gt=0)
+    evaluation_batch_size: Images | None = None
     """Images per evaluation batch of a process; null: those of a training micro-batch."""
     checkpoint_every: PositiveLength = "1ep"
     """Interval between checkpoints."""

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fourstage.recipe.common import Fraction, Recipe, Section
+from fourstage.recipe.common import Fraction, Images, Recipe, Section, Side
 from fourstage.recipe.network_arguments import MethodName, Sides, check_network
 
 
@@ -15,9 +15,9 @@ class DetectionAugmentation(Section):
     """Resize to scale; resize to one of short_sides, half of the time after a crop; or resize by jitter and crop."""
     scale: Sides = (1333, 800)
     """Largest longer and shorter side, in pixels."""
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    short_sides: tuple[Side, ...] = Field(default=tuple(range(480, 801, 32)), min_length=1)
     """Shorter sides that policy=multi_scale draws from, in pixels."""
-    first_sides: tuple[int, ...] = (400, 500, 600)
+    first_sides: tuple[Side, ...] = Field(default=(400, 500, 600), min_length=1)
     """Shorter sides before the crop of policy=multi_scale, in pixels."""
     crop: Sides = (384, 600)
     """Smallest and largest side of that crop, in pixels."""
@@ -28,13 +28,24 @@ class DetectionAugmentation(Section):
     copy_paste: bool = False
     """Whether objects of another image are pasted on top; needs masks."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "DetectionAugmentation":
+        low, high = self.jitter
+        if not 0 < low <= high <= 100:
+            raise ValueError(
+                f"augmentation.jitter is [smallest, largest], above 0 and up to 100; got [{low:g}, {high:g}]"
+            )
+        if self.crop[0] > self.crop[1]:
+            raise ValueError(f"augmentation.crop is [smallest, largest], in pixels; got {list(self.crop)}")
+        return self
+
 
 class DetectionEvaluation(Section):
     """Preparation and scoring of a validation image."""
 
     scale: Sides = (1333, 800)
     """Largest longer and shorter side, in pixels."""
-    limits: tuple[int, ...] = (1, 10, 100)
+    limits: tuple[Images, ...] = Field(default=(1, 10, 100), min_length=1)
     """Numbers of detections per class and image that COCO's metrics count; MMDetection uses [100, 300, 1000]."""
 
 
@@ -55,7 +66,7 @@ class Detection(Recipe):
     """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})
     """Arguments of the backbone, such as drop_path_rate."""
-    num_classes: int | None = Field(default=None, gt=0)
+    num_classes: int | None = Field(default=None, gt=0, le=1_000_000)
     """Number of classes; null: that of the data."""
     filter_empty: bool = True
     """Whether training images without objects, or with a side below 32 pixels, are left out."""

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationInfo
 
 from fourstage.methods import find_method
-from fourstage.recipe.common import Recipe
+from fourstage.recipe.common import Recipe, Side
 
-Sides = tuple[int, int]
+Sides = tuple[Side, Side]
 
 
 def _check_method(name: str, info: ValidationInfo) -> str:

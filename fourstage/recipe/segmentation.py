@@ -27,8 +27,10 @@ class SegmentationAugmentation(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "SegmentationAugmentation":
         low, high = self.ratio
-        if not 0 < low <= high:
-            raise ValueError(f"augmentation.ratio is [smallest, largest], above 0; got [{low:g}, {high:g}]")
+        if not 0 < low <= high <= 100:
+            raise ValueError(
+                f"augmentation.ratio is [smallest, largest], above 0 and up to 100; got [{low:g}, {high:g}]"
+            )
         for name, sides in (("crop", self.crop), ("scale", self.scale or self.crop)):
             if min(sides) < 32:
                 raise ValueError(f"augmentation.{name} must have sides of 32 pixels or more; got {list(sides)}")
@@ -57,8 +59,10 @@ class SegmentationEvaluation(Section):
     def _consistent(self) -> "SegmentationEvaluation":
         if (self.window is None) != (self.stride is None):
             raise ValueError("evaluation.window and evaluation.stride belong together; give both or neither")
-        if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"evaluation.ratios needs at least one number, all above 0; got {list(self.ratios)}")
+        if not self.ratios or not 0 < min(self.ratios) <= max(self.ratios) <= 100:
+            raise ValueError(
+                f"evaluation.ratios needs at least one number, all above 0 and up to 100; got {list(self.ratios)}"
+            )
         return self
 
 
@@ -85,7 +89,7 @@ class Segmentation(Recipe):
     """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})
     """Arguments of the backbone, such as drop_path_rate."""
-    num_classes: int | None = Field(default=None, gt=1)
+    num_classes: int | None = Field(default=None, gt=1, le=1_000_000)
     """Number of classes; null: that of the data."""
     over_valid: bool = False
     """Whether the loss is the mean over pixels with a label; otherwise over all pixels."""
