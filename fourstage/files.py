@@ -248,10 +248,12 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """
     most = limit(most)
     with open_regular(path) as file:
-        content = file.read(most + 1)
-        if len(content) > most:
-            size = os.fstat(file.fileno()).st_size
-            raise ValueError(f"{path} is {size:,} bytes large, and at most {most:,} are read; {RAISE}")
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""  # files of the system say that they have no size
+        if max(size, len(content)) > most:
+            raise ValueError(
+                f"{path} is {max(size, len(content)):,} bytes large, and at most {most:,} are read; {RAISE}"
+            )
     return content
 
 

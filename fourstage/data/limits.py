@@ -118,7 +118,7 @@ def as_id(value: object) -> int | str:
     """Return an id as an integer or text; `1.0` is 1. Raises ValueError for anything else, bools too."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if type(value) is int or type(value) is str:
+    if type(value) is int or (type(value) is str and len(value) <= PATH_BYTES):
         return value
     raise ValueError(f"{reprlib.repr(value)} is not an id; an id is an integer or a text")
 

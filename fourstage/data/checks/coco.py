@@ -8,9 +8,9 @@ from typing import Any
 
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
-from fourstage.data.objects.coco import Annotated, check_names, find_split, name_of, read_json
+from fourstage.data.objects.coco import Annotated, area_from, check_names, find_split, name_of, read_json
 from fourstage.data.objects.rle import decode_mask
-from fourstage.data.objects.table import box_of
+from fourstage.data.objects.table import box_of, check_masks
 from fourstage.data.sample import Progress, Split
 
 Content = dict[str, Any]
@@ -74,6 +74,10 @@ def _images(place: Annotated, content: Content, inspected: list[Inspected]) -> I
 def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
     images = {image["id"]: image for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
+    crowded = _crowded(content, images)
+    for id, reason in crowded.items():
+        where = str(place.images / images[id]["file_name"])
+        yield Finding("error", "too many masks", where, "cannot be used", reason)
     for position, annotation in enumerate(content["annotations"]):
         where = f"{place.annotations}: annotation {name_of(annotation, position)}"
         image = images.get(annotation["image_id"])
@@ -87,8 +91,24 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
                 "error", "unknown category", where, what, "it is left out; correct the id or add the category"
             )
         size, where = (image["height"], image["width"]), f"{where} ({image['file_name']})"
+        try:
+            area_from(annotation.get("area"))
+        except ValueError as error:
+            yield Finding("error", "broken area", where, "cannot be used", f"{error}; correct it or leave it out")
         yield from box_findings(where, annotation["bbox"], size)
         yield from mask_findings(where, annotation.get("segmentation"), size)
+
+
+def _crowded(content: Content, images: dict[Any, dict[str, Any]]) -> dict[Any, str]:
+    """Return the ids of images whose masks take too much memory, each with the reason."""
+    counts = Counter(one["image_id"] for one in content["annotations"] if one.get("segmentation"))
+    crowded: dict[Any, str] = {}
+    for id in counts.keys() & images.keys():
+        try:
+            check_masks(counts[id], (images[id]["height"], images[id]["width"]))
+        except ValueError as error:
+            crowded[id] = str(error)
+    return crowded
 
 
 def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Finding]:

@@ -110,6 +110,8 @@ def _json(path: Path, key: str) -> list[Any]:
         content = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); save the data set again") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); save the data set again") from error
     found = content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise ValueError(f"{path} has no list {key!r}; save the data set again")
@@ -307,7 +309,7 @@ def _as_arrow(path: Path) -> Path:
                 pa.ipc.new_stream(out, source.schema_arrow) as writer,
             ):
                 _check_unpacked(source.metadata, stat.st_size, path)
-                for batch in source.iter_batches(batch_size=128):
+                for batch in source.iter_batches(batch_size=32):
                     writer.write_batch(batch)
                     if out.tell() > _most(stat.st_size):
                         raise _too_much(path)
@@ -326,7 +328,7 @@ def _check_unpacked(metadata: Any, size: int, path: Path) -> None:
 
 def _most(size: int) -> int:
     """Return how many bytes a parquet file of a size may unpack to: images are compressed already."""
-    return limit(2**29 + 20 * size)
+    return limit(2**27 + 20 * size)
 
 
 def _too_much(path: Path) -> ValueError:

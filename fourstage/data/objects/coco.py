@@ -25,7 +25,7 @@ from fourstage.data.splits import EXPORT_SPLIT_NAMES
 from fourstage.documents import in_file
 from fourstage.files import RAISE, limit, read_bytes
 
-__all__ = ["Coco", "check_names", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
+__all__ = ["Coco", "area_from", "check_names", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
 EXPORTED = "_annotations.coco.json"
 BYTES = 2**30  # of a json; that of COCO's training images has 450 MB
@@ -301,7 +301,7 @@ class _Content:
         label = self._labels.setdefault(as_id(entry["category_id"]), len(self._labels))
         area, box = None, (np.nan, np.nan, np.nan, np.nan)
         try:
-            area, box = _area(entry.get("area")), box_of(entry["bbox"])
+            area, box = area_from(entry.get("area")), box_of(entry["bbox"])
         except ValueError as error:
             self._broken[position] = (
                 f"{self.path}: annotations[{position}] has the box {reprlib.repr(entry['bbox'])}; {error}"
@@ -334,7 +334,8 @@ def _side(value: Any) -> int:
     return value
 
 
-def _area(value: Any) -> float | None:
+def area_from(value: Any) -> float | None:
+    """Return the area that an annotation states, if it does. Raises ValueError where it is no number."""
     if value is None:
         return None
     if type(value) not in (int, float) or not abs(value) <= FARTHEST**2:

@@ -174,7 +174,7 @@ class ObjectTable:
         rows_n, boxes_n4 = rows_n[kept_n], boxes_n4[kept_n]
         crowd_n, masks_nHW = self._crowd_N[rows_n], None
         if self.has_masks:
-            _check_masks(len(rows_n), size)
+            check_masks(len(rows_n), size)
             masks = [self._mask(row, size, where, unit) for row in rows_n.tolist()]
             crowd_n = crowd_n | np.array([mask is None for mask in masks], dtype=bool)
             stacked = np.zeros((len(masks), *size), dtype=bool)
@@ -291,7 +291,8 @@ class _OutlineWriter:
         del self._numbers[:]
 
 
-def _check_masks(masks: int, size: Size) -> None:
+def check_masks(masks: int, size: Size) -> None:
+    """Raise ValueError where the masks of one image, of (H, W) pixels, would take too much memory."""
     if (needed := masks * size[0] * size[1]) > limit(MASKS_BYTES):
         raise ValueError(
             f"its {masks:,} masks of {size[1]} x {size[0]} pixels take {needed / 2**30:.1f} GiB, more than the "

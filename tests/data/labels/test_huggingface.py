@@ -14,6 +14,7 @@ pa = pytest.importorskip("pyarrow")
 from fourstage.data.formats import find_format, open_dataset  # noqa: E402
 from fourstage.data.images import read_image  # noqa: E402
 from fourstage.data.labels.listing import Listed  # noqa: E402
+from fourstage.data.limits import FOLDERS  # noqa: E402
 from fourstage.data.sample import BadImage  # noqa: E402
 
 Picture = Callable[..., Path]
@@ -124,7 +125,7 @@ def test_what_cannot_be_used(saved: Path, pictures: list[Path], tmp_path: Path) 
         opened(saved)
 
 
-def test_a_row_without_an_image(pictures: list[Path], tmp_path: Path) -> None:
+def test_a_row_without_an_image(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [
         {"bytes": None, "path": str(pictures[0])},
         {"bytes": None, "path": "gone.png"},
@@ -138,6 +139,9 @@ def test_a_row_without_an_image(pictures: list[Path], tmp_path: Path) -> None:
     (tmp_path / "v").rename(root / "test")
     (root / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     train = opened(root)
+    with pytest.raises(BadImage, match=f"row 0 .* is not in the data folder .* put {FOLDERS}={pictures[0].parent}"):
+        train.raw(0)
+    monkeypatch.setenv(FOLDERS, str(pictures[0].parent))
     assert train.raw(0) == pictures[0].read_bytes()
     with pytest.raises(BadImage, match=r"row 1 .* no file gone.png"):
         train.raw(1)
