@@ -258,11 +258,9 @@ def _notes(job: Job, recipe: Recipe) -> Iterator[str]:
     for what, path in (("data", recipe.data), ("weights", weights)):
         if path is not None and path not in EMBEDDED and not Path(path).exists():
             yield f"note: the {what}, {path}, are not on this machine; the nodes of the job need them at this path"
-    if job.cpus_per_task is None and recipe.workers is not None and recipe.workers > 1:
-        yield (
-            f"note: each process has workers={recipe.workers}, but without --cpus-per-task many partitions give it a "
-            f"single CPU"
-        )
+    if job.cpus_per_task is None and (recipe.workers is None or recipe.workers > 1):
+        has = "as many loader workers as its CPUs allow" if recipe.workers is None else f"workers={recipe.workers}"
+        yield f"note: each process has {has}, but without --cpus-per-task many partitions give it a single CPU"
 
 
 def _absolute(data: str) -> str:

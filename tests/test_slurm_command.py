@@ -163,7 +163,11 @@ def test_what_may_be_missing_on_the_nodes_is_noted(run: Run) -> None:
     assert code == 0
     assert "nowhere, are not on this machine" in err
     assert "gone.pth, are not on this machine" in err
-    assert "--cpus-per-task" in err
+    assert "as many loader workers as its CPUs allow, but without --cpus-per-task" in err
+    _, _, err = run("train", "digits_visformer", *WHERE, "--dry-run", "workers=4")
+    assert "workers=4, but without --cpus-per-task" in err
+    _, _, err = run("train", "digits_visformer", *WHERE, "--dry-run", "workers=1")
+    assert err == ""
     _, _, err = run("train", "digits_visformer", *WHERE, "--cpus-per-task", 3, "--dry-run")
     assert err == ""
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +235,33 @@ def test_a_run_keeps_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_steps_that_are_measured_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        "train",
+        "digits_visformer",
+        "length=2it",
+        "batch_size=8",
+        "warmup=0it",
+        "workers=0",
+        "log_every=1",
+        "ema=0.5",
+    ]
+    measured: list[int] = []
+
+    def choose(step: Callable[[], None]) -> str:
+        for _ in range(2):
+            step()
+            measured.append(1)
+        return "Other programs keep 1.0 of 2 cores busy."
+
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    monkeypatch.setattr(run_train, "choose_threads", choose)
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert len(measured) == 2
+    assert any(name.endswith("running_mean") for name in weights(tmp_path / "a"))  # buffers that a step changes
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert len(measured) == 2  # a run that has begun measures nothing
