@@ -21,7 +21,14 @@ from torch import Tensor
 from fourstage.checksums import is_intact
 from fourstage.files import RAISE, kind_of, limit, open_regular
 from fourstage.weights.reading.metadata import classes_of
-from fourstage.weights.reading.unpickle import PICKLE_BYTES, Foreign, Machine, RefusedError, UnreadableError
+from fourstage.weights.reading.unpickle import (
+    PICKLE_BYTES,
+    Foreign,
+    Machine,
+    RefusedError,
+    UnreadableError,
+    check_depth,
+)
 
 __all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
 
@@ -175,6 +182,7 @@ def _read(path: Path, file: IO[bytes]) -> tuple[dict, dict[str, str]]:
         raise UnreadableError(f"holds a complete pickled {content.name}: where it was written, save its state_dict()")
     if not isinstance(content, dict):
         raise UnreadableError(f"holds a {type(content).__name__}, not a dictionary: save a model's state_dict()")
+    check_depth(content)
     return content, {}
 
 

@@ -27,6 +27,7 @@ from fourstage.files import RAISE, limit
 
 PICKLE_BYTES = 64 * 2**20  # of all instructions with their texts and numbers; tensors are outside of them
 INSTRUCTIONS = 4_000_000  # an honest file of 10,000 tensors has 300,000; each can make an object of 216 bytes
+LEVELS = 64  # containers in each other; honest files have ten
 OTHER_KEYS = 30_000  # keys that are no text: integers can be chosen so that each collides with all before it
 MOST_EXPANDED = 2**24  # elements that a tensor may show beyond what its storage holds (stride 0); more is a memory bomb
 
@@ -304,6 +305,28 @@ def _add(target: Any, values: list, *, pairs: bool) -> None:
         target.update(_set(values))
     else:
         raise UnreadableError(f"is damaged: it adds entries to a {type(target).__name__}")
+
+
+def check_depth(content: Any) -> None:
+    """Raise unless containers in containers end after a few levels and stand for a bounded number of values.
+
+    To print or to compare deeper ones breaks Python, a container that holds itself never ends, and one that holds
+    another one twice, which holds a third one twice, doubles at each level.
+    """
+    level, left = {id(content): (content, 1)}, limit(INSTRUCTIONS)  # each container once, with its number of places
+    for _ in range(limit(LEVELS)):
+        inside: dict[int, tuple[Any, int]] = {}
+        for value, places in level.values():
+            left -= len(value) * places
+            if left < 0:
+                raise UnreadableError(f"describes more than {limit(INSTRUCTIONS):,} objects; {RAISE}")
+            for item in value.values() if isinstance(value, dict) else value:
+                if isinstance(item, dict | list | tuple | set):
+                    inside[id(item)] = item, inside.get(id(item), (item, 0))[1] + places
+        if not inside:
+            return
+        level = inside
+    raise UnreadableError(f"is nested too deeply: more than {limit(LEVELS)} containers are in each other; {RAISE}")
 
 
 # ---------------------------------------------------------------- the machine

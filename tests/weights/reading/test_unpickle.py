@@ -18,6 +18,7 @@ from golden.checkpoints.hostile import (
     BOMBS,
     CODE,
     FUNCTIONS,
+    NEST,
     PROGRAMS,
     RUN,
     WRITERS,
@@ -227,9 +228,15 @@ def test_bombs_fizzle(bomb: str, container: str, tmp_path: Path) -> None:
     assert len(refusal(WRITERS[container](tmp_path / "a.pth", BOMBS[bomb]))) < 1000
 
 
-def test_deep_nesting_and_loops_are_harmless(tmp_path: Path) -> None:
-    read_checkpoint(write_zip(tmp_path / "a.pth", b"}Va\n" + b"]" * 200_000 + b"a" * 199_999 + b"s."))
-    read_checkpoint(write_zip(tmp_path / "a.pth", b"}p0\nVa\ng0\ns."))
+def test_deep_nesting_and_loops_are_refused(tmp_path: Path) -> None:
+    deep = b"}Va\n" + b"]" * 200_000 + b"a" * 199_999 + b"s."
+    for program in (deep, b"}p0\nVa\ng0\ns."):
+        assert "nested too deeply" in refusal(write_zip(tmp_path / "a.pth", program))
+    assert "describes more than" in refusal(write_zip(tmp_path / "a.pth", b"}Vb\n" + NEST + b"s."))
+    read_checkpoint(write_zip(tmp_path / "a.pth", b"}Va\n" + b"]" * 60 + b"a" * 59 + b"s."))
+
+
+def test_what_a_memo_leaves_out_is_harmless(tmp_path: Path) -> None:
     read_checkpoint(write_zip(tmp_path / "a.pth", BOMBS["memo far away"]))
 
 
