@@ -85,7 +85,13 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
     known = inspect.signature(builder).parameters
     needed = {key: value for key, value in start.arguments.items() if key in known}  # a dense backbone has no classes
     given = {key: value for key, value in arguments.items() if value is not None}
-    model = registry.call(builder, start.entry.name, {**needed, **given})
+    everything = {**needed, **given}
+    if start.file is not None and metadata.arguments_of(start.file.metadata, start.entry.name, start.file.path):
+        try:
+            try_on_meta(lambda: registry.call(builder, start.entry.name, everything), start.file)
+        except RuntimeError as error:  # sizes beyond any integer
+            raise ValueError(f"{start.file.path} describes a network that cannot be built here ({error})") from error
+    model = registry.call(builder, start.entry.name, everything)
     if isinstance(cfg := getattr(model, "default_cfg", None), dict):
         cfg["architecture"] = start.entry.name
         if start.weight is not None:
@@ -125,7 +131,10 @@ def no_larger_than(file: Checkpoint) -> Iterator[None]:
         elif isinstance(added, Tensor):
             left["numbers"] -= added.numel()
         if min(left.values()) < 0:
-            raise ValueError(f"it has far more {min(left, key=left.__getitem__)} than the file's weights fill; {RAISE}")
+            what = min(left, key=left.__getitem__)
+            raise ValueError(
+                f"the network that {file.path} describes has far more {what} than its weights fill; {RAISE}"
+            )
 
     with ExitStack() as stack:
         for register in (

@@ -10,6 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import IO, Any
 
 END = b"PK\x05\x06"  # begins the last 22 bytes of an archive without a comment; the last two are the comment's length
@@ -17,18 +18,25 @@ NO_COMMENT = b"\0\0"
 COMMENT = b"fourstage crc32 %08x of %015d bytes"
 LENGTH = len(COMMENT % (0, 0))
 CHUNK = 2**20  # bytes
+SMALL = 2**18  # bytes, which take 40 us to add up: as long as a thread takes to begin
 
 
 class _Summing:
-    """A file for writing that adds up what passes."""
+    """A file for writing that adds up what passes: large pieces in a thread, while they are written."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sum, self.size = file, 0, 0
+    def __init__(self, file: IO[bytes], thread: Executor) -> None:
+        self._file, self._thread, self.sum, self.size = file, thread, 0, 0
 
     def write(self, data: Any) -> int:
-        self.sum = zlib.crc32(data, self.sum)
         self.size += len(data)
-        return self._file.write(data)
+        if len(data) < SMALL:
+            self.sum = zlib.crc32(data, self.sum)
+            return self._file.write(data)
+        adding = self._thread.submit(zlib.crc32, data, self.sum)
+        try:
+            return self._file.write(data)
+        finally:
+            self.sum = adding.result()  # `data` is memory of a tensor, which is valid until this returns
 
     def flush(self) -> None:
         self._file.flush()
@@ -36,8 +44,9 @@ class _Summing:
 
 def write_summed(file: IO[bytes], save: Callable[[Any], object]) -> None:
     """Write a zip archive by a function that takes a file, and its sum behind it. `file` is at its beginning."""
-    summing = _Summing(file)
-    save(summing)
+    with ThreadPoolExecutor(1) as thread:
+        summing = _Summing(file, thread)
+        save(summing)
     file.seek(summing.size - len(NO_COMMENT))
     file.write(LENGTH.to_bytes(2, "little"))
     file.write(COMMENT % (summing.sum, summing.size))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fourstage.api import create_backbone, create_model
 from fourstage.backbones.base import Backbone
+from fourstage.build import try_on_meta
 from fourstage.files import write_file
 from fourstage.registry import find
 from fourstage.weights import catalog
@@ -69,6 +70,9 @@ def convert(
     name = find(bare).name
     weight, known_by = _published(name, tag, file, sha256)
     usual = {**(weight.network if weight else {}), **arguments_of(file.metadata, name, source)}
+    if "arguments" in file.metadata:  # which may ask for any size
+        create = create_backbone if dense else create_model
+        try_on_meta(lambda: create(name, **{**(_but_classes(usual) if dense else usual), **given}), file)
     network = _network(name, usual, given, state, dense)
     if not isinstance(network, Backbone):
         raise ValueError(f"only networks of this package are converted, and {name} is your own")
