@@ -8,7 +8,16 @@ from typing import IO
 
 import pytest
 
-from fourstage.files import atomic_file, atomic_path, is_unfinished, read_at, remove_unfinished, write_file, write_text
+from fourstage.files import (
+    atomic_file,
+    atomic_path,
+    csv_cell,
+    is_unfinished,
+    read_at,
+    remove_unfinished,
+    write_file,
+    write_text,
+)
 
 FULL_DISK = """
 import resource, sys
@@ -122,3 +131,16 @@ def test_bytes_are_read_from_a_position(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     assert read_at(tmp_path / "a", 3, 4) == b"3456"
     assert read_at(str(tmp_path / "a"), 8, 10) == b"89"
+
+
+def test_no_cell_of_a_csv_file_is_a_formula() -> None:
+    for text in ("=1+1", "+cmd", "-x", "@a", "\tb", "\r=1", " =1"):
+        assert csv_cell(text) == f"'{text}"
+    for text in ("cat", "-1", "+2.5", "-1e-3", "", "a=b"):
+        assert csv_cell(text) == text
+
+
+def test_a_read_takes_no_memory_beyond_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert read_at(tmp_path / "a", 4, 2**62) == b"456789"
+    assert read_at(tmp_path / "a", 20, 5) == b""

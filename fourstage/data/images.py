@@ -31,7 +31,7 @@ EXTENSIONS = (
     ".pgm",
     ".pbm",
 )
-LARGEST = 178_956_970  # pixels; half a gigabyte as RGB, and where PIL itself suspects a decompression bomb and gives up
+LARGEST = 2**27  # pixels, such as 11,585 x 11,585: with all copies on the way into a batch, less than 2 GB
 LONGEST = 2**17  # pixels of a side; PIL takes memory for each row
 LARGEST_FILE = 4 * LARGEST  # bytes; uncompressed pixels with transparency
 LARGE = 2**25  # pixels; images above it are decoded one at a time, however many threads ask

@@ -92,7 +92,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     return {
         "short.jpg": "truncated", "short.png": "truncated", "text.jpg": "not recognise the image format",
         "empty.png": "not recognise the image format", "folder.jpg": "folder", "float.tif": "black to white",
-        "large.png": "178,956,970", "bomb.png": "178,956,970", "missing.jpg": "no such file",
+        "large.png": "134,217,728", "bomb.png": "134,217,728", "missing.jpg": "no such file",
     }  # fmt: skip
 
 
