@@ -104,8 +104,8 @@ BYTES: dict[str, Callable[[], bytes]] = {  # name -> content; the name has the s
     "zero.png": lambda: png_of(0, 0, zlib.compress(b"")),
     "wide.png": lambda: png_of(10**9, 1, zlib.compress(b"")),
     "thin.png": lambda: png_of(1, 170_000_000, zeros(170_000_000 * 4)),
-    "large.png": lambda: large_png(13_000),
-    "above.png": lambda: large_png(14_000),
+    "large.png": lambda: large_png(11_500),
+    "above.png": lambda: large_png(12_000),
     "cut.png": lambda: png(1)[:200],
     "empty.png": lambda: b"",
     "zeros.png": lambda: bytes(100_000),
@@ -119,7 +119,7 @@ BYTES: dict[str, Callable[[], bytes]] = {  # name -> content; the name has the s
     "ppm.ppm": lambda: b"P6 999999999 999999999 255\n",
     "digits.ppm": lambda: b"P6 " + b"9" * 100_000 + b" 1 255\n",
     "range.pgm": lambda: b"P5 40 40 1e400\n" + bytes(1600),
-    "plain.ppm": lambda: b"P3 12000 12000 255\n" + b"1 " * 1000,
+    "plain.ppm": lambda: b"P3 11500 11500 255\n" + b"1 " * 1000,
     "scans.jpg": lambda: progressive(5000),
     "animation.gif": animation,
     "gif.gif": lambda: b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(9) + b"\x08\x00;",
@@ -133,7 +133,7 @@ BYTES: dict[str, Callable[[], bytes]] = {  # name -> content; the name has the s
     "bmp.bmp": lambda: b"BM" + struct.pack("<IIIIiiHH", 54, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24) + bytes(24),
     "runs.bmp": lambda: (
         b"BM"
-        + struct.pack("<IIIIiiHHIIIIII", 1078, 0, 1078, 40, 13000, 13000, 1, 8, 1, 0, 0, 0, 0, 0)
+        + struct.pack("<IIIIiiHHIIIIII", 1078, 0, 1078, 40, 11500, 11500, 1, 8, 1, 0, 0, 0, 0, 0)
         + bytes(1024)
         + b"\0\2\xff\xff" * 1000
     ),

@@ -348,7 +348,7 @@ def _map(content: bytes, root: Path) -> None:
 
 LABEL_MAPS: dict[str, Build] = {
     "huge": partial(_map, png_of(10**9, 10**9, b"", mode=0)),
-    "large": lambda root: _map(png_of(13_000, 13_000, zeros(13_001 * 13_000), mode=0), root),
+    "large": lambda root: _map(png_of(11_500, 11_500, zeros(11_501 * 11_500), mode=0), root),
     "colours": partial(_map, png(4)),
     "sixteen bits": partial(_map, png_of(40, 40, zeros(81 * 40), mode=0, depth=16)),
     "cut": partial(_map, png_of(40, 40, zeros(41 * 40), mode=0)[:60]),
