@@ -34,7 +34,7 @@ CLASSES, CHANNELS, IMAGES = 80, 256, 2
 
 
 class Pyramid(nn.Module):
-    """A backbone of timm with torchvision's pyramid, as torchvision's detectors take it."""
+    """A backbone with torchvision's pyramid, as torchvision's detectors take it."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class Pyramid(nn.Module):
         return self.fpn({str(i): x_BCHW for i, x_BCHW in enumerate(self.body(images_BCHW))})
 
 
-def theirs(backbone: str, size: int) -> MaskRCNN:
+def theirs(backbone: nn.Module, size: int) -> MaskRCNN:
     """Return torchvision's network with the settings of ours; its resizing leaves images of this size as they are."""
     maps = ["0", "1", "2", "3"]
     return MaskRCNN(
-        Pyramid(create_backbone(f"timm/{backbone}")),
+        Pyramid(backbone),
         CLASSES + 1,  # the background is one of its classes
         min_size=size,
         max_size=size,
@@ -107,7 +107,7 @@ def ready(side: str, backbone: str, size: int) -> tuple[Any, Tensor]:
     ours.eval().spread_scores(noise(images_BCHW[:1]))
     if side == side_by_side.OURS:
         return ours, images_BCHW
-    peer = theirs(backbone, size)
+    peer = theirs(create_backbone(f"timm/{backbone}"), size)
     same_weights(ours, peer)
     return peer, images_BCHW
 

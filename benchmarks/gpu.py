@@ -4,7 +4,7 @@
     benchmarks/gpu.py --device cpu --tiny --minutes 3        the script as a test of itself
 
 Every step is a process of its own, which is stopped when its time is over; what it wrote until then counts. A step
-for which too little time is left does not start, and the page lists it. The page is rewritten after each step.
+for which too little time is left does not start, and the page lists it. The page is rewritten every few seconds.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from fourstage.files import write_text
 ROOT = Path(__file__).parents[1]
 LEAST = 10.0  # seconds that a step needs to be worth its start
 GRACE = 5.0  # seconds between the request to stop and the kill
+REFRESH = 10.0  # seconds from page to page, so that a kill costs little
 YARDSTICK = "timm/swin_tiny_patch4_window7_224"
 NETWORKS = (
     "swin_tiny", "smt_tiny", "scalable_vit_small", "visformer_small", "swin_visformer_tiny_v2", "unified_halo_tiny",
     "unified_pvt_tiny", "unified_swin_tiny", "unified_convnext_tiny", "unified_dcn_v3_tiny", "unified_pvt_v2_tiny",
 )  # fmt: skip
+
+TABLES = {"gpu_peak": "peak", "sampling": "sampling", "gpu_tasks": "tasks beside torchvision", "gpu_loader": "loader"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """How a step ended: "passed", "failed", "cut short" or "left out"."""
+    """How a step ended: "passed", "failed", "cut short", "stopped" or "left out"; "running" if it has not."""
 
     name: str
     status: str
@@ -73,23 +77,29 @@ def steps(device: str, out: Path, *, tiny: bool) -> list[Step]:
     bench = (python, "-m", "fourstage", "bench", *networks, "--device", device, "--seconds", seconds)
     size = ("--img-size", "32", "--batch-size", "2") if tiny else ("--against", YARDSTICK)
     half = ("--dtype", "bfloat16")
-    tables = {
-        "bfloat16, channels last": ("--train", *half, "--channels-last"),
-        "float32": ("--train",),
-        "bfloat16, compiled": (*half, "--compile"),
-    }
+
+    def script(name: str, share: float, *more: str) -> Step:
+        words = (python, f"benchmarks/{name}.py", "--device", device, *(["--tiny"] if tiny else []), *more)
+        return Step(f"table: {TABLES[name]}", (*words, "--out", str(out / f"{name}.jsonl")), share)
+
+    def table(name: str, share: float, *more: str) -> Step:
+        return Step(f"table: {name}", (*bench, *size, *more, "--jsonl", str(out / "tables.jsonl")), share)
+
+    short = ("--seconds", "0.1") if tiny else ()
     rows = [
-        Step(f"table: {name}", (*bench, *size, *more, "--jsonl", str(out / "tables.jsonl")), 0.15)
-        for name, more in tables.items()
-        if not (tiny and "compiled" in name)
+        script("gpu_peak", 0.03),
+        table("bfloat16, channels last", 0.14, "--train", *half, "--channels-last"),
+        script("sampling", 0.08),
+        script("gpu_tasks", 0.14, *short),
+        table("float32", 0.11, "--train"),
+        script("gpu_loader", 0.06, *short, *(["--images", "16", "--workers", "1"] if tiny else [])),
+        table("bfloat16, compiled", 0.12, *half, "--compile"),
     ]
-    sampling = (python, "benchmarks/sampling.py", "--device", device, "--out", str(out / "sampling.jsonl"))
-    rows.insert(1, Step("table: sampling", (*sampling, *(["--tiny"] if tiny else [])), 0.05))
-    return [Step("tests", tests, 0.5, where), *rows]
+    return [Step("tests", tests, 0.4, where), *(rows[:-1] if tiny else rows)]
 
 
-def run(step: Step, out: Path, seconds: float) -> Outcome:
-    """Run a step for at most `seconds`; what it prints goes to a file in `out`."""
+def run(step: Step, out: Path, seconds: float, refresh: Callable[[], None]) -> Outcome:
+    """Run a step for at most `seconds`; what it prints goes to a file in `out`. Call `refresh` again and again."""
     started = time.monotonic()
     log = out / f"{step.name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **step.environment}
@@ -97,10 +107,13 @@ def run(step: Step, out: Path, seconds: float) -> Outcome:
         process = subprocess.Popen(
             step.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
+        status = "cut short"
         try:
-            status = "passed" if process.wait(seconds) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            status = "cut short"
+            while (left := started + seconds - time.monotonic()) > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    status = "passed" if process.wait(min(REFRESH, left)) == 0 else "failed"
+                    break
+                refresh()
         finally:
             _end(process)
     return Outcome(step.name, status, time.monotonic() - started)
@@ -128,7 +141,11 @@ def page(about: Mapping[str, Any], outcomes: Sequence[Outcome], out: Path) -> st
     parts += [f"- {name}: {value}" for name, value in about.items() if value is not None]
     parts += ["", "## Steps", "", *_table(("step", "ended", "seconds"), map(_outcome_row, outcomes))]
     parts += ["", "## Tests", "", *_tests(_read(out / "tests.jsonl"))]
-    parts += ["", "## Networks", "", *_networks(_read(out / "tables.jsonl"))]
+    peak = _read(out / "gpu_peak.jsonl")
+    parts += ["", "## Peak", "", *_peak(peak)]
+    parts += ["", "## Networks", "", *_networks(_read(out / "tables.jsonl"), peak)]
+    parts += ["", "## Detection and segmentation beside torchvision", "", *_tasks(_read(out / "gpu_tasks.jsonl"))]
+    parts += ["", "## The loader feeding the device", "", *_loader(_read(out / "gpu_loader.jsonl"))]
     parts += ["", "## Deformable sampling", "", *_sampling(_read(out / "sampling.jsonl"))]
     return "\n".join(parts) + "\n"
 
@@ -149,11 +166,22 @@ def _tests(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return text
 
 
-def _networks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    def number(line: Mapping[str, Any], key: str) -> str:
-        value = line.get(key)
-        return f"{value:,.1f}" if isinstance(value, int | float) else "–"
+def _number(value: object, digits: int = 1) -> str:
+    return f"{value:,.{digits}f}" if isinstance(value, int | float) else "–"
 
+
+def _peak(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not lines:
+        return ["Nothing has been measured."]
+    head = ("products of large matrices, and copies", "reached")
+    rows = ((line["what"], f"{_number(line.get('value'))} {line.get('unit', line.get('error', ''))}") for line in lines)
+    return _table(head, rows)
+
+
+def _networks(lines: Sequence[Mapping[str, Any]], peak: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not lines:
+        return ["No network has been measured."]
+    best = {line["what"]: line["value"] for line in peak if "value" in line}
     keys = ("infer_samples_per_sec", "train_samples_per_sec", "infer_peak_mib", "train_peak_mib", "infer_gmacs")
     head = ("network", "dtype", "layout", "compiled", "images/s", "trained/s", "MiB", "MiB training", "GMAC")
     rows = (
@@ -162,24 +190,77 @@ def _networks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             line["options"]["dtype"],
             "NHWC" if line["options"]["channels_last"] else "NCHW",
             "yes" if line["options"]["compile"] else "no",
-            *(number(line, key) for key in keys),
+            *(_number(line.get(key)) for key in keys),
+            *_shares(line, best.get(line["options"]["dtype"])),
         )
         for line in lines
     )
-    return _table(head, rows) if lines else ["No network has been measured."]
+    note = "Shares are the arithmetic of products (two operations a multiply-accumulate, three passes in training) over"
+    return [*_table((*head, "% of peak", "% training"), rows), "", f"{note} the peak of the same type above."]
+
+
+def _shares(line: Mapping[str, Any], teraflops: float | None) -> tuple[str, str]:
+    """Return the per cents of the peak in inference and training."""
+    gmacs = line.get("infer_gmacs")
+    if teraflops is None or gmacs is None:
+        return "–", "–"
+    passes = {"infer_samples_per_sec": 1, "train_samples_per_sec": 3}
+    shares = [(line.get(key), count) for key, count in passes.items()]
+    found = [None if rate is None else 100 * rate * count * 2 * gmacs / 1e3 / teraflops for rate, count in shares]
+    return _number(found[0]), _number(found[1])
+
+
+def _tasks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not lines:
+        return ["No task has been measured."]
+    head = ("group", "network", "step", "dtype", "images/s", "ms a step", "MiB of a step")
+    rows = (
+        (
+            line["group"],
+            line.get("network", f"failed: {line.get('error', '')[:120]}").replace("|", "/"),
+            line["mode"],
+            line["dtype"],
+            _number(line.get("images_per_second")),
+            _number(1e3 * line["seconds"] if "seconds" in line else None),
+            _number(line.get("step_mib"), 0),
+        )
+        for line in lines
+    )
+    notes = (
+        "Networks of a group have the same backbone and images and take turns. torchvision's Mask R-CNN pastes masks in"
+        " inference and ours is timed to the detections; torchvision's FCN reads the map at stride 32 alone, so it is"
+        " another network than UPerNet and Semantic FPN."
+    )
+    return [*_table(head, rows), "", notes]
+
+
+def _loader(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not lines:
+        return ["The loader has not been measured."]
+    head = ("transform", "loader alone, images/s", "step alone", "both", "% of the slower one", "batch", "workers")
+    return _table(head, map(_loader_row, lines))
+
+
+def _loader_row(line: Mapping[str, Any]) -> tuple[str, ...]:
+    if "error" in line:
+        return line["transform"], f"failed: {line['error'][:120]}".replace("|", "/"), *["–"] * 5
+    rates = [line[key] for key in ("loader", "step", "both")]
+    share = 100 * rates[2] / min(rates[:2])
+    return line["transform"], *map(_number, rates), _number(share), str(line["batch"]), str(line["workers"])
 
 
 def _sampling(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     if not lines:
         return ["Sampling has not been measured."]
-    head = ("form", "dtype", "forward, ms", "with backward, ms", "GB/s of the least traffic")
+    head = ("work", "form", "dtype", "forward, ms", "with backward, ms", "GB/s of the least traffic")
     rows = (
         (
-            line["form"],
+            line["work"],
+            f"{line['form']}: failed, {line['failed'][:120]}".replace("|", "/") if "failed" in line else line["form"],
             line["dtype"],
-            f"{line['forward_ms']:.3f}",
-            "–" if line["backward_ms"] is None else f"{line['backward_ms']:.3f}",
-            f"{line['gigabytes_per_second']:.0f}",
+            _number(line.get("forward_ms"), 3),
+            _number(line.get("backward_ms"), 3),
+            _number(line.get("gigabytes_per_second"), 0),
         )
         for line in lines
     )
@@ -217,6 +298,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _stop(number: int, frame: object) -> None:
+    """End as after Ctrl-C: the running step is stopped, and the page says so."""
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -231,14 +317,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
+
+    def show(*more: Outcome) -> None:
+        write_text(out / "page.md", page(about, [*outcomes, *more], out))
+
+    signal.signal(signal.SIGTERM, _stop)
     planned = steps(args.device, out, tiny=args.tiny)
     seconds, shares = 60 * args.minutes - GRACE, sum(step.share for step in planned)
     for i, step in enumerate(planned, start=1):
         end = start + seconds * sum(step.share for step in planned[:i]) / shares
-        left = end - time.monotonic()
-        outcomes.append(run(step, out, left) if left >= LEAST else Outcome(step.name, "left out", 0.0))
-        print(f"{outcomes[-1].name}: {outcomes[-1].status} after {outcomes[-1].seconds:.0f} s", flush=True)
-        write_text(out / "page.md", page(about, outcomes, out))
+        begun = time.monotonic()
+
+        def now(name: str = step.name, begun: float = begun) -> Outcome:
+            return Outcome(name, "running", time.monotonic() - begun)
+
+        show(now())
+        outcome = Outcome(step.name, "left out", 0.0)
+        try:
+            if (left := end - begun) >= LEAST:
+                outcome = run(step, out, left, lambda now=now: show(now()))
+        except (KeyboardInterrupt, SystemExit):
+            outcome = Outcome(step.name, "stopped", time.monotonic() - begun)
+            raise
+        finally:
+            outcomes.append(outcome)
+            show()
+        print(f"{outcome.name}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
     print(f"The page is {out / 'page.md'}.")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 

@@ -1,8 +1,10 @@
 """`make gpu` in small, on the CPU: its tests pass, its tables are filled, and time that runs out costs no result."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,14 +44,23 @@ def test_tables_have_their_lines(results: Path) -> None:
     assert {row["options"]["dtype"] for row in rows} == {"float32", "bfloat16"}
     assert all(row["infer_samples_per_sec"] > 0 for row in rows)
     forms = {row["form"] for row in lines(results / "sampling.jsonl")}
-    assert {"grid_sample", "gather", "torchvision"} <= forms
+    assert {"grid_sample", "gather", "torchvision", "chosen to train: grid_sample"} <= forms
+    assert not any("failed" in row for row in lines(results / "sampling.jsonl"))
+    tasks = lines(results / "gpu_tasks.jsonl")
+    assert {(row["group"], row["mode"]) for row in tasks} >= {("Mask R-CNN", "train"), ("segmentation", "infer")}
+    assert all(row["images_per_second"] > 0 for row in tasks)
+    assert all(row["both"] > 0 for row in lines(results / "gpu_loader.jsonl"))
+    assert {row["what"] for row in lines(results / "gpu_peak.jsonl")} >= {"float32", "bfloat16", "copy"}
 
 
 def test_the_page_shows_all_of_it(results: Path) -> None:
     page = (results / "page.md").read_text()
     assert "| tests | passed |" in page
     assert "| visformer_digits | bfloat16 | NHWC | no |" in page
-    assert "| grid_sample | float32 |" in page
+    assert "| convolution | grid_sample | float32 |" in page
+    assert "| Mask R-CNN | torchvision MaskRCNN | train | bfloat16 |" in page
+    assert "| bfloat16 |" in page.partition("## Peak")[2].partition("## Networks")[0]
+    assert "| training |" in page.partition("## The loader")[2]
     assert "0 failed" in page
 
 
@@ -59,6 +70,21 @@ def test_a_page_remains_when_time_runs_out(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| tests | cut short |" in page
     assert "| left out | 0 |" in page
+
+
+def test_a_page_remains_when_it_is_stopped(tmp_path: Path) -> None:
+    words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while "| tests | running |" not in read(tmp_path / "page.md") and time.monotonic() < end:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert "| tests | stopped |" in read(tmp_path / "page.md")
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def test_without_a_gpu_a_sentence_says_what_to_type(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if item.path.parent == Path(__file__).parent]
     for item in here:
         item.add_marker(pytest.mark.gpu)
-    if TINY:
-        first = {item.nodeid.partition("[")[0]: item for item in reversed(here)}
-        items[:] = [item for item in items if item not in here or item in first.values()]
+    rounds: Counter[str] = Counter()
+    turn: dict[pytest.Item, int] = {}
+    for item in here:
+        test = item.nodeid.partition("[")[0]
+        turn[item] = rounds[test]
+        rounds[test] += 1
+    # the first case of every test, then the second of every test: time that runs out costs cases and no test
+    here.sort(key=turn.__getitem__)
+    others = [item for item in items if item not in turn]
+    items[:] = [*others, *(item for item in here if not (TINY and turn[item]))]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -11,11 +11,11 @@ from golden.dense import load
 from golden.fill import image, original_state, read_manifest, sampled
 from tasks.detection.goldens import (
     BUILD,
-    METHODS,
     FixedMaps,
     batch_of,
     check_losses,
     keep_all_anchors,
+    method_of,
     original_head,
     read_golden,
 )
@@ -91,7 +91,7 @@ class MovedMaps(FixedMaps):
 def test_a_detector_head(name: str, device: torch.device) -> None:
     manifest, golden = read_golden(name)
     detector = keep_all_anchors(BUILD[name](MovedMaps())).eval()
-    load(detector, original_head(manifest), METHODS[type(detector)])
+    load(detector, original_head(manifest), method_of(detector))
     batch = batch_of(manifest, golden, torch.zeros(2, 3, 256, 320)).to(device)
     check_losses(detector.to(device), batch, golden, manifest)
     with torch.inference_mode():

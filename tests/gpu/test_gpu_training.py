@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones.forms import FORMS, build
-from tasks.detection.scenes import SOME, SmallBackbone, batch, small
+from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, small
 from torch import nn
 
 from fourstage.data.sample import Batch
@@ -38,10 +38,7 @@ def segmentation(method: Callable[..., nn.Module]) -> nn.Module:
 
 TASKS: dict[str, Callable[[], nn.Module]] = {
     "classification": lambda: Classification(build("smt-classifier"), tuple(map(str, range(1000)))),
-    "retinanet": lambda: Detection(small("retinanet"), "abc"),
-    "mask_rcnn": lambda: Detection(small("mask_rcnn"), "abc"),
-    "dino": lambda: Detection(small("dino"), "abc"),
-    "cascade_mask_rcnn": lambda: Detection(small("cascade"), "abc"),
+    **{name: lambda name=name: Detection(small(name), "abc") for name in NAMES},
     "upernet": lambda: segmentation(upernet),
     "semantic_fpn": lambda: segmentation(semantic_fpn),
 }
