@@ -96,6 +96,23 @@ def test_a_detector_learns_and_detects(name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", SEGMENTORS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_a_segmentors_losses_under_autocast_are_in_float32(name: str, half: torch.dtype) -> None:
+    """On the CPU, whose autocast PyTorch has; tests/tasks/detection asks it of every detector."""
+    torch.manual_seed(0)
+    network = SEGMENTORS[name](SmallBackbone(), 5, channels=16, dropout=0.0)
+    images_BCHW, labels_BHW = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128)).to(torch.uint8)
+    full = network.losses(images_BCHW, labels_BHW)
+    with torch.autocast("cpu", half):
+        losses = network.losses(images_BCHW, labels_BHW)
+    torch.stack([*losses.values()]).sum().backward()
+    for key, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, full[key], rtol=0.05, atol=0.05)
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in gradients(network))
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
 def test_a_segmentor_learns_and_predicts(name: str, device: torch.device) -> None:
     labelled = replace(
         pictures(), original_sizes=((96, 128),) * 3, label_maps_BHW=torch.randint(0, 5, (3, 96, 128)).to(torch.uint8)
