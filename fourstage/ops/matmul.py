@@ -135,7 +135,8 @@ class LinearByPasses(torch.autograd.Function):
         ctx.names = names
         ctx.save_for_backward(x, weight_DC, bias_D)
         out_ND = output_pass(names[0], x.reshape(-1, x.shape[-1]), weight_DC, bias_D)
-        return out_ND.view(*x.shape[:-1], len(weight_DC))
+        # of no other tensor's memory for autograd, so that a caller may change the output in place, as ReLU can
+        return torch.ops.aten._unsafe_view(out_ND, [*x.shape[:-1], len(weight_DC)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

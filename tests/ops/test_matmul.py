@@ -71,6 +71,20 @@ def test_linear_layers_by_passes(
         assert_same(ours, plain)
 
 
+@pytest.mark.parametrize("names", [("blas", "blas", "blas"), ("onednn", "onednn", "onednn")], ids="-".join)
+def test_the_output_by_passes_may_be_changed_in_place(names: tuple[str, ...]) -> None:
+    if "onednn" in names and not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    x, weight_DC = torch.randn(2, 5, 8), torch.randn(6, 8)
+    results = []
+    for run in (matmul.LinearByPasses.apply, lambda x, w, b, names: F.linear(x, w, b)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight_DC)]
+        y = F.relu(run(leaves[0], leaves[1], None, names), inplace=True)
+        results.append([y, *torch.autograd.grad(y.sum(), leaves)])
+    for ours, plain in zip(*results, strict=True):
+        assert_same(ours, plain)
+
+
 @pytest.mark.parametrize("middle", [(2, 3), (2, 5, 3)])
 def test_attention_with_masks(middle: tuple[int, ...]) -> None:
     torch.manual_seed(0)
