@@ -53,7 +53,7 @@ class Server:
 
     def __enter__(self) -> Self:
         root = Path(__file__).parents[3]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "FOURSTAGE_OPS": "plain"}
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
