@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1500)  # the script has 20 minutes, which a very busy machine may need
 
 
 def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
