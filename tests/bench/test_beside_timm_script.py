@@ -1,0 +1,56 @@
+"""benchmarks/beside_timm.py: its names, and a run over networks so small that it takes seconds."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fourstage import registry
+from fourstage.bench import memory
+from fourstage.bench.options import Options
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "beside_timm.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("benchmark_beside_timm", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_both_sides_of_the_table_are_there(script: ModuleType) -> None:
+    import timm
+
+    for ours, theirs in script.PEERS.items():
+        assert registry.find(ours).name == ours
+        assert timm.is_model(theirs.removeprefix("timm/"))
+
+
+def test_a_run_prints_ratio_memory_and_share(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> dict[str, int]:
+        return dict.fromkeys(modes, 3 if name == "visformer_digits" else 4)
+
+    monkeypatch.setattr(memory, "peaks_on_cpu", peaks)
+    monkeypatch.setattr(script, "PEERS", {"visformer_digits": "official_pvt_v2_b0"})
+    options = Options(batch_size=1, seconds=0.05, train=True, device="cpu")
+    verdicts = script.run(["visformer_digits"], options, quiet=True)
+    assert [verdict.mode for verdict in verdicts] == ["infer", "train"]
+    for verdict in verdicts:
+        assert verdict.memory == 0.75
+        assert verdict.ratio.median > 1  # at 224 pixels the other one takes many times as long
+        assert verdict.ours.median < min(verdict.timm.median, verdict.channels_last.median)
+        assert 0 < verdict.share.median < 1
+    script.show(verdicts)
+    assert "visformer_digits  inference" in capsys.readouterr().out
+    assert script.main(["--models", "nothing"]) == 2
