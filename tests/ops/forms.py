@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fourstage.ops import (
     resized_loss,
     sampling,
     scale_weighing,
+    windows,
 )
 
 Inputs = Callable[[], Sequence[Tensor]]
@@ -113,6 +115,38 @@ ATTENTION: dict[str, tuple[int, int, int]] = {
     "odd": (3, 5, 7),
     "one row": (1, 1, 1),
     "empty": (0, 6, 6),
+}
+
+
+def windowed_inputs(batch: int, windows: int, cells: int) -> Inputs:
+    """Queries, keys and values of windows, a bias of each head, and a mask of each window."""
+
+    def make() -> list[Tensor]:
+        q, k, v = torch.randn(batch, windows, cells, 3, 2, 4).movedim(-3, 0).transpose(-3, -2).unbind(0)
+        return [q, k, v, torch.randn(2, cells, cells), torch.randn(windows, 1, cells, cells)]
+
+    return make
+
+
+def there(layer: nn.Module, x_BHWC: Tensor, shift: int = 0) -> Tensor:
+    """Queries, keys and values of two heads, in windows of three cells a side."""
+    batch, height, width, _ = x_BHWC.shape
+    front = (batch, height // 3 * (width // 3))
+    return torch.stack(windows.to_windows(layer, x_BHWC, 3, shift, 2, front))
+
+
+def back(x_BHWC: Tensor, shift: int = 0) -> Tensor:
+    """The cells of a map, taken for those of its windows."""
+    batch, height, width, channels = x_BHWC.shape
+    out = x_BHWC.reshape(batch * (height // 3) * (width // 3), 9, 1, channels).transpose(1, 2)
+    return windows.from_windows(out, batch, height, width, 3, shift)
+
+
+WINDOWS: dict[str, Inputs] = {
+    "usual": of(2, 6, 9, 5),
+    "odd": of(3, 3, 3, 5),
+    "one row": of(1, 3, 12, 5),
+    "empty": of(0, 6, 9, 5),
 }
 
 
@@ -230,6 +264,22 @@ FORMS: dict[str, Form] = {
         "without",
         "blas,blas,plain",
     ),
+    "attention of windows by images": Form(
+        "attention.by_images",
+        lambda: Operation(attend_to),
+        {
+            "usual": windowed_inputs(2, 3, 6),
+            "odd": windowed_inputs(3, 1, 5),
+            "one row": windowed_inputs(1, 2, 1),
+            "empty": windowed_inputs(0, 2, 6),
+        },
+        "without",
+    ),
+    "cells in windows": Form("windows.in_order", lambda: Operation(there, nn.Linear(5, 24)), WINDOWS),
+    "shifted cells in windows": Form(
+        "windows.in_order", lambda: Operation(partial(there, shift=2), nn.Linear(5, 24)), WINDOWS
+    ),
+    "windows as a map": Form("windows.in_order", lambda: Operation(partial(back, shift=1)), WINDOWS),
     "attention to a halo by strips": Form(
         "halo_attention.by_strips",
         lambda: Operation(lambda q, kv, rows, columns: halo_attention.halo_attention(q, kv, rows, columns, 2)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fourstage.ops.attention import attend
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
+from fourstage.ops.windows import from_windows, to_windows
 
 
 class WindowAttention(nn.Module):
@@ -75,8 +76,6 @@ class WindowAttention(nn.Module):
         fits = known_true(height % window == 0) and known_true(width % window == 0)
         if not fits:
             x_BHWC = pad_to(x_BHWC, ceil_div(height, window) * window, ceil_div(width, window) * window)
-        if shift:
-            x_BHWC = x_BHWC.roll((-shift, -shift), dims=(1, 2))
         visible_nNN = None
         if shift or not (fits or self.dense):
             rows_nww, columns_nww = (
@@ -84,9 +83,7 @@ class WindowAttention(nn.Module):
                 for side in (height, width)
             )
             visible_nNN = visible_pairs(rows_nww, columns_nww)
-        x_BHWC = self.attend(x_BHWC, window, visible_nNN)
-        if shift:
-            x_BHWC = x_BHWC.roll((shift, shift), dims=(1, 2))
+        x_BHWC = self.attend(x_BHWC, window, shift, visible_nNN)
         if not fits:
             x_BHWC = crop_to(x_BHWC, height, width)
         return linear(self.proj, x_BHWC)
@@ -97,25 +94,19 @@ class WindowAttention(nn.Module):
             return min(height, width), 0
         return self.window, self.window // 2 if self.shifted else 0
 
-    def attend(self, x_BHWC: Tensor, window: int, visible_nNN: Tensor | None) -> Tensor:
+    def attend(self, x_BHWC: Tensor, window: int, shift: int, visible_nNN: Tensor | None) -> Tensor:
         """Return the attention in each window of a map that the windows fit, before the last linear layer."""
         batch, height, width, _ = x_BHWC.shape
-        down, across, cells = height // window, width // window, window * window
-        qkv = linear(self.qkv, x_BHWC).reshape(batch, down, window, across, window, 3, self.heads, self.head_dim)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, windows down, windows across, h, w, w, d
-        masks = [self.bias(window).to(qkv.dtype)]
-        if visible_nNN is None:  # one bias for all windows: they count as batch
-            front = (batch * down * across, self.heads)
-        else:  # a mask of its own for each window, shared by the images
-            front = (batch, down * across, self.heads)
-            hidden = (
-                torch.finfo(qkv.dtype).min / 2
-            )  # finite, so that a row in which all cells are hidden stays a number
-            masks.append(torch.zeros_like(visible_nNN, dtype=qkv.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
-        q, k, v = qkv.reshape(3, *front, cells, self.head_dim).unbind(0)
+        windows = (height // window) * (width // window)
+        # one bias for all windows: they count as batch; else a mask of its own for each, shared by the images
+        front = (batch * windows,) if visible_nNN is None else (batch, windows)
+        q, k, v = to_windows(self.qkv, x_BHWC, window, shift, self.heads, front)
+        masks = [self.bias(window).to(q.dtype)]
+        if visible_nNN is not None:
+            hidden = torch.finfo(q.dtype).min / 2  # finite, so that a row in which all cells are hidden stays a number
+            masks.append(torch.zeros_like(visible_nNN, dtype=q.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
         out = attend(q, k, v, masks, scale=self.scale)
-        out = out.reshape(batch, down, across, self.heads, window, window, self.head_dim)
-        return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, self.heads * self.head_dim)
+        return from_windows(out, batch, height, width, window, shift)
 
     def bias(self, window: int) -> Tensor:
         """Return (h, N, N): the bias between the cells of a window of this side, at most `self.window`."""
