@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from math import log
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -246,6 +246,22 @@ def test_scales(strides: tuple[int, ...], scales: int, found: tuple[int, ...]) -
     losses = detector.train()(batch([SOME]))
     torch.stack([*losses.values()]).sum().backward()
     assert all(p.grad is not None for p in detector.neck.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["timm/resnet18", "timm/convnext_atto", "timm/pvt_v2_b0"])
+def test_backbones_of_timm_at_odd_sizes(backbone: str) -> None:
+    detector = fourstage.create_detector(
+        "dino", backbone, 3, channels=16, queries=30, heads=2, hidden=16, encoder_layers=1, decoder_layers=1
+    )
+    [found] = cast(DINO, detector).eval().detect(batch([[]], (333, 517)))
+    assert len(found) == 90
+    assert found.boxes_N4.isfinite().all()
+
+
+def test_a_backbone_of_dinov3_by_its_name() -> None:
+    with torch.device("meta"):
+        detector = fourstage.create_detector("dino", "timm/convnext_tiny.dinov3_lvd1689m", 3, scales=5)
+    assert tuple(level.stride for level in cast(DINO, detector).neck.levels) == (4, 8, 16, 32, 64)
 
 
 def test_a_mapper_needs_an_output_for_every_map() -> None:
