@@ -24,6 +24,7 @@ from fourstage.tasks.detection.task import Detection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LOOKS = 4  # queries whose places a picture shows
 AUTO = "auto"  # instead of a number of queries: as many as suit the data
 SHOWN = 12  # images whose detections a run folder keeps: a quarter of them the worst
 
@@ -134,9 +135,28 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             left = draw_objects(image_HW3, {**truth, "scores": None}, task.classes)
             right = draw_objects(image_HW3, detections, task.classes)
             counts = {"true": len(truth["labels"]), "found": len(detections["labels"])}
-            return side_by_side(left, right), {**counts, **_mistakes(errors[sample.id], record)}
+            sheet = side_by_side(left, right)
+            if isinstance(task.network, DINO):
+                sheet = side_by_side(sheet, self._draw_looks(task, sample, image_HW3))
+            return sheet, {**counts, **_mistakes(errors[sample.id], record)}
 
         keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
+
+    def _draw_looks(self, task: Detection, sample: Sample, image_HW3: np.ndarray) -> "Image":
+        """Draw where the queries of the best detections look, with their boxes."""
+        from fourstage.report.objects import draw_looks, draw_objects
+        from fourstage.tasks.detection.dino_looks import best_looks
+
+        assert isinstance(task.network, DINO)
+        batch = collate([self.evaluation_transform()(sample)]).to(next(task.parameters()).device)
+        looks = best_looks(task.network, batch, LOOKS)
+        shown = [i for i, score in enumerate(looks.scores_Q.tolist()) if score >= SHOWN_SCORE]
+        objects = {"boxes": looks.boxes_Q4[shown].tolist(), "labels": looks.labels_Q[shown].tolist()}
+        picture = draw_objects(image_HW3, {**objects, "scores": None}, task.classes)
+        names = ("label", "places", "weights")
+        rows = zip(objects["labels"], looks.places_QS2[shown].tolist(), looks.weights_QS[shown].tolist(), strict=True)
+        draw_looks(picture, [dict(zip(names, row, strict=True)) for row in rows], image_HW3.shape[1], len(task.classes))
+        return picture
 
     def predict_image(self, task: Detection, sample: Sample, title: str) -> ImageResult:
         device = next(task.parameters()).device

@@ -17,6 +17,7 @@ from fourstage.tasks.detection.deformable_attention import DeformableAttention, 
 from fourstage.tasks.detection.denoising import add_noise, cap_objects, draw_noise, may_see
 from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.dino import DINO, best_cells, queries_for
+from fourstage.tasks.detection.dino_looks import best_looks
 from fourstage.tasks.detection.matching import Draws
 from fourstage.tasks.detection.query_losses import (
     position_modulated_cost,
@@ -275,6 +276,19 @@ def test_without_denoising_its_losses_are_missing_and_its_embedding_is_frozen() 
     assert not any("dn" in name for name in losses)
     torch.stack([*losses.values()]).sum().backward()
     assert [name for name, p in detector.named_parameters() if p.grad is None] == ["label_embed.weight"]
+
+
+def test_queries_look_around_their_boxes() -> None:
+    """A fresh network looks in a ring around the centre of each box, in pixels of the original image."""
+    detector = tiny(points=1, heads=4).eval()
+    looks = best_looks(detector, batch([SOME]), 5)
+    assert looks.places_QS2.shape == (5, 4 * 4, 2)
+    centers_Q2 = (looks.boxes_Q4[:, :2] + looks.boxes_Q4[:, 2:]) / 2
+    sides_Q2 = looks.boxes_Q4[:, 2:] - looks.boxes_Q4[:, :2]
+    away_QS2 = (looks.places_QS2 - centers_Q2[:, None]) / sides_Q2[:, None]
+    torch.testing.assert_close(away_QS2.abs().amax(dim=2), torch.full((5, 16), 0.5), rtol=0, atol=1e-3)
+    torch.testing.assert_close(looks.weights_QS.sum(dim=1), torch.full((5,), 4.0))
+    assert looks.scores_Q.tolist() == looks.scores_Q.sort(descending=True).values.tolist()
 
 
 # -------------------------------------------------------------------------------------------------------- Stable-DINO

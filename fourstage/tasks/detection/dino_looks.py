@@ -1,0 +1,68 @@
+"""Where the queries of a DINO look: the places that its last decoder layer reads. Q queries, S places a query."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.data.sample import Batch
+from fourstage.tasks.detection.boxes import corner_form
+from fourstage.tasks.detection.deformable_attention import DeformableAttention
+from fourstage.tasks.detection.detector import to_original
+from fourstage.tasks.detection.dino import DINO
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The best queries of one image, best score first, in pixels of the original image."""
+
+    boxes_Q4: Tensor
+    labels_Q: Tensor
+    scores_Q: Tensor
+    places_QS2: Tensor  # x and y
+    weights_QS: Tensor  # of each place; they add up to 1 for each head
+
+
+@torch.no_grad()
+def best_looks(detector: DINO, batch: Batch, queries: int) -> Looks:
+    """Return where the best `queries` of a batch of one image look, of all heads and levels together."""
+    seen: list[tuple[Any, ...]] = []
+    last = detector.decoder.layers[-1].get_submodule("cross_attn")
+    assert isinstance(last, DeformableAttention)
+    hook = last.register_forward_pre_hook(_keep(seen))
+    try:
+        maps = detector.maps(batch)
+        memory = detector.encode(maps, detector.padding_masks(batch, maps))
+        decoded = detector.decode(memory, detector.choose(memory))
+    finally:
+        hook.remove()
+    predicted = detector.predict(len(decoded) - 1, decoded[-1])
+    scores_Q, labels_Q = predicted.logits_BQC[0].sigmoid().max(dim=1)
+    best_Q = scores_Q.argsort(descending=True, stable=True)[:queries]
+    query_BQC, references, memory = seen[0]
+    places, weights = last.points_of(query_BQC[:, best_Q], references[:, best_Q], memory.sizes)
+    size_L2 = places.new_tensor([(width, height) for height, width in memory.sizes])
+    padded_2 = places.new_tensor([side * detector.pad_to for side in _padded(batch, detector.pad_to)]).flip(0)
+    pixels_QS2 = ((places + 0.5) / size_L2[:, None] * padded_2)[0].flatten(1, 3)
+    height, width = batch.sizes[0]
+    boxes_Q4 = corner_form(predicted.boxes_BQ4[0, best_Q]) * predicted.boxes_BQ4.new_tensor([width, height] * 2)
+    return Looks(
+        to_original(boxes_Q4, batch, 0),
+        labels_Q[best_Q],
+        scores_Q[best_Q],
+        to_original(pixels_QS2.repeat(1, 1, 2), batch, 0)[..., :2],
+        weights[0].flatten(1),
+    )
+
+
+def _padded(batch: Batch, multiple: int) -> tuple[int, int]:
+    """Return height and width of the padded image, in multiples."""
+    return -(-batch.images_BCHW.shape[2] // multiple), -(-batch.images_BCHW.shape[3] // multiple)
+
+
+def _keep(seen: list[tuple[Any, ...]]) -> Any:
+    def keep(_module: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(given)
+
+    return keep
