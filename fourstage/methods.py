@@ -76,6 +76,8 @@ METHODS = {
             keys=r"init_proposal_features\.weight$|^proposal_features\.",
             config_types=("SparseRCNN",),
             read_config=f"{FOREIGN}.sparse_rcnn:sparse_rcnn",
+            regular="fourstage.weights.sparse_rcnn:regular",
+            describe="fourstage.weights.sparse_rcnn:arguments_of_state",
         ),
         Method(
             "cascade_mask_rcnn",

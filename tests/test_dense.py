@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden.fill import read_manifest
 from torch import Tensor, nn
 
 import fourstage
@@ -61,12 +62,26 @@ def candidates(method: str) -> list[str]:
             "bbox_head.retina_reg",
             *(f"rpn_head.rpn_{p}" for p in ("conv", "cls", "reg")),
         ]
+        stems += [f"bbox_head.{tower}.{i}.gn" for tower in ("cls_convs", "reg_convs") for i in range(4)]
+        stems += [f"bbox_head.atss_{part}" for part in ("cls", "reg", "centerness")]
+        stems += [f"neck.0.{part}.{i}.conv" for part in ("lateral_convs", "fpn_convs") for i in range(5)]
+        for block in (f"neck.1.dyhead_blocks.{i}" for i in range(2)):
+            convs = [f"{block}.spatial_conv_{place}" for place in ("high", "mid", "low")]
+            stems += [f"{conv}.{part}" for conv in convs for part in ("conv", "norm")]
+            stems += [f"{block}.{part}" for part in ("spatial_conv_offset", "scale_attn_module.1")]
+            stems += [f"{block}.task_attn_module.{conv}.conv" for conv in ("conv1", "conv2")]
         for stage in ("", "0.", "1.", "2."):
             box, mask = f"roi_head.bbox_head.{stage}", f"roi_head.mask_head.{stage}"
             stems += [f"{box}{part}" for part in ("fc_cls", "fc_reg", "shared_fcs.0", "shared_fcs.1")]
             stems += [f"{box}shared_convs.{i}.{part}" for i in range(4) for part in ("conv", "bn")]
             stems += [f"{mask}{part}" for part in ("upsample", "conv_logits", *(f"convs.{i}.conv" for i in range(4)))]
-    return [f"{stem}.{end}" for stem in stems for end in ends]
+    names = [f"{stem}.{end}" for stem in stems for end in ends]
+    if method == "atss":
+        names += [f"bbox_head.scales.{i}.scale" for i in range(5)]
+    if method == "sparse_rcnn":
+        manifest = read_manifest(Path(__file__).parent / "golden" / "heads" / "sparse_rcnn.json.gz")
+        names += [key for key in manifest["params"] if not key.startswith("neck.")]
+    return names
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -74,6 +89,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "upernet": {"channels": 16, "auxiliary_channels": 16},
     "semantic_fpn": {"neck_channels": 16, "channels": 16},
     "retinanet": {"channels": 16},
+    "atss": {"channels": 64, "convs": 1, "dyhead": 2},
+    "sparse_rcnn": {"proposals": 9, "stages": 2, "channels": 16, "hidden": 32, "filter_channels": 8},
     "mask_rcnn": {"channels": 16, "fc_channels": 32, "mask_channels": 16},
     "cascade_mask_rcnn": {"channels": 16, "fc_channels": 32, "mask_channels": 16, "heads": "4conv1fc"},
 }

@@ -75,8 +75,10 @@ def test_a_detector_of_mmdetection(name: str, tmp_path: Path) -> None:
     assert (network.method, network.num_classes, network.training) == (method, len(CLASSES), False)
     assert network.class_names == CLASSES
     assert same(network, by_hand.state_dict())
-    if method == "retinanet":
+    if method in ("retinanet", "atss"):
         assert network.limits == CandidateLimits(**RETINA)
+    elif method == "sparse_rcnn":
+        assert network.per_image == 7
     else:
         assert (network.rpn.proposals, network.limits) == (PROPOSING, SELECTING)
 

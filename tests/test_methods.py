@@ -43,7 +43,7 @@ def test_methods_are_found_by_name() -> None:
     assert list_methods("segmentation") == ["upernet", "semantic_fpn"]
     with pytest.raises(ValueError, match=r"did you mean mask_rcnn.*masks=False"):
         find_method("faster_rcnn", "detection")
-    with pytest.raises(ValueError, match="there are cascade_mask_rcnn"):
+    with pytest.raises(ValueError, match=r"there are .*cascade_mask_rcnn"):
         find_method("yolo", "detection")
     with pytest.raises(
         ValueError,
@@ -71,6 +71,9 @@ def test_every_address_of_a_row_exists(name: str) -> None:
         ("bbox_head.retina_cls.bias", "retinanet"),
         ("dense_head.classify.bias", "retinanet"),
         ("bbox_head.atss_cls.weight", "atss"),
+        ("rpn_head.init_proposal_features.weight", "sparse_rcnn"),
+        ("init_proposal_features.weight", "sparse_rcnn"),
+        ("proposal_features.weight", "sparse_rcnn"),
         ("dense_head.centerness.bias", "atss"),
         ("decode_head.psp_modules.0.1.conv.weight", "upernet"),
         ("decoder.scales.0.convs.0.conv.weight", "semantic_fpn"),

@@ -5,6 +5,7 @@ What is below `backbone.` (`backbone.bottom_up.` of the authors) is renamed by t
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -58,9 +59,7 @@ SPARSE_RCNN = (
             "fc_reg": "regress",
         },
     ),
-    # the authors' own, https://github.com/PeizeSun/SparseR-CNN; their pyramid counts its levels from 2
-    Rule(rf"backbone\.fpn_lateral(\d)\.{WB}", lambda m: f"neck.laterals.{int(m[1]) - 2}.{m[2]}"),
-    Rule(rf"backbone\.fpn_output(\d)\.{WB}", lambda m: f"neck.outputs.{int(m[1]) - 2}.{m[2]}"),
+    # the authors' own, https://github.com/PeizeSun/SparseR-CNN, after `regular`
     Rule(r"init_proposal_boxes\.weight", "proposal_boxes.weight"),
     Rule(r"init_proposal_features\.weight", "proposal_features.weight"),
     *_attention(AUTHORS, "self_attn"),
@@ -86,7 +85,42 @@ SPARSE_RCNN = (
 )
 
 
+def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Tensor]:
+    """Return a checkpoint of the authors with its backbone and pyramid apart; any other state dict as it is.
+
+    Their backbone is `backbone.bottom_up.`, and their pyramid below `backbone.` counts its levels from 2.
+    """
+    if "init_proposal_boxes.weight" not in state:
+        return state
+    return {_apart(key): value for key, value in state.items()}
+
+
+def _apart(key: str) -> str:
+    if match := re.fullmatch(rf"backbone\.fpn_(lateral|output)(\d)\.{WB}", key):
+        part = {"lateral": "lateral_convs", "output": "fpn_convs"}[match[1]]
+        return f"neck.{part}.{int(match[2]) - 2}.conv.{match[3]}"
+    return key.replace("backbone.bottom_up.", "backbone.", 1)
+
+
+def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return the arguments of a Sparse R-CNN of MMDetection or of its authors; None for another file."""
+    features = state.get("rpn_head.init_proposal_features.weight", state.get("init_proposal_features.weight"))
+    first = r"(?:roi_head\.bbox_head|head\.head_series)\.(\d+)\."
+    hidden = _rows(state, first + r"(?:ffn\.layers\.0\.0|linear1)\.bias")
+    filters = _rows(state, first + r"(?:instance_interactive_conv\.norm_in|inst_interact\.norm1)\.bias")
+    if features is None or hidden is None or filters is None:
+        return None
+    proposals, channels = features.shape
+    stages = len({match[1] for key in state if (match := re.match(first, key))})
+    sizes = {"channels": channels, "hidden": hidden, "filter_channels": filters}
+    return {"proposals": proposals, "stages": stages, **sizes}
+
+
+def _rows(state: Mapping[str, Tensor], pattern: str) -> int | None:
+    return next((len(value) for key, value in state.items() if re.fullmatch(pattern, key)), None)
+
+
 def count_of_sparse_rcnn(state: Mapping[str, Tensor]) -> int | None:
     """The number of classes of the first head, in the names of each source and ours."""
     weight = r"(roi_head\.bbox_head\.0\.fc_cls|head\.head_series\.0\.class_logits|box_heads\.0\.classify)\.weight"
-    return next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)
+    return _rows(state, weight)

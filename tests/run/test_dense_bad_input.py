@@ -25,6 +25,8 @@ DINO = "{queries: 120, channels: 16, encoder_layers: 1, decoder_layers: 2, heads
 SMALL = {
     "dino": [f"method_args={DINO}", *BOXES],
     "retinanet": ["method_args={channels: 16}", *BOXES],
+    "atss": ["method_args={channels: 64, convs: 1}", *BOXES],
+    "sparse_rcnn": ["method_args={proposals: 9, stages: 2, channels: 16, hidden: 32, filter_channels: 8}", *BOXES],
     "mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
     "cascade_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}", *BOXES],
     "upernet": ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"],
@@ -122,7 +124,7 @@ def five_hundred(content: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("method", ["retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino"])
+@pytest.mark.parametrize("method", ["retinanet", "atss", "sparse_rcnn", "mask_rcnn", "cascade_mask_rcnn", "dino"])
 def test_images_without_objects_train_and_are_scored(
     method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

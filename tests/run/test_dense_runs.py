@@ -23,6 +23,8 @@ SMALL = {
     "digit_scenes_upernet": ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"],
     "digit_scenes_semantic_fpn": ["method_args={neck_channels: 16, channels: 16}", "augmentation.crop=[64,64]"],
     "digit_scenes_retinanet": ["method_args={channels: 16}"],
+    "digit_scenes_atss": ["method_args={channels: 64, convs: 1}"],
+    "digit_scenes_sparse_rcnn": ["method_args={proposals: 9, stages: 2, channels: 16, hidden: 32, filter_channels: 8}"],
     "digit_scenes_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}"],
     "digit_scenes_cascade_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16, regions: 16}"],
 }

@@ -47,6 +47,7 @@ CLASSES = ("cat", "dog", "owl")
 MEAN, STD = (tuple(value / 255 for value in values) for values in (configs.MEAN, configs.STD))
 SMALL = {"channels": 16, "fc_channels": 32, "mask_channels": 16}
 SELECTING, PROPOSING = DetectionLimits(0.1, 0.4, 7), ProposalLimits(50, 20, 0.6)
+SPARSE = {"proposals": 9, "stages": 2, "channels": 16, "hidden": 32, "filter_channels": 8, "per_image": 7}
 RETINA = {"per_level": 40, "score_threshold": 0.1, "iou_threshold": 0.4, "per_image": 7}
 DETECTORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # our method, our arguments, their configuration
     "mask_rcnn": ("mask_rcnn", SMALL, configs.mask_rcnn()),
@@ -54,6 +55,13 @@ DETECTORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # our meth
     "cascade": ("cascade_mask_rcnn", SMALL, configs.cascade(plain=True)),
     "cascade_4conv": ("cascade_mask_rcnn", {**SMALL, "heads": "4conv1fc", "conv_channels": 16}, configs.cascade()),
     "retinanet": ("retinanet", {"channels": 16, "convs": 2, **RETINA}, configs.retinanet()),
+    "atss": ("atss", {"channels": 64, "convs": 1, **RETINA}, configs.atss()),
+    "atss_dyhead": (
+        "atss",
+        {"channels": 64, "dyhead": 2, "kernel": 1, "anchor_offset": 0.5, **RETINA},
+        configs.atss(dyhead=True),
+    ),
+    "sparse_rcnn": ("sparse_rcnn", SPARSE, configs.sparse_rcnn()),
 }
 SEGMENTORS: dict[str, tuple[dict[str, Any], dict[str, Any], Protocol]] = {
     "upernet": (
@@ -146,7 +154,7 @@ def test_a_detector_is_found_by_its_checkpoint_alone(
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
 
     network: Any = fourstage.create_detector(method, "swin_mini", len(CLASSES), checkpoint_path=file, **arguments)
-    if name != "retinanet":
+    if "mask_rcnn" in method:
         network.limits, network.rpn.proposals = SELECTING, PROPOSING
     task, prepare = Detection(network.eval(), CLASSES), evaluation_transform((128, 96), mean=MEAN, std=STD)
     for photo in photos:

@@ -13,7 +13,7 @@ from fourstage.methods import list_methods
 from fourstage.tasks.detection.detector import Detector
 
 SMALL = {"channels": 8}
-OWN: dict[str, dict[str, Any]] = {"atss": {"channels": 64, "dyhead": 1}}
+OWN: dict[str, dict[str, Any]] = {"atss": {"channels": 64, "dyhead": 1}, "sparse_rcnn": {"channels": 16, "stages": 1}}
 
 
 def build(task: str, method: str) -> nn.Module:

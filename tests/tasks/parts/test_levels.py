@@ -19,6 +19,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "upernet": {"channels": 8, "auxiliary_channels": 8},
     "semantic_fpn": {"neck_channels": 8, "channels": 8},
     "retinanet": {"channels": 8},
+    "atss": {"channels": 64, "convs": 1},
+    "sparse_rcnn": {"proposals": 9, "stages": 1, "channels": 16, "hidden": 16, "filter_channels": 8},
     "mask_rcnn": {"channels": 8, "fc_channels": 8, "mask_channels": 8},
 }
 IMAGES = torch.zeros(2, 3, 128, 96)

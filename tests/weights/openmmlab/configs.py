@@ -101,6 +101,23 @@ def atss(*, dyhead: bool = False) -> dict[str, Any]:
     }
 
 
+def sparse_rcnn() -> dict[str, Any]:
+    coder = {"type": "DeltaXYWHBBoxCoder", "clip_border": False, "target_stds": [0.5, 0.5, 1.0, 1.0]}
+    conv = {"type": "DynamicConv", "in_channels": 16, "feat_channels": 8, "out_channels": 16, "input_feat_shape": 7}
+    head = {"type": "DIIHead", "num_classes": 3, "num_heads": 8, "in_channels": 16, "feedforward_channels": 32}
+    head |= {"bbox_coder": coder, "dynamic_conv_cfg": conv, "num_cls_fcs": 1, "num_reg_fcs": 3, "num_ffn_fcs": 2}
+    regions = {"type": "SingleRoIExtractor", "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 2}}
+    neck = {"type": "FPN", "in_channels": WIDTHS, "out_channels": 16, "num_outs": 4, "add_extra_convs": "on_input"}
+    return {
+        "type": "SparseRCNN",
+        "backbone": SWIN,
+        "neck": neck,
+        "rpn_head": {"type": "EmbeddingRPNHead", "num_proposals": 9, "proposal_feature_channel": 16},
+        "roi_head": {"type": "SparseRoIHead", "bbox_roi_extractor": regions, "bbox_head": [head, head]},
+        "test_cfg": {"rpn": None, "rcnn": {"max_per_img": 7}},
+    }
+
+
 def upernet() -> dict[str, Any]:
     head = {"type": "UPerHead", "in_channels": WIDTHS, "channels": 16, "num_classes": 3, "pool_scales": (1, 2, 3, 6)}
     aside = {"type": "FCNHead", "in_channels": 64, "in_index": 2, "channels": 16, "num_convs": 1, "num_classes": 3}

@@ -141,6 +141,8 @@ SETTINGS: list[tuple[dict[str, Any], str, object, dict[str, Any]]] = [
     (configs.atss(), "bbox_head.anchor_generator.octave_base_scale", 4, {"base_scale": 4}),
     (configs.atss(), "bbox_head.anchor_generator.center_offset", 0.5, {"anchor_offset": 0.5}),
     (configs.atss(dyhead=True), "bbox_head.pred_kernel_size", 5, {"kernel": 5}),
+    (configs.sparse_rcnn(), "rpn_head.num_proposals", 12, {"proposals": 12}),
+    (configs.sparse_rcnn(), "test_cfg.rcnn.max_per_img", 5, {"per_image": 5}),
 ]
 
 
@@ -251,6 +253,10 @@ REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.atss(), "bbox_head.bbox_coder.target_stds", [1.0] * 4, "target_stds"),
     (configs.atss(), "neck", [configs.atss()["neck"], {"type": "PAFPN"}], "type 'PAFPN' is not supported"),
     (configs.atss(), "neck", [*configs.atss(dyhead=True)["neck"], {}], "third neck"),
+    (configs.sparse_rcnn(), "roi_head.type", "CascadeRoIHead", "type 'CascadeRoIHead' is not supported"),
+    (configs.sparse_rcnn(), "neck.num_outs", 5, "num_outs 5 is not supported; supported: 4"),
+    (configs.sparse_rcnn(), "roi_head.bbox_roi_extractor.roi_layer.sampling_ratio", 0, "sampling_ratio 0 is not"),
+    (configs.sparse_rcnn(), "roi_head.bbox_head", [{"type": "BBoxHead"}], "type 'BBoxHead' is not supported"),
     (configs.upernet(), "decode_head.type", "PSPHead", "PSPHead.*UPerHead"),
     (configs.upernet(), "decode_head.act_cfg", {"type": "GELU"}, "GELU"),
 ]
