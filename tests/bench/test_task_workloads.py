@@ -21,7 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cascade_mask_rcnn": {"channels": 8, "fc_channels": 16, "mask_channels": 8, "regions": 32},
     "retinanet": {"channels": 8, "convs": 1},
     "atss": {"channels": 64, "convs": 1},
-    "sparse_rcnn": {"proposals": 9, "stages": 2, "channels": 16, "hidden": 32, "filter_channels": 8},
+    "sparse_rcnn": {"proposals": 100, "stages": 2, "channels": 16, "hidden": 32, "filter_channels": 8},
 }
 
 

@@ -39,13 +39,6 @@ def segmentation(method: Callable[..., nn.Module]) -> nn.Module:
 TASKS: dict[str, Callable[[], nn.Module]] = {
     "classification": lambda: Classification(build("smt-classifier"), tuple(map(str, range(1000)))),
     **{name: lambda name=name: Detection(small(name), "abc") for name in NAMES},
-    "retinanet": lambda: Detection(small("retinanet"), "abc"),
-    "atss": lambda: Detection(small("atss"), "abc"),
-    "atss_dyhead": lambda: Detection(small("atss_dyhead"), "abc"),
-    "sparse_rcnn": lambda: Detection(small("sparse_rcnn"), "abc"),
-    "mask_rcnn": lambda: Detection(small("mask_rcnn"), "abc"),
-    "dino": lambda: Detection(small("dino"), "abc"),
-    "cascade_mask_rcnn": lambda: Detection(small("cascade"), "abc"),
     "upernet": lambda: segmentation(upernet),
     "semantic_fpn": lambda: segmentation(semantic_fpn),
 }
