@@ -70,7 +70,7 @@ def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._entries, "swin_mini", registry.Entry("swin_mini", partial(tiny, "swin"), build))
 
 
-SMALL = {"proposals": 7, "stages": 2, "channels": 16, "hidden": 24, "filter_channels": 4}
+SMALL: dict[str, Any] = {"proposals": 7, "stages": 2, "channels": 16, "hidden": 24, "filter_channels": 4}
 
 
 @pytest.mark.parametrize("source", NAMES)

@@ -360,7 +360,8 @@ def test_settings_that_no_sparse_rcnn_has_are_refused(arguments: dict[str, Any],
 
 
 def test_more_objects_than_proposals_are_refused_with_the_image_named() -> None:
-    detector = create_detector("sparse_rcnn", SmallBackbone(), 3, proposals=2, stages=1, channels=16, heads=2, hidden=8)
+    sizes: dict[str, Any] = {"proposals": 2, "stages": 1, "channels": 16, "heads": 2, "hidden": 8}
+    detector: Any = create_detector("sparse_rcnn", SmallBackbone(), 3, **sizes)
     assert all(value.isfinite() for value in detector(batch([SOME])).values())
     with pytest.raises(ValueError, match=r"image 0 has 5 objects, and this detector 2 proposals.*proposals=5 or more"):
         detector(batch([EXTREMES["all the same"]]))
