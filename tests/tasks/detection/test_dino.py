@@ -262,7 +262,8 @@ def test_backbones_of_timm_at_odd_sizes(backbone: str) -> None:
 def test_a_backbone_of_dinov3_by_its_name() -> None:
     with torch.device("meta"):
         detector = fourstage.create_detector("dino", "timm/convnext_tiny.dinov3_lvd1689m", 3, scales=5)
-    assert tuple(level.stride for level in cast(DINO, detector).neck.levels) == (4, 8, 16, 32, 64)
+    neck = cast(ChannelMapper, cast(DINO, detector).neck)
+    assert tuple(level.stride for level in neck.levels) == (4, 8, 16, 32, 64)
 
 
 def test_a_mapper_needs_an_output_for_every_map() -> None:
@@ -313,7 +314,8 @@ def test_the_position_supervised_loss_by_hand() -> None:
 
 def test_the_position_supervised_loss_without_objects_is_focal() -> None:
     logits_BQC = torch.randn(2, 3, 4, requires_grad=True)
-    none = MatchedPairs(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), torch.zeros(0, 4))
+    nothing_M = torch.zeros(0, dtype=torch.int64)
+    none = MatchedPairs(nothing_M, nothing_M, nothing_M, torch.zeros(0, 4))
     found = position_supervised_loss(Queries(logits_BQC, torch.rand(2, 3, 4)), none)
     share = logits_BQC.sigmoid()
     torch.testing.assert_close(found, (-0.75 * share**2 * (1 - share).log()).sum())
