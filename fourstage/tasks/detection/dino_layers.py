@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.ops.chunks import by_rows
+from fourstage.ops.eager import may_run_fast
 from fourstage.ops.matmul import linear
 from fourstage.tasks.detection.boxes import as_float32
 from fourstage.tasks.detection.deformable_attention import DeformableAttention, Memory
@@ -37,8 +39,13 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BQC: Tensor) -> Tensor:
-        hidden = F.relu(linear(self.expand, x_BQC))
-        return self.norm(x_BQC + linear(self.reduce, hidden))
+        fast = not torch.is_grad_enabled() and may_run_fast(x_BQC, modules=(self.expand, self.reduce))
+        wide = self.expand.out_features
+        out_BQC = by_rows(self._between_norms, x_BQC, wide) if fast else self._between_norms(x_BQC)
+        return self.norm(x_BQC + out_BQC)
+
+    def _between_norms(self, x_NC: Tensor) -> Tensor:
+        return linear(self.reduce, F.relu(linear(self.expand, x_NC)))
 
 
 class SelfAttention(nn.Module):
