@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,28 @@ def test_classes_come_from_the_file_and_stay_with_it(files: Files, tmp_path: Pat
     first = out.read_bytes()
     convert(files["five"], "visformer_digits", out, which="ema", force=True)
     assert out.read_bytes() == first  # no dates in it
+
+
+def test_a_damaged_byte_of_a_converted_file_is_noticed(files: Files, tmp_path: Path) -> None:
+    out, plain = tmp_path / "five.safetensors", tmp_path / "plain.safetensors"
+    convert(files["five"], "visformer_digits", out)
+    content = out.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    random.seed(2)
+    names = content.index(b"fourstage_crc32")
+    places = [*random.sample(range(header, len(content)), 20), *random.sample(range(8, names), 20), names + 18, 0]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.randrange(7)
+        out.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"five\.safetensors "):
+            read_checkpoint(out)
+    out.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(ValueError, match="is damaged, its bytes do not have the sum that was written with them"):
+        fourstage.from_checkpoint(out)
+    out.write_bytes(content)
+    save_file(load_file(out), plain, {"format": "pt"})  # files of other programs have no sum
+    assert same(fourstage.create_model("visformer_digits", checkpoint_path=plain, num_classes=5), load_file(out))
 
 
 def test_heads_of_other_sizes(files: Files, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fourstage.api import create_backbone, create_model
 from fourstage.backbones.base import Backbone
 from fourstage.build import try_on_meta
+from fourstage.checksums import ENTRY, UNKNOWN, with_sum
 from fourstage.files import write_file
 from fourstage.registry import find
 from fourstage.weights import catalog
@@ -164,12 +165,12 @@ def _arguments(network: Any, usual: Mapping[str, Any], given: Mapping[str, Any],
 
 
 def _write(tensors: dict[str, Tensor], described: dict[str, str], stream: IO[bytes]) -> None:
-    """Write .safetensors with its header sorted, so that the same content gives the same bytes."""
-    data = memoryview(save(tensors, described))
+    """Write .safetensors with its sum, and with its header sorted, so that the same content gives the same bytes."""
+    data = memoryview(save(tensors, {**described, ENTRY: UNKNOWN}))
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(bytes(data[8:start])), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
-    stream.write(len(header).to_bytes(8, "little") + header)
+    stream.write(with_sum(header, data[start:]))
     stream.write(data[start:])
 
 

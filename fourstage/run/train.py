@@ -108,13 +108,16 @@ def _less_memory(recipe: Recipe, ranks: Ranks) -> str:
     """Return what to type where the memory is too small for a training."""
     o = recipe.optimisation
     micro_batch = o.batch_size // o.accumulation // ranks.size
-    smaller = [
-        *([f"optimisation.accumulation={2 * o.accumulation}"] if micro_batch % 2 == 0 else []),
+    free = [
         *([] if recipe.grad_checkpointing else ["grad_checkpointing=true"]),
+        *(["fewer workers, such as workers=0"] if recipe.workers != 0 else []),
+    ]
+    other = [
+        *([f"optimisation.accumulation={2 * o.accumulation}"] if micro_batch % 2 == 0 else []),
         "a smaller optimisation.batch_size or image size",
     ]
-    workers = "; fewer workers, such as workers=0, may change without --fresh" if recipe.workers else ""
-    return f"start again with --fresh and {', or '.join(smaller)}{workers}"
+    start_again = f"start again with --fresh and {' or '.join(other)}"
+    return f"continue with {' and '.join(free)}, or {start_again}" if free else start_again
 
 
 def _finished(folder: RunFolder) -> Trained | None:
@@ -413,6 +416,10 @@ def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
     changed = [
         f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
     ]
+    recomputed = state["recipe"].get("grad_checkpointing", False), setup.recipe.grad_checkpointing
+    # Our own blocks are recomputed bit for bit; compilers fuse other kernels, and timm counts batch statistics twice.
+    if recomputed[0] != recomputed[1] and (setup.recipe.compile or "timm/" in setup.recipe.network_name):
+        changed.append(f"grad_checkpointing {recomputed[0]} before, {recomputed[1]} now")
     if setup.device.type == "cuda" and not setup.recipe.deterministic:
         changed.append("GPU kernels are not deterministic; deterministic=true selects those that are")
     return [f"The run continues, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []

@@ -5,11 +5,12 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from run.runs import refused, stop_before
+from run.runs import refused, run_train, stop_before
 
 from fourstage.cli import main
 from fourstage.engine.state import load_state
@@ -93,6 +94,30 @@ def test_a_run_continues_from_the_previous_checkpoint_bit_for_bit(
     assert last.with_name("last.pt.damaged").exists() == (damage is flip)
     assert read_state(previous)["step"] == 6
     assert not last.samefile(previous)
+
+
+def test_a_run_continues_with_recomputed_activations_bit_for_bit(
+    stopped: Path, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(stopped, "grad_checkpointing=true") == 0
+    assert "not bit for bit" not in capsys.readouterr().out
+    assert "grad_checkpointing: true" in (stopped / "recipe.yaml").read_text()
+    assert_same(stopped, runs[0])
+
+
+def test_other_kernels_are_reported_where_activations_are_recomputed(stopped: Path) -> None:
+    from fourstage.recipe import resolve
+
+    state = read_state(stopped / "checkpoints" / "last.pt")
+    for changes, expected in ([], False), (["compile=true"], True):
+        recipe = resolve("digits_visformer", ["grad_checkpointing=true", *changes]).recipe
+        setup = SimpleNamespace(
+            splits=SimpleNamespace(train=SimpleNamespace(classes=state["classes"])),
+            recipe=recipe,
+            conditions=state["conditions"],
+            device=torch.device("cpu"),
+        )
+        assert any("grad_checkpointing" in text for text in run_train._check_same_data(state, setup)) is expected
 
 
 @pytest.mark.parametrize("damage", [empty, cut, zeros, other_state])

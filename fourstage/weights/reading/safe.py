@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
-from fourstage.checksums import is_intact
+from fourstage.checksums import ENTRY, is_intact, is_intact_safetensors
 from fourstage.files import RAISE, kind_of, limit, open_regular
 from fourstage.weights.reading.metadata import classes_of
 from fourstage.weights.reading.unpickle import (
@@ -44,6 +44,7 @@ DIRECTORY_BYTES = 16 * 2**20  # of a zip archive: about 200,000 entries
 SPARSE = 2**30  # bytes; a larger file is not read where most of it is holes, which would become memory
 LOCAL_HEADER = 30  # bytes before the name of a zip entry
 AGAIN = "download or save it again"
+DAMAGED_SUM = f"is damaged, its bytes do not have the sum that was written with them: {AGAIN}"
 # What damaged bytes can raise, in our code and in the libraries below it.
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError)
 BROKEN += (struct.error, zipfile.BadZipFile)
@@ -207,14 +208,17 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
 
     with open_regular(path) as file:
         header = int.from_bytes(file.read(8), "little")
-    if limit(HEADER_BYTES) < header <= size:
-        raise UnreadableError(
-            f"has a header of {header:,} bytes, and at most {limit(HEADER_BYTES):,} are read; {RAISE}"
-        )
+        if limit(HEADER_BYTES) < header <= size:
+            raise UnreadableError(
+                f"has a header of {header:,} bytes, and at most {limit(HEADER_BYTES):,} are read; {RAISE}"
+            )
+        if header <= size and is_intact_safetensors(file, header) is False:
+            raise UnreadableError(DAMAGED_SUM)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            metadata = {key: value for key, value in (file.metadata() or {}).items() if key != ENTRY}
+            return {name: file.get_tensor(name) for name in names}, metadata
     except SafetensorError as error:
         raise UnreadableError(f"({size:,} bytes) is no complete .safetensors file ({error}): {AGAIN}") from None
 
@@ -222,7 +226,7 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
 def _read_zip(file: IO[bytes], size: int) -> Any:
     intact = is_intact(file)
     if intact is False:
-        raise UnreadableError(f"is damaged, its bytes do not have the sum that was written with them: {AGAIN}")
+        raise UnreadableError(DAMAGED_SUM)
     guarded = _Guarded(file, limit(DIRECTORY_BYTES))
     try:
         archive = zipfile.ZipFile(guarded)  # pyright: ignore[reportArgumentType] - all that it uses of a file
