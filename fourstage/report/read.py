@@ -230,7 +230,8 @@ def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and write the report again") from error
+        reason = str(error).removeprefix(f"{path} ").partition("; ")[0]
+        raise ValueError(f"{path} is damaged ({reason}); remove it and write the report again") from error
 
 
 def _mapping(path: Path) -> dict[str, Any]:

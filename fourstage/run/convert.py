@@ -96,7 +96,8 @@ def convert(
     )
     new = {*report.fresh, *(f"{key.rpartition('.')[0]}.num_batches_tracked" for key in report.fresh)}
     tensors = {key: value.contiguous() for key, value in network.state_dict().items() if key not in new}
-    write_file(out, lambda stream: _write(tensors, described, stream))
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    write_file(out, lambda stream: _write(tensors, described, stream), needed=needed)
     return Converted(out, report, weight, described)
 
 

@@ -26,11 +26,12 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-he
 
 LOCK = ".lock"
 RECIPE_SUM = "# CRC-32 of the lines above: "
+FOLDERS = ("checkpoints", "samples", "tensorboard", "slurm")
 # Files and folders that a run writes. `tracker.json`, `wandb` and `trackio` are of experiment trackers.
 WRITTEN = (
     *(LOCK, "recipe.yaml", "changes.json", "environment.json", "computation.json", "bad_images.json", "log.jsonl"),
     *("evaluation.json", "records.jsonl", "report.html", "tracker.json"),
-    *("checkpoints", "samples", "tensorboard", "slurm"),
+    *FOLDERS,
 )
 TRACKERS = ("wandb", "trackio")  # their folders, in which they keep links of their own
 
@@ -209,8 +210,18 @@ class RunFolder:
             raise ValueError(f"{self.path} holds files that do not belong to a run; choose another --out")
 
     def _check_links(self) -> None:
-        """Raise ValueError where what a run writes would leave the folder: it may come from somebody else."""
+        """Raise ValueError where what a run writes would leave the folder, or where a name is taken by something else.
+
+        The folder may come from somebody else.
+        """
         check_no_links(self.path, WRITTEN, in_place=(LOCK, self.log.name))
+        for path in (self.path / name for name in WRITTEN):
+            is_folder, expected = path.is_dir(), path.name in FOLDERS
+            if path.exists() and is_folder != expected:
+                found, needed = ("folder", "file") if is_folder else ("file", "folder")
+                raise ValueError(
+                    f"{path} is a {found}, and a run writes a {needed} of this name; remove it, or choose another --out"
+                )
         for name in TRACKERS:
             if (self.path / name).is_symlink():
                 check_no_links(self.path, [name])

@@ -12,7 +12,7 @@ from fourstage.cli import main
 from fourstage.files import check_no_links, open_to_lock
 from fourstage.recipe import resolve
 from fourstage.report.read import read_run
-from fourstage.run.folder import WRITTEN, RunFolder
+from fourstage.run.folder import FOLDERS, WRITTEN, RunFolder
 from fourstage.run.states import damaged_line
 
 TRAIN = ["train", "digits_visformer", "length=1it", "batch_size=16", "warmup=0it", "workers=0"]
@@ -63,6 +63,32 @@ def test_a_pipe_in_place_of_a_file_is_never_waited_for(
     (tmp_path / "run" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "run" / name)
     refused(main([*TRAIN, "--out", str(tmp_path / "run")]), capsys, f"{name} is a named pipe")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_folder_in_place_of_a_file_and_the_other_way_round_are_sentences(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = begun(tmp_path / "run").path / name
+    if name in FOLDERS:
+        if path.exists():
+            path.rmdir()
+        path.touch()
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    found = "file, and a run writes a folder" if name in FOLDERS else "folder, and a run writes a file"
+    refused(main([*TRAIN, "--out", str(tmp_path / "run")]), capsys, f"{path} is a {found} of this name", "--out")
+
+
+def test_a_damaged_file_is_named_once_in_the_message_of_a_report(tmp_path: Path) -> None:
+    path = begun(tmp_path / "run").path / "evaluation.json"
+    for content in ("{", "[" * 200_000):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"evaluation\.json is damaged") as raised:
+            read_run(path.parent)
+        assert str(raised.value).count(str(path)) == 1, raised.value
+        assert "; correct it" not in str(raised.value)
 
 
 def test_links_of_the_user_elsewhere_are_left_alone(tmp_path: Path) -> None:
