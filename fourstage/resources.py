@@ -25,6 +25,7 @@ NO_MEMORY = (  # in messages of torch's allocators and of the libraries below th
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "could not create a memory object",
     "Failed to allocate",
+    "failed to map segment from shared object",  # the dynamic linker, with a limit such as `ulimit -v`
 )
 NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
 NO_SPACE = (  # torch's zip writer reports no number, only that its own position is not the file's
@@ -50,7 +51,7 @@ def sentences(advice: str = SMALLER, folder: Path | None = None) -> Generator[No
     """
     try:
         yield
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
         text = sentence_of(error, advice, folder)
         if text is None:
             raise
@@ -119,7 +120,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, ImportError | RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def is_shared_memory_full(error: BaseException) -> bool:

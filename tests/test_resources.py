@@ -44,6 +44,15 @@ def test_every_allocator_of_the_cpu(act: Callable[[], None]) -> None:
         assert "TB more were needed" in sentence
 
 
+def test_the_dynamic_linker_without_memory() -> None:
+    with (
+        pytest.raises(ValueError, match=r"the memory of this machine ran out \(.*\); type this"),
+        sentences("type this"),
+    ):
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert sentence_of(ImportError("No module named 'timm'")) is None
+
+
 GPU = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

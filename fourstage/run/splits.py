@@ -1,18 +1,17 @@
 """The data of a run: opened first, read later, so that a mistake in a recipe is reported before a minute of reading."""
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, TypeGuard, cast
 
 from fourstage.data.bad_images import find_bad_images, without
 from fourstage.data.formats import find_format, open_dataset
 from fourstage.data.sample import Dataset
 from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
+from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
 from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED, Recipe
@@ -89,11 +88,26 @@ def readable_splits(opened: Splits, recipe: Recipe, ranks: Ranks, known: Path, *
     Raises:
         ValueError: there are unreadable images, and the recipe does not skip them.
     """
-    before: Mapping[str, Scan] = json.loads(known.read_text()) if known.is_file() else {}
+    before = scans_before(known)
     train, train_scan, train_notes = readable(opened.train, "train", recipe, ranks, before.get("train"), show=show)
     val, val_scan, val_notes = readable(opened.val, "val", recipe, ranks, before.get("val"), show=show)
     notes = tuple(dict.fromkeys(train_notes + val_notes))
     return Splits(train, val, notes, {"train": train_scan, "val": val_scan})
+
+
+def scans_before(known: Path) -> dict[str, Scan]:
+    """Return the scans by split in the file of an earlier start; those that are damaged are left out, and repeated."""
+    try:
+        content = read_json(known) if known.is_file() else {}
+    except ValueError:
+        return {}
+    return {split: scan for split, scan in content.items() if _is_scan(scan)} if isinstance(content, dict) else {}
+
+
+def _is_scan(value: Any) -> TypeGuard[Scan]:
+    if not isinstance(value, dict) or not isinstance(value.get("ids"), str) or not isinstance(value.get("bad"), dict):
+        return False
+    return all(isinstance(report, str) for report in value["bad"].values())
 
 
 def readable(

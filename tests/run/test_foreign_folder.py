@@ -13,6 +13,7 @@ from fourstage.files import check_no_links, open_to_lock
 from fourstage.recipe import resolve
 from fourstage.report.read import read_run
 from fourstage.run.folder import FOLDERS, WRITTEN, RunFolder
+from fourstage.run.splits import scans_before
 from fourstage.run.states import damaged_line
 
 TRAIN = ["train", "digits_visformer", "length=1it", "batch_size=16", "warmup=0it", "workers=0"]
@@ -89,6 +90,17 @@ def test_a_damaged_file_is_named_once_in_the_message_of_a_report(tmp_path: Path)
             read_run(path.parent)
         assert str(raised.value).count(str(path)) == 1, raised.value
         assert "; correct it" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "7", "[]", "\0", '{"train": 7}', '{"train": {"ids": 3, "bad": {}}}', "[" * 100_000]
+)
+def test_damaged_lists_of_unreadable_images_are_made_again(content: str, tmp_path: Path) -> None:
+    known, good = tmp_path / "bad_images.json", {"ids": "a", "bad": {"x.png": "it is empty"}}
+    known.write_text(content)
+    assert scans_before(known) == {}
+    known.write_text(json.dumps({"train": good, "val": {**good, "bad": {"x.png": 1}}}))
+    assert scans_before(known) == {"train": good}
 
 
 def test_links_of_the_user_elsewhere_are_left_alone(tmp_path: Path) -> None:

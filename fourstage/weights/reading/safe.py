@@ -231,7 +231,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
     try:
         archive = zipfile.ZipFile(guarded)  # pyright: ignore[reportArgumentType] - all that it uses of a file
     except zipfile.BadZipFile:
-        raise UnreadableError(f"is incomplete ({size:,} bytes, its end is missing): download it again") from None
+        raise UnreadableError(f"is incomplete ({size:,} bytes, its end is missing): {AGAIN}") from None
     guarded.most = size
     entries = {entry.filename: entry for entry in archive.infolist()}
     root = _zip_root(list(entries))
