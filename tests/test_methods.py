@@ -58,6 +58,8 @@ def test_every_address_of_a_row_exists(name: str) -> None:
     for address in (method.build, method.names, method.count_classes, method.read_config):
         assert isinstance(address, str)
         assert resolve_name(address) is not None
+    for address in (method.regular, method.describe):
+        assert address is None or callable(resolve_name(address))
     assert method.keys is not None
     assert method.config_types
 

@@ -81,9 +81,10 @@ def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") 
 def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
     """Return the number of classes of a detector or segmentor by its tensors; None where they do not show it."""
     bare = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
-    counters = dict.fromkeys(method.count_classes for method in all_methods(task) if method.count_classes is not None)
-    counts = (resolve_name(counter)(bare) for counter in counters)
-    return next((count for count in counts if count is not None), None)
+    method = recognise(key for key in bare if not key.startswith(BACKBONE))  # layers of two methods can have one name
+    if method is None or method.task != task or method.count_classes is None:
+        return None
+    return resolve_name(method.count_classes)(bare)
 
 
 def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:

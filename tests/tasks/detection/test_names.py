@@ -3,9 +3,11 @@
 import pytest
 import torch
 from goldens import FixedMaps, read_golden
+from scenes import NAMES, small
 
 import fourstage
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
+from fourstage.weights.complete_checkpoints import count_classes
 from fourstage.weights.openmmlab.detector_names import ATSS, HEADS
 from fourstage.weights.rules import matching_rules, rename
 
@@ -66,6 +68,11 @@ def test_every_name_of_an_atss_is_claimed_once_and_becomes_one_of_ours() -> None
         assert ours.keys() == network.state_dict().keys()
     with pytest.raises(ValueError, match="matches 0 rules"):
         rename({"bbox_head.retina_cls.weight": torch.zeros(1)}, ATSS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_classes_is_counted_by_the_rule_of_the_method(name: str) -> None:
+    assert count_classes(small(name, classes=7).state_dict(), "detection") == 7
 
 
 def _kind(key: str) -> str:
