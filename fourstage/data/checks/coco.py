@@ -9,7 +9,7 @@ from typing import Any
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.objects.coco import Annotated, area_from, check_names, find_split, name_of, read_json
-from fourstage.data.objects.rle import decode_mask
+from fourstage.data.objects.rle import mask_area
 from fourstage.data.objects.table import box_of, check_masks
 from fourstage.data.sample import Progress, Split
 
@@ -96,7 +96,8 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
         except ValueError as error:
             yield Finding("error", "broken area", where, "cannot be used", f"{error}; correct it or leave it out")
         yield from box_findings(where, annotation["bbox"], size)
-        yield from mask_findings(where, annotation.get("segmentation"), size)
+        if annotation["image_id"] not in crowded:  # there they would take too much memory here too
+            yield from mask_findings(where, annotation.get("segmentation"), size)
 
 
 def _crowded(content: Content, images: dict[Any, dict[str, Any]]) -> dict[Any, str]:
@@ -121,14 +122,15 @@ def box_findings(where: str, box: Any, size: tuple[int, int]) -> Iterator[Findin
     right, bottom = x + width, y + height
     text = f"has the box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
     if width < 0 or height < 0:
-        yield Finding("error", "inverted box", where, text, "width and height are negative; it is left out")
+        do = "width and height are negative; it is left out of training; delete or redraw it"
+        yield Finding("warning", "inverted box", where, text, do)
     elif width < 1 or height < 1:
         yield Finding(
             "warning", "empty box", where, text, "it is thinner than a pixel and left out; delete or redraw it"
         )
     elif x >= size[1] or y >= size[0] or right <= 0 or bottom <= 0:
-        do = f"it misses its image of {size[1]} x {size[0]} and is left out; boxes are x, y, width, height"
-        yield Finding("error", "box outside", where, text, do)
+        do = f"it misses its image of {size[1]} x {size[0]} and is left out of training; boxes are x, y, width, height"
+        yield Finding("warning", "box outside", where, text, do)
     elif x < -1 or y < -1 or right > size[1] + 1 or bottom > size[0] + 1:
         do = f"it leaves its image of {size[1]} x {size[0]} and is clipped in training; are these x1, y1, x2, y2?"
         yield Finding("warning", "box beyond the border", where, text, do)
@@ -139,14 +141,14 @@ def mask_findings(where: str, segmentation: Any, size: tuple[int, int]) -> Itera
     if not segmentation:
         return
     try:
-        mask_HW = decode_mask(segmentation, size)
+        area = mask_area(segmentation, size)
     except ValueError as error:
         what = f"has a mask that cannot be decoded ({error})"
         yield Finding(
             "error", "broken mask", where, what, "write it again as polygons or run lengths of the complete image"
         )
         return
-    if mask_HW is None or not mask_HW.any():
+    if not area:
         yield Finding(
             "warning", "empty mask", where, "has a mask without a pixel", "it does not train masks; redraw it"
         )

@@ -9,6 +9,7 @@ from fourstage.data.checks.coco import box_findings, mask_findings
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
+from fourstage.data.objects.table import check_masks
 from fourstage.data.objects.yolo import Description, describe, label_file, label_lines, lines_of, parse_line
 from fourstage.data.sample import NoSplitError, Progress, Split
 
@@ -54,6 +55,11 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
         if not lines:
             what, do = "has no objects", "that is fine where it shows none; it counts as background"
             yield Finding("note", "image without objects", str(one.path), what, do)
+        try:
+            check_masks(sum(len(text.split()) > 5 for _, text in lines), one.size or (0, 0))
+        except ValueError as error:
+            yield Finding("error", "too many masks", str(one.path), "cannot be used", str(error))
+            continue
         for number, text in lines:
             where = f"{path}, line {number}"
             try:

@@ -59,6 +59,18 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray | None:
     return _run_lengths(segmentation, size, decode=True)
 
 
+def mask_area(segmentation: Any, size: tuple[int, int]) -> float:
+    """Return the number of pixels of a mask in any form, 0 without a valid polygon; polygons are not decoded.
+
+    Args and errors as `decode_mask`.
+    """
+    if isinstance(segmentation, dict):  # the library finds run lengths that are too short when it decodes them
+        mask_HW = decode_mask(segmentation, size)
+        return 0.0 if mask_HW is None else float(mask_HW.sum())
+    rle = _run_lengths(segmentation, size)
+    return 0.0 if rle is None else float(_library().area(rle))
+
+
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
     """Return the compressed string of a mask in any form; that of an empty mask for None or without a valid polygon.
 

@@ -165,7 +165,7 @@ def test_a_broken_coco_folder(scenes: Path, picture: Picture) -> None:
     assert found.pop("note: image without objects") >= 1
     assert found.pop("warning: box beyond the border", 0) >= 1
     assert found == {
-        "error: inverted box": 1, "warning: empty box": 1, "error: box outside": 1, "error: broken box": 1,
+        "warning: inverted box": 1, "warning: empty box": 1, "warning: box outside": 1, "error: broken box": 1,
         "error: unknown category": 1, "error: unknown image": 1, "error: annotations with one id": 1,
         "warning: empty mask": 1, "warning: masks for some": 1, "error: image of another size": 1,
         "error: unreadable image": 2, "error: categories differ": 1, "warning: leak": 1,

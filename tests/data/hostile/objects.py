@@ -200,6 +200,14 @@ def _yaml(text: str | bytes, root: Path) -> None:
     write(root / "data.yaml", text.format(root=root.parent.resolve()) if isinstance(text, str) else text)
 
 
+def _many_polygons(root: Path) -> None:
+    """Ten thousand polygons of one image of 3000 x 3000 pixels, where every object has one."""
+    sound.yolo(root)
+    for path in root.glob("labels/*/*.txt"):
+        path.write_text("0 0.1 0.1 0.6 0.1 0.6 0.6 0.1 0.6\n" * (10_000 if path.match("train/000.txt") else 1))
+    write(root / "images" / "train" / "000.png", large_png(3000))
+
+
 HEAD = "train: images/train\nval: images/val\n"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * 9) + "]\n" for i in range(1, 12))
 YOLO: dict[str, Build] = {
@@ -217,6 +225,7 @@ YOLO: dict[str, Build] = {
     "polygon 1e7": partial(_line, "0 " + "1e7 0 0 1e7 " * 3000),
     "a million numbers": partial(_line, "0 " + "0.5 " * 1_000_000),
     "a million lines": partial(_line, "0 0.5 0.5 0.5 0.5\n" * 300_000),
+    "ten thousand polygons": _many_polygons,
     "NUL": partial(_line, "\0" * 1000),
     "not UTF-8": partial(_line, b"0 0.5 0.5 0.5 \xff"),
     "UTF-16": partial(_line, "0 0.5 0.5 0.5 0.5".encode("utf-16")),

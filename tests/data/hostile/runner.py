@@ -61,8 +61,10 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def run(self, *argv: str | Path, folder: Path, **environment: str) -> Ended:
         """Run one command in `folder`, which is also its home."""
