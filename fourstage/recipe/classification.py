@@ -1,10 +1,14 @@
 """The values that a classification recipe has beside those of every task."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fourstage.recipe.common import Fraction, Recipe, Section
+
+LEAST_ALPHA = 0.001
+LONG_NUMBER = re.compile(r"-([nwd][\d_]{4,})")  # timm makes a list of so many operations
 
 
 class Augmentation(Section):
@@ -28,9 +32,9 @@ class Augmentation(Section):
     """Largest number of erased regions."""
     repeats: int = Field(default=1, gt=0, le=1000)
     """Times in a row that each image comes, differently augmented; see data/loader.py."""
-    mixup: float = Field(default=0.8, ge=0)
+    mixup: float = Field(default=0.8, ge=0, le=1e6)
     """Alpha of mixup; 0: off."""
-    cutmix: float = Field(default=1.0, ge=0)
+    cutmix: float = Field(default=1.0, ge=0, le=1e6)
     """Alpha of CutMix; 0: off."""
     cutmix_minmax: tuple[float, float] | None = None
     """Smallest and largest share of the sides that CutMix replaces, instead of a draw by cutmix; null: that draw."""
@@ -50,6 +54,14 @@ class Augmentation(Section):
                 raise ValueError(
                     f"augmentation.{name} is [smallest, largest], above 0 and up to 100; got [{low:g}, {high:g}]"
                 )
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if 0 < alpha < LEAST_ALPHA:  # numpy's beta distribution then returns NaN
+                raise ValueError(f"augmentation.{name} is 0, or at least {LEAST_ALPHA:g}; got {alpha:g}")
+        if (long := LONG_NUMBER.search(self.auto_augment or "")) is not None:
+            raise ValueError(
+                f"augmentation.auto_augment has {long[1][:20]!r}; the numbers of operations, n, w and d, have at most "
+                "three digits, as in rand-m9-n2-mstd0.5"
+            )
         low, high = self.cutmix_minmax or (0.0, 1.0)
         if not 0 <= low <= high <= 1:
             raise ValueError(f"augmentation.cutmix_minmax is [smallest, largest] from 0 to 1; got [{low:g}, {high:g}]")
@@ -63,7 +75,7 @@ class Augmentation(Section):
 class Evaluation(Section):
     """Preparation of a validation image."""
 
-    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_pct: float = Field(default=0.875, ge=0.01, le=1)
     """Share of the resized image's side that the crop keeps."""
     crop_mode: Literal["center", "squash"] = "center"
     """Whether the image is cropped at its centre or resized to a square."""

@@ -126,6 +126,9 @@ def test_a_user_allows_other_folders(server: Server, tmp_path: Path) -> None:
         "num_classes=1e12", "image_size=1e9", "batch_size=1e18", "lr=.nan", "lr=.inf", "length=1e400ep", "length=-1ep",
         "workers=100000", "seed=1e30", "augmentation.ratio=[1e300,1e308]", "augmentation.repeats=1e12", "std=[0,0,0]",
         "lr_multipliers={a: .nan}", "evaluation_batch_size=1e18", "length=" + "9" * 400 + "it",
+        "evaluation.crop_pct=1e-320", "augmentation.cutmix=1e-320", "augmentation.mixup=1e308",
+        "augmentation.auto_augment=rand-m9-n1000000000", "augmentation.auto_augment=augmix-m3-w1_000_000_000",
+        "augmentation.auto_augment=" + "x" * 100_000,
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change: str, server: Server, tmp_path: Path) -> None:
@@ -137,6 +140,7 @@ def test_settings_out_of_range_are_refused(change: str, server: Server, tmp_path
     assert not ended.fault(), ended.output
     assert ended.code == 2
     assert len(ended.output.strip().splitlines()) == 1
+    assert len(ended.output) < 600
 
 
 @pytest.mark.torture
