@@ -21,6 +21,7 @@ PART_BYTES = 255  # of a name in a path, as file systems have it
 PACKED_BYTES = 2**30  # of all paths of a split, which have one width
 LIST_BYTES = 2**30  # of a list of images; ImageNet-22K has 14 million lines
 TEXT_BYTES = 16 * 2**20  # of a file of class names, a label file, an annotation
+LARGEST_ID = 2**61 - 1  # Python's hash of an integer is its remainder by this; multiples of it collide in a dictionary
 FOLDERS = "FOURSTAGE_DATA_FOLDERS"  # environment variable: folders, separated by `:`, where data may name files too
 
 
@@ -118,6 +119,10 @@ def as_id(value: object) -> int | str:
     """Return an id as an integer or text; `1.0` is 1. Raises ValueError for anything else, bools too."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if type(value) is int and abs(value) >= LARGEST_ID:
+        raise ValueError(
+            f"the id {reprlib.repr(value)} is too large; an integer has at most 18 digits, a text may be longer"
+        )
     if type(value) is int or (type(value) is str and len(value) <= PATH_BYTES):
         return value
     raise ValueError(f"{reprlib.repr(value)} is not an id; an id is an integer or a text")

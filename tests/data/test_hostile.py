@@ -32,6 +32,7 @@ QUICK = (
     "huggingface/compressed bomb", "huggingface/file above", "coco/box 400 digits", "coco/polygon 1e9",
     "coco/run lengths size number", "coco/id a mapping", "coco/ids of two types", "coco/size 1e30",
     "coco/name from the top", "coco/json a pipe", "coco/ten thousand masks",
+    "coco/ids that collide",
     "coco/box negative", "yolo/ten thousand polygons", "yolo/class infinite", "yolo/yaml laughs",
     "yolo/yaml object", "yolo/names collide", "yolo/train above", "voc/laughs", "voc/external", "voc/encoding",
     "voc/edge infinite", "voc/size infinite", "voc/listed above", "label_maps/classes 300", "label_maps/a pipe",

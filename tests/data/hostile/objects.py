@@ -121,6 +121,11 @@ COCO: dict[str, Build] = {
     "id nan": _first("images", id=float("nan")),
     "ids of two types": _first("images", id="2"),
     "ids twice": _first("images", id=2),
+    "ids that collide": _coco(
+        lambda c: c["annotations"].extend(
+            {**c["annotations"][0], "id": i, "image_id": i * (2**61 - 1)} for i in range(100, 60_000)
+        )
+    ),
     "category id a mapping": _first("categories", id={}),
     "category ids twice": _first("categories", id=2),
     "category ids of two types": _first("categories", id="2"),
