@@ -88,9 +88,8 @@ def is_task_network(name: str) -> bool:
 
 def _known_elsewhere(home: str) -> list[str]:
     if home not in ELSEWHERE:
-        raise ValueError(
-            f"there is no network of {home or 'a file'!r}; give a model of ours, timm/NAME or torchvision/NAME"
-        )
+        named = repr(home) if home else "network by the path of a file"
+        raise ValueError(f"there is no {named}; give a model of ours, timm/NAME or torchvision/NAME")
     try:
         import_module(home)
     except ImportError as error:
