@@ -25,6 +25,8 @@ YAML_BYTES = 2**20
 YAML_VALUES = 100_000  # PyYAML builds about 20,000 a second
 YAML_DEPTH = 64
 LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
+LONG = re.compile(r"[-+]?\d[\da-fA-FxXoO_:.]{14,}")  # numbers of 15 characters or more, from 2^53 on
+LONG_NUMBERS = 1000  # of a YAML text. As keys, multiples of 2^61 - 1 collide: 30,000 would take minutes
 
 
 @contextmanager
@@ -121,7 +123,7 @@ def _check_events(text: str, where: str | Path, most_values: int) -> None:
 
     sizes: dict[str, int] = {}  # anchor -> values below it
     unfinished: list[tuple[str | None, int]] = []  # anchors of the collections around, values before each
-    values = 0
+    values = long_numbers = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         match event:
             case yaml.AliasEvent():
@@ -138,10 +140,17 @@ def _check_events(text: str, where: str | Path, most_values: int) -> None:
             case yaml.ScalarEvent():
                 values += 1
                 _check_number(event.value, where)
+                quoted = event.implicit[1]  # and without a tag such as !!int
+                long_numbers += not quoted and LONG.fullmatch(event.value) is not None
                 if event.anchor:
                     sizes[event.anchor] = 1
         if len(unfinished) > limit(YAML_DEPTH):
             raise ValueError(f"{where} is nested too deeply; put fewer lists and mappings into each other")
+        if long_numbers > limit(LONG_NUMBERS):
+            raise ValueError(
+                f"{where} has more than {limit(LONG_NUMBERS):,} numbers of 15 characters or more; put them in quotes, "
+                f"if they are names; {RAISE}"
+            )
         if values > most_values:
             raise ValueError(f"{where} describes more than {most_values:,} values; {RAISE}")
 

@@ -68,6 +68,18 @@ def test_honest_documents_are_read(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "a.yaml") == {"base": {"x": 1}, "mine": {"x": 1, "y": [1, 2]}}
 
 
+@pytest.mark.parametrize("tag", ["", "!!int "])
+def test_keys_that_collide_in_a_dictionary_are_few(tag: str) -> None:
+    quotes = "'" if tag else ""
+    keys = [f"{tag}{quotes}{i * (2**61 - 1)}{quotes}: 0" for i in range(1, 30_000)]
+    with pytest.raises(ValueError, match=r"it has more than 1,000 numbers of 15 characters"):
+        parse_yaml("\n".join(keys), "it")
+    assert len(parse_yaml("\n".join(keys[:900]), "it")) == 900
+    names = [f"'{i:020d}'" for i in range(2000)]
+    assert len(parse_yaml("\n".join(f"- {name}" for name in names), "it")) == 2000
+    assert len(parse_yaml("\n".join(f"- 000000{i:06d}.jpg" for i in range(2000)), "it")) == 2000
+
+
 def test_one_variable_raises_all_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("x" * 50)
     with pytest.raises(ValueError, match=f"50 bytes large, and at most 40 are read; .*{LIMITS}=10"):
