@@ -214,7 +214,7 @@ def check_no_links(folder: Path, names: Iterable[str], in_place: Iterable[str] =
         path = waiting.pop()
         try:
             status = path.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # nothing is there to lead elsewhere
             continue
         if stat.S_ISDIR(status.st_mode):
             waiting += path.iterdir()

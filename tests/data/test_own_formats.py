@@ -4,7 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,9 +55,12 @@ Picture = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget after each test what its files register."""
+def _own_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget after each test what its files register, and the files, which a process that is started would run too."""
     monkeypatch.setattr(formats, "_registered", {})
+    yield
+    for name in [name for name in sys.modules if name.startswith(PREFIX)]:
+        del sys.modules[name]
     for name in [name for name in sys.modules if name.startswith(PREFIX)]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -1,6 +1,6 @@
 """DINO gives MMDetection's numbers: outputs of every part, denoising, detections, losses and gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from goldens import FixedMaps, assert_sampled, batch_of, original_head, read_gol
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.ops import products
 from fourstage.tasks.detection import dino
 from fourstage.tasks.detection.deformable_attention import Memory
 from fourstage.tasks.detection.denoising import Noise, may_see
@@ -22,6 +23,21 @@ from fourstage.tasks.detection.sine import inverse_sigmoid
 
 Golden = Mapping[str, np.ndarray]
 Case = tuple[DINO, Batch, dict[str, Any], Golden]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_products() -> Iterator[None]:
+    """PyTorch's own products on one thread: others change class scores by 1e-5, and many cells are closer than that.
+
+    A test that ran before may have left the choice of a run.
+    """
+    choice, threads = products.description(), torch.get_num_threads()
+    products.use(str(products.Products()))
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    if choice != "plain":
+        products.use(choice)
 
 
 @pytest.fixture(scope="module")
