@@ -84,6 +84,9 @@ def test_copies_and_pickles_are_the_same_network(form: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_precision_keeps_index_tables(form: str, dtype: torch.dtype) -> None:
     source, image_BCHW = build(form), torch.randn(IMAGES)
+    for name, parameter in source.named_parameters():
+        if name.endswith("qkv.weight"):  # else attention picks one cell, and rounding may pick another
+            parameter.data.mul_(0.3)
     other = copy.deepcopy(source).to(dtype)
     assert [x.dtype for x in source.buffers() if not x.is_floating_point()] == [
         x.dtype for x in other.buffers() if not x.is_floating_point()
