@@ -1,12 +1,17 @@
 """What every test shares: one seed, one thread in each of several test processes, and slow files first."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads; programs that tests start inherit it
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+from fourstage import methods, registry, user_files
+from fourstage.data import formats
 
 SLOW_FILES = (  # the longest first, so that no process works alone at the end
     "backbones/test_export.py",
@@ -37,3 +42,23 @@ def _rank(item: pytest.Item) -> int:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_registrations() -> Iterator[None]:
+    """Forget what a test registers, so that no test depends on the ones that ran before it in its process."""
+    tables = (registry._entries, registry._mixers, methods._registered, formats._registered)
+    before = [set(table) for table in tables]
+    modules = set(user_files.imported_files())
+    yield
+    for table, known in zip(tables, before, strict=True):
+        for name in set(table) - known:
+            if not _built_in(table[name]):
+                del table[name]
+    for name, _ in set(user_files.imported_files()) - modules:
+        del sys.modules[name]
+
+
+def _built_in(row: object) -> bool:
+    """Whether a table's row comes from the package: its families are imported when a test asks for the first one."""
+    return isinstance(row, registry.Entry) and row.place[0].startswith(os.path.dirname(registry.__file__))
