@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads; programs that tests start inherit it
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -13,6 +14,7 @@ import torch
 from fourstage import methods, registry, user_files
 from fourstage.data import formats
 
+PACKAGE = Path(registry.__file__).parent
 SLOW_FILES = (  # the longest first, so that no process works alone at the end
     "backbones/test_export.py",
     "run/test_kill.py",
@@ -61,4 +63,4 @@ def _forget_registrations() -> Iterator[None]:
 
 def _built_in(row: object) -> bool:
     """Whether a table's row comes from the package: its families are imported when a test asks for the first one."""
-    return isinstance(row, registry.Entry) and row.place[0].startswith(os.path.dirname(registry.__file__))
+    return isinstance(row, registry.Entry) and Path(row.place[0]).is_relative_to(PACKAGE)
