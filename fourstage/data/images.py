@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fourstage.data.bit_depth import ORIENTATION, in_eight_bits
 from fourstage.data.sample import BadImage
 from fourstage.files import LIMITS, kind_of, limit, open_regular
 
@@ -17,19 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga"),
 )
 LARGEST = 2**27  # pixels, such as 11,585 x 11,585: with all copies on the way into a batch, less than 2 GB
 LONGEST = 2**17  # pixels of a side; PIL takes memory for each row
@@ -37,7 +27,6 @@ LARGEST_FILE = 4 * LARGEST  # bytes; uncompressed pixels with transparency
 LARGE = 2**25  # pixels; images above it are decoded one at a time, however many threads ask
 SCANS = 100  # of a progressive JPEG; encoders write about ten, and each may cost as much time as a complete image
 REFUSED = ("EPS",)  # formats that PIL gives to another program: PostScript is one, which Ghostscript would run
-SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 # PIL warns about odd EXIF and large sizes while it reads a header; catching warnings is not safe between threads.
 _header_lock = threading.Lock()
@@ -52,8 +41,8 @@ def is_image_name(name: str) -> bool:
 def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
     """Decode an image file by PIL.
 
-    Transparency is dropped as torchvision and timm do (the colour below it stays), of 16 bits the upper eight are kept,
-    of an animation the first frame is.
+    Transparency is dropped as torchvision and timm do (the colour below it stays). Of more than eight bits the upper
+    eight are kept, see `bit_depth.py`. Of an animation, the first frame is read.
 
     Args:
         orient: rotate the image according to its EXIF data. Classification data is not rotated (torchvision, timm);
@@ -91,9 +80,10 @@ def _decoded(image: "Image", orient: bool) -> np.ndarray:
     with _large_lock if width * height > LARGE else nullcontext():
         with image:
             _check_scans(image)
+            picture = in_eight_bits(image, lambda data: open_image(BytesIO(data)))
             if orient:
-                ImageOps.exif_transpose(image, in_place=True)
-            picture = _as_rgb(image)
+                ImageOps.exif_transpose(picture, in_place=True)
+            picture = _as_rgb(picture)
             picture.load()
         return as_pixels(picture)
 
@@ -175,6 +165,18 @@ def _opened(path: str | Path | BytesIO, orient: bool) -> "Image":
     return image
 
 
+def turns(image: "Image") -> bool:
+    """Whether the EXIF of an image that is open and not decoded yet turns or mirrors it. Broken EXIF does not."""
+    if image.format == "PNG" and "exif" not in image.info:  # PIL would have to decode it
+        return False
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        except Exception:  # EXIF may hold anything, and PIL raises any error on it
+            return False
+
+
 def _too_many() -> str:
     most = f"{limit(LARGEST):,}, or {limit(LONGEST):,} a side,"
     return f"more than the {most} allowed; shrink it first, or raise all limits with {LIMITS}=10"
@@ -247,10 +249,6 @@ def as_picture(pixels_HW3: np.ndarray) -> "Image":
 def _as_rgb(image: "Image") -> "Image":
     if image.mode == "RGB":
         return image
-    if image.mode in SIXTEEN_BIT:
-        from PIL import Image
-
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no agreed range from black to white; save it with 8 or 16 bits")
     if image.mode == "PA" or (

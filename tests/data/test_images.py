@@ -1,11 +1,12 @@
 import gc
 import pickle
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from fourstage.data.images import as_picture, is_image_name, open_image, read_image
 from fourstage.data.sample import BadImage
@@ -64,6 +65,72 @@ def test_an_image_in_many_pieces_is_copied(tmp_path: Path) -> None:
     assert (found == (10, 20, 30)).all()
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+def with_chunk(path: Path, name: bytes, content: bytes) -> Path:
+    """Put a chunk behind the header of a PNG."""
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + chunk(name, content) + data[33:])
+    return path
+
+
+TWELVE = np.random.default_rng(0).integers(0, 4096, (40, 50, 3)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "raw.tif", "grey.png", "grey.tif", "alpha.png", "alpha.tif"])
+def test_twelve_bits_in_a_file_of_sixteen_are_not_black(name: str, tmp_path: Path) -> None:
+    values = TWELVE[..., 0] if "grey" in name else TWELVE
+    if "alpha" in name:
+        values = np.dstack([values, np.full((40, 50), 65535, np.uint16)])
+    cv2.imwrite(str(tmp_path / name), values, [cv2.IMWRITE_TIFF_COMPRESSION, 1] if name == "raw.tif" else [])
+    found = read_image(tmp_path / name)
+    expected = np.dstack([values] * 3) if values.ndim == 2 else values[..., 2::-1]
+    assert np.array_equal(found, expected >> 4)
+    cv2.imwrite(str(tmp_path / name), values << 4)  # the same picture in all 16 bits
+    assert np.array_equal(read_image(tmp_path / name), found)
+
+
+def test_grey_of_twelve_bits_with_transparency(tmp_path: Path) -> None:
+    values = np.dstack([TWELVE[..., 0], np.full((40, 50), 65535)]).astype(">u2")
+    header = (50).to_bytes(4, "big") + (40).to_bytes(4, "big") + bytes([16, 4, 0, 0, 0])
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], TWELVE[..., 0] >> 4)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_file_that_states_its_bits_is_read_by_them(grey: bool, tmp_path: Path) -> None:
+    values = TWELVE[..., 0] if grey else TWELVE
+    shown = np.dstack([values] * 3) if grey else values[..., ::-1]
+    for bits, shift in ((16, 8), (14, 6), (12, 4), (10, 8)):  # larger values than 10 bits: scaled to 16 by PNG's rule
+        cv2.imwrite(str(tmp_path / "a.png"), values)
+        with_chunk(tmp_path / "a.png", b"sBIT", bytes([bits] * (1 if grey else 3)))
+        assert np.array_equal(read_image(tmp_path / "a.png"), shown >> shift), bits
+    if grey:
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[281] = 16383  # MaxSampleValue
+        Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+        assert np.array_equal(read_image(tmp_path / "a.tif"), shown >> 6)
+        head, pixels = b"P5\n50 40\n4095\n", values.astype(">u2").tobytes()
+        (tmp_path / "a.pgm").write_bytes(head + pixels)
+        assert np.array_equal(read_image(tmp_path / "a.pgm"), shown >> 4)
+
+
+def test_an_image_of_many_bits_is_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for values in (TWELVE, TWELVE[..., 0]):
+        cv2.imwrite(str(tmp_path / "a.png"), values)
+        plain = read_image(tmp_path / "a.png")
+        with_chunk(tmp_path / "a.png", b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        assert np.array_equal(read_image(tmp_path / "a.png"), plain)
+        assert np.array_equal(read_image(tmp_path / "a.png", orient=True), np.rot90(plain, -1))
+
+
 def test_of_sixteen_bits_the_upper_eight_stay(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 40000, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
@@ -115,5 +182,5 @@ def test_a_large_image_is_no_reason_to_warn(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_names() -> None:
-    assert all(map(is_image_name, ("a.jpg", "a.JPEG", "a.b.Png", "a.webp", "a.tif", "a.bmp")))
+    assert all(map(is_image_name, ("a.jpg", "a.JPEG", "a.b.Png", "a.webp", "a.tif", "a.bmp", "a.avif", "a.JP2")))
     assert not any(map(is_image_name, ("a.txt", "jpg", "._a.jpg", ".jpg", "a.jpg.zip", "Thumbs.db")))
