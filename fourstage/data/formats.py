@@ -25,6 +25,7 @@ from fourstage.data.objects.voc import Voc, is_voc
 from fourstage.data.objects.yolo import Yolo, is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
+from fourstage.data.walk import is_own_folder, subfolders
 from fourstage.user_files import BUILT_IN, Place, check_name, place_of, where_raised
 
 Opener = Callable[..., Dataset]  # (folder, split), as `Format.open` says
@@ -285,7 +286,7 @@ def open_dataset(
 
 def _content(root: Path) -> str:
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
-    folders = [path.name for path in entries if path.is_dir()]
+    folders = [path.name for path in entries if path.is_dir() and is_own_folder(path.name)]
     suffixes = Counter(path.suffix.lower() or "no ending" for path in entries if path.is_file())
     shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
     words = [f"the folders {shown}"] if folders else []
@@ -297,7 +298,7 @@ def _content(root: Path) -> str:
 
 def _nearby(root: Path) -> str:
     """Archives often unpack into one folder more than expected."""
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for folder in (root / name for name in subfolders(root)):
         if any(format.fits_folder(folder) for format in all_formats()):
             return f"; did you mean {folder}?"
     return ""

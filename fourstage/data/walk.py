@@ -1,4 +1,4 @@
-"""Files and folders below a folder, sorted by name; hidden ones are left out."""
+"""Files and folders below a folder, sorted by name; hidden ones and those that systems make are left out."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,21 @@ from fourstage.data.images import is_image_name
 
 DEPTH = 64  # of folders in folders
 SYSTEM = ("/proc", "/sys", "/dev")
+MADE_BY_SYSTEMS = frozenset((  # folders, in lower case: of macOS, Linux, Windows, and the servers of Synology and QNAP
+    *("__macosx", "lost+found", "$recycle.bin", "recycler", "system volume information"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "__pycache__"),
+))  # fmt: skip
+
+
+def is_own_folder(name: str) -> bool:
+    """Whether a folder of this name may hold data: it is not hidden, and none that a system or a program makes."""
+    return not name.startswith(".") and name.lower() not in MADE_BY_SYSTEMS
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the sub-folders, without the `__MACOSX` that macOS adds to archives."""
+    """Return the names of the sub-folders, see `is_own_folder`."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+        return sorted(e.name for e in entries if e.is_dir() and is_own_folder(e.name))
 
 
 def image_files(folder: Path) -> Iterator[str]:
@@ -49,6 +58,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         visited.add(real)
         if len(Path(parent).parts) > len(folder.parts) + DEPTH:
             raise ValueError(f"{folder} has folders more than {DEPTH} deep; move the images up")
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if is_own_folder(name)]
         below = Path(parent).relative_to(folder).as_posix()
         yield ("" if below == "." else f"{below}/"), [name for name in names if not name.startswith(".")]

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fourstage.data.findings import Finding, SplitSummary, plural
-from fourstage.data.images import decode_image, open_image, read_image
+from fourstage.data.images import decode_image, open_image, read_image, turns
 from fourstage.data.sample import BadImage, Progress
 from fourstage.data.threads import map_in_threads
 
@@ -35,6 +35,7 @@ class Inspected:
     format: str = ""  # PIL's name of it
     digest: bytes = b""  # of the file's bytes
     error: str = ""
+    turned: bool | None = None  # whether its EXIF turned it when it was read; None: no EXIF turns it
 
 
 def inspect_images(paths: Sequence[Path], progress: Progress, *, orient: bool = False) -> list[Inspected]:
@@ -50,9 +51,9 @@ def inspect_samples(dataset: StoredImages, indices: Sequence[int], progress: Pro
 def _inspect(path: Path, orient: bool) -> Inspected:
     try:
         with open_image(path) as image:
-            format = image.format or ""
-        height, width = read_image(path, orient=orient).shape[:2]
-        return Inspected(path, (height, width), format, blake2b(path.read_bytes(), digest_size=16).digest())
+            format, turned = image.format or "", orient if turns(image) else None
+        size = read_image(path, orient=orient).shape[:2]
+        return Inspected(path, size, format, blake2b(path.read_bytes(), digest_size=16).digest(), turned=turned)
     except BadImage as error:
         return Inspected(path, error=error.reason)
 
@@ -64,9 +65,9 @@ def _inspect_sample(dataset: StoredImages, index: int) -> Inspected:
         if not isinstance(data, bytes):  # pixels, which have no file to be broken
             return Inspected(path, data.shape[:2], "", blake2b(data.tobytes(), digest_size=16).digest())
         with open_image(BytesIO(data), name=str(path)) as image:
-            format = image.format or ""
+            format, turned = image.format or "", False if turns(image) else None
         size = decode_image(data, str(path)).shape[:2]
-        return Inspected(path, size, format, blake2b(data, digest_size=16).digest())
+        return Inspected(path, size, format, blake2b(data, digest_size=16).digest(), turned=turned)
     except BadImage as error:
         return Inspected(path, error=error.reason)
 
@@ -96,7 +97,20 @@ def image_findings(inspected: Sequence[Inspected]) -> list[Finding]:
         if comparable and expected != one.format and {expected, one.format} != {"JPEG", "MPO"}:
             what = f"holds {one.format}, not {expected or 'what its name says'}"
             findings.append(Finding("warning", "wrong extension", where, what, "it is read all the same; rename it"))
-    return findings
+    return [*findings, *_turned(inspected)]
+
+
+def _turned(inspected: Sequence[Inspected]) -> list[Finding]:
+    """Return one note for all images that their EXIF turns."""
+    turned = [one for one in inspected if one.turned is not None]
+    if not turned:
+        return []
+    what = f"is one of {plural(len(turned), 'image')} that EXIF turns"
+    if turned[0].turned:
+        do = "they are read turned, as viewers show them, so draw boxes and label maps that way"
+    else:
+        do = "classification reads them as they are stored, as torchvision and timm do; save them again if that matters"
+    return [Finding("note", "turned by EXIF", str(turned[0].path), what, do)]
 
 
 def leaks(train: Sequence[Inspected], val: Sequence[Inspected]) -> list[Finding]:

@@ -15,6 +15,7 @@ from fourstage.data.embedded import digit_scenes
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.data.findings import SplitSummary
 from fourstage.data.formats import FORMATS
+from fourstage.data.labels.imagefolder import ImageFolder
 
 Picture = Callable[..., Path]
 
@@ -46,6 +47,48 @@ def photos(picture: Picture, tmp_path: Path) -> Path:
             for i in range(count):
                 picture(f"photos/{split}/{name}/{i}.png")
     return tmp_path / "photos"
+
+
+MADE = ("@eaDir", "__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+
+
+def test_folders_that_systems_make_are_no_class(photos: Path, picture: Picture) -> None:
+    for name in MADE:
+        for place in ("photos", "photos/train", "photos/val/cat"):
+            picture(f"{place}/{name}/cat.png/thumbnail.png")
+    findings, summary = check(photos)
+    assert [str(finding) for finding in findings] == []
+    assert summary.splits["train"].per_class == {"cat": 3, "dog": 3}
+    assert ImageFolder(photos, "train").classes == ("cat", "dog")
+    assert len(ImageFolder(photos, "val")) == 4
+
+
+def test_photos_that_exif_turns_are_one_line(photos: Path) -> None:
+    exif = Image.Exif()
+    for i, turn in enumerate((1, 6, 8, 0, 99)):
+        exif[0x0112] = turn
+        noise = np.random.default_rng(i).integers(0, 255, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photos / "train" / "cat" / f"{i}.jpg", exif=exif)
+    (photos / "train" / "cat" / "5.jpg").write_bytes(
+        (photos / "train" / "cat" / "1.jpg").read_bytes().replace(b"Exif\0\0II", b"Exif\0\0XX").replace(b"MM", b"XX")
+    )
+    findings, _ = check(photos)
+    finding = of_kind(findings, "turned by EXIF")
+    assert (finding.severity, finding.what) == ("note", "is one of 2 images that EXIF turns")
+    assert "classification reads them as they are stored" in finding.do
+
+
+def test_boxes_belong_to_the_turned_photo(tmp_path: Path) -> None:
+    write_digit_scenes(tmp_path / "scenes", train=2, val=1)
+    path = next((tmp_path / "scenes" / "train").glob("*.jpg"))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    findings, _ = check(tmp_path / "scenes")
+    finding = of_kind(findings, "turned by EXIF")
+    assert (finding.what, finding.where) == ("is one of 1 image that EXIF turns", str(path))
+    assert "they are read turned" in finding.do
 
 
 def test_a_clean_image_folder(photos: Path) -> None:
