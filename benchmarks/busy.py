@@ -1,15 +1,17 @@
-"""Training beside other busy programs: with the policy of waiting that commands set, and with OpenMP's own.
+"""Training beside other busy programs: with threads that wait as those of commands do, and as OpenMP's own.
 
 python benchmarks/busy.py             # a training step of visformer_digits, beside 0, 1 and 3 programs
 
-Two processes, one for each policy, take turns in every round, while the other programs spin. Definitions, for T threads
-on C cores beside K spinning programs:
+Processes, one for each policy, take turns in every round, while the other programs spin: the threads of *ours* spin or
+sleep as engine/waiting.py decides, those of *passive* always sleep, those of *own* spin, and *one* has a single thread,
+which a run takes that starts beside busy programs. A turn begins with seconds that do not count. Definitions, for T
+threads on C cores beside K spinning programs:
 
 * fair share: the processor seconds per second that a scheduler gives T of T + K equal threads, min(T, C T / (T + K)).
 * got: the processor seconds per second that the system counted for the process.
-* use of what it got: images/s over images/s alone, divided by got over got alone. 1 means that no processor time is
-  lost to waiting.
-* of its fair share: images/s over images/s alone, divided by the fair share over T.
+* use of what it got: images/s over images/s of *ours* alone, divided by got over got of *ours* alone. 1 means that no
+  processor time is lost to waiting.
+* of its fair share: images/s over images/s of *ours* alone, divided by the fair share over T.
 """
 
 import argparse
@@ -19,16 +21,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from fourstage.cores import WAITING_BY_USER, available_cores, busy_cores, wait_passively
+from fourstage.cores import WAITING_BY_USER, available_cores, busy_cores, set_waiting
 from fourstage.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "busy.jsonl"
-POLICIES = ("passive", "own")
+POLICIES = ("ours", "passive", "own", "one")
+SETTLE = 2.0  # seconds of a turn that do not count, in which threads find out whether cores are free
 BATCH, SIZE = 64, 32  # images of a step, pixels
 SHARES = ("use_of_what_it_got", "of_its_fair_share")
 SPIN = "while True: pass"
@@ -38,7 +41,7 @@ Rounds = dict[str, list[dict[str, float]]]  # by policy: images, wall and cpu se
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.worker:
-        return work(args.threads)
+        return work(args.threads, yielding=args.worker == "ours")
     before = busy_cores(1.0)
     with trainers(args.threads) as processes:
         every = {count: measure(processes, count, args.rounds, args.seconds) for count in args.beside}
@@ -60,20 +63,21 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     top.add_argument("--threads", type=int, default=min(2, available_cores()), help="of a training; default: up to 2")
     top.add_argument("--beside", type=int, nargs="+", default=[0, 1, 3], metavar="K", help="programs; default: 0 1 3")
-    top.add_argument("--rounds", type=int, default=7, help="default: 7")
+    top.add_argument("--rounds", type=int, default=5, help="default: 5")
     top.add_argument("--seconds", type=float, default=2.0, help="of each training in a round; default: 2")
     top.add_argument("--out", type=Path, default=RESULTS, help="file for the records")
-    top.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    top.add_argument("--worker", choices=POLICIES, help=argparse.SUPPRESS)
     return top
 
 
-def work(threads: int) -> int:
+def work(threads: int, *, yielding: bool) -> int:
     """Train for as many seconds as each line of stdin says; print images, wall and processor seconds."""
     import torch
     import torch.nn.functional as F
 
     import fourstage
     from fourstage.engine.devices import keep_memory
+    from fourstage.engine.waiting import yielding_cores
 
     keep_memory()
     torch.set_num_threads(threads)
@@ -87,14 +91,19 @@ def work(threads: int) -> int:
         F.cross_entropy(network(images_BCHW), labels_B).backward()
         optimizer.step()
 
-    step()
-    print("ready", flush=True)
-    for line in sys.stdin:
+    def turn(seconds: float) -> tuple[int, float, float]:
         wall, cpu, images = time.monotonic(), time.process_time(), 0
-        while not images or time.monotonic() - wall < float(line):
+        while not images or time.monotonic() - wall < seconds:
             step()
             images += BATCH
-        print(json.dumps([images, time.monotonic() - wall, time.process_time() - cpu]), flush=True)
+        return images, time.monotonic() - wall, time.process_time() - cpu
+
+    with yielding_cores() if yielding else nullcontext():
+        step()
+        print("ready", flush=True)
+        for line in sys.stdin:
+            turn(min(SETTLE, float(line)))
+            print(json.dumps(turn(float(line))), flush=True)
     return 0
 
 
@@ -104,12 +113,16 @@ def trainers(threads: int) -> Generator[dict[str, subprocess.Popen[str]]]:
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for policy in POLICIES:
-            environment = {name: value for name, value in os.environ.items() if name not in WAITING_BY_USER}
-            if policy == "passive":
-                wait_passively(environment)
-            words = [sys.executable, __file__, "--worker", "--threads", str(threads)]
+            words = [
+                sys.executable,
+                __file__,
+                "--worker",
+                policy,
+                "--threads",
+                "1" if policy == "one" else str(threads),
+            ]
             processes[policy] = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(policy)
             )
         for process in processes.values():
             answer(process)
@@ -118,6 +131,15 @@ def trainers(threads: int) -> Generator[dict[str, subprocess.Popen[str]]]:
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+def environment(policy: str) -> dict[str, str]:
+    out = {name: value for name, value in os.environ.items() if name not in WAITING_BY_USER}
+    if policy == "ours":
+        set_waiting(out)
+    elif policy == "passive":
+        out["OMP_WAIT_POLICY"] = "PASSIVE"
+    return out
 
 
 def answer(process: subprocess.Popen[str]) -> str:
@@ -179,7 +201,7 @@ def summary(every: Mapping[int, Rounds], count: int, threads: int) -> list[dict[
             "got": median(got(rounds)), "fair": fair(threads, count, available_cores()),
             "use_of_what_it_got": None, "of_its_fair_share": None, "rounds": rounds,
         }  # fmt: skip
-        if alone := every.get(0, {}).get(policy):
+        if alone := every.get(0, {}).get("ours"):
             speed = row["images_per_second"] / median(rate(alone))
             row["use_of_what_it_got"] = speed / (row["got"] / median(got(alone)))
             row["of_its_fair_share"] = speed / (row["fair"] / threads)
@@ -197,8 +219,8 @@ def show(rows: Sequence[Mapping[str, Any]], every: Mapping[int, Rounds], before:
         cells = [str(row["beside"]), row["policy"], speed, f"{row['got']:.2f}", f"{row['fair']:.2f}", *shares]
         print(f"| {' | '.join(cells)} |")
     for count, rounds in every.items():
-        ratios = [a / b for a, b in zip(*(rate(rounds[policy]) for policy in POLICIES), strict=True)]
-        print(f"beside {count}: passive over own {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        ratios = [a / b for a, b in zip(*(rate(rounds[policy]) for policy in ("ours", "own")), strict=True)]
+        print(f"beside {count}: ours over own {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     if before is not None and before > 0.2:
         print(f"Before the measurement, other programs kept {before:.1f} cores busy: 'alone' was not alone.")
 

@@ -5,22 +5,27 @@ Only the standard library, because a policy of waiting must be in the environmen
 
 import os
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # read by GNU's, LLVM's and Intel's OpenMP, once, when torch loads them
+# GNU's, LLVM's and Intel's OpenMP read these once, when torch loads them. GNU's then spins for about 3 ms, and not at
+# all while a process has more of its threads than processors, which engine/waiting.py brings about; others never spin.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300000"}
 WAITING_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 THREADS_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 LIMITS, MEMBERSHIP, ACCOUNTS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/stat")
 
 
-def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the user chose how they wait.
-
-    A thread that waits by spinning keeps the core from the thread that it waits for, when another program is busy.
-    """
-    if not any(environment.get(name) for name in WAITING_BY_USER):
+def set_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set how OpenMP's threads wait for each other, unless the user chose it."""
+    if not waiting_by_user(environment):
         environment.update(WAITING)
+
+
+def waiting_by_user(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the user, and no command of ours, chose how threads wait for each other."""
+    chosen = {name: value for name in WAITING_BY_USER if (value := environment.get(name))}
+    return bool(chosen) and chosen != WAITING
 
 
 def threads_by_user(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -35,16 +40,29 @@ def available_cores() -> int:
 
 
 def busy_cores(seconds: float = 0.25) -> float | None:
-    """Return how many of its processors other processes keep busy while this one sleeps; None: it is not known."""
-    before = _idle_and_total()
-    if before is None:
-        return None
+    """Sleep, and return how many of its processors other processes keep busy; None: it is not known."""
+    others = Others()
     time.sleep(seconds)
-    after = _idle_and_total()
-    if after is None or after[1] <= before[1]:
-        return None
-    idle = (after[0] - before[0]) / (after[1] - before[1])
-    return len(_mine()) * max(0.0, 1 - idle)
+    return others()
+
+
+class Others:
+    """Each call returns how many of this process's processors others kept busy since the call before.
+
+    None: it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.before, self.own = _idle_and_total(), time.process_time()
+
+    def __call__(self) -> float | None:
+        before, own = self.before, self.own
+        self.before, self.own = after, _ = _idle_and_total(), time.process_time()
+        if before is None or after is None or after[1] <= before[1]:
+            return None
+        seconds = (after[1] - before[1]) / len(_mine()) / os.sysconf("SC_CLK_TCK")
+        busy = len(_mine()) * (1 - (after[0] - before[0]) / (after[1] - before[1]))
+        return max(0.0, busy - (self.own - own) / seconds)
 
 
 def _mine() -> frozenset[int]:

@@ -16,7 +16,7 @@ from fourstage.cli.parsing import (
     takes_changes,
     verbs_of,
 )
-from fourstage.cores import wait_passively
+from fourstage.cores import set_waiting
 from fourstage.resources import sentences
 from fourstage.streams import OutputLost, prepared
 
@@ -66,7 +66,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if "torch" not in sys.modules:  # torch reads it once, when it is imported
-        wait_passively()
+        set_waiting()
     from fourstage.engine.slurm import translate
 
     translate()  # srun starts several processes, as torchrun does

@@ -24,6 +24,7 @@ from fourstage.engine.stop import StopRequest
 from fourstage.engine.task import Task
 from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.engine.training import Training, fill
+from fourstage.engine.waiting import yielding_cores
 from fourstage.files import csv_cell, write_text
 from fourstage.progress import Bar
 from fourstage.recipe import resolve, resolve_run
@@ -167,7 +168,7 @@ def evaluate(
     try:
         import_files(resolved.recipe.imports)
         protocol = protocol_of(resolved.recipe)
-        with limited_threads(loader_workers(protocol.recipe.workers, device)):
+        with limited_threads(loader_workers(protocol.recipe.workers, device)), yielding_cores():
             evaluated = _evaluate(protocol, weights, which, run, ranks, device, show=show and ranks.first)
         if table is not None and ranks.first:
             write_text(table, class_table(evaluated.tables["per_class"], protocol.class_columns))

@@ -15,6 +15,7 @@ from fourstage.build import try_on_meta
 from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import Sample
 from fourstage.engine.devices import Ranks, choose_device
+from fourstage.engine.waiting import yielding_cores
 from fourstage.files import write_file
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
@@ -98,6 +99,7 @@ def predict(
     drawn = _drawn_paths(files, Path(out)) if out is not None else [None] * len(files)
     predictions: list[Prediction] = []
     with ExitStack() as stack:
+        stack.enter_context(yielding_cores())
         results = None
         if out is not None:
             make_folder(Path(out))

@@ -20,6 +20,7 @@ from fourstage.engine.stop import StopRequest
 from fourstage.engine.threads import choose_threads, limited_threads, loader_workers
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged, set_training_mode
+from fourstage.engine.waiting import yielding_cores
 from fourstage.files import write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
@@ -86,7 +87,8 @@ def train(
         if done is not None:
             return done
         advice = _less_memory(resolved.recipe, ranks)
-        with sentences(advice, folder.path), limited_threads(loader_workers(resolved.recipe.workers, device)):
+        workers = loader_workers(resolved.recipe.workers, device)
+        with sentences(advice, folder.path), limited_threads(workers), yielding_cores():
             setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
             if dry_run:
                 folder.check_writable()

@@ -39,14 +39,14 @@ def test_the_fair_share_is_that_of_equal_threads(
 def test_shares_are_relative_to_being_alone(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "available_cores", lambda: 2)
     every = {
-        0: {"passive": turns(400, 4.0), "own": turns(400, 4.0)},  # 200 images/s with both cores
-        1: {"passive": turns(200, 2.0), "own": turns(50, 2.0)},  # with one core: all of it used, and a quarter
+        0: {"ours": turns(400, 4.0), "own": turns(400, 4.0)},  # 200 images/s with both cores
+        1: {"ours": turns(200, 2.0), "own": turns(50, 2.0)},  # with one core: all of it used, and a quarter
     }
-    passive, own = script.summary(every, 1, 2)
-    assert passive["images_per_second"] == 100
-    assert passive["got"] == 1.0
-    assert passive["use_of_what_it_got"] == pytest.approx(1.0)
-    assert passive["of_its_fair_share"] == pytest.approx(0.75)  # 4 / 3 cores were fair
+    ours, own = script.summary(every, 1, 2)
+    assert ours["images_per_second"] == 100
+    assert ours["got"] == 1.0
+    assert ours["use_of_what_it_got"] == pytest.approx(1.0)
+    assert ours["of_its_fair_share"] == pytest.approx(0.75)  # 4 / 3 cores were fair
     assert own["use_of_what_it_got"] == pytest.approx(0.25)
     del every[0]
     assert script.summary(every, 1, 2)[0]["use_of_what_it_got"] is None
@@ -58,6 +58,7 @@ class Process:
     def __init__(self, words: list[str], env: dict[str, str], **_: object) -> None:
         self.environment, self.stdout, self.killed = env, self, False
         assert words[1:3] == [str(SCRIPT), "--worker"]
+        assert words[5] == ("1" if words[3] == "one" else "2")
 
     def readline(self) -> str:
         return "ready\n"
@@ -80,7 +81,7 @@ def test_each_process_has_its_policy(script: ModuleType, monkeypatch: pytest.Mon
         policy: {name: process.environment[name] for name in cores.WAITING_BY_USER if name in process.environment}
         for policy, process in processes.items()
     }
-    assert chosen == {"passive": cores.WAITING, "own": {}}
+    assert chosen == {"ours": cores.WAITING, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}, "own": {}, "one": {}}
 
 
 def test_other_programs_spin_until_the_end(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +97,7 @@ def test_a_turn_counts_images_and_seconds(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", iter(["0\n"]))
-    assert script.work(1) == 0
+    assert script.work(1, yielding=False) == 0
     ready, turn = capsys.readouterr().out.splitlines()
     images, wall, cpu = json.loads(turn)
     assert ready == "ready"
