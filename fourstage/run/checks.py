@@ -34,7 +34,7 @@ def check_same_classes(weights: str | Path, file: Checkpoint, classes: Sequence[
     data set in their own way, or the data has numbers only: there, only the same names in another order are a mistake.
     """
     ours = file.content.get("fourstage") is not None
-    spell = str if ours else _simplified
+    spell = str if ours else simplified
     known, given = [spell(name) for name in file.classes or classes], [spell(name) for name in classes]
     if known == given or (not ours and sorted(known) != sorted(given)):
         return
@@ -45,5 +45,6 @@ def check_same_classes(weights: str | Path, file: Checkpoint, classes: Sequence[
     )
 
 
-def _simplified(name: str) -> str:
+def simplified(name: str) -> str:
+    """Return the name of a class as foreign files are compared: case and underscores do not count."""
     return " ".join(name.lower().replace("_", " ").split())

@@ -1,13 +1,16 @@
 """The data of a run: opened first, read later, so that a mistake in a recipe is reported before a minute of reading."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypedDict, TypeGuard, cast
 
 from fourstage.data.bad_images import find_bad_images, without
 from fourstage.data.formats import find_format, open_dataset
+from fourstage.data.mapped_classes import KnownClasses, map_classes
 from fourstage.data.sample import Dataset
 from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
@@ -17,6 +20,8 @@ from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.task_protocol import AnyProtocol
 
+InClasses = Callable[[Dataset, str], Dataset]  # of a data set and its name, in other classes
+SPLIT_WORDS = {"train": "training", "val": "validation"}
 SCAN_UP_TO = 20_000  # images; up to here all are read once before training starts, larger sets only as they come
 
 
@@ -45,11 +50,17 @@ def data_path(data: str | Path) -> str:
     return text if text in EMBEDDED or is_address(text) else str(Path(text).expanduser().resolve())
 
 
-def open_split(protocol: AnyProtocol, split: Literal["train", "val"], *, show: bool) -> Dataset:
+def open_split(
+    protocol: AnyProtocol, split: Literal["train", "val"], *, show: bool, mapped: InClasses | None = None
+) -> Dataset:
     """Open one split of the recipe's data; no image is read yet.
 
+    Args:
+        mapped: returns the split in other classes; it is given the split, and its name for messages.
+
     Raises:
-        ValueError: no data, data in no known format, or other classes than the recipe's.
+        ValueError: no data, data in no known format, other classes than the recipe's, or labels of a class that is not
+            known.
     """
     recipe: Recipe = protocol.recipe
     if recipe.data is None:
@@ -62,6 +73,8 @@ def open_split(protocol: AnyProtocol, split: Literal["train", "val"], *, show: b
         except ValueError:
             _check_format(protocol)
             raise
+    if mapped is not None and protocol.truth in dataset.truths:
+        dataset = mapped(dataset, f"the {SPLIT_WORDS[split]} split of {recipe.data}")
     protocol.check_data(dataset)
     if not len(dataset):
         raise ValueError(f"{recipe.data} has no images for {split}; add at least two for each class")
@@ -75,8 +88,10 @@ def _check_format(protocol: AnyProtocol) -> None:
 
 
 def open_splits(protocol: AnyProtocol, *, show: bool) -> Splits:
-    """Open both splits; see `open_split`."""
-    return Splits(open_split(protocol, "train", show=show), open_split(protocol, "val", show=show))
+    """Open both splits, the validation split in the classes of the training split; see `open_split`."""
+    train = open_split(protocol, "train", show=show)
+    known = KnownClasses(tuple(train.classes), "the training split")
+    return Splits(train, open_split(protocol, "val", show=show, mapped=partial(map_classes, known=known)))
 
 
 def readable_splits(opened: Splits, recipe: Recipe, ranks: Ranks, known: Path, *, show: bool) -> Splits:

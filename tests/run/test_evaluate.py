@@ -97,8 +97,42 @@ def test_numbered_folders_are_labelled_by_their_numbers(tmp_path: Path, known: P
 def test_a_network_of_a_thousand_other_classes_is_not_imagenets(tmp_path: Path) -> None:
     data = scans(tmp_path / "imagenet-a", [wnids()[i] for i in CHOSEN], each=2)
     weights = checkpoint(tmp_path / "own.pth", 1000, [f"class {i}" for i in range(1000)])
-    with pytest.raises(ValueError, match="1000 classes and the network 4"):
+    with pytest.raises(ValueError, match=f"classes '{wnids()[CHOSEN[0]]}', .*own.pth lacks: it has 'class 0'"):
         evaluate("digits_visformer", weights=weights, data=data, show=False)
+
+
+def test_data_of_some_classes_is_scored_in_those_of_the_run(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path / "run.pth", 4, ["ant", "bee", "cat", "dog"])
+    data = scans(tmp_path / "data" / "val", ["bee", "dog"], each=3).parent
+    found = evaluate("digits_visformer", weights=weights, data=data, changes=["workers=0"], show=False)
+    assert {id[:3]: record["truth"] for id, record in found.records.items()} == {"bee": 1, "dog": 3}
+    assert [row["count"] for row in found.tables["per_class"]] == [0, 3, 0, 3]
+    assert "(2 of 4): labels are matched by name" in found.notes[0]
+    (data / "val" / "bee").rename(data / "val" / "bees")
+    with pytest.raises(ValueError, match=r"class 'bees', which .*run.pth lacks: did you mean 'bee'"):
+        evaluate("digits_visformer", weights=weights, data=data, changes=["workers=0"], show=False)
+
+
+@pytest.mark.parametrize("named", [None, wnids()])
+def test_a_list_of_some_of_imagenets_classes_scores_as_their_folders(
+    named: Sequence[str] | None, tmp_path: Path
+) -> None:
+    weights = checkpoint(tmp_path / "known.pth", 1000, named)
+    folders = scans(tmp_path / "folders", [wnids()[i] for i in CHOSEN], each=2)
+    scores = evaluate("digits_visformer", weights=weights, data=folders, changes=["workers=0"], show=False).metrics
+    lists = tmp_path / "lists"
+    (lists / "meta").mkdir(parents=True)
+    folders.rename(lists / "val")
+    lines = [f"{wnids()[c]}/{k}.png {i}\n" for i, c in enumerate(CHOSEN) for k in range(2)]
+    (lists / "meta" / "val.txt").write_text("".join(lines))
+    found = evaluate("digits_visformer", weights=weights, data=lists, changes=["workers=0"], show=False)
+    assert found.metrics == pytest.approx(scores)
+    assert found.notes[-1] == "predictions among the 4 classes of the data"
+    numbers = [line.replace(f" {i}\n", f" {CHOSEN[i]}\n") for line, i in zip(lines, (0, 0, 1, 1, 2, 2), strict=False)]
+    (lists / "meta" / "val.txt").write_text("".join(numbers))
+    found = evaluate("digits_visformer", weights=weights, data=lists, changes=["workers=0"], show=False)
+    assert {record["truth"] for record in found.records.values()} == set(CHOSEN[:3])
+    assert "501 of ImageNet's 1,000 classes: labels are matched by their numbers" in found.notes[0]
 
 
 def test_a_published_number_stands_beside_the_images_that_it_was_measured_on(tmp_path: Path, known: Path) -> None:

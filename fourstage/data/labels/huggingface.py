@@ -19,6 +19,7 @@ from fourstage.data.findings import Finding
 from fourstage.data.images import read_stored
 from fourstage.data.labels.listing import Listing, empty_classes, hold_out, label_problems, numbered_classes
 from fourstage.data.limits import as_name, check_classes, check_inside
+from fourstage.data.mapped_classes import KnownClasses, match_names
 from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.documents import parse_json, read_json
@@ -52,7 +53,8 @@ def survey_huggingface(root: Path, split: Split) -> Listing:
     own = Tables(found[names[split] or names["train"] or ""], names[split] or names["train"] or "train", root)
     first = own if names["train"] in (None, own.name) else Tables(found[names["train"]], names["train"] or "", root)
     classes = first.classes()
-    labels_N, source = own.labels(classes), f"{root} ({own.name})"
+    source = f"{root} ({own.name})"
+    labels_N = own.labels(classes) if own is first else _in_classes(own, first, source)
     problems = label_problems(source, labels_N, classes)
     if split == "train":
         problems += empty_classes(source, labels_N, classes)
@@ -63,6 +65,19 @@ def survey_huggingface(root: Path, split: Split) -> Listing:
         what, do = "has no split called validation", "test is used for validation"
         listing.problems.append(Finding("note", "split", str(root), what, do))
     return listing
+
+
+def _in_classes(own: "Tables", first: "Tables", source: str) -> np.ndarray:
+    """Return the labels of a split in the classes of the training split, by name where both tables name theirs."""
+    classes, names = first.classes(), own.classes()
+    if names == classes or not own.names_said or not first.names_said:
+        return own.labels(classes)
+    labels_N = own.labels(names)
+    inside_N = (labels_N >= 0) & (labels_N < len(names))
+    used = set(np.unique(labels_N[inside_N]).tolist())
+    table_C = match_names(names, source, KnownClasses(classes, "the training split"), used)
+    labels_N[inside_N] = table_C[labels_N[inside_N]]
+    return labels_N
 
 
 def _parquet(root: Path) -> list[Path]:
@@ -154,6 +169,12 @@ class Tables:
                 f"{usual[0]!r}"
             )
         return known[0]
+
+    @property
+    def names_said(self) -> bool:
+        """Whether the file names the classes of its numbers."""
+        said = self.features.get(self.label)
+        return isinstance(said, dict) and isinstance(said.get("names"), list)
 
     def classes(self) -> tuple[str, ...]:
         """Return the names that the file gives, else the texts in the column, else numbers."""

@@ -11,7 +11,7 @@ Labels count from 0. N images.
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fourstage.data.labels.listing import (
     Store,
     class_names,
     empty_classes,
+    folder_labels,
     hold_out,
     label_problems,
     missing_files,
@@ -85,6 +86,10 @@ def survey(root: Path, layout: Layout, split: Split) -> Listing:
     source = str(here.get(split, layout.lists["train"]))
     classes = layout.classes or class_names(root, known.names, known.labels_N, source)
     own, twice = _without_duplicates(own, source)
+    if own is not known and (labels_N := labels_by_folder(known, own)) is not None:
+        what, do = f"numbers the folders of {layout.lists['train']} differently", "labels are matched by the folders"
+        twice.append(Finding("note", "other numbers", source, what, do))
+        own = replace(own, labels_N=labels_N)
     store, missing = layout.store(split if split in here else "train", own.names)
     listing = Listing(
         source=source,
@@ -120,6 +125,20 @@ def _without_duplicates(entries: Entries, source: str) -> tuple[Entries, list[Fi
         what = f"lists {copies:,} image{'s' * (copies > 1)} more than once"
         findings.append(Finding("note", "listed twice", source, what, "each is used once"))
     return Entries([entries.names[i] for i in kept], entries.labels_N[kept], entries.problems), findings
+
+
+def labels_by_folder(known: Entries, own: Entries) -> np.ndarray | None:
+    """Return the labels that the training list gives the folders of another list, where the two lists contradict.
+
+    Nothing is returned unless each label has one folder in both lists, and the training list has all folders and labels.
+    """
+    trained, listed = folder_labels(known.names, known.labels_N), folder_labels(own.names, own.labels_N)
+    if not listed.keys() <= trained.keys() or not {*listed.values()} <= {*trained.values()}:
+        return None
+    label = {old: trained[folder] for folder, old in listed.items()}
+    if all(old == new for old, new in label.items()):
+        return None
+    return np.array([label[old] for old in own.labels_N.tolist()], dtype=np.int64)
 
 
 def read_lines(path: Path) -> Entries:

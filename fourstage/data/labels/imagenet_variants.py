@@ -69,7 +69,7 @@ class Variant:
         if empty:
             raise ValueError(f"{folder / empty[0]} is a class folder without images; add some, or delete the folder")
         self.among = tuple(label[name] for name in files) if len(files) < CLASSES else None
-        self.note = f"predictions among the {len(files)} classes of the data" if self.among else ""
+        self.note = among_note(self.among) if self.among else ""
         ids = [f"{name}/{path}" for name, paths in files.items() for path in paths]
         self.own_validation = all(VALIDATION_NAME.fullmatch(id.rsplit("/", 1)[-1]) for id in ids)
         self._ids = np.array([os.fsencode(id) for id in ids])  # an array: forked loader workers copy no objects
@@ -84,6 +84,11 @@ class Variant:
     def sample(self, index: int) -> Sample:
         image_HW3 = read_image(self.folder / self.id(index))
         return Sample(self.id(index), image_HW3, image_HW3.shape[:2], label=int(self.labels_N[index]))
+
+
+def among_note(among: Sequence[int]) -> str:
+    """Return the sentence on an evaluation that predicts only some of ImageNet's classes."""
+    return f"predictions among the {len(among)} classes of the data"
 
 
 def find_variant(root: Path) -> Path | None:

@@ -11,6 +11,7 @@ import numpy as np
 from fourstage.data.findings import Finding
 from fourstage.data.labels.listing import FileStore, Listing, empty_classes, hold_out, label_problems, missing_files
 from fourstage.data.limits import as_id, as_name, check_classes, check_inside, colliding, leads_away
+from fourstage.data.mapped_classes import KnownClasses, match_names
 from fourstage.data.sample import NoSplitError, Split
 from fourstage.documents import read_json
 
@@ -36,13 +37,17 @@ def survey_inaturalist(root: Path, split: Split) -> Listing:
     content = _read(path)
     first = _read(found["train"]) if found["train"] not in (None, path) else content
     categories = sorted(first["categories"], key=lambda category: (isinstance(category["id"], str), category["id"]))
+    classes = _names(categories)
     label = {category["id"]: i for i, category in enumerate(categories)}
+    if first is not content and [*map(_id_and_name, content["categories"])] != [
+        *map(_id_and_name, first["categories"])
+    ]:
+        label = _labels_by_name(content, classes, str(path))
     of_image = {a["image_id"]: label.get(a["category_id"], -1) for a in content["annotations"]}
     images = [image for image in content["images"] if image["id"] in of_image]
     names = [os.fsencode(image["file_name"]) for image in images]
     check_inside(root, (root / name for name in map(os.fsdecode, names) if leads_away(name)), path)
     labels_N = np.array([of_image[image["id"]] for image in images], dtype=np.int64)
-    classes = _names(categories)
     problems = label_problems(str(path), labels_N, classes)
     if left := len(content["images"]) - len(images):
         what, do = f"has no annotation for {left:,} of its images", "they are left out"
@@ -52,6 +57,19 @@ def survey_inaturalist(root: Path, split: Split) -> Listing:
     store, missing = FileStore(root, names, path), missing_files(root, names)
     listing = Listing(str(path), classes, labels_N, store, np.arange(len(names)), problems, missing)
     return listing if found["val"] is not None else hold_out(listing, split)
+
+
+def _id_and_name(category: dict[str, Any]) -> tuple[Any, str]:
+    return category["id"], str(category["name"])
+
+
+def _labels_by_name(content: dict[str, Any], classes: tuple[str, ...], source: str) -> dict[Any, int]:
+    """Return the label of each category's id in the classes of the training split, matched by name."""
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    names = _names(content["categories"])
+    positions = {i for i, category in enumerate(content["categories"]) if category["id"] in used}
+    table_C = match_names(names, source, KnownClasses(classes, "the training split"), positions)
+    return {category["id"]: int(label) for category, label in zip(content["categories"], table_C, strict=True)}
 
 
 def _read(path: Path) -> dict[str, Any]:

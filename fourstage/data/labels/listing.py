@@ -252,12 +252,19 @@ def numbered_classes(count: int, source: str | Path = "the data") -> tuple[str, 
     return tuple(map(str, range(count)))
 
 
-def _folder_names(names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
-    """Return the folder of each class where every label has exactly one of its own; else nothing."""
+def folder_labels(names: Sequence[bytes], labels_N: np.ndarray) -> dict[bytes, int]:
+    """Return the label of each folder, where every label has exactly one folder of its own; else nothing."""
     of_label: dict[int, bytes] = {}
     for name, label in zip(names, labels_N.tolist(), strict=True):
         folder = name.rpartition(b"/")[0].rpartition(b"/")[2]
         if not folder or of_label.setdefault(label, folder) != folder:
-            return ()
-    complete = sorted(of_label) == list(range(len(of_label))) and len(set(of_label.values())) == len(of_label)
-    return tuple(os.fsdecode(of_label[label]) for label in sorted(of_label)) if complete else ()
+            return {}
+    labels = {folder: label for label, folder in of_label.items()}
+    return labels if len(labels) == len(of_label) else {}
+
+
+def _folder_names(names: Sequence[bytes], labels_N: np.ndarray) -> tuple[str, ...]:
+    """Return the folder of each class where every label from 0 on has exactly one of its own; else nothing."""
+    folders = {label: folder for folder, label in folder_labels(names, labels_N).items()}
+    complete = sorted(folders) == list(range(len(folders)))
+    return tuple(os.fsdecode(folders[label]) for label in sorted(folders)) if complete else ()

@@ -96,6 +96,10 @@ class Coco:
         """(I,) int64: annotations of each image, those that do not train too."""
         return self._table.counts_I
 
+    def label_counts(self) -> np.ndarray:
+        """(C,) int64: objects of each class, those that do not train too."""
+        return self._table.label_counts(len(self.classes))
+
     def size(self, index: int) -> tuple[int, int]:
         """(H, W), as the json says."""
         height, width = self._sizes_I2[index].tolist()

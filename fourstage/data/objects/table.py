@@ -153,6 +153,10 @@ class ObjectTable:
     def __len__(self) -> int:
         return len(self._order_n)
 
+    def label_counts(self, classes: int) -> np.ndarray:
+        """(C,) int64: objects of each class, those that do not train too."""
+        return np.bincount(self._labels_N[self._order_n], minlength=classes)
+
     def objects(
         self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
     ) -> Objects:

@@ -90,6 +90,10 @@ class Voc:
         """(I,) int64: objects of each image, difficult ones too."""
         return self._table.counts_I
 
+    def label_counts(self) -> np.ndarray:
+        """(C,) int64: objects of each class, those that do not train too."""
+        return self._table.label_counts(len(self.classes))
+
     def path(self, index: int) -> Path:
         return image_of(self._files[index])
 

@@ -1,6 +1,7 @@
 """What a run asks of classification."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ from fourstage.data.transforms.classification import eval_transform, train_trans
 from fourstage.data.transforms.mixing import Mixing
 from fourstage.recipe import EMBEDDED
 from fourstage.recipe import Classification as ClassificationRecipe
+from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
 from fourstage.run.checks import check_same_classes
 from fourstage.run.report_samples import keep
 from fourstage.run.splits import open_split
@@ -127,8 +129,12 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
         """Return the validation split, or a test set for ImageNet's classes where the checkpoint has these."""
         recipe, variant = self.recipe, _variant(self.recipe, weights, which)
         if variant is None:
-            dataset = open_split(self, "val", show=show)
-            return EvaluationData(dataset, dict(recipe.expect), extra_scores=_real_score(recipe, dataset))
+            mapped = partial(_in_classes_of, file=read_checkpoint(weights), recipe=recipe, which=which)
+            dataset = open_split(self, "val", show=show, mapped=mapped)
+            among = among_imagenet(dataset)
+            notes = (imagenet.among_note(among),) if among else ()
+            expect = {} if among else dict(recipe.expect)
+            return EvaluationData(dataset, expect, _limit_to(among), _real_score(recipe, dataset), notes)
         self.check_data(variant)
         limit = _limit_to(variant.among)
         if variant.own_validation:
@@ -188,10 +194,22 @@ def _variant(recipe: ClassificationRecipe, weights: str | Path, which: str) -> i
     trained_by = file.content.get("recipe")
     if isinstance(trained_by, dict) and trained_by.get("data") == recipe.data:
         return None  # its own training data must not serve as a test set
+    return imagenet.Variant(folder) if _knows_imagenet(recipe, file, which) else None
+
+
+def _knows_imagenet(recipe: ClassificationRecipe, file: Checkpoint, which: str) -> bool:
+    """Return whether a checkpoint has ImageNet's 1000 classes, or those of ImageNet-22K, which hold them."""
     if file.classes is not None:
-        return imagenet.Variant(folder) if tuple(file.classes) == imagenet.wnids() else None
-    known = _classes_of_head(recipe, file, which) in (imagenet.CLASSES, imagenet22k.CLASSES)
-    return imagenet.Variant(folder) if known else None
+        return tuple(file.classes) == imagenet.wnids()
+    return _classes_of_head(recipe, file, which) in (imagenet.CLASSES, imagenet22k.CLASSES)
+
+
+def _in_classes_of(dataset: Dataset, where: str, file: Checkpoint, recipe: ClassificationRecipe, which: str) -> Dataset:
+    """Return a data set in the classes of a checkpoint; see `in_classes_of`."""
+    few = len(dataset.classes) < imagenet.CLASSES
+    if few and could_be_imagenet(dataset) and _knows_imagenet(recipe, file, which):
+        return in_imagenet(dataset, where)
+    return in_classes_of(dataset, where, file, recipe)
 
 
 def _classes_of_head(recipe: ClassificationRecipe, file: Checkpoint, which: str) -> int | None:

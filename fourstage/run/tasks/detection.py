@@ -14,6 +14,7 @@ from fourstage.data.sample import Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
 from fourstage.methods import find_method
 from fourstage.recipe import Detection as DetectionRecipe
+from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
@@ -120,7 +121,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         return max(a.scale) if a.policy == "large_scale_jitter" else 32
 
     def open_evaluation(self, weights: str | Path, which: str, *, show: bool) -> EvaluationData:
-        return EvaluationData(open_split(self, "val", show=show), dict(self.recipe.expect))
+        return EvaluationData(open_in_classes_of(self, weights, show=show), dict(self.recipe.expect))
 
     def write_report_samples(self, folder: Path, task: Detection, val: Dataset, records: Records) -> None:
         """Write images with their true and their predicted objects: some drawn evenly, and the worst ones."""

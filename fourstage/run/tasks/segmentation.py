@@ -12,8 +12,8 @@ from fourstage.api import create_segmentor
 from fourstage.data.sample import Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
 from fourstage.recipe import Segmentation as SegmentationRecipe
+from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
-from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -87,7 +87,7 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
             task.multi = _multi_scale(recipe)
 
         notes = f"miou_ss: {_single_scale(recipe)}", f"miou_ms_flip: {_multi_scale(recipe)}"
-        return EvaluationData(open_split(self, "val", show=show), dict(recipe.expect), prepare, notes=notes)
+        return EvaluationData(open_in_classes_of(self, weights, show=show), dict(recipe.expect), prepare, notes=notes)
 
     def write_report_samples(self, folder: Path, task: Segmentation, val: Dataset, records: Records) -> None:
         """Write images beside their true and their predicted label maps: some drawn evenly, and the worst ones."""
