@@ -1,12 +1,19 @@
 """Verbs for recipes and runs: recipes, train, evaluate, predict, report."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
 from fourstage.streams import unattended
 
+if TYPE_CHECKING:
+    from fourstage.run import Prediction
+
+SOME_UNREADABLE = 1  # exit code of `predict`: some files could not be read, and the others were predicted
 OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
 
 
@@ -159,7 +166,9 @@ def add_predict(verbs: Verbs) -> None:
         metavar="RUN|FILE|MODEL|RECIPE",
         help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; a model or a recipe by name",
     )
-    verb.add_argument("images", nargs="+", metavar="IMAGE|VIDEO", help="image or video files, or folders of them")
+    verb.add_argument(
+        "images", nargs="+", metavar="IMAGE|VIDEO|FOLDER", help="image or video files, or folders with them and folders"
+    )
     verb.add_argument(
         "--weights", metavar="FILE", help="the checkpoint for a named model or recipe; default: the published one"
     )
@@ -167,12 +176,16 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument(
         "--out", metavar="DIR", default="predictions", help="folder for pictures and results; default: predictions"
     )
+    verb.add_argument(
+        "--ids", metavar="FILE.json", help="a COCO json that lists the images: a detector's results have its ids"
+    )
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add_imports(verb, "a file that registers what the network of a checkpoint is built from; may be repeated")
     verb.add_argument("--json", action="store_true", help="print the predictions as JSON")
 
 
 def _run_predict(args: argparse.Namespace) -> int:
+    from fourstage.report.number_format import plural
     from fourstage.run import predict
 
     predictions = predict(
@@ -181,23 +194,39 @@ def _run_predict(args: argparse.Namespace) -> int:
         weights=args.weights,
         which=args.which,
         out=args.out,
+        ids=args.ids,
         device=args.device,
         imports=args.imports,
         show=not args.json,
     )
+    unreadable = [one for one in predictions if one.error]
     if args.json:
         import json
 
-        content = [{"image": str(one.image), "picture": str(one.picture), **one.values} for one in predictions]
+        content = [
+            {"image": str(one.image), "picture": None if one.error else str(one.picture), **one.values}
+            for one in predictions
+        ]
         print(json.dumps(content, indent=2))
-        return 0
+    else:
+        _print_predictions([one for one in predictions if not one.error], args.out)
+    for one in unreadable:
+        print(f"fourstage: {one.error}", file=sys.stderr)
+    if unreadable:
+        count = plural(len(predictions), "file")
+        print(
+            f"fourstage: {len(unreadable)} of {count} could not be read; the others are in {args.out}", file=sys.stderr
+        )
+    return SOME_UNREADABLE if unreadable else 0
+
+
+def _print_predictions(predictions: "Sequence[Prediction]", out: str) -> None:
     for one in predictions:
         print(f"{one.image}: {one.text}")
     count_videos = sum(one.is_video for one in predictions)
     counts = ((len(predictions) - count_videos, "picture"), (count_videos, "video"))
     written = [f"{count} {what}" if count == 1 else f"{count} {what}s" for count, what in counts if count]
-    print(f"{' and '.join(written)} in {args.out}")
-    return 0
+    print(f"{' and '.join(written)} in {out}")
 
 
 def add_report(verbs: Verbs) -> None:

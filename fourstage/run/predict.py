@@ -1,7 +1,7 @@
 """`fourstage predict`: the predictions of a trained network for images and videos."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,8 +12,8 @@ import numpy as np
 
 from fourstage.api import list_models
 from fourstage.build import try_on_meta
-from fourstage.data.images import is_image_name, read_image
-from fourstage.data.sample import Sample
+from fourstage.data.images import read_image
+from fourstage.data.sample import BadImage, Sample
 from fourstage.engine.devices import Ranks, choose_device
 from fourstage.engine.waiting import yielding_cores
 from fourstage.files import write_file
@@ -23,10 +23,12 @@ from fourstage.registry import find
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run import computation, videos
+from fourstage.run.coco_ids import CocoIds, Id
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.outputs import CocoResults, JsonRows, make_folder
+from fourstage.run.inputs import LABELS, Input, drawn_paths, find_inputs
+from fourstage.run.outputs import ClassResults, CocoResults, JsonRows, make_folder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, ImageResult, protocol_class, protocol_of
 from fourstage.user_files import import_files, imports_option
 from fourstage.weights import catalog
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RESULTS = "results.json"  # of a detector, in the folder of the pictures
-LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
-ENDINGS = ("", LABELS)
+CLASS_RESULTS = "results.csv"  # of a classifier, in the same place
 OPACITY = 0.6  # of label maps over the frames of a video
 YAML = (".yaml", ".yml")
 
@@ -52,6 +53,7 @@ class Prediction:
     text: str  # one line for a person
     values: dict[str, Any]  # for a program: classes with probabilities, best first; for a video, its length
     picture: Path | None = None  # the file with the drawing
+    error: str = ""  # why the file cannot be read; then there is no prediction
 
     @property
     def is_video(self) -> bool:
@@ -66,52 +68,119 @@ def predict(
     weights: str | Path | None = None,
     which: str = "model",
     out: str | Path | None = None,
+    ids: str | Path | None = None,
     device: str = "auto",
     imports: Iterable[str | Path] = (),
     show: bool = True,
 ) -> list[Prediction]:
     """Predict images and videos with a trained network.
 
+    A file that cannot be read does not stop the others: its prediction has an `error`.
+
     Args:
         source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration;
             the name of a model; or a recipe of a detector or segmentor, by name or file.
         weights: the checkpoint for a model or a recipe; it may be left out where one is published.
         which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
-        images: image and video files, or folders of them.
-        out: folder for a picture of each image and a video of each video. A detector also writes `results.json` in
-            COCO's results format; other networks write one line of JSON for each frame of a video. None: no files.
+        images: image and video files, or folders of them and of folders.
+        out: folder for a picture of each image and a video of each video, in folders as the images are. A detector also
+            writes `results.json` in COCO's results format, and a classifier `results.csv`; networks other than
+            detectors write one line of JSON for each frame of a video. None: no files.
+        ids: a COCO json that lists the images; `results.json` has its ids of images and categories.
         imports: Python files of your own that register what the network is built from. A checkpoint may name such
             files, and they are run only if they are given here.
 
     Raises:
-        ValueError, FileNotFoundError: a file is no image or video; then nothing is predicted or written.
+        ValueError, FileNotFoundError: a file does not exist, or no file can be read as an image or video; then nothing
+            is predicted or written.
     """
     torch_device, source = choose_device(device), _recipe_or(str(source))
     _check_source(source, weights, which)
     import_files(imports)
-    files = _files([images] if isinstance(images, str | Path) else images)
+    given = [images] if isinstance(images, str | Path) else images
+    inputs = find_inputs(given, Path(out) if out is not None else None)
+    known = None if ids is None else CocoIds(Path(ids))
+    image_ids = None if known is None else known.of_images(inputs)
     protocol, task = _load(source, weights, which)
+    results = _results_file(protocol, task, None if out is None else Path(out), known, inputs)
     predictor = Predictor(protocol, task.to(torch_device).eval())
-    lengths = [videos.read_properties(file).frames if videos.is_video_name(file.name) else 1 for file in files]
-    for file in files:
-        if not videos.is_video_name(file.name):
-            predictor.read(file)  # all of them, before anything is written
-    drawn = _drawn_paths(files, Path(out)) if out is not None else [None] * len(files)
+    lengths = _lengths(inputs, predictor)
+    drawn = drawn_paths(inputs, Path(out)) if out is not None else [None] * len(inputs)
     predictions: list[Prediction] = []
     with ExitStack() as stack:
         stack.enter_context(yielding_cores())
-        results = None
         if out is not None:
             make_folder(Path(out))
-            if protocol.truth == "objects":
-                ids = getattr(task, "category_ids", None)  # of the training data
-                results = stack.enter_context(CocoResults(Path(out) / RESULTS, task.classes, ids))
-        writer = ResultWriter(files, results)
-        bar = stack.enter_context(Bar("predicting", sum(lengths), show=show))
-        for file, path in zip(files, drawn, strict=True):
-            predict_file = predictor.video if videos.is_video_name(file.name) else predictor.image
-            predictions.append(predict_file(file, path, writer, bar))
+        if results is not None:
+            stack.enter_context(results)
+        writer = ResultWriter(inputs, results, image_ids)
+        total = sum(length for length in lengths if isinstance(length, int))
+        bar = stack.enter_context(Bar("predicting", total, show=show))
+        for one, length, path in zip(inputs, lengths, drawn, strict=True):
+            predict_input = predictor.video if one.is_video else predictor.image
+            try:
+                if isinstance(length, ValueError):
+                    raise length
+                predictions.append(predict_input(one, path, writer, bar))
+            except (BadImage, videos.BadVideo) as error:
+                predictions.append(Prediction(one.path, str(error), {"error": str(error)}, error=str(error)))
+                bar.resize(bar.total - (length if isinstance(length, int) else 0))
+    if isinstance(results, CocoResults) and results.left_out:
+        print(
+            f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
+            f"{results.path}",
+            file=sys.stderr,
+        )
     return predictions
+
+
+def _results_file(
+    protocol: AnyProtocol, task: AnyTask, out: Path | None, known: CocoIds | None, inputs: Sequence[Input]
+) -> CocoResults | ClassResults | None:
+    """Return the file for the results of all images; None: the task has none.
+
+    Raises:
+        ValueError: ids for a task without boxes, or of other classes than the network's.
+    """
+    if protocol.truth != "objects":
+        if known is not None:
+            raise ValueError("--ids is for the results of a detector, and this network finds no boxes; remove --ids")
+        images = any(not one.is_video for one in inputs)
+        return ClassResults(out / CLASS_RESULTS) if protocol.truth == "label" and images and out is not None else None
+    own = getattr(task, "category_ids", None)  # of the training data
+    ids = known.of_classes(task.classes) if known is not None else own
+    return None if out is None else CocoResults(out / RESULTS, task.classes, ids)
+
+
+def _lengths(inputs: Sequence[Input], predictor: "Predictor") -> list[int | ValueError]:
+    """Return the frames of each input, 1 for an image, or why it cannot be read, which is known for videos only.
+
+    Raises:
+        ValueError: no input can be read.
+    """
+    lengths: list[int | ValueError] = []
+    for one in inputs:
+        try:
+            lengths.append(videos.read_properties(one.path).frames if one.is_video else 1)
+        except videos.BadVideo as error:
+            lengths.append(error)
+    first: ValueError | None = None
+    for one, length in zip(inputs, lengths, strict=True):
+        if isinstance(length, ValueError):
+            first = first or length
+            continue
+        if one.is_video:
+            return lengths
+        try:
+            predictor.read(one.path)
+        except BadImage as error:
+            first = first or error
+        else:
+            return lengths
+    assert first is not None, "there are inputs"
+    if len(inputs) == 1:
+        raise first
+    raise ValueError(f"none of the {len(inputs)} files can be read; the first: {first}")
 
 
 class ResultWriter:
@@ -122,21 +191,25 @@ class ResultWriter:
 
     Args:
         results: the file; None: there is none.
+        ids: the id of each image by its path; None: as above.
     """
 
-    def __init__(self, files: Sequence[Path], results: CocoResults | None) -> None:
-        names = Counter(file.name for file in files)
-        self._names = {file: file.name if names[file.name] == 1 else str(file) for file in files}
-        numbers = [int(file.stem) for file in files if file.stem.isascii() and file.stem.isdecimal()]
-        images = not any(videos.is_video_name(file.name) for file in files)
-        self._own = images and len(set(numbers)) == len(files)
-        self._results, self._count = results, 0
+    def __init__(
+        self, inputs: Sequence[Input], results: CocoResults | ClassResults | None, ids: Mapping[Path, Id] | None = None
+    ) -> None:
+        numbers = [int(stem) for one in inputs if (stem := one.path.stem).isascii() and stem.isdecimal()]
+        images = not any(one.is_video for one in inputs)
+        self._own = images and len(set(numbers)) == len(inputs)
+        self._results, self._ids, self._count = results, ids, 0
 
-    def add(self, file: Path, result: ImageResult, **more: object) -> None:
+    def add(self, one: Input, result: ImageResult, **more: object) -> None:
         self._count += 1
-        if self._results is not None:
-            number = int(file.stem) if self._own else self._count
-            self._results.put(number, self._names[file], result.values["objects"], **more)
+        if isinstance(self._results, CocoResults):
+            number = int(one.path.stem) if self._own else self._count
+            id = number if self._ids is None else self._ids[one.path]
+            self._results.put(id, one.name, result.values["objects"], **more)
+        elif self._results is not None and not one.is_video:
+            self._results.put(one.name, [(row["class"], row["probability"]) for row in result.values["top"]])
 
 
 class Predictor:
@@ -153,18 +226,21 @@ class Predictor:
         sample = Sample(name, image_HW3, (image_HW3.shape[0], image_HW3.shape[1]))
         return self.protocol.predict_image(self.task, sample, title)
 
-    def image(self, file: Path, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
+    def image(self, one: Input, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
         """Predict an image and draw it into a picture at `path`."""
+        file = one.path
         result = self.predict(str(file), self.read(file), file.name)
         if path is not None:
+            make_folder(path.parent)
             for ending, drawn in result.pictures().items():
                 _write_picture(path.with_name(f"{path.stem}{ending}.png"), drawn)
-        writer.add(file, result)
+        writer.add(one, result)
         bar.update(bar.done + 1)
         return Prediction(file, result.text, result.values, path)
 
-    def video(self, file: Path, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
+    def video(self, one: Input, path: Path | None, writer: ResultWriter, bar: Bar) -> Prediction:
         """Predict each frame and draw it into a video at `path`; tasks without a results file write rows beside it."""
+        file = one.path
         video, first, frames = videos.read_properties(file), bar.done, 0
         with ExitStack() as stack:
             drawn = rows = None
@@ -179,7 +255,7 @@ class Predictor:
                     drawn.add(_draw_frame(result, frame_HW3))
                 if rows is not None:
                     rows.add({**place, **result.values})
-                writer.add(file, result, **place)
+                writer.add(one, result, **place)
                 frames += 1
                 bar.update(min(first + frames, bar.total))
         bar.resize(bar.total - video.frames + frames)
@@ -236,24 +312,6 @@ def _check_source(source: str, weights: str | Path | None, which: str) -> None:
     if not catalog.published(find(model).name):
         raise ValueError(f"no weights of {model} are published; add --weights FILE")
     catalog.find(find(model).name, tag)  # raises now where there is none to fetch
-
-
-def _files(images: Iterable[str | Path]) -> list[Path]:
-    files: list[Path] = []
-    for image in map(Path, images):
-        if image.is_dir():
-            names = (path for path in image.iterdir() if is_image_name(path.name) or videos.is_video_name(path.name))
-            if not (inside := sorted(names)):
-                raise ValueError(
-                    f"the folder {image} holds no images or videos; give files, or a folder with .jpg, .png or "
-                    f".mp4 files"
-                )
-            files += inside
-        elif image.is_file():
-            files.append(image)
-        else:
-            raise FileNotFoundError(f"there is no image or video {image}; check the path")
-    return files
 
 
 def _load(source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
@@ -362,21 +420,6 @@ def _build_stored(file: Checkpoint, recipe: Recipe | None) -> tuple[AnyProtocol,
             f"which a run folder or a checkpoint alone does not run: if you trust them, add "
             f"{imports_option(recipe.imports)}"
         ) from error
-
-
-def _drawn_paths(files: Sequence[Path], out: Path) -> list[Path]:
-    """Return a name in `out` for each file that neither another output nor a given file has."""
-    paths: list[Path] = []
-    taken = {file.resolve() for file in files}
-    for file in files:
-        video = videos.is_video_name(file.name)
-        endings = (".mp4", ".jsonl") if video else tuple(f"{ending}.png" for ending in ENDINGS)
-        stem, number = file.stem, 2
-        while any((out / (stem + ending)).resolve() in taken for ending in endings):
-            stem, number = f"{file.stem}-{number}", number + 1
-        taken |= {(out / (stem + ending)).resolve() for ending in endings}
-        paths.append(out / (stem + endings[0]))
-    return paths
 
 
 def _write_picture(path: Path, picture: "Image") -> None:

@@ -28,6 +28,10 @@ class Video:
     rate: float  # frames per second
 
 
+class BadVideo(ValueError):
+    """A file that cannot be read as a video."""
+
+
 def is_video_name(name: str) -> bool:
     """Return whether a file name is that of a video."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
@@ -37,7 +41,7 @@ def read_properties(path: Path) -> Video:
     """Return the properties of a video. The first frame is decoded, to be sure that there is one.
 
     Raises:
-        ValueError: the file cannot be read as a video.
+        BadVideo: the file cannot be read as a video.
     """
     capture = _open(path)
     try:
@@ -56,7 +60,7 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
     """Yield each frame as (H, W, 3) uint8 RGB, as far as the file can be read.
 
     Raises:
-        ValueError: not even the first frame can be read.
+        BadVideo: not even the first frame can be read.
     """
     cv2, capture = opencv(), _open(path)
     try:
@@ -90,8 +94,8 @@ def _open(path: Path) -> Any:
     return capture
 
 
-def _unreadable(path: Path) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path) -> BadVideo:
+    return BadVideo(
         f"{path} ({path.stat().st_size:,} bytes) cannot be read as a video; check whether a player opens it, or "
         f"convert it: ffmpeg -i {path.name} new.mp4"
     )

@@ -434,7 +434,7 @@ def no_frames(path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [as_text, empty, cut, no_frames])
-def test_a_broken_video_is_named_before_anything_is_written(
+def test_a_broken_video_is_named_and_does_not_stop_the_others(
     broken: Callable[[Path], None],
     finder: Path,
     photos: list[Path],
@@ -442,8 +442,78 @@ def test_a_broken_video_is_named_before_anything_is_written(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     broken(tmp_path / "bad.mp4")
-    words = ["predict", str(finder), str(photos[0]), str(tmp_path / "bad.mp4"), "--out", str(tmp_path / "out")]
-    refused(words, capfd, "bad.mp4", "cannot be read as a video", "ffmpeg -i bad.mp4")
+    out = tmp_path / "out"
+    refused(
+        ["predict", str(finder), str(tmp_path / "bad.mp4"), "--out", str(out)],
+        capfd, "bad.mp4", "cannot be read as a video", "ffmpeg -i bad.mp4",
+    )  # fmt: skip
+    assert not out.exists()
+    assert main(["predict", str(finder), str(photos[0]), str(tmp_path / "bad.mp4"), "--out", str(out)]) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fourstage: ")]
+    assert "bad.mp4" in lines[0]
+    assert "cannot be read as a video" in lines[0]
+    assert lines[1] == f"fourstage: 1 of 2 files could not be read; the others are in {out}"
+    assert {path.name for path in out.iterdir()} == {f"{photos[0].stem}.png", "results.json"}
+
+
+# ------------------------------------------------------------------------------------------- the ids of the data's json
+
+
+def listed(path: Path, images: dict[str, Any], categories: dict[str, Any]) -> Path:
+    """A COCO json without annotations, as that of COCO's test images."""
+    sides = {"height": 60, "width": 90}
+    content = {
+        "images": [{"id": id, "file_name": name, **sides} for name, id in images.items()],
+        "categories": [{"id": id, "name": name} for name, id in categories.items()],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "photos/", "val/2017/"])
+def test_results_have_the_ids_of_the_json(
+    prefix: str, finder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {f"{prefix}{photo.name}": id for photo, id in zip(photos, ("photo-a", 9), strict=True)}
+    ids = listed(tmp_path / "a.json", names, {"owl": 30, "cat": "C", "eel": 1})
+    words = ["predict", str(finder), str(photos[0].parent), "--out", str(tmp_path / "out"), "--ids", str(ids)]
+    assert main(words) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["image_id"] for row in rows} == {"photo-a", 9}
+    assert {(row["category"], row["category_id"]) for row in rows} <= {("owl", 30), ("cat", "C")}
+    owls = sum(row["category"] == "owl" for row in rows)
+    capsys.readouterr()
+    listed(ids, names, {"cat": "C"})
+    assert main(words) == 0
+    assert f"fourstage: {owls} detections are of classes that {ids} does not list" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == [r for r in rows if r["category"] != "owl"]
+    assert all(row["image_id"] == names[f"{prefix}{row['file_name']}"] for row in rows)
+
+
+def test_ids_that_do_not_fit_are_refused(
+    finder: Path, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(finder), *map(str, photos), "--out", str(tmp_path / "out"), "--ids"]
+    known, animals = {photo.name: i for i, photo in enumerate(photos)}, {"cat": 1}
+    refused([*words, str(tmp_path / "no.json")], capsys, "there is no file", "give --ids the COCO json")
+    one = listed(tmp_path / "a.json", {photos[0].name: 1}, animals)
+    refused([*words, str(one)], capsys, "1 of 2 images are not in", photos[1].name)
+    twice = listed(
+        tmp_path / "a.json", {f"{name}/{p.name}": f"{name}{p.name}" for p in photos for name in "ab"}, animals
+    )
+    refused([*words, str(twice)], capsys, "2 of 2 images are not in")
+    other = listed(tmp_path / "a.json", known, {"eel": 1})
+    refused([*words, str(other)], capsys, "has none of the network's classes", "eel", "cat, dog, owl")
+    same = listed(tmp_path / "a.json", known, animals)
+    same.write_text(same.read_text().replace('"categories": [', '"categories": [{"id": 7, "name": "cat"}, '))
+    refused([*words, str(same)], capsys, "several categories of one name")
+    good = listed(tmp_path / "a.json", known, animals)
+    film(tmp_path / "a.mp4", frames=2)
+    refused([*words, str(good), str(tmp_path / "a.mp4")], capsys, "a.mp4 is a video, and --ids is for images")
+    (tmp_path / "copy").mkdir()
+    copied = tmp_path / "copy" / photos[0].name
+    copied.write_bytes(photos[0].read_bytes())
+    refused([*words, str(good), str(copied)], capsys, f"are both {photos[0].name}")
     assert not (tmp_path / "out").exists()
 
 

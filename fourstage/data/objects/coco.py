@@ -162,6 +162,21 @@ def read_json(path: Path) -> dict[str, list[Any]]:
     return entries
 
 
+def read_ids(path: Path) -> tuple[dict[str, int | str], dict[str, int | str]]:
+    """Return the id of each image by its file name, and of each category by its name; annotations are not needed.
+
+    Raises:
+        ValueError: as `read_json`; ids or names that are there twice.
+    """
+    with in_file(path):
+        content = _Content(path, needed=("images", "categories"))
+        content.check_ids()
+    categories = {name: id for id, name in content.categories}
+    if len(categories) < len(content.categories):
+        raise ValueError(f"{path} has several categories of one name; give each its own")
+    return dict(zip(content.names, content.image_ids, strict=True)), categories
+
+
 def check_names(root: Path, place: Annotated, names: Iterable[str]) -> None:
     """Raise ValueError unless the images of a split are in the data folder; see `check_inside`."""
     check_inside(root, (place.images / name for name in names if leads_away(name)), place.annotations)
@@ -210,9 +225,12 @@ class _Content:
 
     Args:
         entries: lists that take the entries as they are, by their key; None: they are dropped.
+        needed: the keys that must be there.
     """
 
-    def __init__(self, path: Path, entries: dict[str, list[Any]] | None = None) -> None:
+    def __init__(
+        self, path: Path, entries: dict[str, list[Any]] | None = None, needed: Sequence[str] = tuple(NEEDED)
+    ) -> None:
         self.path, self.names, self.image_ids = path, list[str](), list[int | str]()
         self.categories: list[tuple[int | str, str]] = []
         self._sides: list[tuple[int, int]] = []
@@ -232,7 +250,7 @@ class _Content:
                 self._checked(key, position, entry)
                 if entries is not None:
                     entries[key].append(entry)
-        for key in NEEDED:
+        for key in needed:
             if not known.get(key):
                 raise _missing(path, key)
 

@@ -1,0 +1,91 @@
+"""The images and videos that `fourstage predict` is given, and the names of what it writes for them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fourstage.data.images import is_image_name
+from fourstage.data.walk import all_files
+from fourstage.run.videos import is_video_name
+
+LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
+ENDINGS = ("", LABELS)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image or video.
+
+    Attributes:
+        name: the path below the folder that was given, written with `/`; for a file that was given, its name.
+        folder: the folder below the one of all results that its results are in.
+    """
+
+    path: Path
+    name: str
+    folder: str = ""
+
+    @property
+    def is_video(self) -> bool:
+        return is_video_name(self.path.name)
+
+
+def find_inputs(given: Iterable[str | Path], out: Path | None = None) -> list[Input]:
+    """Return files that were given, and all images and videos below folders that were given.
+
+    Names of files from several folders begin with the folder's path below the one that all of them are in.
+
+    Args:
+        out: where results will be; what is in it is left out of a folder around it.
+
+    Raises:
+        ValueError, FileNotFoundError: a folder without images and videos; a path that does not exist.
+    """
+    paths = [Path(one) for one in given]
+    folders = [Path(os.path.abspath(path)) for path in paths if path.is_dir()]  # noqa: PTH100 - links stay
+    common = Path(os.path.commonpath(folders)) if folders else Path()
+    inputs: dict[tuple[Path, int], Input] = {}
+    for number, path in enumerate(paths):
+        if path.is_dir():
+            below = Path(os.path.abspath(path)).relative_to(common)  # noqa: PTH100
+            for one in _inside(path, below, out):
+                inputs.setdefault((Path(os.path.abspath(one.path)), -1), one)  # noqa: PTH100
+        elif path.is_file():
+            inputs[path, number] = Input(path, path.name)
+        else:
+            raise FileNotFoundError(f"there is no image or video {path}; check the path")
+    return _with_different_names(list(inputs.values()))
+
+
+def _inside(folder: Path, below: Path, out: Path | None) -> list[Input]:
+    names = [name for name in all_files(folder) if is_image_name(file := Path(name).name) or is_video_name(file)]
+    if out is not None and folder.resolve() in out.resolve().parents:
+        names = [name for name in names if out.resolve() not in (folder / name).resolve().parents]
+    if not names:
+        raise ValueError(
+            f"the folder {folder} holds no images or videos; give files, or a folder with .jpg, .png or .mp4 files"
+        )
+    return [Input(folder / name, (below / name).as_posix(), (below / name).parent.as_posix()) for name in names]
+
+
+def _with_different_names(inputs: Sequence[Input]) -> list[Input]:
+    """Name those by their complete path whose names are equal otherwise."""
+    names = Counter(one.name for one in inputs)
+    return [one if names[one.name] == 1 else replace(one, name=str(one.path)) for one in inputs]
+
+
+def drawn_paths(inputs: Sequence[Input], out: Path) -> list[Path]:
+    """Return a name for each drawing that neither another output nor a given file has; folders stay as in the names."""
+    paths: list[Path] = []
+    taken = {one.path.resolve() for one in inputs}
+    for one in inputs:
+        folder = out / one.folder
+        endings = (".mp4", ".jsonl") if one.is_video else tuple(f"{ending}.png" for ending in ENDINGS)
+        stem, number = one.path.stem, 2
+        while any((folder / (stem + ending)).resolve() in taken for ending in endings):
+            stem, number = f"{one.path.stem}-{number}", number + 1
+        taken |= {(folder / (stem + ending)).resolve() for ending in endings}
+        paths.append(folder / (stem + endings[0]))
+    return paths
