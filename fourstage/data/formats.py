@@ -20,7 +20,8 @@ from fourstage.data.labels import huggingface, imagenet, inaturalist
 from fourstage.data.labels.cifar import Cifar, is_cifar
 from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
 from fourstage.data.labels.listing import Listed, Survey
-from fourstage.data.objects.coco import Coco, is_coco
+from fourstage.data.objects.coco import Coco
+from fourstage.data.objects.coco_places import is_coco, is_coco_json
 from fourstage.data.objects.voc import Voc, is_voc
 from fourstage.data.objects.yolo import Yolo, is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
@@ -117,6 +118,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
         layout="annotations/instances_train*.json, or train/_annotations.coco.json",
         fits=is_coco,
         open=Coco,
+        takes=is_coco_json,
         truth="objects",
         check=f"{CHECKS}.coco:check_coco",
     ),

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
+from fourstage.data.file_names import found_note
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
-from fourstage.data.objects.coco import Annotated, area_from, check_names, find_split, name_of, read_json
+from fourstage.data.objects.coco import area_from, name_of, read_json
+from fourstage.data.objects.coco_places import Annotated, find_images, find_split
 from fourstage.data.objects.rle import mask_area
 from fourstage.data.objects.table import box_of, check_masks
 from fourstage.data.sample import Progress, Split
+from fourstage.data.splits import held_out_note, split_positions
 
 Content = dict[str, Any]
 
@@ -22,10 +25,7 @@ def check_coco(root: Path, progress: Progress) -> Checked:
     splits: dict[Split, tuple[Annotated, Content]] = {}
     for split in ("train", "val"):
         try:
-            place = find_split(root, split)
-            content = read_json(place.annotations)
-            check_names(root, place, (image["file_name"] for image in content["images"]))
-            splits[split] = place, content
+            splits[split] = _read(root, split, findings)
         except ValueError as error:
             findings.append(Finding("error", "annotations", str(root), f"({split}) cannot be used", str(error)))
     inspected = _inspect_splits(splits, progress)
@@ -39,6 +39,25 @@ def check_coco(root: Path, progress: Progress) -> Checked:
     findings += _categories(splits)
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
+
+
+def _read(root: Path, split: Split, findings: list[Finding]) -> tuple[Annotated, Content]:
+    """Return the place of a split and its content, with file names that have files; notes go to `findings`."""
+    place = find_split(root, split)
+    content = read_json(place.annotations)
+    names = [image["file_name"] for image in content["images"]]
+    place, found = find_images(place, names)
+    for i, name in found.items():
+        content["images"][i]["file_name"] = name
+    notes = [found_note(place.annotations, names, found)]
+    if place.held_out:
+        notes.append(held_out_note(place.annotations, names))
+        other: Split = "val" if split == "train" else "train"
+        others = {content["images"][i]["id"] for i in split_positions(names, other)}
+        content["images"] = [content["images"][i] for i in split_positions(names, split)]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] not in others]
+    findings += [Finding("note", "layout", str(root), "is usable", note) for note in notes if note]
+    return place, content
 
 
 def _inspect_splits(splits: dict[Split, tuple[Annotated, Content]], progress: Progress) -> dict[Split, list[Inspected]]:

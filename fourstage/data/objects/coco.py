@@ -6,7 +6,7 @@ N objects.
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from fourstage.data.file_names import found_note
 from fourstage.data.images import read_image
-from fourstage.data.limits import CLASSES, PATH_BYTES, as_id, as_name, check_inside, colliding, leads_away
+from fourstage.data.limits import CLASSES, PATH_BYTES, as_id, as_name, colliding
+from fourstage.data.objects.coco_places import find_images, find_split, is_coco
 from fourstage.data.objects.dataset import as_bad_objects
 from fourstage.data.objects.json_scan import entries
 from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.objects.table import FARTHEST, ObjectTable, ObjectWriter, Row, box_of
 from fourstage.data.sample import BadImage, Objects, Sample, Split
-from fourstage.data.splits import EXPORT_SPLIT_NAMES
+from fourstage.data.splits import held_out_note, joined_notes, split_positions
 from fourstage.documents import in_file
 from fourstage.files import RAISE, limit, read_bytes
 
-__all__ = ["Coco", "area_from", "check_names", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
+__all__ = ["Coco", "area_from", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
-EXPORTED = "_annotations.coco.json"
 BYTES = 2**30  # of a json; that of COCO's training images has 450 MB
 MOST = {"images": 5_000_000, "annotations": 10_000_000}  # entries; COCO has 118,000 and 860,000
 VALUES = 20_000_000  # lists and mappings, and keys, in a json; COCO has four and seven million
@@ -38,14 +39,6 @@ NEEDED = {
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """Where one split is."""
-
-    annotations: Path  # the json
-    images: Path  # the folder that its file names start from
 
 
 class Coco:
@@ -68,16 +61,27 @@ class Coco:
     """
 
     def __init__(self, root: str | Path, split: Split) -> None:
-        self.place = find_split(Path(root), split)
-        said = _read(self.place.annotations)
-        check_names(Path(root), self.place, said.names)
+        place = find_split(Path(root), split)
+        said = _read(place.annotations)
+        self.place, self._found = find_images(place, said.names)
         self.classes, self.category_ids, self.truths = said.classes, said.category_ids, ("objects",)
         self.image_ids, self._names = said.image_ids, said.names
         self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
         self.with_reference = split == "val"
-        self.note = ""
+        self.note = found_note(place.annotations, said.names, self._found)
         if self._table.some_masks and not self.has_masks:
-            self.note = f"only some objects in {self.place.annotations} have masks: boxes alone are used."
+            some = f"only some objects in {place.annotations} have masks: boxes alone are used."
+            self.note = joined_notes(self.note, some)
+        if place.held_out:
+            self.note = joined_notes(self.note, held_out_note(place.annotations, said.names))
+            self._keep(split_positions(said.names, split))
+
+    def _keep(self, positions: Sequence[int]) -> None:
+        """Leave out all images but those at these positions."""
+        self.image_ids = tuple(self.image_ids[i] for i in positions)
+        self._names = tuple(self._names[i] for i in positions)
+        self._found = {new: self._found[old] for new, old in enumerate(positions) if old in self._found}
+        self._sizes_I2, self._table = self._sizes_I2[list(positions)], self._table.take(positions)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -86,7 +90,7 @@ class Coco:
         return self._names[index]
 
     def path(self, index: int) -> Path:
-        return self.place.images / self.id(index)
+        return self.place.images / self._found.get(index, self.id(index))
 
     def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """(I, 2) int64: height and width of these images (None: of all), as the json says."""
@@ -129,27 +133,6 @@ class Coco:
         return f"{self.place.annotations}: annotation {name} of image {self.image_ids[index]}"
 
 
-def find_split(root: Path, split: Split) -> Annotated:
-    """The json and the image folder of one split. Raises ValueError when there is none."""
-    for name in EXPORT_SPLIT_NAMES[split]:
-        if (root / name / EXPORTED).is_file():
-            return Annotated(root / name / EXPORTED, root / name)
-    for name in EXPORT_SPLIT_NAMES[split]:
-        found = sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True)  # 2017 before 2014
-        places = [Annotated(path, _image_folder(root, path.stem.removeprefix("instances_"))) for path in found]
-        if places:
-            return next((place for place in places if place.images.is_dir()), places[0])
-    raise ValueError(
-        f"{root} holds no annotations for the {split} split: annotations/instances_{split}*.json "
-        f"or {'train' if split == 'train' else 'valid'}/{EXPORTED} is needed"
-    )
-
-
-def is_coco(root: Path) -> bool:
-    """Whether `root` looks like a folder in COCO layout."""
-    return any(root.glob("annotations/instances_*.json")) or any(root.glob(f"*/{EXPORTED}"))
-
-
 def read_json(path: Path) -> dict[str, list[Any]]:
     """Return the lists images, annotations and categories of a COCO json.
 
@@ -175,11 +158,6 @@ def read_ids(path: Path) -> tuple[dict[str, int | str], dict[str, int | str]]:
     if len(categories) < len(content.categories):
         raise ValueError(f"{path} has several categories of one name; give each its own")
     return dict(zip(content.names, content.image_ids, strict=True)), categories
-
-
-def check_names(root: Path, place: Annotated, names: Iterable[str]) -> None:
-    """Raise ValueError unless the images of a split are in the data folder; see `check_inside`."""
-    check_inside(root, (place.images / name for name in names if leads_away(name)), place.annotations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +211,7 @@ class _Content:
     ) -> None:
         self.path, self.names, self.image_ids = path, list[str](), list[int | str]()
         self.categories: list[tuple[int | str, str]] = []
+        self._above: list[object] = []  # the supercategory of each category
         self._sides: list[tuple[int, int]] = []
         self._written, self._broken = ObjectWriter(), dict[int, str]()
         self._images, self._labels = (
@@ -253,10 +232,22 @@ class _Content:
         for key in needed:
             if not known.get(key):
                 raise _missing(path, key)
+        if "annotations" in needed and (root := self._root()) is not None:
+            del self.categories[root]
+            if entries is not None:
+                del entries["categories"][root]
 
     def sizes(self) -> np.ndarray:
         """(I, 2) int64: height and width of each image."""
         return np.array(self._sides, dtype=np.int64).reshape(-1, 2)
+
+    def _root(self) -> int | None:
+        """Return the position of a category without objects that is above all others, as Roboflow writes one."""
+        for position, (id, name) in enumerate(self.categories):
+            others = self._above[:position] + self._above[position + 1 :]
+            if others and id not in self._labels and all(above == name for above in others):
+                return position
+        return None
 
     def check_ids(self) -> None:
         """Raise ValueError where two images or two categories have one id, or two images one file."""
@@ -311,6 +302,7 @@ class _Content:
             if not isinstance(name, str | int) or isinstance(name, bool) or len(str(name)) > PATH_BYTES:
                 raise ValueError(f"{reprlib.repr(name)} is not the name of a class; a name is a text")
             self.categories.append((as_id(entry["id"]), str(name)))
+            self._above.append(entry.get("supercategory"))
         elif key == "images":
             self.image_ids.append(as_id(entry["id"]))
             self.names.append(as_name(entry["file_name"]))
@@ -373,8 +365,3 @@ def _check_entry(path: Path, key: str, position: int, entry: Any) -> None:
 
 def _missing(path: Path, key: str) -> ValueError:
     return ValueError(f"{path} is JSON, but not in COCO format: it has no list called {key!r}")
-
-
-def _image_folder(root: Path, name: str) -> Path:
-    candidates: Sequence[Path] = (root / name, root / "images" / name, root / "images")
-    return next((folder for folder in candidates if folder.is_dir()), root / name)

@@ -6,7 +6,8 @@ H x W pixels.
 
 import json
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ class ObjectTable:
         listed_n = np.flatnonzero((images_N >= 0) & (self._labels_N >= 0))
         self._order_n = listed_n[np.argsort(images_N[listed_n], kind="stable")]
         self.counts_I = np.bincount(images_N[listed_n], minlength=images)
-        self._first = np.concatenate([[0], np.cumsum(self.counts_I)])
+        self._first_I = np.cumsum(self.counts_I) - self.counts_I
         self._boxes_N4, self._areas_N = np.array(written.boxes).reshape(-1, 4), np.array(written.areas)
         flags_N = np.frombuffer(bytes(written.flags), dtype=np.uint8)
         self._crowd_N, self._ignored_N = flags_N & 1 > 0, flags_N & 2 > 0
@@ -150,8 +151,14 @@ class ObjectTable:
             written.add(row)
         return ObjectTable(written, images)
 
+    def take(self, images_i: Sequence[int]) -> "ObjectTable":
+        """Return the table of the images at these positions. Objects are shared with this table, not copied."""
+        out, positions_i = copy(self), np.asarray(images_i, dtype=np.int64)
+        out.counts_I, out._first_I = self.counts_I[positions_i], self._first_I[positions_i]
+        return out
+
     def __len__(self) -> int:
-        return len(self._order_n)
+        return int(self.counts_I.sum())
 
     def label_counts(self, classes: int) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""
@@ -214,7 +221,8 @@ class ObjectTable:
         return out | {"areas": [b if np.isnan(a) else a for a, b in zip(areas, by_mask, strict=True)]}
 
     def _rows(self, image: int) -> np.ndarray:
-        return self._order_n[self._first[image] : self._first[image + 1]]
+        first = self._first_I[image]
+        return self._order_n[first : first + self.counts_I[image]]
 
     def _mask(self, row: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float]) -> np.ndarray | None:
         segmentation = self._outlines[row]

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from fourstage.data.objects.coco import Coco, decode_mask, encode_mask
-from fourstage.data.sample import BadImage
+from fourstage.data.sample import BadImage, NoSplitError
 
 Picture = Callable[..., Path]
 SQUARE = [[10, 5, 20, 5, 20, 15, 10, 15]]
@@ -34,14 +34,15 @@ def content(annotations: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path, picture: Picture) -> Callable[..., Path]:
-    """Writes two images and a json with the given annotations."""
+    """Writes two images and a json with the given annotations, as both splits."""
 
     def write(annotations: list[dict[str, Any]], **parts: Any) -> Path:
         for name in ("a", "b"):
             picture(f"train2017/{name}.png")
         (tmp_path / "annotations").mkdir(exist_ok=True)
         text = json.dumps(content(annotations) | parts)
-        (tmp_path / "annotations/instances_train2017.json").write_text(text)
+        for split in ("train", "val"):
+            (tmp_path / f"annotations/instances_{split}2017.json").write_text(text)
         return tmp_path
 
     return write
@@ -141,10 +142,11 @@ def test_annotations_beside_the_images(tmp_path: Path, picture: Picture) -> None
 
 
 def test_a_missing_split_is_said_in_one_sentence(write: Callable[..., Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"no annotations for the val split: annotations/instances_val\*\.json or valid/"
-    ):
-        Coco(write([]), "val")
+    root = write([])
+    (root / "annotations/instances_train2017.json").unlink()
+    sentence = r"no annotations for the train split: annotations/instances_train\*\.json or train/"
+    with pytest.raises(NoSplitError, match=sentence):
+        Coco(root, "train")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def tiny(tmp_path: Path) -> Path:
     for annotation in content["annotations"]:  # as an object without a mask takes the masks of all
         annotation.setdefault("segmentation", [[1, 2, 11, 2, 11, 13]])
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(content))
+    for split in ("train", "val"):
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     return tmp_path
 
 
