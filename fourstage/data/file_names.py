@@ -1,7 +1,8 @@
 r"""Find the image files that a data set names as another machine called them.
 
-Such names are `images\a.jpg`, `C:\photos\a.jpg` and `a%20b.jpg`. A name that is the path of a file counts as it is. Any other name is compared with the image files below the data
-folder, and is replaced where exactly one of them fits. No file outside of the data folder is found in this way.
+Such names are `images\a.jpg`, `C:\photos\a.jpg` and `a%20b.jpg`. A name that is the path of a file counts as it is. Any
+other name is compared with the image files below the data folder, and is replaced where exactly one of them fits. No
+file outside of the data folder is found in this way.
 """
 
 import os

@@ -22,8 +22,10 @@ from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
 from fourstage.data.labels.listing import Listed, Survey
 from fourstage.data.objects.coco import Coco
 from fourstage.data.objects.coco_places import is_coco, is_coco_json
-from fourstage.data.objects.voc import Voc, is_voc
-from fourstage.data.objects.yolo import Yolo, is_yolo
+from fourstage.data.objects.voc import Voc
+from fourstage.data.objects.voc_places import is_voc
+from fourstage.data.objects.yolo import Yolo
+from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 from fourstage.data.walk import is_own_folder, subfolders

@@ -4,7 +4,9 @@ A data set may come from anyone. What it declares (labels, sizes, names, counts)
 is taken for it, and the files that it names are in its own folder, or in a folder that the user allows.
 """
 
+import codecs
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,7 @@ PACKED_BYTES = 2**30  # of all paths of a split, which have one width
 LIST_BYTES = 2**30  # of a list of images; ImageNet-22K has 14 million lines
 TEXT_BYTES = 16 * 2**20  # of a file of class names, a label file, an annotation
 LARGEST_ID = 2**61 - 1  # Python's hash of an integer is its remainder by this; multiples of it collide in a dictionary
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")  # characters of no text
 FOLDERS = "FOURSTAGE_DATA_FOLDERS"  # environment variable: folders, separated by `:`, where data may name files too
 
 
@@ -57,13 +60,39 @@ def text_lines(content: bytes, source: str | Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def decoded(content: bytes, source: str | Path) -> str:
+    """Return the text of a list of names: UTF-8, UTF-16 with a byte-order mark, or else Windows' form of Latin-1.
+
+    Raises:
+        ValueError: the bytes are no text; `source` names them.
+    """
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if utf16 else ("utf-8-sig", "cp1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if CONTROL.search(text) is None:
+            return text
+    raise ValueError(f"{source} is not text; save it as UTF-8")
+
+
+def is_latin(content: bytes) -> bool:
+    """Return whether `decoded` reads these bytes as Latin-1."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return False
+
+
 def read_class_file(path: Path) -> tuple[str, ...]:
     """Return the lines of a file as class names.
 
     Raises:
-        ValueError: the file is no UTF-8 text, has too many lines, or has one twice.
+        ValueError: the file is no text, has too many lines, or has one twice.
     """
-    return class_lines(read_bytes(path, TEXT_BYTES), path)
+    return class_lines(decoded(read_bytes(path, TEXT_BYTES), path).encode(), path)
 
 
 def class_lines(content: bytes, source: str | Path) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from fourstage.data.checks.coco import box_findings
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
-from fourstage.data.objects.voc import annotation_files, class_file, from_corners, image_of, read_annotation
+from fourstage.data.objects.voc import class_file, from_corners, image_of, read_annotation
+from fourstage.data.objects.voc_places import find_files
 from fourstage.data.sample import Progress
 
 
@@ -17,7 +18,9 @@ def check_voc(root: Path, progress: Progress) -> Checked:
     files: dict[str, list[Path]] = {}
     for split in ("train", "val"):
         try:
-            files[split] = annotation_files(root, split)
+            files[split], note = find_files(root, split)
+            if note:
+                findings.append(Finding("note", "layout", str(root), "is usable", note))
         except ValueError as error:
             findings.append(Finding("error", "annotations", str(root), f"({split}) cannot be used", str(error)))
     images = [image_of(path) for of_split in files.values() for path in of_split]

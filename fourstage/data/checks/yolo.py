@@ -10,7 +10,8 @@ from fourstage.data.checks.inspect import Inspected, image_findings, inspect_ima
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
 from fourstage.data.objects.table import check_masks
-from fourstage.data.objects.yolo import Description, describe, label_file, label_lines, lines_of, parse_line
+from fourstage.data.objects.yolo import label_file, label_lines, lines_of, parse_line
+from fourstage.data.objects.yolo_places import CLASSES, Description, describe
 from fourstage.data.sample import NoSplitError, Progress, Split
 
 
@@ -25,7 +26,9 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
     images: dict[Split, list[Path]] = {}
     for split in ("train", "val"):
         try:
-            images[split] = said.images(split)
+            images[split], note = said.find(split)
+            if note:
+                findings.append(Finding("note", "layout", str(root), "is usable", note))
         except (NoSplitError, ValueError) as error:
             findings.append(Finding("error", "images", str(said.path), f"({split}) cannot be used", str(error)))
     results = iter(inspect_images([path for of_split in images.values() for path in of_split], progress, orient=True))
@@ -83,7 +86,7 @@ def _unused(said: Description, images: list[Path]) -> Iterator[Finding]:
     for folder in sorted({path.parent for path in images if path.is_file()}):
         there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
         for path in sorted(label_file(folder / "any").parent.glob("*.txt")):
-            if path.stem not in there and _holds_objects(path, len(said.classes)):
+            if path.stem not in there and path.name != CLASSES and _holds_objects(path, len(said.classes)):
                 do = "add the image, or delete the label file"
                 yield Finding("warning", "label file without image", str(path), "has no image", do)
 

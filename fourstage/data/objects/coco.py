@@ -245,7 +245,8 @@ class _Content:
         """Return the position of a category without objects that is above all others, as Roboflow writes one."""
         for position, (id, name) in enumerate(self.categories):
             others = self._above[:position] + self._above[position + 1 :]
-            if others and id not in self._labels and all(above == name for above in others):
+            named = bool(others) and all(above == name for above in others) and self._above[position] != name
+            if named and id not in self._labels:
                 return position
         return None
 

@@ -5,6 +5,7 @@ Objects that are marked difficult neither train nor score, like crowd regions. H
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,23 +16,17 @@ from xml.parsers.expat import ExpatError, ParserCreate
 import numpy as np
 
 from fourstage.data.images import EXTENSIONS, read_image
-from fourstage.data.limits import (
-    LIST_BYTES,
-    TEXT_BYTES,
-    as_name,
-    check_classes,
-    check_inside,
-    leads_away,
-    read_class_file,
-    text_lines,
-)
+from fourstage.data.limits import TEXT_BYTES, check_classes, is_path, read_class_file
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
 from fourstage.data.objects.table import ObjectTable, Row, box_of
+from fourstage.data.objects.voc_places import annotation_files, find_files, image_places
 from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
+from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
 from fourstage.documents import in_file
 from fourstage.files import read_bytes
 
+ENDINGS = tuple(dict.fromkeys(case for ending in EXTENSIONS for case in (ending, ending.upper(), ending.title())))
 DEPTH = 100  # of an element; VOC's have four
 LONGEST_NAME = 1000  # characters of the name of a class
 CLASSES = (
@@ -55,6 +50,7 @@ class Annotation:
 
     boxes: tuple[Box, ...]
     size: tuple[int, int] | None  # (H, W), where it says so
+    filename: str = ""  # of the image, without folders
 
 
 class Voc:
@@ -69,7 +65,7 @@ class Voc:
 
     def __init__(self, root: str | Path, split: Split) -> None:
         self._root = Path(root)
-        self._files = annotation_files(self._root, split)
+        self._files, self.note = find_files(self._root, split)
         annotations = [read_annotation(path) for path in self._files]
         self.classes = class_names(self._root, dict(zip(self._files, annotations, strict=True)))
         self.truths = ("objects",)
@@ -77,7 +73,7 @@ class Voc:
         self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
         self._table = ObjectTable.of(self._rows(annotations), len(self._files))
         self.has_masks = False
-        self.with_reference, self.note = split == "val", ""
+        self.with_reference = split == "val"
 
     def __len__(self) -> int:
         return len(self._files)
@@ -137,27 +133,6 @@ class Voc:
                 yield Row(position, labels[box.name], from_corners(box.corners), crowd=box.difficult, name=number)
 
 
-def is_voc(root: Path) -> bool:
-    """Whether `root` is a folder of VOC, holds some, or has XML files next to its images."""
-    return bool(_voc_folders(root)) or any(any((root / name).glob("*.xml")) for name in EXPORT_SPLIT_NAMES["train"])
-
-
-def annotation_files(root: Path, split: Split) -> list[Path]:
-    """The XML files of one split, in the order of the lists.
-
-    Raises:
-        NoSplitError: no list and no folder for this split.
-        ValueError: a file that is listed is missing.
-    """
-    folders = _voc_folders(root)
-    if not folders:
-        for name in EXPORT_SPLIT_NAMES[split]:
-            if found := sorted((root / name).glob("*.xml")):
-                return found
-        raise NoSplitError(f"{root} holds no XML files for {split}, such as {EXPORT_SPLIT_NAMES[split][0]}/*.xml")
-    return [path for folder in folders for path in _listed(folder, split)]
-
-
 def class_names(root: Path, known: Mapping[Path, Annotation]) -> tuple[str, ...]:
     """The lines of `classes.txt` where there is one; VOC's twenty where there are no others; else those that occur.
 
@@ -173,21 +148,27 @@ def class_names(root: Path, known: Mapping[Path, Annotation]) -> tuple[str, ...]
 
 
 def class_file(root: Path) -> tuple[str, ...] | None:
-    """The lines of `classes.txt` or `labels.txt`; None where there is neither."""
+    """The lines of `classes.txt` or `labels.txt`, or CVAT's `labelmap.txt`; None where there is none of them."""
     for name in ("classes.txt", "labels.txt"):
         if (root / name).is_file():
             return read_class_file(root / name)
+    if (root / LABEL_MAP).is_file():
+        return tuple(name for name in read_label_map(root / LABEL_MAP) if name != "background") or None
     return None
 
 
 def image_of(annotation: Path) -> Path:
-    """Return the image of an XML file: in `JPEGImages` for `Annotations`, else next to it."""
-    folder = annotation.parent
-    folder = folder.parent / "JPEGImages" if folder.name == "Annotations" else folder
-    for ending in EXTENSIONS:
-        if (path := folder / f"{annotation.stem}{ending}").is_file():
+    """Return the image of an XML file: by its own name, else by the one that it says; see `image_places`."""
+    places = image_places(annotation)
+    for folder in places:
+        for ending in ENDINGS:
+            if (path := folder / f"{annotation.stem}{ending}").is_file():
+                return path
+    with suppress(ValueError):  # a broken file is reported where its boxes are read
+        said = read_annotation(annotation).filename
+        if said and (path := next((p for f in places if (p := f / said).is_file()), None)) is not None:
             return path
-    return folder / f"{annotation.stem}.jpg"
+    return places[0] / f"{annotation.stem}.jpg"
 
 
 def from_corners(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -205,7 +186,8 @@ def read_annotation(path: Path) -> Annotation:
     try:
         with in_file(path):
             root = _parse(read_bytes(path, TEXT_BYTES))
-            return Annotation(tuple(_box(one) for one in root.findall("object")), _size(root.find("size")))
+            boxes = tuple(_box(one) for one in root.findall("object"))
+            return Annotation(boxes, _size(root.find("size")), _file_name(root.findtext("filename")))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path} is listed, but there is no such file: add it, or take its line out of the list"
@@ -257,7 +239,19 @@ def _box(one: Element) -> Box:
         raise ValueError(
             f"the box of a {name!r} is [{shown}]; it must be xmin, ymin, xmax, ymax, in pixels of the image"
         ) from error
-    return Box(name, (left, top, right, bottom), (one.findtext("difficult") or "0").strip() == "1")
+    return Box(name, (left, top, right, bottom), _is_difficult(one))
+
+
+def _is_difficult(one: Element) -> bool:
+    """Return whether an object is marked: tools write `<difficult>1`, `<Difficult>True` and the like."""
+    texts = [child.text or "" for child in one if child.tag.lower() == "difficult"]
+    return any(text.strip().lower() in ("1", "true", "yes") for text in texts)
+
+
+def _file_name(text: str | None) -> str:
+    """Return the last part of a path, as it is written on any system; empty where no file can be called so."""
+    name = (text or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
+    return name if name not in ("", ".", "..") and is_path(name.encode()) else ""
 
 
 def _size(one: Element | None) -> tuple[int, int] | None:
@@ -266,27 +260,6 @@ def _size(one: Element | None) -> tuple[int, int] | None:
     except ValueError:
         return None
     return (int(height), int(width)) if 1 <= height < 2**31 and 1 <= width < 2**31 else None
-
-
-def _voc_folders(root: Path) -> list[Path]:
-    candidates = (root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*")))
-    return [path for path in candidates if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir()]
-
-
-def _listed(folder: Path, split: Split) -> list[Path]:
-    lists = folder / "ImageSets" / "Main"
-    paired = {"train": ("train", "trainval"), "val": ("val", "test")}  # train with val, or trainval with test
-    names = [name for name in paired[split] if (lists / f"{name}.txt").is_file()]
-    if split == "train" and not (lists / "val.txt").is_file():
-        names.reverse()
-    if not names:
-        raise NoSplitError(f"{folder} has no list for {split}: ImageSets/Main/{split}.txt is needed")
-    path = lists / f"{names[0]}.txt"
-    stems = [as_name(line.split()[0]) for line in text_lines(read_bytes(path, LIST_BYTES), path)]
-    files = [folder / "Annotations" / f"{stem}.xml" for stem in stems]
-    away = [file for stem, file in zip(stems, files, strict=True) if leads_away(stem)]
-    check_inside(folder, away, path)
-    return files
 
 
 def _all_files(root: Path) -> Iterator[Path]:

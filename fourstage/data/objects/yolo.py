@@ -1,13 +1,11 @@
-"""Data sets in YOLO's layout: a `data.yaml`, images, and for each image a text file of boxes or polygons.
+"""Data sets in YOLO's layout: images, and for each image a text file of boxes or polygons.
 
 A line is a class and four numbers (x and y of the centre, width, height), or a class and a polygon (x y x y ...), in
 units of the image. Images without a file, or with an empty one, hold nothing. H x W pixels.
 """
 
 import re
-import reprlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,75 +13,15 @@ from typing import Any
 import numpy as np
 
 from fourstage.data.images import read_image
-from fourstage.data.limits import (
-    LIST_BYTES,
-    TEXT_BYTES,
-    as_name,
-    check_classes,
-    check_inside,
-    is_inside,
-    leads_away,
-    text_lines,
-)
+from fourstage.data.limits import TEXT_BYTES
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
 from fourstage.data.objects.table import ObjectTable, Row, box_of
-from fourstage.data.sample import NoSplitError, Objects, Sample, Split
-from fourstage.data.splits import EXPORT_SPLIT_NAMES
-from fourstage.data.walk import image_files
-from fourstage.documents import in_file, read_yaml
+from fourstage.data.objects.yolo_places import describe
+from fourstage.data.sample import Objects, Sample, Split
+from fourstage.data.splits import joined_notes
 from fourstage.files import read_bytes
 
 CLASS_NUMBER = re.compile(r"-?\d{1,9}(\.0*)?")  # some programs write 0.0
-NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any other
-
-
-@dataclass(frozen=True)
-class Description:
-    """The content of a `data.yaml`."""
-
-    path: Path
-    classes: tuple[str, ...]
-    folders: dict[str, tuple[str, ...]]  # by the key of the split: folders of images, or text files that list them
-    base: Path  # where relative paths start
-    root: Path  # the data folder, in which all of them are
-
-    def images(self, split: Split) -> list[Path]:
-        """The images of one split, in the order of their names or of the list.
-
-        Raises:
-            NoSplitError: there is no such split.
-            ValueError: a folder or list is missing, or has no images.
-        """
-        key = next((key for key in EXPORT_SPLIT_NAMES[split] if key in self.folders), None)
-        if key is None:
-            raise NoSplitError(
-                f"{self.path} names no images for {split}: a line `{EXPORT_SPLIT_NAMES[split][0]}: FOLDER` is needed"
-            )
-        images = [path for text in self.folders[key] for path in self._listed(key, text)]
-        if not images:
-            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images")
-        return images
-
-    def _listed(self, key: str, text: str) -> list[Path]:
-        place = self._place(key, text)
-        if place.is_dir():
-            return sorted(place / name for name in image_files(place))
-        lines = [as_name(line) for line in text_lines(read_bytes(place, LIST_BYTES), place)]
-        check_inside(self.root, (self._below(line) for line in lines if leads_away(line)), place)
-        return [self._below(line) for line in lines]
-
-    def _place(self, key: str, text: str) -> Path:
-        """Exports often have `../train/images` for a folder next to the file."""
-        places = (self._below(text), self._below(text.removeprefix("../")), self.path.parent / text)
-        there = [place for place in places if place.exists()]
-        if not there:
-            raise ValueError(f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}")
-        place = next((place for place in there if is_inside(self.root, place)), there[0])
-        check_inside(self.root, [place], self.path)
-        return place
-
-    def _below(self, text: str) -> Path:
-        return self.base / text  # an absolute path stays what it is
 
 
 class Yolo:
@@ -102,14 +40,14 @@ class Yolo:
         self._root = Path(root)
         said = describe(self._root)
         self.classes, self.truths = said.classes, ("objects",)
-        self._paths = said.images(split)
+        self._paths, self.note = said.find(split)
         self._table = ObjectTable.of(self._rows(), len(self._paths))
         self.has_masks = self._table.has_masks
         self._sizes = HeaderSizes(np.full((len(self._paths), 2), -1))
         self.with_reference = split == "val"
-        self.note = ""
         if self._table.some_masks and not self.has_masks:
-            self.note = f"only some objects of the {split} split in {root} have polygons: boxes alone are used."
+            some = f"only some objects of the {split} split in {root} have polygons: boxes alone are used."
+            self.note = joined_notes(self.note, some)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -172,37 +110,6 @@ class Yolo:
                 yield Row(position, label, box, segmentation=polygon and [polygon], name=number)
 
 
-def is_yolo(root: Path) -> bool:
-    """Whether `root` has a yaml file that names classes and images."""
-    return find_yaml(root) is not None
-
-
-def find_yaml(root: Path) -> Path | None:
-    """Return the file that describes the data, if there is one."""
-    first = [root / name for name in NAMES if (root / name).is_file()]
-    others = sorted(
-        path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path not in first and path.is_file()
-    )
-    for path in (*first, *others):
-        content = _mapping(path) if path in first else _mapping_or_none(path)
-        if "names" in content and _split_keys(content):
-            return path
-    return None
-
-
-def describe(root: Path) -> Description:
-    """Read the `data.yaml` of a folder. Raises ValueError where it is missing or names no classes."""
-    path = find_yaml(root)
-    if path is None:
-        raise ValueError(f"{root} has no data.yaml with the keys names, train and val")
-    content = _mapping(path)
-    with in_file(path):
-        folders = {key: _texts(path, key, content[key]) for key in _split_keys(content)}
-        base = path.parent / _path(path, content.get("path"))
-        base = base if base.is_dir() else path.parent
-        return Description(path, _classes(path, content), folders, base, root)
-
-
 def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float, float], list[float] | None]:
     """One object.
 
@@ -258,59 +165,3 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file, or nothing where it is no mapping. Raises ValueError where it is no YAML."""
-    try:
-        content = read_yaml(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); correct it") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _mapping_or_none(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file that may be of another program; nothing where it cannot be read."""
-    try:
-        return _mapping(path)
-    except ValueError:
-        return {}
-
-
-def _split_keys(content: dict[str, Any]) -> list[str]:
-    return [key for keys in EXPORT_SPLIT_NAMES.values() for key in keys if content.get(key)]
-
-
-def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path}: {key} is a folder or a list of folders, got {reprlib.repr(value)}")
-    return tuple(_path(path, text) for text in texts)
-
-
-def _path(path: Path, text: Any) -> str:
-    try:
-        return as_name(text or ".")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; correct it") from error
-
-
-def _classes(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    names = content["names"]
-    if isinstance(names, dict) and all(type(key) in (int, str) for key in names):
-        by_number = {str(key): name for key, name in names.items()}
-        ordered = [by_number.get(str(i)) for i in range(len(names))]
-        names = ordered if len(by_number) == len(names) and None not in ordered else names
-    named = isinstance(names, list) and bool(names) and all(_is_name(name) for name in names)
-    if not named or content.get("nc", len(names)) != len(names):
-        raise ValueError(
-            f"{path}: names is a list, or a mapping from 0, 1, ... to class names, as many as nc says; got "
-            f"{reprlib.repr(names)}"
-        )
-    check_classes(len(names), path)
-    return tuple(str(name) for name in names)
-
-
-def _is_name(name: object) -> bool:
-    """Return whether a value may be the name of a class; YAML reads some names as numbers or as yes and no."""
-    return isinstance(name, str | int | float)

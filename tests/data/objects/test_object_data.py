@@ -410,8 +410,14 @@ def test_trainval_belongs_to_test(layouts: dict[str, Path]) -> None:
     (lists / "trainval.txt").write_text("1\n")
     assert (len(Voc(layouts["voc"], "train")), len(Voc(layouts["voc"], "val"))) == (1, 2)
     (lists / "test.txt").unlink()
-    with pytest.raises(NoSplitError, match=r"ImageSets/Main/val\.txt is needed"):
-        Voc(layouts["voc"], "val")
+    (lists / "trainval.txt").write_text("1\n2\n")
+    train, val = Voc(layouts["voc"], "train"), Voc(layouts["voc"], "val")
+    assert {train.id(0), val.id(0)} == {"Annotations/1", "Annotations/2"}
+    assert "trainval.txt has no validation split: a fixed 10% of the images (1 of 2) is held out" in val.note
+    for name in ("train.txt", "trainval.txt"):
+        (lists / name).rename(lists / "val.txt")
+    with pytest.raises(NoSplitError, match=r"ImageSets/Main/train\.txt is needed"):
+        Voc(layouts["voc"], "train")
 
 
 def test_xml_beside_the_images(tmp_path: Path, picture: Picture) -> None:
