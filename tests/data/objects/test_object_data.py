@@ -410,10 +410,14 @@ def test_trainval_belongs_to_test(layouts: dict[str, Path]) -> None:
     (lists / "trainval.txt").write_text("1\n")
     assert (len(Voc(layouts["voc"], "train")), len(Voc(layouts["voc"], "val"))) == (1, 2)
     (lists / "test.txt").unlink()
-    (lists / "trainval.txt").write_text("1\n2\n")
+    stems = sorted(path.stem for path in (layouts["voc"] / "Annotations").iterdir())
+    (lists / "trainval.txt").write_text("\n".join(stems))
     train, val = Voc(layouts["voc"], "train"), Voc(layouts["voc"], "val")
-    assert {train.id(0), val.id(0)} == {"Annotations/1", "Annotations/2"}
-    assert "trainval.txt has no validation split: a fixed 10% of the images (1 of 2) is held out" in val.note
+    ids = sorted(one.id(i) for one in (train, val) for i in range(len(one)))
+    assert ids == [f"Annotations/{stem}" for stem in stems]
+    assert (
+        f"trainval.txt has no validation split: a fixed 10% of the images (1 of {len(stems)}) is held out" in val.note
+    )
     for name in ("train.txt", "trainval.txt"):
         (lists / name).rename(lists / "val.txt")
     with pytest.raises(NoSplitError, match=r"ImageSets/Main/train\.txt is needed"):
