@@ -115,6 +115,11 @@ def add_evaluate(verbs: Verbs) -> None:
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--csv", metavar="FILE", help="write the results of each class as a table")
+    verb.add_argument(
+        "--results",
+        metavar="PATH",
+        help="write the predictions: FILE.json of COCO's format, FILE.csv of classes, or a FOLDER of label maps",
+    )
     verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_imports(verb, OWN_FILES)
     add_changes(verb)
@@ -131,6 +136,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         changes=args.changes,
         which=args.which,
         csv=args.csv,
+        results=args.results,
         imports=args.imports,
         show=not args.json,
     )
@@ -153,9 +159,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         for name, value in evaluated.metrics.items()
     ]
     print_table(["metric", "measured", "published"], rows)
-    print(
-        "\n".join([plural(evaluated.images, "image"), *evaluated.notes, *([f"wrote {args.csv}"] if args.csv else [])])
-    )
+    written = [f"wrote {path}" for path in (args.csv, args.results) if path]
+    print("\n".join([plural(evaluated.images, "image"), *evaluated.notes, *written]))
     return 0
 
 

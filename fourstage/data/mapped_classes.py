@@ -106,6 +106,9 @@ class Mapped:
         self.shard_sizes: tuple[int, ...] = getattr(dataset, "shard_sizes", ())
         if (labels_N := getattr(dataset, "labels_N", None)) is not None:
             self.labels_N: np.ndarray = table_C[labels_N]
+        if (stored := getattr(dataset, "stored_values", None)) is not None:
+            values = dict(zip(table_C.tolist(), stored, strict=True))
+            self.stored_values = tuple(values.get(label, IGNORE) for label in range(len(classes)))
         if (palette := getattr(dataset, "palette", None)) is not None:
             own = {int(label): colour for label, colour in zip(table_C, palette, strict=False)}
             self.palette = (

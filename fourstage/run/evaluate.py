@@ -4,9 +4,8 @@ import csv as csv_format
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from fourstage.recipe import resolve, resolve_run
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
+from fourstage.run.results import Results, check_new_file
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
 from fourstage.user_files import import_files
@@ -130,6 +130,7 @@ def evaluate(
     changes: Iterable[str] = (),
     which: str = "model",
     csv: str | Path | None = None,
+    results: str | Path | None = None,
     imports: Iterable[str | Path] = (),
     show: bool = True,
 ) -> Evaluated:
@@ -144,6 +145,7 @@ def evaluate(
         data: folder of the data set; default: the one that the recipe names.
         which: "model", or "ema" for the averaged weights of a checkpoint that has both.
         csv: a file to write the results of each class to; its columns depend on the task.
+        results: where to write the predictions; see `run/results.py` for the format of each task.
         imports: Python files of your own to run. The recipe of a run folder names its files, but they run only if they
             are given here.
 
@@ -168,8 +170,10 @@ def evaluate(
     try:
         import_files(resolved.recipe.imports)
         protocol = protocol_of(resolved.recipe)
+        kept = (weights, source)
+        predictions = None if results is None else _checked_results(protocol, results, table, kept)
         with limited_threads(loader_workers(protocol.recipe.workers, device)), yielding_cores():
-            evaluated = _evaluate(protocol, weights, which, run, ranks, device, show=show and ranks.first)
+            evaluated = _evaluate(protocol, weights, which, run, ranks, device, predictions, show=show and ranks.first)
         if table is not None and ranks.first:
             write_text(table, class_table(evaluated.tables["per_class"], protocol.class_columns))
         return evaluated
@@ -184,6 +188,7 @@ def _evaluate(
     run: RunFolder | None,
     ranks: Ranks,
     device: torch.device,
+    results: Results | None,
     *,
     show: bool,
 ) -> Evaluated:
@@ -198,26 +203,30 @@ def _evaluate(
     opened.prepare(task)
     val, _, notes = readable(opened.dataset, "val", protocol.recipe, ranks, show=show)
     task = task.to(device).eval()
-    with Bar("evaluating", len(val), show=show) as bar:
-        records = Evaluator(protocol, val, ranks, device).records(task, bar=bar)
-    assert records is not None
+    with nullcontext() if results is None else results.opened(task, opened.dataset, ranks):
+        with Bar("evaluating", len(val), show=show) as bar:
+            records = Evaluator(protocol, val, ranks, device).records(task, bar=bar)
+        assert records is not None
+        if results is not None and ranks.first:
+            results.write(task, opened.dataset, records)
     metrics = {**task.score(records), **opened.extra_scores(records)}
     return Evaluated(metrics, opened.expect, task.tables(records), records, len(val), (*notes, *opened.notes))
 
 
 def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
-    """Return `path` if a file can be written there. Raises ValueError, also if `path` is one of the files to keep."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give --csv the name of a file in it")
-    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in keep):
-        raise ValueError(f"{path} is the file to be evaluated; give --csv another name")
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent
-        ):  # a file replaces `path` by renaming, so the folder must be writable
-            return path
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place for --csv") from None
+    """Return `path` if a CSV file can be written there; see `check_new_file`."""
+    return check_new_file(path, "--csv", keep)
+
+
+def _checked_results(
+    protocol: AnyProtocol, path: str | Path, table: Path | None, keep: Iterable[str | Path]
+) -> Results:
+    """Return where the predictions go. Raises ValueError unless they can be written there."""
+    results = protocol.results(Path(path))
+    results.check(keep)
+    if table is not None and table.resolve() == results.path.resolve():
+        raise ValueError(f"--csv and --results are both {path}; give each its own name")
+    return results
 
 
 def class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, int]]) -> str:

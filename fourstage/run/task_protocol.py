@@ -12,6 +12,7 @@ from fourstage.data.sample import Batch, Dataset, Sample, Truth
 from fourstage.recipe import Recipe
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
+from fourstage.run.results import Results
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.task import Segmentation
@@ -78,12 +79,14 @@ class TaskProtocol(ABC, Generic[R, T]):
         missing_truth: what data without that truth lacks, such as "no boxes"; for a message.
         data_example: data that has it; for the same message.
         class_columns: columns of the table with the results of each class, with their decimal places.
+        results: where the predictions of an evaluation go.
     """
 
     truth: ClassVar[Truth]
     missing_truth: ClassVar[str]
     data_example: ClassVar[str]
     class_columns: ClassVar[tuple[tuple[str, int], ...]]
+    results: ClassVar[type[Results]]
 
     def __init__(self, recipe: R) -> None:
         self.recipe = recipe

@@ -30,6 +30,7 @@ class LabelMaps:
         folder: the ids are paths below it.
         table_256: the label of each stored value; see `label_table`.
         palette: a colour for each class, as bytes of red, green and blue: those of the label maps, or generated ones.
+        stored_values: for each label the number by which its maps store it, the first of several; 255 without one.
         note: one sentence about what is unusual; empty otherwise.
 
     Raises:
@@ -51,6 +52,11 @@ class LabelMaps:
         self.palette = pairs.palette or distinct_colours(
             (_stored_palette(pairs) or ())[: len(self.classes)], len(self.classes)
         )
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        stored = {int(label): value for value, label in reversed(list(enumerate(self.table_256)))}
+        return tuple(stored.get(label, IGNORE) for label in range(len(self.classes)))
 
     def __len__(self) -> int:
         return len(self._images)

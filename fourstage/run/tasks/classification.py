@@ -19,6 +19,7 @@ from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
 from fourstage.run.checks import check_same_classes
 from fourstage.run.report_samples import keep
+from fourstage.run.results import ClassFile
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import (
     EvaluationData,
@@ -46,6 +47,7 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
     truth = "label"
     missing_truth = "no class for each image"
     data_example = "a folder with train/<class>/*.jpg"
+    results = ClassFile
     class_columns = (("count", 0), ("top1", 4), ("top5", 4), ("loss", 6))  # per cent, per cent, mean
 
     def build_task(self, classes: tuple[str, ...], metadata: Mapping[str, Any] | None = None) -> Classification:

@@ -16,6 +16,7 @@ from fourstage.methods import find_method
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
+from fourstage.run.results import CocoFile
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
 from fourstage.tasks.detection.dino import DINO, queries_for
@@ -36,6 +37,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
     truth = "objects"
     missing_truth = "no boxes"
     data_example = "a folder in COCO's, YOLO's or Pascal VOC's layout, or digit_scenes"
+    results = CocoFile
     class_columns = (  # objects; per cent
         ("count", 0),
         *((f"{form}_{name}", 4) for form in ("box", "mask") for name in ("map", "map50", "map75", "recall")),

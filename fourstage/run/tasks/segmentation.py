@@ -14,6 +14,7 @@ from fourstage.data.transforms.segmentation import evaluation_transform, train_t
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import in_a_line, keep, worst_and_others
+from fourstage.run.results import LabelMapFolder
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -32,6 +33,7 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
     data_example = (
         "a folder with images/train/*.jpg and masks/train/*.png, ADE20K, Cityscapes, Pascal VOC, or digit_scenes"
     )
+    results = LabelMapFolder
     class_columns = (  # pixels; per cent
         ("pixels", 0),
         ("predicted", 0),

@@ -1,6 +1,6 @@
 """Semantic segmentation as the engine runs it. B images, C classes, H x W pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Segmentation(nn.Module):
 
     Attributes:
         palette: a colour for each class, as bytes of red, green and blue; None: the data has none.
+        on_label_map: is called with an image's id and its label map by the single-scale protocol when `predict` has it.
     """
 
     main_metric = "miou_ss"
@@ -59,6 +60,7 @@ class Segmentation(nn.Module):
         self.single, self.multi = single or Protocol(), multi
         self.over_valid, self.boundaries = over_valid, boundaries
         self.palette: tuple[tuple[int, int, int], ...] | None = None
+        self.on_label_map: Callable[[str, Tensor], None] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch of normalised images with their label maps, of the same size."""
@@ -83,6 +85,9 @@ class Segmentation(nn.Module):
         """
         protocols = {"single": self.single, **({} if self.multi is None else {"multi": self.multi})}
         maps = {name: self.label_maps(batch, protocol) for name, protocol in protocols.items()}
+        if self.on_label_map is not None:
+            for id, labels_HW in maps["single"].items():
+                self.on_label_map(id, labels_HW)
         return {id: self._record({n: m[id] for n, m in maps.items()}, batch, i) for i, id in enumerate(batch.ids)}
 
     def _record(self, maps: Mapping[str, Tensor], batch: Batch, i: int) -> Record:
