@@ -78,13 +78,13 @@ def create_model(
         raise ValueError(f"out_indices chooses maps; create_model({model_name!r}, features_only=True) gives maps")
     start = starting_point(model_name, pretrained, checkpoint_path, "create_model")
     model = build_network(start, start.entry.classifier, arguments)
+    if features_only:
+        if not isinstance(model, Classifier):
+            raise ValueError(f"features_only is for the networks of this package; {model_name} is your own")
+        model = FeatureMaps(model, out_indices)  # before it is filled: a head for any number of classes is left out
     if (file := start.read("create_model")) is not None:
         fill(model, file, fresh_head=arguments.get("num_classes") is not None)
-    if not features_only:
-        return model
-    if not isinstance(model, Classifier):
-        raise ValueError(f"features_only is for the networks of this package; {model_name} is your own")
-    return FeatureMaps(model, out_indices)
+    return model
 
 
 def create_backbone(
@@ -219,8 +219,10 @@ def load_checkpoint(model: nn.Module, path: str | Path, which: str = "model", *,
     Keys are renamed, position tables resized to the network's size. Nothing is left out silently: the report names it.
 
     Args:
-        model: from `create_model`, `create_backbone`, `create_detector` or `create_segmentor`.
-        path: .pth, .pt or .safetensors; nothing in it is executed.
+        model: from `create_model`, also with `features_only`, `create_backbone`, `create_detector` or
+            `create_segmentor`.
+        path: .pth, .pt, .bin or .safetensors, the index of several such files (`model.safetensors.index.json`), or a
+            folder with one of Hugging Face's names in it; nothing in it is executed.
         which: `"model"`, or `"ema"` for the averaged weights if the file has them.
         fresh_head: where the file's head is for another number of classes, or missing, leave ours as it was built;
             without this, that is an error.

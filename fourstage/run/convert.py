@@ -18,7 +18,7 @@ from fourstage.files import write_file
 from fourstage.registry import find
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
-from fourstage.weights.load import Report, load_state, our_names, unwrap
+from fourstage.weights.load import Report, head_classes, load_state
 from fourstage.weights.reading.download import hash_of
 from fourstage.weights.reading.metadata import arguments_of, describe
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
@@ -136,16 +136,8 @@ def _network(
         return create_backbone(name, **{**_but_classes(usual), **given})
     with torch.device("meta"):  # names and shapes need no memory
         template = create_model(name, **{**usual, **given})
-    classes = _classes(template, state)
+    classes = head_classes(template, state)
     return create_model(name, **{**usual, **({} if classes is None else {"num_classes": classes}), **given})
-
-
-def _classes(template: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
-    for inner in (dict(state), unwrap(state)[0]):
-        if (named := our_names(template, inner)) is not None:
-            return len(named[0].get("head.weight", ()))
-    return None
 
 
 def _filled(network: nn.Module, name: str, state: Mapping[str, Tensor], source: Path) -> Report:

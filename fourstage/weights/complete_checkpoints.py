@@ -5,14 +5,15 @@ which the method's own table renames. A training may start with the backbone of 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pkgutil import resolve_name
 
 from torch import Tensor, nn
 
 from fourstage.methods import Method, all_methods, get_method, recognise
 from fourstage.weights.description import NetworkDescription
-from fourstage.weights.load import COUNTER, WRAPPERS, Report, load_state, maps_of, which_models
+from fourstage.weights.load import COUNTER, Report, load_state, maps_of, unwrap, which_models
+from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
@@ -38,7 +39,13 @@ def load_dense_state(
     Raises:
         ValueError: the file holds another network, another method or another number of classes.
     """
-    state = _regular(_without_prefixes(state), method, getattr(model, "num_classes", None))
+    reading = _without_prefixes(state, model.state_dict().keys())
+    if (
+        not any(key.startswith(BACKBONE) for key in reading.state)
+        and not reading.state.keys() & model.state_dict().keys()
+    ):
+        reading = Reading(dict(state))  # a backbone or classifier alone, whose prefixes are read with its names
+    state = _regular(reading.state, method, getattr(model, "num_classes", None))
     around = {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
     inner = _backbone_of(state)
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
@@ -48,7 +55,7 @@ def load_dense_state(
     if not around or classifier or other or (not inner and backbone.state_dict()):  # its backbone alone
         report = _load_backbone(backbone, inner or state, source)
         fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
-        return _joined(report, source, {}, tuple(around) if inner else (), fresh=fresh)
+        return _joined(report, source, {}, (*reading.outside, *(around if inner else ())), fresh=fresh, reading=reading)
     renamed, gone = _our_names(around, own, method, source)
     filled, fresh, left = _fit(renamed, own, method, source, fresh_head)
     report = _load_backbone(backbone, inner, source)
@@ -56,7 +63,8 @@ def load_dense_state(
     model.load_state_dict({**model.state_dict(), **filled})
     renamed_count = len(filled.keys() - around.keys())
     fresh = [key for key in fresh if not re.fullmatch(COUNTER, key)]
-    return _joined(report, source, filled, (*gone, *left), fresh=fresh, renamed=renamed_count)
+    dropped = (*reading.outside, *gone, *left)
+    return _joined(report, source, filled, dropped, fresh=fresh, renamed=renamed_count, reading=reading)
 
 
 def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") -> Report:
@@ -80,7 +88,7 @@ def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") 
 
 def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
     """Return the number of classes of a detector or segmentor by its tensors; None where they do not show it."""
-    bare = {re.sub(r"^(module\.|network\.)+", "", key): value for key, value in state.items()}
+    bare = _without_prefixes(state).state
     method = recognise(key for key in bare if not key.startswith(BACKBONE))  # layers of two methods can have one name
     if method is None or method.task != task or method.count_classes is None:
         return None
@@ -93,7 +101,7 @@ def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
     Of a classifier or a backbone alone the method is None; of a file that fits nothing here, there are no networks.
     """
     try:
-        state = {re.sub(r"^(module\.)+", "", key): value for key, value in file.weights().items()}
+        state: Mapping[str, Tensor] = _without_prefixes(file.weights()).state
     except ValueError:
         return None, []
     for method in all_methods():
@@ -101,13 +109,13 @@ def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
             state = resolve_name(method.regular)(state, None)
     inner = _backbone_of(state)
     method = recognise(key for key in state if not key.startswith(BACKBONE)) if inner else None
-    return method, which_models(inner or state)
+    return method, which_models(inner or unwrap(file.weights())[0])
 
 
 def network_of_tensors(file: Checkpoint) -> NetworkDescription | None:
     """Return the network of a foreign checkpoint without a configuration, by its tensors; None where they lack it."""
     try:
-        state = _without_prefixes(file.weights())
+        state: Mapping[str, Tensor] = _without_prefixes(file.weights()).state
     except ValueError:
         return None
     for method in all_methods():
@@ -149,13 +157,17 @@ def _has_own_names(around: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> b
     return len(around.keys() & own.keys()) * 2 > len(around)
 
 
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the prefixes of parallel training, of compilation and of our tasks."""
-    bare = dict(state)
-    for wrapper in (*WRAPPERS, "network.", *WRAPPERS):
-        if bare and all(key.startswith(wrapper) for key in bare):
-            bare = {key.removeprefix(wrapper): value for key, value in bare.items()}
-    return bare
+def _without_prefixes(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Reading:
+    """Return a state dict without the prefixes of parallel training, of compilation, of tasks and of Lightning.
+
+    Args:
+        own: the keys of the network that is to be filled, whose beginnings are no prefixes.
+    """
+
+    def known(inner: Mapping[str, Tensor]) -> bool:
+        return any(key.startswith(BACKBONE) for key in inner) or len(inner.keys() & own) * 2 > len(inner)
+
+    return next(readings(state, known))
 
 
 def _regular(state: Mapping[str, Tensor], method: str, classes: int | None) -> Mapping[str, Tensor]:
@@ -240,6 +252,7 @@ def _joined(
     dropped: Sequence[str],
     *,
     fresh: Sequence[str],
+    reading: Reading,
     renamed: int = 0,
 ) -> Report:
     """Return one report of the backbone and of what is around it."""
@@ -251,4 +264,6 @@ def _joined(
         dropped=(*backbone.dropped, *dropped),
         fresh=(*(BACKBONE + key for key in backbone.fresh), *fresh),
         rebuilt=backbone.rebuilt,
+        stem=backbone.stem,
+        taken=reading.note or backbone.taken,
     )

@@ -13,27 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from fourstage import registry
-from fourstage.backbones.base import Backbone, Classifier, Dense, Family
-from fourstage.weights import imagenet22k, scalablevit, smt, swin, unified, visformer
+from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps
+from fourstage.weights import foreign_swin, imagenet22k, scalablevit, smt, swin, unified, visformer
+from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
 from fourstage.weights.openmmlab import swin_names
+from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.resize import resize_rule
-from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
+from fourstage.weights.rules import Renamed, Table, check_complete
+from fourstage.weights.strangers import recognise_stranger
 
 # family -> the tables of those who write its checkpoints
-FAMILIES: dict[str, tuple[tuple[Rule, ...], ...]] = {
-    "scalablevit": (scalablevit.RULES,),
-    "smt": (smt.RULES,),
-    "swin": (swin.RULES, swin_names.SWIN),
-    "swin_visformer": (visformer.SWIN_RULES,),
-    "unified": (unified.RULES, unified.OFFICIAL_SWIN, unified.OFFICIAL_PVT_V2),
-    "visformer": (visformer.RULES,),
-    "visformer_net1": (visformer.NET1_RULES,),
+FAMILIES: dict[str, tuple[Table, ...]] = {
+    "scalablevit": (Table(scalablevit.RULES),),
+    "smt": (Table(smt.RULES),),
+    "swin": (
+        foreign_swin.TIMM,  # before Microsoft's, which knows most of its keys
+        Table(swin.RULES),
+        Table(swin_names.SWIN),
+        foreign_swin.TORCHVISION,
+        foreign_swin.TRANSFORMERS,
+    ),
+    "swin_visformer": (Table(visformer.SWIN_RULES),),
+    "unified": (Table(unified.RULES), Table(unified.OFFICIAL_SWIN), Table(unified.OFFICIAL_PVT_V2)),
+    "visformer": (Table(visformer.RULES),),
+    "visformer_net1": (Table(visformer.NET1_RULES),),
 }
 
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every key
-# the backbone of detectors and segmentors, the student of MoBY, the network of our classification task
-INNER = ("backbone.", "encoder.", "network.")
 HEAD = ("head.weight", "head.bias")
+END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
 COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
 
 
@@ -48,16 +55,17 @@ class Report:
     dropped: tuple[str, ...]  # their names, or ours of a module that this form does not have
     fresh: tuple[str, ...]  # our names: stay as they were built
     head: str = ""  # what became of a head for another number of classes
-    rebuilt: tuple[
-        str, ...
-    ] = ()  # of the dropped ones, the buffers that follow from sizes, which this network computes
+    # of the dropped ones, the buffers that follow from sizes, which this network computes
+    rebuilt: tuple[str, ...] = ()
+    stem: str = ""  # what became of a first convolution for another number of channels
+    taken: str = ""  # which of two networks in the file was taken
 
     def __str__(self) -> str:
-        left = [key for key in self.dropped if key not in self.rebuilt]
+        left = [key for key in self.dropped if key not in self.rebuilt and not (self.head and key.startswith("head."))]
         fresh = [key for key in self.fresh if not (self.head and key.startswith("head."))]
         words = [f"{self.read} read"]
         words += [f"{len(self.resized)} resized"] if self.resized else []
-        words += [self.head] if self.head else []
+        words += [note for note in (self.taken, self.stem, self.head) if note]
         words += [f"{len(self.rebuilt)} buffers rebuilt"] if self.rebuilt else []
         words += [f"{len(left)} left out ({_patterns(left)})"] if left else []
         words += [f"{len(fresh)} as built ({_patterns(fresh)})"] if fresh else []
@@ -70,6 +78,7 @@ class Plan:
 
     take: list[str] = field(default_factory=list)
     resize: list[str] = field(default_factory=list)
+    adapt: list[str] = field(default_factory=list)  # the first convolution, from RGB to other channels
     leave: list[str] = field(default_factory=list)  # in the file, not for this network
     fresh: list[str] = field(default_factory=list)  # in the network, not expected from this file
     wrong: list[str] = field(default_factory=list)  # why it does not fit, one reason a key
@@ -86,74 +95,103 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     Raises:
         ValueError: the file holds another network or another number of classes.
     """
-    inner, outside = (dict(state), []) if _shares_names(model, state) else unwrap(state)
-    named = our_names(model, inner)
+    network = _network(model)
+    reading, named = _best_reading(model, state)
     if named is None:
-        raise ValueError(misfit(model, inner, source))
-    renamed, gone = named
-    wanted = model.state_dict()
-    if (plan := make_plan(model, wanted, renamed)).wrong:
-        raise ValueError(misfit(model, inner, source, plan.wrong))
+        raise ValueError(misfit(model, unwrap(state)[0], source))
+    wanted = network.state_dict()
+    if (plan := make_plan(model, wanted, named.state)).wrong:
+        raise ValueError(misfit(model, reading.state, source, plan.wrong))
     if any(tensor.is_meta for tensor in wanted.values()):
         raise ValueError(
             f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
         )
-    head, note = fit_head(renamed, wanted, source, fresh_head)
-    filled = {key: renamed[key] for key in plan.take if not key.startswith("head.")} | head
+    end = [key for key in plan.fresh if matches(key, END[:-1]) and not re.fullmatch(COUNTER, key)]
+    if end and not fresh_head:
+        raise ValueError(
+            f"{source} holds a network without what follows its last map ({_listed(end)}): give load_checkpoint "
+            "fresh_head=True to keep these as they were built"
+        )
+    head, note = fit_head(named.state, wanted, source, fresh_head)
+    filled = {key: named.state[key] for key in plan.take if not key.startswith("head.")} | head
     for key in plan.resize:
         rule = resize_rule(_family(model), key)
         assert rule is not None, key
-        filled[key] = rule.change(renamed[key], wanted[key])
+        filled[key] = rule.change(named.state[key], wanted[key])
+    for key in plan.adapt:
+        filled[key] = adapt_stem(named.state[key], wanted[key].shape[1])
     fresh = [*plan.fresh, *(key for key in HEAD if key in wanted and key not in head and key not in plan.fresh)]
     check_complete(filled, wanted, fresh)
-    model.load_state_dict({**wanted, **filled})
+    network.load_state_dict({**wanted, **filled})
     return Report(
         source=source,
         read=len(filled),
-        renamed=len(filled.keys() - inner.keys()),
+        renamed=len(filled.keys() - reading.state.keys()),
         resized=tuple(plan.resize),
-        dropped=(*outside, *gone, *plan.leave),
+        dropped=(*reading.outside, *named.outside, *named.rebuilt, *plan.leave),
         fresh=tuple(key for key in fresh if not re.fullmatch(COUNTER, key)),
-        head=note,
-        rebuilt=tuple(gone),
+        head="" if isinstance(model, Dense) else note,  # no dense form has a head
+        rebuilt=named.rebuilt,
+        stem=adapted_note(wanted[plan.adapt[0]].shape[1]) if plan.adapt else "",
+        taken=reading.note,
     )
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """Return the module whose names a file has: that inside of a feature extractor."""
+    return model.model if isinstance(model, FeatureMaps) else model
+
+
+def _best_reading(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[Reading, Renamed | None]:
+    """Return the first reading of a file that fills the model; where none does, the first with known names."""
+    wanted = _network(model).state_dict()
+    found = [(reading, _renamed(model, reading.state)) for reading in _readings(model, state)]
+    known = [(reading, named) for reading, named in found if named is not None]
+    if len(known) > 1:
+        known = [pair for pair in known if not make_plan(model, wanted, pair[1].state).wrong] or known
+    return known[0] if known else found[0]
+
+
+def _readings(model: nn.Module, state: Mapping[str, Tensor]) -> list[Reading]:
+    return list(readings(state, lambda inner: _renamed(model, inner) is not None))
 
 
 def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of the backbone without the prefixes around it, and the keys outside of it."""
-    inner, outside = dict(state), []
-    while True:
-        wrapper = next((w for w in WRAPPERS if inner and all(key.startswith(w) for key in inner)), None)
-        if wrapper:
-            inner = {key.removeprefix(wrapper): value for key, value in inner.items()}
-        elif prefix := next((p for p in INNER if any(key.startswith(p) for key in inner)), None):
-            outside += [key for key in inner if not key.startswith(prefix)]
-            inner = {key.removeprefix(prefix): value for key, value in inner.items() if key.startswith(prefix)}
-        else:
-            return inner, outside
+    tables = [table for family in FAMILIES.values() for table in family]
+    reading = next(readings(state, lambda inner: any(table.read(inner) is not None for table in tables)))
+    return reading.state, list(reading.outside)
+
+
+def head_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
+    named = _best_reading(model, state)[1]
+    return None if named is None else len(named.state.get(HEAD[0], ()))
 
 
 def our_names(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
     """Return `state` under our names, and the keys that the original's table drops; None for unknown names."""
-    foreign = _from_an_original(_family(model), state)
-    return foreign or ((dict(state), []) if _shares_names(model, state) else None)
+    named = _renamed(model, state)
+    return None if named is None else (named.state, [*named.rebuilt, *named.outside])
+
+
+def _renamed(model: nn.Module, state: Mapping[str, Tensor]) -> Renamed | None:
+    found = _from_an_original(_family(model), state)
+    return found or (Renamed(dict(state)) if _shares_names(model, state) else None)
 
 
 def _family(model: nn.Module) -> str:
-    return model.family.name if isinstance(model, Backbone) else ""
+    network = _network(model)
+    return network.family.name if isinstance(network, Backbone) else ""
 
 
-def _from_an_original(family: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    for rules in FAMILIES.get(family, ()):
-        if state and all(len(matching_rules(rules, key)) == 1 for key in state):
-            gone = [key for key in state for rule, _ in matching_rules(rules, key) if rule.name is None]
-            return rename(state, rules), gone
-    return None
+def _from_an_original(family: str, state: Mapping[str, Tensor]) -> Renamed | None:
+    return next((named for table in FAMILIES.get(family, ()) if (named := table.read(state)) is not None), None)
 
 
 def _shares_names(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Return whether most keys are the model's, or most of its keys are there: `out_indices` leaves stages out."""
-    own = model.state_dict().keys()
+    own = _network(model).state_dict().keys()
     return len(state.keys() & own) * 2 > min(len(state), len(own))
 
 
@@ -161,6 +199,7 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
     """Compare names and shapes. `fit_head` compares the numbers of classes."""
     plan = Plan()
     from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
+    stem, without_end = _first_convolution(model), _is_without_end(model, state)
     for key, value in state.items():
         if key not in wanted:
             if _other_form(model, key):
@@ -171,6 +210,8 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
             plan.take.append(key)
         elif (rule := resize_rule(_family(model), key)) and rule.fits(value, wanted[key]):
             plan.resize.append(key)
+        elif key == stem and is_adaptable(value, wanted[key]):
+            plan.adapt.append(key)
         else:
             plan.wrong.append(
                 f"{key} is {tuple(value.shape)} in the file and {tuple(wanted[key].shape)} in the network"
@@ -178,11 +219,23 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
     for key in wanted:
         if key not in state:
             new = isinstance(model, Dense) and from_classifier and matches(key, model.family.dense_only)
+            new = new or (without_end and matches(key, END))
             if new or key.startswith("head.") or re.fullmatch(COUNTER, key):
                 plan.fresh.append(key)
             else:
                 plan.wrong.append(f"{key} is missing from the file")
     return plan
+
+
+def _first_convolution(model: nn.Module) -> str:
+    """Return the name of the weight that reads the image; "" for a user's own network."""
+    network = _network(model)
+    return f"{network.default_cfg['first_conv']}.weight" if isinstance(network, Backbone) else ""
+
+
+def _is_without_end(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a file for this classifier is of a feature extractor, which has nothing after the last map."""
+    return isinstance(model, Classifier) and not any(matches(key, (*END, *model.family.dense_only)) for key in state)
 
 
 def _same_shape(key: str, theirs: Tensor, ours: Tensor) -> bool:
@@ -193,6 +246,9 @@ def _same_shape(key: str, theirs: Tensor, ours: Tensor) -> bool:
 
 def _other_form(model: nn.Module, key: str) -> bool:
     """Return whether a key is of a module that this form of the network does not have and does not need."""
+    if isinstance(model, FeatureMaps):
+        stage = re.match(r"stages\.(\d+)\.", key)
+        return matches(key, END) or (bool(stage) and int(stage[1]) > model.out_indices[-1])
     if isinstance(model, Classifier):
         return model.num_classes == 0 and key.startswith("head.")
     if not isinstance(model, Dense):
@@ -222,10 +278,10 @@ def fit_head(
     Raises:
         ValueError: the numbers of classes differ in another way, and `fresh_head` is not given.
     """
-    if "head.weight" not in wanted:
-        return {}, ""
     head = {key: state[key] for key in HEAD if key in state}
     theirs = len(head["head.weight"]) if "head.weight" in head else None
+    if "head.weight" not in wanted:
+        return {}, f"head left out: this network has none, the file one for {theirs} classes" if theirs else ""
     ours = len(wanted["head.weight"])
     if theirs == ours:
         return head, ""
@@ -246,9 +302,11 @@ def fit_head(
 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: list[str] | None = None) -> str:
     """Return a sentence on a file that does not fill `model`: the network that it fits, or the first misfits."""
-    mine = getattr(model, "default_cfg", {}).get("architecture", "this network")
-    if isinstance(model, Classifier) and state and _fills(_dense_twin(model), state):
+    mine, network = getattr(model, "default_cfg", {}).get("architecture", "this network"), _network(model)
+    if isinstance(network, Classifier) and state and _fills(_dense_twin(network), state):
         return f"{source} holds the dense form of {mine}, without a head: load it into create_backbone({mine!r})"
+    if stranger := recognise_stranger(state):
+        return f"{source} does not fit {mine}: {stranger}"
     misfits = _listed(wrong or list(state)) if state else "it holds no tensors"
     fits = which_models(state, mine)
     if mine in fits:

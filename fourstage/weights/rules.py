@@ -46,6 +46,40 @@ def rename(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tens
     return out
 
 
+@dataclass(frozen=True)
+class Table:
+    """The names that one program gives the parameters of a family.
+
+    Attributes:
+        rules: exactly one matches each key.
+        outside: patterns of complete keys that belong to no network here; they are left out and reported.
+        prepare: joins or splits tensors before the rules are applied.
+    """
+
+    rules: tuple[Rule, ...]
+    outside: tuple[str, ...] = ()
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+
+    def read(self, state: Mapping[str, Tensor]) -> "Renamed | None":
+        """Return a state dict under our names; None where a key is not of this table."""
+        prepared = self.prepare(state) if self.prepare else state
+        outside = {key: None for key in prepared if any(re.fullmatch(pattern, key) for pattern in self.outside)}
+        inner = {key: value for key, value in prepared.items() if key not in outside} if outside else prepared
+        if not inner or not all(len(matching_rules(self.rules, key)) == 1 for key in inner):
+            return None
+        rebuilt = [key for key in inner for rule, _ in matching_rules(self.rules, key) if rule.name is None]
+        return Renamed(rename(inner, self.rules), tuple(rebuilt), tuple(outside))
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A state dict under our names, and the foreign keys without a counterpart."""
+
+    state: dict[str, Tensor]
+    rebuilt: tuple[str, ...] = ()  # buffers that follow from sizes
+    outside: tuple[str, ...] = ()
+
+
 def check_complete(state: Collection[str], wanted: Collection[str], fresh: Collection[str]) -> None:
     """Raise ValueError unless every key of ours is either filled or named as one that stays as it was built.
 

@@ -32,7 +32,7 @@ from fourstage.run.task_protocol import (
 )
 from fourstage.tasks.classification import Classification, share_within
 from fourstage.weights import imagenet22k
-from fourstage.weights.load import HEAD, load_state, our_names, unwrap
+from fourstage.weights.load import head_classes, load_state
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -218,9 +218,7 @@ def _classes_of_head(recipe: ClassificationRecipe, file: Checkpoint, which: str)
     """Return the rows of the head of a checkpoint without class names; None where there is no head."""
     with torch.device("meta"):  # names without memory
         network = create_model(recipe.model, **{"img_size": recipe.image_size, **recipe.model_args})
-    state, _ = unwrap(file.weights(which))
-    named = our_names(network, state)
-    return next((len(named[0][key]) for key in HEAD if key in named[0]), None) if named else None
+    return head_classes(network, file.weights(which)) or None
 
 
 def small(image_HW3: np.ndarray, side: int = 192) -> "Image":

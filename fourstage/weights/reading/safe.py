@@ -21,6 +21,7 @@ from torch import Tensor
 from fourstage.checksums import ENTRY, is_intact, is_intact_safetensors
 from fourstage.files import RAISE, kind_of, limit, open_regular
 from fourstage.weights.reading.metadata import classes_of
+from fourstage.weights.reading.shards import INDEX_ENDING, find_weights, read_shards
 from fourstage.weights.reading.unpickle import (
     PICKLE_BYTES,
     Foreign,
@@ -37,6 +38,7 @@ WRAPPERS = {
     "model": ("model", "state_dict", "model_state_dict"),
     "ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "ema_state"),
 }
+TWINS = ("teacher", "student")  # of self-distillation, beside each other
 COUNTERS = {"steps", "n_averaged"}  # mmengine's and torch's AveragedModel keep one beside the weights
 ARCHIVES = ((b"\x1f\x8b", 0, "gzip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"), (b"\x89HDF", 0, "HDF5"))
 HEADER_BYTES = 16 * 2**20  # of a .safetensors file: about 200,000 tensors
@@ -120,6 +122,9 @@ class Checkpoint:
             if not (averages := _averages(state)):
                 raise ValueError(f"{self.path} holds no EMA weights, only {held}: ask for which='model'")
             return where, {**state, **{key: state[copy] for key, copy in averages.items()}}
+        if twins := {name: self.content[name] for name in TWINS if isinstance(self.content.get(name), Mapping)}:
+            joined = {f"{name}.{key}": value for name, state in twins.items() for key, value in state.items()}
+            return " and ".join(map(repr, twins)), joined
         if any(isinstance(value, Tensor) for value in self.content.values()):
             return "the file", self.content
         raise ValueError(f"{self.path} holds no weights, only {held}: save {{'model': model.state_dict()}}")
@@ -128,7 +133,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .safetensors file, or what `torch.save` wrote (zip or the older format). None of its code is run.
 
-    The bytes decide which it is, not the suffix.
+    The bytes decide which it is, not the suffix. A folder stands for the weights in it under Hugging Face's names, and
+    the index of shards (`model.safetensors.index.json`) for all of its shards.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,9 +146,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")
+    path = find_weights(path) if path.is_dir() else path
     if not path.is_file():
         what = kind_of(path.stat().st_mode)
         raise ValueError(f"{path} is a {what}, not a file: name the .pth, .pt or .safetensors file in it")
+    if path.name.endswith(INDEX_ENDING):
+        return Checkpoint(path, dict(read_shards(path, lambda shard: _read_file(shard).weights())))
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Checkpoint:
     try:
         with open_regular(path) as file:
             return Checkpoint(path, *_read(path, file))
