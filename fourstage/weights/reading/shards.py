@@ -27,8 +27,8 @@ def find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ValueError(
-        f"{folder} is a folder without {', '.join(NAMES[:-1])} or {NAMES[-1]}: name the .pth, .pt or .safetensors file "
-        "in it"
+        f"{folder} is a folder, not a file: name the .pth, .pt or .safetensors file in it (a folder is read where it "
+        f"has one of {', '.join(NAMES)})"
     )
 
 

@@ -111,7 +111,9 @@ def test_an_index_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_empty_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     import os
 
-    with pytest.raises(ValueError, match=r"is a folder without model.safetensors, .*: name the .pth, .pt or"):
+    with pytest.raises(
+        ValueError, match=r"is a folder, not a file: name the .pth, .pt or .*has one of model.safetensors, "
+    ):
         read_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "m-2.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"c": "m-2.safetensors"}}))
