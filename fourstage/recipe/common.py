@@ -230,5 +230,8 @@ class Recipe(Section):
 
 # Keys that change no result: a run may continue with other values of them.
 FREE = frozenset(
-    {"name", "workers", "checkpoint_every", "device", "data", "expect", "tracker", "parallel", "grad_checkpointing"}
+    {
+        *("name", "workers", "checkpoint_every", "device", "data", "expect", "tracker", "parallel"),
+        *("grad_checkpointing", "skip_bad_images"),
+    }
 )

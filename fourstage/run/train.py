@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
@@ -31,6 +32,7 @@ from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
+from fourstage.run.replaced_images import advice, report_replaced
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
@@ -86,9 +88,9 @@ def train(
         done = None if fresh else _finished(folder)
         if done is not None:
             return done
-        advice = _less_memory(resolved.recipe, ranks)
+        less_memory = _less_memory(resolved.recipe, ranks)
         workers = loader_workers(resolved.recipe.workers, device)
-        with sentences(advice, folder.path), limited_threads(workers), yielding_cores():
+        with sentences(less_memory, folder.path), limited_threads(workers), yielding_cores():
             setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
             if dry_run:
                 folder.check_writable()
@@ -100,7 +102,8 @@ def train(
                 if aside and show:
                     say(f"The earlier run is now in {aside}.")
             ranks.wait()
-            return _fit(setup, folder, task.to(device), show=show and ranks.first)
+            with advice(resolved.recipe.skip_bad_images):
+                return _fit(setup, folder, task.to(device), show=show and ranks.first)
     finally:
         folder.release()
         leave()
@@ -181,7 +184,7 @@ class _Setup:
         }
 
     def batches(self, first: int, last: int) -> Generator[list[Batch]]:
-        return train_batches(
+        batches = train_batches(
             self.splits.train,
             self.order,
             self.protocol.train_transform(),
@@ -192,6 +195,9 @@ class _Setup:
             pin_memory=self.device.type == "cuda",
             divisor=self.protocol.size_divisor,
         )
+        if not self.recipe.skip_bad_images:
+            return batches
+        return report_replaced(batches, first, self.order, self.splits.train)
 
     def batches_of(self, step: int) -> list[Batch]:
         with closing(self.batches(step, step + 1)) as batches:
@@ -266,6 +272,8 @@ def _prepare(
     loaded = protocol.load_initial_weights(task, recipe.weights) if recipe.weights is not None else None
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
     splits = replace(splits, train=protocol.training_data(splits.train))
+    if recipe.skip_bad_images:  # for those that cannot be read later, or that were not read in advance
+        splits = replace(splits, train=with_replacements(splits.train), val=with_replacements(splits.val))
     order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
     setup = _Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:

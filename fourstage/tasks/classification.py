@@ -55,15 +55,15 @@ class Classification(nn.Module):
         logits_BC = self._logits(batch)
         log_p_BC = self._only_among(logits_BC).log_softmax(dim=1)
         scores, classes = log_p_BC.exp().topk(min(5, len(self.among) if self.among else log_p_BC.shape[1]))
-        records: dict[str, dict[str, Any]] = {
-            id: {"top": [list(pair) for pair in zip(c, s, strict=True)]}
-            for id, c, s in zip(batch.ids, classes.tolist(), scores.tolist(), strict=True)
-        }
+        records: list[dict[str, Any]] = [
+            {"top": [list(pair) for pair in zip(c, s, strict=True)]}
+            for c, s in zip(classes.tolist(), scores.tolist(), strict=True)
+        ]
         if batch.labels_B is not None:
             losses = F.nll_loss(log_p_BC, batch.labels_B, reduction="none").tolist()
-            for record, truth, loss in zip(records.values(), batch.labels_B.tolist(), losses, strict=True):
+            for record, truth, loss in zip(records, batch.labels_B.tolist(), losses, strict=True):
                 record |= {"truth": truth, "loss": loss}
-        return dict(records)
+        return dict(zip(batch.ids, records, strict=True))  # an image may be there twice: see `with_replacements`
 
     def _only_among(self, logits_BC: Tensor) -> Tensor:
         """Return (B, C) logits, with minus infinity for classes that may not be predicted."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fourstage.api import create_detector
+from fourstage.data.bad_images import with_replacements
 from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
@@ -111,8 +112,13 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             crop=a.crop,
             jitter=a.jitter,
             hflip=a.hflip,
-            paste_from=open_split(self, "train", show=False) if a.copy_paste else None,
+            paste_from=self._pasted() if a.copy_paste else None,
         )
+
+    def _pasted(self) -> Dataset:
+        """Return the images whose objects copy-paste takes."""
+        dataset = open_split(self, "train", show=False)
+        return with_replacements(dataset) if self.recipe.skip_bad_images else dataset
 
     def evaluation_transform(self) -> Transform:
         return evaluation_transform(self.recipe.evaluation.scale, mean=self.recipe.mean, std=self.recipe.std)

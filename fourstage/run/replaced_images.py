@@ -1,0 +1,47 @@
+"""Images that turn out unreadable during a training: how it goes on, and which images took their places."""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from fourstage.data.loader import TrainPlan
+from fourstage.data.sample import BadImage, Batch, Dataset
+from fourstage.streams import say
+
+
+@contextmanager
+def advice(skips: bool) -> Generator[None]:
+    """Add to the error of an image what lets the run go on.
+
+    Args:
+        skips: whether others take the places of such images already; then many in a row cannot be read.
+    """
+    try:
+        yield
+    except BadImage as error:
+        if skips:
+            do = "many images behind it cannot be read either; check the disk or the network folder"
+        else:
+            do = "every completed step is saved: replace it, or add skip_bad_images=true"
+        raise ValueError(f"{error}; {do}, and give the same command again to continue the run") from error
+
+
+def report_replaced(
+    batches: Generator[list[Batch]], first: int, order: TrainPlan, dataset: Dataset
+) -> Generator[list[Batch]]:
+    """Yield the batches of each step from `first` on, and print once for each image which one took its place."""
+    reported: set[int] = set()
+    with closing(batches):
+        for step, parts in enumerate(batches, first):
+            for index, id in _replaced(parts, step, order, dataset):
+                if index not in reported:
+                    say(f"{dataset.id(index)} cannot be read; {id} takes its place.")
+                    reported.add(index)
+            yield parts
+
+
+def _replaced(parts: Sequence[Batch], step: int, order: TrainPlan, dataset: Dataset) -> Iterable[tuple[int, Any]]:
+    for number, batch in enumerate(parts):
+        for index, id in zip(order.request(step, number).indices, batch.ids, strict=True):
+            if id != dataset.id(index):
+                yield index, id
