@@ -72,7 +72,9 @@ class CocoFile(Results):
             for number, id, record in _in_order(dataset, records):
                 truth = record["truth"]
                 columns = [record["labels"], record["scores"], record["boxes"]]
-                objects = [dict(zip(("label", "score", "box"), one, strict=True)) for one in zip(*columns, strict=True)]
+                objects: list[dict[str, Any]] = [
+                    {"label": label, "score": score, "box": box} for label, score, box in zip(*columns, strict=True)
+                ]
                 for one, mask in zip(objects, record.get("masks", ()), strict=False):  # boxes alone have no masks
                     one["mask"] = {"size": list(truth["size"]), "counts": mask}
                 rows.put(truth.get("image_id", number), id, objects)

@@ -121,7 +121,7 @@ def test_a_validation_image_is_left_out_of_the_score(
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 9
 
 
-def unreadable(index: int, *bad: int) -> Callable[[int], Any]:
+def unreadable(*bad: int) -> Callable[[Any, int], Any]:
     def read(self: Any, asked: int) -> Any:
         if asked in bad:
             raise BadImage(f"{asked}.png", "it is broken")
@@ -133,7 +133,7 @@ def unreadable(index: int, *bad: int) -> Callable[[int], Any]:
 def test_the_next_image_takes_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = Digits("val")
     last = len(digits) - 1
-    monkeypatch.setattr(Digits, "sample", unreadable(0, 3, 4, last))
+    monkeypatch.setattr(Digits, "sample", unreadable(3, 4, last))
     dataset = with_replacements(digits)
     assert [dataset.sample(i) for i in (2, 3, 4, 5, last)] == [2, 5, 5, 5, 0]
     assert (len(dataset), dataset.classes, dataset.id(3)) == (len(digits), digits.classes, digits.id(3))
