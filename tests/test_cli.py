@@ -416,8 +416,12 @@ def test_pictures_that_cannot_be_predicted_are_named(trained: tuple[Path, Path],
     data, out = trained
     (tmp_path / "text.png").write_text("not an image")
     good = next((data / "val/digit 1").glob("*.png"))
-    refused(run("predict", out, good, tmp_path / "text.png", "--out", tmp_path / "pictures"), "text.png")
+    refused(run("predict", out, tmp_path / "text.png", "--out", tmp_path / "pictures"), "text.png")
     assert not (tmp_path / "pictures").exists()
+    code, _, err = run("predict", out, good, tmp_path / "text.png", "--out", tmp_path / "pictures")
+    assert code == 1
+    assert f"fourstage: {tmp_path / 'text.png'} cannot be read as an image" in err
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {f"{good.stem}.png", "results.csv"}
     refused(run("predict", out, tmp_path / "gone.png"), "gone.png")
     (tmp_path / "empty").mkdir()
     refused(run("predict", out, tmp_path / "empty"), "empty", "no images")
