@@ -3,16 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.base import chosen_levels
 from fourstage.backbones.layers import Level
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones
+# arguments that let networks of a fixed image size take any: those of ViTs, of Swin, of both in one class
+FLEXIBLE: tuple[Mapping[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
 
 
 class TimmBackbone(nn.Module):
     """A network of timm as a dense backbone: its maps at stride 4 and coarser, always (B, C, H, W).
+
+    A network of a fixed image size is built for any size where it can be. Its images are filled up with zeros at the
+    right and the bottom to a multiple of its largest stride, and its maps are cut to ceil(H / stride) cells a side.
 
     Args:
         name: as timm has it, without the `timm/` in front.
@@ -28,6 +34,7 @@ class TimmBackbone(nn.Module):
         self, name: str, pretrained: bool, out_indices: Sequence[int] | None, arguments: Mapping[str, Any]
     ) -> None:
         super().__init__()
+        self.name = name
         self.model: nn.Module = _network_of_timm(name, pretrained, arguments)
         info: Any = self.model.feature_info
         rows = [(i, Level(c, s)) for i, (c, s) in enumerate(zip(info.channels(), info.reduction(), strict=True))]
@@ -36,12 +43,42 @@ class TimmBackbone(nn.Module):
         self.levels = tuple(rows[i][1] for i in kept)
         self.positions = tuple(rows[i][0] for i in kept)
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
+        self.multiple = max(info.reduction()) if _has_fixed_size(name) else 1
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level."""
+        """(B, in_chans, H, W) to one (B, level.channels, H_i, W_i) per level.
+
+        Raises:
+            ValueError: a network of a fixed image size that cannot take this one.
+        """
+        if self.multiple == 1:
+            return self._maps(image_BCHW)
+        height, width = image_BCHW.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        try:
+            maps = self._maps(F.pad(image_BCHW, (0, right, 0, below)) if below or right else image_BCHW)
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            if "alloc" in str(error) or "out of memory" in str(error):  # whose own advice is better
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"timm/{self.name} cannot take images of {height} x {width} pixels ({reason:.200}); give its own size "
+                "as img_size where it has this argument and train at it, or choose a backbone that takes any size"
+            ) from error
+        cells = [[-(-side // level.stride) for side in (height, width)] for level in self.levels]
+        return [x_BCHW[..., :h, :w] for x_BCHW, (h, w) in zip(maps, cells, strict=True)]
+
+    def _maps(self, image_BCHW: Tensor) -> list[Tensor]:
         maps = self.model(image_BCHW)
         chosen = [maps[i] for i in self.positions]
         return [x.movedim(-1, 1) for x in chosen] if self.channels_last else chosen
+
+
+def _has_fixed_size(name: str) -> bool:
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(cfg is not None and cfg.fixed_input_size)
 
 
 def _network_of_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
@@ -51,9 +88,16 @@ def _network_of_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) 
         raise ValueError(f'timm/{name} needs timm; type: pip install "fourstage[train]"') from error
     if not timm.is_model(name):
         raise ValueError(f"timm has no model called {name!r}; timm.list_models('*{name[:8]}*') lists similar ones")
-    try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
-    except (TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-        raise ValueError(f"timm/{name} cannot be built with {given} ({reason}); correct or leave them out") from error
+    decided = any(key in arguments for way in FLEXIBLE for key in way)
+    for flexible in (*(FLEXIBLE if _has_fixed_size(name) and not decided else ()), {}):
+        try:
+            return timm.create_model(name, pretrained=pretrained, features_only=True, **arguments, **flexible)
+        except (TypeError, RuntimeError) as error:
+            if any(f"'{key}'" in str(error) for key in flexible):
+                continue  # this network has no such argument
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+            raise ValueError(
+                f"timm/{name} cannot be built with {given} ({reason}); correct or leave them out"
+            ) from error
+    raise AssertionError("the last way has no argument of ours")

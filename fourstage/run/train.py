@@ -72,7 +72,8 @@ def train(
         changes: `key=value` strings, such as "optimisation.lr=1e-3".
         imports: Python files of your own to run, beside those that the recipe names.
         fresh: set an earlier run in `out` aside and start again.
-        dry_run: check everything, build everything, load one batch, and write nothing.
+        dry_run: check everything, build everything, load one batch, run its smallest image through the network, and
+            write nothing.
         show: print progress.
 
     Raises:
@@ -94,7 +95,9 @@ def train(
             setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
             if dry_run:
                 folder.check_writable()
-                setup.try_losses(task, setup.batches_of(0))
+                batches = setup.batches_of(0)
+                setup.try_losses(task, batches)
+                setup.try_smallest_image(task, batches[0])
                 say("Dry run: everything is in place, and nothing was written.")
                 return Trained(folder.path, 0, setup.plan.total)
             if fresh and ranks.first:
@@ -219,6 +222,24 @@ class _Setup:
             raise ValueError(
                 f"{method} failed on a batch of the training data ({type(error).__name__}: {reason}, at "
                 f"{where_raised(error)}); correct it"
+            ) from error
+
+    def try_smallest_image(self, task: AnyTask, batch: Batch) -> None:
+        """Run the smallest image of a batch through the backbone. Raises ValueError where it fails."""
+        network = getattr(task.network, "backbone", task.network)
+        height, width = min(batch.sizes, key=lambda size: size[0] * size[1])
+        index, divisor = batch.sizes.index((height, width)), self.protocol.size_divisor
+        height, width = (-(-side // divisor) * divisor for side in (height, width))
+        image_1CHW = batch.images_BCHW[index : index + 1, :, :height, :width].to(self.device)
+        task.to(self.device).eval()
+        try:
+            with torch.no_grad(), build.autocast(self.recipe, self.device):
+                network(image_1CHW)
+        except (AssertionError, LookupError, TypeError) as error:  # of a user's own network, or of timm's
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{self.recipe.network_name} failed on an image of {height} x {width} pixels ({type(error).__name__}: "
+                f"{reason}, at {where_raised(error)}); correct it, or choose another network"
             ) from error
 
     def trial_step(self, task: AnyTask) -> Callable[[], None]:

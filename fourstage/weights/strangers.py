@@ -58,6 +58,6 @@ def recognise_stranger(keys: Collection[str]) -> str:
         if all(any(re.match(pattern, key) for key in keys) for pattern in stranger.patterns):
             return (
                 f"it is a {stranger.name}, and no network here is the same function ({stranger.similar}); as a "
-                f"backbone use timm's, create_backbone('timm/{stranger.peer}', checkpoint_path=...) or another size"
+                f"backbone use timm's own, such as create_backbone('timm/{stranger.peer}', pretrained=True)"
             )
     return ""

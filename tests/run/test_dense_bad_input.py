@@ -492,3 +492,27 @@ def test_weights_of_a_classifier_do_not_evaluate_a_detector(
     weights.write_bytes(b"no checkpoint")
     line = refused("retinanet", data, tmp_path / "run", capsys, f"weights={weights}")
     assert "odd.pt" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "sentence"),
+    [
+        ("retinanet", "swin_tiny_patch4_window7_224", ""),
+        ("upernet", "vit_tiny_patch16_224", ""),
+        ("retinanet", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are no pyramid"),
+        ("semantic_fpn", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are no pyramid"),
+        ("upernet", "maxvit_pico_rw_256", r"cannot take images of 64 x 64 pixels \(.*give its own size as img_size"),
+        ("retinanet", "hiera_tiny_224", r"cannot take images of 64 x 64 pixels"),
+    ],
+)
+def test_a_dry_run_tries_a_network_of_a_fixed_image_size(
+    method: str, backbone: str, sentence: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    typed = [*words(method, scenes, tmp_path / "run", f"backbone=timm/{backbone}", "backbone_args={}"), "--dry-run"]
+    code = main(typed)
+    error = capsys.readouterr().err
+    assert code == (2 if sentence else 0), error
+    assert "Traceback" not in error
+    assert re.search(sentence, error)
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Feature pyramid network, https://arxiv.org/abs/1612.03144. B images, C channels, H x W cells."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -47,6 +48,12 @@ class FPN(nn.Module):
         used = tuple(levels)[start_level:]
         if not used or num_outs < len(used):
             raise ValueError(f"{len(used)} maps come in and {num_outs} go out; give num_outs of at least that, from 1")
+        strides = [level.stride for level in used]
+        if any(b <= a for a, b in pairwise(strides)):
+            raise ValueError(
+                f"maps of strides {', '.join(map(str, strides))} are no pyramid, in which each map is coarser than the "
+                "one before; choose a backbone whose strides grow, or one of these maps with backbone_args.out_indices"
+            )
         self.start_level, self.extra = start_level, extra
         last, more = used[-1], num_outs - len(used)
         self.laterals = nn.ModuleList(nn.Conv2d(level.channels, out_channels, 1) for level in used)
