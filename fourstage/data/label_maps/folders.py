@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fourstage.data.images import open_image, read_image
+from fourstage.data.label_maps.class_list import NAME as CLASSES
 from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, Sample, Split
 
@@ -28,6 +29,7 @@ class LabelMaps:
 
     Attributes:
         folder: the ids are paths below it.
+        class_folder: where `classes.txt` may be.
         table_256: the label of each stored value; see `label_table`.
         palette: a colour for each class, as bytes of red, green and blue: those of the label maps, or generated ones.
         stored_values: for each label the number by which its maps store it, the first of several; 255 without one.
@@ -41,7 +43,7 @@ class LabelMaps:
         pairs = find_pairs(Path(root), split)
         if broken := pairs.problems:
             raise ValueError(str(broken[0]))
-        self.folder = pairs.folder
+        self.folder, self.class_folder = pairs.folder, Path(root)
         self.truths = ("label_map_HW",)
         self.note = pairs.note
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
@@ -82,6 +84,38 @@ class LabelMaps:
             image_HW3,
             (image_HW3.shape[0], image_HW3.shape[1]),
             label_map_HW=torch.from_numpy(labels_HW),
+        )
+
+    def refuse_unlearnable(self, split: Split) -> None:
+        """Raise ValueError where all pixels are ignored, or all of a training split are of one class.
+
+        Maps are read until two classes have been met, which mostly takes one map.
+        """
+        needed, labels, stored = 2 if split == "train" else 1, set[int](), set[int]()
+        for path in map(self.map_path, range(len(self))):
+            try:
+                stored |= set(np.flatnonzero(np.bincount(read_values(path).reshape(-1), minlength=256)).tolist())
+            except BadLabelMap:
+                return  # it is reported as an image that cannot be used
+            labels = set(self.table_256[sorted(stored)].tolist()) - {IGNORE}
+            if len(labels) >= needed or NO_LABEL in labels:
+                return
+        if stored:
+            raise ValueError(self._unlearnable(sorted(stored), sorted(labels)))
+
+    def _unlearnable(self, stored: Sequence[int], labels: Sequence[int]) -> str:
+        folder = self.map_path(0).parent
+        if stored == [0, IGNORE] and self.table_256[IGNORE] == IGNORE:
+            return (
+                f"the label maps in {folder} hold only 0 and {IGNORE}, and {IGNORE} means ignored: if {IGNORE} is a "
+                f"class, write a file {CLASSES} with the lines `0: background` and `{IGNORE}: foreground` into "
+                f"{self.class_folder}"
+            )
+        left = f"is of the class {self.classes[labels[0]]!r:.60} or ignored" if labels else "is ignored"
+        return (
+            f"every pixel of the label maps in {folder} {left} (they hold {_ranges(stored)}), so that nothing can be "
+            f"learnt: correct the maps, or write {CLASSES} with the value of each class, as `0: background`, into "
+            f"{self.class_folder}"
         )
 
 
@@ -144,14 +178,20 @@ def to_labels(values_HW: np.ndarray, table_256: np.ndarray, path: Path, classes:
 
 def unknown_values(unknown: Sequence[int], table_256: np.ndarray, classes: int) -> str:
     """Return the message for stored values that are not labels."""
-    known = np.flatnonzero(table_256 < NO_LABEL)
-    known = known[known != IGNORE]
-    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-    ignored = f" and {IGNORE}" if table_256[IGNORE] == IGNORE else ""
+    known, ignored = (np.flatnonzero(flags).tolist() for flags in (table_256 < IGNORE, table_256 == IGNORE))
+    left = f", and {_ranges(ignored)} {'are' if len(ignored) > 1 else 'is'} ignored" if ignored else ""
     return (
-        f"it holds {listed}, and the {classes} classes are stored as {known.min()} to {known.max()}{ignored}: "
+        f"it holds {_ranges(unknown)}, and the {classes} classes are stored as {_ranges(known)}{left}: "
         "correct it, or name all classes in classes.txt"
     )
+
+
+def _ranges(values: Sequence[int], most: int = 5) -> str:
+    """Return ascending numbers as text: `0 to 4, 7`."""
+    array = np.asarray(values)
+    runs = np.split(array, np.flatnonzero(np.diff(array) > 1) + 1)
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:most]]
+    return ", ".join([*texts, *(["..."] if len(runs) > most else [])])
 
 
 def differing_sizes(labels: Sequence[int], image: Sequence[int]) -> str:
@@ -162,12 +202,12 @@ def differing_sizes(labels: Sequence[int], image: Sequence[int]) -> str:
 def label_table(pairs: Pairs, classes: int) -> np.ndarray:
     """Return (256,) int16: the label of each stored value, `IGNORE`, or `NO_LABEL`."""
     table_256 = np.full(256, NO_LABEL, dtype=np.int16)
+    table_256[IGNORE] = IGNORE
     if pairs.values is None:
         table_256[:classes] = np.arange(classes)
     else:
         for value, label in pairs.values.items():
             table_256[value] = label
-    table_256[IGNORE] = IGNORE
     return table_256
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
+from fourstage.data.label_maps.class_list import NAME as CLASSES
+from fourstage.data.label_maps.class_list import ClassList, find_class_list
 from fourstage.data.limits import (
-    LABEL_MAP_CLASSES,
     LIST_BYTES,
     TEXT_BYTES,
     as_name,
     check_inside,
     leads_away,
-    read_class_file,
     text_lines,
 )
 from fourstage.data.sample import IGNORE, NoSplitError, Split
@@ -28,7 +28,6 @@ from fourstage.files import read_bytes
 Colour = tuple[int, int, int]
 
 LABELS = ("masks", "labels", "annotations")  # the first that is there
-CLASSES = "classes.txt"  # one name a line, in the folder of the label maps or at the top
 ADE_CLASSES = 150
 ADE_NAMES = "objectInfo150.txt"
 CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (  # name, number in labelIds, colour; https://www.cityscapes-dataset.com
@@ -54,7 +53,8 @@ class Pairs:
         folder: the samples' ids are paths below it.
         training_maps: the label maps of the training split, which count where classes have no names.
         classes: names; empty where the data has none.
-        values: label by stored value, where the two differ; other values should not occur, but for 255.
+        values: label by stored value, where the two differ; other values should not occur, but for 255, which is
+            ignored unless it is among them.
         palette: a colour for each class, where the layout has some.
         problems: what is wrong; a data set with an error among them cannot be opened.
         unused: label maps without an image.
@@ -93,9 +93,19 @@ def is_ade20k(root: Path) -> bool:
 def find_ade20k(root: Path, split: Split) -> Pairs:
     """SceneParsing: 150 classes, stored as 1 to 150; 0 is ignored."""
     name = {"train": "training", "val": "validation"}[split]
+    images, labels = root / "images" / name, root / "annotations" / name
     values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
-    classes = _ade_names(root / ADE_NAMES) or ADE20K
-    return _paired("ADE20K", root / "images" / name, root / "annotations" / name, classes, values)
+    listed = find_class_list(root / "annotations", root)
+    if listed is not None and listed.names != ADE20K:
+        return _paired("ADE20K's folders", images, labels, listed.names, listed.values)
+    names = _ade_names(root / ADE_NAMES)
+    note = "" if names or listed else _assumed(root, "ADE20K", f"{ADE_CLASSES} classes are assumed, stored from 1 on")
+    return replace(_paired("ADE20K", images, labels, names or ADE20K, values), note=note)
+
+
+def _assumed(root: Path, layout: str, what: str) -> str:
+    """Return the note on classes that a layout has, where the data names none."""
+    return f"{root} has the folders of {layout} and no {CLASSES}: its {what}; write {CLASSES} for other classes."
 
 
 def _ade_names(path: Path) -> tuple[str, ...]:
@@ -122,15 +132,16 @@ def find_cityscapes(root: Path, split: Split) -> Pairs:
     ending = "_gtFine_labelTrainIds.png" if train_ids else "_gtFine_labelIds.png"
     values = dict.fromkeys(range(0 if train_ids else CITYSCAPES_IDS), IGNORE)
     values |= {i if train_ids else number: i for i, (_, number, _) in enumerate(CITYSCAPES)}
+    listed = find_class_list(root / "gtFine", root)
     maps = [_with(stem, ending) for stem in stems]
     return Pairs(
         layout="Cityscapes",
         folder=images,
         images=paths,
         maps=maps,
-        classes=tuple(name for name, _, _ in CITYSCAPES),
-        values=values,
-        palette=tuple(colour for _, _, colour in CITYSCAPES),
+        classes=listed.names if listed else tuple(name for name, _, _ in CITYSCAPES),
+        values=listed.values if listed else values,
+        palette=None if listed else tuple(colour for _, _, colour in CITYSCAPES),
         problems=_without_maps(images, paths, maps),
     )
 
@@ -154,7 +165,12 @@ def find_voc(root: Path, split: Split) -> Pairs:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
     problems = _without_maps(root / "JPEGImages", images, maps)
-    return Pairs("Pascal VOC", root / "JPEGImages", images, maps, classes=VOC, problems=problems)
+    listed = find_class_list(root / "SegmentationClass", root) or ClassList(VOC)
+    note = _assumed(root, "Pascal VOC", f"{len(VOC)} classes are assumed") if listed == ClassList(VOC) else ""
+    return Pairs(
+        "Pascal VOC", root / "JPEGImages", images, maps, classes=listed.names, values=listed.values, problems=problems,
+        note=note,
+    )  # fmt: skip
 
 
 def is_folder(root: Path) -> bool:
@@ -168,10 +184,10 @@ def find_folder(root: Path, split: Split) -> Pairs:
     train, val = _image_folder(root, "train"), _image_folder(root, "val")
     if split == "train" and train is None:
         raise NoSplitError(f"{root} holds no images/train: add it to train, or use this data for evaluation only")
-    classes = _names(labels / CLASSES) or _names(root / CLASSES)
+    listed = find_class_list(labels, root) or ClassList(())
     images = (val or train) if split == "val" else train
     assert images is not None
-    pairs = _paired("label maps", images, labels / images.name, classes)
+    pairs = _paired("label maps", images, labels / images.name, listed.names, listed.values)
     training = pairs.maps if train is None or images == train else _paired("", train, labels / train.name, ()).maps
     pairs = replace(pairs, training_maps=training)
     return _held_apart(pairs, split) if val is None else pairs
@@ -209,15 +225,6 @@ def _image_folder(root: Path, split: Split) -> Path | None:
             if folder.is_dir() and (labels / name).is_dir():
                 return folder
     return None
-
-
-def _names(path: Path) -> tuple[str, ...]:
-    names = read_class_file(path) if path.is_file() else ()
-    if len(names) > LABEL_MAP_CLASSES:
-        raise ValueError(
-            f"{path} names {len(names):,} classes, and a label map of bytes has at most {LABEL_MAP_CLASSES}; correct it"
-        )
-    return names
 
 
 def _paired(

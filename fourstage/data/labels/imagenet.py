@@ -130,7 +130,8 @@ def _without_duplicates(entries: Entries, source: str) -> tuple[Entries, list[Fi
 def labels_by_folder(known: Entries, own: Entries) -> np.ndarray | None:
     """Return the labels that the training list gives the folders of another list, where the two lists contradict.
 
-    Nothing is returned unless each label has one folder in both lists, and the training list has all folders and labels.
+    Nothing is returned unless each label has one folder in both lists, and the training list has all labels and folders
+    of the other.
     """
     trained, listed = folder_labels(known.names, known.labels_N), folder_labels(own.names, own.labels_N)
     if not listed.keys() <= trained.keys() or not {*listed.values()} <= {*trained.values()}:

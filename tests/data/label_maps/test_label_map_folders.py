@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fourstage.data.class_names import ADE20K
 from fourstage.data.embedded.digit_scenes import BACKGROUND, COLOURS, write_digit_scenes
 from fourstage.data.label_maps.folders import BadLabelMap, LabelMaps, generated_colours, is_label_maps
 from fourstage.data.label_maps.layouts import CITYSCAPES, VOC
 from fourstage.data.loader import TrainPlan, train_batches
-from fourstage.data.sample import IGNORE, BadImage, NoSplitError
+from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Split
 from fourstage.data.transforms.segmentation import train_transform
 
 Pair = Callable[..., np.ndarray]
@@ -130,7 +131,9 @@ def test_ade20k(pair: Pair, tmp_path: Path) -> None:
     assert named.classes[:2] == ("thing 1", "thing 2")
     assert named.note == ""
     pair("images/training/x.jpg", "annotations/training/x.png", [0, 151])
-    with pytest.raises(BadLabelMap, match="it holds 151, and the 150 classes are stored as 0 to 150"):
+    with pytest.raises(
+        BadLabelMap, match="it holds 151, and the 150 classes are stored as 1 to 150, and 0, 255 are ignored"
+    ):
         labels_of(dataset)
 
 
@@ -179,7 +182,9 @@ def test_label_maps_that_cannot_be_used(folder: Path) -> None:
     broken = {
         "holds colours .RGB.": lambda: Image.fromarray(stored).convert("RGB").save(path),
         "it is 24 x 20 and its image 48 x 40": lambda: Image.fromarray(stored[::2, ::2].copy()).save(path),
-        "it holds 3, and the 3 classes are stored as 0 to 2 and 255": lambda: Image.fromarray(stored % 4).save(path),
+        "it holds 3, and the 3 classes are stored as 0 to 2, and 255 is ignored": lambda: Image.fromarray(
+            stored % 4
+        ).save(path),
         "holds the value 3000": lambda: Image.fromarray(np.full(SIDES, 3000, np.uint16)).save(path),
         "not recognise the image format": lambda: path.write_bytes(b"text") and None,
         "there is no such file": path.unlink,
@@ -260,3 +265,105 @@ def test_batches(workers: int, folder: Path) -> None:
     assert batch.images_BCHW.shape == (2, 3, 64, 64)
     assert batch.label_maps_BHW is not None
     assert batch.label_maps_BHW.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize("place", ["annotations", "."])
+def test_own_classes_in_the_folders_of_ade20k(place: str, pair: Pair, tmp_path: Path) -> None:
+    stored = pair("images/training/x.jpg", "annotations/training/x.png", [0, 1, 2, 255])
+    pair("images/validation/y.jpg", "annotations/validation/y.png", [0, 1])
+    assumed = LabelMaps(tmp_path, "train")
+    assert "no classes.txt: its 150 classes are assumed, stored from 1 on; write classes.txt" in assumed.note
+    (tmp_path / place / "classes.txt").write_text("soil\ncrop\nweed\n")
+    dataset = LabelMaps(tmp_path, "train")
+    assert dataset.classes == ("soil", "crop", "weed")
+    np.testing.assert_array_equal(labels_of(dataset).numpy(), stored)
+    assert dataset.note == ""
+    (tmp_path / place / "classes.txt").write_text("\n".join(ADE20K))
+    assert labels_of(LabelMaps(tmp_path, "train")).max() == IGNORE
+    assert LabelMaps(tmp_path, "train").sample(0).label_map_HW.eq(0).sum() == (stored == 1).sum()
+
+
+@pytest.mark.parametrize("place", ["SegmentationClass", "."])
+def test_own_classes_in_the_folders_of_voc(place: str, pair: Pair, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(f"JPEGImages/{split}.jpg", f"SegmentationClass/{split}.png", [0, 1, 255])
+        (tmp_path / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(split)
+    assert "its 21 classes are assumed" in LabelMaps(tmp_path, "train").note
+    (tmp_path / place / "classes.txt").write_text("soil\ncrop\n")
+    dataset = LabelMaps(tmp_path, "val")
+    assert (dataset.classes, dataset.note) == (("soil", "crop"), "")
+
+
+def test_a_list_of_classes_may_say_the_value_of_each(pair: Pair, tmp_path: Path) -> None:
+    stored = pair("images/train/a.png", "masks/train/a.png", [0, 7, 255])
+    pair("images/val/a.png", "masks/val/a.png", [0, 255])
+    (tmp_path / "classes.txt").write_text("0: background\n255: road\n7:\n")
+    dataset = LabelMaps(tmp_path, "train")
+    assert dataset.classes == ("background", "road")
+    expected = np.select([stored == 0, stored == 255], [0, 1], IGNORE)
+    np.testing.assert_array_equal(labels_of(dataset).numpy(), expected)
+    pair("images/train/a.png", "masks/train/a.png", [0, 1, 255])
+    with pytest.raises(BadLabelMap, match="it holds 1, and the 2 classes are stored as 0, 255, and 7 is ignored"):
+        labels_of(dataset)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0: a\nb\n", "gives some classes a stored value and not 'b'"),
+        ("0: a\n256: b\n", "a number from 0 to 255, each in one line"),
+        ("0: a\n0: b\n", "a number from 0 to 255, each in one line"),
+        ("0: a\n1: a\n", "has the class 'a' twice"),
+        ("0:\n1:\n", "ignores every value"),
+    ],
+)
+def test_lists_that_say_nothing_clear(text: str, said: str, folder: Path) -> None:
+    (folder / "masks/classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        LabelMaps(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("values", "split", "said"),
+    [
+        (
+            [0, 255],
+            "train",
+            r"hold only 0 and 255, and 255 means ignored: .*`0: background` and `255: foreground` into",
+        ),
+        ([0, 255], "val", None),
+        ([255], "val", r"every pixel .* is ignored \(they hold 255\)"),
+        ([255], "train", "is ignored"),
+        ([1, 255], "train", r"is of the class 'b' or ignored \(they hold 1, 255\)"),
+        ([0, 1], "train", None),
+        ([0], "val", None),
+        ([0, 9], "train", None),  # the image's own error says more
+    ],
+)
+def test_maps_that_leave_nothing_to_learn_are_refused(
+    values: list[int], split: Split, said: str | None, pair: Pair, tmp_path: Path
+) -> None:
+    for i in range(3):
+        pair(f"images/{split}/{i}.png", f"masks/{split}/{i}.png", values)
+    pair("images/val/9.png" if split == "train" else "images/train/9.png", "masks/train/9.png", [0, 1])
+    (tmp_path / "masks/val").mkdir(exist_ok=True)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    dataset = LabelMaps(tmp_path, split)
+    if said is None:
+        dataset.refuse_unlearnable(split)
+        return
+    with pytest.raises(ValueError, match=said):
+        dataset.refuse_unlearnable(split)
+
+
+def test_binary_masks_train_after_what_the_message_says(pair: Pair, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(f"images/{split}/a.png", f"masks/{split}/a.png", [0, 255])
+    with pytest.raises(ValueError, match="hold only 0 and 255") as error:
+        LabelMaps(tmp_path, "train").refuse_unlearnable("train")
+    folder = Path(str(error.value).rpartition(" into ")[2])
+    (folder / "classes.txt").write_text("0: background\n255: foreground\n")
+    dataset = LabelMaps(tmp_path, "train")
+    dataset.refuse_unlearnable("train")
+    assert labels_of(dataset).unique().tolist() == [0, 1]
