@@ -30,10 +30,11 @@ class Objects:
     labels_N: Tensor  # int64
     crowd_N: Tensor  # bool; a crowd region is neither a target nor a mistake
     masks_NHW: Tensor | None = None  # bool, same H and W as the image; None: this data has no masks
+    masked_N: Tensor | None = None  # bool, whether the object has a mask, else it is empty; None: all have, or none
 
     def to(self, device: torch.device) -> "Objects":
-        masks = None if self.masks_NHW is None else self.masks_NHW.to(device)
-        return Objects(self.boxes_N4.to(device), self.labels_N.to(device), self.crowd_N.to(device), masks)
+        masks, masked = (None if x is None else x.to(device) for x in (self.masks_NHW, self.masked_N))
+        return Objects(self.boxes_N4.to(device), self.labels_N.to(device), self.crowd_N.to(device), masks, masked)
 
 
 @dataclass(frozen=True, slots=True)

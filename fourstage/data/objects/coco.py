@@ -21,7 +21,15 @@ from fourstage.data.objects.coco_places import find_images, find_split, is_coco
 from fourstage.data.objects.dataset import as_bad_objects
 from fourstage.data.objects.json_scan import entries
 from fourstage.data.objects.rle import decode_mask, encode_mask
-from fourstage.data.objects.table import FARTHEST, ObjectTable, ObjectWriter, Row, box_of
+from fourstage.data.objects.table import (
+    FARTHEST,
+    ObjectTable,
+    ObjectWriter,
+    Row,
+    box_of,
+    refuse_unlearnable,
+    without_mask,
+)
 from fourstage.data.sample import BadImage, Objects, Sample, Split
 from fourstage.data.splits import held_out_note, joined_notes, split_positions
 from fourstage.documents import in_file
@@ -34,6 +42,10 @@ MOST = {"images": 5_000_000, "annotations": 10_000_000}  # entries; COCO has 118
 VALUES = 20_000_000  # lists and mappings, and keys, in a json; COCO has four and seven million
 SMALL = 2**24  # characters
 KEYS = 1000  # of the json itself; COCO has five
+CROWDED = (  # {}: the json
+    "is marked iscrowd=1, which CVAT's brush writes: such a region of many objects neither trains nor scores; where "
+    'each is one object, write 0 instead: sed -i -E \'s/"iscrowd": *1/"iscrowd": 0/g\' {}'
+)
 NEEDED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id", "bbox"),
@@ -52,7 +64,7 @@ class Coco:
     Attributes:
         image_ids: the json's id of each image, for results in COCO's format.
         category_ids: the json's id of each class.
-        has_masks: whether every object that is no crowd region has a mask; if not, samples carry boxes only.
+        has_masks: whether any object that is no crowd region has a mask; if none has, samples carry boxes only.
         with_reference: whether samples carry their ground truth for scoring; only in the validation split.
         note: one sentence about what is unusual; empty otherwise.
 
@@ -69,9 +81,8 @@ class Coco:
         self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
         self.with_reference = split == "val"
         self.note = found_note(place.annotations, said.names, self._found)
-        if self._table.some_masks and not self.has_masks:
-            some = f"only some objects in {place.annotations} have masks: boxes alone are used."
-            self.note = joined_notes(self.note, some)
+        if self.has_masks and (lacking := self._table.without_mask):
+            self.note = joined_notes(self.note, without_mask(lacking, str(place.annotations)))
         if place.held_out:
             self.note = joined_notes(self.note, held_out_note(place.annotations, said.names))
             self._keep(split_positions(said.names, split))
@@ -99,6 +110,10 @@ class Coco:
     def counts(self) -> np.ndarray:
         """(I,) int64: annotations of each image, those that do not train too."""
         return self._table.counts_I
+
+    def refuse_unlearnable(self, split: Split) -> None:
+        """Raise ValueError where no object trains, or none counts in a score."""
+        refuse_unlearnable(self._table, split, str(self.place.annotations), CROWDED.format(self.place.annotations))
 
     def label_counts(self) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""

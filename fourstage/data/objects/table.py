@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fourstage.data.objects.rle import area_of, decode_mask, encode_segmentation
-from fourstage.data.sample import Objects
+from fourstage.data.sample import Objects, Split
 from fourstage.files import RAISE, limit
 
 Size = tuple[int, int]  # (H, W)
@@ -111,8 +111,10 @@ class ObjectTable:
 
     Attributes:
         counts_I: objects of each image, those that do not train too.
-        has_masks: whether every object that trains has a segmentation.
-        some_masks: whether any has.
+        has_masks: whether any object that trains has a segmentation.
+        without_mask: objects that train and have none.
+        crowd_I: crowd regions of each image.
+        learnt_I: objects of each image that train.
     """
 
     def __init__(
@@ -136,12 +138,15 @@ class ObjectTable:
         self._crowd_N, self._ignored_N = flags_N & 1 > 0, flags_N & 2 > 0
         self._names = _compact(written.names)
         self._outlines = written.outlines.done()
-        drawn_N, wanted_N = written.outlines.drawn(), ~self._crowd_N & ~self._ignored_N
+        self._drawn_N, wanted_N = written.outlines.drawn(), ~self._crowd_N & ~self._ignored_N
         if sizes_I2 is not None and len(sizes_I2):
             wanted_N &= has_extent(self._boxes_N4, self._areas_N, sizes_I2[images_N])
         wanted_n = listed_n[wanted_N[listed_n]]
-        self.has_masks = bool(len(wanted_n) and drawn_N[wanted_n].all())
-        self.some_masks = bool(drawn_N[wanted_n].any())
+        drawn = int(self._drawn_N[wanted_n].sum())
+        self.has_masks, self.without_mask = drawn > 0, len(wanted_n) - drawn
+        learnt_n = wanted_n[(self._boxes_N4[wanted_n, 2:] > 0).all(axis=1)]
+        crowd_n = listed_n[self._crowd_N[listed_n]]
+        self.learnt_I, self.crowd_I = (np.bincount(images_N[n], minlength=images) for n in (learnt_n, crowd_n))
 
     @staticmethod
     def of(rows: Iterable[Row], images: int) -> "ObjectTable":
@@ -155,6 +160,7 @@ class ObjectTable:
         """Return the table of the images at these positions. Objects are shared with this table, not copied."""
         out, positions_i = copy(self), np.asarray(images_i, dtype=np.int64)
         out.counts_I, out._first_I = self.counts_I[positions_i], self._first_I[positions_i]
+        out.learnt_I, out.crowd_I = self.learnt_I[positions_i], self.crowd_I[positions_i]
         return out
 
     def __len__(self) -> int:
@@ -162,12 +168,17 @@ class ObjectTable:
 
     def label_counts(self, classes: int) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""
-        return np.bincount(self._labels_N[self._order_n], minlength=classes)
+        starts_I = self._first_I - (np.cumsum(self.counts_I) - self.counts_I)
+        rows_n = self._order_n[np.arange(len(self)) + np.repeat(starts_I, self.counts_I)]
+        return np.bincount(self._labels_N[rows_n], minlength=classes)
 
     def objects(
         self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
     ) -> Objects:
-        """Return the objects of an image that train or are crowd regions, with masks if all have one.
+        """Return the objects of an image that train or are crowd regions, with masks where the data has some.
+
+        An object without a segmentation has an empty mask and the flag False in `masked_N`. One whose polygons enclose
+        nothing counts as a crowd region, as in MMDetection.
 
         Args:
             image: its position.
@@ -183,18 +194,21 @@ class ObjectTable:
         areas_n = self._areas_N[rows_n]
         kept_n = has_extent(boxes_n4, areas_n, np.array([size])) & ~self._ignored_N[rows_n]
         rows_n, boxes_n4 = rows_n[kept_n], boxes_n4[kept_n]
-        crowd_n, masks_nHW = self._crowd_N[rows_n], None
+        crowd_n, masks_nHW, masked_n = self._crowd_N[rows_n], None, None
         if self.has_masks:
             check_masks(len(rows_n), size)
             masks = [self._mask(row, size, where, unit) for row in rows_n.tolist()]
-            crowd_n = crowd_n | np.array([mask is None for mask in masks], dtype=bool)
+            drawn_n = self._drawn_N[rows_n]
+            crowd_n = crowd_n | (drawn_n & np.array([mask is None for mask in masks], dtype=bool))
+            masked_n = torch.from_numpy(drawn_n) if self.without_mask else None
             stacked = np.zeros((len(masks), *size), dtype=bool)
             for out_HW, mask_HW in zip(stacked, masks, strict=True):
                 if mask_HW is not None:
                     out_HW[:] = mask_HW
             masks_nHW = torch.from_numpy(stacked)
         labels_n = torch.from_numpy(self._labels_N[rows_n])
-        return Objects(torch.from_numpy(_corners(boxes_n4)).float(), labels_n, torch.from_numpy(crowd_n), masks_nHW)
+        boxes_n4 = torch.from_numpy(_corners(boxes_n4)).float()
+        return Objects(boxes_n4, labels_n, torch.from_numpy(crowd_n), masks_nHW, masked_n)
 
     def reference(
         self, image: int, size: Size, where: Callable[[Any], str], unit: tuple[float, float] = (1, 1)
@@ -203,7 +217,8 @@ class ObjectTable:
 
         Returns:
             `size` [H, W]; of all objects, those too that do not train: `boxes` (x1 y1 x2 y2, pixels), `labels`,
-            `crowd`, `areas`, and, where there are masks, `masks` (COCO's compressed run lengths).
+            `crowd`, `areas`, and, where there are masks, `masks` (COCO's compressed run lengths); where some objects
+            have none, also `masked`, and their mask is empty.
         """
         rows_n = self._rows(image)
         boxes_n4 = self._boxes_N4[rows_n] * np.array([*unit, *unit])
@@ -214,11 +229,15 @@ class ObjectTable:
             "labels": self._labels_N[rows_n].tolist(),
             "crowd": self._crowd_N[rows_n].tolist(),
         }
+        areas_of_boxes: list[float] = (boxes_n4[:, 2] * boxes_n4[:, 3]).tolist()
         if self.has_masks:
             out["masks"] = [self._encoded(row, size, where, unit) for row in rows_n.tolist()]
-        by_box = (boxes_n4[:, 2] * boxes_n4[:, 3]).tolist()
-        by_mask = [area_of(mask, size) for mask in out["masks"]] if self.has_masks and np.isnan(areas).any() else by_box
-        return out | {"areas": [b if np.isnan(a) else a for a, b in zip(areas, by_mask, strict=True)]}
+            if np.isnan(areas).any():
+                drawn = zip(self._drawn_N[rows_n].tolist(), out["masks"], areas_of_boxes, strict=True)
+                areas_of_boxes = [area_of(mask, size) if masked else box for masked, mask, box in drawn]
+        if self.has_masks and self.without_mask:
+            out["masked"] = self._drawn_N[rows_n].tolist()
+        return out | {"areas": [b if np.isnan(a) else a for a, b in zip(areas, areas_of_boxes, strict=True)]}
 
     def _rows(self, image: int) -> np.ndarray:
         first = self._first_I[image]
@@ -310,6 +329,39 @@ def check_masks(masks: int, size: Size) -> None:
             f"its {masks:,} masks of {size[1]} x {size[0]} pixels take {needed / 2**30:.1f} GiB, more than the "
             f"{limit(MASKS_BYTES) / 2**30:.0f} GiB allowed; shrink the image, or {RAISE}"
         )
+
+
+def without_mask(objects: int, source: str) -> str:
+    """Return the sentence on objects that have no mask, where others have one."""
+    several = "s" * (objects > 1)
+    return (
+        f"{objects:,} object{several} of {source} {'have' if several else 'has'} no mask: the mask loss and the mask "
+        f"score leave {'them' if several else 'it'} out."
+    )
+
+
+def refuse_unlearnable(table: ObjectTable, split: Split, source: str, crowded: str) -> None:
+    """Raise ValueError where no object trains, or none counts in the score of a validation split.
+
+    Args:
+        source: where the objects are, for messages.
+        crowded: what is the matter where all objects are crowd regions, and what to do.
+    """
+    total, crowd = len(table), int(table.crowd_I.sum())
+    if table.learnt_I.any() if split == "train" else total > crowd:
+        return
+    verb = "learn from" if split == "train" else "score against"
+    if not total:
+        raise ValueError(
+            f"{source} has no object of a listed class, and so nothing to {verb}: annotate some, or correct the ids of "
+            "their classes and images"
+        )
+    if crowd == total:
+        raise ValueError(f"{'each of ' * (total > 1)}the {total:,} object{'s' * (total > 1)} of {source} {crowded}")
+    raise ValueError(
+        f"none of the {total:,} objects of {source} trains: they are ignored or crowd regions, thinner than a pixel, "
+        "without area, or outside of their image; correct their boxes"
+    )
 
 
 def has_extent(boxes_N4: np.ndarray, areas_N: np.ndarray, sizes_N2: np.ndarray) -> np.ndarray:

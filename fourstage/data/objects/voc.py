@@ -18,7 +18,7 @@ import numpy as np
 from fourstage.data.images import EXTENSIONS, read_image
 from fourstage.data.limits import TEXT_BYTES, check_classes, is_path, read_class_file
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row, box_of
+from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable
 from fourstage.data.objects.voc_places import annotation_files, find_files, image_places
 from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
@@ -29,6 +29,7 @@ from fourstage.files import read_bytes
 ENDINGS = tuple(dict.fromkeys(case for ending in EXTENSIONS for case in (ending, ending.upper(), ending.title())))
 DEPTH = 100  # of an element; VOC's have four
 LONGEST_NAME = 1000  # characters of the name of a class
+DIFFICULT = "is marked difficult, and so neither trains nor scores; write <difficult>0</difficult> for those that count"
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -85,6 +86,10 @@ class Voc:
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image, difficult ones too."""
         return self._table.counts_I
+
+    def refuse_unlearnable(self, split: Split) -> None:
+        """Raise ValueError where no object trains, or none counts in a score."""
+        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", DIFFICULT)
 
     def label_counts(self) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""

@@ -15,20 +15,22 @@ import numpy as np
 from fourstage.data.images import read_image
 from fourstage.data.limits import TEXT_BYTES
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row, box_of
-from fourstage.data.objects.yolo_places import describe
+from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable, without_mask
+from fourstage.data.objects.yolo_places import describe, left_out
 from fourstage.data.sample import Objects, Sample, Split
 from fourstage.data.splits import joined_notes
 from fourstage.files import read_bytes
 
-CLASS_NUMBER = re.compile(r"-?\d{1,9}(\.0*)?")  # some programs write 0.0
+CLASS_NUMBER = re.compile(r"-?\d{1,9}(\.0*)?", re.ASCII)  # some programs write 0.0
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+|nan|inf)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+FAR = 10.0  # units of the image; a number beyond it is no mistake of drawing, but of pixels
 
 
 class Yolo:
     """One split of a data set in YOLO's layout.
 
     Attributes:
-        has_masks: whether every object has a polygon; if not, samples carry boxes only.
+        has_masks: whether any object has a polygon; if none has, samples carry boxes only.
         with_reference: whether samples carry their ground truth for scoring; only in the validation split.
         note: one sentence about what is unusual; empty otherwise.
 
@@ -41,13 +43,14 @@ class Yolo:
         said = describe(self._root)
         self.classes, self.truths = said.classes, ("objects",)
         self._paths, self.note = said.find(split)
-        self._table = ObjectTable.of(self._rows(), len(self._paths))
+        if said.keypoints:
+            self.note = joined_notes(self.note, left_out(said))
+        self._table = ObjectTable.of(self._rows(said.keypoints), len(self._paths))
         self.has_masks = self._table.has_masks
         self._sizes = HeaderSizes(np.full((len(self._paths), 2), -1))
         self.with_reference = split == "val"
-        if self._table.some_masks and not self.has_masks:
-            some = f"only some objects of the {split} split in {root} have polygons: boxes alone are used."
-            self.note = joined_notes(self.note, some)
+        if self.has_masks and (lacking := self._table.without_mask):
+            self.note = joined_notes(self.note, without_mask(lacking, f"the {split} split of {said.path}"))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -59,6 +62,10 @@ class Yolo:
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image."""
         return self._table.counts_I
+
+    def refuse_unlearnable(self, split: Split) -> None:
+        """Raise ValueError where no object trains, or none counts in a score."""
+        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", "")
 
     def label_counts(self) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""
@@ -100,18 +107,24 @@ class Yolo:
     def _where(self, index: int, line: Any) -> str:
         return f"{label_file(self._paths[index])}, line {line}"
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self, keypoints: int) -> Iterator[Row]:
         for position, path in enumerate(self._paths):
             for number, text in label_lines(path):
                 try:
-                    label, box, polygon = parse_line(text, len(self.classes))
+                    label, box, polygon = parse_line(text, len(self.classes), keypoints)
                 except ValueError as error:
                     raise ValueError(f"{label_file(path)}, line {number}: {error}") from error
                 yield Row(position, label, box, segmentation=polygon and [polygon], name=number)
 
 
-def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float, float], list[float] | None]:
+def parse_line(
+    text: str, classes: int, keypoints: int = 0
+) -> tuple[int, tuple[float, float, float, float], list[float] | None]:
     """One object.
+
+    Args:
+        classes: how many are named.
+        keypoints: numbers behind the box, which are left out.
 
     Returns:
         Its label, its box as x, y (of the upper left corner), width, height, and its polygon where it has one; in units
@@ -124,11 +137,24 @@ def parse_line(text: str, classes: int) -> tuple[int, tuple[float, float, float,
     try:
         if CLASS_NUMBER.fullmatch(words[0]) is None:
             raise ValueError("it must begin with the number of a class")
+        if (odd := next((word for word in words[1:] if NUMBER.fullmatch(word) is None), None)) is not None:
+            raise ValueError(f"{odd:.40} is no number")
         label, numbers = int(float(words[0])), [float(word) for word in words[1:]]
     except ValueError as error:
         raise ValueError(f"{text[:60]!r} is not a class and numbers") from error
     if not np.isfinite(numbers).all():
         raise ValueError(f"{text[:60]!r} has a number that is not finite; boxes and polygons have numbers from 0 to 1")
+    if keypoints:
+        if len(numbers) != 4 + keypoints:
+            raise ValueError(
+                f"{text[:60]!r} has {len(numbers)} numbers behind its class, and kpt_shape asks for {4 + keypoints}"
+            )
+        numbers = numbers[:4]
+    if (far := max(map(abs, numbers), default=0.0)) > FAR:
+        raise ValueError(
+            f"{text[:60]!r} has the number {far:g}, and boxes and polygons are in units of the image, from 0 to 1; "
+            "divide pixels by its width and height"
+        )
     if len(numbers) < 4 or len(numbers) % 2:
         raise ValueError(
             f"{text[:60]!r} has {len(numbers)} numbers behind its class; a box has four, a polygon six or more"

@@ -42,6 +42,7 @@ class Description:
     folders: dict[str, tuple[str, ...]]  # by the key of the split: folders of images, or text files that list them
     base: Path  # where relative paths start
     root: Path  # the data folder, in which all of them are
+    keypoints: int = 0  # numbers behind each box that describe its keypoints
 
     def images(self, split: Split) -> list[Path]:
         """Return the images of one split; see `find`."""
@@ -133,7 +134,25 @@ def describe(root: Path) -> Description:
         folders = {key: _texts(path, key, content[key]) for key in _split_keys(content)}
         base = path.parent / _path(path, content.get("path"))
         base = base if base.is_dir() else path.parent
-        return Description(path, _classes(path, content), folders, base, root)
+        return Description(path, _classes(path, content), folders, base, root, _keypoints(path, content))
+
+
+def left_out(said: Description) -> str:
+    """Return the sentence on keypoints."""
+    return f"{said.path} has kpt_shape: the keypoints of its objects are left out, and their boxes are used."
+
+
+def _keypoints(path: Path, content: dict[str, Any]) -> int:
+    """Return how many numbers describe the keypoints of an object."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    counts = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else []
+    if len(counts) != 2 or not 0 < counts[0] <= 1000 or counts[1] not in (2, 3):
+        raise ValueError(
+            f"{path}: kpt_shape is the number of keypoints and 2 or 3, as [17, 3]; got {reprlib.repr(shape)}"
+        )
+    return counts[0] * counts[1]
 
 
 def _is_darknet(root: Path) -> bool:

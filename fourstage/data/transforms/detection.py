@@ -24,7 +24,7 @@ from fourstage.data.transforms.detection_steps import (
     Step,
     chosen,
     pixels,
-    tight_boxes,
+    tight_where_masked,
 )
 from fourstage.data.transforms.resizing import Normalise, opencv
 
@@ -160,29 +160,36 @@ def pasted(sample: Sample, other: Sample, picked: torch.Tensor) -> Sample:
     over_HW = new.masks_NHW.any(dim=0)
     image_HW3[over_HW.numpy()] = _canvas(pixels(other), image_HW3.shape[:2])[over_HW.numpy()]
     masks_NHW = objects.masks_NHW & ~over_HW
-    boxes_N4 = tight_boxes(masks_NHW)
+    boxes_N4 = tight_where_masked(objects, masks_NHW)
     stays_N = ((boxes_N4 - objects.boxes_N4).abs() <= COVERED_BOX).all(dim=1)
     stays_N |= masks_NHW.sum(dim=(1, 2)) > COVERED_MASK
-    old = chosen(Objects(boxes_N4, objects.labels_N, objects.crowd_N, masks_NHW), stays_N)
+    old = chosen(replace(objects, boxes_N4=boxes_N4, masks_NHW=masks_NHW), stays_N)
     assert old.masks_NHW is not None, "they were given"
+    partly = objects.masked_N is not None or new.masked_N is not None
     both = Objects(
         torch.cat([old.boxes_N4, new.boxes_N4]),
         torch.cat([old.labels_N, new.labels_N]),
         torch.cat([old.crowd_N, new.crowd_N]),
         torch.cat([old.masks_NHW, new.masks_NHW]),
+        torch.cat([_masked(old), _masked(new)]) if partly else None,
     )
     return replace(sample, image=image_HW3, objects=both)
 
 
+def _masked(objects: Objects) -> torch.Tensor:
+    """(N,) bool."""
+    return objects.masked_N if objects.masked_N is not None else torch.ones_like(objects.crowd_N)
+
+
 def _at_size(objects: Objects, size: tuple[int, ...]) -> Objects:
-    """The objects on a canvas of another size, from its upper left corner; those that miss it are left out."""
+    """The objects on a canvas of another size, from its upper left corner; those without a mask on it are left out."""
     assert objects.masks_NHW is not None, "checked by the caller"
     height, width = size
     masks_NHW = objects.masks_NHW[:, :height, :width]
     canvas_NHW = masks_NHW.new_zeros((len(masks_NHW), height, width))
     canvas_NHW[:, : masks_NHW.shape[1], : masks_NHW.shape[2]] = masks_NHW
     limits = torch.tensor([width, height] * 2, dtype=torch.float32)
-    moved = Objects(objects.boxes_N4.minimum(limits), objects.labels_N, objects.crowd_N, canvas_NHW)
+    moved = replace(objects, boxes_N4=objects.boxes_N4.minimum(limits), masks_NHW=canvas_NHW)
     return chosen(moved, canvas_NHW.any(dim=2).any(dim=1))
 
 

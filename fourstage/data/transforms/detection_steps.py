@@ -164,16 +164,22 @@ def cropped(sample: Sample, corner: tuple[int, int], size: Size, *, tight: bool 
 
 def chosen(objects: Objects, keep_N: Tensor) -> Objects:
     """Return some of the objects, by flags or positions."""
-    masks_NHW = None if objects.masks_NHW is None else objects.masks_NHW[keep_N]
-    return Objects(objects.boxes_N4[keep_N], objects.labels_N[keep_N], objects.crowd_N[keep_N], masks_NHW)
+    masks_NHW, masked_N = (None if x is None else x[keep_N] for x in (objects.masks_NHW, objects.masked_N))
+    return Objects(objects.boxes_N4[keep_N], objects.labels_N[keep_N], objects.crowd_N[keep_N], masks_NHW, masked_N)
 
 
 def with_tight_boxes(objects: Objects) -> Objects:
-    """Return the objects with boxes around their masks, if they have some, without those whose box has no extent."""
+    """Return the objects with boxes around their masks, where they have some, without those whose box has no extent."""
     if objects.masks_NHW is not None:
-        objects = replace(objects, boxes_N4=tight_boxes(objects.masks_NHW))
+        objects = replace(objects, boxes_N4=tight_where_masked(objects, objects.masks_NHW))
     sides_N2 = objects.boxes_N4[:, 2:] - objects.boxes_N4[:, :2]
     return chosen(objects, (sides_N2 > SMALLEST).all(dim=1))
+
+
+def tight_where_masked(objects: Objects, masks_NHW: Tensor) -> Tensor:
+    """(N, 4): the box around each mask, and the own box of an object without a mask."""
+    boxes_N4 = tight_boxes(masks_NHW)
+    return boxes_N4 if objects.masked_N is None else torch.where(objects.masked_N[:, None], boxes_N4, objects.boxes_N4)
 
 
 def tight_boxes(masks_NHW: Tensor) -> Tensor:

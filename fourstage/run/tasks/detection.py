@@ -90,8 +90,6 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         without_masks = find_method(recipe.method, "detection").without_masks
         if without_masks is None or not recipe.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
             return ()
-        if getattr(dataset, "note", ""):  # it says itself that only some objects have a mask
-            return ()
         return (f"no object of {recipe.data} has a mask: only boxes are trained and scored, as in {without_masks}.",)
 
     def training_data(self, dataset: Dataset) -> Dataset:

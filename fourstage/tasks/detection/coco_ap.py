@@ -138,7 +138,7 @@ def tables(records: Mapping[str, Record], classes: Sequence[str], *, limits: Seq
     rows = [dict[str, Any]() for _ in classes]
     for one in measured.values():
         for row, more in zip(rows, one.per_class(), strict=True):
-            row.update(more)
+            row.update(more | {"count": row.get("count", more["count"])})  # of boxes: some objects may have no mask
     return {"per_class": rows, "curves": {iou_type: one.curves() for iou_type, one in measured.items()}}
 
 
@@ -183,7 +183,10 @@ def _evaluate(
 
 
 def _objects(records: Sequence[Record], iou_type: IoUType) -> list[dict[str, Any]]:
-    """Return the ground truth in COCO's format."""
+    """Return the ground truth in COCO's format.
+
+    In the score of masks an object without one is a crowd region of its box's extent: masks in it are no mistakes.
+    """
     out: list[dict[str, Any]] = []
     for image, record in enumerate(records, 1):
         truth = record["truth"]
@@ -195,6 +198,8 @@ def _objects(records: Sequence[Record], iou_type: IoUType) -> list[dict[str, Any
             }  # fmt: skip
             if iou_type == "mask":
                 one["segmentation"] = {"size": truth["size"], "counts": truth["masks"][i]}
+                if not truth.get("masked", truth["masks"])[i]:
+                    one |= {"iscrowd": 1, "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
             out.append(one)
     return out
 

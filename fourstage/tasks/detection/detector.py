@@ -28,6 +28,7 @@ class GroundTruth:
     boxes_G4: Tensor  # float32, pixels
     labels_G: Tensor  # int64
     masks_GHW: Tensor | None  # bool
+    masked_G: Tensor | None = None  # bool, whether the object has a mask; None: all have, or none
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def ground_truths(batch: Batch, *, masks: bool) -> list[GroundTruth]:
             _check_masks(id, masks_GHW, batch.images_BCHW)
         if masks_GHW is not None and len(keep) < len(masks_GHW):  # else no copy: hundreds of masks are large
             masks_GHW = masks_GHW[keep]
-        truths.append(GroundTruth(objects.boxes_N4[keep].float(), objects.labels_N[keep], masks_GHW))
+        masked_G = None if masks_GHW is None or objects.masked_N is None else objects.masked_N[keep]
+        truths.append(GroundTruth(objects.boxes_N4[keep].float(), objects.labels_N[keep], masks_GHW, masked_G))
     return truths
 
 

@@ -50,7 +50,14 @@ class MaskHead(nn.Module):
         return F.relu(self.upsample(self.convs(x_RCMM)))
 
     def loss(self, x_PCMM: Tensor, samples: Sequence[Samples], truths: Sequence[GroundTruth]) -> Tensor:
-        """Return the binary cross-entropy of the masks of the ground-truth classes, a mean over cells; 0 without."""
+        """Return the binary cross-entropy of the masks of the ground-truth classes, a mean over cells; 0 without.
+
+        Regions of an object without a mask are left out.
+        """
+        if any(t.masked_G is not None for t in truths):
+            kept = [_masked(s, t) for s, t in zip(samples, truths, strict=True)]
+            x_PCMM = x_PCMM[torch.cat(kept)]
+            samples = [_with_positives(s, keep_P) for s, keep_P in zip(samples, kept, strict=True)]
         labels_P = torch.cat([s.labels_R[: len(s.matched_P)] for s in samples])
         chosen_PMM = self.of_class(x_PCMM, labels_P)
         if len(chosen_PMM) == 0:
@@ -61,3 +68,21 @@ class MaskHead(nn.Module):
                 assert t.masks_GHW is not None
                 wanted.append(crop_masks(t.masks_GHW, s.positives, s.matched_P, chosen_PMM.shape[-1]))
         return F.binary_cross_entropy_with_logits(chosen_PMM, torch.cat(wanted).to(chosen_PMM))
+
+
+def _masked(samples: Samples, truth: GroundTruth) -> Tensor:
+    """(P,) bool: whether the object of each positive region has a mask."""
+    if truth.masked_G is None:
+        return torch.ones_like(samples.matched_P, dtype=torch.bool)
+    return truth.masked_G[samples.matched_P]
+
+
+def _with_positives(samples: Samples, keep_P: Tensor) -> Samples:
+    """Return some of the positive regions, and no others."""
+    labels_P = samples.labels_R[: len(samples.matched_P)]
+    return Samples(
+        boxes_R4=samples.positives[keep_P],
+        matched_P=samples.matched_P[keep_P],
+        is_ground_truth_P=samples.is_ground_truth_P[keep_P],
+        labels_R=labels_P[keep_P],
+    )

@@ -1,4 +1,6 @@
 import json
+import shlex
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from fourstage.data.objects.coco import Coco, decode_mask, encode_mask
-from fourstage.data.sample import BadImage, NoSplitError
+from fourstage.data.sample import BadImage, NoSplitError, Split
 
 Picture = Callable[..., Path]
 SQUARE = [[10, 5, 20, 5, 20, 15, 10, 15]]
@@ -125,11 +127,54 @@ def test_masks_crowds_and_images_without_objects(write: Callable[..., Path]) -> 
     assert (empty.boxes_N4.shape, empty.masks_NHW.shape) == ((0, 4), (0, 40, 48))
 
 
-def test_masks_for_some_objects_only_are_not_used(write: Callable[..., Path]) -> None:
+def test_an_object_without_a_mask_takes_none_of_the_others(write: Callable[..., Path]) -> None:
     dataset = Coco(write([annotation([10, 5, 10, 10], segmentation=SQUARE), annotation([1, 1, 9, 9])]), "train")
-    assert not dataset.has_masks
-    assert dataset.objects(0).masks_NHW is None
-    assert "boxes alone are used" in dataset.note
+    assert dataset.has_masks
+    objects = dataset.objects(0)
+    assert objects.masks_NHW is not None
+    assert objects.masked_N is not None
+    assert objects.masks_NHW.sum(dim=(1, 2)).tolist() == [100, 0]
+    assert objects.masked_N.tolist() == [True, False]
+    assert not objects.crowd_N.any()
+    assert "1 object of" in dataset.note
+    assert "the mask loss and the mask score leave it out" in dataset.note
+    reference = dataset.reference(0)
+    assert reference["masked"] == [True, False]
+    assert reference["areas"][1] == pytest.approx(81)
+    all_drawn = Coco(write([annotation([10, 5, 10, 10], segmentation=SQUARE)]), "train")
+    assert all_drawn.objects(0).masked_N is None
+    assert "masked" not in all_drawn.reference(0)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_objects_that_are_all_crowd_regions_are_refused_as_such(
+    split: Split, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    dataset = Coco(write([annotation([1, 1, 9, 9], iscrowd=1), annotation([2, 2, 9, 9], iscrowd=1)]), "train")
+    with pytest.raises(
+        ValueError, match=r"each of the 2 objects of .*json is marked iscrowd=1, which CVAT's brush"
+    ) as e:
+        dataset.refuse_unlearnable(split)
+    command = str(e.value).partition("write 0 instead: ")[2]
+    subprocess.run(shlex.split(command), check=True)
+    Coco(dataset.place.annotations.parents[1], "train").refuse_unlearnable(split)
+
+
+@pytest.mark.parametrize(
+    ("listed", "split", "said"),
+    [
+        ([], "train", "has no object of a listed class, and so nothing to learn from"),
+        ([], "val", "nothing to score against"),
+        ([annotation([1, 1, 9, 9], category_id=99)], "train", "has no object of a listed class"),
+        ([annotation([100, 1, 9, 9])], "train", "none of the 1 objects of .* trains: they are ignored"),
+        ([annotation([1, 1, 9, 9], ignore=1)], "train", "none of the 1 objects"),
+    ],
+)
+def test_objects_of_which_none_trains_or_scores(
+    listed: list[Any], split: Split, said: str, write: Callable[..., Path]
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Coco(write(listed), "train").refuse_unlearnable(split)
 
 
 def test_annotations_beside_the_images(tmp_path: Path, picture: Picture) -> None:

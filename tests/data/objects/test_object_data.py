@@ -310,11 +310,25 @@ def test_images_without_a_file_hold_nothing(layouts: dict[str, Path]) -> None:
     assert objects.boxes_N4.shape == (0, 4)
 
 
-def test_polygons_for_some_are_not_used(layouts: dict[str, Path]) -> None:
+def test_polygons_train_where_they_are(layouts: dict[str, Path]) -> None:
+    before = Yolo(layouts["yolo"], "train").objects(1).masks_NHW
     (layouts["yolo"] / "labels/train/0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     dataset = Yolo(layouts["yolo"], "train")
-    assert dataset.objects(1).masks_NHW is None
-    assert "boxes alone are used" in dataset.note
+    first, second = dataset.objects(0), dataset.objects(1)
+    assert first.masked_N is not None
+    assert second.masks_NHW is not None
+    assert before is not None
+    assert first.masked_N.tolist() == [False]
+    assert torch.equal(second.masks_NHW, before)
+    assert "1 object of the train split" in dataset.note
+
+
+def test_objects_that_are_all_difficult_are_refused(layouts: dict[str, Path]) -> None:
+    for path in layouts["voc"].rglob("*.xml"):
+        text = path.read_text().replace("<difficult>0</difficult>", "")
+        path.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
+    with pytest.raises(ValueError, match=r"objects? of the val split of .* is marked difficult"):
+        Voc(layouts["voc"], "val").refuse_unlearnable("val")
 
 
 def test_lines_of_yolo() -> None:

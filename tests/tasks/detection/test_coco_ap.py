@@ -193,6 +193,29 @@ def test_exact_detections_score_100_and_none_score_0() -> None:
     assert got["box_map"] == got["mask_map"] == got["mask_recall100"] == 0
 
 
+def test_objects_without_a_mask_neither_count_nor_make_mistakes_in_the_score_of_masks() -> None:
+    records = made_up(6, 2, 3, masks=True)
+    for record in records.values():
+        truth = record["truth"]
+        record |= {key: list(truth[key]) for key in ("boxes", "labels", "masks")}
+        record["scores"] = [0.5] * len(truth["boxes"])
+    full = score(records, ("a", "b"))
+    counts = [row["count"] for row in tables(records, ("a", "b"))["per_class"]]
+    record = next(record for record in records.values() if record["truth"]["crowd"].count(False) > 1)
+    truth = record["truth"]
+    lost = truth["crowd"].index(False)
+    truth["masked"] = [i != lost for i in range(len(truth["boxes"]))]
+    truth["masks"][lost] = encode_mask(np.zeros(truth["size"], dtype=bool))["counts"]
+    got = score(records, ("a", "b"))
+    assert got["box_map"] == full["box_map"] == pytest.approx(100)
+    assert got["mask_map"] == pytest.approx(100)  # the mask that is predicted there is inside the box
+    assert [row["count"] for row in tables(records, ("a", "b"))["per_class"]] == counts
+    del record["boxes"][lost], record["labels"][lost], record["masks"][lost], record["scores"][lost]
+    got = score(records, ("a", "b"))
+    assert got["mask_map"] == pytest.approx(100)
+    assert got["box_map"] < 100
+
+
 def test_a_truth_without_objects_is_unknown() -> None:
     empty = {"image_id": 1, "size": [10, 10], "boxes": [], "labels": [], "crowd": [], "areas": []}
     record = {"boxes": [[0.0, 0, 5, 5]], "labels": [0], "scores": [0.5], "truth": empty}

@@ -202,6 +202,28 @@ def test_a_mask_head_without_positives_has_a_loss_of_zero_that_reaches_every_lay
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
+def test_the_mask_loss_is_that_of_the_objects_with_a_mask() -> None:
+    torch.manual_seed(0)
+    head, x_PCMM = MaskHead(6, 5, convs=1, channels=4), torch.randn(5, 6, 4, 4)
+    boxes_P4 = torch.tensor([[0.0, 0, 20, 20], [4, 4, 30, 30], [2, 2, 18, 18], [0, 0, 9, 9], [1, 1, 8, 8]])
+    masks_GHW = torch.zeros(3, 32, 32, dtype=torch.bool)
+    masks_GHW[0, :15, :15], masks_GHW[2, 5:30, 5:30] = True, True
+    labels_P, flags = torch.tensor([1, 2, 3, 4, 0]), torch.zeros(4, dtype=torch.bool)
+    some = GroundTruth(torch.zeros(3, 4), torch.zeros(3), masks_GHW, torch.tensor([True, False, True]))
+    drawn = GroundTruth(torch.zeros(3, 4), torch.zeros(3), masks_GHW)
+    first = Samples(boxes_P4[:3], torch.tensor([0, 1, 2]), flags[:3], labels_P[:3])
+    second = Samples(boxes_P4[3:], torch.tensor([0, 0]), flags[:2], labels_P[3:])
+    loss = head.loss(x_PCMM, [first, second], [some, drawn])
+    kept = torch.tensor([0, 2])
+    alone = Samples(boxes_P4[kept], kept, flags[:2], labels_P[kept])
+    expected = head.loss(x_PCMM[[0, 2, 3, 4]], [alone, second], [drawn, drawn])
+    torch.testing.assert_close(loss, expected)
+    none = GroundTruth(some.boxes_G4, some.labels_G, masks_GHW, torch.zeros(3, dtype=torch.bool))
+    zero = head.loss(x_PCMM[:3], [first], [none])
+    zero.backward()
+    assert zero.item() == 0
+
+
 def test_regions_come_back_in_their_order() -> None:
     levels = [Level(1, s) for s in (4, 8, 16)]
     maps = [torch.full((2, 1, 64 // i, 64 // i), float(i)) for i in (1, 2, 4)]
