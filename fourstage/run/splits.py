@@ -1,16 +1,14 @@
 """The data of a run: opened first, read later, so that a mistake in a recipe is reported before a minute of reading."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypedDict, TypeGuard, cast
 
 from fourstage.data.bad_images import find_bad_images, without
-from fourstage.data.formats import find_format, open_dataset
-from fourstage.data.mapped_classes import KnownClasses, map_classes
+from fourstage.data.formats import find_format
+from fourstage.data.opening import InClasses, in_classes_of_training, open_usable, refuse_empty
 from fourstage.data.sample import Dataset
 from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
@@ -20,8 +18,6 @@ from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.task_protocol import AnyProtocol
 
-InClasses = Callable[[Dataset, str], Dataset]  # of a data set and its name, in other classes
-SPLIT_WORDS = {"train": "training", "val": "validation"}
 SCAN_UP_TO = 20_000  # images; up to here all are read once before training starts, larger sets only as they come
 
 
@@ -69,15 +65,12 @@ def open_split(
     long = recipe.data == "digit_scenes" or is_pattern(recipe.data) or is_shards(Path(recipe.data))
     with Bar(what, 1, show=show and long, every=5) as bar:
         try:
-            dataset = open_dataset(recipe.data, split, truth=protocol.truth, progress=bar.of)
+            dataset = open_usable(recipe.data, split, truth=protocol.truth, mapped=mapped, progress=bar.of)
         except ValueError:
             _check_format(protocol)
             raise
-    if mapped is not None and protocol.truth in dataset.truths:
-        dataset = mapped(dataset, f"the {SPLIT_WORDS[split]} split of {recipe.data}")
     protocol.check_data(dataset)
-    if not len(dataset):
-        raise ValueError(f"{recipe.data} has no images for {split}; add at least two for each class")
+    refuse_empty(dataset, recipe.data, split)
     return dataset
 
 
@@ -90,8 +83,7 @@ def _check_format(protocol: AnyProtocol) -> None:
 def open_splits(protocol: AnyProtocol, *, show: bool) -> Splits:
     """Open both splits, the validation split in the classes of the training split; see `open_split`."""
     train = open_split(protocol, "train", show=show)
-    known = KnownClasses(tuple(train.classes), "the training split")
-    return Splits(train, open_split(protocol, "val", show=show, mapped=partial(map_classes, known=known)))
+    return Splits(train, open_split(protocol, "val", show=show, mapped=in_classes_of_training(train)))
 
 
 def readable_splits(opened: Splits, recipe: Recipe, ranks: Ranks, known: Path, *, show: bool) -> Splits:

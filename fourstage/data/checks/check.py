@@ -3,6 +3,7 @@
 from pathlib import Path
 from time import perf_counter
 
+from fourstage.data.checks.training import with_refusals
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary, render
@@ -33,11 +34,17 @@ def check(data: str | Path, progress: Progress | None = None, truth: Truth | Non
     else:
         data = cached_digit_scenes() if str(data) == "digit_scenes" else data
         format = find_format(data, truth)
-        checked = format.checker()(format.place(data), progress)
+        checked = _of_format(format, data, progress)
         for other in _others(Path(data), format) if truth is None else ():
-            checked = _merged(checked, other.checker()(Path(data), progress))
+            checked = _merged(checked, _of_format(other, data, progress))
     checked.summary.seconds = perf_counter() - started
     return checked
+
+
+def _of_format(format: Format, data: str | Path, progress: Progress) -> Checked:
+    """Return what the checker of a format finds, and what training would refuse beside it."""
+    findings, summary = format.checker()(format.place(data), progress)
+    return Checked(with_refusals(data, format.truth, findings), summary)
 
 
 def _others(root: Path, first: Format) -> list[Format]:

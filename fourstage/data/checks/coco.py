@@ -109,6 +109,7 @@ def _annotations(place: Annotated, content: Content) -> Iterator[Finding]:
             yield Finding(
                 "error", "unknown category", where, what, "it is left out; correct the id or add the category"
             )
+            continue
         size, where = (image["height"], image["width"]), f"{where} ({image['file_name']})"
         try:
             area_from(annotation.get("area"))
@@ -189,18 +190,22 @@ def _without_objects(place: Annotated, content: Content) -> Iterator[Finding]:
     masks = sum(bool(annotation.get("segmentation")) for annotation in objects)
     if 0 < masks < len(objects):
         what = f"has masks for {masks:,} of {len(objects):,} objects"
-        yield Finding("warning", "masks for some", str(place.annotations), what, "boxes alone are used; add the others")
+        yield Finding(
+            "warning", "masks for some", str(place.annotations), what, "the others train and score boxes alone"
+        )
 
 
 def _categories(splits: dict[Split, tuple[Annotated, Content]]) -> Iterator[Finding]:
-    """A label is a position in the list of categories: both lists must agree."""
+    """Report categories of validation objects that the training split does not list: labels are matched by name."""
     if len(splits) < 2:
         return
-    train, val = ([(c["id"], c["name"]) for c in splits[split][1]["categories"]] for split in ("train", "val"))
-    if train != val:
-        first = next((pair for pair in zip(train, val, strict=False) if pair[0] != pair[1]), (len(train), len(val)))
-        what = f"lists other categories than {splits['train'][0].annotations} ({first[1]} against {first[0]})"
-        do = "labels would mean other things; give both files one list"
+    train, val = (splits[split][1] for split in ("train", "val"))
+    listed, used = {str(c["name"]) for c in train["categories"]}, {a["category_id"] for a in val["annotations"]}
+    names = [str(c["name"]) for c in val["categories"] if c["id"] in used]
+    if lacking := sorted(set(names) - listed):
+        what = f"has objects of {', '.join(map(repr, lacking))}, which {splits['train'][0].annotations} does not list"
+        others = ", ".join(map(repr, sorted(listed - set(names))[:5]))
+        do = f"correct the names{f' (it lists {others} too)' * bool(others)}, or add such objects for training"
         yield Finding("error", "categories differ", str(splits["val"][0].annotations), what, do)
 
 

@@ -11,7 +11,7 @@ from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
 from fourstage.data.objects.table import check_masks
 from fourstage.data.objects.yolo import label_file, label_lines, lines_of, parse_line
-from fourstage.data.objects.yolo_places import CLASSES, Description, describe
+from fourstage.data.objects.yolo_places import CLASSES, Description, describe, left_out
 from fourstage.data.sample import NoSplitError, Progress, Split
 
 
@@ -23,6 +23,8 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
         said = describe(root)
     except ValueError as error:
         return Checked([Finding("error", "description", str(root), "cannot be used", str(error))], summary)
+    if said.keypoints:
+        findings.append(Finding("note", "keypoints", str(said.path), "has kpt_shape", left_out(said)))
     images: dict[Split, list[Path]] = {}
     for split in ("train", "val"):
         try:
@@ -59,14 +61,14 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
             what, do = "has no objects", "that is fine where it shows none; it counts as background"
             yield Finding("note", "image without objects", str(one.path), what, do)
         try:
-            check_masks(sum(len(text.split()) > 5 for _, text in lines), one.size or (0, 0))
+            check_masks(0 if said.keypoints else sum(len(text.split()) > 5 for _, text in lines), one.size or (0, 0))
         except ValueError as error:
             yield Finding("error", "too many masks", str(one.path), "cannot be used", str(error))
             continue
         for number, text in lines:
             where = f"{path}, line {number}"
             try:
-                label, box, polygon = parse_line(text, len(said.classes))
+                label, box, polygon = parse_line(text, len(said.classes), said.keypoints)
             except ValueError as error:
                 kind = "unknown category" if "is not one of" in str(error) else "broken line"
                 yield Finding("error", kind, where, "cannot be used", f"{error}; correct or delete it")
@@ -78,7 +80,7 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
     total = sum(counts.per_class.values())
     if 0 < polygons < total:
         what = f"has polygons for {polygons:,} of {total:,} objects"
-        yield Finding("warning", "masks for some", str(said.path), what, "boxes alone are used; add the others")
+        yield Finding("warning", "masks for some", str(said.path), what, "the others train and score boxes alone")
 
 
 def _unused(said: Description, images: list[Path]) -> Iterator[Finding]:
@@ -86,14 +88,14 @@ def _unused(said: Description, images: list[Path]) -> Iterator[Finding]:
     for folder in sorted({path.parent for path in images if path.is_file()}):
         there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
         for path in sorted(label_file(folder / "any").parent.glob("*.txt")):
-            if path.stem not in there and path.name != CLASSES and _holds_objects(path, len(said.classes)):
+            if path.stem not in there and path.name != CLASSES and _holds_objects(path, said):
                 do = "add the image, or delete the label file"
                 yield Finding("warning", "label file without image", str(path), "has no image", do)
 
 
-def _holds_objects(path: Path, classes: int) -> bool:
+def _holds_objects(path: Path, said: Description) -> bool:
     try:
-        return any(parse_line(text, classes) for _, text in lines_of(path))
+        return any(parse_line(text, len(said.classes), said.keypoints) for _, text in lines_of(path))
     except ValueError:
         return False
 

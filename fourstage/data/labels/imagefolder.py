@@ -15,6 +15,12 @@ from fourstage.data.sample import NoSplitError, Sample, Split
 from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
 from fourstage.data.walk import has_images, image_files, subfolders
 
+NO_CLASSES = (  # folders in which other formats keep images, masks and boxes
+    "image", "images", "img", "imgs", "img_dir", "jpegimages", "rgb", "mask", "masks", "label", "labels", "labelmap",
+    "labelmaps", "ann", "ann_dir", "annotation", "annotations", "gt", "groundtruth", "segmentation", "segmentations",
+    "segmentationclass", "segmentationobject", "imagesets",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -100,10 +106,17 @@ def find_layout(root: Path) -> Layout:
 
 
 def is_imagefolder(root: Path) -> bool:
-    """Whether `root` looks like this layout: a split folder, or two folders with images somewhere below."""
-    if find_layout(root).train != root:
+    """Whether `root` looks like this layout: a split folder, or two folders with images somewhere below.
+
+    Folders that are called `images`, `masks` or the like are no classes: the data is then of another kind.
+    """
+    layout = find_layout(root)
+    folders = subfolders(layout.train or layout.val or root)
+    if folders and all(name.lower() in NO_CLASSES for name in folders):
+        return False
+    if layout.train != root:
         return True
-    with_images = (has_images(root / folder) for folder in subfolders(root))
+    with_images = (has_images(root / folder) for folder in folders)
     return sum(islice(filter(None, with_images), 2)) == 2
 
 

@@ -99,12 +99,11 @@ def _run_lengths(segmentation: Any, size: tuple[int, int], *, decode: bool = Fal
         else:
             in_numbers = isinstance(segmentation["counts"], list)
             rle = library.frPyObjects(segmentation, *size) if in_numbers else segmentation
-        mask_HW = library.decode(rle) if decode else None
-        if not decode:
-            library.area(rle)  # raises for a string that is not COCO's
+        # Run lengths that are too short are found when they are decoded; polygons are always sound.
+        mask_HW = library.decode(rle) if decode or not polygons else None
     except (KeyError, TypeError, RuntimeError, ValueError, OverflowError, MemoryError) as error:
         raise _neither(error) from error  # the library raises any of them on a broken mask
-    return rle if mask_HW is None else mask_HW.astype(bool)
+    return mask_HW.astype(bool) if decode and mask_HW is not None else rle
 
 
 def _polygons(segmentation: Any) -> list[Any]:

@@ -68,7 +68,9 @@ class Voc:
         self._root = Path(root)
         self._files, self.note = find_files(self._root, split)
         annotations = [read_annotation(path) for path in self._files]
-        self.classes = class_names(self._root, dict(zip(self._files, annotations, strict=True)))
+        # Where a tenth is held out, which the note says, the classes of both splits are those of all files.
+        known = dict(zip(self._files, annotations, strict=True))
+        self.classes = class_names(self._root, known, self._files if split == "train" and not self.note else None)
         self.truths = ("objects",)
         self._said = tuple(annotation.size for annotation in annotations)
         self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
@@ -138,15 +140,16 @@ class Voc:
                 yield Row(position, labels[box.name], from_corners(box.corners), crowd=box.difficult, name=number)
 
 
-def class_names(root: Path, known: Mapping[Path, Annotation]) -> tuple[str, ...]:
+def class_names(root: Path, known: Mapping[Path, Annotation], files: Sequence[Path] | None = None) -> tuple[str, ...]:
     """The lines of `classes.txt` where there is one; VOC's twenty where there are no others; else those that occur.
 
     Args:
         known: annotations that have been read already.
+        files: those in which classes occur, of the training split; None: the files of both splits.
     """
     if (named := class_file(root)) is not None:
         return named
-    read = (known.get(path) or read_annotation(path) for path in _all_files(root))
+    read = (known.get(path) or read_annotation(path) for path in (files if files is not None else _all_files(root)))
     found = {box.name for annotation in read for box in annotation.boxes}
     check_classes(len(found), root)
     return CLASSES if found <= set(CLASSES) else tuple(sorted(found))

@@ -1,6 +1,7 @@
 """What describes a data set in YOLO's layout: `data.yaml`, Darknet's `obj.data` and `obj.names`, or `classes.txt`."""
 
 import os
+import re
 import reprlib
 from dataclasses import dataclass
 from itertools import islice
@@ -117,6 +118,9 @@ def find_yaml(root: Path) -> Path | None:
         content = _mapping(path) if path in first else _mapping_or_none(path)
         if "names" in content and _split_keys(content):
             return path
+    for path in others:
+        if _seems_description(path):
+            _mapping(path)  # raises the error of a file that describes data and is no YAML
     return None
 
 
@@ -203,6 +207,15 @@ def _mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); correct it") from error
     return content if isinstance(content, dict) else {}
+
+
+def _seems_description(path: Path) -> bool:
+    """Return whether a file has lines that begin with `names:` and with `train:` or `val:`."""
+    try:
+        text = read_bytes(path, YAML_BYTES)
+    except (OSError, ValueError):
+        return False
+    return all(re.search(key, text, re.MULTILINE) for key in (rb"^\s*names\s*:", rb"^\s*(train|val)\s*:"))
 
 
 def _mapping_or_none(path: Path) -> dict[str, Any]:

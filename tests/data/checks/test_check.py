@@ -139,7 +139,8 @@ def test_an_image_folder_without_val(photos: Path) -> None:
 def test_an_image_folder_without_train(photos: Path) -> None:
     shutil.rmtree(photos / "train")
     findings, summary = check(photos)
-    assert kinds(findings) == {"note: no training split": 1}
+    assert kinds(findings) == {"note: no training split": 1, "error: training refuses this data": 1}
+    assert "or use this data for evaluation only" in of_kind(findings, "training refuses this data").do
     assert list(summary.splits) == ["val"]
 
 
@@ -212,9 +213,11 @@ def test_a_broken_coco_folder(scenes: Path, picture: Picture) -> None:
         "error: unknown category": 1, "error: unknown image": 1, "error: annotations with one id": 1,
         "warning: empty mask": 1, "warning: masks for some": 1, "error: image of another size": 1,
         "error: unreadable image": 2, "error: categories differ": 1, "warning: leak": 1,
+        "error: training refuses this data": 1,
     }  # fmt: skip
     assert "(000000.jpg)" in of_kind(findings, "inverted box").where
-    assert "'drei'" in of_kind(findings, "categories differ").what
+    assert "has objects of '3', which" in of_kind(findings, "categories differ").what
+    assert "'drei'" in of_kind(findings, "categories differ").do
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

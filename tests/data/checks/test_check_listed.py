@@ -198,7 +198,7 @@ def test_shards_without_a_split(lists: Path) -> None:
     for path in root.glob("train-*"):
         path.rename(path.with_name(path.name.replace("train", "val")))
     findings, _ = check(root)
-    assert kinds(findings) == {"note: no training split": 1}
+    assert kinds(findings) == {"note: no training split": 1, "error: training refuses this data": 1}
 
 
 def test_shards_at_an_address(lists: Path) -> None:

@@ -250,7 +250,7 @@ YOLO: dict[str, Build] = {
         _yaml,
         HEAD
         + "".join(
-            f"b{i}: &b{i}\n  <<: [{', '.join([f'*b{i - 1}'] * 9)}]\n" if i else "b0: &b0 {x: 1}\n" for i in range(12)
+            f"b{i}: &b{i}\n  <<: [{', '.join([f'*b{i - 1}'] * 9)}]\n" if i else "b0: &b0 {{x: 1}}\n" for i in range(12)
         )
         + "names: [cat, dog]\n",
     ),

@@ -366,7 +366,7 @@ def test_a_broken_yolo_folder_is_told(layouts: dict[str, Path]) -> None:
     assert kinds == {
         "error: unknown category": 1, "error: broken line": 1, "warning: box outside": 1, "warning: inverted box": 1,
         "warning: empty box": 1, "error: unreadable image": 1, "note: image without objects": 1,
-        "warning: masks for some": 1, "warning: tiny image": 2,
+        "warning: masks for some": 1, "warning: tiny image": 2, "error: training refuses this data": 1,
     }  # fmt: skip
 
 
@@ -506,8 +506,11 @@ def test_classes_of_val_that_train_has_not_are_told(tmp_path: Path, picture: Pic
     [finding] = [one for one in check(tmp_path).findings if one.title == "categories differ"]
     assert finding.severity == "warning"
     assert "'kitten' for val and none of them for train" in finding.what
+    [refused] = [one for one in check(tmp_path).findings if one.title == "training refuses this data"]
+    assert "class 'kitten', which the training split lacks" in refused.do
     (tmp_path / "classes.txt").write_text("cat\n")  # now no label is one of them
-    assert {one.title for one in check(tmp_path).findings} == {"unknown category", "tiny image"}
+    titles = {"unknown category", "tiny image", "training refuses this data"}
+    assert {one.title for one in check(tmp_path).findings} == titles
 
 
 # From disk to batch.
