@@ -593,3 +593,45 @@ def test_a_part_does_not_ask_for_the_headers_of_others(tmp_path: Path, picture: 
 def test_what_is_wrong_with_an_object_passes_out_of_a_loader_process() -> None:
     error = copy.copy(BadObjects("a.jpg", "annotation 3: its mask is broken"))
     assert (str(error), error.path, error.reason) == ("annotation 3: its mask is broken", "a.jpg", str(error))
+
+
+def write_pose(root: Path, picture: Picture, line: str, shape: str = "[2, 3]") -> Path:
+    for split in ("train", "val"):
+        picture(f"images/{split}/a.png")
+        (root / "labels" / split).mkdir(parents=True)
+        (root / "labels" / split / "a.txt").write_text(line)
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: [person]\nkpt_shape: {shape}\n")
+    return root
+
+
+def test_keypoints_of_yolo_are_left_out_aloud(tmp_path: Path, picture: Picture) -> None:
+    root = write_pose(tmp_path, picture, "0 0.5 0.5 0.5 0.25 0.1 0.1 2 0.9 0.9 1\n")
+    dataset = Yolo(root, "train")
+    height, width = dataset.sizes([0])[0].tolist()
+    expected = torch.tensor([[0.25 * width, 0.375 * height, 0.75 * width, 0.625 * height]])
+    torch.testing.assert_close(dataset.objects(0).boxes_N4, expected.float())
+    assert not dataset.has_masks
+    assert "the keypoints of its objects are left out, and their boxes are used" in dataset.note
+    findings = check(root).findings
+    assert not [one for one in findings if one.severity == "error"]
+    assert [one for one in findings if one.title == "keypoints"]
+
+
+@pytest.mark.parametrize(
+    ("line", "shape", "said"),
+    [
+        ("0 0.5 0.5 0.5 0.25 0.1 0.1 2", "[2, 3]", "has 7 numbers behind its class, and kpt_shape asks for 10"),
+        ("0 0.5 0.5 0.5 0.25", "[2, 3]", "asks for 10"),
+        ("0 0.5 0.5 0.5 0.25", "[2, 4]", r"kpt_shape is the number of keypoints and 2 or 3, as \[17, 3\]"),
+        ("0 0.5 0.5 0.5 0.25", "many", "kpt_shape is the number"),
+    ],
+)
+def test_poses_that_do_not_fit_are_told(line: str, shape: str, said: str, tmp_path: Path, picture: Picture) -> None:
+    with pytest.raises(ValueError, match=said):
+        Yolo(write_pose(tmp_path, picture, line, shape), "train")
+
+
+@pytest.mark.parametrize("word", ["1e8", "20", "-11", "٠.٥", "0_1", "0x1", "1,5"])
+def test_numbers_that_are_no_units_of_the_image_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=r"units of the image|is not a class and numbers"):
+        parse_line(f"0 0.5 {word} 0.5 0.5", 1)
