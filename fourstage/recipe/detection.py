@@ -12,13 +12,15 @@ class DetectionAugmentation(Section):
     """Augmentation of a training image and its objects; see data/transforms/detection.py."""
 
     policy: Literal["resize", "multi_scale", "large_scale_jitter"] = "resize"
-    """Resize to scale; resize to one of short_sides, half of the time after a crop; or resize by jitter and crop."""
+    """Resize to scale; resize to one of short_sides, with crop_prob after a crop; or resize by jitter and crop."""
     scale: Sides = (1333, 800)
     """Largest longer and shorter side, in pixels."""
     short_sides: tuple[Side, ...] = Field(default=tuple(range(480, 801, 32)), min_length=1)
     """Shorter sides that policy=multi_scale draws from, in pixels."""
     first_sides: tuple[Side, ...] = Field(default=(400, 500, 600), min_length=1)
     """Shorter sides before the crop of policy=multi_scale, in pixels."""
+    crop_prob: Fraction = 0.5
+    """Probability of the crop of policy=multi_scale."""
     crop: Sides = (384, 600)
     """Smallest and largest side of that crop, in pixels."""
     jitter: tuple[float, float] = (0.1, 2.0)

@@ -21,6 +21,7 @@ from fourstage.data.transforms.detection_steps import (
     Resize,
     Scale,
     Sequential,
+    Sometimes,
     Step,
     chosen,
     pixels,
@@ -48,12 +49,13 @@ def train_transform(
     crop: tuple[int, int] = (384, 600),
     jitter: tuple[float, float] = (0.1, 2.0),
     hflip: float = 0.5,
+    crop_prob: float = 0.5,
     paste_from: Dataset | None = None,
 ) -> Step:
     """A training policy by name.
 
     `resize`: to the largest size within `scale`, then perhaps mirrored: the 1x schedule. `multi_scale`: perhaps
-    mirrored, then, equally likely, resized to one of `short_sides`, or resized to one of `first_sides`, cropped and
+    mirrored, then resized to one of `short_sides`, or, with `crop_prob`, resized to one of `first_sides`, cropped and
     resized to one of `short_sides`: the 3x schedule. `large_scale_jitter`: resized to a random multiple of `scale`,
     cropped to it, perhaps mirrored (https://arxiv.org/abs/2012.07177); let `collate` pad to multiples of `scale`.
 
@@ -65,6 +67,7 @@ def train_transform(
         crop: smallest and largest height and width of the crop of `multi_scale`, pixels.
         jitter: smallest and largest multiple of `scale`.
         hflip: probability of a mirror image.
+        crop_prob: probability of the crop of `multi_scale`.
         paste_from: a data set with masks; random objects of a random image of it, which went through the
             same steps, is pasted into each image (https://arxiv.org/abs/2012.07177).
 
@@ -83,13 +86,20 @@ def train_transform(
     elif policy == "multi_scale":
         last = Resize(tuple((side, longest) for side in short_sides))
         first = Resize(tuple((side, longest) for side in first_sides))
-        steps = (flip, Either((last, Sequential((first, Crop(crop, crop), last)))))
+        steps = (flip, _perhaps(Sequential((first, Crop(crop, crop), last)), last, crop_prob))
     else:
         height, width = min(scale), longest
         steps = (Jitter(scale, jitter), Crop((height, height), (width, width), tight=True), flip)
     if paste_from is not None:
         steps = (CopyPaste(paste_from, Sequential(steps)),)
     return Sequential((*steps, Finish(Normalise.of(mean, std))))
+
+
+def _perhaps(step: Step, otherwise: Step, probability: float) -> Step:
+    """Return a step that is taken with this probability; at one half with MMDetection's draw."""
+    if probability in (0, 1):
+        return step if probability else otherwise
+    return Either((otherwise, step)) if probability == 0.5 else Sometimes(step, otherwise, probability)
 
 
 def evaluation_transform(

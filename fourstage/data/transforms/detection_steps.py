@@ -42,6 +42,19 @@ class Either:
 
 
 @dataclass(frozen=True)
+class Sometimes:
+    """One step with a probability, and another one otherwise."""
+
+    step: Step
+    otherwise: Step
+    probability: float
+
+    def __call__(self, sample: Sample) -> Sample:
+        drawn = np.random.random_sample()  # noqa: NPY002 - seeded for each sample by the loader
+        return (self.step if drawn < self.probability else self.otherwise)(sample)
+
+
+@dataclass(frozen=True)
 class Resize:
     """To the largest size of the same shape within one of several limits, each equally likely."""
 

@@ -110,6 +110,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             crop=a.crop,
             jitter=a.jitter,
             hflip=a.hflip,
+            crop_prob=a.crop_prob,
             paste_from=self._pasted() if a.copy_paste else None,
         )
 
