@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from fourstage.weights.openmmlab.expressions import Budget, Evaluator, NotPlainError
+
 LONGEST = 500_000  # characters; configurations with 1,200 class names stay below a third
 DEEPEST = 60  # brackets within brackets
 OPENING, CLOSING = ("(", "[", "{"), (")", "]", "}")
@@ -47,13 +49,14 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
         ValueError: it does more than assign plain values; the sentence says where.
     """
     try:
-        _check_size(text)
+        check_size(text)
         _check_words(text)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about backslashes in text
             tree = ast.parse(text)
-        found = dict(_assignment(statement) for statement in tree.body)
-    except _NotPlainError as error:
+        evaluator = Evaluator(budget=Budget(LONGEST), strict=True)
+        found = dict(_assignment(evaluator, statement) for statement in tree.body)
+    except NotPlainError as error:
         raise ValueError(f"{source} contains a configuration {error}; {HINT}") from None
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         raise ValueError(f"{source} contains a configuration that is not valid Python; {HINT}") from None
@@ -62,17 +65,13 @@ def parse_config(text: str, source: str) -> dict[str, Any]:
     return found
 
 
-class _NotPlainError(Exception):
-    """An error in a configuration; its text follows the word "configuration"."""
-
-
-def _check_size(text: str) -> None:
+def check_size(text: str) -> None:
     if len(text) > LONGEST:
-        raise _NotPlainError(f"of {len(text):,} characters; at most {LONGEST:,} are read")
+        raise NotPlainError(f"of {len(text):,} characters; at most {LONGEST:,} are read")
     for mark, name in (('"""', "text in triple quotes"), ("'''", "text in triple quotes"), ("\\\n", "a cut line")):
         if mark in text:
             line = text[: text.index(mark)].count("\n") + 1
-            raise _NotPlainError(f"with code; only literal values are allowed ({name} in line {line})")
+            raise NotPlainError(f"with code; only literal values are allowed ({name} in line {line})")
 
 
 def _check_words(text: str) -> None:
@@ -83,10 +82,10 @@ def _check_words(text: str) -> None:
     for word, after in pairwise(words):
         if not _is_plain(word, before, after.string):
             code = f"{word.string.strip()[:20]!r} in line {word.start[0]}"
-            raise _NotPlainError(f"with code; only literal values are allowed ({code})")
+            raise NotPlainError(f"with code; only literal values are allowed ({code})")
         depth += (word.string in OPENING) - (word.string in CLOSING)
         if depth > DEEPEST:
-            raise _NotPlainError(f"with brackets nested more than {DEEPEST} deep (line {word.start[0]})")
+            raise NotPlainError(f"with brackets nested more than {DEEPEST} deep (line {word.start[0]})")
         before = word.string if word.type == tokenize.OP else "(dict" if word.string == "dict" else "value"
 
 
@@ -111,48 +110,12 @@ def _is_plain(word: tokenize.TokenInfo, before: str, after: str) -> bool:
     return word.type in (tokenize.NUMBER, tokenize.NEWLINE)
 
 
-def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+def _assignment(evaluator: Evaluator, statement: ast.stmt) -> tuple[str, Any]:
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target = statement.targets[0]
         if isinstance(target, ast.Name):
-            return target.id, _value(statement.value)
-    raise _NotPlainError(f"with code; only assignments of literal values are allowed (line {statement.lineno})")
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value):
-            return value
-        case ast.Name(id="inf" | "nan"):
-            return float(node.id)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant() | ast.Name()):
-            number = _value(node.operand)
-            if isinstance(number, int | float | complex):
-                return -number if isinstance(node.op, ast.USub) else number
-        case ast.List():
-            return [_value(item) for item in node.elts]
-        case ast.Tuple():
-            return tuple(_value(item) for item in node.elts)
-        case ast.Dict():
-            return {_key(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
-        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]):
-            begin = _value(node.args[0]) if node.args else {}
-            return begin | {_keyword(keyword): _value(keyword.value) for keyword in node.keywords}
-        case _:
-            pass
-    raise _NotPlainError(f"with code; only literal values are allowed (line {node.lineno})")
-
-
-def _key(node: ast.expr | None) -> str | int | float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
-        return node.value
-    raise _NotPlainError("with a dictionary whose keys are not text or numbers")
-
-
-def _keyword(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise _NotPlainError(f"that unpacks a dictionary (line {keyword.lineno})")
-    return keyword.arg
+            return target.id, evaluator.value(statement.value)
+    raise NotPlainError(f"with code; only assignments of literal values are allowed (line {statement.lineno})")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
