@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from weights.openmmlab.config_files import write
+from weights.openmmlab.source_configs import CONFIGS
 
 from fourstage import cli, create_model, list_models
 from fourstage.recipe import Classification, Recipe, list_recipes, resolve
@@ -95,6 +97,9 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
         small = "visformer_digits"  # measuring the named model takes too long
         words = [small if word in args.networks else word for word in words]
         words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
+    elif args.verb == "import-config":
+        config = write(folder, CONFIGS["mask_rcnn_swin_tiny_coco_1x"], Path(args.config).stem)
+        assert config == folder / args.config
     elif args.verb == "convert":
         torch.save({"model": create_model(args.model).state_dict()}, folder / args.file)
     elif args.verb == "predict":
@@ -122,7 +127,7 @@ def checkpoint(path: Path, recipe: Recipe) -> None:
 def test_the_page_has_lines_of_every_verb() -> None:
     assert len(COMMANDS) > 35
     verbs = {parsed(command).verb for command in COMMANDS}
-    assert verbs >= {"train", "evaluate", "slurm", "bench", "convert", "predict", "data"}
+    assert verbs >= {"train", "evaluate", "slurm", "bench", "convert", "predict", "data", "import-config"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fourstage.cli import data, runs, slurm, tools
+from fourstage.cli import data, import_config, runs, slurm, tools
 from fourstage.cli.parsing import (
     STOPPED,
     Parser,
@@ -31,6 +31,7 @@ VERBS = (  # in the order of `--help`
     data.add_data,
     tools.add_bench,
     tools.add_convert,
+    import_config.add_import_config,
     slurm.add_slurm,
     tools.add_doctor,
 )

@@ -83,6 +83,11 @@ def named_recipes() -> dict[str, dict[str, Any]]:
     return recipes
 
 
+def written_values(name: str) -> dict[str, Any]:
+    """Return the values of a recipe of the package and its bases, without defaults and unchecked."""
+    return _inherit(_named(name), name, (name,))
+
+
 def list_recipes(pattern: str = "*") -> list[str]:
     """Return the names that match a wildcard, sorted."""
     return sorted(name for name in named_recipes() if not name.startswith("_") and fnmatchcase(name, pattern))

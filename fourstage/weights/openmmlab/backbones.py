@@ -28,8 +28,10 @@ def backbone_of(backbone: ConfigSection) -> tuple[str, Values]:
         name, arguments = _unified(backbone, UNIFIED[type_name])
     elif type_name in ("SwinVisformer", "Visformer"):
         name, arguments = _visformer(backbone, SWIN_VISFORMER if type_name == "SwinVisformer" else VISFORMER)
+    elif type_name in registry.list_models("scalable_vit_*"):  # its authors publish functions of these names
+        name, arguments = type_name, {}
     else:
-        known = ", ".join(("SwinTransformer", "SMT", *UNIFIED, "SwinVisformer", "Visformer"))
+        known = ", ".join(("SwinTransformer", "SMT", *UNIFIED, "SwinVisformer", "Visformer", "scalable_vit_small"))
         raise ValueError(
             f"{backbone.source} cannot be built from its own configuration: {backbone.path}: backbone type "
             f"{type_name!r} is not supported; supported: {known}"
@@ -62,6 +64,7 @@ def _swin(backbone: ConfigSection) -> tuple[str, Values]:
 def _smt(backbone: ConfigSection) -> tuple[str, Values]:
     wanted = {"widths": backbone.integers("embed_dims"), "depths": backbone.integers("depths")}
     wanted |= {"ratios": backbone.integers("mlp_ratios")} if backbone.get("mlp_ratios") else {}
+    wanted |= {"kernel": backbone.integer("head_conv", 3)} if backbone.get("head_conv") else {}
     name = _match(backbone, "smt_", wanted)
     return name, {"init_values": 0} if _design(name).init_values else {}  # the source's detectors have no layer scales
 

@@ -1,6 +1,7 @@
 """How a configuration prepares test images, and its limits on what a network predicts."""
 
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,18 +30,22 @@ class EvaluationPipeline:
 
     def steps(self) -> list[Mapping[str, Any]]:
         """Return the steps for a test image, unwrapped; empty where the configuration does not say."""
+        out: list[Mapping[str, Any]] = []
+        for step in self.outer_steps():
+            inner = step.get("transforms")
+            out.append(step)
+            if name_of(step) == "MultiScaleFlipAug" and isinstance(inner, list | tuple):
+                out += [ChainMap(mapping(one), {"img_scale": step.get("img_scale")}) for one in inner]  # pyright: ignore
+        return out
+
+    def outer_steps(self) -> list[Mapping[str, Any]]:
+        """Return the steps for a test image as they are written."""
         data, loader = self.config.get("data"), self.config.get("test_dataloader")
         test = mapping(mapping(data).get("test")) or mapping(mapping(loader).get("dataset"))
         while isinstance(test.get("dataset"), Mapping):  # wrapped
             test = mapping(test["dataset"])
         steps = test.get("pipeline") or self.config.get("test_pipeline") or []
-        out: list[Mapping[str, Any]] = []
-        for step in steps if isinstance(steps, list | tuple) else []:
-            inner = mapping(step).get("transforms")
-            out.append(mapping(step))
-            if name_of(step) == "MultiScaleFlipAug" and isinstance(inner, list | tuple):
-                out += [{"img_scale": mapping(step).get("img_scale"), **mapping(one)} for one in inner]
-        return out
+        return [mapping(step) for step in steps] if isinstance(steps, list | tuple) else []
 
     def scale(self) -> list[int] | None:
         """Return the two limits on a test image's sides in pixels; None where the configuration does not say."""

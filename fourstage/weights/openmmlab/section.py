@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 Values = dict[str, Any]
@@ -63,6 +64,20 @@ class ConfigSection:
         found: Any = self.get(name, default)
         if not is_number(found) or not 0 <= found <= 1:
             raise self._error_of(f"{name} must be a number from 0 to 1; got {found!r:.60}")
+        return found
+
+    def number(self, name: str, default: float) -> float:
+        """Return a number of at least 0."""
+        found: Any = self.get(name, default)
+        if not is_number(found) or not 0 <= found < inf:
+            raise self._error_of(f"{name} must be a number of at least 0; got {found!r:.60}")
+        return found
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return True or False."""
+        found: Any = self.get(name, default)
+        if not isinstance(found, bool):
+            raise self._error_of(f"{name} must be True or False; got {found!r:.60}")
         return found
 
     def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:

@@ -1,0 +1,33 @@
+"""`import-config`: a configuration of MMDetection or MMSegmentation as a recipe."""
+
+import argparse
+
+from fourstage.cli.parsing import Verbs, add_verb
+
+
+def add_import_config(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs, "import-config", _run, "write a recipe from a configuration of MMDetection or MMSegmentation"
+    )
+    verb.add_argument("config", metavar="CONFIG.py", help="the configuration; no code in it is run")
+    verb.add_argument("--out", metavar="FILE.yaml", help="the recipe to write; default: print it")
+    verb.add_argument("--gpus", type=int, metavar="N", help="devices of its training; default: as it says, or 8")
+    verb.add_argument("--mmdet", metavar="VERSION", help="version of MMDetection, such as 2.11; default: a guess")
+    verb.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fourstage.run.import_config import imported_recipe, write_recipe
+
+    imported = imported_recipe(args.config, gpus=args.gpus, version=args.mmdet)
+    if args.out is None:
+        print(imported.text, end="")
+        return 0
+    path = write_recipe(imported, args.out, force=args.force)
+    for title, lines in (("assumed", imported.assumed), ("no counterpart", imported.left_out)):
+        for line in lines:
+            print(f"{title}: {line}")
+    if imported.equal:
+        print(f"the values are those of the recipe {imported.base}")
+    print(f"wrote {path}; check it with `fourstage train {path} --data PATH --dry-run`")
+    return 0

@@ -1,0 +1,125 @@
+"""Configurations of the sources give the recipes of the package, field by field."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from weights.openmmlab.config_files import write
+from weights.openmmlab.source_configs import CONFIGS, ENGINE_DINO, ENGINE_MASK_RCNN, ENGINE_UPERNET
+
+from fourstage.cli import main
+from fourstage.recipe import difference, resolve
+from fourstage.run.import_config import imported_recipe, write_recipe
+
+CHECKPOINTS = {
+    "checkpoint_every": ("16000it", "8000it")
+}  # ours are also what a run continues from; no effect on results
+LIMITS = {"evaluation.limits": ([100, 300, 1000], [1, 10, 100])}  # MMDetection's evaluator counts up to 300 per image
+WARM_UP = {  # MMEngine's warm-up has the peak in its last step, and the curve begins behind it
+    "optimisation.schedule_spans": ("rest", "whole"),
+    "optimisation.warmup_inclusive": (True, False),
+}
+DIFFERENT: dict[str, dict[str, Any]] = {  # recipe -> what is different in the configuration, for the reasons above
+    **{name: CHECKPOINTS for name in CONFIGS if name.startswith("upernet")},
+    # 300 proposals are the method's default, which the recipe writes out
+    "sparse_rcnn_smt_small_coco_3x": {**LIMITS, "method_args.proposals": (None, 300)},
+}
+ENGINE: list[tuple[str, str, dict[str, Any]]] = [
+    ("mask_rcnn_swin_tiny_coco_1x", ENGINE_MASK_RCNN, WARM_UP),
+    (
+        "upernet_swin_tiny_ade20k_160k",
+        ENGINE_UPERNET,
+        # version 1 of MMSegmentation multiplies the size of the image by the ratios of its multi-scale test
+        {**WARM_UP, **CHECKPOINTS, "evaluation.ratios_of": ("image", "scale")},
+    ),
+    (
+        "dino_swin_tiny_coco_4scale_12ep",
+        ENGINE_DINO,
+        {
+            **LIMITS,
+            # the key `norm` also names the norm behind the patch embedding, which has another name here
+            "optimisation.decay_backbone_norms": (False, True),
+            "evaluate_every": ("7500it", "1ep"),  # an epoch is 7,392 steps; detrex evaluates by steps
+            "workers": (None, 4),  # no effect on results
+        },
+    ),
+]
+
+
+def resolved(folder: Path, text: str, name: str) -> dict[str, tuple[Any, Any]]:
+    """Import a configuration, write the recipe, and return how the recipe of the file differs from a built-in one."""
+    imported = imported_recipe(write(folder, text))
+    path = write_recipe(imported, folder / "mine.yaml")
+    found = resolve(path).recipe
+    assert not difference(found, imported.recipe)
+    return difference(found, resolve(name).recipe, ignore=frozenset({"name", "expect", "reconstructed"}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_of_version_2_gives_its_recipe(name: str, tmp_path: Path) -> None:
+    assert resolved(tmp_path, CONFIGS[name], name) == DIFFERENT.get(name, {})
+
+
+@pytest.mark.parametrize(("name", "text", "different"), ENGINE, ids=[name for name, *_ in ENGINE])
+def test_a_configuration_of_version_3_gives_its_recipe(
+    name: str, text: str, different: dict[str, Any], tmp_path: Path
+) -> None:
+    found = resolved(tmp_path, text, name)
+    assert {key: value for key, value in found.items() if key != "workers"} == {
+        key: value for key, value in different.items() if key != "workers"
+    }
+
+
+def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
+    text = CONFIGS["mask_rcnn_smt_base_coco_3x"] + (
+        "custom_hooks = [dict(type='MyHook', power=3)]\n"
+        "import os\n"
+        "data['train']['seed'] = os.environ['SEED']\n"
+        "model['train_cfg'] = dict(rpn=dict(assigner=dict(pos_iou_thr=0.6)))\n"
+    )
+    lines = imported_recipe(write(tmp_path, text)).left_out
+    assert "model.backbone.groups_mode = 1" in lines
+    assert "optimizer.momentum = 0.9" in lines
+    assert "custom_hooks.0.power = 3" in lines
+    assert "model.train_cfg.rpn.assigner.pos_iou_thr = 0.6" in lines
+    assert any(line.startswith("data.train.seed = os.environ['SEED']") for line in lines)
+    assert "code that was not run: config.py, line" in " ".join(lines)
+    assert not any(line.startswith("model.rpn_head") for line in lines)  # all of that is as here
+
+
+def test_a_value_that_is_needed_and_is_code_is_refused(tmp_path: Path) -> None:
+    text = CONFIGS["mask_rcnn_smt_small_coco_1x"] + "lr_config = dict(step=[int(x) for x in open('/etc/passwd')])\n"
+    with pytest.raises(ValueError, match=r"lr_config\.step is code, .*open\('/etc/passwd'\).* write its value instead"):
+        imported_recipe(write(tmp_path, text))
+
+
+def test_the_command_writes_a_recipe_that_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(tmp_path, CONFIGS["upernet_swin_tiny_ade20k_160k"])
+    out = tmp_path / "mine.yaml"
+    assert main(["import-config", str(config), "--out", str(out), "--gpus", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "no counterpart: data.workers_per_gpu = 4  (as many as the cores allow)" in printed
+    assert resolve(out).recipe.optimisation.batch_size == 8
+    assert main(["import-config", str(config), "--out", str(out)]) == 2
+    assert "--force to replace it" in capsys.readouterr().err
+    assert main(["import-config", str(config)]) == 0
+    assert "base: upernet_swin_tiny_ade20k_160k" in capsys.readouterr().out
+
+
+SMALL = {
+    "mask_rcnn_unified_convnext_micro_coco_1x": (1333, 800),
+    "retinanet_smt_small_coco_3x": (1333, 800),
+    "upernet_smt_small_ade20k_160k": None,
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_imported_recipe_starts_a_training(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = write_recipe(imported_recipe(write(tmp_path, CONFIGS[name])), tmp_path / "mine.yaml")
+    words = ["batch_size=2", "warmup=0it", "num_classes=null", "workers=0", "device=cpu", "sync_batchnorm=false"]
+    if SMALL[name]:
+        words += ["augmentation.scale=[128,128]", "augmentation.policy=resize", "evaluation.scale=[128,128]"]
+    else:
+        words += ["augmentation.scale=null", "augmentation.crop=[128,128]", "evaluation.scale=null"]
+        words += ["length=20it", "evaluate_every=null"]
+    assert main(["train", str(out), "--data", "digit_scenes", "--dry-run", *words]) == 0, capsys.readouterr().err
