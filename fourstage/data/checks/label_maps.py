@@ -1,7 +1,8 @@
 """The check of a folder of images and label maps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from fourstage.data.label_maps.folders import (
     read_values,
     unknown_values,
 )
-from fourstage.data.label_maps.layouts import Pairs
+from fourstage.data.label_maps.layouts import Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Split
 from fourstage.data.threads import map_in_threads
 
@@ -55,7 +56,7 @@ def check_label_maps(root: Path, progress: Progress) -> Checked:
             findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))
         there = [i for i, path in enumerate(pairs.maps) if path.is_file()]
         images[split] = inspect_images([pairs.images[i] for i in there], progress, orient=True)
-        maps = list(map_in_threads(_inspect, [pairs.maps[i] for i in there]))
+        maps = list(map_in_threads(partial(_inspect, colours=pairs.colours), [pairs.maps[i] for i in there]))
         findings += image_findings(images[split])
         findings += _map_findings(maps, images[split], label_table(pairs, len(classes)), len(classes))
         summary.splits[split] = _summary(images[split], maps, label_table(pairs, len(classes)), classes)
@@ -73,11 +74,11 @@ def _unused(pairs: Pairs) -> Iterator[Finding]:
         yield Finding("warning", "label map without image", str(path), "has no image", "add it, or delete the map")
 
 
-def _inspect(path: Path) -> _InspectedMap:
+def _inspect(path: Path, colours: Mapping[Colour, int] | None = None) -> _InspectedMap:
     try:
-        values_HW = read_values(path)
+        values_HW = read_values(path, colours)
     except BadLabelMap as error:
-        return _InspectedMap(path, error=error.reason, colours=_colours(path))
+        return _InspectedMap(path, error=error.reason, colours=0 if colours else _colours(path))
     height, width = values_HW.shape
     strips = np.array_split(values_HW, -(-height * width // STRIP))  # bincount takes eight bytes for each value
     counts_256 = sum((np.bincount(s.reshape(-1), minlength=256) for s in strips), np.zeros(256, dtype=np.int64))

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourstage.data.limits import LABEL_MAP_CLASSES, TEXT_BYTES, check_classes, class_lines, text_lines
+from fourstage.data.limits import LABEL_MAP_CLASSES, TEXT_BYTES, check_classes, class_lines, decoded, text_lines
 from fourstage.data.sample import IGNORE
 from fourstage.files import read_bytes
 
@@ -35,9 +35,9 @@ def read_class_list(path: Path) -> ClassList | None:
     """Return the list in a file; None where the file is empty.
 
     Raises:
-        ValueError: the file is no UTF-8 text, names too many classes or one twice, or gives only some of them a value.
+        ValueError: the file is no text, names too many classes or one twice, or gives only some of them a value.
     """
-    content = read_bytes(path, TEXT_BYTES)
+    content = decoded(read_bytes(path, TEXT_BYTES), path).encode()
     lines = text_lines(content, path)
     numbered = [match for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:

@@ -1,6 +1,6 @@
 """Images with one label map each: the class of every pixel, as a PNG of numbers. H x W pixels, C classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -10,9 +10,12 @@ import torch
 
 from fourstage.data.images import open_image, read_image
 from fourstage.data.label_maps.class_list import NAME as CLASSES
+from fourstage.data.label_maps.exports import EXPORTS
 from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, Sample, Split
+from fourstage.data.voc_label_map import LABEL_MAP
 
+KNOWN = (*EXPORTS, *LAYOUTS)
 NO_LABEL = 256  # in a label_table from stored values to labels: the value should not occur
 
 
@@ -45,7 +48,7 @@ class LabelMaps:
             raise ValueError(str(broken[0]))
         self.folder, self.class_folder = pairs.folder, Path(root)
         self.truths = ("label_map_HW",)
-        self.note = pairs.note
+        self.note, self._colours = pairs.note, pairs.colours
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
         self._images = np.array([str(path).encode(errors="surrogateescape") for path in pairs.images])
         self._maps = np.array([str(path).encode(errors="surrogateescape") for path in pairs.maps])
@@ -76,7 +79,7 @@ class LabelMaps:
         """Read one image and its label map. Raises BadImage, also for labels unknown_values the classes."""
         image_HW3 = read_image(self.path(index), orient=True)
         path = self.map_path(index)
-        labels_HW = to_labels(read_values(path), self.table_256, path, len(self.classes))
+        labels_HW = to_labels(read_values(path, self._colours), self.table_256, path, len(self.classes))
         if labels_HW.shape != image_HW3.shape[:2]:
             raise BadLabelMap(str(path), differing_sizes(labels_HW.shape, image_HW3.shape))
         return Sample(
@@ -121,7 +124,7 @@ class LabelMaps:
 
 def is_label_maps(root: Path) -> bool:
     """Whether `root` has one of the layouts."""
-    return any(layout.fits(root) for layout in LAYOUTS)
+    return any(layout.fits(root) for layout in KNOWN)
 
 
 def find_pairs(root: Path, split: Split) -> Pairs:
@@ -129,21 +132,26 @@ def find_pairs(root: Path, split: Split) -> Pairs:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder that holds images/train and masks/train")
-    for layout in LAYOUTS:
+    for layout in KNOWN:
         if layout.fits(root):
             return layout.find(root, split)
-    known = "; ".join(f"{layout.name} ({layout.looks})" for layout in LAYOUTS)
+    known = "; ".join(f"{layout.name} ({layout.looks})" for layout in (*LAYOUTS, *EXPORTS))
     raise ValueError(f"{root} holds no label maps in a known layout: {known}")
 
 
-def read_values(path: Path) -> np.ndarray:
+def read_values(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
     """Return the numbers that a label map stores, (H, W) uint8: grey values, or positions in its palette.
 
+    Args:
+        colours: numbers of the colours that a label map may hold instead.
+
     Raises:
-        BadLabelMap: the file is missing, broken, or holds colours.
+        BadLabelMap: the file is missing, broken, or holds colours that have no number.
     """
     try:
         with open_image(path) as image:
+            if colours and image.mode in ("RGB", "RGBA", "P"):
+                return _by_colour(np.asarray(image.convert("RGB")), colours, path)
             if image.mode == "1":
                 return np.asarray(image).astype(np.uint8)
             if image.mode in ("L", "P"):
@@ -159,6 +167,19 @@ def read_values(path: Path) -> np.ndarray:
         raise BadLabelMap(str(path), error.reason) from error
     except Exception as error:  # decoders raise any error on a broken file
         raise BadLabelMap(str(path), str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
+def _by_colour(pixels_HW3: np.ndarray, colours: Mapping[Colour, int], path: Path) -> np.ndarray:
+    shifts = np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    codes_HW = pixels_HW3.astype(np.int32) @ shifts
+    known_C = np.array(list(colours), dtype=np.int32).reshape(-1, 3) @ shifts
+    order_C = np.argsort(known_C)
+    place_HW = np.searchsorted(known_C[order_C], codes_HW).clip(max=len(known_C) - 1)
+    if (unknown_HW := known_C[order_C][place_HW] != codes_HW).any():
+        colour = tuple(pixels_HW3[unknown_HW][0].tolist())
+        reason = f"{unknown_HW.sum():,} pixels have colours such as {colour}, which {LABEL_MAP} does not name; add them"
+        raise BadLabelMap(str(path), reason)
+    return np.array(list(colours.values()), dtype=np.uint8)[order_C][place_HW]
 
 
 def _narrow(values_HW: np.ndarray, path: Path) -> np.ndarray:

@@ -3,7 +3,8 @@
 A layout is one entry of LAYOUTS; the first that fits a folder is taken.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
 from fourstage.data.label_maps.class_list import NAME as CLASSES
 from fourstage.data.label_maps.class_list import ClassList, find_class_list
+from fourstage.data.images import is_image_name
 from fourstage.data.limits import (
     LIST_BYTES,
     TEXT_BYTES,
@@ -21,13 +23,16 @@ from fourstage.data.limits import (
     text_lines,
 )
 from fourstage.data.sample import IGNORE, NoSplitError, Split
-from fourstage.data.splits import SPLIT_NAMES, VAL_SHARE, split_positions
+from fourstage.data.splits import SPLIT_NAMES, held_out_note, joined_notes, split_positions
 from fourstage.data.walk import all_files, image_files
 from fourstage.files import read_bytes
 
 Colour = tuple[int, int, int]
 
-LABELS = ("masks", "labels", "annotations")  # the first that is there
+LABELS = ("masks", "labels", "annotations", "ann_dir", "mask")  # the first that is there
+IMAGES = ("images", "img_dir", "imgs", "image")
+ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")  # of label maps; a JPEG does not keep its numbers
+SUFFIXES = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "-mask", "_L")  # behind the image's name
 ADE_CLASSES = 150
 ADE_NAMES = "objectInfo150.txt"
 CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (  # name, number in labelIds, colour; https://www.cityscapes-dataset.com
@@ -56,6 +61,7 @@ class Pairs:
         values: label by stored value, where the two differ; other values should not occur, but for 255, which is
             ignored unless it is among them.
         palette: a colour for each class, where the layout has some.
+        colours: label by colour, where label maps may hold colours instead of numbers.
         problems: what is wrong; a data set with an error among them cannot be opened.
         unused: label maps without an image.
         note: one sentence about what is unusual; empty otherwise.
@@ -69,6 +75,7 @@ class Pairs:
     classes: tuple[str, ...] = ()
     values: Mapping[int, int] | None = None
     palette: tuple[Colour, ...] | None = None
+    colours: Mapping[Colour, int] | None = None
     problems: list[Finding] = field(default_factory=list)
     unused: Sequence[Path] = ()
     note: str = ""
@@ -97,13 +104,13 @@ def find_ade20k(root: Path, split: Split) -> Pairs:
     values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
     listed = find_class_list(root / "annotations", root)
     if listed is not None and listed.names != ADE20K:
-        return _paired("ADE20K's folders", images, labels, listed.names, listed.values)
+        return paired("ADE20K's folders", images, labels, listed.names, listed.values)
     names = _ade_names(root / ADE_NAMES)
-    note = "" if names or listed else _assumed(root, "ADE20K", f"{ADE_CLASSES} classes are assumed, stored from 1 on")
-    return replace(_paired("ADE20K", images, labels, names or ADE20K, values), note=note)
+    note = "" if names or listed else assumed(root, "ADE20K", f"{ADE_CLASSES} classes are assumed, stored from 1 on")
+    return replace(paired("ADE20K", images, labels, names or ADE20K, values), note=note)
 
 
-def _assumed(root: Path, layout: str, what: str) -> str:
+def assumed(root: Path, layout: str, what: str) -> str:
     """Return the note on classes that a layout has, where the data names none."""
     return f"{root} has the folders of {layout} and no {CLASSES}: its {what}; write {CLASSES} for other classes."
 
@@ -142,7 +149,7 @@ def find_cityscapes(root: Path, split: Split) -> Pairs:
         classes=listed.names if listed else tuple(name for name, _, _ in CITYSCAPES),
         values=listed.values if listed else values,
         palette=None if listed else tuple(colour for _, _, colour in CITYSCAPES),
-        problems=_without_maps(images, paths, maps),
+        problems=without_maps(images, paths, maps),
     )
 
 
@@ -164,9 +171,9 @@ def find_voc(root: Path, split: Split) -> Pairs:
     check_inside(root, (root / "JPEGImages" / name for name in names if leads_away(name)), listed)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
-    problems = _without_maps(root / "JPEGImages", images, maps)
+    problems = without_maps(root / "JPEGImages", images, maps)
     listed = find_class_list(root / "SegmentationClass", root) or ClassList(VOC)
-    note = _assumed(root, "Pascal VOC", f"{len(VOC)} classes are assumed") if listed == ClassList(VOC) else ""
+    note = assumed(root, "Pascal VOC", f"{len(VOC)} classes are assumed") if listed == ClassList(VOC) else ""
     return Pairs(
         "Pascal VOC", root / "JPEGImages", images, maps, classes=listed.names, values=listed.values, problems=problems,
         note=note,
@@ -178,7 +185,10 @@ def is_folder(root: Path) -> bool:
 
 
 def find_folder(root: Path, split: Split) -> Pairs:
-    """images/{train,val} with masks/{train,val}; a tenth of the training images is held out where there is no val."""
+    """images/{train,val} with masks/{train,val}, or images with masks.
+
+    A tenth of the training images is held out where there is no val.
+    """
     labels = _label_folder(root)
     assert labels is not None
     train, val = _image_folder(root, "train"), _image_folder(root, "val")
@@ -187,21 +197,19 @@ def find_folder(root: Path, split: Split) -> Pairs:
     listed = find_class_list(labels, root) or ClassList(())
     images = (val or train) if split == "val" else train
     assert images is not None
-    pairs = _paired("label maps", images, labels / images.name, listed.names, listed.values)
-    training = pairs.maps if train is None or images == train else _paired("", train, labels / train.name, ()).maps
+    pairs = paired("label maps", images, _labels_of(labels, images), listed.names, listed.values)
+    training = pairs.maps if train is None or images == train else paired("", train, _labels_of(labels, train)).maps
     pairs = replace(pairs, training_maps=training)
-    return _held_apart(pairs, split) if val is None else pairs
+    return held_apart(pairs, split, root) if val is None else pairs
 
 
-def _held_apart(pairs: Pairs, split: Split) -> Pairs:
-    """Return the pairs of one folder that belong to `split`."""
+def held_apart(pairs: Pairs, split: Split, source: Path) -> Pairs:
+    """Return the pairs that belong to `split`, of which the training pairs give their maps to name the classes."""
     names = [_relative(path, pairs.folder) for path in pairs.images]
-    kept, held_out = split_positions(names, split), len(split_positions(names, "val"))
-    note = (
-        f"{pairs.folder.parent} has no val: a fixed {VAL_SHARE:.0%} of the images ({held_out:,} of {len(names):,}) is "
-        "held out for validation."
-    )
-    return replace(pairs, images=[pairs.images[i] for i in kept], maps=[pairs.maps[i] for i in kept], note=note)
+    kept = split_positions(names, split)
+    training = pairs.training_maps or pairs.maps
+    images, maps = ([paths[i] for i in kept] for paths in (pairs.images, pairs.maps))
+    return replace(pairs, images=images, maps=maps, training_maps=training, note=joined_notes(pairs.note, held_out_note(source, names)))
 
 
 def _label_folder(root: Path) -> Path | None:
@@ -209,44 +217,91 @@ def _label_folder(root: Path) -> Path | None:
     return None if found is None or _holds_texts(found) else found
 
 
+def _labels_of(labels: Path, images: Path) -> Path:
+    return labels if images.name in IMAGES else labels / images.name
+
+
 def _holds_texts(folder: Path) -> bool:
-    """Whether the files are YOLO's: texts with boxes, one for each image."""
+    """Whether the files are of a format with boxes: texts, XML or JSON, and no images."""
     names = list(islice((path for path in all_files(folder) if Path(path).name != CLASSES), 100))
-    return any(name.endswith(".txt") for name in names) and not any(name.endswith(".png") for name in names)
+    texts = any(name.lower().endswith((".txt", ".xml", ".json")) for name in names)
+    return texts and not any(name.lower().endswith(ENDINGS) for name in names)
 
 
 def _image_folder(root: Path, split: Split) -> Path | None:
-    """Return images/<split> or, as in digit scenes, <split>, where there are label maps of that name."""
+    """Return images/<split> or, as in digit scenes, <split>, where there are label maps of that name.
+
+    Images and label maps without folders of splits are all for training.
+    """
     labels = _label_folder(root)
     if labels is None:
         return None
+    above = [root / name for name in IMAGES if (root / name).is_dir()]
     for name in SPLIT_NAMES[split]:
-        for folder in (root / "images" / name, root / name):
+        for folder in (*(folder / name for folder in above), root / name):
             if folder.is_dir() and (labels / name).is_dir():
                 return folder
-    return None
+    if split == "val" or _splits_below(labels) or not _holds_maps(labels):
+        return None
+    return next((folder for folder in above if any(map(is_image_name, _names_in(folder)))), None)
 
 
-def _paired(
+def _splits_below(labels: Path) -> bool:
+    return any((labels / name).is_dir() for names in SPLIT_NAMES.values() for name in names)
+
+
+def _holds_maps(labels: Path) -> bool:
+    return any(name.lower().endswith(ENDINGS) for name in _names_in(labels))
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries)
+
+
+def paired(
     layout: str,
     images: Path,
     labels: Path,
-    classes: tuple[str, ...],
+    classes: tuple[str, ...] = (),
     values: Mapping[int, int] | None = None,
 ) -> Pairs:
-    """Return the images and the label maps that have the same names but for the suffix."""
-    paths = [images / path for path in image_files(images)]
-    maps = [(labels / _relative(path, images)).with_suffix(".png") for path in paths]
+    """Return the images and the label maps that have the same names, but for the ending and one of `SUFFIXES`."""
+    there = {str(Path(path).with_suffix("")): path for path in _map_files(labels)}
+    names = [path for path in image_files(images) if images != labels or not is_map_name(path)]
+    paths = [images / name for name in names]
+    maps = [labels / _map_of(name, there, SUFFIXES if images != labels else SUFFIXES[1:]) for name in names]
     known = set(maps)
-    unused = [labels / path for path in all_files(labels) if path.endswith(".png") and labels / path not in known]
-    problems = _without_maps(images, paths, maps)
+    unused = [labels / path for path in there.values() if labels / path not in known]
+    if images == labels:
+        unused = [path for path in unused if is_map_name(path.name)]
+    problems = without_maps(images, paths, maps)
     return Pairs(
         layout, images, paths, maps, training_maps=maps, classes=classes, values=values, problems=problems,
         unused=unused,
     )  # fmt: skip
 
 
-def _without_maps(folder: Path, images: Sequence[Path], maps: Sequence[Path]) -> list[Finding]:
+def is_map_name(name: str) -> bool:
+    """Return whether a file beside images is a label map by the end of its name: `a_mask.png`."""
+    path = Path(name)
+    return path.suffix.lower() in ENDINGS and path.stem.endswith(SUFFIXES[1:])
+
+
+def _map_files(labels: Path) -> list[str]:
+    """Return the label maps below a folder; of one name, the ending that is first in `ENDINGS` comes last."""
+    files = [path for path in (all_files(labels) if labels.is_dir() else ()) if path.lower().endswith(ENDINGS)]
+    return sorted(files, key=lambda path: (-ENDINGS.index(Path(path).suffix.lower()), path))
+
+
+def _map_of(image: str, there: Mapping[str, str], suffixes: Sequence[str]) -> str:
+    """Return the label map of an image; a name that no file has where it is missing."""
+    stem = str(Path(image).with_suffix(""))
+    names = (there.get(stem + suffix) for suffix in suffixes)
+    return next((name for name in names if name is not None), f"{stem}{suffixes[0]}.png")
+
+
+def without_maps(folder: Path, images: Sequence[Path], maps: Sequence[Path]) -> list[Finding]:
     if not images:
         do = "file names must end in .jpg, .png or the like"
         return [Finding("error", "no images", str(folder), "holds no images", do)]
@@ -265,5 +320,5 @@ LAYOUTS = (
     Layout("ADE20K", "images/training with annotations/training", is_ade20k, find_ade20k),
     Layout("Cityscapes", "leftImg8bit/train with gtFine/train", is_cityscapes, find_cityscapes),
     Layout("Pascal VOC", "JPEGImages with SegmentationClass and ImageSets/Segmentation", is_voc, find_voc),
-    Layout("label maps", "images/train/*.jpg with masks/train/*.png", is_folder, find_folder),
+    Layout("label maps", "images/train/*.jpg with masks/train/*.png, or images with masks", is_folder, find_folder),
 )
