@@ -4,6 +4,7 @@ A user's format is registered by `register_format` in a file that a recipe names
 """
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any, get_args
 
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
-from fourstage.data.findings import Checked
+from fourstage.data.findings import Checked, plural
+from fourstage.data.images import is_image_name
 from fourstage.data.label_maps.folders import LabelMaps, is_label_maps
 from fourstage.data.labels import huggingface, imagenet, inaturalist
 from fourstage.data.labels.cifar import Cifar, is_cifar
@@ -22,6 +24,7 @@ from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
 from fourstage.data.labels.listing import Listed, Survey
 from fourstage.data.objects.coco import Coco
 from fourstage.data.objects.coco_places import is_coco, is_coco_json
+from fourstage.data.objects.labelme import Labelme, is_labelme
 from fourstage.data.objects.voc import Voc
 from fourstage.data.objects.voc_places import is_voc
 from fourstage.data.objects.yolo import Yolo
@@ -117,7 +120,7 @@ CHECKS = "fourstage.data.checks"
 FORMATS = (  # the first that fits is taken; the more particular come first
     Format(
         name="COCO",
-        layout="annotations/instances_train*.json, or train/_annotations.coco.json",
+        layout="annotations/instances_*.json, train/_annotations.coco.json, or one json beside images/",
         fits=is_coco,
         open=Coco,
         takes=is_coco_json,
@@ -126,7 +129,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="YOLO",
-        layout="data.yaml with names, train and val",
+        layout="data.yaml with names, train and val; obj.data with obj.names; or classes.txt with images/ and labels/",
         fits=is_yolo,
         open=Yolo,
         truth="objects",
@@ -134,15 +137,23 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="Pascal VOC",
-        layout="Annotations/*.xml with JPEGImages/, or train/*.xml",
+        layout="Annotations/*.xml with JPEGImages/, annotations/*.xml with images/, or *.xml beside the images",
         fits=is_voc,
         open=Voc,
         truth="objects",
         check=f"{CHECKS}.voc:check_voc",
     ),
     Format(
+        name="labelme",
+        layout="*.json beside the images, or train/*.json",
+        fits=is_labelme,
+        open=Labelme,
+        truth="objects",
+        check=f"{CHECKS}.labelme:check_labelme",
+    ),
+    Format(
         name="label maps",
-        layout="images/train with masks/train, ADE20K, Cityscapes, or Pascal VOC with SegmentationClass",
+        layout="images/ with masks/, img_dir/ with ann_dir/, ADE20K, Cityscapes, SegmentationClass/, Roboflow's masks",
         fits=is_label_maps,
         open=LabelMaps,
         truth="label_map_HW",
@@ -260,9 +271,11 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
             return first
     elif candidates := list(fitting):
         return next((format for format in candidates if format.truth == truth), candidates[0])
-    supported = "; ".join(f"{format.name} ({format.layout})" for format in formats)
+    if alone := _images_alone(root):
+        raise ValueError(alone)
+    supported = "".join(f"\n  {format.name}: {format.layout}" for format in formats)
     raise ValueError(
-        f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts: {supported}"
+        f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts:{supported}"
     )
 
 
@@ -286,6 +299,18 @@ def open_dataset(
     if str(data) == "digit_scenes":
         data = cached_digit_scenes(progress)
     return find_format(data, truth).dataset(data, split, progress)
+
+
+def _images_alone(root: Path) -> str:
+    """Return the message for a folder of images without labels, such as one class folder; empty for another folder."""
+    images = sum(path.is_file() and is_image_name(path.name) for path in root.iterdir())
+    if not images or subfolders(root):
+        return ""
+    above = Path(os.path.abspath(root)).parent  # noqa: PTH100 - links stay
+    return (
+        f"{root} holds {plural(images, 'image')} and no labels; if it is the folder of one class, give the folder "
+        f"above it: {above}"
+    )
 
 
 def _content(root: Path) -> str:

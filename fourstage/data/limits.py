@@ -77,13 +77,15 @@ def decoded(content: bytes, source: str | Path) -> str:
     raise ValueError(f"{source} is not text; save it as UTF-8")
 
 
-def is_latin(content: bytes) -> bool:
-    """Return whether `decoded` reads these bytes as Latin-1."""
+def other_encoding(content: bytes) -> str:
+    """Return what `decoded` reads these bytes as; empty for UTF-8."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        return not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return False
+        return "Latin-1"
+    return ""
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:

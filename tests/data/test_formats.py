@@ -7,7 +7,7 @@ import pytest
 from fourstage.data.checks.check import check
 from fourstage.data.embedded import digit_scenes
 from fourstage.data.embedded.digits import Digits
-from fourstage.data.formats import open_dataset
+from fourstage.data.formats import FORMATS, open_dataset
 from fourstage.data.labels.imagefolder import ImageFolder
 from fourstage.data.objects.coco import Coco
 
@@ -49,12 +49,20 @@ def test_nothing_that_is_known(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "list.csv").touch()
     (tmp_path / "texts").mkdir()
     with pytest.raises(
-        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts: "
+        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts:\n"
     ) as caught:
         open_dataset(tmp_path, "train")
-    assert "COCO (annotations/" in str(caught.value)
-    assert "ImageFolder (train/<class>/" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    first, *layouts = str(caught.value).splitlines()
+    assert first.endswith("supported layouts:")
+    assert [line.partition(":")[0] for line in layouts] == [f"  {format.name}" for format in FORMATS]
+    assert all(len(line) <= 120 for line in layouts)
+
+
+def test_a_folder_of_images_alone_is_one_folder_too_deep(tmp_path: Path, picture: Picture) -> None:
+    picture("pets/cat/1.png")
+    picture("pets/dog/1.png")
+    with pytest.raises(ValueError, match=r"cat holds 1 image and no labels; .* give the folder above it: /.*/pets$"):
+        open_dataset(tmp_path / "pets/cat", "train")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_users_format_is_asked_first(data: Path, tmp_path: Path) -> None:
     assert len(open_dataset(data, "train")) == 12
     (data / "flat.txt").unlink()
     assert find_format(data).name == "ImageFolder"
-    with pytest.raises(ValueError, match=r"supported layouts: flat \(flat.txt\); COCO"):
+    with pytest.raises(ValueError, match=r"supported layouts:\n  flat: flat.txt\n  COCO: "):
         find_format(tmp_path)
 
 

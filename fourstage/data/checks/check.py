@@ -8,7 +8,11 @@ from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
 from fourstage.data.findings import Checked, Finding, SplitSummary, Summary, render
 from fourstage.data.formats import Format, all_formats, find_format
+from fourstage.data.limits import TEXT_BYTES, other_encoding
 from fourstage.data.sample import Progress, Truth
+from fourstage.files import read_bytes
+
+NAME_LISTS = ("classes.txt", "labels.txt", "labelmap.txt", "obj.names", "data.yml")
 
 __all__ = ["Checked", "Finding", "Summary", "check", "render"]
 
@@ -37,6 +41,7 @@ def check(data: str | Path, progress: Progress | None = None, truth: Truth | Non
         checked = _of_format(format, data, progress)
         for other in _others(Path(data), format) if truth is None else ():
             checked = _merged(checked, _of_format(other, data, progress))
+        checked = Checked([*checked.findings, *_encodings(Path(data))], checked.summary)
     checked.summary.seconds = perf_counter() - started
     return checked
 
@@ -45,6 +50,17 @@ def _of_format(format: Format, data: str | Path, progress: Progress) -> Checked:
     """Return what the checker of a format finds, and what training would refuse beside it."""
     findings, summary = format.checker()(format.place(data), progress)
     return Checked(with_refusals(data, format.truth, findings), summary)
+
+
+def _encodings(root: Path) -> list[Finding]:
+    """Return a note for each list of names that is not UTF-8: letters beyond English may be read wrongly."""
+    paths = [root / name for name in NAME_LISTS] + sorted(root.glob("*.yaml"))[:10] if root.is_dir() else []
+    do = "save it as UTF-8, if names look wrong"
+    return [
+        Finding("note", "text that is not UTF-8", str(path), f"is read as {encoding}", do)
+        for path in paths
+        if path.is_file() and (encoding := other_encoding(read_bytes(path, TEXT_BYTES)))
+    ]
 
 
 def _others(root: Path, first: Format) -> list[Format]:

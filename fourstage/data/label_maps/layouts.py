@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fourstage.data.class_names import ADE20K
 from fourstage.data.findings import Finding
+from fourstage.data.images import is_image_name
 from fourstage.data.label_maps.class_list import NAME as CLASSES
 from fourstage.data.label_maps.class_list import ClassList, find_class_list
-from fourstage.data.images import is_image_name
 from fourstage.data.limits import (
     LIST_BYTES,
     TEXT_BYTES,
@@ -209,7 +209,8 @@ def held_apart(pairs: Pairs, split: Split, source: Path) -> Pairs:
     kept = split_positions(names, split)
     training = pairs.training_maps or pairs.maps
     images, maps = ([paths[i] for i in kept] for paths in (pairs.images, pairs.maps))
-    return replace(pairs, images=images, maps=maps, training_maps=training, note=joined_notes(pairs.note, held_out_note(source, names)))
+    note = joined_notes(pairs.note, held_out_note(source, names))
+    return replace(pairs, images=images, maps=maps, training_maps=training, note=note)
 
 
 def _label_folder(root: Path) -> Path | None:

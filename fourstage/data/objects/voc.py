@@ -19,7 +19,7 @@ from fourstage.data.images import EXTENSIONS, read_image
 from fourstage.data.limits import TEXT_BYTES, check_classes, is_path, read_class_file
 from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
 from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable
-from fourstage.data.objects.voc_places import annotation_files, find_files, image_places
+from fourstage.data.objects.voc_places import annotation_files, find_files, has_lists, image_places
 from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
 from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
@@ -141,7 +141,7 @@ class Voc:
 
 
 def class_names(root: Path, known: Mapping[Path, Annotation], files: Sequence[Path] | None = None) -> tuple[str, ...]:
-    """The lines of `classes.txt` where there is one; VOC's twenty where there are no others; else those that occur.
+    """The lines of `classes.txt` where there is one; VOC's twenty in its own layout; else those that occur.
 
     Args:
         known: annotations that have been read already.
@@ -152,7 +152,7 @@ def class_names(root: Path, known: Mapping[Path, Annotation], files: Sequence[Pa
     read = (known.get(path) or read_annotation(path) for path in (files if files is not None else _all_files(root)))
     found = {box.name for annotation in read for box in annotation.boxes}
     check_classes(len(found), root)
-    return CLASSES if found <= set(CLASSES) else tuple(sorted(found))
+    return CLASSES if found <= set(CLASSES) and has_lists(root) else tuple(sorted(found))
 
 
 def class_file(root: Path) -> tuple[str, ...] | None:

@@ -21,6 +21,11 @@ def is_voc(root: Path) -> bool:
     return any(_begins(folder) for _, folder in _folders(root))
 
 
+def has_lists(root: Path) -> bool:
+    """Whether `root` has the lists of VOC itself, `ImageSets/Main`."""
+    return any((folder / "ImageSets" / "Main").is_dir() for folder in _voc_folders(root))
+
+
 def annotation_files(root: Path, split: Split) -> list[Path]:
     """Return the XML files of one split; see `find_files`."""
     return find_files(root, split)[0]

@@ -1,0 +1,277 @@
+"""labelme's annotations: one json for each image, with polygons, rectangles and circles.
+
+https://github.com/wkentaro/labelme describes the tool.
+Shapes of one `group_id` and one label are one object. Other shapes (points, lines) are no objects and are left out. The
+image inside a json, `imageData`, is not read: the file beside it is. H x W pixels.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.limits import PATH_BYTES, as_name, check_classes, read_class_file
+from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
+from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable
+from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
+from fourstage.data.splits import EXPORT_SPLIT_NAMES, held_out_note, joined_notes, split_positions
+from fourstage.documents import read_json
+from fourstage.files import open_regular
+
+SNIFFED = 2**16  # bytes of a json; `imageData` is behind the shapes
+SIDES = 32  # of the polygon of a circle
+NO_CLASSES = ("__ignore__", "_background_")  # in labelme's labels.txt
+ENDINGS = tuple(dict.fromkeys(case for ending in EXTENSIONS for case in (ending, ending.upper())))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a json."""
+
+    name: str
+    polygons: tuple[tuple[float, ...], ...]  # x y x y ..., pixels
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """x, y, width, height around all polygons."""
+        numbers = [number for polygon in self.polygons for number in polygon]
+        left, top, right, bottom = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+        return left, top, right - left, bottom - top
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One json."""
+
+    shapes: tuple[Shape, ...]
+    left_out: Mapping[str, int]  # shapes of each other type
+    size: tuple[int, int] | None  # (H, W), where it says so
+    image: Path
+
+
+class Labelme:
+    """One split of a folder of labelme's json files, in the order of their names.
+
+    Attributes:
+        has_masks: whether there are objects; each has a polygon.
+        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
+        note: what is unusual; empty otherwise.
+
+    Raises:
+        ValueError: no json for this split, or one that is not labelme's, by its name.
+    """
+
+    def __init__(self, root: str | Path, split: Split) -> None:
+        self._root, self.truths = Path(root), ("objects",)
+        self._files, note = find_files(self._root, split)
+        read = [read_labelled(path) for path in self._files]
+        self.classes = class_names(self._root, dict(zip(self._files, read, strict=True)))
+        self._images, self._said = [one.image for one in read], [one.size for one in read]
+        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
+        self._table = ObjectTable.of(self._rows(read), len(read))
+        self.has_masks = self._table.has_masks
+        self.with_reference, self.note = split == "val", joined_notes(note, left_out_note(self._root, read))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """(I, 2) int64: height and width of these images (None: of all); from headers where json files have none."""
+        return self._sizes.of(self, indices)
+
+    def counts(self) -> np.ndarray:
+        """(I,) int64: objects of each image."""
+        return self._table.counts_I
+
+    def refuse_unlearnable(self, split: Split) -> None:
+        """Raise ValueError where no object trains, or none counts in a score."""
+        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", DIFFICULT)
+
+    def label_counts(self) -> np.ndarray:
+        """(C,) int64: objects of each class, those that do not train too."""
+        return self._table.label_counts(len(self.classes))
+
+    def path(self, index: int) -> Path:
+        return self._images[index]
+
+    def id(self, index: int) -> str:
+        return self._files[index].relative_to(self._root).with_suffix("").as_posix()
+
+    def sample(self, index: int) -> Sample:
+        """Read one image and its objects. Raises BadImage, also when the image's size is not the json's."""
+        image_HW3, said = read_image(self.path(index), orient=True), self._said[index]
+        size = (image_HW3.shape[0], image_HW3.shape[1])
+        if said not in (None, size):
+            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
+            raise BadImage(str(self.path(index)), reason)
+        with as_bad_objects(self.path(index)):
+            reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
+            objects = self._table.objects(index, size, partial(self._where, index))
+        return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
+
+    def objects(self, index: int) -> Objects:
+        """Return the objects of one image, in its pixels."""
+        return self._table.objects(index, self._size(index), partial(self._where, index))
+
+    def reference(self, index: int) -> dict[str, Any]:
+        """Return the ground truth of an image; see `ObjectTable.reference`."""
+        return self._table.reference(index, self._size(index), partial(self._where, index))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.sizes([index])[0].tolist()
+        return height, width
+
+    def _where(self, index: int, name: Any) -> str:
+        return f"{self._files[index]}, object {name}"
+
+    def _rows(self, read: Sequence[Labelled]) -> Iterator[Row]:
+        labels = {name: label for label, name in enumerate(self.classes)}
+        for position, one in enumerate(read):
+            for number, shape in enumerate(one.shapes, 1):
+                if shape.name not in labels:
+                    names = ", ".join(self.classes)
+                    raise ValueError(f"{self._files[position]} has a {shape.name!r}, which is no class of {names}")
+                polygons = [list(polygon) for polygon in shape.polygons]
+                yield Row(position, labels[shape.name], shape.box, segmentation=polygons, name=number)
+
+
+def is_labelme(root: Path) -> bool:
+    """Whether one of the first json files of a folder, or of its folder for training, is labelme's by its beginning."""
+    folders = (root, *(root / name for name in EXPORT_SPLIT_NAMES["train"]))
+    return any(_begins(path) for folder in folders for path in islice(folder.glob("*.json"), 3))
+
+
+def find_files(root: Path, split: Split) -> tuple[list[Path], str]:
+    """Return the json files of one split, and a note for the user. Raises NoSplitError where there are none."""
+    train, val = (_of_split(root, one) for one in ("train", "val"))
+    if not train and not val:
+        train = _labelled(root)
+    if train and not val:
+        names = [path.stem for path in train]
+        return [train[i] for i in split_positions(names, split)], held_out_note(root, names)
+    if not (found := train if split == "train" else val):
+        raise NoSplitError(f"{root} holds no json files for {split}, such as {EXPORT_SPLIT_NAMES[split][0]}/*.json")
+    return found, ""
+
+
+def class_names(root: Path, known: Mapping[Path, Labelled]) -> tuple[str, ...]:
+    """Return the lines of `labels.txt` or `classes.txt` where there is one, else the names that occur."""
+    if (named := class_file(root)) is not None:
+        return named
+    files = {path for split in EXPORT_SPLIT_NAMES for path in _of_split(root, split)} or set(_labelled(root))
+    found = {shape.name for path in files for shape in (known.get(path) or read_labelled(path)).shapes}
+    check_classes(len(found), root)
+    return tuple(sorted(found))
+
+
+def class_file(root: Path) -> tuple[str, ...] | None:
+    """Return the classes that a file names; None where there is no such file."""
+    path = next((root / name for name in ("labels.txt", "classes.txt") if (root / name).is_file()), None)
+    return None if path is None else tuple(name for name in read_class_file(path) if name not in NO_CLASSES)
+
+
+def left_out_note(root: Path, read: Sequence[Labelled]) -> str:
+    """Return the sentence about shapes that are no objects; empty where there are none."""
+    counts: Counter[str] = sum((Counter(one.left_out) for one in read), Counter())
+    listed = ", ".join(f"{count:,} of type {name!r}" for name, count in sorted(counts.items()))
+    return f"{root} has shapes that are no objects, and are left out: {listed}." if counts else ""
+
+
+def read_labelled(path: Path) -> Labelled:
+    """Read one json. Raises ValueError where it cannot be read or is not labelme's."""
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise ValueError(f"{path} is no annotation of labelme: it has no list called 'shapes'")
+    groups: dict[Any, list[tuple[float, ...]]] = {}
+    left_out: Counter[str] = Counter()
+    for number, shape in enumerate(content["shapes"], 1):
+        try:
+            name, kind, polygon = _shape(shape)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{path} is no annotation of labelme: shape {number}: {error}") from error
+        if polygon is None:
+            left_out[kind] += 1
+            continue
+        group = shape.get("group_id")
+        groups.setdefault((name, number if group is None else f"group {group!r:.80}"), []).append(polygon)
+    shapes = tuple(Shape(name, tuple(polygons)) for (name, _), polygons in groups.items())
+    return Labelled(shapes, left_out, _size(content), _image_of(path, content.get("imagePath")))
+
+
+def _shape(shape: Any) -> tuple[str, str, tuple[float, ...] | None]:
+    """Return the label, the type and the polygon of a shape; None where its type is no object."""
+    if (
+        not isinstance(shape, dict)
+        or not isinstance(name := shape.get("label"), str)
+        or not 0 < len(name) <= PATH_BYTES
+    ):
+        raise ValueError("it needs a label, which is a text")
+    kind = shape.get("shape_type", "polygon")
+    if kind not in ("polygon", "rectangle", "circle"):
+        return name, f"{kind!s:.40}", None
+    points = shape.get("points")
+    least = 3 if kind == "polygon" else 2
+    if not isinstance(points, list) or len(points) < least:
+        raise ValueError(f"a {kind} needs {least} points")
+    numbers: list[float] = []
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2:
+            raise ValueError("a point is two numbers")
+        numbers += box_of([*point, 0, 0])[:2]
+    if kind == "circle":
+        return name, kind, _circle(*numbers[:4])
+    if kind == "rectangle" and len(points) == 2:
+        left, right = sorted(numbers[::2])
+        top, bottom = sorted(numbers[1::2])
+        return name, kind, (left, top, right, top, right, bottom, left, bottom)
+    return name, kind, tuple(numbers)
+
+
+def _circle(x: float, y: float, at_x: float, at_y: float) -> tuple[float, ...]:
+    """Return the polygon of a circle from its centre and a point on it."""
+    radius = math.hypot(at_x - x, at_y - y)
+    angles = [2 * math.pi * i / SIDES for i in range(SIDES)]
+    return tuple(value for a in angles for value in (x + radius * math.cos(a), y + radius * math.sin(a)))
+
+
+def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    if type(height) is not int or type(width) is not int or not 0 < height < 2**31 or not 0 < width < 2**31:
+        return None
+    return height, width
+
+
+def _image_of(path: Path, said: Any) -> Path:
+    """Return the image of a json: in its folder, called as it says, or as the json is."""
+    last = said.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(said, str) else ""
+    if last not in ("", ".", "..") and (path.parent / as_name(last)).is_file():
+        return path.parent / last
+    beside = (path.with_suffix(ending) for ending in ENDINGS)
+    return next((image for image in beside if image.is_file()), path.with_suffix(".jpg"))
+
+
+def _of_split(root: Path, split: Split) -> list[Path]:
+    return next((found for name in EXPORT_SPLIT_NAMES[split] if (found := _labelled(root / name))), [])
+
+
+def _labelled(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"))
+
+
+def _begins(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            text = file.read(SNIFFED)
+    except (OSError, ValueError):  # ValueError: a folder or a named pipe
+        return False
+    return b'"shapes"' in text and (b'"shape_type"' in text or b'"imagePath"' in text)
