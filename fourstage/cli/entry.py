@@ -89,7 +89,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        print(f"fourstage: {_one_line(error)}", file=sys.stderr)
+        print("\n".join([f"fourstage: {_one_line(error)}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nfourstage: stopped at once; all checkpoints that were saved before are complete", file=sys.stderr)

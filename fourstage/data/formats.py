@@ -273,10 +273,10 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
         return next((format for format in candidates if format.truth == truth), candidates[0])
     if alone := _images_alone(root):
         raise ValueError(alone)
-    supported = "".join(f"\n  {format.name}: {format.layout}" for format in formats)
-    raise ValueError(
-        f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts:{supported}"
-    )
+    error = ValueError(f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts:")
+    for format in formats:  # the command line prints each note as a line
+        error.add_note(f"  {format.name}: {format.layout}")
+    raise error
 
 
 def open_dataset(

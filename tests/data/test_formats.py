@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fourstage.cli import main
 from fourstage.data.checks.check import check
 from fourstage.data.embedded import digit_scenes
 from fourstage.data.embedded.digits import Digits
@@ -45,17 +46,21 @@ def test_a_coco_folder_is_recognised_before_an_image_folder(tmp_path: Path, pict
     assert isinstance(open_dataset(tmp_path, "train"), Coco)
 
 
-def test_nothing_that_is_known(tmp_path: Path, picture: Picture) -> None:
+def test_nothing_that_is_known(tmp_path: Path, picture: Picture, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.csv").touch()
     (tmp_path / "texts").mkdir()
     with pytest.raises(
-        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts:\n"
+        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts:"
     ) as caught:
         open_dataset(tmp_path, "train")
-    first, *layouts = str(caught.value).splitlines()
-    assert first.endswith("supported layouts:")
+    assert "\n" not in str(caught.value)
+    layouts = caught.value.__notes__
     assert [line.partition(":")[0] for line in layouts] == [f"  {format.name}" for format in FORMATS]
     assert all(len(line) <= 120 for line in layouts)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("; supported layouts:")
+    assert lines[1:] == layouts
 
 
 def test_a_folder_of_images_alone_is_one_folder_too_deep(tmp_path: Path, picture: Picture) -> None:

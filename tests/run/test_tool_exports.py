@@ -52,7 +52,7 @@ def trained(data: Path, out: Path, words: list[str], capsys: pytest.CaptureFixtu
 
 def checked(data: Path, name: str) -> None:
     """The check finds no error and no warning, and says where a tenth is held out."""
-    findings, summary = check(data)
+    findings, summary = check(str(data))
     assert [str(finding) for finding in findings if finding.severity != "note"] == []
     whole = name.startswith(WITH_SPLITS)
     assert sum(split.images for split in summary.splits.values()) == (10 if name.startswith("Roboflow") else COUNT)
@@ -96,6 +96,8 @@ def test_names_are_resolved_where_exactly_one_file_fits(tmp_path: Path) -> None:
     first = next(iter(sorted((tmp_path / "data/photos").iterdir())))
     dataset = open_dataset(data, "train")
     assert "12 names that no file has as it is" in getattr(dataset, "note", "")
+    exported = open_dataset(BOXES["Label Studio COCO"](tmp_path / "studio"), "train")
+    assert ": images/8f8a1b2c-frame_000000 copy.jpg is read." in getattr(exported, "note", "")
     (tmp_path / "data/b/photos").mkdir(parents=True)
     (tmp_path / "data/b/photos" / first.name).write_bytes(first.read_bytes())
     (tmp_path / "outside.jpg").write_bytes(first.read_bytes())

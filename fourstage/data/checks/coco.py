@@ -19,9 +19,9 @@ from fourstage.data.splits import held_out_note, split_positions
 Content = dict[str, Any]
 
 
-def check_coco(root: Path, progress: Progress) -> Checked:
+def check_coco(root: str | Path, progress: Progress) -> Checked:
     """Check every image, box and mask: missing or broken ones, boxes outside, ids that are not listed."""
-    findings: list[Finding] = []
+    root, findings = Path(root), list[Finding]()  # a json is given as text
     splits: dict[Split, tuple[Annotated, Content]] = {}
     for split in ("train", "val"):
         try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
 from fourstage.data.file_names import found_names
 from fourstage.data.limits import check_inside, leads_away
@@ -69,9 +70,10 @@ def find_images(place: Annotated, names: Sequence[str]) -> tuple[Annotated, dict
     Raises:
         ValueError: an image is not in the data folder; see `check_inside`.
     """
-    if names and not leads_away(names[0]) and not (place.images / names[0]).is_file():
+    first = unquote(names[0]).replace("\\", "/") if names else ""  # as Label Studio writes it on Windows
+    if first and not leads_away(first) and not any((place.images / name).is_file() for name in (names[0], first)):
         folders = (place.root, place.annotations.parent)
-        place = replace(place, images=next((f for f in folders if (f / names[0]).is_file()), place.images))
+        place = replace(place, images=next((f for f in folders if (f / first).is_file()), place.images))
     found = found_names(place.root, place.images, names)
     away = (place.images / name for i, name in enumerate(names) if leads_away(name) and i not in found)
     check_inside(place.root, away, place.annotations)

@@ -92,7 +92,7 @@ class Labelme:
 
     def refuse_unlearnable(self, split: Split) -> None:
         """Raise ValueError where no object trains, or none counts in a score."""
-        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", DIFFICULT)
+        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", "")
 
     def label_counts(self) -> np.ndarray:
         """(C,) int64: objects of each class, those that do not train too."""
