@@ -26,7 +26,7 @@ from torch import Tensor
 from fourstage.files import RAISE, limit
 
 PICKLE_BYTES = 64 * 2**20  # of all instructions with their texts and numbers; tensors are outside of them
-INSTRUCTIONS = 4_000_000  # an honest file of 10,000 tensors has 300,000; each can make an object of 216 bytes
+INSTRUCTIONS = 1_500_000  # an honest file of 10,000 tensors has 300,000; each can make an object of 216 bytes
 LEVELS = 64  # containers in each other; honest files have ten
 OTHER_KEYS = 30_000  # keys that are no text: integers can be chosen so that each collides with all before it
 MOST_EXPANDED = 2**24  # elements that a tensor may show beyond what its storage holds (stride 0); more is a memory bomb
