@@ -15,12 +15,14 @@ Colour = tuple[int, int, int]
 OPACITY = 0.45
 MIN_SIDE = 480  # pixels; smaller images are enlarged, so that names are readable
 MAX_SIDE = 1600
+PARTS = ("boxes", "labels", "scores", "crowd", "masks")
+MOST_DRAWN = 300  # objects of an image; the places of more names take long to find, and nobody could read them
 
 
 def draw_objects(
     image_HW3: np.ndarray, objects: Mapping[str, Any], classes: Sequence[str], side: int | None = None
 ) -> Image.Image:
-    """Draw objects over the image, those with the best scores on top.
+    """Draw the first `MOST_DRAWN` objects over the image, those with the best scores on top.
 
     Args:
         image_HW3: uint8.
@@ -29,6 +31,7 @@ def draw_objects(
         side: longer side of the picture, pixels; None: that of the image, within limits.
     """
     height, width = image_HW3.shape[:2]
+    objects = {key: values[:MOST_DRAWN] for key in PARTS if (values := objects.get(key)) is not None}
     names, colours = list(classes), colours_of(len(classes))
     order = range(len(objects["labels"]) - 1, -1, -1)
     pixels = image_HW3.astype(np.float32)

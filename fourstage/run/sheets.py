@@ -54,7 +54,7 @@ def _contact_sheet(rows: Sequence[Sequence[Picture]], side: int | None = None) -
 
 def _sheet_of_objects(dataset: Dataset, protocol: AnyProtocol) -> "Image":
     """Draw boxes, masks and names over the training images."""
-    from fourstage.report.objects import draw_objects
+    from fourstage.report.objects import MOST_DRAWN, draw_objects
 
     side, recipe = LARGE_SIDE["detection"], protocol.recipe
     dataset = protocol.training_data(dataset)
@@ -64,7 +64,8 @@ def _sheet_of_objects(dataset: Dataset, protocol: AnyProtocol) -> "Image":
         assert objects is not None, "detection data has objects"
         picture = draw_objects(image_HW3, _plain_objects(objects), dataset.classes, side=side)
         count = len(objects.labels_N)
-        return np.asarray(picture), f"{caption}, {count or 'no'} object{'' if count == 1 else 's'}"
+        text = f"{caption}, {count or 'no'} object{'' if count == 1 else 's'}"
+        return np.asarray(picture), f"{text}, {MOST_DRAWN} of them drawn" if count > MOST_DRAWN else text
 
     rows = [[drawn(_original(sample), sample.objects, _original_caption(sample))] for sample in samples]
     for version in versions:

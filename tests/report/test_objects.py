@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fourstage.report.objects import draw_objects
+from fourstage.report.objects import MOST_DRAWN, draw_objects
 
 NAMES = ("second", "first")  # the second one would vanish below the first
 COLOURS = ((160, 64, 64), (64, 160, 64))  # of their outlines
@@ -39,3 +39,9 @@ def test_a_crowd_is_named_so() -> None:
         for given in ({**objects, "crowd": [False]}, objects)
     )
     assert crowd > alone + 300
+
+
+def test_no_more_than_the_first_objects_are_drawn() -> None:
+    few = {"boxes": [[2.0, 2.0, 20.0, 20.0]] * MOST_DRAWN, "labels": [0] * MOST_DRAWN}
+    many = {"boxes": [*few["boxes"], [1.0, 5.0, 9.0, 30.0]], "labels": [*few["labels"], 1]}
+    assert np.array_equal(np.asarray(draw_objects(IMAGE, many, NAMES)), np.asarray(draw_objects(IMAGE, few, NAMES)))
