@@ -488,7 +488,7 @@ def test_other_classes_of_the_same_count_are_refused(trained: tuple[Path, Path],
     data = image_folder(tmp_path / "images", 40, 20)
     for split in ("train", "val"):
         (data / split / "digit 3").rename(data / split / "digit three")
-    refused(run("evaluate", trained[1], "--data", data), "'digit 3'", "--data")
+    refused(run("evaluate", trained[1], "--data", data), "'digit three'", "correct the name")
 
 
 def test_a_run_does_not_go_on_with_other_classes(run: Run, tmp_path: Path) -> None:

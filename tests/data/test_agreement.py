@@ -150,9 +150,6 @@ def _keys(root: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Build, Truth]] = {
-    "CVAT's segmentation mask 1.1": (_segmentation_mask_of_cvat, "label_map_HW"),
-    "img_dir and ann_dir": (partial(_two_folders, "img_dir", "ann_dir"), "label"),
-    "images and masks": (partial(_two_folders, "images", "masks"), "label"),
     "images and masks in train": (partial(_two_folders, "train/images", "train/masks"), "label"),
     "data.yaml with a syntax error": (partial(_broken_yaml, "data.yaml"), "objects"),
     "another yaml with a syntax error": (partial(_broken_yaml, "pets.yaml"), "objects"),
@@ -181,6 +178,24 @@ def test_what_training_refuses_check_refuses_with_its_sentence(name: str, tmp_pa
     sentence = refusal_of_training(tmp_path / "data", truth)
     assert sentence
     assert any(sentence in refusal for refusal in refusals_of_check(tmp_path / "data", truth))
+
+
+@pytest.mark.parametrize(
+    ("build", "map_name"),
+    [
+        (_segmentation_mask_of_cvat, "SegmentationClass/a.png"),
+        (partial(_two_folders, "img_dir", "ann_dir"), "ann_dir/0.png"),
+        (partial(_two_folders, "images", "masks"), "masks/0.png"),
+    ],
+)
+def test_photographs_in_the_place_of_label_maps_are_refused_by_both(
+    build: Build, map_name: str, tmp_path: Path
+) -> None:
+    """Each says it in its own words, of the same file."""
+    build(tmp_path / "data")
+    path = str(tmp_path / "data" / map_name)
+    assert refusal_of_training(tmp_path / "data", "label_map_HW").startswith(path)
+    assert any(refusal.startswith(path) for refusal in refusals_of_check(tmp_path / "data", "label_map_HW"))
 
 
 def _categories_in_another_order(root: Path) -> None:
@@ -218,7 +233,7 @@ def test_what_check_passes_trains(build: Build, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["crowd regions alone", "no object in val", "YOLO's box in pixels", "img_dir and ann_dir"]
+    "name", ["crowd regions alone", "no object in val", "YOLO's box in pixels", "images and masks in train"]
 )
 def test_both_commands_end_with_the_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build, truth = REFUSED[name]

@@ -163,4 +163,4 @@ def test_training_on_boxes_alone_is_reported(
     out = capsys.readouterr().out
     assert ("no object of" in out) == (known is not None)
     assert known is None or f"only boxes are trained and scored, as in {known}." in out
-    assert ("only some objects" in out) == bool(masks)
+    assert ("no mask: the mask loss and the mask score leave them out" in out) == bool(masks)
