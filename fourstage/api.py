@@ -119,9 +119,11 @@ def create_backbone(
     if isinstance(backbone, str) and backbone.startswith("timm/"):
         from fourstage.timm_backbone import TimmBackbone
 
-        if checkpoint_path is not None:
-            arguments["checkpoint_path"] = str(checkpoint_path)
-        return TimmBackbone(backbone.removeprefix("timm/"), pretrained, out_indices, arguments)
+        given = None if checkpoint_path is None else read_checkpoint(checkpoint_path)
+        wrapped = TimmBackbone(backbone.removeprefix("timm/"), pretrained and given is None, out_indices, arguments)
+        if given is not None:
+            fill(wrapped, given, fresh_head=False)
+        return wrapped
     if out_indices is not None:
         arguments["out_indices"] = out_indices
     start = starting_point(backbone, pretrained, checkpoint_path, "create_backbone")

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.base import chosen_levels
+from fourstage.backbones.base import WrappedBackbone, chosen_levels
 from fourstage.backbones.layers import Level
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones
@@ -14,7 +15,7 @@ FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer o
 FLEXIBLE: tuple[Mapping[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(WrappedBackbone):
     """A network of timm as a dense backbone: its maps at stride 4 and coarser, always (B, C, H, W).
 
     A network of a fixed image size is built for any size where it can be. Its images are filled up with zeros at the
@@ -35,6 +36,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.arguments = dict(arguments)
         self.model: nn.Module = _network_of_timm(name, pretrained, arguments)
         info: Any = self.model.feature_info
         rows = [(i, Level(c, s)) for i, (c, s) in enumerate(zip(info.channels(), info.reduction(), strict=True))]
@@ -68,16 +70,34 @@ class TimmBackbone(nn.Module):
         cells = [[-(-side // level.stride) for side in (height, width)] for level in self.levels]
         return [x_BCHW[..., :h, :w] for x_BCHW, (h, w) in zip(maps, cells, strict=True)]
 
+    def classifier_names(self) -> frozenset[str]:
+        """Return the names of all parameters and buffers of timm's classifier."""
+        import timm
+
+        with torch.device("meta"):
+            return frozenset(timm.create_model(self.name, **self.arguments).state_dict())
+
+    def stem_names(self) -> tuple[str, ...]:
+        """Return the names of the weights in timm's classifier that read the image."""
+        cfg = _cfg(self.name)
+        first = () if cfg is None or cfg.first_conv is None else cfg.first_conv
+        return tuple(f"{name}.weight" for name in ([first] if isinstance(first, str) else first))
+
     def _maps(self, image_BCHW: Tensor) -> list[Tensor]:
         maps = self.model(image_BCHW)
         chosen = [maps[i] for i in self.positions]
         return [x.movedim(-1, 1) for x in chosen] if self.channels_last else chosen
 
 
-def _has_fixed_size(name: str) -> bool:
+def _cfg(name: str) -> Any:
+    """Return timm's description of a network; None where it has none."""
     import timm
 
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return timm.get_pretrained_cfg(name, allow_unregistered=True)
+
+
+def _has_fixed_size(name: str) -> bool:
+    cfg = _cfg(name)
     return bool(cfg is not None and cfg.fixed_input_size)
 
 

@@ -1,5 +1,7 @@
 """Networks of timm with a fixed image size serve as backbones of any size, or say in a sentence that they cannot."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden.fill import image
@@ -54,3 +56,45 @@ def test_maps_of_one_stride_are_no_pyramid(method: str) -> None:
         backbone = fourstage.create_backbone(VIT)
         with pytest.raises(ValueError, match=r"maps of strides 16, 16, 16 are no pyramid, .*out_indices"):
             fourstage.create_detector(method, backbone, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "convnext_atto", "resnetv2_18"]
+)
+@torch.inference_mode()
+def test_timms_own_classifier_files_fill_a_backbone(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(name, num_classes=5).eval()
+    state = {f"model.{key}": value for key, value in theirs.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "lightning.ckpt")
+    torch.save(theirs.state_dict(), tmp_path / "plain.pth")
+    expected = timm.create_model(name, features_only=True)
+    mine = fourstage.create_backbone(f"timm/{name}", checkpoint_path=tmp_path / "plain.pth").eval()
+    assert isinstance(mine, TimmBackbone)
+    own = theirs.state_dict()
+    for file in ("plain.pth", "lightning.ckpt"):
+        backbone = fourstage.create_backbone(f"timm/{name}").eval()
+        report = fourstage.load_checkpoint(backbone, tmp_path / file)
+        assert report.read == len(backbone.state_dict())
+        assert any("head" in key or "fc" in key for key in report.dropped)
+        pairs = zip(backbone.state_dict().values(), mine.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(expected.state_dict()) == len(mine.state_dict()) <= len(own)
+    x_BCHW = torch.from_numpy(image((1, 3, 224, 224)))
+    last = theirs.forward_intermediates(x_BCHW, norm=False, intermediates_only=True)[-1]
+    assert torch.allclose(mine(x_BCHW)[-1], last, atol=1e-5)
+
+
+def test_a_timm_backbone_takes_its_own_file_and_refuses_others(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    backbone = fourstage.create_backbone("timm/resnet10t")
+    torch.save(backbone.state_dict(), tmp_path / "own.pth")
+    assert fourstage.load_checkpoint(backbone, tmp_path / "own.pth").dropped == ()
+    grey = fourstage.create_backbone("timm/resnet10t", in_chans=1)
+    assert "summed to 1 channel" in str(fourstage.load_checkpoint(grey, tmp_path / "own.pth"))
+    state = timm.create_model("resnet10t").state_dict()
+    torch.save({**state, "extra.weight": torch.zeros(3)}, tmp_path / "more.pth")
+    torch.save({"state_dict": timm.create_model("resnet18").state_dict()}, tmp_path / "other.pth")
+    for file, reason in (("more.pth", "extra.weight is not in it"), ("other.pth", "conv1.0.weight is missing")):
+        with pytest.raises(ValueError, match=rf"{file} does not fit timm/resnet10t \(.*{reason}"):
+            fourstage.create_backbone("timm/resnet10t", checkpoint_path=tmp_path / file)

@@ -431,3 +431,17 @@ def check_image(image_BCHW: Tensor, in_chans: int) -> None:
             f"images of {height} x {width} pixels are below the smallest size, {SMALLEST} x {SMALLEST}; "
             "resize them or pad them"
         )
+
+
+class WrappedBackbone(nn.Module):
+    """A network of another library as a dense backbone, for the loader of checkpoints."""
+
+    name: str
+
+    def classifier_names(self) -> frozenset[str]:
+        """Return the names of all parameters and buffers of the library's classifier."""
+        raise NotImplementedError
+
+    def stem_names(self) -> tuple[str, ...]:
+        """Return the names of the weights in the library's classifier that read the image."""
+        raise NotImplementedError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage import registry
-from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps
+from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps, WrappedBackbone
 from fourstage.weights import foreign_swin, imagenet22k, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
 from fourstage.weights.openmmlab import swin_names
@@ -21,6 +21,7 @@ from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.resize import resize_rule
 from fourstage.weights.rules import Renamed, Table, check_complete
 from fourstage.weights.strangers import recognise_stranger
+from fourstage.weights.wrapped import filling
 
 # family -> the tables of those who write its checkpoints
 FAMILIES: dict[str, tuple[Table, ...]] = {
@@ -95,6 +96,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     Raises:
         ValueError: the file holds another network or another number of classes.
     """
+    if isinstance(model, WrappedBackbone):
+        return _load_wrapped(model, state, source)
     network = _network(model)
     reading, named = _best_reading(model, state)
     if named is None:
@@ -134,6 +137,27 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         rebuilt=named.rebuilt,
         stem=adapted_note(wanted[plan.adapt[0]].shape[1]) if plan.adapt else "",
         taken=reading.note,
+    )
+
+
+def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: str) -> Report:
+    wanted, found = model.state_dict(), filling(model, state)
+    if found.wrong:
+        raise ValueError(
+            f"{source} does not fit timm/{model.name} ({_listed(found.wrong)}); give a checkpoint of this network, "
+            "built with the same arguments"
+        )
+    check_complete(found.tensors, wanted, found.fresh)
+    model.load_state_dict({**wanted, **found.tensors})
+    return Report(
+        source=source,
+        read=len(found.tensors),
+        renamed=len(found.tensors.keys() - state.keys()),
+        resized=(),
+        dropped=(*found.reading.outside, *found.dropped),
+        fresh=tuple(key for key in found.fresh if not re.fullmatch(COUNTER, key)),
+        stem=adapted_note(wanted[found.adapted[0]].shape[1]) if found.adapted else "",
+        taken=found.reading.note,
     )
 
 
