@@ -40,7 +40,8 @@ def open_usable(
 def refuse_empty(dataset: Dataset, data: str | Path | None, split: Split) -> None:
     """Raise ValueError where a split has no image."""
     if not len(dataset):
-        raise ValueError(f"{data} has no images for {split}; add at least two for each class")
+        other = "" if split == "train" else "; or remove this empty split, and a tenth of the others is held out"
+        raise ValueError(f"{data} has no images for {split}; add at least two for each class{other}")
 
 
 def in_classes_of_training(train: Dataset) -> InClasses:

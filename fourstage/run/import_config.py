@@ -55,6 +55,10 @@ def imported_recipe(path: str | Path, *, gpus: int | None = None, version: str |
         OSError: a file is missing or cannot be read.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; give the configuration of a detector or segmentor, a .py file"
+        )
     if gpus is not None and not 1 <= gpus <= 100_000:
         raise ValueError(f"--gpus is the number of devices of the training, 1 or more; got {gpus}")
     if version is not None and not re.fullmatch(r"\d+(\.\d+)+", version):

@@ -1,6 +1,7 @@
 """`fourstage evaluate --results`: the predictions of an evaluation, with the data's own ids and numbers."""
 
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,6 +17,11 @@ from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks
 from fourstage.files import MARK, write_file
 from fourstage.run.outputs import ClassResults, CocoResults
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Record = Mapping[str, Any]
 
@@ -94,6 +100,10 @@ class LabelMapFolder(Results):
         self._stored_C = np.zeros(0, np.uint8)
 
     def check(self, keep: Iterable[str | Path] = ()) -> None:
+        if (suffix := self.path.suffix).lower() in (".csv", ".json"):
+            raise ValueError(
+                f"--results {self.path} is named like a file, and label maps need a folder; leave out {suffix}"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--results {self.path} is a file, and label maps need a folder; choose another name")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -104,6 +114,7 @@ class LabelMapFolder(Results):
     def opened(self, task: Any, dataset: Dataset, ranks: Ranks) -> Generator[None]:
         self._stored_C = np.array(getattr(dataset, "stored_values", range(len(task.classes))), dtype=np.uint8)
         self._new = Path(self._make_folder(ranks))
+        held = _hold(self._new) if ranks.first else None
         task.on_label_map = self._write_map
         try:
             yield
@@ -115,6 +126,8 @@ class LabelMapFolder(Results):
             task.on_label_map = None
             if ranks.first:
                 shutil.rmtree(self._new, ignore_errors=True)
+            if held is not None:
+                os.close(held)
 
     def write(self, task: Any, dataset: Dataset, records: Mapping[str, Record]) -> None:
         """Do nothing: every label map was written when it was predicted."""
@@ -125,6 +138,7 @@ class LabelMapFolder(Results):
         if ranks.first:
             new = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}{MARK}")
             try:
+                _remove_abandoned(self.path)
                 new.mkdir()
                 made = {"folder": str(new)}
             except OSError as error:
@@ -151,6 +165,35 @@ class LabelMapFolder(Results):
             write_file(path, lambda file: picture.save(file, "PNG"))
         except OSError as error:
             self._failed = str(error)
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder until the handle is closed or this process ends, also when it is killed; None: it is in use.
+
+    Also None where the system or the file system has no such locks.
+    """
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove unfinished folders of this name that killed processes left."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(MARK)}")
+    for folder in path.parent.iterdir():
+        if not name.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        if (held := _hold(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
 
 
 def _in_order(dataset: Dataset, records: Mapping[str, Record]) -> Generator[tuple[int, str, Record]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,6 +220,7 @@ def test_places_that_cannot_be_written_are_refused_at_once(
         (detector, tmp_path / "r.txt", "must end in .json"),
         (segmentor, tmp_path / "full", "holds files already"),
         (segmentor, tmp_path / "full" / "a.png", "is a file, and label maps need a folder"),
+        (segmentor, tmp_path / "maps.json", "is named like a file", "leave out .json"),
         (segmentor, tmp_path / "no" / "maps", "cannot be written", "--results"),
     ):
         refused(main(["evaluate", str(run), "--results", str(path)]), capsys, *expected)
@@ -234,6 +236,29 @@ def test_a_failure_leaves_nothing(segmentor: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="no space"):
         evaluate(segmentor, results=tmp_path / "maps", show=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_next_evaluation_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    def opened() -> Any:
+        task: Any = SimpleNamespace(classes=("a",), on_label_map=None)
+        nothing: Any = SimpleNamespace()
+        return LabelMapFolder(tmp_path / "maps").opened(task, nothing, Ranks())
+
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    left, others = tmp_path / ".maps.0123456789ab.partial", tmp_path / ".more.0123456789ab.partial"
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "a.png").touch()
+    with opened():
+        during = names()
+        assert left.name not in during
+        assert others.name in during
+        with opened():
+            assert during < names()  # what another process is writing stays
+        shutil.rmtree(tmp_path / "maps")
+    assert names() == {"maps", others.name}
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])

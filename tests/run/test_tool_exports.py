@@ -91,6 +91,37 @@ def test_label_maps_of_a_tool_train(name: str, tmp_path: Path, capsys: pytest.Ca
     trained(data, tmp_path / "run", SEGMENTOR, capsys)
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_cvat_masks_keep_the_folders_of_the_images(listed: bool, tmp_path: Path) -> None:
+    data = MAPS["CVAT Segmentation mask 1.1"](tmp_path / "data")
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (data / folder).rename(data / "old")
+        (data / folder).mkdir()
+        (data / "old").rename(data / folder / "camera 1")
+    lists = data / "ImageSets/Segmentation/default.txt"
+    lists.write_text("".join(f"camera 1/{line}\n" for line in lists.read_text().split()))
+    if not listed:
+        lists.unlink()
+    checked(data, "CVAT Segmentation mask 1.1")
+    for map_HW, i in zip(label_maps(data), range(COUNT), strict=False):
+        assert map_HW.unique().numel() == 2, i
+
+
+def test_an_empty_validation_split_says_how_to_go_on(tmp_path: Path) -> None:
+    data = BOXES["Roboflow COCO"](tmp_path / "data")
+    file = data / "valid/_annotations.coco.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": [], "annotations": []}))
+    errors = [str(f) for f in check(data).findings if f.severity == "error"]
+    assert len(errors) == 1
+    assert "or remove this empty split, and a tenth of the others is held out" in errors[0]
+
+
+def test_a_note_of_both_splits_is_printed_once(tmp_path: Path) -> None:
+    notes = [str(f) for f in check(one_json(tmp_path / "data")).findings if f.severity == "note"]
+    assert sum("held out" in note for note in notes) == 1
+    assert len(notes) == len(set(notes))
+
+
 def test_names_are_resolved_where_exactly_one_file_fits(tmp_path: Path) -> None:
     data = one_json(tmp_path / "data")
     first = next(iter(sorted((tmp_path / "data/photos").iterdir())))

@@ -49,7 +49,13 @@ def check(data: str | Path, progress: Progress | None = None, truth: Truth | Non
 def _of_format(format: Format, data: str | Path, progress: Progress) -> Checked:
     """Return what the checker of a format finds, and what training would refuse beside it."""
     findings, summary = format.checker()(format.place(data), progress)
-    return Checked(with_refusals(data, format.truth, findings), summary)
+    return Checked(with_refusals(data, format.truth, _notes_once(findings)), summary)
+
+
+def _notes_once(findings: list[Finding]) -> list[Finding]:
+    """Return the findings with each note once: both splits of one file have the same notes."""
+    notes = dict.fromkeys(one for one in findings if one.severity == "note")
+    return [one for one in findings if one.severity != "note" or notes.pop(one, False) is None]
 
 
 def _encodings(root: Path) -> list[Finding]:

@@ -30,6 +30,7 @@ from fourstage.data.limits import (
 from fourstage.data.sample import IGNORE, NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES, SPLIT_NAMES, of_split
 from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
+from fourstage.data.walk import image_files
 from fourstage.files import read_bytes
 
 CLASS_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")  # labelme's script keeps arrays in the first
@@ -65,7 +66,7 @@ def find_voc_export(root: Path, split: Split) -> Pairs:
 
 def _pairs(root: Path, labels: Path, listed: Path | None) -> Pairs:
     if listed is None:
-        names = sorted(path.stem for path in labels.iterdir() if path.suffix.lower() in ENDINGS)
+        names = sorted(Path(name).with_suffix("").as_posix() for name in _maps_below(labels))
     else:
         names = [as_name(line) for line in text_lines(read_bytes(listed, LIST_BYTES), listed)]
         check_inside(root, (labels / name for name in names if leads_away(name)), listed)
@@ -96,7 +97,16 @@ def _with_classes(root: Path, pairs: Pairs) -> Pairs:
 
 def _class_folder(root: Path) -> Path | None:
     folders = (root / name for name in CLASS_FOLDERS if (root / name).is_dir())
-    return next((f for f in folders if any(path.suffix.lower() in ENDINGS for path in f.iterdir())), None)
+    return next((folder for folder in folders if _has_maps(folder)), None)
+
+
+def _has_maps(folder: Path) -> bool:
+    return any(path.suffix.lower() in ENDINGS for path in folder.iterdir()) or bool(_maps_below(folder))
+
+
+def _maps_below(folder: Path) -> list[str]:
+    """Return the label maps in a folder and all folders in it: CVAT keeps the folders of the images."""
+    return [name for name in image_files(folder) if name.lower().endswith(ENDINGS)]
 
 
 def _file(folder: Path, name: str, endings: tuple[str, ...], usual: str) -> Path:

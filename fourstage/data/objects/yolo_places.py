@@ -68,12 +68,18 @@ class Description:
             images += found
             notes.append(note)
         if not images:
-            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images")
+            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images{self._remedy(key)}")
         if val is None:
             names = [Path(os.path.relpath(path, self.base)).as_posix() for path in images]
             notes.append(held_out_note(self.path, names))
             images = [images[i] for i in split_positions(names, split)]
         return images, joined_notes(*notes)
+
+    def _remedy(self, key: str) -> str:
+        """Return what to do about a split that has no images; exports name a validation split even without one."""
+        if key not in EXPORT_SPLIT_NAMES["val"]:
+            return ""
+        return f"; add them, or remove the line `{key}:`, and a tenth of the training images is held out"
 
     def _key(self, split: Split) -> str | None:
         return next((key for key in EXPORT_SPLIT_NAMES[split] if key in self.folders), None)
@@ -94,7 +100,9 @@ class Description:
         places = (self._below(text), *shorter, self.path.parent / text)
         there = [place for place in places if place.exists()]
         if not there:
-            raise ValueError(f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}")
+            raise ValueError(
+                f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}{self._remedy(key)}"
+            )
         place = next((place for place in there if is_inside(self.root, place)), there[0])
         check_inside(self.root, [place], self.path)
         return place

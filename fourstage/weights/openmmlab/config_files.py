@@ -19,6 +19,7 @@ from fourstage.weights.openmmlab.expressions import Budget, Evaluator, NotPlainE
 
 MOST_FILES = 30
 MOST_OPERATORS = 400  # of one statement, beside brackets, commas, colons and equals signs: each may nest once more
+WRITTEN_OUT = "MMEngine's configurations in pure Python (read_base) have to be written out"
 BASE = "_base_"
 DELETE = "_delete_"
 KEYS = frozenset(  # of OpenMMLab's configurations; a file without any of them is none
@@ -95,7 +96,7 @@ class _Reader:
         return base
 
     def _parsed(self, path: Path, is_base: bool) -> ast.Module:
-        text = read_text(path, 4 * LONGEST)
+        text = read_text(path, 4 * LONGEST).removeprefix("\ufeff")  # the mark that Windows' editors write
         if len(text) > limit(LONGEST):
             raise ValueError(f"{path} has {len(text):,} characters, and at most {limit(LONGEST):,} are read")
         try:
@@ -107,9 +108,7 @@ class _Reader:
             raise ValueError(f"{path} is a configuration {what}; nothing in it was run") from None
         if not KEYS & set(_assigned(tree)):
             what = f"{self.top} is based on {path}, which" if is_base else f"{path}"
-            hint = (
-                "; MMEngine's configurations in pure Python (read_base) have to be written out" if _lazy(tree) else ""
-            )
+            hint = f"; {WRITTEN_OUT}" if _lazy(tree) else ""
             raise ValueError(f"{what} sets none of the keys of an OpenMMLab configuration, such as model{hint}")
         return tree
 
@@ -159,6 +158,8 @@ def _execute(statement: ast.stmt, evaluator: Evaluator, names: dict[str, Any]) -
                 names.pop(target.id, None)  # pyright: ignore[reportAttributeAccessIssue]
         case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.ClassDef():
             return ast.unparse(statement).splitlines()[0][:60]
+        case ast.With():
+            raise NotPlainError(f"with a `with` statement (line {statement.lineno}); {WRITTEN_OUT}")
         case _:
             raise NotPlainError(
                 f"that does more than assign values ({type(statement).__name__.lower()} in line {statement.lineno}); "

@@ -370,6 +370,14 @@ def test_a_broken_yolo_folder_is_told(layouts: dict[str, Path]) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_a_validation_split_of_yolo_without_images_says_how_to_go_on(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data.yaml").write_text(f"train: .\nval: {place}\nnames: [a]\n")
+    with pytest.raises(ValueError, match="remove the line `val:`, and a tenth of the training images is held out"):
+        Yolo(tmp_path, "val")
+
+
 @pytest.mark.parametrize(
     ("yaml", "sentence"),
     [

@@ -110,6 +110,18 @@ def test_base_files_are_merged_as_openmmlab_merges_them(tmp_path: Path) -> None:
     }
 
 
+def test_a_byte_order_mark_begins_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text("\ufeffmodel = dict(type='RetinaNet')\n")
+    (tmp_path / "config.py").write_text("\ufeff_base_ = 'base.py'\nmodel = dict(neck=1)\n")
+    assert read_config_file(tmp_path / "config.py").values["model"] == {"type": "RetinaNet", "neck": 1}
+
+
+def test_a_missing_configuration_is_one_sentence(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none.py"):
+        with pytest.raises(FileNotFoundError, match=r"there is no file .*; give the configuration of a detector"):
+            imported_recipe(place)
+
+
 def test_a_file_that_is_no_configuration_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "settings.py").write_text("PASSWORD = 'hunter2'\n")
     with pytest.raises(ValueError, match="sets none of the keys") as error:
