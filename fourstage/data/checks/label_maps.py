@@ -36,7 +36,7 @@ class _InspectedMap:
     size: tuple[int, int] | None = None  # (H, W)
     counts_256: np.ndarray | None = None  # pixels of each stored value
     error: str = ""
-    colours: int = 0  # how many a map has that holds colours instead of numbers
+    colours: bool = False  # whether a map that cannot be used holds colours instead of numbers
 
 
 def check_label_maps(root: Path, progress: Progress) -> Checked:
@@ -78,22 +78,20 @@ def _inspect(path: Path, colours: Mapping[Colour, int] | None = None) -> _Inspec
     try:
         values_HW = read_values(path, colours)
     except BadLabelMap as error:
-        return _InspectedMap(path, error=error.reason, colours=0 if colours else _colours(path))
+        return _InspectedMap(path, error=error.reason, colours=not colours and _has_colours(path))
     height, width = values_HW.shape
     strips = np.array_split(values_HW, -(-height * width // STRIP))  # bincount takes eight bytes for each value
     counts_256 = sum((np.bincount(s.reshape(-1), minlength=256) for s in strips), np.zeros(256, dtype=np.int64))
     return _InspectedMap(path, (height, width), counts_256)
 
 
-def _colours(path: Path) -> int:
-    """How many colours an image has; 0 where it is no image of colours."""
+def _has_colours(path: Path) -> bool:
+    """Return whether a file is an image of colours."""
     try:
         with open_image(path) as image:
-            if image.mode not in ("RGB", "RGBA", "CMYK", "LA", "PA"):
-                return 0
-            return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
+            return image.mode in ("RGB", "RGBA", "CMYK", "LA", "PA")
     except (BadImage, OSError, ValueError, SyntaxError):
-        return 0
+        return False
 
 
 def _map_findings(
@@ -101,14 +99,9 @@ def _map_findings(
 ) -> Iterator[Finding]:
     for one, image in zip(maps, images, strict=True):
         where = str(one.path)
-        if one.colours:
-            what = f"holds {one.colours:,} colours, not numbers of classes"
-            do = "its palette was lost on saving; write it as an 8-bit grey or palette PNG again"
-            yield Finding("error", "label map saved as colours", where, what, do)
-            continue
         if one.size is None or one.counts_256 is None:
-            do = "replace it, or train with skip_bad_images=true"
-            yield Finding("error", "unreadable label map", where, f"cannot be read as a label map ({one.error})", do)
+            kind = "label map saved as colours" if one.colours else "unreadable label map"
+            yield Finding("error", kind, where, "cannot be used as a label map", one.error)  # as a training says it
             continue
         if image.size is not None and one.size != image.size:
             wrong = differing_sizes(one.size, image.size)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fourstage.data.images import open_image, read_image
 from fourstage.data.label_maps.class_list import NAME as CLASSES
@@ -158,15 +159,22 @@ def read_values(path: Path, colours: Mapping[Colour, int] | None = None) -> np.n
                 return np.array(image)
             if image.mode.startswith("I"):
                 return _narrow(np.asarray(image), path)
-            reason = (
-                f"it holds colours ({image.mode}) where numbers of classes are needed; save it as an 8-bit grey or "
-                "palette PNG"
-            )
-            raise BadLabelMap(str(path), reason)
+            raise BadLabelMap(str(path), _of_colours(image))
     except BadImage as error:
         raise BadLabelMap(str(path), error.reason) from error
     except Exception as error:  # decoders raise any error on a broken file
         raise BadLabelMap(str(path), str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
+def _of_colours(image: Image.Image) -> str:
+    """Return why a picture in colours is no label map; programs also save grey ones as colours."""
+    pixels_HW3 = np.asarray(image.convert("RGB"))
+    count = len(np.unique(pixels_HW3.reshape(-1, 3), axis=0))
+    grey = (pixels_HW3 == pixels_HW3[..., :1]).all()
+    return (
+        f"it holds colours ({image.mode}), {count:,} of them{' and all grey' if grey else ''}, where numbers of "
+        f"classes are needed; save it as an 8-bit grey {'' if grey else 'or palette '}PNG"
+    )
 
 
 def _by_colour(pixels_HW3: np.ndarray, colours: Mapping[Colour, int], path: Path) -> np.ndarray:

@@ -78,7 +78,9 @@ def test_broken(folder: Path) -> None:
         "error: unreadable image": 1, "warning: label map without image": 1, "warning: leak": 1,
     }  # fmt: skip
     assert "6 pixels of no class: it holds 9" in str(of_kind(findings, "label out of range"))
-    assert "holds 3 colours" in of_kind(findings, "label map saved as colours").what
+    assert "it holds colours (RGB), 3 of them and all grey, where" in str(
+        of_kind(findings, "label map saved as colours")
+    )
     assert "it is 48 x 20 and its image 48 x 40" in of_kind(findings, "label map of another size").do
     assert of_kind(findings, "no label map").where == str(images / "3.png")
     assert of_kind(findings, "unreadable label map").where == str(masks / "4.png")
