@@ -221,16 +221,17 @@ def _box_loss(heads: ConfigSection, findings: Findings, cascade: bool) -> Values
 def _stages(heads: ConfigSection, trained: list[ConfigSection], findings: Findings) -> Values:
     """Return the stages of a cascade where their overlaps or weights are not the usual ones."""
     weights: Any = heads.get("stage_loss_weights", CASCADE_WEIGHTS)
+    boxes = heads.sections("bbox_head")
+    if not isinstance(weights, list | tuple) or {len(weights), len(trained), len(boxes)} != {len(CASCADE_OVERLAPS)}:
+        raise heads.error("has another number of stages in bbox_head, train_cfg or stage_loss_weights than three")
     assigners = [one.section("assigner") for one in trained]
-    overlaps = [one.fraction("pos_iou_thr", usual) for one, usual in zip(assigners, CASCADE_OVERLAPS, strict=False)]
-    for one, overlap in zip(assigners, overlaps, strict=False):
+    overlaps = [one.fraction("pos_iou_thr", usual) for one, usual in zip(assigners, CASCADE_OVERLAPS, strict=True)]
+    for one, overlap in zip(assigners, overlaps, strict=True):
         for name in ("neg_iou_thr", "min_pos_iou"):
             findings.expect(one, name, overlap)
-    if comparable(weights) == comparable(CASCADE_WEIGHTS) and overlaps == CASCADE_OVERLAPS[: len(overlaps)]:
+    if comparable(weights) == comparable(CASCADE_WEIGHTS) and overlaps == CASCADE_OVERLAPS:
         return {}
-    if not isinstance(weights, list | tuple) or not len(weights) == len(overlaps) == len(CASCADE_OVERLAPS):
-        raise heads.error("has another number of stages in train_cfg or stage_loss_weights than three")
-    stds = [list(head.section("bbox_coder").positive_numbers("target_stds")) for head in heads.sections("bbox_head")]
+    stds = [list(head.section("bbox_coder").positive_numbers("target_stds")) for head in boxes]
     rows = zip(overlaps, stds, weights, strict=True)
     return {"stages": [{"iou": iou, "stds": std, "weight": weight} for iou, std, weight in rows]}
 

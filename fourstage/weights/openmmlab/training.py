@@ -38,7 +38,7 @@ REASONS = {  # pattern of a path -> why it has no place in a recipe
     **dict.fromkeys(("data.train.type", "data.train.dataset.type", "data.test.type", "dataset_type"), FOLLOWS),
     "*dataloader.dataset*.type": FOLLOWS,
     "*workers*": "as many as the cores allow",
-    "train_dataloader.sampler*": "images are drawn anew in each epoch",
+    "train_dataloader.sampler*": "images are shuffled in each epoch",
     "custom_imports*": "no code is imported",
     "plugin*": "no code is imported",
 }

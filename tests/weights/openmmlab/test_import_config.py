@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from weights.openmmlab.config_files import write
+from weights.openmmlab.config_files import CASCADE_TRAIN, write
 from weights.openmmlab.source_configs import CONFIGS, ENGINE_DINO, ENGINE_MASK_RCNN, ENGINE_UPERNET
 
 from fourstage.cli import main
@@ -91,6 +91,17 @@ def test_a_value_that_is_needed_and_is_code_is_refused(tmp_path: Path) -> None:
     text = CONFIGS["mask_rcnn_smt_small_coco_1x"] + "lr_config = dict(step=[int(x) for x in open('/etc/passwd')])\n"
     with pytest.raises(ValueError, match=r"lr_config\.step is code, .*open\('/etc/passwd'\).* write its value instead"):
         imported_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_cascade_that_trains_other_stages_is_refused(count: int, tmp_path: Path) -> None:
+    """The first three would otherwise be taken without a word."""
+    stages = ", ".join([CASCADE_TRAIN.replace("IOU", "0.5")] * count)
+    text = CONFIGS["cascade_mask_rcnn_swin_tiny_coco_1x_ms"]
+    assert text.count("model = dict(") == 1
+    changed = text.replace("model = dict(", f"model = dict(train_cfg=dict(rcnn=[{stages}]), ")
+    with pytest.raises(ValueError, match=r"another number of stages in bbox_head, train_cfg .* than three"):
+        imported_recipe(write(tmp_path, changed))
 
 
 def test_the_command_writes_a_recipe_that_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
