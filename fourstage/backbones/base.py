@@ -5,6 +5,7 @@ family builds stem and stages and describes its differences in a `Family`. The m
 B images, C channels, H x W cells.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -433,15 +434,15 @@ def check_image(image_BCHW: Tensor, in_chans: int) -> None:
         )
 
 
-class WrappedBackbone(nn.Module):
+class WrappedBackbone(nn.Module, ABC):
     """A network of another library as a dense backbone, for the loader of checkpoints."""
 
     name: str
 
+    @abstractmethod
     def classifier_names(self) -> frozenset[str]:
         """Return the names of all parameters and buffers of the library's classifier."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stem_names(self) -> tuple[str, ...]:
         """Return the names of the weights in the library's classifier that read the image."""
-        raise NotImplementedError

@@ -110,7 +110,7 @@ class Mapped:
             values = dict(zip(table_C.tolist(), stored, strict=True))
             self.stored_values = tuple(values.get(label, IGNORE) for label in range(len(classes)))
         if (palette := getattr(dataset, "palette", None)) is not None:
-            own = {int(label): colour for label, colour in zip(table_C, palette, strict=False)}
+            own = {int(label): colour for label, colour in zip(table_C, palette, strict=True)}
             self.palette = (
                 tuple(own[i] for i in range(len(classes))) if own.keys() >= set(range(len(classes))) else None
             )

@@ -57,7 +57,7 @@ def _watch(ended: threading.Event, threads: int, others: Others) -> None:
 
 
 class Reserves:
-    """Threads of OpenMP that compute nothing, so many that the process has more than there are processors.
+    """OpenMP threads that compute nothing: with them, the process has more OpenMP threads than processors.
 
     Args:
         threads: of OpenMP that a thread of Python computes with, at least two.

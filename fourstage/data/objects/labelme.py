@@ -9,18 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.images import EXTENSIONS
 from fourstage.data.limits import PATH_BYTES, as_name, check_classes, read_class_file
-from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable
-from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
+from fourstage.data.objects.annotation_files import AnnotationFiles
+from fourstage.data.objects.table import Row, box_of
+from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES, held_out_note, joined_notes, split_positions
 from fourstage.documents import read_json
 from fourstage.files import open_regular
@@ -56,90 +53,30 @@ class Labelled:
     image: Path
 
 
-class Labelme:
+class Labelme(AnnotationFiles):
     """One split of a folder of labelme's json files, in the order of their names.
-
-    Attributes:
-        has_masks: whether there are objects; each has a polygon.
-        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
-        note: what is unusual; empty otherwise.
 
     Raises:
         ValueError: no json for this split, or one that is not labelme's, by its name.
     """
 
     def __init__(self, root: str | Path, split: Split) -> None:
-        self._root, self.truths = Path(root), ("objects",)
-        self._files, note = find_files(self._root, split)
-        read = [read_labelled(path) for path in self._files]
-        self.classes = class_names(self._root, dict(zip(self._files, read, strict=True)))
-        self._images, self._said = [one.image for one in read], [one.size for one in read]
-        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
-        self._table = ObjectTable.of(self._rows(read), len(read))
-        self.has_masks = self._table.has_masks
-        self.with_reference, self.note = split == "val", joined_notes(note, left_out_note(self._root, read))
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """(I, 2) int64: height and width of these images (None: of all); from headers where json files have none."""
-        return self._sizes.of(self, indices)
-
-    def counts(self) -> np.ndarray:
-        """(I,) int64: objects of each image."""
-        return self._table.counts_I
-
-    def refuse_unlearnable(self, split: Split) -> None:
-        """Raise ValueError where no object trains, or none counts in a score."""
-        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", "")
-
-    def label_counts(self) -> np.ndarray:
-        """(C,) int64: objects of each class, those that do not train too."""
-        return self._table.label_counts(len(self.classes))
+        files, note = find_files(Path(root), split)
+        read = [read_labelled(path) for path in files]
+        super().__init__(root, split, files, class_names(Path(root), dict(zip(files, read, strict=True))))
+        self._images = [one.image for one in read]
+        self._hold(self._rows(read), [one.size for one in read])
+        self.note = joined_notes(note, left_out_note(self._root, read))
 
     def path(self, index: int) -> Path:
         return self._images[index]
 
-    def id(self, index: int) -> str:
-        return self._files[index].relative_to(self._root).with_suffix("").as_posix()
-
-    def sample(self, index: int) -> Sample:
-        """Read one image and its objects. Raises BadImage, also when the image's size is not the json's."""
-        image_HW3, said = read_image(self.path(index), orient=True), self._said[index]
-        size = (image_HW3.shape[0], image_HW3.shape[1])
-        if said not in (None, size):
-            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
-            raise BadImage(str(self.path(index)), reason)
-        with as_bad_objects(self.path(index)):
-            reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
-            objects = self._table.objects(index, size, partial(self._where, index))
-        return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
-
-    def objects(self, index: int) -> Objects:
-        """Return the objects of one image, in its pixels."""
-        return self._table.objects(index, self._size(index), partial(self._where, index))
-
-    def reference(self, index: int) -> dict[str, Any]:
-        """Return the ground truth of an image; see `ObjectTable.reference`."""
-        return self._table.reference(index, self._size(index), partial(self._where, index))
-
-    def _size(self, index: int) -> tuple[int, int]:
-        height, width = self.sizes([index])[0].tolist()
-        return height, width
-
-    def _where(self, index: int, name: Any) -> str:
-        return f"{self._files[index]}, object {name}"
-
     def _rows(self, read: Sequence[Labelled]) -> Iterator[Row]:
-        labels = {name: label for label, name in enumerate(self.classes)}
         for position, one in enumerate(read):
             for number, shape in enumerate(one.shapes, 1):
-                if shape.name not in labels:
-                    names = ", ".join(self.classes)
-                    raise ValueError(f"{self._files[position]} has a {shape.name!r}, which is no class of {names}")
                 polygons = [list(polygon) for polygon in shape.polygons]
-                yield Row(position, labels[shape.name], shape.box, segmentation=polygons, name=number)
+                label = self._label(position, shape.name)
+                yield Row(position, label, shape.box, segmentation=polygons, name=number)
 
 
 def is_labelme(root: Path) -> bool:

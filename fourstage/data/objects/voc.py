@@ -7,20 +7,17 @@ Objects that are marked difficult neither train nor score, like crowd regions. H
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers.expat import ExpatError, ParserCreate
 
-import numpy as np
-
-from fourstage.data.images import EXTENSIONS, read_image
+from fourstage.data.images import EXTENSIONS
 from fourstage.data.limits import TEXT_BYTES, check_classes, is_path, read_class_file
-from fourstage.data.objects.dataset import HeaderSizes, as_bad_objects
-from fourstage.data.objects.table import ObjectTable, Row, box_of, refuse_unlearnable
+from fourstage.data.objects.annotation_files import AnnotationFiles
+from fourstage.data.objects.table import Row, box_of
 from fourstage.data.objects.voc_places import annotation_files, find_files, has_lists, image_places
-from fourstage.data.sample import BadImage, NoSplitError, Objects, Sample, Split
+from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
 from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
 from fourstage.documents import in_file
@@ -54,90 +51,33 @@ class Annotation:
     filename: str = ""  # of the image, without folders
 
 
-class Voc:
+class Voc(AnnotationFiles):
     """One split of boxes in Pascal VOC's layout.
-
-    Attributes:
-        with_reference: whether samples carry their ground truth for scoring; only in the validation split.
 
     Raises:
         ValueError: no list or folder for this split, a file that is missing or not VOC's, by its name.
     """
 
+    uncounted = DIFFICULT
+
     def __init__(self, root: str | Path, split: Split) -> None:
-        self._root = Path(root)
-        self._files, self.note = find_files(self._root, split)
-        annotations = [read_annotation(path) for path in self._files]
+        files, note = find_files(Path(root), split)
+        annotations = [read_annotation(path) for path in files]
         # Where a tenth is held out, which the note says, the classes of both splits are those of all files.
-        known = dict(zip(self._files, annotations, strict=True))
-        self.classes = class_names(self._root, known, self._files if split == "train" and not self.note else None)
-        self.truths = ("objects",)
-        self._said = tuple(annotation.size for annotation in annotations)
-        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in self._said], dtype=np.int64).reshape(-1, 2))
-        self._table = ObjectTable.of(self._rows(annotations), len(self._files))
-        self.has_masks = False
-        self.with_reference = split == "val"
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """(I, 2) int64: height and width of these images (None: of all); from headers where XML files have none."""
-        return self._sizes.of(self, indices)
-
-    def counts(self) -> np.ndarray:
-        """(I,) int64: objects of each image, difficult ones too."""
-        return self._table.counts_I
-
-    def refuse_unlearnable(self, split: Split) -> None:
-        """Raise ValueError where no object trains, or none counts in a score."""
-        refuse_unlearnable(self._table, split, f"the {split} split of {self._root}", DIFFICULT)
-
-    def label_counts(self) -> np.ndarray:
-        """(C,) int64: objects of each class, those that do not train too."""
-        return self._table.label_counts(len(self.classes))
+        known = dict(zip(files, annotations, strict=True))
+        classes = class_names(Path(root), known, files if split == "train" and not note else None)
+        super().__init__(root, split, files, classes)
+        self._hold(self._rows(annotations), [annotation.size for annotation in annotations])
+        self.note = note
 
     def path(self, index: int) -> Path:
         return image_of(self._files[index])
 
-    def id(self, index: int) -> str:
-        return self._files[index].relative_to(self._root).with_suffix("").as_posix()
-
-    def sample(self, index: int) -> Sample:
-        """Read one image and its objects. Raises BadImage, also when the image's size is not the XML file's."""
-        image_HW3, said = read_image(self.path(index), orient=True), self._said[index]
-        size = (image_HW3.shape[0], image_HW3.shape[1])
-        if said not in (None, size):
-            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
-            raise BadImage(str(self.path(index)), reason)
-        with as_bad_objects(self.path(index)):
-            reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None
-            objects = self._table.objects(index, size, partial(self._where, index))
-        return Sample(self.id(index), image_HW3, size, objects=objects, reference=reference)
-
-    def objects(self, index: int) -> Objects:
-        """Return the objects of one image, in its pixels."""
-        return self._table.objects(index, self._size(index), partial(self._where, index))
-
-    def reference(self, index: int) -> dict[str, Any]:
-        """Return the ground truth of an image; see `ObjectTable.reference`."""
-        return self._table.reference(index, self._size(index), partial(self._where, index))
-
-    def _size(self, index: int) -> tuple[int, int]:
-        height, width = self.sizes([index])[0].tolist()
-        return height, width
-
-    def _where(self, index: int, name: Any) -> str:
-        return f"{self._files[index]}, object {name}"
-
-    def _rows(self, annotations: list[Annotation]) -> Iterator[Row]:
-        labels = {name: label for label, name in enumerate(self.classes)}
+    def _rows(self, annotations: Sequence[Annotation]) -> Iterator[Row]:
         for position, annotation in enumerate(annotations):
             for number, box in enumerate(annotation.boxes, 1):
-                if box.name not in labels:
-                    names = ", ".join(self.classes)
-                    raise ValueError(f"{self._files[position]} has a {box.name!r}, which is no class of {names}")
-                yield Row(position, labels[box.name], from_corners(box.corners), crowd=box.difficult, name=number)
+                label = self._label(position, box.name)
+                yield Row(position, label, from_corners(box.corners), crowd=box.difficult, name=number)
 
 
 def class_names(root: Path, known: Mapping[Path, Annotation], files: Sequence[Path] | None = None) -> tuple[str, ...]:
