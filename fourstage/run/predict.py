@@ -106,25 +106,15 @@ def predict(
     predictor = Predictor(protocol, task.to(torch_device).eval())
     lengths = _lengths(inputs, predictor)
     drawn = drawn_paths(inputs, Path(out)) if out is not None else [None] * len(inputs)
-    predictions: list[Prediction] = []
     with ExitStack() as stack:
         stack.enter_context(yielding_cores())
         if out is not None:
             make_folder(Path(out))
         if results is not None:
             stack.enter_context(results)
-        writer = ResultWriter(inputs, results, image_ids)
         total = sum(length for length in lengths if isinstance(length, int))
         bar = stack.enter_context(Bar("predicting", total, show=show))
-        for one, length, path in zip(inputs, lengths, drawn, strict=True):
-            predict_input = predictor.video if one.is_video else predictor.image
-            try:
-                if isinstance(length, ValueError):
-                    raise length
-                predictions.append(predict_input(one, path, writer, bar))
-            except (BadImage, videos.BadVideo) as error:
-                predictions.append(Prediction(one.path, str(error), {"error": str(error)}, error=str(error)))
-                bar.resize(bar.total - (length if isinstance(length, int) else 0))
+        predictions = _each(predictor, inputs, lengths, drawn, ResultWriter(inputs, results, image_ids), bar)
     if isinstance(results, CocoResults) and results.left_out:
         print(
             f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
@@ -132,6 +122,28 @@ def predict(
             file=sys.stderr,
         )
     return predictions
+
+
+def _each(
+    predictor: "Predictor",
+    inputs: Sequence[Input],
+    lengths: Sequence[int | ValueError],
+    drawn: Sequence[Path | None],
+    writer: "ResultWriter",
+    bar: Bar,
+) -> list[Prediction]:
+    """Predict the inputs one after the other; one that cannot be read gets an error instead of a prediction."""
+    out: list[Prediction] = []
+    for one, length, path in zip(inputs, lengths, drawn, strict=True):
+        predict_input = predictor.video if one.is_video else predictor.image
+        try:
+            if isinstance(length, ValueError):
+                raise length
+            out.append(predict_input(one, path, writer, bar))
+        except (BadImage, videos.BadVideo) as error:
+            out.append(Prediction(one.path, str(error), {"error": str(error)}, error=str(error)))
+            bar.resize(bar.total - (length if isinstance(length, int) else 0))
+    return out
 
 
 def _results_file(
