@@ -107,6 +107,21 @@ def test_busy_cores_are_those_of_this_process(tmp_path: Path, monkeypatch: pytes
     assert cores.busy_cores() == pytest.approx(1.0, abs=0.1)
 
 
+def test_the_time_of_this_process_is_not_that_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors are busy for a second, one of them with this process."""
+    monkeypatch.setattr(cores, "ACCOUNTS", tmp_path / "stat")
+    monkeypatch.setattr(cores, "_mine", lambda: frozenset([0, 1]))
+    tick, own = cores.os.sysconf("SC_CLK_TCK"), iter([3.0, 4.0, 4.0])
+    monkeypatch.setattr(cores.time, "process_time", lambda: next(own))
+    stat = "cpu0 {0} 0 0 0 0 0 0 0 0 0\ncpu1 {0} 0 0 0 0 0 0 0 0 0\n"
+    (tmp_path / "stat").write_text(stat.format(50))
+    others = cores.Others()
+    (tmp_path / "stat").write_text(stat.format(50 + tick))
+    assert others() == pytest.approx(1.0)
+    (tmp_path / "stat").write_text(stat.format(50 + 2 * tick))
+    assert others() == pytest.approx(2.0)  # since the call before
+
+
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="only Linux accounts in this file")
 def test_a_spinning_process_is_busy() -> None:
     spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -104,7 +104,8 @@ def predict(
     protocol, task = _load(source, weights, which)
     results = _results_file(protocol, task, None if out is None else Path(out), known, inputs)
     predictor = Predictor(protocol, task.to(torch_device).eval())
-    lengths = _lengths(inputs, predictor)
+    _check_one_readable(inputs, predictor)
+    frames = [_frames(one) for one in inputs]
     drawn = drawn_paths(inputs, Path(out)) if out is not None else [None] * len(inputs)
     with ExitStack() as stack:
         stack.enter_context(yielding_cores())
@@ -112,9 +113,8 @@ def predict(
             make_folder(Path(out))
         if results is not None:
             stack.enter_context(results)
-        total = sum(length for length in lengths if isinstance(length, int))
-        bar = stack.enter_context(Bar("predicting", total, show=show))
-        predictions = _each(predictor, inputs, lengths, drawn, ResultWriter(inputs, results, image_ids), bar)
+        bar = stack.enter_context(Bar("predicting", sum(frames), show=show))
+        predictions = _each(predictor, inputs, frames, drawn, ResultWriter(inputs, results, image_ids), bar)
     if isinstance(results, CocoResults) and results.left_out:
         print(
             f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
@@ -127,22 +127,20 @@ def predict(
 def _each(
     predictor: "Predictor",
     inputs: Sequence[Input],
-    lengths: Sequence[int | ValueError],
+    frames: Sequence[int],
     drawn: Sequence[Path | None],
     writer: "ResultWriter",
     bar: Bar,
 ) -> list[Prediction]:
     """Predict the inputs one after the other; one that cannot be read gets an error instead of a prediction."""
     out: list[Prediction] = []
-    for one, length, path in zip(inputs, lengths, drawn, strict=True):
+    for one, count, path in zip(inputs, frames, drawn, strict=True):
         predict_input = predictor.video if one.is_video else predictor.image
         try:
-            if isinstance(length, ValueError):
-                raise length
             out.append(predict_input(one, path, writer, bar))
         except (BadImage, videos.BadVideo) as error:
             out.append(Prediction(one.path, str(error), {"error": str(error)}, error=str(error)))
-            bar.resize(bar.total - (length if isinstance(length, int) else 0))
+            bar.resize(bar.total - count)
     return out
 
 
@@ -164,35 +162,27 @@ def _results_file(
     return None if out is None else CocoResults(out / RESULTS, task.classes, ids)
 
 
-def _lengths(inputs: Sequence[Input], predictor: "Predictor") -> list[int | ValueError]:
-    """Return the frames of each input, 1 for an image, or why it cannot be read, which is known for videos only.
+def _frames(one: Input) -> int:
+    """Return the frames of a video, 1 for an image, and 0 for a video that cannot be read, which is said later."""
+    try:
+        return videos.read_properties(one.path).frames if one.is_video else 1
+    except videos.BadVideo:
+        return 0
 
-    Raises:
-        ValueError: no input can be read.
-    """
-    lengths: list[int | ValueError] = []
+
+def _check_one_readable(inputs: Sequence[Input], predictor: "Predictor") -> None:
+    """Raise ValueError where no input can be read; the first that can be read is enough."""
+    errors: list[ValueError] = []
     for one in inputs:
         try:
-            lengths.append(videos.read_properties(one.path).frames if one.is_video else 1)
-        except videos.BadVideo as error:
-            lengths.append(error)
-    first: ValueError | None = None
-    for one, length in zip(inputs, lengths, strict=True):
-        if isinstance(length, ValueError):
-            first = first or length
-            continue
-        if one.is_video:
-            return lengths
-        try:
-            predictor.read(one.path)
-        except BadImage as error:
-            first = first or error
+            videos.read_properties(one.path) if one.is_video else predictor.read(one.path)
+        except (BadImage, videos.BadVideo) as error:
+            errors.append(error)
         else:
-            return lengths
-    assert first is not None, "there are inputs"
-    if len(inputs) == 1:
-        raise first
-    raise ValueError(f"none of the {len(inputs)} files can be read; the first: {first}")
+            return
+    if len(errors) == 1:
+        raise errors[0]
+    raise ValueError(f"none of the {len(inputs)} files can be read; the first: {errors[0]}")
 
 
 class ResultWriter:

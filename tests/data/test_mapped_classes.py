@@ -178,3 +178,14 @@ def test_both_splits_of_the_other_formats_have_one_list(format: str, tmp_path: P
     build(tmp_path)
     train, val = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
     assert map_classes(val, "val", KnownClasses(tuple(train.classes), "train")) is val
+
+
+def test_labels_of_all_samples_are_those_of_each(tmp_path: Path) -> None:
+    sound.imagefolder(tmp_path / "data")
+    own = open_dataset(tmp_path / "data", "val", truth="label")
+    mapped = map_classes(own, "the data", KnownClasses((*reversed(own.classes), "bird"), "the training split"))
+    labels = [mapped.sample(i).label for i in range(len(mapped))]
+    assert mapped.labels_N.tolist() == labels  # pyright: ignore[reportAttributeAccessIssue]
+    assert [mapped.classes[label] for label in labels if label is not None] == [
+        own.classes[label] for i in range(len(own)) if (label := own.sample(i).label) is not None
+    ]

@@ -87,6 +87,18 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     assert not any(line.startswith("model.rpn_head") for line in lines)  # all of that is as here
 
 
+def test_another_lower_overlap_of_a_cascade_is_listed(tmp_path: Path) -> None:
+    stages = ", ".join(CASCADE_TRAIN.replace("IOU", one) for one in ("0.5", "0.6", "0.7"))
+    changed = stages.replace("neg_iou_thr=0.6", "neg_iou_thr=0.55")
+    assert changed != stages
+    text = CONFIGS["cascade_mask_rcnn_swin_tiny_coco_1x_ms"]
+    text = text.replace("model = dict(", f"model = dict(train_cfg=dict(rcnn=[{changed}]), ")
+    assert (
+        "model.train_cfg.rcnn.1.assigner.neg_iou_thr = 0.55  (0.6 here)"
+        in imported_recipe(write(tmp_path, text)).left_out
+    )
+
+
 def test_a_value_that_is_needed_and_is_code_is_refused(tmp_path: Path) -> None:
     text = CONFIGS["mask_rcnn_smt_small_coco_1x"] + "lr_config = dict(step=[int(x) for x in open('/etc/passwd')])\n"
     with pytest.raises(ValueError, match=r"lr_config\.step is code, .*open\('/etc/passwd'\).* write its value instead"):
