@@ -11,9 +11,10 @@ digits themselves count as zeros.
 
 import os
 import re
+import struct
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cache
 from typing import IO, Any
 
 END = b"PK\x05\x06"  # begins the last 22 bytes of an archive without a comment; the last two are the comment's length
@@ -24,38 +25,97 @@ CHUNK = 2**20  # bytes
 ENTRY = "fourstage_crc32"  # in the metadata of a .safetensors file
 UNKNOWN = "0" * 8
 ENTRY_PATTERN = re.compile(rb'"%s":"(.{8})"' % ENTRY.encode(), re.DOTALL)  # within a text, quotes are escaped
-SMALL = 2**18  # bytes, which take 40 us to add up: as long as a thread takes to begin
+SMALL = 2**16  # bytes, which take 10 us to add up, as long as to take their sum from the archive
+POLYNOMIAL = 0xEDB88320  # of CRC-32, in the order of bits of `zlib`
 
 
 class _Summing:
-    """A file for writing that adds up what passes: large pieces in a thread, while they are written."""
+    """A file for writing that adds up what passes.
 
-    def __init__(self, file: IO[bytes], thread: Executor) -> None:
-        self._file, self._thread, self.sum, self.size = file, thread, 0, 0
+    `torch.save` writes each tensor as one piece and then 16 or 24 bytes with the tensor's CRC-32, which it has computed
+    anyway. That sum is taken for the piece. `sum` is None after a piece that no such sum followed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._large = file, 0
+        self.sum: int | None = 0
+        self.size = 0
 
     def write(self, data: Any) -> int:
+        self._add(data)
         self.size += len(data)
-        if len(data) < SMALL:
+        return self._file.write(data)
+
+    def _add(self, data: Any) -> None:
+        """Add a piece, or only keep its size where its sum is about to follow."""
+        if self._large:
+            of_large = _announced_sum(data, self._large)
+            known = self.sum is not None and of_large is not None
+            self.sum = combined(self.sum or 0, of_large or 0, self._large) if known else None
+            self._large = 0
+        if len(data) >= SMALL:
+            self._large = len(data)
+        elif self.sum is not None:
             self.sum = zlib.crc32(data, self.sum)
-            return self._file.write(data)
-        adding = self._thread.submit(zlib.crc32, data, self.sum)
-        try:
-            return self._file.write(data)
-        finally:
-            self.sum = adding.result()  # `data` is memory of a tensor, which is valid until this returns
 
     def flush(self) -> None:
         self._file.flush()
 
 
+def _announced_sum(descriptor: Any, size: int) -> int | None:
+    """Return the CRC-32 in a zip archive's data descriptor, which follows a member of `size` bytes; None: it is none."""
+    layout = {16: "<4sIII", 24: "<4sIQQ"}.get(len(descriptor))
+    if layout is None:
+        return None
+    mark, found, *sizes = struct.unpack(layout, descriptor)
+    return found if mark == b"PK\x07\x08" and sizes == [size, size] else None
+
+
+def combined(first: int, second: int, size: int) -> int:
+    """Return the CRC-32 of two texts in a row from the CRC-32 of each; `size`: the bytes of the second one.
+
+    A CRC-32 is a remainder of polynomials over GF(2). Bytes that follow multiply the first remainder by a power of x.
+    """
+    return _product(_power_of_x(8 * size), first) ^ second
+
+
+@cache
+def _power_of_x(exponent: int) -> int:
+    """Return x^exponent modulo the polynomial of CRC-32; bit 31 stands for x^0, as in `zlib`."""
+    if exponent == 0:
+        return 1 << 31
+    half = _power_of_x(exponent // 2)
+    square = _product(half, half)
+    return _times_x(square) if exponent % 2 else square
+
+
+def _product(a: int, b: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = _times_x(b)
+    return product
+
+
+def _times_x(a: int) -> int:
+    return a >> 1 ^ POLYNOMIAL if a & 1 else a >> 1
+
+
 def write_summed(file: IO[bytes], save: Callable[[Any], object]) -> None:
-    """Write a zip archive by a function that takes a file, and its sum behind it. `file` is at its beginning."""
-    with ThreadPoolExecutor(1) as thread:
-        summing = _Summing(file, thread)
-        save(summing)
+    """Write a zip archive by a function that takes a file, and its sum behind it.
+
+    Args:
+        file: at its beginning; open for reading too.
+    """
+    summing = _Summing(file)
+    save(summing)
+    found = summing.sum
+    if found is None:
+        found = _add(file, 0, summing.size, 0)
     file.seek(summing.size - len(NO_COMMENT))
     file.write(LENGTH.to_bytes(2, "little"))
-    file.write(COMMENT % (summing.sum, summing.size))
+    file.write(COMMENT % (found, summing.size))
 
 
 def is_intact(file: IO[bytes]) -> bool | None:

@@ -30,7 +30,7 @@ def atomic_file(path: Path, keep: Path | None = None) -> Generator[IO[bytes]]:
     Args:
         keep: the name that the old file gets, in the same folder; None: it is removed.
     """
-    with _replacing(path, suffix="", keep=keep) as new, new.open("xb") as file:
+    with _replacing(path, suffix="", keep=keep) as new, new.open("x+b") as file:
         yield file
 
 
