@@ -63,7 +63,7 @@ class _Summing:
 
 
 def _announced_sum(descriptor: Any, size: int) -> int | None:
-    """Return the CRC-32 in a zip archive's data descriptor, which follows a member of `size` bytes; None: it is none."""
+    """Return the CRC-32 of a member of `size` bytes from the data descriptor behind it; None: these bytes are none."""
     layout = {16: "<4sIII", 24: "<4sIQQ"}.get(len(descriptor))
     if layout is None:
         return None
