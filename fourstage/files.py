@@ -287,3 +287,10 @@ def read_at(path: str | Path, offset: int, size: int) -> bytes:
 def cache_folder() -> Path:
     """Return the folder for what can be built again: `$XDG_CACHE_HOME/fourstage`, or `~/.cache/fourstage`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourstage"
+
+
+def shown_path(path: Path) -> str:
+    """Return the path relative to the working directory if it is inside it, else the absolute path."""
+    full = path.resolve()
+    here = Path.cwd()
+    return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)

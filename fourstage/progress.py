@@ -71,7 +71,7 @@ class Bar:
                 _Done(),
                 _Left(self),
             ]
-            if console.width >= 80:
+            if console.width >= (100 if self.stage and self._in_all else 80):
                 columns.append(TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True)))
             self._progress = Progress(*columns, console=console, expand=True)
             self._progress.start()

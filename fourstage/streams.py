@@ -90,10 +90,32 @@ def steady(stream: TextIO | None) -> Any:
 
 
 def say(text: str) -> None:
-    """Print a line on the standard output; a stream that cannot be written loses it."""
+    """Print lines on the standard output, wrapped; a stream that cannot be written loses them."""
     out = steady(sys.stdout)
-    out.write(f"{text}\n")
+    out.write(f"{wrapped(text)}\n")
     out.flush()
+
+
+def wrapped(text: str) -> str:
+    """Return lines broken between words at the width of the terminal; unchanged where the output is no terminal."""
+    width = _columns()
+    if width is None:
+        return text
+    import textwrap
+
+    fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(fill.fill(line) if len(line) > width else line for line in text.split("\n"))
+
+
+def _columns() -> int | None:
+    """Return the width of the terminal, which COLUMNS overrides; None: there is none."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named) > 0:
+        return int(named)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @contextmanager

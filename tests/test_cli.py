@@ -89,10 +89,10 @@ def test_a_run_folder_holds_all_that_is_promised(trained: tuple[Path, Path]) -> 
 
 
 def test_checkpoints_keep_the_keys_of_earlier_versions(trained: tuple[Path, Path]) -> None:
-    """Runs that an earlier version started continue by these names, so none of them may change."""
+    """Runs that an earlier version started continue by these names, so none may change; `logged` may be missing."""
     last, best = (torch.load(trained[1] / f"checkpoints/{name}.pt", weights_only=True) for name in ("last", "best"))
     common = {"about", "classes", "computation", "conditions", "fourstage", "model", "recipe", "step"}
-    training = {"best", "ema", "evaluated", "finished", "log", "optimizer", "scaler", "seconds", "windows"}
+    training = {"best", "ema", "evaluated", "finished", "log", "logged", "optimizer", "scaler", "seconds", "windows"}
     assert last.keys() == common | training
     assert best.keys() == common | {"metrics", "value", "which"}
     machine = {"device", "processes", "products", "threads", "torch", "torchvision", "timm", "numpy", "pillow"}

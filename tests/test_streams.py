@@ -19,7 +19,7 @@ from test_cli import image_folder
 from fourstage import streams
 from fourstage.cli import main
 from fourstage.progress import Bar
-from fourstage.streams import OutputLost, Stream, prepared, say, steady, unattended
+from fourstage.streams import OutputLost, Stream, prepared, say, steady, unattended, wrapped
 
 FAST = ["length=6it", "batch_size=16", "warmup=0it", "evaluate_every=3it", "log_every=1", "device=cpu"]
 FULL = Path("/dev/full")
@@ -264,3 +264,15 @@ def test_a_program_without_streams_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(streams, "open", lambda *_: io.StringIO(), raising=False)
     assert main(["--version"]) == 0
     say("lost")
+
+
+def test_long_lines_break_between_words_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    line, path = "word " * 30, "/a-very-long-path" * 9
+    monkeypatch.setenv("COLUMNS", "40")
+    broken = wrapped(f"short\n{line}\nsee {path} there").splitlines()
+    assert broken[0] == "short"
+    assert max(len(part) for part in broken if path not in part) <= 40
+    assert " ".join(" ".join(broken).split()) == f"short {line}see {path} there"  # nothing is lost, no path is broken
+    assert broken[2].startswith("  word")
+    monkeypatch.delenv("COLUMNS")
+    assert wrapped(line) == line, "a pipe has no width"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
-from fourstage.streams import unattended
+from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
     from fourstage.run import Prediction
@@ -79,6 +79,8 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from fourstage.files import shown_path
+    from fourstage.report.number_format import brief_text
     from fourstage.run import train
 
     done = train(
@@ -94,17 +96,14 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     if done.stopped_by is not None:
         where = f"step {done.step} of {done.total}"
-        print(f"Stopped by {done.stopped_by} at {where}; saved {done.folder}/checkpoints/last.pt.")
+        print(f"Stopped by {done.stopped_by} at {where}; saved {shown_path(done.folder)}/checkpoints/last.pt.")
         print("The same command continues the run.")
         return STOPPED.get(done.stopped_by, 1)
-    metrics = "  ".join(f"{name} {value:.2f}" for name, value in (done.metrics or {}).items())
+    metrics, folder = brief_text(done.metrics or {}, done.classes), shown_path(done.folder)
     if done.already_finished:
-        print(f"{done.folder} is finished: {metrics}. To start another run, add --fresh or choose another --out.")
+        print(f"{folder} is finished: {metrics}.\nTo start another run, add --fresh or choose another --out.")
     else:
-        print(
-            f"Finished: {metrics}  (best checkpoint, {done.folder}/checkpoints/best.pt)\n"
-            f"Report: {done.folder}/report.html"
-        )
+        print(f"Finished: {metrics}\nBest checkpoint: {folder}/checkpoints/best.pt\nReport: {folder}/report.html")
     return 0
 
 
@@ -160,7 +159,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     ]
     print_table(["metric", "measured", "published"], rows)
     written = [f"wrote {path}" for path in (args.csv, args.results) if path]
-    print("\n".join([plural(evaluated.images, "image"), *evaluated.notes, *written]))
+    print(wrapped("\n".join([plural(evaluated.images, "image"), *evaluated.notes, *written])))
     return 0
 
 
@@ -227,7 +226,7 @@ def _run_predict(args: argparse.Namespace) -> int:
 
 def _print_predictions(predictions: "Sequence[Prediction]", out: str) -> None:
     for one in predictions:
-        print(f"{one.image}: {one.text}")
+        print(wrapped(f"{one.image}: {one.text}"))
     count_videos = sum(one.is_video for one in predictions)
     counts = ((len(predictions) - count_videos, "picture"), (count_videos, "video"))
     written = [f"{count} {what}" if count == 1 else f"{count} {what}s" for count, what in counts if count]

@@ -140,6 +140,16 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def epoch_text(epoch: float) -> str:
+    """Return an epoch with two digits after the point at most: 3, 2.5, 0.27; below 0.01 with two significant ones."""
+    return f"{epoch:.2g}" if 0 < epoch < 0.01 else f"{epoch:.2f}".rstrip("0").rstrip(".")
+
+
+def all_metrics(metrics: Mapping[str, float]) -> str:
+    """Return each metric with its name and two digits after the point."""
+    return "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+
+
 class Meter:
     """Measures the time spent on loading and computing. Its numbers are reported, and no result depends on them."""
 

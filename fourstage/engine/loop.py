@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fourstage.engine.devices import Ranks, gather_shards, wrap
 from fourstage.engine.diagnosis import NOWHERE, first_bad_number
-from fourstage.engine.log import Meter, RunLog
+from fourstage.engine.log import Meter, RunLog, all_metrics, epoch_text
 from fourstage.engine.optim import set_lr
 from fourstage.engine.schedule import Schedule
 from fourstage.engine.state import PREVIOUS, save_state
@@ -63,6 +63,7 @@ class Loop:
     seed: int
     weight_decay: Callable[[int], float] | None = None
     forward: Callable[[nn.Module], nn.Module] = lambda task: task  # such as torch.compile
+    describe: Callable[[Mapping[str, float]], str] = all_metrics  # the metrics in the line of an evaluation
     log: RunLog | None = field(default=None, init=False)
     halt: Halt = field(init=False)
 
@@ -142,12 +143,12 @@ class Loop:
 
     def _log(self, meter: Meter) -> None:
         training, plan = self.training, self.plan
-        count = (training.step - 1) % plan.log_every + 1
+        count = training.step - training.logged
         names = sorted(training.window)
         sums = self.ranks.mean(torch.stack([training.window[name].double() for name in names])).tolist()
         means = {name: value / count for name, value in zip(names, sums, strict=True)}
         self._check_finite(means)
-        training.window = {}
+        training.window, training.logged = {}, training.step
         timing = meter.timing()
         training.seconds += timing["seconds"]
         line = {
@@ -221,7 +222,7 @@ class Loop:
         line = {"kind": "evaluation", "step": step, "epoch": epoch, "which": which, "metrics": dict(metrics)}
         if self.log is not None:
             self.log.write({**line, "timing": {"seconds": seconds}})
-        bar.say(f"epoch {epoch:.4g}  {which:5}  " + "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+        bar.say(f"epoch {epoch_text(epoch)}  {which:5}  {self.describe(metrics)}")
 
     def _keep_best(self, which: str, task: nn.Module, metrics: Mapping[str, float]) -> None:
         """Save the best checkpoint if these metrics are better. A metric is NaN where there was nothing to measure."""

@@ -24,6 +24,7 @@ class Training:
     evaluated: int = 0  # step of the last complete evaluation
     best: dict[str, Any] = field(default_factory=dict)  # {"value", "step", "which", "metrics"} by the main metric
     window: dict[str, Tensor] = field(default_factory=dict)  # this process's sums since the last log line
+    logged: int = 0  # step of the last log line
     seconds: float = 0.0  # spent training, over all starts
 
     def state(self, *, keep: bool = True) -> dict[str, Any]:
@@ -33,6 +34,7 @@ class Training:
             "evaluated": self.evaluated,
             "best": dict(self.best),
             "seconds": self.seconds,
+            "logged": self.logged,
             "model": gather_shards(self.task.state_dict(), keep=keep),
             "ema": None if self.ema is None else gather_shards(self.ema.module.state_dict(), keep=keep),
             "optimizer": gather_shards(self.optimizer.state_dict(), keep=keep),
@@ -41,7 +43,7 @@ class Training:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], dict(state["best"])
-        self.seconds = state["seconds"]
+        self.seconds, self.logged = state["seconds"], state["logged"]
         fill(self.task, state["model"])
         self.optimizer.load_state_dict(self._sharded(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])

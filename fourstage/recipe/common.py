@@ -192,7 +192,7 @@ class Recipe(Section):
     checkpoint_every: PositiveLength = "1ep"
     """Interval between checkpoints."""
     log_every: int = Field(default=50, gt=0)
-    """Updates per line of log.jsonl."""
+    """Updates per line of log.jsonl; fewer in a short training, so that there are 20 lines."""
     tracker: Literal["none", "wandb", "trackio"] = "none"
     """Experiment tracker beside log.jsonl and TensorBoard."""
     skip_bad_images: bool = False

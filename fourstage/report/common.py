@@ -1,14 +1,13 @@
 """Sections of every task's report: headline, curves, numbers, recipe, and commands for the reader's own data."""
 
 import math
-import os
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fourstage.files import shown_path
 from fourstage.report.charts import Series, line_chart, smooth, sparkline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.number_format import (
@@ -385,13 +384,6 @@ def _waiting(run: Run) -> Markup | None:
     text = f"Waiting for data took {percent(float(known_n.mean()))} of the training time"
     line = sparkline("Share of time spent waiting for data, from the first step to the last", share_n)
     return tag("p", text, f" (at most {percent(float(known_n.max()))}) ", line, class_="waiting")
-
-
-def shown_path(path: Path) -> str:
-    """Return the path relative to the working directory if it is inside it, else the absolute path."""
-    full = path.resolve()
-    here = Path.cwd()
-    return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)
 
 
 def _command(purpose: str, line: str) -> Markup:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fourstage.files import shown_path
 from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.number_format import count, duration, metric, millions
@@ -54,7 +55,5 @@ def _run_section(i: int, run: Run) -> Markup:
     sections = [common.curves(run), *(section(run) for section in PREDICTIONS.get(run.task, ()))]
     content = ID_ATTRIBUTES.sub(rf'\1="run{i}-', join(sections))
     heading = tag("h1", name(run.name), " ", tag("span", run.task, class_="quiet"))
-    where = tag(
-        "p", "The complete report is ", tag("code", f"{common.shown_path(run.folder)}/report.html"), class_="quiet"
-    )
+    where = tag("p", "The complete report is ", tag("code", f"{shown_path(run.folder)}/report.html"), class_="quiet")
     return tag("div", heading, where, Markup(content), id=f"run{i}", class_="run")

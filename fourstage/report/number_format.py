@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SPACE = "\u202f"  # narrow no-break space between a number and its unit
@@ -50,6 +51,32 @@ METRICS = {
     "macc_ms_flip": Metric("mean accuracy, multi-scale and mirrored"),
     "aacc_ms_flip": Metric("pixel accuracy, multi-scale and mirrored"),
 }
+
+
+BRIEF = ("top1", "top5", "loss", "box_map", "mask_map", "box_map50", "miou_ss", "macc_ss", "aacc_ss")
+FEW_CLASSES = 5  # up to here every class is among the first five, and top-5 says nothing
+
+
+def shown_metrics(metrics: Mapping[str, float], classes: int) -> dict[str, float]:
+    """Return the metrics without the top-5 accuracy of five classes or fewer, which is always 100 %.
+
+    Args:
+        metrics: by their names, as `score` of a task returns them.
+        classes: number of classes; 0: unknown.
+    """
+    return {name: value for name, value in metrics.items() if name != "top5" or not 0 < classes <= FEW_CLASSES}
+
+
+def brief_text(metrics: Mapping[str, float], classes: int = 0) -> str:
+    """Return the two or three most important metrics for a line of the terminal; the first three if all are unknown."""
+    shown = shown_metrics(metrics, classes)
+    names = [name for name in BRIEF if name in shown] or list(shown)[:3]
+    return "  ".join(f"{name} {shown[name]:.2f}" for name in names)
+
+
+def short_value(value: object) -> str:
+    """Return a value of a recipe as text; a number has at most four significant digits."""
+    return significant(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def metric(name: str) -> Metric:

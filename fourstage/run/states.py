@@ -16,6 +16,7 @@ CONTENT: Mapping[str, type | tuple[type, ...]] = {
     "evaluated": int,
     "seconds": (int, float),
     "log": int,
+    "logged": int,
     "finished": bool,
     "classes": list,
     "best": dict,
@@ -72,6 +73,7 @@ def newest_state(last: Path, previous: Path, best: Path) -> Newest:
 def read_state(path: Path) -> dict[str, Any]:
     """Read the state of a training. Raises ValueError where the file is damaged, or is none."""
     content = _read(path)
+    content.setdefault("logged", _logged_before(content))
     wrong = next((key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)), None)
     if wrong is None and not _is_plausible(content):
         wrong = "windows"
@@ -127,4 +129,14 @@ def _is_plausible(content: Mapping[str, Any]) -> bool:
     """Return whether positions are natural numbers, and the sums of each process are tensors by name."""
     windows = content["windows"].values()
     sums = all(isinstance(window, dict) and all(isinstance(v, Tensor) for v in window.values()) for window in windows)
-    return sums and min(content[key] for key in ("step", "evaluated", "log")) >= 0
+    natural = min(content[key] for key in ("step", "evaluated", "log", "logged")) >= 0
+    return sums and natural and content["logged"] <= content["step"]
+
+
+def _logged_before(content: Mapping[str, Any]) -> int:
+    """Return the step of the last log line of a state without it: older versions logged multiples of `log_every`."""
+    step, recipe = content.get("step"), content.get("recipe")
+    every = recipe.get("log_every") if isinstance(recipe, dict) else None
+    if not (isinstance(step, int) and isinstance(every, int) and every > 0):
+        return 0
+    return step - step % every

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch, Dataset
 from fourstage.engine.devices import Ranks, join, leave, shard
-from fourstage.engine.log import RunLog
+from fourstage.engine.log import RunLog, epoch_text
 from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.threads import choose_threads, limited_threads, loader_workers
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged, set_training_mode
 from fourstage.engine.waiting import yielding_cores
-from fourstage.files import write_text
+from fourstage.files import shown_path, write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
-from fourstage.report.number_format import plural
+from fourstage.report.number_format import brief_text, plural, short_value
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
@@ -38,6 +39,8 @@ from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import say
 from fourstage.user_files import import_files, where_raised
+
+CURVE_POINTS = 20  # points that the curve of the training loss has at least, in a training of as many steps
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Trained:
     stopped_by: str | None = None  # "Ctrl-C" or "SIGTERM"; None: the training reached its end
     metrics: dict[str, float] | None = None  # of the best checkpoint, once finished
     already_finished: bool = False
+    classes: int = 0  # of the data
 
 
 def train(
@@ -136,7 +140,12 @@ def _finished(folder: RunFolder) -> Trained | None:
     if state is None or not state["finished"]:
         return None
     return Trained(
-        folder.path, state["step"], state["step"], metrics=state["best"].get("metrics"), already_finished=True
+        folder.path,
+        state["step"],
+        state["step"],
+        metrics=state["best"].get("metrics"),
+        already_finished=True,
+        classes=len(state["classes"]),
     )
 
 
@@ -166,7 +175,7 @@ class _Setup:
             steps_per_epoch=per_epoch,
             evaluate_every=total if every is None else max(1, steps(every, per_epoch)),
             checkpoint_every=max(1, steps(recipe.checkpoint_every, per_epoch)),
-            log_every=recipe.log_every,
+            log_every=max(1, min(recipe.log_every, total // CURVE_POINTS)),
         )
 
     @property
@@ -353,6 +362,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         seed=recipe.seed,
         weight_decay=build.weight_decay(recipe, plan.total),
         forward=_compiled if recipe.compile else _plain,
+        describe=partial(brief_text, classes=len(setup.splits.train.classes)),
     )
     opened = (
         RunLog(folder.path, log_position, training.step, tracker=recipe.tracker, config=recipe.model_dump(mode="json"))
@@ -371,7 +381,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         return Trained(folder.path, training.step, plan.total, stopped_by=stop.name)
     metrics = finish(folder, evaluator, training)
     ranks.wait()
-    return Trained(folder.path, training.step, plan.total, metrics=metrics)
+    return Trained(folder.path, training.step, plan.total, metrics=metrics, classes=len(setup.splits.train.classes))
 
 
 def _choose_threads(setup: _Setup, task: AnyTask, *, show: bool) -> None:
@@ -405,7 +415,7 @@ def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: boo
         warnings.append(f"{folder.log} lacks lines that were written before.")
     training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
     if show:
-        first = f"Continuing {folder.path} at step {training.step} of {setup.plan.total}."
+        first = f"Continuing {shown_path(folder.path)} at step {training.step} of {setup.plan.total}."
         say("\n".join([first, *warnings]))
     return state["log"]
 
@@ -470,14 +480,17 @@ def _summary(setup: _Setup, task: AnyTask) -> list[str]:
     recipe, plan, splits = setup.recipe, setup.plan, setup.splits
     parameters = sum(p.numel() for p in task.parameters()) / 1e6
     devices = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
-    epochs = plan.total / plan.steps_per_epoch
+    epochs = float(epoch_text(plan.total / plan.steps_per_epoch))
     train, val = plural(len(splits.train), "training image"), plural(len(splits.val), "validation image")
     return [
         f"{recipe.name}: {recipe.network_name}, {parameters:.2f} M parameters, on {devices}",
         f"{recipe.data}: {train}, {val}, {plural(len(splits.train.classes), 'class', 'classes')}",
         f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epoch{'s' * (epochs != 1)}), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
-        *(f"changed: {key} = {new} (recipe: {old})" for key, (old, new) in setup.resolved.changes.items()),
+        *(
+            f"changed: {key} = {short_value(new)} (recipe: {short_value(old)})"
+            for key, (old, new) in setup.resolved.changes.items()
+        ),
         *splits.notes,
         *setup.protocol.data_notes(splits.train),
     ]
