@@ -42,6 +42,12 @@ class Method:
         describe: address of a function from the tensors of a foreign checkpoint without a configuration to the
             arguments of the network; it returns None where they do not show them.
         without_masks: name of the method where it is built with `masks=False`; None: it has no such argument.
+        auto_queries: address of a function from the objects of the fullest training image to the number that
+            `queries=auto` stands for; None: it has no such argument.
+        data_notes: address of a function from the method's arguments, the data's name and the objects of its fullest
+            image to sentences about what the detector cannot learn of that image.
+        looks: address of a function from a network, a batch of one image and a number of queries to the places that
+            these queries read, for a picture.
         place: the place of what registered it.
     """
 
@@ -56,6 +62,9 @@ class Method:
     regular: str | None = None
     describe: str | None = None
     without_masks: str | None = None
+    auto_queries: str | None = None
+    data_notes: str | None = None
+    looks: str | None = None
     place: Place = BUILT_IN
 
     @property
@@ -132,6 +141,9 @@ METHODS = {
             read_config=f"{FOREIGN}.dino:dino",
             regular="fourstage.weights.dino:regular",
             describe="fourstage.weights.dino:arguments_of_state",
+            auto_queries=f"{DETECTION}.dino_data:queries_for",
+            data_notes=f"{DETECTION}.dino_data:notes_on_objects",
+            looks=f"{DETECTION}.dino_looks:best_looks",
         ),
         Method(
             "upernet",

@@ -1,8 +1,8 @@
 """What a run asks of detection."""
 
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,7 +20,6 @@ from fourstage.run.report_samples import in_a_line, keep, worst_and_others
 from fourstage.run.results import CocoFile
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
-from fourstage.tasks.detection.dino import DINO, queries_for
 from fourstage.tasks.detection.errors import SHOWN_SCORE, Errors, find_errors
 from fourstage.tasks.detection.task import Detection
 
@@ -62,28 +61,20 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         ids = [*getattr(dataset, "category_ids", ())]
         known: dict[str, Any] = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
-        if self.recipe.method_args.get("queries") == AUTO:
-            known["queries"] = queries_for(_most_objects(dataset))
+        auto_queries = find_method(self.recipe.method, "detection").auto_queries
+        if auto_queries is not None and self.recipe.method_args.get("queries") == AUTO:
+            known["queries"] = resolve_name(auto_queries)(_most_objects(dataset))
         return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
 
     def data_notes(self, dataset: Dataset) -> tuple[str, ...]:
-        return (*self._notes_on_masks(dataset), *self._notes_on_queries(dataset))
+        return (*self._notes_on_masks(dataset), *self._notes_on_objects(dataset))
 
-    def _notes_on_queries(self, dataset: Dataset) -> tuple[str, ...]:
-        """Return what a detector with queries cannot learn of images with many objects."""
-        if self.recipe.method != DINO.method:
+    def _notes_on_objects(self, dataset: Dataset) -> tuple[str, ...]:
+        """Return what the method cannot learn of the image with most objects."""
+        recipe, address = self.recipe, find_method(self.recipe.method, "detection").data_notes
+        if address is None:
             return ()
-        defaults = {name: value.default for name, value in signature(DINO).parameters.items()}
-        queries, denoising = ({**defaults, **self.recipe.method_args}[name] for name in ("queries", "denoising"))
-        most, notes = _most_objects(dataset), []
-        if isinstance(queries, int) and most > queries:
-            notes.append(
-                f"an image of {self.recipe.data} has {most} objects, and each of {queries} queries finds one: training "
-                f"stops there; add method_args.queries=auto."
-            )
-        if 0 < denoising < most:
-            notes.append(f"denoising learns from {denoising} objects of an image, and one has {most}; see denoising.")
-        return tuple(notes)
+        return tuple(resolve_name(address)(recipe.method_args, recipe.data, _most_objects(dataset)))
 
     def _notes_on_masks(self, dataset: Dataset) -> tuple[str, ...]:
         recipe = self.recipe
@@ -144,18 +135,19 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             right = draw_objects(image_HW3, detections, task.classes)
             counts = {"true": len(truth["labels"]), "found": len(detections["labels"])}
             sheet = side_by_side(left, right)
-            if isinstance(task.network, DINO):
-                sheet = side_by_side(sheet, self._draw_looks(task, sample, image_HW3))
+            looks = find_method(self.recipe.method, "detection").looks
+            if looks is not None:
+                sheet = side_by_side(sheet, self._draw_looks(resolve_name(looks), task, sample, image_HW3))
             return sheet, {**counts, **_mistakes(errors[sample.id], record)}
 
         keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
 
-    def _draw_looks(self, task: Detection, sample: Sample, image_HW3: np.ndarray) -> "Image":
+    def _draw_looks(
+        self, best_looks: Callable[..., Any], task: Detection, sample: Sample, image_HW3: np.ndarray
+    ) -> "Image":
         """Draw where the queries of the best detections look, with their boxes."""
         from fourstage.report.objects import draw_looks, draw_objects
-        from fourstage.tasks.detection.dino_looks import best_looks
 
-        assert isinstance(task.network, DINO)
         batch = collate([self.evaluation_transform()(sample)]).to(next(task.parameters()).device)
         looks = best_looks(task.network, batch, LOOKS)
         shown = [i for i, score in enumerate(looks.scores_Q.tolist()) if score >= SHOWN_SCORE]

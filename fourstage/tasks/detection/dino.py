@@ -39,17 +39,6 @@ FIRST_SIDE = 0.05  # share of the image: side of the boxes that are proposed on 
 BORDER = 0.01  # share of the image: boxes whose centre or side is closer to 0 or 1 are not proposed
 
 
-FEWEST, MOST = 100, 900  # queries that follow the data; more where an image has more than half as many objects
-
-
-def queries_for(objects: int) -> int:
-    """Return how many queries suit data whose fullest image has so many objects: ten for each of them.
-
-    COCO's fullest image has 93, and DINO 900 queries.
-    """
-    return max(FEWEST, min(10 * objects, MOST), 2 * objects)
-
-
 class Chosen(NamedTuple):
     """The cells that become queries."""
 
@@ -63,7 +52,7 @@ class DINO(Detector):
     Args:
         backbone: with `levels`; its maps from stride 8 on are used, with five scales or more those from stride 4 on.
         queries: Q, at most as many as there are cells; each finds at most one object. In a recipe also "auto": as many
-            as `queries_for` has them for the training data.
+            as `dino_data.queries_for` has them for the training data.
         scales: L, maps that the encoder reads; those beyond the backbone's come from convolutions of stride 2.
         channels: C of neck, encoder and decoder, a multiple of 4 and of `heads`.
         encoder_layers, decoder_layers: how many.

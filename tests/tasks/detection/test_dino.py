@@ -16,7 +16,8 @@ from fourstage.tasks.detection.channel_mapper import ChannelMapper
 from fourstage.tasks.detection.deformable_attention import DeformableAttention, Memory
 from fourstage.tasks.detection.denoising import add_noise, cap_objects, draw_noise, may_see
 from fourstage.tasks.detection.detector import GroundTruth
-from fourstage.tasks.detection.dino import DINO, best_cells, queries_for
+from fourstage.tasks.detection.dino import DINO, best_cells
+from fourstage.tasks.detection.dino_data import queries_for
 from fourstage.tasks.detection.dino_looks import best_looks
 from fourstage.tasks.detection.matching import Draws
 from fourstage.tasks.detection.query_losses import (
