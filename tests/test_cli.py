@@ -693,21 +693,21 @@ def test_folders_that_cannot_be_written_get_a_sentence(run: Run, tmp_path: Path)
 
 def test_suggested_options_are_those_of_the_parser(run: Run) -> None:
     from fourstage.cli.entry import parser
-    from fourstage.cli.parsing import closest_option, options_of, verbs_of
+    from fourstage.cli.parsing import options_of, verbs_of
 
     verbs = verbs_of(parser())
     shard = verbs_of(verbs["data"])["shard"]
     options = {*options_of(parser()), *options_of(shard), *(x for verb in verbs.values() for x in options_of(verb))}
     assert {"--data", "--max-size", "--keys", "--sbatch-args", "--cpu-time", "--debug"} <= options
-    assert closest_option("--gpus-per-nod", verbs["slurm"]) == "--gpus-per-node"
-    assert closest_option("--gpus-per-nod", verbs["train"]) is None
-    assert closest_option("--max-size", shard) != "--max-size"
+    refused(run("slurm", "train", "digits_visformer", "--gpus-per-noode=2"), "did you mean --gpus-per-node 2")
+    assert "--gpus-per-node" not in run("train", "digits_visformer", "--gpus-per-noode=2")[2]
+    refused(run("data", "shard", "--max-sizes", "3"), "did you mean --max-size 3")
     refused(run("bench", "swin_tiny", "--cpu-tyme"), "did you mean --cpu-time")
 
 
 def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("train", "digits_visformer", "--datta", "x"), "did you mean --data")
-    refused(run("train", "digits_visformer", "--lr", "3"), "written lr=VALUE")
+    refused(run("train", "digits_visformer", "--lr", "3"), "write optimisation.lr=3")
     refused(run("train", "digits_visformer", "--data", "digits", "data=digits"), "same value twice")
     refused(run("train", "digits_visformer", "--data", ""), "--data is empty")
     refused(run("trian", "digits_visformer"), "did you mean train")
@@ -715,8 +715,10 @@ def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
     refused(run("train"), "RECIPE", "`fourstage train --help`")
     refused(run("models", "--json"), "there is no option --json here; see `fourstage models --help`")
     refused(run("doctor", "--verbos"), "there is no option --verbos here; see")
-    refused(run("convert", "--outt", "x"), "no option --outt here, did you mean --out; see `fourstage convert --help`")
-    refused(run("data", "shard", "--max-sise=3"), "did you mean --max-size; see `fourstage data shard --help`")
+    refused(
+        run("convert", "--outt", "x"), "no option --outt here, did you mean --out x; see `fourstage convert --help`"
+    )
+    refused(run("data", "shard", "--max-sise=3"), "did you mean --max-size 3; see `fourstage data shard --help`")
     refused(run("bench", "swin_tiny", "--batch_size", "2"), "there is no option --batch_size here")
     for words in (("bench", "swin_tiny", "--batch_size", "2"), ("convert", "a.pth", "--batch_size", "2")):
         assert "a value of a recipe" not in run(*words)[2]

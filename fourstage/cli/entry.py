@@ -4,18 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from fourstage.cli import data, import_config, runs, slurm, tools
 from fourstage.cli.parsing import (
     STOPPED,
     Parser,
-    check_changes,
-    closest_option,
     options_of,
-    takes_changes,
     verbs_of,
 )
+from fourstage.cli.unknown_options import check_changes, refuse_options
 from fourstage.cores import set_waiting
 from fourstage.resources import sentences
 from fourstage.streams import OutputLost, prepared
@@ -102,13 +99,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     verb = _check_options(arguments, top)  # first: argparse reports missing words before unknown ones
     args, rest = top.parse_known_args(arguments)
     words = [word for word in rest if not word.startswith("-")]
-    for unknown in rest:
-        if unknown.startswith("-"):
-            _refuse_option(unknown, verb)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        refuse_options(unknown, verb, arguments)
     for field in ("changes", "images", "networks"):
         if hasattr(args, field):
             getattr(args, field).extend(words)
-            check_changes(getattr(args, "changes", ()), verb)
+            check_changes(getattr(args, "changes", ()), verb, arguments)
             return args
     if words:
         verb.error(f"{words[0]!r} is not expected here")
@@ -117,35 +113,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check_options(arguments: Sequence[str], top: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Return the parser of the verb that is typed. End with an error for an option that it does not have."""
-    verb = top
+    verb, unknown = top, list[str]()
     for word in arguments:
         if word == "--":
             break
         if word.startswith("--"):
             name = word.partition("=")[0]
             if not any(option.startswith(name) for option in options_of(verb)):  # argparse completes a beginning
-                _refuse_option(word, verb)
+                unknown.append(word)
         elif (verbs := verbs_of(verb)) and not word.startswith("-"):
             if word not in verbs:
                 break
             verb = verbs[word]
+    if unknown:
+        refuse_options(unknown, verb, arguments)
     return verb
-
-
-def _refuse_option(option: str, verb: argparse.ArgumentParser) -> NoReturn:
-    verb.error(f"there is no option {option} here{_suggestion(option, verb)}")
-
-
-def _suggestion(option: str, verb: argparse.ArgumentParser) -> str:
-    """Return the correct way to write an unknown option: as a value of a recipe, or the closest option."""
-    from fourstage.recipe import TASKS, known_keys
-
-    key = option.lstrip("-").partition("=")[0].replace("-", "_")
-    keys = (known for schema in TASKS.values() for known in known_keys(schema)) if takes_changes(verb) else ()
-    if any(known == key or known.endswith(f".{key}") for known in keys):
-        return f"; a value of a recipe is written {key}=VALUE, without dashes"
-    close = closest_option(option.partition("=")[0], verb)
-    return f", did you mean {close}" if close else ""
 
 
 def _mute() -> None:

@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import NoReturn, TypeAlias
 
 STOPPED = {"Ctrl-C": 130, "SIGTERM": 143}  # exit codes: 128 + the number of the signal, as in shells
@@ -16,7 +15,9 @@ class Parser(argparse.ArgumentParser):
         choices = re.search(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choices:
             argument, given, known = choices.groups()
-            close = get_close_matches(given, re.findall(r"[\w-]+", known), n=1)
+            from fourstage.recipe.spelling import nearest
+
+            close = nearest(given, re.findall(r"[\w-]+", known))
             of_option = f" for {argument}" if argument.startswith("-") else ""
             message = f"there is no {given!r}{of_option}, " + (
                 f"did you mean {close[0]}" if close else f"choose {known}"
@@ -66,21 +67,6 @@ def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentP
 def takes_changes(parser: argparse.ArgumentParser) -> bool:
     """Return whether a verb takes the words of `add_changes`, which are values of a recipe."""
     return bool(parser.get_default("changes_recipe"))
-
-
-def closest_option(word: str, parser: argparse.ArgumentParser) -> str | None:
-    """Return the option of a verb that is most like a word, if it is not the word itself."""
-    options = sorted({*options_of(parser)} - {word})
-    return next(iter(get_close_matches(word, options, n=1)), None)
-
-
-def check_changes(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """End with an error unless each word is a change KEY=VALUE; another word is often an option without its dashes."""
-    for word in words:
-        if "=" not in word:
-            option = closest_option(word, parser)
-            hint = f"did you mean {option}" if option else "a change is written key=value"
-            parser.error(f"{word!r} is not expected here, {hint}")
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

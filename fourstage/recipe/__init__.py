@@ -6,7 +6,6 @@ from fourstage.recipe.resolve import (
     difference,
     flatten,
     from_mapping,
-    known_keys,
     list_recipes,
     read_yaml,
     resolve,
@@ -24,6 +23,7 @@ from fourstage.recipe.schema import (
     Segmentation,
     steps,
 )
+from fourstage.recipe.suggestions import known_keys, unknown_option
 
 __all__ = [
     "EMBEDDED",
@@ -46,4 +46,5 @@ __all__ = [
     "resolve",
     "resolve_run",
     "steps",
+    "unknown_option",
 ]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from fourstage.documents import YAML_BYTES, in_file, parse_yaml
 from fourstage.files import read_text
 from fourstage.recipe.schema import TASKS, Recipe
+from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
 from fourstage.user_files import files_to_run
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
@@ -144,7 +145,7 @@ def _changed(
 ) -> Resolved:
     """Return a recipe with changes; see `resolve`. `of_run` is the run folder that the recipe is from."""
     plain = _validated({**written, "name": name})
-    wanted = {key: value for change in changes for key, value in _parse_change(change, type(plain)).items()}
+    wanted = _parse_changes(changes, type(plain))
     twice = sorted(wanted.keys() & values.keys())
     if "name" in wanted:
         raise ValueError("a run always has the name of its recipe; choose its folder with --out")
@@ -204,6 +205,11 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
 def _named(name: str) -> dict[str, Any]:
     recipes = named_recipes()
     if name not in recipes:
+        if "=" in name:
+            raise ValueError(
+                f"{name!r} is a change of a recipe, and the recipe comes before it: write RECIPE {name}, with a name "
+                "from `fourstage recipes` or a file of your own"
+            )
         close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
         raise ValueError(
             f"there is no recipe {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
@@ -275,6 +281,28 @@ def _follow_batch_size(plain: Recipe, changed: dict[str, Any], wanted: Mapping[s
             changed["optimisation"][name] = getattr(optimisation, name) * factor
 
 
+class _UnknownKey(ValueError):
+    """A change of a key that the schema lacks."""
+
+    def __init__(self, key: str, value: str) -> None:
+        super().__init__(key)
+        self.key, self.value = key, value
+
+
+def _parse_changes(changes: Iterable[str], schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the values of `key=value` changes by dotted key. All unknown keys are reported at once."""
+    wanted: dict[str, Any] = {}
+    unknown: list[tuple[str, str]] = []
+    for change in changes:
+        try:
+            wanted |= _parse_change(change, schema)
+        except _UnknownKey as error:
+            unknown.append((error.key, error.value))
+    if unknown:
+        raise ValueError(unknown_keys(unknown, schema))
+    return wanted
+
+
 def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -287,15 +315,18 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
         raise ValueError(f"the value of {key} is not valid YAML: {value!r}; put it in quotes for the shell") from None
     if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):
         values = flatten(parsed, f"{key}.")
-        return {_full_key(name, schema): value for name, value in values.items()}
-    full = _full_key(key.strip(), schema)
+        return {_full_key(name, as_yaml(value), schema): value for name, value in values.items()}
+    full = _full_key(key.strip(), value, schema)
     if full in PATHS:
         parsed = _beside(Path(), value)
     return {full: parsed}
 
 
-def _full_key(key: str, schema: type[BaseModel]) -> str:
-    """Return `lr` as `optimisation.lr`: the section may be left out where only one section has such a key."""
+def _full_key(key: str, text: str, schema: type[BaseModel]) -> str:
+    """Return `lr` as `optimisation.lr`: the section may be left out where only one section has such a key.
+
+    `text` is the value, for the message.
+    """
     keys = known_keys(schema)
     first = key.partition(".")[0]
     if key in keys or (first in keys and "." in key and keys[first] is dict):
@@ -306,32 +337,10 @@ def _full_key(key: str, schema: type[BaseModel]) -> str:
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise ValueError(f"{key!r} is ambiguous: write {' or '.join(ends)}")
-    raise ValueError(_unknown(key, schema))
-
-
-def _unknown(key: str, schema: type[BaseModel]) -> str:
-    keys = sorted(known_keys(schema))
-    if inside := [known for known in keys if known.startswith(f"{key}.")]:
-        return f"{key} is a section; write one of its keys, such as {inside[0]}=..."
-    close = get_close_matches(key, keys, n=2, cutoff=0.5)
-    close = close or [
-        k for k in keys if k.rpartition(".")[2] in get_close_matches(key, [k.rpartition(".")[2] for k in keys])
-    ]
-    hint = f"did you mean {' or '.join(close[:2])}?" if close else "`fourstage recipes --keys` lists all keys"
-    return f"a {schema.__name__.lower()} recipe has no key {key!r}; {hint}"
-
-
-def known_keys(schema: type[BaseModel], before: str = "") -> dict[str, Any]:
-    """Return the dotted keys of a schema with their types; `dict` where any further key may follow."""
-    out: dict[str, Any] = {}
-    for name, info in schema.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            out |= known_keys(annotation, f"{before}{name}.")
-        else:
-            out[before + name] = dict if getattr(annotation, "__origin__", annotation) is dict else annotation
-    return out
+        raise ValueError(f"{key!r} is ambiguous: write {' or '.join(as_word(f'{end}={text}') for end in ends)}")
+    if inside := sorted(known for known in keys if known.startswith(f"{key}.")):
+        raise ValueError(f"{key} is a section; write one of its keys, such as {inside[0]}=...")
+    raise _UnknownKey(key, text)
 
 
 def _validated(values: dict[str, Any]) -> Recipe:
@@ -353,7 +362,10 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
     key = ".".join(str(name) for name in first["loc"])
     given, error_type = first["input"], first["type"]
     if error_type == "extra_forbidden":
-        text = _unknown(key, schema)
+        unknown = [one for one in error.errors() if one["type"] == error_type]
+        others = others[len(unknown) - 1 :]
+        named = [(".".join(str(name) for name in one["loc"]), one["input"]) for one in unknown]
+        text = unknown_keys_in_file(named, schema)
     elif error_type.startswith("model_"):
         text = f"{key} is a section: write its keys below it, indented; got {given!r}"
     elif error_type in ("tuple_type", "list_type", "dict_type"):
