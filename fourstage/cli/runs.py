@@ -11,7 +11,7 @@ from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
-    from fourstage.run import Prediction
+    from fourstage.run import Evaluated, Prediction
 
 SOME_UNREADABLE = 1  # exit code of `predict`: some files could not be read, and the others were predicted
 OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
@@ -148,19 +148,31 @@ def _run_evaluate(args: argparse.Namespace) -> int:
                     "metrics": evaluated.metrics,
                     "expect": evaluated.expect,
                     "images": evaluated.images,
+                    "intervals": evaluated.intervals.of,
+                    "interval_method": evaluated.intervals.method,
                     "notes": evaluated.notes,
                 }
             )
         )
         return 0
-    rows = [
-        [name, f"{value:.2f}", f"{evaluated.expect[name]:.2f}" if name in evaluated.expect else "-"]
-        for name, value in evaluated.metrics.items()
-    ]
-    print_table(["metric", "measured", "published"], rows)
+    print_table(["metric", "measured", "95 % interval", "published"], _metric_rows(evaluated))
     written = [f"wrote {path}" for path in (args.csv, args.results) if path]
     print(wrapped("\n".join([plural(evaluated.images, "image"), *evaluated.notes, *written])))
     return 0
+
+
+def _metric_rows(evaluated: "Evaluated") -> list[list[str]]:
+    """Return a row of text for each metric: its name, its value, its interval, and the published value."""
+    from fourstage.report.number_format import shown_metrics
+
+    classes = len(evaluated.tables["per_class"])
+    rows = []
+    for name, value in shown_metrics(evaluated.metrics, classes).items():
+        low, high = evaluated.intervals.of.get(name, (None, None))
+        interval = "-" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+        published = f"{evaluated.expect[name]:.2f}" if name in evaluated.expect else "-"
+        rows.append([name, f"{value:.2f}", interval, published])
+    return rows
 
 
 def add_predict(verbs: Verbs) -> None:

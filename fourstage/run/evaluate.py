@@ -33,6 +33,7 @@ from fourstage.run.folder import RunFolder
 from fourstage.run.results import Results, check_new_file
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
+from fourstage.tasks.parts.intervals import Intervals
 from fourstage.user_files import import_files
 from fourstage.weights.reading.safe import read_checkpoint
 
@@ -46,6 +47,7 @@ class Evaluated:
     tables: dict[str, Any]
     records: Mapping[str, Record]
     images: int
+    intervals: Intervals  # of 95 %, of the metrics that have one
     notes: tuple[str, ...] = ()  # remarks on the data
 
 
@@ -210,7 +212,9 @@ def _evaluate(
         if results is not None and ranks.first:
             results.write(task, opened.dataset, records)
     metrics = {**task.score(records), **opened.extra_scores(records)}
-    return Evaluated(metrics, opened.expect, task.tables(records), records, len(val), (*notes, *opened.notes))
+    intervals = task.intervals(records) if ranks.first else Intervals("")
+    notes = (*notes, *opened.notes)
+    return Evaluated(metrics, opened.expect, task.tables(records), records, len(val), intervals, notes)
 
 
 def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
@@ -269,8 +273,12 @@ def _write_report(
 ) -> None:
     from fourstage.report import render_report
 
+    intervals = task.intervals(records)
     summary = {
         **origin,
+        "images": len(records),
+        "intervals": {name: list(interval) for name, interval in intervals.of.items()},
+        "interval_method": intervals.method,
         "main_metric": task.main_metric,
         "classes": list(task.classes),
         "labels": list(evaluator.protocol.class_names(task)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourstage.data.sample import Batch
+from fourstage.tasks.parts.intervals import Intervals, wilson
 
 Record = Mapping[str, Any]
 
@@ -75,6 +76,12 @@ class Classification(nn.Module):
     def score(self, records: Mapping[str, Record]) -> dict[str, float]:
         """Return `top1` and `top5` in per cent, and the mean `loss`."""
         return _means([records[id] for id in sorted(records)])  # the same order on any number of processes
+
+    def intervals(self, records: Mapping[str, Record]) -> Intervals:
+        """Return Wilson's intervals of `top1` and `top5`."""
+        shares, count = _means(list(records.values())), len(records)
+        right = {name: round(shares[name] * count / 100) for name in ("top1", "top5")}
+        return Intervals("Wilson", {name: wilson(times, count) for name, times in right.items()})
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Return results class by class, as plain lists.

@@ -3,11 +3,13 @@
 T thresholds of intersection over union, R points of recall, K classes, A ranges of area, M limits on detections.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from fourstage.tasks.parts.intervals import Intervals, affordable_resamples, bootstrap
 
 Record = Mapping[str, Any]
 IoUType = Literal["box", "mask"]
@@ -16,6 +18,7 @@ LIMITS = (1, 10, 100)  # detections of one class in one image that count: COCO's
 MMDET_LIMITS = (100, 300, 1000)  # MMDetection's, under which AP50, AP75 and those by size count 1,000
 SIZES = {"s": "small", "m": "medium", "l": "large"}  # boundaries are 32 x 32 and 96 x 96 pixels
 MAIN_LIMIT = 100  # of the mean AP, whatever the limits are
+WORK = 10**8  # detections and pairs of image and class for all resamples of `intervals`: about 30 s of a CPU
 UNKNOWN = -1.0  # a metric of objects that the ground truth does not have
 
 
@@ -142,6 +145,45 @@ def tables(records: Mapping[str, Record], classes: Sequence[str], *, limits: Seq
     return {"per_class": rows, "curves": {iou_type: one.curves() for iou_type, one in measured.items()}}
 
 
+def intervals(records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequence[int] = LIMITS) -> Intervals:
+    """Return intervals of `box_map` and `mask_map` by the bootstrap over images.
+
+    The detections of each image are matched once. Each resample accumulates its images together, as the score does;
+    AP is no mean over images. The resamples become fewer with more detections, images and classes: COCO's validation
+    images have about a hundred. Data for which `WORK` allows too few has no interval.
+    """
+    ordered = _ordered(records)
+    detections = sum(len(record["labels"]) for record in ordered)
+    resamples = affordable_resamples(detections + len(ordered) * len(classes), WORK)
+    masks = bool(ordered) and all("masks" in record and "masks" in record["truth"] for record in ordered)
+    iou_types: tuple[IoUType, ...] = ("box", "mask") if masks else ("box",)
+    out: dict[str, tuple[float, float]] = {}
+    for iou_type in iou_types if resamples and ordered else ():
+        measure = _resampled_map(ordered, tuple(classes), tuple(limits), iou_type)
+        out |= bootstrap(len(ordered), measure, resamples=resamples)
+    return Intervals(f"bootstrap over images, {resamples} resamples", out)
+
+
+def _resampled_map(
+    records: Sequence[Record], classes: tuple[str, ...], limits: tuple[int, ...], iou_type: IoUType
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return a function from (N,) indices of images to their mean AP in per cent by its name; NaN without objects."""
+    one = _library_evaluation(records, classes, iou_type, separate_eval=True)
+    one.params.maxDets = [MAIN_LIMIT if MAIN_LIMIT in limits else limits[-1]]
+    one.params.areaRng, one.params.areaRngLbl = one.params.areaRng[:1], one.params.areaRngLbl[:1]  # of all sizes
+    one.evaluate()
+    matched = list(one._evalImgs_cpp)  # of every image, class by class
+    first_K1 = np.arange(len(classes))[:, None] * len(records)
+
+    def measure(chosen_N: np.ndarray) -> dict[str, float]:
+        one._evalImgs_cpp = [matched[i] for i in (first_K1 + chosen_N).ravel().tolist()]
+        one.accumulate()
+        value = _mean(one.eval["precision"])
+        return {f"{iou_type}_map": float("nan") if value == UNKNOWN else value}
+
+    return measure
+
+
 def _ordered(records: Mapping[str, Record]) -> list[Record]:
     """Return the records in the order of COCO's image numbers, which ranks equal scores; without them, by id."""
     for id, record in records.items():
@@ -155,6 +197,27 @@ def _ordered(records: Mapping[str, Record]) -> list[Record]:
 def _evaluate(
     records: Sequence[Record], classes: tuple[str, ...], limits: tuple[int, ...], iou_type: IoUType
 ) -> Measured:
+    one = _library_evaluation(records, classes, iou_type)
+    one.params.maxDets = list(limits)
+    one.evaluate()
+    one.accumulate()
+    truth = one.cocoGt.dataset["annotations"]
+    counts_K = np.bincount([o["category_id"] for o in truth if not o["iscrowd"]], minlength=len(classes))
+    return Measured(
+        iou_type,
+        classes,
+        limits,
+        one.eval["precision"],
+        one.eval["recall"],
+        one.eval["scores"],
+        counts_K.astype(np.int64),
+    )
+
+
+def _library_evaluation(
+    records: Sequence[Record], classes: tuple[str, ...], iou_type: IoUType, *, separate_eval: bool = False
+) -> Any:
+    """Return the library's evaluation, before its first step; `separate_eval` keeps the matches of each image."""
     coco, evaluation = _library()
     images = [
         {"id": i, "height": record["truth"]["size"][0], "width": record["truth"]["size"][1]}
@@ -166,20 +229,8 @@ def _evaluate(
         coco({"images": images, "categories": categories, "annotations": annotations})
         for annotations in (objects, detections)
     ]
-    one = evaluation(*sets, iouType="bbox" if iou_type == "box" else "segm", print_function=_quiet)
-    one.params.maxDets = list(limits)
-    one.evaluate()
-    one.accumulate()
-    counts_K = np.bincount([o["category_id"] for o in objects if not o["iscrowd"]], minlength=len(classes))
-    return Measured(
-        iou_type,
-        classes,
-        limits,
-        one.eval["precision"],
-        one.eval["recall"],
-        one.eval["scores"],
-        counts_K.astype(np.int64),
-    )
+    kind = "bbox" if iou_type == "box" else "segm"
+    return evaluation(*sets, iouType=kind, print_function=_quiet, separate_eval=separate_eval)
 
 
 def _objects(records: Sequence[Record], iou_type: IoUType) -> list[dict[str, Any]]:

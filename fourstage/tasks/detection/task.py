@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fourstage.data.sample import Batch
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.detection.detector import Detections, Detector
+from fourstage.tasks.parts.intervals import Intervals
 from fourstage.tasks.parts.losses import check_losses
 
 Record = Mapping[str, Any]
@@ -61,6 +62,10 @@ class Detection(nn.Module):
         """Return COCO's metrics in per cent, of boxes and of masks, without those of sizes that no object has."""
         metrics = coco_ap.score(records, self.classes, limits=self.limits)
         return {name: value for name, value in metrics.items() if value != coco_ap.UNKNOWN or name == self.main_metric}
+
+    def intervals(self, records: Mapping[str, Record]) -> Intervals:
+        """Return intervals of `box_map` and `mask_map`; see `coco_ap.intervals`."""
+        return coco_ap.intervals(records, self.classes, limits=self.limits)
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Return the results of each class, and curves of precision over recall; see `coco_ap.tables`."""

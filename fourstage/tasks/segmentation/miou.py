@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fourstage.data.sample import IGNORE
+from fourstage.tasks.parts.intervals import Intervals, affordable_resamples, bootstrap
 
 AT_ONCE = 2**22  # pixels that are counted at a time
+WORK = 2 * 10**9  # products and sums for all resamples of `intervals`: a second or two
 NEAR = 0.0075  # of an image's diagonal: the largest distance of boundaries that agree
 
 Counts = Mapping[str, Sequence[int]]
@@ -71,6 +73,52 @@ def means(matrix_CC: np.ndarray) -> dict[str, float]:
         "miou": 100 * _mean(ious(matrix_CC)),
         "macc": 100 * _mean(accuracies(matrix_CC)),
         "aacc": 100 * float(matrix_CC.trace() / total) if total else float("nan"),
+    }
+
+
+def intervals(counts: Mapping[str, Sequence[Counts]], classes: int) -> Intervals:
+    """Return intervals of `means` by the bootstrap over images. Each resample sums the pixels of its images.
+
+    Args:
+        counts: by the name of a protocol, the counts of each image, from `count_pairs`.
+        classes: C.
+
+    Returns:
+        By names such as `miou_ss`; empty where there are too many images and classes for `WORK`.
+    """
+    [images] = {len(each) for each in counts.values()}
+    resamples = affordable_resamples(3 * images * classes * len(counts), WORK)
+    sums = {protocol: [_marginals(one, classes) for one in each] for protocol, each in counts.items() if resamples}
+    stacked = {protocol: np.stack(each).astype(np.float64) for protocol, each in sums.items()}
+
+    def measure(chosen_N: np.ndarray) -> dict[str, float]:
+        times_N = np.bincount(chosen_N, minlength=images).astype(np.float64)
+        out: dict[str, float] = {}
+        for protocol, marginals_N3C in stacked.items():
+            values = _means_of_marginals(np.tensordot(times_N, marginals_N3C, axes=1))
+            out |= {f"{name}_{protocol}": value for name, value in values.items()}
+        return out
+
+    method = f"bootstrap over images, {resamples} resamples"
+    return Intervals(method, bootstrap(images, measure, resamples=resamples) if resamples else {})
+
+
+def _marginals(counts: Counts, classes: int) -> np.ndarray:
+    """Return (3, C) pixels of one image by class: predicted right, of the truth, of the prediction."""
+    pairs, pixels = np.asarray(counts["pairs"], dtype=np.int64), np.asarray(counts["pixels"], dtype=np.int64)
+    truth, guess = np.divmod(pairs, classes)
+    weighted = ((truth, np.where(truth == guess, pixels, 0)), (truth, pixels), (guess, pixels))
+    return np.stack([np.bincount(labels, weights=weights, minlength=classes) for labels, weights in weighted])
+
+
+def _means_of_marginals(marginals_3C: np.ndarray) -> dict[str, float]:
+    """Return what `means` returns for the matrix with these marginals."""
+    right_C, true_C, guessed_C = marginals_3C
+    total = true_C.sum()
+    return {
+        "miou": 100 * _mean(_quotient(right_C, true_C + guessed_C - right_C)),
+        "macc": 100 * _mean(_quotient(right_C, true_C)),
+        "aacc": 100 * float(right_C.sum() / total) if total else float("nan"),
     }
 
 

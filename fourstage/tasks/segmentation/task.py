@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.data.transforms.resizing import Normalise
+from fourstage.tasks.parts.intervals import Intervals
 from fourstage.tasks.parts.losses import check_losses
 from fourstage.tasks.segmentation import miou
 from fourstage.tasks.segmentation.inference import Inference
@@ -112,6 +113,12 @@ class Segmentation(nn.Module):
         if edges := [record["boundary"] for record in ordered if "boundary" in record]:
             scores["boundary_f1_ss"] = miou.boundary_f1(edges, len(self.classes))
         return scores
+
+    def intervals(self, records: Mapping[str, Record]) -> Intervals:
+        """Return intervals of mIoU, mean accuracy and pixel accuracy of each protocol; see `miou.intervals`."""
+        ordered = [records[id] for id in sorted(records)]
+        protocols = {"ss": ordered, "ms_flip": [record["multi"] for record in ordered if "multi" in record]}
+        return miou.intervals({name: counts for name, counts in protocols.items() if counts}, len(self.classes))
 
     def tables(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Return results class by class, as plain lists.
