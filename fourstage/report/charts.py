@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -17,17 +16,22 @@ from fourstage.report.number_format import significant
 LARGEST = 1e30  # larger values are treated as infinite, because axes would overflow
 MAX_DOTS = 12  # a line of up to 12 points also has dots
 MAX_POINTS = 600  # a longer line is thinned to about this number; extremes are kept
-LETTER = 7.4  # upper bound of the width of a label's letter
+HUES = 6  # colours of lines that are compared, and as many dashes; the style has both
+LETTER = 8.6  # upper bound of the width of a label's letter
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart. A value that is not finite leaves a gap."""
+    """One line of a chart. A value that is not finite leaves a gap.
+
+    Attributes:
+        look: "accent", "quiet", or "raw", a faint line below the smoothed one, without a label; or `compared_look`.
+    """
 
     name: str
     x_n: np.ndarray
     y_n: np.ndarray
-    look: Literal["accent", "quiet", "raw"] = "accent"  # raw: a faint line below the smoothed one, without a label
+    look: str = "accent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,21 @@ class Axis:
         return self.start + (values_n - low) / (high - low) * (self.end - self.start)
 
 
+def compared_look(place: int) -> str:
+    """Return the look of a line among several: a colour and a dash, so that it is also distinct in print."""
+    return f"hue-{place % HUES} dash-{(place + place // HUES) % HUES}"
+
+
+def legend(entries: Sequence[tuple[str, object]]) -> Markup:
+    """Return a list of looks and what they mean."""
+    items = []
+    for look, meaning in entries:
+        stroke = tag("g", tag("path", d="M1 6L43 6"), class_=f"line {look}")
+        swatch = tag("svg", stroke, class_="swatch", viewBox="0 0 44 12", aria_hidden="true")
+        items.append(tag("li", swatch, tag("span", meaning)))
+    return tag("ul", *items, class_="legend-lines")
+
+
 def line_chart(
     key: str,
     title: str,
@@ -57,6 +76,7 @@ def line_chart(
     percent: bool = False,
     from_zero: bool = False,
     x_name: str = "epoch",
+    labelled: bool = True,
 ) -> Markup:
     """Draw lines over epochs with their last values at their ends.
 
@@ -66,6 +86,8 @@ def line_chart(
         size: (width, height) of the view box.
         percent: limit the value axis to 100.
         from_zero: begin the value axis at zero, unless it is logarithmic.
+        x_name: what is on the horizontal axis.
+        labelled: write the lines' names and last values at their ends; else a `legend` belongs to the chart.
 
     Returns:
         An <svg>, or a sentence where no value is finite.
@@ -73,13 +95,14 @@ def line_chart(
     known = [_drawable(line) for line in series]
     if not any(len(line.x_n[np.isfinite(line.y_n)]) for line in known):
         return tag("p", "No finite value was logged.", class_="nothing")
-    x, y = _axes(known, size, percent, from_zero)
-    labels = _end_labels([line for line in known if line.look != "raw"], x, y, percent)
+    ends = [line for line in known if line.look != "raw"] if labelled else []
+    x, y = _axes(known, ends, size, percent, from_zero)
+    labels = _end_labels(ends, x, y, percent)
     content = [
         tag("title", title, id=f"{key}-title"),
         tag("desc", _summary(known), id=f"{key}-desc"),
         *_grid(x, y, x_name),
-        *(_line(line, x, y) for line in sorted(known, key=lambda line: ("raw", "quiet", "accent").index(line.look))),
+        *(_line(line, x, y) for line in sorted(known, key=lambda line: {"raw": 0, "quiet": 1}.get(line.look, 2))),
         *labels,
     ]
     hover = [_hover(line, x, y) for line in known if line.look != "raw"]
@@ -194,8 +217,9 @@ def _drawable(line: Series) -> Series:
     return replace(line, x_n=x_n[order_n], y_n=y_n[order_n])
 
 
-def _axes(lines: Sequence[Series], size: tuple[int, int], percent: bool, from_zero: bool) -> tuple[Axis, Axis]:
-    labelled = [line for line in lines if line.look != "raw"]
+def _axes(
+    lines: Sequence[Series], labelled: Sequence[Series], size: tuple[int, int], percent: bool, from_zero: bool
+) -> tuple[Axis, Axis]:
     longest = max((len(_label(line, len(labelled) > 1, percent)) for line in labelled), default=0)
     right, bottom = size[0] - max(12 + LETTER * longest, 24), size[1] - 32
     x_n = np.concatenate([line.x_n for line in lines])

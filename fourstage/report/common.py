@@ -2,12 +2,11 @@
 
 import math
 import shlex
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from fourstage.files import shown_path
+from fourstage.report.certainty import WEIGHTS, best, how_sure, is_best
 from fourstage.report.charts import Series, line_chart, smooth, sparkline
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.number_format import (
@@ -18,10 +17,11 @@ from fourstage.report.number_format import (
     millions,
     percent,
     plural,
+    shown_metrics,
     signed,
     significant,
 )
-from fourstage.report.read import EvaluationLine, Run
+from fourstage.report.read import Run
 
 LAYOUTS = {  # task -> a sentence on the data folder, and its files
     "classification": (
@@ -39,7 +39,6 @@ LAYOUTS = {  # task -> a sentence on the data folder, and its files
         "my_folder/masks/val/002.png\nmy_folder/masks/classes.txt",
     ),
 }
-WEIGHTS = {"model": "model", "ema": "EMA"}  # name in the log -> name on the page
 
 
 def section(key: str, heading: str, *content: object) -> Markup:
@@ -61,20 +60,13 @@ def main_metric(run: Run) -> str:
     return next((key for key in logged if metric(key).higher_is_better), next(iter(logged), "top1"))
 
 
-def best(lines: Iterable[EvaluationLine], key: str) -> EvaluationLine | None:
-    """Return the first of the best evaluations. A value that is not finite is never the best."""
-    sign = 1 if metric(key).higher_is_better else -1
-    known = [line for line in lines if math.isfinite(line.metrics.get(key, math.nan))]
-    return max(known, key=lambda line: sign * line.metrics[key], default=None)
-
-
 def headline(run: Run) -> Markup:
     """Return the page's header: names, state, main metric and tiles."""
     top = tag("p", "fourstage", tag("span", " training report", class_="quiet"), class_="brand")
     return tag(
         "header",
         top,
-        tag("h1", name(run.name)),
+        tag("h1", name(run.title)),
         _description(run),
         tag("div", _headline_metric(run), _tiles(run), class_="result"),
     )
@@ -104,7 +96,7 @@ def numbers(run: Run) -> Markup:
     if not run.evaluations and not run.evaluation:
         return section("numbers", "Numbers", tag("p", "The log holds no evaluation.", class_="nothing"))
     weights = [which for which in WEIGHTS if any(line.which == which for line in run.evaluations)]
-    keys = list(run.evaluation.metrics) if run.evaluation else _logged_metrics(run)
+    keys = list(shown_metrics(run.evaluation.metrics, run.class_count)) if run.evaluation else _logged_metrics(run)
     expect = _expected(run)
     full = _full_column(run)
     head = ["metric", *([full] if full else []), *(f"last, {WEIGHTS[w]}" for w in weights)]
@@ -139,23 +131,9 @@ def own_data(run: Run) -> Markup:
         "Train on your own data",
         tag("p", words),
         tag("pre", tag("code", layout), tabindex=0),
-        _command("Check the data first", "fourstage data check my_folder"),
-        _command("Train the same model on it", f"fourstage train {source} --data my_folder --out runs/mine"),
-        *_next_commands(run),
+        command_line("Check the data first", "fourstage data check my_folder"),
+        command_line("Train the same model on it", f"fourstage train {source} --data my_folder --out runs/mine"),
     )
-
-
-def _next_commands(run: Run) -> list[Markup]:
-    """Return commands that use the checkpoints of this run."""
-    folder, commands = shlex.quote(shown_path(run.folder)), []
-    if not run.finished and run.environment.get("command"):
-        commands.append(_command("Continue this run", str(run.environment["command"])))
-    if (run.folder / "checkpoints" / "best.pt").is_file():
-        commands.append(_command("Evaluate the best weights of this run again", f"fourstage evaluate {folder}"))
-        mine = f"fourstage evaluate {folder} --data my_folder"
-        commands.append(_command("Evaluate them on your own data with the same classes", mine))
-        commands.append(_command("Predict an image", f"fourstage predict {folder} image.png"))
-    return commands
 
 
 def _description(run: Run) -> Markup:
@@ -165,14 +143,17 @@ def _description(run: Run) -> Markup:
         else ""
     )
     size = f" at {run.recipe['image_size']} pixels" if "image_size" in run.recipe else ""
-    model, data = _network(run), run.recipe.get("data", "data")
+    model, data = network(run), run.recipe.get("data", "data")
     started = str(run.environment.get("started", "")).replace("T", " ")[:16]
     when = f" Started {started}." if started else ""
-    first = tag("p", tag("b", name(model)), " trained on ", tag("b", name(data)), f"{classes}{size}.", class_="lede")
+    recipe = " by the recipe ", tag("code", run.source), "."
+    first = tag(
+        "p", tag("b", name(model)), " trained on ", tag("b", name(data)), f"{classes}{size}", *recipe, class_="lede"
+    )
     return join([first, tag("p", _state(run), when, class_="state " + ("done" if run.finished else "stopped"))])
 
 
-def _network(run: Run) -> str:
+def network(run: Run) -> str:
     """Return the name of the network in the recipe."""
     if "method" in run.recipe:
         return f"{run.recipe['method']} with {run.recipe.get('backbone', 'a backbone')}"
@@ -204,7 +185,8 @@ def _headline_metric(run: Run) -> Markup:
         return tag("div", tag("p", "Not evaluated yet", class_="big none"), class_="main")
     number, unit = (metric(key).show(value).split("\u202f") + [""])[:2]
     big = tag("p", number, tag("small", unit), class_="big")
-    return tag("div", big, tag("p", *_provenance(run, key, which, step), class_="of"), class_="main")
+    provenance = tag("p", *_provenance(run, key, which, step), class_="of")
+    return tag("div", big, provenance, *how_sure(run, key), class_="main")
 
 
 def _provenance(run: Run, key: str, which: str, step: int) -> list[object]:
@@ -240,10 +222,10 @@ def _tiles(run: Run) -> Markup:
     return tag("dl", *(tag("div", tag("dt", label), tag("dd", value)) for value, label in tiles), class_="tiles")
 
 
-def figure(title: object, chart: Markup, note: object = None) -> Markup:
-    """Return a chart below its title and a note."""
+def figure(title: object, chart: Markup, note: object = None, names: Markup | None = None) -> Markup:
+    """Return a chart below its title, a note and the legend with the names of its lines."""
     small = tag("span", note, class_="quiet") if note else None
-    return tag("figure", tag("figcaption", tag("b", title), small, tag("output")), chart)
+    return tag("figure", tag("figcaption", tag("b", title), small, tag("output")), names, chart)
 
 
 def _small(key: str, title: str, series: list[Series]) -> Markup:
@@ -270,9 +252,20 @@ def _metric_figure(run: Run, key: str, size: tuple[int, int]) -> Markup:
     title = known.label.capitalize() if key == "loss" else f"Validation {known.label}"
     if not series:
         return figure(title, tag("p", "No evaluation yet.", class_="nothing"))
-    slug = "".join(letter for letter in key if letter.isascii() and letter.isalnum())
-    chart = line_chart(f"metric-{slug}", title, series, size=size, percent=known.percent, from_zero=not known.percent)
+    chart = line_chart(
+        f"metric-{slug(key)}", title, series, size=size, percent=known.percent, from_zero=not known.percent
+    )
     return figure(title, chart, "per cent" if known.percent else None)
+
+
+def slug(key: str) -> str:
+    """Return the letters and digits of a metric's name, for ids in the page."""
+    return "".join(letter for letter in key if letter.isascii() and letter.isalnum())
+
+
+def last_weights(run: Run) -> str:
+    """Return which weights the last evaluation in the log is of."""
+    return run.evaluations[-1].which if run.evaluations else "model"
 
 
 def _not_finite(total_n: np.ndarray) -> Markup | None:
@@ -287,7 +280,8 @@ def _not_finite(total_n: np.ndarray) -> Markup | None:
 
 
 def _logged_metrics(run: Run) -> list[str]:
-    return list(dict.fromkeys(key for line in run.evaluations for key in line.metrics))
+    keys = dict.fromkeys(key for line in run.evaluations for key in line.metrics)
+    return list(shown_metrics(dict.fromkeys(keys, 0.0), run.class_count))
 
 
 def _column(run: Run, field: str) -> np.ndarray:
@@ -307,14 +301,7 @@ def _full_column(run: Run) -> str | None:
     last = [line for line in run.evaluations if line.which == full.which][-1:]
     if last and last[0].step == full.step and last[0].metrics == full.metrics:
         return None
-    return f"{'best' if _is_best(run) else 'full'} checkpoint, {WEIGHTS.get(full.which, full.which)}"
-
-
-def _is_best(run: Run) -> bool:
-    """Return whether the full evaluation belongs to the checkpoint with the best logged main metric."""
-    top = best(run.evaluations, main_metric(run))
-    full = run.evaluation
-    return top is not None and full is not None and (top.step, top.which) == (full.step, full.which)
+    return f"{'best' if is_best(run, main_metric(run)) else 'full'} checkpoint, {WEIGHTS.get(full.which, full.which)}"
 
 
 def _number_row(run: Run, key: str, weights: list[str], expect: dict[str, float]) -> list[object]:
@@ -340,16 +327,12 @@ def _evaluated_on(run: Run) -> Markup | None:
     """Return a sentence on the evaluation that the rest of the page shows."""
     if not run.evaluation:
         return None
-    images = f" on {plural(run.records.count, 'image')}" if run.records else ""
+    images = f" on {plural(run.images, 'image')}" if run.images else ""
     which = WEIGHTS.get(run.evaluation.which, run.evaluation.which)
-    text = (
+    words = (
         f"The sections below show the full evaluation of the {which} weights at step {run.evaluation.step:,}{images}."
     )
-    if _is_best(run) and len(run.evaluations) > 1:
-        text += (
-            f" It is the best of {len(run.evaluations):,} evaluations on these same images, which favours it slightly."
-        )
-    return tag("p", text, class_="quiet")
+    return tag("p", words, class_="quiet")
 
 
 def _value(value: Any) -> Markup:
@@ -386,5 +369,6 @@ def _waiting(run: Run) -> Markup | None:
     return tag("p", text, f" (at most {percent(float(known_n.max()))}) ", line, class_="waiting")
 
 
-def _command(purpose: str, line: str) -> Markup:
+def command_line(purpose: str, line: str) -> Markup:
+    """Return a command to copy below what it is for."""
     return tag("div", tag("p", purpose), tag("pre", tag("code", line), class_="command", tabindex=0), class_="step")

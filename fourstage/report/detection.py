@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.report.charts import Series, line_chart
+from fourstage.report.charts import Series, compared_look, legend, line_chart
 from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import figure, no_predictions, section
 from fourstage.report.inline import inline
@@ -16,35 +16,42 @@ from fourstage.report.read import PredictionPicture, Run
 CLASSES = 40  # rows before the others are folded
 LISTED = 6  # mistakes of each type that a card names
 WIDE = 900  # pixels, of the picture of truth and prediction
+THRESHOLDS = {"0.50": "map50", "0.75": "map75", "0.50:0.95": "map"}  # name of a curve -> its metric
 TARGETS = {"box": "boxes", "mask": "masks"}
 
 
 def precision_recall(run: Run) -> Markup | None:
     """Return the section with a chart for boxes and one for masks."""
     curves: Mapping[str, Any] = run.evaluation.tables.get("curves", {}) if run.evaluation else {}
-    charts = [_chart(target, curves[target]) for target in TARGETS if target in curves]
-    if not charts:
+    if run.evaluation is None or not any(target in curves for target in TARGETS):
         return None
+    charts = [_chart(target, curves[target], run.evaluation.metrics) for target in TARGETS if target in curves]
     note = tag(
         "p",
         "Precision is the share of detections that are right; recall is the share of objects that are detected. "
-        "A detection is right where its intersection over union with an object reaches the threshold.",
+        "A detection is right where its intersection over union with an object reaches the threshold, from 0.50 to "
+        "0.95. AP is the mean precision over all recalls, the area below a line.",
         class_="quiet",
     )
     return section("precision", "Precision over recall", note, tag("div", *charts, class_="charts large"))
 
 
-def _chart(target: str, curves: Mapping[str, Any]) -> Markup:
+def _chart(target: str, curves: Mapping[str, Any], metrics: Mapping[str, float]) -> Markup:
     recall_n = 100 * np.asarray(curves["recall"], dtype=np.float64)
-    looks = {"0.50": "accent", "0.75": "quiet", "0.50:0.95": "quiet"}
+    known = [threshold for threshold in THRESHOLDS if threshold in curves["mean"]]
     lines = [
-        Series(threshold, recall_n, 100 * np.asarray(curves["mean"][threshold], dtype=np.float64), look)  # pyright: ignore[reportArgumentType]
-        for threshold, look in looks.items()
-        if threshold in curves["mean"]
+        Series(threshold, recall_n, 100 * np.asarray(curves["mean"][threshold], dtype=np.float64), compared_look(i))
+        for i, threshold in enumerate(known)
     ]
     title = f"Precision over recall of {TARGETS[target]}"
-    chart = line_chart(f"pr{target}", title, lines, percent=True, from_zero=True, x_name="recall")
-    return figure(TARGETS[target].capitalize(), chart, "both axes in per cent")
+    chart = line_chart(f"pr{target}", title, lines, percent=True, from_zero=True, x_name="recall", labelled=False)
+    names = legend([(line.look, f"{line.name}: AP {_average(metrics, target, line):.1f}") for line in lines])
+    return figure(TARGETS[target].capitalize(), chart, "both axes in per cent", names)
+
+
+def _average(metrics: Mapping[str, float], target: str, line: Series) -> float:
+    """Return the average precision of a line: the metric, or else the mean over its points, which defines it."""
+    return metrics.get(f"{target}_{THRESHOLDS[line.name]}", float(np.mean(line.y_n)))
 
 
 def per_class(run: Run) -> Markup | None:

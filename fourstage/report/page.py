@@ -7,12 +7,13 @@ from importlib.resources import files
 
 from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.markup import Markup, tag
+from fourstage.report.next_steps import next_steps
 from fourstage.report.read import Run
 
 Section = Callable[[Run], Markup | None]  # returns None where the run lacks the data for it
 
 BEFORE: tuple[Section, ...] = (common.headline, common.curves, common.numbers)
-AFTER: tuple[Section, ...] = (common.recipe, common.own_data)
+AFTER: tuple[Section, ...] = (common.recipe, next_steps, common.own_data)
 OF_TASK: dict[str, tuple[Section, ...]] = {
     "classification": (classification.confusion, classification.per_class, classification.predictions),
     "detection": (detection.precision_recall, detection.per_class, detection.predictions),
@@ -23,7 +24,7 @@ OF_TASK: dict[str, tuple[Section, ...]] = {
 def page(run: Run) -> str:
     """Return the complete page. It loads nothing from the network, and its security policy forbids that."""
     sections = [section(run) for section in (*BEFORE, *OF_TASK.get(run.task, ()), *AFTER)]
-    return document(run.name, sections)
+    return document(run.title, sections)
 
 
 def document(title: str, sections: Sequence[Markup | None]) -> str:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class Evaluation:
     per_class: tuple[ClassRow, ...]
     confused: tuple[tuple[int, int, int], ...] = ()  # truth, prediction, count: where there is no `confusion`
     tables: Mapping[str, Any] = field(default_factory=dict)  # as in evaluation.json
+    images: int = 0  # 0: of an older version, which did not write it
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of 95 %, by metric
+    interval_method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,24 @@ class Run:
     pictures: tuple[PredictionPicture, ...] = ()  # of detection and segmentation
 
     @property
+    def title(self) -> str:
+        """The name of the folder; several runs of one recipe differ in it."""
+        return self.folder.resolve().name or self.name
+
+    @property
+    def images(self) -> int:
+        """The number of images of the last full evaluation; 0: unknown."""
+        known = self.evaluation.images if self.evaluation else 0
+        return known or (self.records.count if self.records else 0)
+
+    @property
     def task(self) -> str:
         return str(self.recipe.get("task", "classification"))
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes; 0: unknown."""
+        return len(self.evaluation.classes) if self.evaluation else 0
 
     @property
     def step(self) -> int:
@@ -297,28 +316,29 @@ def _evaluation(path: Path, *, classifies: bool) -> Evaluation | None:
     tables = content.get("tables") or {}
     metrics = {str(key): number(value) for key, value in (content.get("metrics") or {}).items()}
     classes = tuple(str(name) for name in content.get("labels") or content.get("classes") or ())
+    common = Evaluation(
+        step=int(content.get("step", 0)),
+        which=str(content.get("which", "model")),
+        metrics=metrics,
+        main_metric=str(content.get("main_metric") or next(iter(metrics), "top1" if classifies else "")),
+        classes=classes,
+        confusion=None,
+        per_class=(),
+        images=int(content.get("images", 0)),
+        intervals={
+            str(key): (number(low), number(high)) for key, (low, high) in (content.get("intervals") or {}).items()
+        },
+        interval_method=str(content.get("interval_method", "")),
+    )
     if not classifies:
-        return Evaluation(
-            step=int(content.get("step", 0)),
-            which=str(content.get("which", "model")),
-            metrics=metrics,
-            main_metric=str(content.get("main_metric") or next(iter(metrics), "")),
-            classes=classes,
-            confusion=None,
-            per_class=(),
-            tables=tables,
-        )
+        return replace(common, tables=tables)
     confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise ValueError(
             f"{path} names {len(classes)} classes, but its confusion table has the shape {confusion.shape}; remove it"
         )
-    return Evaluation(
-        step=int(content.get("step", 0)),
-        which=str(content.get("which", "model")),
-        metrics=metrics,
-        main_metric=str(content.get("main_metric") or next(iter(metrics), "top1")),
-        classes=classes,
+    return replace(
+        common,
         confusion=confusion,
         per_class=tuple(
             ClassRow(

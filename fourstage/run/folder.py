@@ -267,11 +267,17 @@ def environment(device: torch.device, parameters: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": {name: known for name in PACKAGES if (known := installed(name))},
         "parameters": parameters,
     }
+
+
+def _program() -> str:
+    """Return what starts this command line: `python -m fourstage` has the name of a file that nobody can type."""
+    name = Path(sys.argv[0]).name
+    return "fourstage" if name == "__main__.py" else name
 
 
 def installed(name: str) -> str | None:

@@ -170,7 +170,8 @@ def test_the_best_checkpoint_is_reported_as_the_best(tmp_path: Path) -> None:
     assert "EMA weights, epoch 20; the best of the run" in plain(page.all("header")[0])
     numbers = plain(page.section("numbers"))
     assert "best checkpoint, EMA" in numbers
-    assert "the best of 90 evaluations on these same images" in numbers
+    header = plain(page.all("header")[0])
+    assert "Best of 90 evaluations (45 epochs, with and without averaging) on these same images, so slightly" in header
 
 
 def test_a_log_that_reaches_the_planned_length_is_finished(tmp_path: Path) -> None:
@@ -191,11 +192,13 @@ def test_the_evaluated_weights_have_the_accent(tmp_path: Path) -> None:
         assert [text.text.split()[0] for text in labels if text.text[0].isalpha()] == [label, label]
 
 
-def test_a_run_of_a_recipe_file_is_called_by_its_name_and_repeated_by_its_file(tmp_path: Path) -> None:
+def test_a_page_is_titled_by_its_run_and_repeated_by_the_file_of_its_recipe(tmp_path: Path) -> None:
     run = digits_run(tmp_path / "run")
     (run / "changes.json").write_text(json.dumps({"recipe": "my recipes/own.yaml", "changes": {}}))
     page = report(run)
-    assert page.all("h1")[0].text == "digits_visformer"
+    assert page.all("h1")[0].text == "run"
+    assert page.all("title")[0].text == "run – fourstage"
+    assert "by the recipe my recipes/own.yaml." in plain(page.all("header")[0])
     assert "fourstage train 'my recipes/own.yaml' --data my_folder" in plain(page.section("own"))
 
 
@@ -263,7 +266,7 @@ def test_a_run_that_stopped_early_says_what_it_lacks(tmp_path: Path) -> None:
     assert "Not evaluated yet" in header
     assert "The log holds no evaluation" in plain(page.section("numbers"))
     assert "No predictions were kept" in plain(page.section("predictions"))
-    assert "Continue this run" in plain(page.section("own"))
+    assert "Continue this run" in plain(page.section("next"))
     assert len(page.all("svg", "chart")) == 3
 
 
@@ -274,13 +277,14 @@ def test_a_run_that_stopped_early_says_what_it_lacks(tmp_path: Path) -> None:
 def test_any_part_may_be_missing(missing: str, tmp_path: Path) -> None:
     run = digits_run(tmp_path / "run")
     (run / missing).unlink()
-    assert report(run).all("h1")[0].text == "digits_visformer"
+    assert report(run).all("h1")[0].text == "run"
 
 
 def test_a_recipe_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: mine\n")
     page = report(tmp_path)
-    assert page.all("h1")[0].text == "mine"
+    assert page.all("h1")[0].text == tmp_path.name
+    assert "by the recipe mine" in plain(page.all("header")[0])
     assert "the log ends at step 0" in plain(page.all("header")[0])
 
 

@@ -59,6 +59,15 @@ def test_detection_by_class_is_what_was_measured_the_worst_first(tmp_path: Path)
         assert f"{known[name]['mask_map']:.1f}" in row
     charts = page.section("precision").all("svg", "chart")
     assert len(charts) == 2
+    for target, legend in zip(("box", "mask"), page.section("precision").all("ul", "legend-lines"), strict=True):
+        metrics = {name.removeprefix(f"{target}_"): value for name, value in evaluation["metrics"].items()}
+        shown = {"0.50": metrics["map50"], "0.75": metrics["map75"], "0.50:0.95": metrics["map"]}
+        texts = [f"{threshold}: AP {value:.1f}" for threshold, value in shown.items()]
+        assert [plain(entry).strip() for entry in legend.all("li")] == texts
+        assert metrics["map"] > 0.05
+        mean = evaluation["tables"]["curves"][target]["mean"]["0.50"]
+        assert 100 * sum(mean) / len(mean) == pytest.approx(metrics["map50"], abs=0.01), "AP is the mean of the line"
+        assert len({entry.all("g")[0].attributes["class"] for entry in legend.all("li")}) == 3
     assert f"{evaluation['metrics']['box_map']:.2f}" in plain(page.all("p", "big")[0])
 
 
