@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -61,7 +62,7 @@ def detection_run(
     names = [f"val/{classes[i % len(classes)][:40]}-{i:03}.jpg" for i in range(images)]
     records = {name: _detected(draw, len(classes), objects, masks=masks) for name in names}
     _rewrite_for_task(folder, "detection", "mask_rcnn", task, task.score(records), task.tables(records), records)
-    protocol = DetectionProtocol(cast(Recipe, None))
+    protocol = DetectionProtocol(cast(Recipe, SimpleNamespace(method="mask_rcnn", method_args={})))
     protocol.write_report_samples(folder, task, cast(Dataset, Noise(names)), records)
     return folder
 
