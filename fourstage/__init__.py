@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fourstage.data.formats import register_format
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
+    from fourstage.run.load import load
 
     __version__: str
 
@@ -30,6 +31,7 @@ __all__ = [
     "create_segmentor",
     "from_checkpoint",
     "list_models",
+    "load",
     "load_checkpoint",
     "register",
     "register_detector",
@@ -47,6 +49,7 @@ _HOMES = {
     "from_checkpoint": "fourstage.api",
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
+    "load": "fourstage.run.load",
     "register": "fourstage.registry",
     "register_detector": "fourstage.methods",
     "register_format": "fourstage.data.formats",

@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from fourstage import registry
 from fourstage.files import RAISE, limit
@@ -29,6 +30,10 @@ from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from fourstage.weights.reading.download import Progress
 
+UNNEEDED = (  # of the initialisation of a network without values
+    *(Tensor.normal_, Tensor.uniform_, Tensor.log, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_),
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_),
+)
 MOST_MODULES = 20_000  # of a network that a file describes; the largest here has 2,000
 SPARE_NUMBERS = 2**26  # beyond four times those in the file: buffers that are no part of it
 
@@ -152,8 +157,22 @@ def try_on_meta(build: Callable[[], object], file: Checkpoint) -> None:
     Networks that cannot be built on the meta device, such as a user's own that look at their weights, are left to the
     real construction.
     """
-    with no_larger_than(file), torch.device("meta"), suppress(NotImplementedError):
+    with no_larger_than(file), torch.device("meta"), _NoValues(), suppress(NotImplementedError):
         build()  # torch raises NotImplementedError for an operation that needs values
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves initialisation out: on the meta device its only effect is to import torch's compiler, for two seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in UNNEEDED:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def check_levels(model: nn.Module, name: str) -> nn.Module:

@@ -43,15 +43,16 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "recipe": set(),
     "recipes": {"recipe"},
     "report": set(),
+    "predict": {"data", "engine", "progress", "report", "tasks"},
     "bench": {"api", "ops", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},
     "run": {
         *("api", "build", "registry", "backbones", "ops", "weights", "tasks", "data"),
-        *("engine", "recipe", "report", "progress"),
+        *("engine", "recipe", "report", "predict", "progress"),
     },
     "slurm": {"engine", "recipe"},
     "doctor": {"ops"},
     "cli": {"run", "report", "bench", "data", "engine", "recipe", "slurm", "doctor", "progress"},
-    "__init__": {"api", "registry", "backbones", "data"},
+    "__init__": {"api", "registry", "backbones", "data", "run"},
     "__main__": {"cli"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -143,7 +143,7 @@ from fourstage.data.shards.write import write_shards
 from fourstage.engine.log import RunLog
 from fourstage.engine.state import save_state
 from fourstage.files import write_text
-from fourstage.run.outputs import JsonRows
+from fourstage.predict.outputs import JsonRows
 
 folder = Path(sys.argv[1])
 

@@ -63,13 +63,28 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
         raise BadImage(str(path), _reason(error)) from error
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes, name: str, *, orient: bool = False) -> np.ndarray:
     """Decode the bytes of an image file; `name` is its place in an archive or a table. See `read_image`."""
     try:
-        return _decoded(open_image(BytesIO(data), name=name), orient=False)
+        return _decoded(open_image(BytesIO(data), orient=orient, name=name), orient)
     except BadImage:
         raise
     except Exception as error:
+        raise BadImage(name, _reason(error)) from error
+
+
+def pixels_of(image: "Image", name: str, *, orient: bool = False) -> np.ndarray:
+    """Return a copy of the pixels of a PIL image, as `read_image` returns those of its file. The image stays open."""
+    from PIL import ImageOps
+
+    _check_size(image, name)
+    try:
+        picture = in_eight_bits(image, lambda data: open_image(BytesIO(data)))
+        picture = ImageOps.exif_transpose(picture) if orient else picture
+        return np.array(_as_rgb(picture))
+    except BadImage:
+        raise
+    except Exception as error:  # an image that is decoded only now may be broken in any way
         raise BadImage(name, _reason(error)) from error
 
 
@@ -139,14 +154,21 @@ def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = 
         raise
     except Exception as error:
         raise BadImage(name, _reason(error)) from error
-    width, height = image.size
-    if width * height > limit(LARGEST) or max(width, height) > limit(LONGEST):
+    try:
+        _check_size(image, name)
+    except BadImage:
         image.close()
-        raise BadImage(name, f"{width} x {height} pixels are {_too_many()}")
+        raise
     if image.format in REFUSED:
         image.close()
         raise BadImage(name, "PostScript is a program, which is not run; save the picture as PNG or JPEG")
     return image
+
+
+def _check_size(image: "Image", name: str) -> None:
+    width, height = image.size
+    if width * height > limit(LARGEST) or max(width, height) > limit(LONGEST):
+        raise BadImage(name, f"{width} x {height} pixels are {_too_many()}")
 
 
 def _opened(path: str | Path | BytesIO, orient: bool) -> "Image":

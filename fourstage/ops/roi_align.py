@@ -4,7 +4,7 @@ The plain form is torchvision's, which computes with one thread on a CPU. The fa
 takes some of the regions; backward, some of the channels. No sum is split, so that the numbers are the same, bit for
 bit, with any number of threads.
 
-This operation alone needs torchvision, and imports it when it is called: backbones need nothing but torch.
+torchvision's kernels are loaded when the operation is called: backbones need nothing but torch.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourstage.ops import torchvision_kernels
 from fourstage.ops.eager import may_run_fast
 
 WORTH = 1 << 17  # values of all regions, from which on threads pay off
@@ -39,9 +40,7 @@ def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples:
 
 def by_torchvision(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:
     """Compute the plain form."""
-    from torchvision.ops import roi_align as plain
-
-    return plain(x_BCHW, rois_R5, size, scale, samples, aligned=True)
+    return torchvision_kernels.roi_align(x_BCHW, rois_R5, size, scale, samples)
 
 
 def by_threads(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:

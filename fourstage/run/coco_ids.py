@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fourstage.data.objects.coco import read_ids
-from fourstage.run.inputs import Input
+from fourstage.predict.files import Input
 
 Id = int | str
 

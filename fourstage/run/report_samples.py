@@ -1,4 +1,4 @@
-"""Pictures of single images that a run folder keeps for its report, and one-line summaries of predictions."""
+"""Pictures of single images that a run folder keeps for its report."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,6 @@ from fourstage.files import write_file, write_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAMED = 5  # predictions that a line names
 Draw = Callable[[Sample, np.ndarray], "tuple[Image, dict[str, Any]]"]
 
 
@@ -43,9 +42,3 @@ def worst_and_others(worst: Sequence[str], every: Iterable[str], most: int) -> l
     last = list(worst[: most // 4])
     rest, left = sorted(set(every) - set(last)), most - len(last)
     return rest[:: max(1, len(rest) // left)][:left] + last
-
-
-def in_a_line(items: Sequence[str]) -> str:
-    """Return the first few items in one line, and the number of the others."""
-    more = f"   and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return "   ".join(items[:NAMED]) + more

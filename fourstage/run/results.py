@@ -16,7 +16,7 @@ from torch import Tensor
 from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks
 from fourstage.files import MARK, write_file
-from fourstage.run.outputs import ClassResults, CocoResults
+from fourstage.predict.outputs import ClassResults, CocoResults
 
 try:
     import fcntl

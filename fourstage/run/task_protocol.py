@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 from fourstage.api import load_checkpoint
 from fourstage.data.sample import Batch, Dataset, Sample, Truth
@@ -19,9 +19,6 @@ from fourstage.tasks.segmentation.task import Segmentation
 from fourstage.user_files import import_files
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.reading.safe import read_checkpoint
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 AnyTask: TypeAlias = Classification | Detection | Segmentation
 Record = Mapping[str, Any]
@@ -57,15 +54,6 @@ class EvaluationData:
     prepare: Callable[[Any], None] = _leave_unchanged  # sets on the task what it needs to know about the data
     extra_scores: Scores = _no_scores  # metrics of this data beside the task's own
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ImageResult:
-    """The predictions for one image, in three forms."""
-
-    text: str  # one line for a person
-    values: dict[str, Any]  # plain JSON values for a program
-    pictures: "Callable[[], dict[str, Image]]"  # ending of the file's name -> picture; "" is the one to look at
 
 
 class TaskProtocol(ABC, Generic[R, T]):
@@ -185,10 +173,6 @@ class TaskProtocol(ABC, Generic[R, T]):
     @abstractmethod
     def write_report_samples(self, folder: Path, task: T, val: Dataset, records: Records) -> None:
         """Write the pictures that a report shows, and the predictions for them, into a run folder."""
-
-    @abstractmethod
-    def predict_image(self, task: T, sample: Sample, title: str) -> ImageResult:
-        """Return the predictions for one image as it was read. The task is in evaluation mode on its device."""
 
 
 AnyProtocol: TypeAlias = TaskProtocol[Any, Any]

@@ -29,10 +29,10 @@ from fourstage.data.sample import Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform
 from fourstage.data.transforms.segmentation import evaluation_transform as as_bytes
 from fourstage.methods import get_method
+from fourstage.predict.videos import frames_of, read_properties
 from fourstage.run import predict
 from fourstage.run.complete_checkpoints import fitting_recipes
 from fourstage.run.tasks.detection import DetectionProtocol
-from fourstage.run.videos import frames_of, read_properties
 from fourstage.tasks.detection.box_head import DetectionLimits
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.task import Detection
@@ -529,7 +529,7 @@ def test_a_video_that_ends_too_early_is_used_as_far_as_it_goes(finder: Path, tmp
 def test_what_was_interrupted_leaves_nothing_half(
     finder: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fourstage.run import videos
+    from fourstage.predict import videos
 
     def some(path: Path) -> Iterator[np.ndarray]:
         yield next(frames_of(path))

@@ -11,8 +11,8 @@ from PIL import Image
 
 from fourstage import create_model
 from fourstage.cli import main
+from fourstage.predict.files import find_inputs
 from fourstage.run import predict
-from fourstage.run.inputs import find_inputs
 
 NAMES = ("=1+1", "a, b", "-x", *(f"class {i}" for i in range(7)))
 

@@ -3,6 +3,7 @@
 H x W pixels, N masks in windows of h x w pixels. Run lengths count pixels column by column.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
     """
     rle = _run_lengths(segmentation, size) if segmentation else None
     return encode_mask(np.zeros(size, dtype=bool))["counts"] if rle is None else _text(rle["counts"])
+
+
+def merge_masks(counts: Sequence[str], size: tuple[int, int]) -> str:
+    """Return the compressed string of the union of masks in that form, of one image of `size` (H, W)."""
+    return _text(_library().merge([{"size": list(size), "counts": one} for one in counts])["counts"])
 
 
 def area_of(counts: str, size: tuple[int, int]) -> float:

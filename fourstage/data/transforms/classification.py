@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import gcd
+from math import floor, gcd
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +25,8 @@ Transform = Callable[[Sample], Sample]
 Pair = tuple[int, int]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
-NEAREST = 0  # of PIL's filters, the one that weighs no neighbours
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+NEAREST = FILTERS["nearest"]  # the one that weighs no neighbours
 REACH = 3  # pixels to each side that PIL's widest filter, lanczos, looks at when it enlarges
 ERASING = ("pixel", "rand", "const")
 
@@ -121,11 +122,8 @@ def eval_transform(
         raise ValueError(f"crop_pct {crop_pct} must be above 0 and at most 1, such as 0.875")
     if interpolation == "random":
         raise ValueError("interpolation 'random' is for training; evaluation needs one, such as bicubic")
-    resize = _timm().create_transform(
-        image_size, crop_pct=1.0 if crop_mode == "squash" else crop_pct, crop_mode=crop_mode,
-        interpolation=interpolation, normalize=False,
-    )  # fmt: skip
-    return _Eval(resize.transforms[0], image_size, _Normalise(mean, std))
+    resized = [image_size, image_size] if crop_mode == "squash" else [floor(image_size / crop_pct)]
+    return _Eval(resized, FILTERS[interpolation], image_size, _Normalise(mean, std))
 
 
 class _Train(BatchTransform):
@@ -151,17 +149,16 @@ class _Train(BatchTransform):
 class _Eval(BatchTransform):
     """Resize, then cut out the middle; little is computed of what would be cut off.
 
+    timm and torchvision resize so; neither is imported here, which would cost a prediction two seconds.
+
     Args:
-        resize: torchvision's, to a short side (one number) or to (H, W).
-        side: height and width of the result, no larger than what `resize` gives.
+        size: of the resized image: its short side alone, or height and width.
+        filter: of PIL.
+        side: height and width of the result, no larger than `size`.
     """
 
-    def __init__(self, resize: Any, side: int, normalise: "_Normalise") -> None:
-        from torchvision.transforms.functional import pil_modes_mapping
-
-        self._size = [resize.size] if isinstance(resize.size, int) else list(resize.size)
-        self._side, self._normalise = side, normalise
-        self._filter = pil_modes_mapping[resize.interpolation]
+    def __init__(self, size: Sequence[int], filter: int, side: int, normalise: "_Normalise") -> None:
+        self._size, self._filter, self._side, self._normalise = list(size), filter, side, normalise
 
     def into(self, sample: Sample, slot_CHW: Tensor | None) -> Sample:
         image = as_picture(_pixels(sample))

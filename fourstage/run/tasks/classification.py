@@ -11,7 +11,7 @@ import torch
 from fourstage.api import create_model
 from fourstage.data.formats import find_format
 from fourstage.data.labels import imagenet_variants as imagenet
-from fourstage.data.sample import Dataset, Sample, collate
+from fourstage.data.sample import Dataset, Sample
 from fourstage.data.transforms.classification import eval_transform, train_transform
 from fourstage.data.transforms.mixing import Mixing
 from fourstage.recipe import EMBEDDED
@@ -23,7 +23,6 @@ from fourstage.run.results import ClassFile
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import (
     EvaluationData,
-    ImageResult,
     Mix,
     Records,
     Scores,
@@ -155,20 +154,6 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
 
         keep(folder, val, samples(records), draw)
 
-    def predict_image(self, task: Classification, sample: Sample, title: str) -> ImageResult:
-        device = next(task.parameters()).device
-        [record] = task.predict(collate([self.evaluation_transform()(sample)]).to(device)).values()
-        top = [(task.classes[c], p) for c, p in record["top"]]
-
-        def pictures() -> "dict[str, Image]":
-            from fourstage.report.pictures import draw_prediction
-
-            assert isinstance(sample.image, np.ndarray), "images come as they were read"
-            return {"": draw_prediction(sample.image, top, title)}
-
-        values = {"top": [{"class": name, "probability": probability} for name, probability in top]}
-        return ImageResult("   ".join(f"{name} {probability:.1%}" for name, probability in top), values, pictures)
-
 
 def _limit_to(among: tuple[int, ...] | None) -> Callable[[Classification], None]:
     def limit(task: Classification) -> None:
@@ -242,6 +227,8 @@ def _check_logits(network: object, recipe: ClassificationRecipe, classes: int) -
     """Raise ValueError unless one image becomes one row of logits: a user's own network may return anything."""
     if not isinstance(network, torch.nn.Module):
         raise ValueError(f"{recipe.model} returns a {type(network).__name__}; it must return a torch.nn.Module")
+    if next(network.parameters()).is_meta:
+        return  # there are no values; the network is built and checked again with memory
     with torch.inference_mode():
         output = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
     network.train()

@@ -16,10 +16,10 @@ from fourstage.data.transforms.detection import evaluation_transform, train_tran
 from fourstage.methods import find_method
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
-from fourstage.run.report_samples import in_a_line, keep, worst_and_others
+from fourstage.run.report_samples import keep, worst_and_others
 from fourstage.run.results import CocoFile
 from fourstage.run.splits import open_split
-from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
+from fourstage.run.task_protocol import EvaluationData, Record, Records, TaskProtocol, Transform
 from fourstage.tasks.detection.errors import SHOWN_SCORE, Errors, find_errors
 from fourstage.tasks.detection.task import Detection
 
@@ -157,26 +157,6 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         rows = zip(objects["labels"], looks.places_QS2[shown].tolist(), looks.weights_QS[shown].tolist(), strict=True)
         draw_looks(picture, [dict(zip(names, row, strict=True)) for row in rows], image_HW3.shape[1], len(task.classes))
         return picture
-
-    def predict_image(self, task: Detection, sample: Sample, title: str) -> ImageResult:
-        device = next(task.parameters()).device
-        [record] = task.predict(collate([self.evaluation_transform()(sample)]).to(device)).values()
-        detections = _confident(record)
-
-        def pictures() -> "dict[str, Image]":
-            from fourstage.report.objects import draw_objects
-
-            assert isinstance(sample.image, np.ndarray), "images come as they were read"
-            return {"": draw_objects(sample.image, detections, task.classes)}
-
-        rows = zip(detections["labels"], detections["scores"], strict=True)
-        text = in_a_line([f"{task.classes[label]} {score:.0%}" for label, score in rows])
-        columns = zip(record["labels"], record["scores"], record["boxes"], strict=True)
-        objects = [{"class": task.classes[c], "label": c, "score": score, "box": box} for c, score, box in columns]
-        if "masks" in record:
-            for one, mask in zip(objects, record["masks"], strict=True):
-                one["mask"] = {"size": list(sample.original_size), "counts": mask}
-        return ImageResult(text or "nothing", {"objects": objects}, pictures)
 
 
 def _most_objects(dataset: Dataset) -> int:

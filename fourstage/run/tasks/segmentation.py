@@ -13,9 +13,9 @@ from fourstage.data.sample import Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
-from fourstage.run.report_samples import in_a_line, keep, worst_and_others
+from fourstage.run.report_samples import keep, worst_and_others
 from fourstage.run.results import LabelMapFolder
-from fourstage.run.task_protocol import EvaluationData, ImageResult, Record, Records, TaskProtocol, Transform
+from fourstage.run.task_protocol import EvaluationData, Record, Records, TaskProtocol, Transform
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
 
@@ -109,25 +109,6 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
 
         worst = sorted(right, key=lambda id: (right[id], id))
         keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
-
-    def predict_image(self, task: Segmentation, sample: Sample, title: str) -> ImageResult:
-        from fourstage.report.label_maps import colours_of, index_picture, overlay_with_legend
-
-        predicted_HW = self._label_map(task, sample)
-        labels, pixels = np.unique(predicted_HW, return_counts=True)
-        order = np.argsort(-pixels, kind="stable")
-        shares = [(task.classes[int(labels[i])], float(pixels[i] / predicted_HW.size)) for i in order]
-        colours = colours_of(len(task.classes), task.palette)
-
-        def pictures() -> "dict[str, Image]":
-            assert isinstance(sample.image, np.ndarray), "images come as they were read"
-            return {
-                "": overlay_with_legend(sample.image, predicted_HW, task.classes, colours, title),
-                "_labels": index_picture(predicted_HW, colours),
-            }
-
-        text = in_a_line([f"{name} {share:.1%}" for name, share in shares])
-        return ImageResult(text, {"classes": [{"class": name, "share": share} for name, share in shares]}, pictures)
 
     def _label_map(self, task: Segmentation, sample: Sample) -> np.ndarray:
         """Return the predicted label map, (H, W) uint8, by the single-scale protocol."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+
+from fourstage.ops.torchvision_kernels import nms
 
 SMALLEST_AREA = 1e-6  # square pixels; areas below are taken as this before something is divided by them
 MAX_LOG_SCALE = abs(math.log(16 / 1000))  # a decoded side is at most 62.5 times the anchor's, and at least 1 / 62.5

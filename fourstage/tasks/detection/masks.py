@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from fourstage.data.objects.rle import encode_mask, encode_windows
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.torchvision_kernels import roi_align
 from fourstage.tasks.detection.padding import padded, padded_size
 
 PIXELS = 2**24  # float32 pixels of full-size masks that are in memory at a time
@@ -37,7 +37,7 @@ def crop_masks(masks_GHW: Tensor, boxes_N4: Tensor, which_N: Tensor, size: int) 
     for masks in used.split(max(1, PIXELS // (height * width))):
         here = torch.isin(which_N, masks).nonzero().squeeze(1)
         rois_N5 = torch.cat([torch.searchsorted(masks, which_N[here])[:, None].to(boxes_N4), boxes_N4[here]], dim=1)
-        cropped = roi_align(padded(masks_GHW[masks])[:, None].to(boxes_N4), rois_N5, size, 1.0, 0, aligned=True)
+        cropped = roi_align(padded(masks_GHW[masks])[:, None].to(boxes_N4), rois_N5, size, 1.0, 0)
         out_NMM[here] = (cropped.squeeze(1) >= 0.5).to(boxes_N4)
     return out_NMM
 

@@ -46,12 +46,16 @@ class Detection(nn.Module):
         """Return the detector's losses; its random choices follow from torch's generator."""
         return check_losses(self.network.losses(batch), self.network)
 
+    def detect(self, batch: Batch) -> Sequence[Detections]:
+        """Return the detections in each image, in pixels of the original image, best score first."""
+        return _checked(self.network.detect(batch), len(batch), self.network)
+
     def predict(self, batch: Batch) -> dict[str, Record]:
         """Return by id `boxes` (x1 y1 x2 y2 in pixels of the original image), `labels`, `scores`, best first, `masks`.
 
         Masks are COCO's compressed run lengths. Where the ground truth is known, it is added as `truth`.
         """
-        detections = _checked(self.network.detect(batch), len(batch), self.network)
+        detections = self.detect(batch)
         records = {id: _record(one) for id, one in zip(batch.ids, detections, strict=True)}
         if batch.references is not None:
             for id, reference in zip(batch.ids, batch.references, strict=True):

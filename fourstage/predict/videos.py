@@ -12,8 +12,8 @@ import numpy as np
 
 from fourstage.data.transforms.resizing import opencv
 from fourstage.files import atomic_path
+from fourstage.predict.outputs import make_folder
 from fourstage.resources import free_text
-from fourstage.run.outputs import make_folder
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".m4v", ".mkv", ".webm", ".mpg", ".mpeg")
 USUAL_RATE = 25.0  # frames per second, for files that do not state their rate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fourstage.data.images import is_image_name
 from fourstage.data.walk import all_files
-from fourstage.run.videos import is_video_name
+from fourstage.predict.videos import is_video_name
 
 LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
 ENDINGS = ("", LABELS)

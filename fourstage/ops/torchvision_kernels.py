@@ -1,0 +1,52 @@
+"""torchvision's compiled kernels for suppression and RoIAlign. N boxes, R regions, C channels, M x M in a region.
+
+The import of torchvision takes as long as that of torch, because it imports torch's compiler. Where a fast path may
+run, its library of kernels is loaded without its Python modules: the same kernels give the same bits. Elsewhere, such
+as while a network is exported, torchvision's own functions run.
+"""
+
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fourstage.ops.eager import may_run_fast
+
+LIBRARIES = ("_C_stable.so", "_C.so")  # the name of torchvision's library of today, and of older versions
+
+
+def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
+    """Return the indices of the boxes that non-maximum suppression keeps, best score first."""
+    if may_run_fast(boxes_N4, scores_N) and have_kernels():
+        return torch.ops.torchvision.nms(boxes_N4, scores_N, iou_threshold)
+    from torchvision.ops import nms as plain
+
+    return plain(boxes_N4, scores_N, iou_threshold)
+
+
+def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:
+    """Return (R, C, M, M), aligned by half a cell; see `ops/roi_align.py`."""
+    if may_run_fast(x_BCHW, rois_R5) and have_kernels():
+        return torch.ops.torchvision.roi_align(x_BCHW, rois_R5, scale, size, size, samples, True)
+    from torchvision.ops import roi_align as plain
+
+    return plain(x_BCHW, rois_R5, size, scale, samples, aligned=True)
+
+
+@cache
+def have_kernels() -> bool:
+    """Load torchvision's library of kernels where that is possible; return whether its operators are there."""
+    if "torchvision" not in sys.modules:
+        spec = find_spec("torchvision")
+        folders = [] if spec is None else list(spec.submodule_search_locations or ())
+        found = [path for folder in folders for name in LIBRARIES if (path := Path(folder) / name).is_file()]
+        if not found:
+            return False
+        try:
+            torch.ops.load_library(str(found[0]))
+        except OSError:  # of another version of torch: torchvision's import says so
+            return False
+    return all(hasattr(torch.ops.torchvision, name) for name in ("nms", "roi_align"))

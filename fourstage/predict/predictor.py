@@ -1,0 +1,126 @@
+"""A trained network that takes images in any form and returns typed results."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import TypeAlias
+
+import torch
+
+from fourstage.data.sample import BadImage
+from fourstage.predict.images import InputImage
+from fourstage.predict.inputs import Given, find_images
+from fourstage.predict.results import Result
+from fourstage.predict.tasks import ImagePredictor, ReadImage
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Prediction: TypeAlias = Result | list[Result] | Iterator[Result]
+
+
+class Predictor:
+    """A network that is ready to predict; `fourstage.load` returns one.
+
+    Args:
+        task: predicts images, on its device.
+        batch_size: images that pass the network together.
+        precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
+    """
+
+    def __init__(self, task: ImagePredictor, *, batch_size: int = 1, precision: str = "float32") -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is a number of images from 1 on; got {batch_size!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"there is no precision {precision!r}; choose {', '.join(PRECISIONS)}")
+        self.task, self.batch_size, self.precision = task, batch_size, precision
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network itself: a classifier, a detector or a segmentor."""
+        return self.task.module.get_submodule("network")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; a label is a position in here."""
+        return tuple(getattr(self.task.module, "classes"))  # noqa: B009 - a module's attributes have no type
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.task.device
+
+    def __call__(self, images: Given) -> Prediction:
+        """Predict images.
+
+        Args:
+            images: a path, an http address, an image of PIL, an array (H, W, 3) uint8 RGB, or a tensor (3, H, W), RGB,
+                uint8 or floats from 0 to 1. Several: a list of these, a folder, a pattern such as `photos/*.jpg`, or a
+                tensor (B, 3, H, W). As a stream: a video, or an iterator.
+
+        Returns:
+            One result for one image; a list for several; for a stream an iterator, which predicts as it is read.
+
+        Raises:
+            ValueError, OSError: an image cannot be read, or what was given is no image.
+        """
+        inputs = find_images(images, orient=self.task.orient)
+        if inputs.form == "stream":
+            return self._read_stream(inputs.images)
+        if inputs.form == "one":
+            [result] = self._read_stream(inputs.images)
+            return result
+        return [_without_pixels(result, image) for image, result in self._pairs(inputs.images)]
+
+    def stream(self, images: Given) -> Iterator[Result]:
+        """Yield the results of images one by one, whatever was given; see `__call__`."""
+        return self._read_stream(find_images(images, orient=self.task.orient).images)
+
+    def each(self, images: Iterable[InputImage]) -> Generator[tuple[InputImage, Result | BadImage]]:
+        """Yield every image with its result, or with the error where it cannot be read, in order."""
+        for some in _chunks(images, self.batch_size):
+            read = [_read(image) for image in some]
+            results = iter(self._predict([one for one in read if isinstance(one, ReadImage)]))
+            for image, one in zip(some, read, strict=True):
+                yield image, one if isinstance(one, BadImage) else next(results)
+
+    def _pairs(self, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Result]]:
+        for image, result in self.each(images):
+            if isinstance(result, BadImage):
+                raise result
+            yield image, result
+
+    def _read_stream(self, images: Iterable[InputImage]) -> Iterator[Result]:
+        return (result for _, result in self._pairs(images))
+
+    def _predict(self, images: Sequence[ReadImage]) -> list[Result]:
+        if not images:
+            return []
+        with self._autocast():
+            return self.task.predict(images)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def __repr__(self) -> str:
+        network = type(self.network).__name__
+        return f"Predictor({network}, {len(self.class_names)} classes, {self.device}, {self.precision})"
+
+
+def _chunks(images: Iterable[InputImage], size: int) -> Iterator[list[InputImage]]:
+    remaining = iter(images)
+    while some := list(islice(remaining, size)):
+        yield some
+
+
+def _read(image: InputImage) -> ReadImage | BadImage:
+    try:
+        pixels_HW3 = image.read()
+    except BadImage as error:
+        return error
+    return ReadImage(image.with_pixels(pixels_HW3), pixels_HW3)
+
+
+def _without_pixels(result: Result, image: InputImage) -> Result:
+    """Return a result that reads its file again where it can, so that the results of a folder do not fill memory."""
+    return result.with_source(image) if image.readable_again else result

@@ -1,0 +1,224 @@
+"""`fourstage.load`: from a run, a file or a name to a network that is ready to predict."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from fourstage.api import list_models
+from fourstage.build import try_on_meta
+from fourstage.engine.devices import Ranks, choose_device
+from fourstage.predict.predictor import Predictor
+from fourstage.predict.tasks import image_predictor
+from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
+from fourstage.registry import find
+from fourstage.resources import sentences
+from fourstage.run import computation
+from fourstage.run.complete_checkpoints import fitting_recipes, published_of
+from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
+from fourstage.run.folder import RunFolder
+from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
+from fourstage.user_files import import_files, imports_option
+from fourstage.weights import catalog
+from fourstage.weights.complete_checkpoints import fill_completely
+from fourstage.weights.openmmlab.network import network_of_checkpoint
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
+
+YAML = (".yaml", ".yml")
+
+
+@sentences("choose another device")
+def load(
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    which: str = "model",
+    threshold: float | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: str = "float32",
+    imports: Iterable[str | Path] = (),
+) -> Predictor:
+    """Return a trained network that takes images in any form and returns typed results.
+
+    Args:
+        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration; the
+            name of a model; or a recipe of a detector or segmentor, by name or file.
+        weights: the checkpoint for a model or a recipe; it may be left out where one is published.
+        which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
+        threshold: lowest score of the objects that a detector returns; None: 0.3. With 0 it returns all, and pictures
+            show those from 0.3 on.
+        batch_size: images that pass the network together. The predictions do not depend on it.
+        device: "auto", "cpu" or "cuda".
+        precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
+        imports: Python files of your own that register what the network is built from. A checkpoint may name such
+            files, and they are run only if they are given here.
+
+    Raises:
+        ValueError, OSError: there is no such network, its weights do not fit, or an argument is wrong; one sentence on
+            what came, what was needed and what to type next.
+    """
+    source, torch_device = begin(source, weights, which, device, imports)
+    protocol, task = load_task(source, weights, which)
+    predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold)
+    return Predictor(predicts, batch_size=batch_size, precision=precision)
+
+
+def begin(
+    source: str | Path, weights: str | Path | None, which: str, device: str, imports: Iterable[str | Path]
+) -> tuple[str, torch.device]:
+    """Return what `load_task` loads and the device, after all checks that need no network; run the user's files.
+
+    Raises:
+        ValueError, OSError: as `load`.
+    """
+    torch_device, name = choose_device(device), published_recipe(str(source))
+    check_source(name, weights, which)
+    import_files(imports)
+    return name, torch_device
+
+
+def published_recipe(source: str) -> str:
+    """Return the recipe of a published detector or segmentor whose catalogue name is `source`; else `source`."""
+    model, tag = catalog.split(source)
+    if tag is None or Path(source).exists() or model not in list_models():
+        return source
+    rows = catalog.published(find(model).name)
+    return next((weight.recipe for weight in rows if weight.tag == tag and weight.recipe), source)
+
+
+def check_source(source: str, weights: str | Path | None, which: str) -> None:
+    """Raise ValueError unless `source` exists by name or as a file, and has weights."""
+    if Path(source).exists():
+        return
+    if weights is None and which != "model":
+        raise ValueError(
+            f"published weights have no separate average; leave --which out, or add --weights FILE for {source}"
+        )
+    if source.endswith(YAML):
+        return
+    model, tag = catalog.split(source)
+    if model not in (known := list_models()):
+        recipes = list_recipes()
+        if source in recipes:
+            _task_of_recipe(source)
+            if weights is None:
+                published_of(source)  # raises now where there is none to fetch
+            return
+        close = get_close_matches(source, [*known, *recipes], n=1)
+        hint = f"did you mean {close[0]}?" if close else "`fourstage models` and `fourstage recipes` list the names"
+        raise ValueError(f"there is no run folder, checkpoint, model or recipe {source!r}; {hint}")
+    if weights is not None:
+        return
+    if not catalog.published(find(model).name):
+        raise ValueError(f"no weights of {model} are published; add --weights FILE")
+    catalog.find(find(model).name, tag)  # raises now where there is none to fetch
+
+
+def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network that `source` names, with its weights."""
+    path = Path(source)
+    if path.is_dir():
+        run = RunFolder(path)
+        recipe = run.recipe()  # first, to report a folder that is no run folder
+        if weights is None:
+            return _load_run(*_stored(run, which), recipe, run)
+        return _load_run(read_checkpoint(weights), which, recipe, run)
+    if source.endswith(YAML) or (not path.exists() and source in list_recipes()):
+        return _load_named(_task_of_recipe(source), source, weights, which)
+    if path.is_file():
+        if weights is not None:
+            raise ValueError(
+                f"{source} is already a checkpoint; remove --weights, or name a model or a recipe before it"
+            )
+        return load_file(read_checkpoint(path), which)
+    return _load_named("classification", source, weights, which)
+
+
+def _load_named(task_name: str, source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a model or a recipe."""
+    protocol, task = protocol_class(task_name).from_name(source, weights)
+    if weights is not None and which != "model":
+        protocol.load_weights(task, weights, which)
+    return protocol, task
+
+
+def _task_of_recipe(source: str) -> str:
+    """Return the task of a recipe. Raises ValueError for classification, where the model is to be named."""
+    recipe = resolve(source).recipe
+    if recipe.task == "classification":
+        raise ValueError(
+            f"{source} is a classification recipe; name its model: predict {recipe.network_name} IMAGE --weights FILE"
+        )
+    return recipe.task
+
+
+def _stored(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
+    path, name = run.kept(which)
+    return read_checkpoint(path), name
+
+
+def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a checkpoint that describes itself: of a run, a converted one, or one of OpenMMLab."""
+    if (converted := file.metadata.get("model")) is not None:
+        return _load_named("classification", converted, file.path, which)
+    if file.content.get("fourstage") == 1 and "recipe" in file.content:
+        return _load_run(file, which, None)
+    described = network_of_checkpoint(file)
+    if described is None:
+        fitting = fitting_recipes(file)
+        name = fitting[0] if fitting else "MODEL"
+        hint = "try" if fitting else "name it, from `fourstage models` or `fourstage recipes`:"
+        raise ValueError(
+            f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights {file.path}"
+        )
+    protocol = protocol_of(recipe_of(described, file.path))
+    check_recipe_of_file(protocol.recipe, file)
+    try:
+        try_on_meta(lambda: protocol.build_task(classes_of(described), metadata_of(described)), file)
+        task = protocol.build_task(classes_of(described), metadata_of(described))
+    except (RuntimeError, MemoryError, TypeError, ValueError) as error:  # such as sizes beyond any memory
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe, and "
+            f"add --weights {file.path}"
+        ) from error
+    fill_completely(task.network, file, which)
+    return protocol, task
+
+
+def _load_run(
+    file: Checkpoint, which: str, recipe: Recipe | None, run: RunFolder | None = None
+) -> tuple[AnyProtocol, AnyTask]:
+    content = file.content
+    if content.get("fourstage") != 1 or "recipe" not in content:
+        raise ValueError(
+            f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
+        )
+    protocol, task = _build_stored(file, recipe)
+    protocol.load_weights(task, file.path, which)
+    computation.take(content, run, Ranks())
+    return protocol, task
+
+
+def _build_stored(file: Checkpoint, recipe: Recipe | None) -> tuple[AnyProtocol, AnyTask]:
+    """Build the task of a checkpoint by a recipe; None: by its own. The files that the recipe imports are not run."""
+    classes, about = file.classes, file.content.get("about") or {}
+    stored = file.content["recipe"]
+    if not classes or not isinstance(about, dict) or not isinstance(stored, dict):
+        raise ValueError(f"{file.path} is damaged (classes, about or recipe is wrong); give another checkpoint")
+    recipe = recipe or from_mapping(stored, str(file.path)).recipe
+    protocol = protocol_of(recipe)
+    check_recipe_of_file(recipe, file)
+    try:
+        try_on_meta(lambda: protocol.build_task(tuple(classes), about), file)
+        return protocol, protocol.build_task(tuple(classes), about)
+    except ValueError as error:
+        if not recipe.imports:
+            raise
+        raise ValueError(
+            f"{file.path} describes a network that cannot be built here ({error}); its recipe imports Python files, "
+            f"which a run folder or a checkpoint alone does not run: if you trust them, add "
+            f"{imports_option(recipe.imports)}"
+        ) from error
