@@ -180,7 +180,7 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument(
         "source",
         metavar="RUN|FILE|MODEL|RECIPE",
-        help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; a model or a recipe by name",
+        help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; hf-hub:USER/NAME; a model or recipe",
     )
     verb.add_argument(
         "images", nargs="+", metavar="IMAGE|VIDEO|FOLDER", help="image or video files, or folders with them and folders"
@@ -195,7 +195,14 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument(
         "--ids", metavar="FILE.json", help="a COCO json that lists the images: a detector's results have its ids"
     )
+    verb.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="lowest score of objects; default: 0.3 in pictures, 0 in files"
+    )
+    verb.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default: 1")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    verb.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32"
+    )
     add_imports(verb, "a file that registers what the network of a checkpoint is built from; may be repeated")
     verb.add_argument("--json", action="store_true", help="print the predictions as JSON")
 
@@ -211,7 +218,10 @@ def _run_predict(args: argparse.Namespace) -> int:
         which=args.which,
         out=args.out,
         ids=args.ids,
+        threshold=args.threshold,
+        batch_size=args.batch,
         device=args.device,
+        precision=args.precision,
         imports=args.imports,
         show=not args.json,
     )

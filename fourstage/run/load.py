@@ -23,6 +23,7 @@ from fourstage.user_files import import_files, imports_option
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
+from fourstage.weights.reading import hub
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 YAML = (".yaml", ".yml")
@@ -43,8 +44,9 @@ def load(
     """Return a trained network that takes images in any form and returns typed results.
 
     Args:
-        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration; the
-            name of a model; or a recipe of a detector or segmentor, by name or file.
+        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration;
+            `hf-hub:user/name`, a repository of Hugging Face's hub with such a checkpoint; the name of a model; or a
+            recipe of a detector or segmentor, by name or file.
         weights: the checkpoint for a model or a recipe; it may be left out where one is published.
         which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
         threshold: lowest score of the objects that a detector returns; None: 0.3. With 0 it returns all, and pictures
@@ -92,6 +94,10 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
     """Raise ValueError unless `source` exists by name or as a file, and has weights."""
     if Path(source).exists():
         return
+    if hub.is_hub_name(source):
+        if weights is not None:
+            raise ValueError(f"{source} has its own weights; leave the other ones out, or name a model or a recipe")
+        return
     if weights is None and which != "model":
         raise ValueError(
             f"published weights have no separate average; leave --which out, or add --weights FILE for {source}"
@@ -119,6 +125,8 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
 def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
     """Build the network that `source` names, with its weights."""
     path = Path(source)
+    if hub.is_hub_name(source) and not path.exists():
+        return _load_from_hub(source, which)
     if path.is_dir():
         run = RunFolder(path)
         recipe = run.recipe()  # first, to report a folder that is no run folder
@@ -134,6 +142,16 @@ def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyP
             )
         return load_file(read_checkpoint(path), which)
     return _load_named("classification", source, weights, which)
+
+
+def _load_from_hub(source: str, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a repository: its checkpoint describes it, or its config.json names it, as timm's do."""
+    fetched = hub.fetch(source)
+    file = read_checkpoint(fetched.path)
+    described = "fourstage_format" in file.metadata or "recipe" in file.content
+    if fetched.architecture in list_models() and not described:
+        return _load_named("classification", fetched.architecture, file.path, which)
+    return load_file(file, which)
 
 
 def _load_named(task_name: str, source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
