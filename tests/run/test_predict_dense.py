@@ -199,7 +199,7 @@ def test_results_have_the_category_ids_of_the_data_that_was_trained_on(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbered: Any = SimpleNamespace(has_masks=True, category_ids=(7, 3, 40))
-    protocol = DetectionProtocol(cast(Any, SimpleNamespace(method_args={})))
+    protocol = DetectionProtocol(cast(Any, SimpleNamespace(method="mask_rcnn", method_args={})))
     known = protocol.dataset_metadata(numbered)
     assert json.loads(json.dumps(known)) == {"masks": True, "category_ids": [7, 3, 40]}
     numbered.category_ids = ("a", 3, 40)  # no numbers, no results that COCO's tools read
