@@ -62,10 +62,19 @@ class StartingPoint:
         if self.file is not None or not self.pretrained:
             return self.file
         assert self.weight is not None
-        from fourstage.weights.reading.download import fetch
+        return read_checkpoint(fetched(self.weight, call))
 
-        with _progress(self.weight) as progress:
-            return read_checkpoint(fetch(self.weight, call, progress))
+
+def fetched(weight: Weight, call: str) -> Path:
+    """Return the file of a published weight, from torch's cache or fetched with a bar.
+
+    Args:
+        call: the function or command that the user called, for messages.
+    """
+    from fourstage.weights.reading.download import fetch
+
+    with _progress(weight) as progress:
+        return fetch(weight, call, progress)
 
 
 def starting_point(name: str, pretrained: bool, checkpoint_path: str | Path | None, call: str) -> StartingPoint:

@@ -519,7 +519,7 @@ def test_data_without_classes_is_refused(run: Run, tmp_path: Path) -> None:
     ("change", "words"),
     [
         ("length=0.001ep", "less than one step"),
-        ("warmup=9ep", "choose a shorter warmup"),
+        ("warmup=9ep", "type: fourstage train digits_visformer --dry-run length=3ep warmup=6it"),
         ("lr_multipliers={netwrok.head: 10}", "did you mean network.head"),
         ("no_decay=[typo_name]", "'typo_name'"),
     ],

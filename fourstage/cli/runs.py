@@ -110,7 +110,11 @@ def _train(args: argparse.Namespace) -> int:
 def add_evaluate(verbs: Verbs) -> None:
     verb = add_verb(verbs, "evaluate", _run_evaluate, "score a checkpoint on the validation split")
     verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe by name or FILE.yaml, or a run folder")
-    verb.add_argument("--weights", metavar="FILE", help="the checkpoint; default: the best of the run")
+    verb.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the checkpoint, or published weights: pretrained, smt_tiny.in1k; default: the best of the run",
+    )
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--csv", metavar="FILE", help="write the results of each class as a table")

@@ -198,7 +198,11 @@ class Recipe(Section):
     skip_bad_images: bool = False
     """Whether images that cannot be read are left out; otherwise they are an error."""
     weights: str | None = None
-    """Checkpoint to start from; null: random weights."""
+    """Weights to start from: a checkpoint, pretrained for the published ones, the name of published ones such as
+    smt_tiny.in1k, or none; null: random weights."""
+    sizing: Literal["none", "small_data", "fine_tuning"] = "small_data"
+    """Values that are fitted to the data when a run begins, unless you set them. small_data: batch_size and warmup,
+    where the data is too small for them; fine_tuning: batch_size, lr, warmup and length; none: no value."""
     expect: dict[str, float] = {}
     """Metric -> published number, for comparison."""
     reconstructed: bool = False

@@ -7,7 +7,7 @@ user's own in any YAML file.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
@@ -25,6 +25,8 @@ from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_k
 from fourstage.user_files import files_to_run
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
+NO_WEIGHTS = ("", "none", "null")  # values of `weights` for a start from random numbers
+CHECKPOINT_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".json", ".tar")
 RUN_RECIPE = "recipe.yaml"  # of a run folder
 RUN_FILES = ("checkpoints", "changes.json", "environment.json", "log.jsonl")  # beside it
 EMBEDDED = ("digits", "digit_scenes")  # data without a path
@@ -37,6 +39,22 @@ class Resolved:
     recipe: Recipe
     source: str  # name or file
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value of the named recipe, value here)
+    given: frozenset[str] = frozenset()  # keys that the user set: in a file of their own, and as changes
+    fitted: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> (value without the data, value for it)
+
+    def fit(self, values: Mapping[str, Any]) -> "Resolved":
+        """Return the recipe with values that follow from its data and weights, by dotted key."""
+        if not values:
+            return self
+        changed = self.recipe.model_dump(mode="json")
+        before = flatten(changed)
+        for key, value in values.items():
+            _put(changed, key.split("."), value)
+        recipe = _validated(changed)
+        after = flatten(recipe.model_dump(mode="json"))
+        fitted = {key: (before.get(key), after[key]) for key in values if before.get(key) != after[key]}
+        changes = {key: (self.changes.get(key, pair)[0], pair[1]) for key, pair in fitted.items()}
+        return replace(self, recipe=recipe, changes=self.changes | changes, fitted=self.fitted | fitted)
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,7 +180,8 @@ def _changed(
     with in_file(source):
         _follow_batch_size(plain, changed, wanted)
     recipe = _validated({**changed, "name": name})
-    return Resolved(recipe, str(source), difference(plain, recipe))
+    own = frozenset() if of_run is not None else _own_keys(str(source))
+    return Resolved(recipe, str(source), difference(plain, recipe), frozenset(wanted) | own)
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> Resolved:
@@ -202,6 +221,13 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
     return _inherit(_named(source), source, (source,)), source
 
 
+def _own_keys(source: str) -> frozenset[str]:
+    """Return the dotted keys that a user's own file has itself, without those of its base."""
+    if not source.endswith((".yaml", ".yml")):
+        return frozenset()
+    return frozenset(flatten(read_yaml(read_text(Path(source), YAML_BYTES), source)))
+
+
 def _named(name: str) -> dict[str, Any]:
     recipes = named_recipes()
     if name not in recipes:
@@ -236,14 +262,24 @@ def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = {**values, "imports": [values["imports"]]}
     if isinstance(values.get("imports"), list):
         values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
-    return {key: _beside(folder, value) if key in PATHS else value for key, value in values.items()}
+    return {key: _beside(folder, key, value) if key in PATHS else value for key, value in values.items()}
 
 
-def _beside(folder: Path, value: object) -> object:
-    """Return a path relative to `folder` as an absolute path; the names of embedded data are no paths."""
+def _beside(folder: Path, key: str, value: object) -> object:
+    """Return a path relative to `folder` as an absolute path; names of embedded data and published weights are none."""
     if not isinstance(value, str) or value in EMBEDDED:
         return value
-    return str((folder / Path(value).expanduser()).resolve())
+    if key == "weights" and value in NO_WEIGHTS:
+        return None
+    path = folder / Path(value).expanduser()
+    if key == "weights" and not path.exists() and is_name_of_weights(value):
+        return value
+    return str(path.resolve())
+
+
+def is_name_of_weights(weights: str) -> bool:
+    """Return whether `weights` names published weights: `pretrained`, `smt_tiny.in1k` or `in1k`, and no file."""
+    return not any(sign in weights for sign in "/\\~") and not weights.endswith(CHECKPOINT_ENDINGS)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,17 +304,21 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 def _follow_batch_size(plain: Recipe, changed: dict[str, Any], wanted: Mapping[str, Any]) -> None:
     """Scale the rates that the source scales with the batch size, unless the user set them too."""
-    optimisation = plain.optimisation
-    if "optimisation.batch_size" not in wanted or optimisation.lr_scaling == "none":
+    if "optimisation.batch_size" not in wanted:
         return
-    names = ("lr",) if optimisation.lr_scaling == "peak" else ("lr", "warmup_lr", "min_lr")
     try:
-        factor = float(wanted["optimisation.batch_size"]) / optimisation.batch_size
+        factor = float(wanted["optimisation.batch_size"]) / plain.optimisation.batch_size
     except (TypeError, ValueError):
         return  # validation reports what is wrong with it
-    for name in names:
-        if f"optimisation.{name}" not in wanted:
-            changed["optimisation"][name] = getattr(optimisation, name) * factor
+    for key, rate in scaled_rates(plain, factor).items():
+        if key not in wanted:
+            _put(changed, key.split("."), rate)
+
+
+def scaled_rates(recipe: Recipe, factor: float) -> dict[str, float]:
+    """Return the rates that the recipe's source scales, for a batch size `factor` times as large."""
+    names = {"none": (), "peak": ("lr",), "all": ("lr", "warmup_lr", "min_lr")}[recipe.optimisation.lr_scaling]
+    return {f"optimisation.{name}": getattr(recipe.optimisation, name) * factor for name in names}
 
 
 class _UnknownKey(ValueError):
@@ -318,7 +358,7 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
         return {_full_key(name, as_yaml(value), schema): value for name, value in values.items()}
     full = _full_key(key.strip(), value, schema)
     if full in PATHS:
-        parsed = _beside(Path(), value)
+        parsed = _beside(Path(), full, value)
     return {full: parsed}
 
 

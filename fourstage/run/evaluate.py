@@ -30,6 +30,7 @@ from fourstage.recipe import resolve, resolve_run
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
+from fourstage.run.published import published_weights
 from fourstage.run.results import Results, check_new_file
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
@@ -143,7 +144,8 @@ def evaluate(
 
     Args:
         recipe: a run folder, a name from `list_recipes()`, or a YAML file.
-        weights: the checkpoint; default: the best one of the run.
+        weights: the checkpoint, or the name of published weights: `pretrained`, `smt_tiny.in1k`; default: the best one
+            of the run, or what the recipe starts from.
         data: folder of the data set; default: the one that the recipe names.
         which: "model", or "ema" for the averaged weights of a checkpoint that has both.
         csv: a file to write the results of each class to; its columns depend on the task.
@@ -162,15 +164,19 @@ def evaluate(
         resolved = resolve_run(run.path, changes, values, imports)
     else:
         resolved = resolve(recipe, changes, values, imports)
-    if weights is None and run is None:
-        raise ValueError("a recipe alone has no weights to evaluate; add --weights FILE, or name a run folder")
-    if weights is None:
-        assert run is not None
+    if weights is None and run is not None:
         weights, which = run.kept(which)
-    table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
+    weights = weights or resolved.recipe.weights
+    if weights is None:
+        raise ValueError(
+            "a recipe alone has no weights to evaluate; add --weights FILE, or --weights pretrained for the published "
+            "ones, or name a run folder"
+        )
     ranks, device = join(resolved.recipe.device)
     try:
         import_files(resolved.recipe.imports)
+        resolved, weights = published_weights(resolved, weights)
+        table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
         protocol = protocol_of(resolved.recipe)
         kept = (weights, source)
         predictions = None if results is None else _checked_results(protocol, results, table, kept)

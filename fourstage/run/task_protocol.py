@@ -7,11 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
-from fourstage.api import load_checkpoint
+from fourstage.api import create_backbone, load_checkpoint
 from fourstage.data.sample import Batch, Dataset, Sample, Truth
 from fourstage.recipe import Recipe
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
+from fourstage.run.published import takes_those_of_timm, weights_file
 from fourstage.run.results import Results
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.task import Detection
@@ -90,8 +91,23 @@ class TaskProtocol(ABC, Generic[R, T]):
         """
 
     def load_initial_weights(self, task: T, weights: str) -> str:
-        """Fill the network from the checkpoint that a recipe starts from; return a line that reports it."""
-        return f"starting from {load_checkpoint(task.network, weights, fresh_head=True)}"
+        """Fill the network from the weights that a recipe starts from; return a line that reports it."""
+        if takes_those_of_timm(self.recipe):
+            return self._load_weights_of_timm(task)
+        path = weights_file(self.recipe, weights)
+        return f"starting from {load_checkpoint(task.network, path, fresh_head=True)}"
+
+    def _load_weights_of_timm(self, task: T) -> str:
+        recipe: Any = self.recipe
+        try:
+            source = create_backbone(recipe.backbone, pretrained=True, **recipe.backbone_args)
+        except OSError as error:
+            raise OSError(
+                f"{recipe.backbone} has weights that could not be fetched ({' '.join(str(error).split()):.200}); give "
+                f"a file of timm's, weights=FILE, or type weights=none to train from scratch"
+            ) from error
+        cast(Any, task.network).backbone.load_state_dict(source.state_dict())
+        return f"starting from {recipe.backbone}, by timm"
 
     def load_weights(self, task: T, weights: str | Path, which: str) -> None:
         """Fill a task from a checkpoint that must fit it completely."""

@@ -28,13 +28,15 @@ from fourstage.methods import METHODS
 from fourstage.ops import products
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
+from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, plural, short_value
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
+from fourstage.run.published import settled_weights
 from fourstage.run.replaced_images import advice, report_replaced
-from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
+from fourstage.run.splits import SCAN_UP_TO, Splits, data_path, open_splits, readable_splits
 from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import say
@@ -83,11 +85,16 @@ def train(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
+    changes = tuple(changes)
     resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)}, imports)
     if out is not None and not str(out):
         raise ValueError("--out is empty; give a folder for the run")
     folder = RunFolder(Path(out).resolve() if out is not None else Path("runs") / resolved.recipe.name)
+    new = fresh or not folder.begun
+    if not new:
+        resolved = folder.as_fitted(resolved)
     folder.check_usable(resolved.recipe, fresh=fresh)
+    typed = _typed(recipe, data, out, {"--fresh": fresh, "--dry-run": dry_run}, changes)
     ranks, device = join(resolved.recipe.device)
     try:
         done = None if fresh else _finished(folder)
@@ -96,7 +103,8 @@ def train(
         less_memory = _less_memory(resolved.recipe, ranks)
         workers = loader_workers(resolved.recipe.workers, device)
         with sentences(less_memory, folder.path), limited_threads(workers), yielding_cores():
-            setup, task = _prepare(resolved, folder, ranks, device, show=show and ranks.first)
+            start = _Start(typed, new=new, from_weights=fresh or not folder.has_checkpoint)
+            setup, task = _prepare(resolved, folder, ranks, device, start, show=show and ranks.first)
             if dry_run:
                 folder.check_writable()
                 batches = setup.batches_of(0)
@@ -114,6 +122,19 @@ def train(
     finally:
         folder.release()
         leave()
+
+
+def _typed(
+    recipe: str | Path,
+    data: str | Path | None,
+    out: str | Path | None,
+    flags: Mapping[str, bool],
+    changes: Sequence[str],
+) -> list[str]:
+    """Return the words of a training's command line, for messages."""
+    options = [("--data", data), ("--out", out)]
+    given = [word for name, value in options if value is not None for word in (name, str(value))]
+    return ["fourstage", "train", str(recipe), *given, *(name for name, on in flags.items() if on), *changes]
 
 
 def _less_memory(recipe: Recipe, ranks: Ranks) -> str:
@@ -281,15 +302,42 @@ class _Setup:
         return Training(task, build.optimizer(task, recipe), scaler, ema)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Whether a training begins or continues."""
+
+    typed: Sequence[str]  # the words of the command, for messages
+    new: bool  # its recipe is not settled yet
+    from_weights: bool  # no checkpoint of its own will fill the network
+
+
+def _settled(
+    resolved: Resolved, opened: Splits, ranks: Ranks, start: _Start, notes: list[str]
+) -> tuple[Resolved, AnyProtocol]:
+    """Return the recipe with the values that follow from its weights and its data; add a note for each."""
+    protocol = protocol_of(resolved.recipe)
+    images, unit = len(opened.train), 2 * resolved.recipe.optimisation.accumulation * ranks.size  # mixing needs pairs
+    if images <= SCAN_UP_TO:  # of larger data, the few that are left out change nothing
+        images = len(protocol.training_data(opened.train))
+    if start.new:
+        resolved, of_weights = settled_weights(resolved)
+        resolved, of_data = sized(resolved, images, unit)
+        notes += [*of_weights, *of_data]
+    refuse(blockers(resolved.recipe, images, unit), start.typed)
+    return resolved, protocol_of(resolved.recipe)
+
+
 def _prepare(
-    resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, *, show: bool
+    resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, start: _Start, *, show: bool
 ) -> tuple[_Setup, AnyTask]:
     """Do everything up to the first step without writing a file; cheap checks come first."""
-    recipe, protocol = resolved.recipe, protocol_of(resolved.recipe)
-    check_tracker(recipe.tracker)
-    build.set_numerics(recipe, device)
-    import_files(recipe.imports)
-    opened = open_splits(protocol, show=show)
+    check_tracker(resolved.recipe.tracker)
+    build.set_numerics(resolved.recipe, device)
+    import_files(resolved.recipe.imports)
+    opened = open_splits(protocol_of(resolved.recipe), show=show)
+    notes: list[str] = []
+    resolved, protocol = _settled(resolved, opened, ranks, start, notes)
+    recipe = resolved.recipe
     order = _order(protocol, opened.train, ranks)  # mistakes in a recipe are reported before images are read
     build.schedule(recipe, order.steps_per_epoch)
     protocol.train_transform()
@@ -299,7 +347,8 @@ def _prepare(
     task = protocol.build_task(opened.train.classes, metadata)
     build.prepare(task, recipe, ranks, device)
     build.optimizer(task, recipe)
-    loaded = protocol.load_initial_weights(task, recipe.weights) if recipe.weights is not None else None
+    if recipe.weights is not None and start.from_weights:
+        notes.append(protocol.load_initial_weights(task, recipe.weights))
     splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
     splits = replace(splits, train=protocol.training_data(splits.train))
     if recipe.skip_bad_images:  # for those that cannot be read later, or that were not read in advance
@@ -307,7 +356,7 @@ def _prepare(
     order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
     setup = _Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:
-        say("\n".join([*_summary(setup, task), *([loaded] if loaded else [])]))
+        say("\n".join([*_summary(setup, task), *notes]))
     return setup, task
 
 
@@ -477,7 +526,8 @@ def _compiled(task: nn.Module) -> nn.Module:
 
 
 def _summary(setup: _Setup, task: AnyTask) -> list[str]:
-    recipe, plan, splits = setup.recipe, setup.plan, setup.splits
+    recipe, plan, splits, resolved = setup.recipe, setup.plan, setup.splits, setup.resolved
+    fitted = resolved.fitted  # each has a note of its own
     parameters = sum(p.numel() for p in task.parameters()) / 1e6
     devices = setup.device.type + (f" x {setup.ranks.size}" if setup.ranks.size > 1 else "")
     epochs = float(epoch_text(plan.total / plan.steps_per_epoch))
@@ -489,7 +539,8 @@ def _summary(setup: _Setup, task: AnyTask) -> list[str]:
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
         *(
             f"changed: {key} = {short_value(new)} (recipe: {short_value(old)})"
-            for key, (old, new) in setup.resolved.changes.items()
+            for key, (old, new) in resolved.changes.items()
+            if key not in fitted
         ),
         *splits.notes,
         *setup.protocol.data_notes(splits.train),

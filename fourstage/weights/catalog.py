@@ -341,6 +341,25 @@ def find(model: str, tag: str | None = None) -> Weight:
     return found
 
 
+def of_task(model: str, method: str | None, tag: str | None = None) -> Weight:
+    """Return the row that a recipe starts from: of its method over `model` where one is published, else of `model`.
+
+    Args:
+        method: of a detector or segmentor; None: a classifier, which starts from the file of a classifier.
+        tag: of the row; None: the first one that suits.
+
+    Raises:
+        ValueError: there is no such row; the message lists the existing ones.
+    """
+    if tag is not None:
+        return find(model, tag)
+    rows = [weight for weight in published(model) if weight.method in (method, None)]
+    suiting = [weight for weight in rows if weight.method == method and weight.address] or rows
+    if not suiting:
+        raise ValueError(f"no weights of {model} are published")
+    return suiting[0]
+
+
 def of_recipe(name: str) -> Weight | None:
     """Return the row of the detector or segmentor that a recipe of this name trains."""
     return next((weight for weight in WEIGHTS if weight.recipe == name), None)
@@ -372,8 +391,12 @@ def no_address(weight: Weight, call: str = "create_model") -> str:
 
 
 def _typed(weight: Weight, call: str) -> str:
-    """Return a call with the file of a row; for `predict`, a command line."""
+    """Return a call with the file of a row; for the commands `predict`, `train` and `evaluate`, what they take."""
     file = weight.file or f"{weight.model}.pth"
+    if call == "train":
+        return f"weights={file}, or weights=none to train from scratch"
+    if call == "evaluate":
+        return f"--weights {file}"
     if call == "predict":
         return f"fourstage predict {weight.recipe or weight.name} IMAGE --weights {file}"
     return f"{call}({weight.name!r}, checkpoint_path='{file}')"
