@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.data.labels.imagenet_variants import CLASSES, wnids
-from fourstage.data.mapped_classes import KnownClasses, Mapped, all_numbered, by_table, map_classes
+from fourstage.data.mapped_classes import KnownClasses, Mapped, all_numbered, by_table, map_classes, used_labels
 from fourstage.data.sample import Dataset
 from fourstage.recipe import Recipe
 from fourstage.run.checks import simplified
@@ -66,11 +66,17 @@ def in_imagenet(dataset: Dataset, where: str) -> Mapped:
     own, by_name = tuple(dataset.classes), not all_numbered(dataset.classes)
     position = {name: label for label, name in enumerate(wnids())}
     table_C = np.array([position[name] for name in own]) if by_name else np.arange(len(own))
-    said = f"{where} has {len(own):,} of ImageNet's {CLASSES:,} classes: labels are matched by their "
+    listed = tuple(table_C.tolist()) if by_name else _numbers_of(dataset)
+    said = f"{where} has {len(listed):,} of ImageNet's {CLASSES:,} classes: labels are matched by their "
     mapped = by_table(dataset, table_C, wnids(), f"{said}{'names' if by_name else 'numbers'}.")
-    if not by_name:
-        mapped.listed = tuple(range(CLASSES))  # the highest number does not show which classes there are
+    mapped.listed = tuple(sorted(listed))
     return mapped
+
+
+def _numbers_of(dataset: Dataset) -> tuple[int, ...]:
+    """Return the numbers of classes that occur in a data set without names; all where only one occurs, or is known."""
+    used = used_labels(dataset) or set()  # the highest number alone does not show which classes there are
+    return tuple(sorted(used)) if len(used) > 1 else tuple(range(CLASSES))
 
 
 def among_imagenet(dataset: Dataset) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ def test_a_list_of_some_of_imagenets_classes_scores_as_their_folders(
     weights = checkpoint(tmp_path / "known.pth", 1000, named)
     folders = scans(tmp_path / "folders", [wnids()[i] for i in CHOSEN], each=2)
     scores = evaluate("digits_visformer", weights=weights, data=folders, changes=["workers=0"], show=False).metrics
+    three = shutil.copytree(folders, tmp_path / "three", ignore=shutil.ignore_patterns(wnids()[CHOSEN[3]]))
+    of_three = evaluate("digits_visformer", weights=weights, data=three, changes=["workers=0"], show=False)
     lists = tmp_path / "lists"
     (lists / "meta").mkdir(parents=True)
     folders.rename(lists / "val")
@@ -132,7 +135,9 @@ def test_a_list_of_some_of_imagenets_classes_scores_as_their_folders(
     (lists / "meta" / "val.txt").write_text("".join(numbers))
     found = evaluate("digits_visformer", weights=weights, data=lists, changes=["workers=0"], show=False)
     assert {record["truth"] for record in found.records.values()} == set(CHOSEN[:3])
-    assert "501 of ImageNet's 1,000 classes: labels are matched by their numbers" in found.notes[0]
+    assert "3 of ImageNet's 1,000 classes: labels are matched by their numbers" in found.notes[0]
+    assert found.notes[-1] == of_three.notes[-1] == "predictions among the 3 classes of the data"
+    assert found.metrics == pytest.approx(of_three.metrics)
 
 
 def test_a_published_number_stands_beside_the_images_that_it_was_measured_on(tmp_path: Path, known: Path) -> None:
