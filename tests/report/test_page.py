@@ -14,6 +14,7 @@ import pytest
 from fake_runs import DIGITS, HOSTILE, digits_run, large_run, stopped_run
 
 from fourstage.report import render_report
+from fourstage.report.charts import HUES
 
 NEVER_CLOSED = {"img", "meta"}
 
@@ -381,3 +382,20 @@ def luminance(colour: str) -> float:
     shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_compared_lines_can_be_seen_in_both_themes_and_letters_of_charts_have_one_size() -> None:
+    style = (Path(render_report.__code__.co_filename).parent / "style.css").read_text()
+    themes = re.findall(r"\{[^{}]*--page:[^{}]*\}", style)
+    assert len(themes) == 4
+    for theme in themes:
+        page = re.findall(r"--page: (#[0-9a-f]+)", theme)[0]
+        hues = re.findall(r"--hue-\d: (#[0-9a-f]+)", theme)
+        assert len(set(hues)) == HUES
+        assert all(contrast(hue, page) >= 3 for hue in hues), (hues, page)
+    phone = style[style.index("(max-width: 760px)") :]
+    sizes = {}  # of letters, as a share of the chart's width, which fills the screen
+    for kind, width in ((".charts.large .chart", 440), (".charts.small .chart", 330), (".bar-chart", 620)):
+        [size] = re.findall(rf"^  {re.escape(kind)} text {{ font-size: ([\d.]+)px", phone, re.M)
+        sizes[kind] = float(size) / width
+    assert max(sizes.values()) / min(sizes.values()) < 1.01, sizes
