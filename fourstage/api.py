@@ -335,8 +335,8 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
     for values in (described.backbone_args, described.method_args, {"num_classes": described.num_classes}):
         check_numbers(values, file.path)
     try:
-        try_on_meta(lambda: _described_network(described), file)
-        network = _described_network(described)
+        try_on_meta(lambda: fresh_network(described), file)
+        network = fresh_network(described)
     except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
         # such as sizes that do not fit in memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -351,7 +351,7 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
     return network.eval()
 
 
-def _described_network(described: NetworkDescription) -> nn.Module:
+def fresh_network(described: NetworkDescription) -> nn.Module:
     """Build a network from its description, with fresh weights: its file is the only one that is read."""
     arguments = {key: value for key, value in described.backbone_args.items() if key not in STARTING_WEIGHTS}
     if described.task == "backbone":
