@@ -1,6 +1,5 @@
 """Detections from queries, without suppression. B images, Q queries, C classes, N detections."""
 
-import torch
 from torch import Tensor
 
 from fourstage.data.sample import Batch
@@ -9,7 +8,6 @@ from fourstage.tasks.detection.detector import Detections, to_original
 from fourstage.tasks.detection.single_stage import first_best
 
 
-@torch.no_grad()
 def best_of_queries(
     scores_BQC: Tensor, boxes_BQ4: Tensor, batch: Batch, *, per_image: int, rescale: bool
 ) -> list[Detections]:
