@@ -1,0 +1,286 @@
+"""Class activation maps: where a network sees evidence for a class, an object or a region.
+
+B images, C channels, h x w cells, H x W pixels, K classes.
+
+With A the activation of a layer, y a scalar and G = dy/dA, the maps are those of `METHODS`. Maps of several layers are
+averaged. The conventions are those of the package grad-cam (https://github.com/jacobgil/pytorch-grad-cam): a map is cut
+at zero, scaled to [0, 1), enlarged bilinearly to the image, averaged over layers, and scaled again.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, stage_number
+
+EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
+EPS_SCALE = 1e-7
+ALMOST_ZERO = 1e-5  # of a map against the sum of its terms
+Target = Callable[[Any], Tensor]  # from what the network returns to a scalar
+
+Method = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Class activation maps of one batch by one method.
+
+    Attributes:
+        map_BHW: in [0, 1), at the size of the images; all zeros where no evidence is positive.
+        raw: of each layer the map before it is cut and scaled, (B, h, w).
+        taps: the layers.
+        notes: what a reader must know of these maps.
+    """
+
+    map_BHW: Tensor
+    raw: tuple[Tensor, ...]
+    taps: tuple[str, ...]
+    method: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations and gradients of some layers for one batch and one target, from which every method is computed."""
+
+    taps: tuple[str, ...]
+    values: tuple[Tensor, ...]  # (B, C, h, w)
+    gradients: tuple[Tensor, ...]
+    scores_B: Tensor
+    size: tuple[int, int]
+
+
+def activations(
+    network: nn.Module,
+    image_BCHW: Tensor,
+    target: Target,
+    taps: Sequence[str] = (),
+    *,
+    run: Callable[[Tensor], Any] | None = None,
+) -> Activations:
+    """Run a network forward and backward once.
+
+    Args:
+        target: from the network's output to (B,) scalars, one for each image.
+        taps: layers by name, `stage1`, ..., or `last`; none: of a classifier the layer of `choose_tap`, of a detector
+            or segmentor the map of its backbone through which most of the score's gradient goes.
+        run: runs the network on the images where a plain call does not; detectors need it.
+
+    Raises:
+        ValueError: a layer is not there, returns no map, or has no gradient.
+    """
+    dense = not taps and isinstance(getattr(network, "backbone", None), nn.Module)
+    names = ["backbone"] if dense else [layer_name(network, tap) for tap in taps]
+    names = names or [choose_tap(network, image_BCHW, run)]
+    image_BCHW = image_BCHW.detach().clone().requires_grad_(True)
+    with frozen(network), torch.enable_grad(), ExitStack() as stack:
+        kept: dict[str, list[Any]] = {name: [] for name in names}
+        for name in names:
+            stack.callback(find_module(network, name).register_forward_hook(_keeper(kept[name])).remove)
+        scores_B = target((run or network)(image_BCHW))
+        outputs = [tensor for name in names for tensor in _tensors(kept[name], name, every=dense)]
+        if dense:
+            names = [f"backbone map {i + 1}" for i in range(len(outputs))]
+        found = torch.autograd.grad(scores_B.sum(), outputs, allow_unused=True)
+    pairs = [(n, x.detach(), g) for n, x, g in zip(names, outputs, found, strict=True) if g is not None]
+    if dense and pairs:
+        pairs = [max(pairs, key=lambda pair: float((pair[1] * pair[2]).abs().sum()))]
+    elif len(pairs) < len(names):
+        unread = next(name for name, gradient in zip(names, found, strict=True) if gradient is None)
+        raise ValueError(f"the score does not depend on the layer {unread}; take one before the head")
+    taps, values, gradients = zip(*pairs, strict=True)
+    height, width = image_BCHW.shape[-2:]
+    maps = [tuple(as_map(x, image_BCHW) for x in tensors) for tensors in (values, gradients)]
+    return Activations(taps, maps[0], maps[1], scores_B.detach(), (height, width))
+
+
+def class_activation_map(from_: Activations, method: str) -> Cam:
+    """Return the maps of a method.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
+    raw = tuple(METHODS[method](a, g) for a, g in zip(from_.values, from_.gradients, strict=True))
+    notes = []
+    for tap, map_Bhw, a, g in zip(from_.taps, raw, from_.values, from_.gradients, strict=True):
+        notes += _notes(method, tap, map_Bhw, a, g)
+    if all("is zero everywhere" in note for note in notes) and len(notes) == len(raw):
+        zeros_BHW = raw[0].new_zeros((len(raw[0]), *from_.size))  # its scaled map would be rounding noise
+        return Cam(zeros_BHW, raw, from_.taps, method, tuple(notes))
+    scaled = [enlarge(scale(map_Bhw.relu()), from_.size) for map_Bhw in raw]
+    return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, method, tuple(notes))
+
+
+def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
+    """Return what a LayerNorm behind the layer did to a map."""
+    if method == "hirescam" and map_Bhw.abs().max() < ALMOST_ZERO * (g_BChw * a_BChw).abs().sum(dim=1).max():
+        return [
+            f"HiResCAM of {tap} is zero everywhere: the layer goes straight into a LayerNorm, whose gradient is "
+            "orthogonal to its input; tap the norm's output"
+        ]
+    if method == "gradcam":
+        total, size = map_Bhw.sum(dim=(1, 2)).abs(), map_Bhw.abs().sum(dim=(1, 2))
+        if bool((size > 0).all()) and bool((total < 1e-4 * size).all()):
+            return [
+                f"Grad-CAM of {tap} sums to zero over the image: a LayerNorm behind global pooling makes half of any "
+                "map negative"
+            ]
+    return []
+
+
+def gradcam_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    """Return (B, C): the mean gradient over positions."""
+    return g_BChw.mean(dim=(2, 3))
+
+
+def plus_plus_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    """Return (B, C) of Grad-CAM++, with the plain score in place of its exponential."""
+    squared, cubed = g_BChw**2, g_BChw**3
+    alpha = squared / (2 * squared + a_BChw.sum(dim=(2, 3), keepdim=True) * cubed + EPS_PLUS_PLUS)
+    return (torch.where(g_BChw != 0, alpha, torch.zeros_like(alpha)) * g_BChw.relu()).sum(dim=(2, 3))
+
+
+def xgrad_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    """Return (B, C) of XGrad-CAM."""
+    return (g_BChw * a_BChw).sum(dim=(2, 3)) / (a_BChw.sum(dim=(2, 3)) + EPS_SCALE)
+
+
+def _weighted(weights: Callable[[Tensor, Tensor], Tensor]) -> Method:
+    def weigh(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+        return (weights(a_BChw, g_BChw)[..., None, None] * a_BChw).sum(dim=1)
+
+    return weigh
+
+
+def _layercam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    return (g_BChw.relu() * a_BChw).sum(dim=1)
+
+
+def _hirescam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    return (g_BChw * a_BChw).sum(dim=1)
+
+
+def _eigencam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
+    """Return the projection on the first right singular vector of (h w, C), each channel centred over positions.
+
+    The sign of a singular vector is arbitrary. It is chosen such that the largest absolute value is positive.
+    """
+    x_BNC = a_BChw.flatten(2).transpose(1, 2)
+    x_BNC = x_BNC - x_BNC.mean(dim=1, keepdim=True)
+    first_BC = torch.linalg.svd(x_BNC, full_matrices=False).Vh[:, 0]
+    map_BN = (x_BNC @ first_BC[..., None])[..., 0]
+    flipped_B = map_BN.amin(dim=1).abs() > map_BN.amax(dim=1).abs()
+    map_BN = torch.where(flipped_B[:, None], -map_BN, map_BN)
+    return map_BN.unflatten(1, tuple(a_BChw.shape[-2:]))
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": _weighted(gradcam_weights),
+    "gradcam++": _weighted(plus_plus_weights),
+    "layercam": _layercam,
+    "hirescam": _hirescam,
+    "eigencam": _eigencam,
+    "xgradcam": _weighted(xgrad_weights),
+}
+FIVE = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam")
+NAMES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "Layer-CAM",
+    "hirescam": "HiResCAM",
+    "eigencam": "Eigen-CAM",
+    "xgradcam": "XGrad-CAM",
+}
+
+
+def scale(map_BHW: Tensor) -> Tensor:
+    """Return (m - min) / (1e-7 + max of that) for each image."""
+    low = map_BHW.amin(dim=(1, 2), keepdim=True)
+    moved = map_BHW - low
+    return moved / (EPS_SCALE + moved.amax(dim=(1, 2), keepdim=True))
+
+
+def enlarge(map_Bhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps resized bilinearly with half-pixel centres and without antialiasing, as OpenCV does."""
+    return F.interpolate(map_Bhw[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def choose_tap(network: nn.Module, image_BCHW: Tensor, run: Callable[[Tensor], Any] | None = None) -> str:
+    """Return the layer whose map the head reads: of a classifier the last map before the global pooling.
+
+    For networks that norm before they pool this is the output of the norm, for others the last stage.
+
+    Raises:
+        ValueError: no layer returns a map.
+    """
+    order: list[str] = []
+    names = {module: name for name, module in network.named_modules() if name}
+
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and _is_map(output, image_BCHW):
+            order.append(names[module])
+
+    with frozen(network), torch.no_grad(), ExitStack() as stack:
+        for module in names:
+            stack.callback(module.register_forward_hook(hook).remove)
+        (run or network)(image_BCHW)
+    if not order:
+        raise ValueError(f"no layer of {type(network).__name__} returns a feature map; name one with its taps")
+    return order[-1]
+
+
+def _is_map(x: Tensor, image_BCHW: Tensor) -> bool:
+    try:
+        x_BCHW = as_map(x, image_BCHW)
+    except ValueError:
+        return False
+    return x_BCHW.shape[-1] * x_BCHW.shape[-2] > 1
+
+
+def layer_name(network: nn.Module, tap: str) -> str:
+    """Return the name of the module whose output is a stage's map; a layer's own name as it is.
+
+    Raises:
+        ValueError: the network does not describe its stages, or has fewer.
+    """
+    number = stage_number(tap)
+    if number is None:
+        find_module(network, tap)
+        return tap
+    backbone = getattr(network, "backbone", None)
+    prefix, inner = ("backbone.", backbone) if isinstance(backbone, nn.Module) else ("", network)
+    known = dict(inner.named_modules())
+    if hasattr(inner, "model") and not hasattr(inner, "feature_info"):  # timm's network in a wrapper
+        prefix, inner = f"{prefix}model.", inner.model
+    info: Any = getattr(inner, "feature_info", None)
+    if info is None:
+        raise ValueError(f"the stages of {type(network).__name__} are not known; name a layer")
+    rows = [row for row in (info.info if hasattr(info, "info") else info) if row["reduction"] >= 4]
+    if number == 0 or number > len(rows):
+        raise ValueError(f"there is no {tap}; the network has the stages stage1 to stage{len(rows)}, and last")
+    name = prefix + rows[number - 1 if number > 0 else -1]["module"]
+    flat = name.replace("stages.", "stages_").replace("layers.", "layers_")
+    return name if name.removeprefix("backbone.") in known or name in dict(network.named_modules()) else flat
+
+
+def _keeper(kept: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        kept.append(output)
+
+    return keep
+
+
+def _tensors(calls: Sequence[Any], name: str, *, every: bool) -> list[Tensor]:
+    """Return what a layer returned in its last call: one tensor, or with `every` each map of a list."""
+    if not calls:
+        raise ValueError(f"the layer {name!r} was not called; name one that takes part in a forward pass")
+    if every and isinstance(calls[-1], list | tuple):
+        return list(calls[-1])
+    return [first_tensor(calls[-1], name)]

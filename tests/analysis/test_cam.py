@@ -1,0 +1,237 @@
+"""Class activation maps: the golden numbers, the laws of layers, targets of all tasks, and the scores of maps."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from golden.fill import image
+from golden_networks import GOLDEN, filled_classifier
+from torch import Tensor, nn
+
+from fourstage import create_detector, create_model, create_segmentor
+from fourstage.analysis.cam import (
+    FIVE,
+    METHODS,
+    Activations,
+    activations,
+    choose_tap,
+    class_activation_map,
+    enlarge,
+    gradcam_weights,
+    plus_plus_weights,
+    scale,
+    xgrad_weights,
+)
+from fourstage.analysis.cam_scores import area, below, blurred, faithfulness, imputed, road
+from fourstage.analysis.cam_targets import box_target, class_target, detect_with_gradient, region_target, run_of
+
+WEIGHTS = {"gradcam": gradcam_weights, "gradcam++": plus_plus_weights, "xgradcam": xgrad_weights}
+
+
+@cache
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "cam.npz"))
+
+
+def raw_keys() -> list[str]:
+    names = ("resnet18__", "convnext_atto__")
+    return sorted(k for k in golden() if k.startswith(names) and k.endswith("__raw") and "scorecam" not in k)
+
+
+@cache
+def found(name: str, layers: str, label: int, softmax: bool) -> Activations:
+    taps = [f"stage{number}" for number in layers.removeprefix("stage").split("+")]
+    images = torch.from_numpy(image((2, 3, 224, 224)))
+    return activations(filled_classifier(name), images, class_target(label, softmax=softmax), taps)
+
+
+def parts(key: str) -> tuple[str, str, str, int]:
+    name, layer, method, *rest = key.split("__")
+    label = int(rest[0].removeprefix("class")) if rest[0].startswith("class") else 281
+    return name, layer, method, label
+
+
+@pytest.mark.parametrize("key", raw_keys())
+def test_raw_maps_are_those_of_the_package(key: str) -> None:
+    name, layer, method, label = parts(key)
+    softmax = method.endswith("_softmax_target")
+    method = method.removesuffix("_softmax_target")
+    activated = found(name, layer, label, softmax)
+    [raw] = class_activation_map(activated, method).raw
+    expected = golden()[key]
+    tolerance = (1e-4 if method == "xgradcam" else 2e-5) * np.abs(expected).max()
+    same = raw.numpy()
+    if method == "eigencam":  # the sign of a singular vector is arbitrary
+        same = same * np.sign((same * expected).sum(axis=(1, 2), keepdims=True))
+    np.testing.assert_allclose(same, expected, rtol=0, atol=tolerance)
+    weights = key.replace("__raw", "__weights")
+    if weights in golden():
+        own = WEIGHTS[method](activated.values[0], activated.gradients[0]).numpy()
+        np.testing.assert_allclose(own, golden()[weights], rtol=0, atol=1e-4 * np.abs(golden()[weights]).max())
+
+
+@pytest.mark.parametrize(
+    "key", sorted(k for k in golden() if "__final_" in k and "scorecam" not in k and "eigen" not in k)
+)
+def test_final_maps_are_those_of_the_package(key: str) -> None:
+    name, layer, method, label = parts(key)
+    final = class_activation_map(found(name, layer, label, False), method).map_BHW[:, 4::8, 4::8]
+    np.testing.assert_allclose(final.numpy(), golden()[key], rtol=0, atol=1e-4 if method == "xgradcam" else 2e-5)
+
+
+def test_a_map_without_positive_evidence_is_zero_and_not_nan() -> None:
+    final = class_activation_map(found("resnet18", "stage4", 281, False), "gradcam").map_BHW
+    assert (final == 0).all()
+
+
+def test_scaling_and_enlarging_are_those_of_the_package() -> None:
+    inputs = [key for key in golden() if key.startswith("scale_cam_image")]
+    assert inputs
+    small = torch.from_numpy(next(golden()[key] for key in inputs if golden()[key].shape[-1] == 4)).float()
+    large = next(golden()[key] for key in inputs if golden()[key].shape[-1] == 16)
+    np.testing.assert_allclose(enlarge(scale(small.relu()), (12, 16)).numpy(), large, atol=2e-6)
+
+
+def test_imputation_is_that_of_road() -> None:
+    keys = {key.removeprefix("road__"): golden()[key] for key in golden() if key.startswith("road__")}
+    picture = torch.from_numpy(next(v for k, v in keys.items() if "image" in k or "input" in k))
+    keep = torch.from_numpy(next(v for k, v in keys.items() if "mask" in k)) > 0.5
+    expected = next(v for k, v in keys.items() if "imputed" in k or "out" in k)
+    own = imputed(picture.reshape(picture.shape[-3:]), keep.reshape(keep.shape[-2:]), noise=0.0)
+    np.testing.assert_allclose(own.numpy(), expected.reshape(own.shape), atol=1e-5)
+
+
+def test_hirescam_before_a_layer_norm_is_zero_and_behind_it_is_not() -> None:
+    network = create_model("swin_tiny", num_classes=5).eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = class_activation_map(activations(network, images, class_target(1), ["stage4"]), "hirescam")
+    assert (before.map_BHW == 0).all()
+    assert "zero everywhere" in before.notes[0]
+    behind = class_activation_map(activations(network, images, class_target(1)), "hirescam")
+    assert behind.map_BHW.max() > 0.9
+    assert behind.notes == ()
+    assert behind.taps == ("final",)
+
+
+def test_a_layer_norm_behind_the_pooling_makes_grad_cam_sum_to_zero_and_that_is_reported() -> None:
+    activated = found("convnext_atto", "stage4", 281, False)
+    assert "sums to zero" in class_activation_map(activated, "gradcam").notes[0]
+    assert class_activation_map(found("resnet18", "stage4", 76, False), "gradcam").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("timm/resnet18", "layer4"),
+        ("timm/swin_tiny_patch4_window7_224", "norm"),
+        ("smt_tiny", None),
+        ("visformer_tiny", None),
+    ],
+)
+def test_the_layer_is_the_last_map_before_the_pooling(name: str, layer: str | None) -> None:
+    import timm
+
+    network = timm.create_model(name[5:]) if name.startswith("timm/") else create_model(name)
+    tap = choose_tap(network.eval(), torch.randn(1, 3, 224, 224))
+    assert tap == (layer or "final")
+
+
+def test_behind_pooling_and_a_linear_layer_three_methods_agree() -> None:
+    activated = found("resnet18", "stage4", 76, False)
+    maps = [class_activation_map(activated, method).map_BHW for method in ("gradcam", "hirescam", "xgradcam")]
+    torch.testing.assert_close(maps[0], maps[1], atol=1e-4, rtol=0)
+
+
+def test_segmentors_explain_a_class_in_a_region() -> None:
+    network = create_segmentor("semantic_fpn", "visformer_digits", 4).eval()
+    images, region = torch.randn(1, 3, 64, 64), torch.zeros(64, 64, dtype=torch.bool)
+    region[40:, 40:] = True
+    activated = activations(network, images, region_target(2, region))
+    assert activated.taps[0].startswith("backbone")
+    with torch.no_grad():
+        expected = network(images)[0, 2][region].sum()
+    torch.testing.assert_close(activated.scores_B[0], expected, rtol=1e-4, atol=1e-5)
+    for method in FIVE:
+        assert torch.isfinite(class_activation_map(activated, method).map_BHW).all()
+    with pytest.raises(ValueError, match="there is no class 9; the network has classes 0 to 3"):
+        activations(network, images, region_target(9, region))
+
+
+@pytest.mark.parametrize("method", ["retinanet", "atss", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn", "dino"])
+def test_detectors_explain_a_box(method: str) -> None:
+    backbone = "swin_tiny" if method == "dino" else "visformer_tiny"
+    network = create_detector(method, backbone, num_classes=3).eval()
+    images = torch.randn(1, 3, 128, 128)
+    from fourstage.data.sample import Batch
+
+    batch = Batch(("a",), images, ((128, 128),), ((128, 128),))
+    network.spread_scores(batch)  # pyright: ignore[reportCallIssue]
+    with torch.no_grad():
+        [plain] = network.detect(batch)  # pyright: ignore[reportCallIssue]
+    [tracked] = detect_with_gradient(network, images)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(tracked.scores_N.detach(), plain.scores_N)
+    assert tracked.scores_N.requires_grad
+    box = tuple(plain.boxes_N4[1].tolist())
+    label = int(plain.labels_N[1])
+    activated = activations(network, images, box_target(box, label), run=run_of(network))  # pyright: ignore[reportArgumentType]
+    assert activated.gradients[0].abs().max() > 0
+    assert torch.isfinite(class_activation_map(activated, "layercam").map_BHW).all()
+    with pytest.raises(ValueError, match="no detection overlaps the box"):
+        activations(network, images, box_target((-50.0, -50.0, -40.0, -40.0)), run=run_of(network))
+
+
+class Spot(nn.Module):
+    """The mean of a square of pixels, as the probability of class 1."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW[:, :, 8:16, 8:16].mean(dim=(1, 2, 3))
+
+
+def test_scores_prefer_the_map_that_marks_the_evidence() -> None:
+    rng = torch.Generator().manual_seed(0)
+    picture = torch.rand(3, 32, 32, generator=rng) * 0.1
+    picture[:, 8:16, 8:16] = 1.0
+    right, wrong = torch.zeros(32, 32), torch.zeros(32, 32)
+    right[8:16, 8:16] = 1
+    right, wrong = right + torch.rand(32, 32, generator=rng) * 0.1, wrong + torch.rand(32, 32, generator=rng) * 0.1
+    wrong[20:28, 20:28] += 1
+    good, bad = (faithfulness(Spot(), picture, one, steps=32) for one in (right, wrong))
+    assert good.road > bad.road
+    assert good.deletion < bad.deletion
+    assert good.insertion > bad.insertion
+    assert good.morf < bad.morf
+
+
+def test_maps_of_few_values_can_be_scored_and_empty_ones_have_no_score() -> None:
+    picture, spot = torch.rand(3, 16, 16), torch.zeros(16, 16)
+    assert np.isnan(faithfulness(Spot(), picture, spot).road)
+    spot[8:12, 8:12] = 1
+    assert np.isfinite(faithfulness(Spot(), picture, spot, steps=16).road)
+    assert below(spot.numpy(), 90).sum() == 230  # all others are equal: the first ones are kept
+    assert below(np.arange(100.0).reshape(10, 10), 90).sum() == 90
+
+
+def test_areas_have_their_exact_values() -> None:
+    ones = torch.ones(1, 8, 8)
+    order = np.arange(64.0).reshape(8, 8)
+    assert area(lambda x: x.mean(dim=(1, 2, 3)), ones, order, steps=8) == pytest.approx(0.5)
+    assert area(lambda x: torch.full((len(x),), 0.3), ones, order, steps=8) == pytest.approx(0.3)
+    torch.testing.assert_close(blurred(torch.full((3, 20, 20), 0.7)), torch.full((3, 20, 20), 0.7))
+    assert road(lambda x: x.mean(dim=(1, 2, 3)), torch.full((1, 8, 8), 2.0), order, noise=0.0) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_what_cannot_be_explained_is_one_sentence() -> None:
+    network, images = create_model("visformer_digits").eval(), torch.randn(1, 3, 32, 32)
+    activated = activations(network, images, class_target(), ["stage1"])
+    with pytest.raises(ValueError, match="there is no method 'scam'; choose from gradcam"):
+        class_activation_map(activated, "scam")
+    with pytest.raises(ValueError, match="has no layer 'nothing'"):
+        activations(network, images, class_target(), ["nothing"])
+    with pytest.raises(ValueError, match="there is no stage8"):
+        activations(network, images, class_target(), ["stage8"])
+    with pytest.raises(ValueError, match="no logits"):
+        activations(nn.Sequential(nn.Conv2d(3, 4, 1)), images, class_target())
+    assert set(FIVE) <= set(METHODS)
