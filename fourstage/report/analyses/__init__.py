@@ -1,0 +1,1 @@
+"""Pages of `fourstage analyze`: one file for each analysis, one self-contained page for each call."""
