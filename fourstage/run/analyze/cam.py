@@ -1,0 +1,239 @@
+"""`fourstage analyze cam`: class activation maps of classifiers, segmentors and detectors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourstage.analysis import cam, cam_scores, cam_targets
+from fourstage.analysis.images import prepared
+from fourstage.analysis.invariance import Protocol, standard_view
+from fourstage.analysis.subjects import Subject
+from fourstage.data.sample import Sample
+from fourstage.progress import Bar
+from fourstage.report.analyses.cam import Explained, cam_page
+from fourstage.report.number_format import plural
+from fourstage.resources import sentences
+from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read, side_for
+from fourstage.run.analyze.outputs import Outcome, check_folder, write
+from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.segmentation.segmentor import Segmentor
+
+
+@dataclass(frozen=True)
+class CamSetting:
+    """What is explained, and how; see `analysis/cam.py`.
+
+    Attributes:
+        methods: names in `cam.METHODS`.
+        taps: layers whose maps are averaged; none: the one that the head reads.
+        label: class by name or number; None: the best class of each image, of a segmentor the one with most pixels.
+        box: of a detector's object, or a segmentor's region: x1, y1, x2, y2 in pixels of the network's image.
+        scores: also measure how faithful the maps are, which needs a classifier.
+    """
+
+    images: int = 4
+    methods: tuple[str, ...] = cam.FIVE
+    taps: tuple[str, ...] = ()
+    label: str | None = None
+    box: cam_targets.Box | None = None
+    size: int | None = None
+    scores: bool = False
+    order: Order = "spread"
+
+    def __post_init__(self) -> None:
+        if unknown := [method for method in self.methods if method not in cam.METHODS]:
+            raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.METHODS)}")
+        if self.size is not None and not 32 <= self.size <= 4096:
+            raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
+
+
+@sentences("use a smaller --size")
+def analyze_cam(
+    sources: Sequence[str | Path | nn.Module],
+    data: str | Path,
+    out: str | Path,
+    setting: CamSetting | None = None,
+    *,
+    loading: Loading | None = None,
+    show: bool = True,
+) -> Outcome:
+    """Explain predictions and write `cam.npz`, `cam.csv` and `cam.html`.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
+    """
+    setting, folder = setting or CamSetting(), check_folder(out)
+    dataset = open_images(data)
+    positions = choose(dataset, setting.images, setting.order, data)
+    subjects = load_subjects(sources, "logits", loading or Loading())
+    _check_scores(subjects, setting)
+    found: list[Explained] = []
+    with Bar("explaining", len(subjects) * setting.images, show=show) as bar:
+        for subject in subjects:
+            for sample in read(dataset, positions):
+                found.append(explain(subject, sample, setting))
+                bar.update(len(found))
+    layers = {f"The layer of {one.name} is {' and '.join(one.taps)}.": None for one in found}
+    notes = (*layers, *dict.fromkeys(f"{note[0].upper()}{note[1:]}." for one in found for note in one.notes))
+    files = write(
+        folder,
+        "cam",
+        arrays=_arrays(found),
+        columns=(
+            *("network", "weights", "image", "explained", "score", "method", "layers"),
+            *("road", "morf", "lerf", "insertion", "deletion"),
+        ),
+        rows=list(_rows(found)),
+        page=cam_page(found, f"{plural(setting.images, 'image')} of {Path(data).name}", notes),
+    )
+    return Outcome(_HEAD, tuple(_printed(found)), notes, files)
+
+
+def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
+    """Return all maps of one image."""
+    image_3HW, shown_HW3 = _views(subject, sample, setting)
+    network, device = subject.network, device_of(subject.network)
+    image_BCHW = image_3HW[None].to(device)
+    run = cam_targets.run_of(network)
+    target, words, box = _target(subject, run, image_BCHW, setting)
+    activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)
+    maps = {method: cam.class_activation_map(activated, method) for method in setting.methods}
+    scores = {}
+    if setting.scores:
+        score = _probability(network, target, run)
+        scores = {m: cam_scores.faithfulness(score, image_BCHW[0], one.map_BHW[0]) for m, one in maps.items()}
+    return Explained(
+        subject.name,
+        subject.weights,
+        sample.id,
+        shown_HW3,
+        words,
+        float(activated.scores_B[0]),
+        activated.taps,
+        {method: one.map_BHW[0].cpu().numpy() for method, one in maps.items()},
+        scores,
+        box,
+        tuple(dict.fromkeys(note for one in maps.values() for note in one.notes)),
+    )
+
+
+def _views(subject: Subject, sample: Sample, setting: CamSetting) -> tuple[Tensor, np.ndarray]:
+    """Return the image as the network takes it, (3, H, W), and the same crop as (H, W, 3) uint8."""
+    assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    plain = replace(subject.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    side = side_for(subject, sample.image, setting.size)
+    if isinstance(subject.network, Detector | Segmentor):
+        views = [prepared(sample.image, side, one, "short_side") for one in (subject.preparation, plain)]
+    else:
+        views = [standard_view(sample.image, Protocol(one, side)) for one in (subject.preparation, plain)]
+    shown_HW3 = (views[1] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return views[0], np.ascontiguousarray(shown_HW3)
+
+
+def _target(
+    subject: Subject, run: Callable[[Tensor], Any], image_BCHW: Tensor, setting: CamSetting
+) -> tuple[cam.Target, str, cam_targets.Box | None]:
+    """Return what is explained, in words as well, and the box of the object."""
+    label = None if setting.label is None else label_of(setting.label, subject)
+    with torch.no_grad():
+        output = run(image_BCHW)
+    if isinstance(subject.network, Detector):
+        chosen = cam_targets.chosen_detection(output[0], setting.box, label)
+        x1, y1, x2, y2 = output[0].boxes_N4[chosen].tolist()
+        own = int(output[0].labels_N[chosen])
+        return cam_targets.box_target((x1, y1, x2, y2), own), _name(subject, own), (x1, y1, x2, y2)
+    if isinstance(subject.network, Segmentor):
+        best = int(output.argmax(dim=1).flatten().bincount().argmax()) if label is None else label
+        region_HW = _region(setting.box, image_BCHW)
+        where = "its pixels" if region_HW is None else "the box"
+        return cam_targets.region_target(best, region_HW), f"{_name(subject, best)} in {where}", setting.box
+    if setting.box is not None:
+        raise ValueError(f"{subject.name} is a classifier, and --box is for detectors and segmentors; remove --box")
+    target = cam_targets.class_target(label)
+    target(output)  # raises its sentence for another kind of network
+    best = int(output[0].argmax()) if label is None else label
+    return cam_targets.class_target(best), _name(subject, best), None
+
+
+def _region(box: cam_targets.Box | None, image_BCHW: Tensor) -> Tensor | None:
+    if box is None:
+        return None
+    left, top, right, bottom = (max(0, round(value)) for value in box)
+    region_HW = torch.zeros(image_BCHW.shape[-2:], dtype=torch.bool, device=image_BCHW.device)
+    region_HW[top:bottom, left:right] = True
+    if not bool(region_HW.any()):
+        height, width = region_HW.shape
+        raise ValueError(f"--box {','.join(f'{v:g}' for v in box)} holds no pixel of an image of {height} x {width}")
+    return region_HW
+
+
+def label_of(text: str, subject: Subject) -> int:
+    """Return the class that a name or a number stands for.
+
+    Raises:
+        ValueError: the network has no such class.
+    """
+    if text in subject.classes:
+        return subject.classes.index(text)
+    if text.isdecimal() and (not subject.classes or int(text) < len(subject.classes)):
+        return int(text)
+    shown = ", ".join(subject.classes[:5]) + (", ..." if len(subject.classes) > 5 else "")
+    raise ValueError(f"{subject.name} has no class {text!r}; its classes are {shown}; give one of them or its number")
+
+
+def _name(subject: Subject, label: int) -> str:
+    return subject.classes[label] if label < len(subject.classes) else f"class {label}"
+
+
+def _check_scores(subjects: Sequence[Subject], setting: CamSetting) -> None:
+    for subject in subjects:
+        if setting.scores and isinstance(subject.network, Detector | Segmentor):
+            raise ValueError(f"--scores measures classifiers, and {subject.name} is none; remove --scores")
+
+
+def _probability(network: nn.Module, target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:
+    """Return the probability of the explained class."""
+
+    def score(images_BCHW: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits_BK = run(images_BCHW)
+            return (target(logits_BK) - logits_BK.logsumexp(dim=1)).exp()
+
+    return score
+
+
+_HEAD = ("network", "image", "explained", "method", "ROAD", "insertion", "deletion")
+
+
+def _printed(found: Sequence[Explained]) -> Iterator[tuple[str, ...]]:
+    for one in found:
+        start = (one.name, Path(one.image).name, one.explained)
+        if not one.scores:
+            yield (*start, f"{len(one.maps)} maps", "-", "-", "-")
+            continue
+        for i, (method, scores) in enumerate(one.scores.items()):
+            numbers = (f"{value:.3f}" for value in (scores.road, scores.insertion, scores.deletion))
+            yield (*(start if i == 0 else ("",) * 3), cam.NAMES[method], *numbers)
+
+
+def _rows(found: Sequence[Explained]) -> Iterator[tuple[object, ...]]:
+    for one in found:
+        for method in one.maps:
+            scores = one.scores.get(method)
+            ends = (scores.road, scores.morf, scores.lerf, scores.insertion, scores.deletion) if scores else (None,) * 5
+            start = (one.name, one.weights, one.image, one.explained, one.score)
+            yield (*start, cam.NAMES[method], "+".join(one.taps), *ends)
+
+
+def _arrays(found: Sequence[Explained]) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for one in found:
+        key = f"{one.name} {one.weights}__{one.image.replace('/', '|')}"
+        out[f"{key}__image"] = one.image_HW3
+        out |= {f"{key}__{method}": map_HW.astype(np.float32) for method, map_HW in one.maps.items()}
+    return out

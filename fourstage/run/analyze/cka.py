@@ -1,0 +1,210 @@
+"""`fourstage analyze cka`: how alike the feature maps of networks are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourstage.analysis import cka
+from fourstage.analysis.images import prepared
+from fourstage.analysis.subjects import Subject, untrained_twin
+from fourstage.analysis.taps import block_taps, stage_maps
+from fourstage.data.sample import Dataset
+from fourstage.progress import Bar
+from fourstage.report.analyses.cka import Pair, cka_page
+from fourstage.report.number_format import plural
+from fourstage.resources import sentences
+from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
+from fourstage.run.analyze.outputs import Outcome, check_folder, write
+
+
+@dataclass(frozen=True)
+class CkaSetting:
+    """How networks are compared; see `analysis/cka.py`.
+
+    Attributes:
+        images, batch: images in all, and in each batch; a smaller last batch is left out.
+        by: compare the maps of stages, or of blocks.
+        size: side of the images, pixels, the same for all networks; None: the first network's.
+        ceiling: another training of the first network, such as one with another seed; None: for an untrained network,
+            the same with another seed.
+    """
+
+    images: int = 512
+    batch: int = 256
+    by: Literal["stage", "block"] = "stage"
+    pooling: cka.Pooling = "flatten"
+    estimator: cka.Estimator = "unbiased"
+    size: int | None = None
+    ceiling: str | None = None
+    order: Order = "spread"
+
+    def __post_init__(self) -> None:
+        if self.batch < cka.FEWEST:
+            raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA, and {self.batch} came")
+        if self.images < self.batch:
+            fitting = max(self.images, cka.FEWEST)
+            raise ValueError(f"--images {self.images} fill no batch of {self.batch}; type --batch-size {fitting}")
+        if self.size is not None and not 32 <= self.size <= 4096:
+            raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
+
+
+@sentences("use a smaller --batch-size or --size")
+def analyze_cka(
+    sources: Sequence[str | Path | nn.Module],
+    data: str | Path,
+    out: str | Path,
+    setting: CkaSetting | None = None,
+    *,
+    loading: Loading | None = None,
+    show: bool = True,
+) -> Outcome:
+    """Compare the first network with itself, with a ceiling and with the others; write `cka.npz`, `.csv` and `.html`.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
+    """
+    setting, folder, loading = setting or CkaSetting(), check_folder(out), loading or Loading()
+    dataset = open_images(data)
+    positions = choose(dataset, setting.images, setting.order, data)
+    positions = _shuffled(positions)
+    first, *others = load_subjects(sources, "maps", loading)
+    ceiling = _ceiling(first, setting, loading)
+    compared = [(first, "itself"), *([(ceiling, "ceiling")] if ceiling else []), *((one, "other") for one in others)]
+    side = setting.size or first.preparation.image_size[0]
+    pairs = []
+    with Bar("comparing", len(compared) * len(positions), show=show) as bar:
+        for i, (other, role) in enumerate(compared):
+            batches = _batches(dataset, positions, first, other, side, setting.batch, bar, i * len(positions))
+            taps = [_taps(one, setting, side) for one in (first, other)]
+            found = cka.compare(
+                first.network, other.network, batches, *taps, estimator=setting.estimator, pooling=setting.pooling
+            )
+            pairs.append(Pair(first.name, first.weights, other.name, other.weights, role, found))
+    notes = _notes(pairs)
+    words = (
+        f"{plural(pairs[0].cka.images, 'image')} of {Path(data).name} in batches of {pairs[0].cka.batch}, {side} pixels"
+    )
+    files = write(
+        folder,
+        "cka",
+        arrays=_arrays(pairs),
+        columns=("network_a", "weights_a", "map_a", "network_b", "weights_b", "map_b", "role", "cka", "low", "high"),
+        rows=list(_rows(pairs)),
+        page=cka_page(pairs, words, notes),
+    )
+    return Outcome(_HEAD, tuple(_printed(pairs)), notes, files)
+
+
+def _shuffled(positions: Sequence[int]) -> list[int]:
+    """Return the positions in an order that mixes classes within batches; the same in every call."""
+    return [positions[i] for i in np.random.default_rng(0).permutation(len(positions))]
+
+
+def _ceiling(first: Subject, setting: CkaSetting, loading: Loading) -> Subject | None:
+    if setting.ceiling is not None:
+        [given] = load_subjects([setting.ceiling], "maps", loading)
+        return given
+    if first.trained or first.rebuild is None:
+        return None
+    twin = untrained_twin(first, loading.seed + 1)
+    twin.network.to(device_of(first.network))
+    return replace(twin, name=f"{first.name}, seed {loading.seed + 1}")
+
+
+def _taps(subject: Subject, setting: CkaSetting, side: int) -> tuple[str, ...]:
+    if setting.by == "block":
+        return block_taps(subject.network)
+    device = device_of(subject.network)
+    with torch.inference_mode():
+        count = len(stage_maps(subject.network, torch.zeros(1, 3, side, side, device=device)))
+    return tuple(f"stage{i + 1}" for i in range(count))
+
+
+def _batches(
+    dataset: Dataset,
+    positions: Sequence[int],
+    first: Subject,
+    other: Subject,
+    side: int,
+    size: int,
+    bar: Bar,
+    before: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of the same crops, normalised for each of the two networks."""
+    for begin in range(0, len(positions), size):
+        images = [sample.image for sample in read(dataset, positions[begin : begin + size])]
+        yield tuple(
+            torch.stack([prepared(image, side, one.preparation, "short_side") for image in images])  # pyright: ignore
+            for one in (first, other)
+        )  # pyright: ignore[reportReturnType]
+        bar.update(before + begin + len(images))
+
+
+_HEAD = ("first network", "second network", "map", "same map", "best match", "alike at")
+
+
+def _printed(pairs: Sequence[Pair]) -> Iterator[tuple[str, ...]]:
+    for pair in pairs:
+        found = pair.cka
+        for i, tap in enumerate(found.taps_a):
+            row_B = found.value_AB[i]
+            same = _cell(found, i, i) if i < len(found.taps_b) and len(found.taps_a) == len(found.taps_b) else "-"
+            best = int(np.nanargmax(row_B)) if np.isfinite(row_B).any() else None
+            start = (pair.name_a, pair.name_b) if i == 0 else ("", "")
+            yield (
+                *start,
+                tap,
+                same,
+                "-" if best is None else _cell(found, i, best),
+                "-" if best is None else found.taps_b[best],
+            )
+
+
+def _cell(found: cka.Cka, i: int, j: int) -> str:
+    value, low, high = (table[i, j] for table in (found.value_AB, found.low_AB, found.high_AB))
+    if np.isnan(value):
+        return "-"
+    return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _notes(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    found = pairs[0].cka
+    notes = []
+    if found.estimator == "biased":
+        notes.append(
+            "The biased form tends to 1 where a map has more features than there are images, whatever the networks; "
+            "leave --biased out."
+        )
+    if found.few:
+        enough = f"{cka.ENOUGH} or more, in batches of {cka.ENOUGH}"
+        notes.append(f"{found.images} images are few, and these numbers are noisy; use {enough}.")
+    if not any(pair.role == "ceiling" for pair in pairs):
+        notes.append("No ceiling was given: add --ceiling RUN, the first network trained with another seed.")
+    if dropped := found.dropped:
+        notes.append(
+            f"{plural(dropped, 'image')} of a last, incomplete batch {'is' if dropped == 1 else 'are'} left out."
+        )
+    return tuple(notes)
+
+
+def _rows(pairs: Sequence[Pair]) -> Iterator[tuple[object, ...]]:
+    for pair in pairs:
+        found = pair.cka
+        for i, a in enumerate(found.taps_a):
+            for j, b in enumerate(found.taps_b):
+                ends = (found.value_AB[i, j], found.low_AB[i, j], found.high_AB[i, j])
+                yield (pair.name_a, pair.weights_a, a, pair.name_b, pair.weights_b, b, pair.role, *ends)
+
+
+def _arrays(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for pair in pairs:
+        key = f"{pair.name_a}__{pair.name_b}__{pair.role}"
+        out |= {f"{key}__cka": pair.cka.value_AB, f"{key}__low": pair.cka.low_AB, f"{key}__high": pair.cka.high_AB}
+        out |= {f"{key}__maps_a": np.array(pair.cka.taps_a), f"{key}__maps_b": np.array(pair.cka.taps_b)}
+    return out

@@ -1,0 +1,183 @@
+"""`fourstage analyze erf`: effective receptive fields of networks side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from fourstage.analysis import erf
+from fourstage.analysis.images import Resize, prepared
+from fourstage.analysis.subjects import Subject
+from fourstage.data.sample import Dataset
+from fourstage.progress import Bar
+from fourstage.report.analyses.erf import FORMS, Field, erf_page
+from fourstage.report.number_format import plural, significant
+from fourstage.resources import sentences
+from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
+from fourstage.run.analyze.outputs import Outcome, check_folder, write
+
+SMALLEST, LARGEST = 32, 4096  # pixels a side
+
+
+@dataclass(frozen=True)
+class ErfSetting:
+    """How fields are measured; see `analysis/erf.py`.
+
+    Attributes:
+        size: side of the square images, pixels.
+        images: images with a finite map that are averaged.
+        tap: the feature map: `stage1`, ..., `last`, or the name of a layer.
+        centre: around which pixel the field is measured.
+        power: exponent of the scale-free form.
+        untrained: also measure each trained network with fresh weights.
+    """
+
+    size: int = erf.SIZE
+    images: int = erf.IMAGES
+    tap: str = erf.LAST
+    centre: erf.Centre = "image"
+    resize: Resize = "exact"
+    order: Order = "first"
+    power: float = erf.POWER
+    untrained: bool = False
+
+    def __post_init__(self) -> None:
+        if not SMALLEST <= self.size <= LARGEST:
+            raise ValueError(f"--size is the side of the images in pixels, {SMALLEST} to {LARGEST}; got {self.size}")
+        if not 0 < self.power <= 1:
+            raise ValueError(f"--power is the exponent of the scale-free form, above 0 and up to 1; got {self.power:g}")
+
+
+@sentences("use a smaller --size")
+def analyze_erf(
+    sources: Sequence[str | Path | nn.Module],
+    data: str | Path,
+    out: str | Path,
+    setting: ErfSetting | None = None,
+    *,
+    loading: Loading | None = None,
+    show: bool = True,
+) -> Outcome:
+    """Measure effective receptive fields and write `erf.npz`, `erf.csv` and `erf.html`.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
+    """
+    setting, folder = setting or ErfSetting(), check_folder(out)
+    dataset = open_images(data)
+    positions = choose(dataset, setting.images, setting.order, data)
+    subjects = load_subjects(sources, "maps", loading or Loading(), untrained=setting.untrained)
+    fields = []
+    with Bar("measuring receptive fields", len(subjects) * setting.images, show=show) as bar:
+        for i, subject in enumerate(subjects):
+            images = _counted(_images(dataset, positions, subject, setting), bar, i * setting.images)
+            found = erf.receptive_field(subject.network, images, tap=setting.tap, count=setting.images)
+            fields.append(_field(subject, found, setting))
+    files = write(
+        folder,
+        "erf",
+        arrays=_arrays(fields),
+        columns=_COLUMNS,
+        rows=[row for field in fields for row in _rows(field)],
+        page=erf_page(fields, setting_words(setting, data)),
+    )
+    return Outcome(_HEAD, tuple(_printed(fields)), _notes(fields, setting), files)
+
+
+def setting_words(setting: ErfSetting, data: str | Path) -> str:
+    """Return one sentence on the images of an analysis."""
+    how = {"exact": "resized to a square", "short_side": "resized by the short side and cropped"}[setting.resize]
+    which = {"first": "the first", "spread": "evenly spread"}[setting.order]
+    return f"{setting.images} images ({which} of {Path(data).name}), {setting.size} x {setting.size} pixels, {how}"
+
+
+def _images(dataset: Dataset, positions: Sequence[int], subject: Subject, setting: ErfSetting) -> Iterator[Tensor]:
+    """Yield the chosen images; where some give NaN, those that follow in the data take their places."""
+    later = range(positions[-1] + 1, len(dataset)) if setting.order == "first" else ()
+    for sample in read(dataset, (*positions, *later)):
+        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+        yield prepared(sample.image, setting.size, subject.preparation, setting.resize)
+
+
+def _counted(images: Iterator[Tensor], bar: Bar, before: int) -> Iterator[Tensor]:
+    for i, image in enumerate(images):
+        bar.update(min(before + i, bar.total))
+        yield image
+
+
+def _field(subject: Subject, found: erf.Erf, setting: ErfSetting) -> Field:
+    ratios: dict[erf.Scale, Mapping[float, erf.Square | None]] = {
+        scale: erf.squares(found, scale, centre=setting.centre, power=setting.power) for scale in erf.SCALES
+    }
+    return Field(
+        subject.name,
+        subject.weights,
+        found,
+        ratios,
+        erf.profile(found, centre=setting.centre),
+        found.centre(setting.centre),
+        setting.power,
+    )
+
+
+_COLUMNS = (
+    *("network", "weights", "map", "cells", "pixels", "images", "skipped", "form"),
+    *("centre_row", "centre_column", "share", "side", "ratio", "gaussian_sigma", "deviation", "luo_size"),
+)
+
+
+def _rows(field: Field) -> Iterator[tuple[object, ...]]:
+    """Yield a row for each form and share."""
+    found, (rows, columns), (height, width) = field.erf, field.erf.cells, field.erf.size
+    start = (
+        field.name,
+        field.weights,
+        found.tap,
+        f"{rows}x{columns}",
+        f"{height}x{width}",
+        found.images,
+        found.skipped,
+    )
+    ends = (field.profile.sigma, field.profile.deviation, erf.luo_size(found))
+    for scale, by_share in field.squares.items():
+        for share, square in by_share.items():
+            side, ratio = (None, None) if square is None else (square.side, square.ratio)
+            yield (*start, FORMS[scale], *field.centre, share, side, ratio, *ends)
+
+
+_HEAD = ("network", "weights", "form", *(f"{100 * share:.0f} %" for share in erf.SHARES), "width px")
+
+
+def _printed(fields: Sequence[Field]) -> Iterator[tuple[str, ...]]:
+    for field in fields:
+        for i, (scale, by_share) in enumerate(field.squares.items()):
+            start = (field.name, field.weights) if i == 0 else ("", "")
+            cells = ["-" if one is None else f"{100 * one.ratio:.1f}" for one in by_share.values()]
+            yield (*start, FORMS[scale], *cells, significant(field.profile.sigma, 3) if i == 0 else "")
+
+
+def _notes(fields: Sequence[Field], setting: ErfSetting) -> tuple[str, ...]:
+    notes = [
+        "The columns are the area, in % of the image, of the smallest centred square that holds this share of the map.",
+        "width px is the standard deviation of the Gaussian that fits the radial profile.",
+    ]
+    if skipped := sum(field.erf.skipped for field in fields):
+        notes.append(f"{plural(skipped, 'image')} gave NaN and {'is' if skipped == 1 else 'are'} left out.")
+    short = [field for field in fields if field.erf.images < setting.images]
+    notes += [f"{field.name} has {field.erf.images} images with a finite map, not {setting.images}." for field in short]
+    return tuple(notes)
+
+
+def _arrays(fields: Sequence[Field]) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for field in fields:
+        key = f"{field.name} {field.weights}"
+        out[f"{key}__map"] = field.erf.map_HW.astype(np.float32)
+        out[f"{key}__sum_per_image"] = field.erf.sums_N
+        out[f"{key}__unit"] = np.array(field.erf.unit)
+        out[f"{key}__unit_centre"] = np.array(field.erf.unit_centre)
+        out[f"{key}__profile_distance"] = field.profile.distance_R
+        out[f"{key}__profile"] = field.profile.value_R
+    return out

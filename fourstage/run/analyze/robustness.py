@@ -1,0 +1,321 @@
+"""`fourstage analyze robustness`: accuracy on ImageNet's other test sets, and on images that are corrupted here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourstage.analysis import robustness as rb
+from fourstage.analysis.images import normalised
+from fourstage.analysis.invariance import Protocol, standard_view
+from fourstage.analysis.statistics import bootstrap_means
+from fourstage.analysis.subjects import Subject
+from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
+from fourstage.data.sample import Dataset, Sample
+from fourstage.progress import Bar
+from fourstage.report.analyses.robustness import Robust, robustness_page
+from fourstage.report.number_format import plural
+from fourstage.resources import sentences
+from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
+from fourstage.run.analyze.labels import labelled_for
+from fourstage.run.analyze.outputs import Outcome, check_folder, write
+
+SIDE_C = 224  # pixels of ImageNet-C's images, of which the centre is taken without a resize
+AT_ONCE = 32  # images in memory
+FEW = 100  # images that are corrupted here unless --images says more
+Seen = Callable[[Subject, Sample], Tensor]
+
+
+@dataclass(frozen=True)
+class RobustnessSetting:
+    """What is measured; see `analysis/robustness.py`.
+
+    Attributes:
+        images: of a test set; None: all of a published one, 100 of a set that is corrupted here.
+        corruptions: that are applied here; none: the fifteen of ImageNet-C.
+    """
+
+    images: int | None = None
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = rb.SEVERITIES
+    size: int | None = None
+    order: Order = "spread"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.severities or any(severity not in rb.SEVERITIES for severity in self.severities):
+            raise ValueError(f"--severity is 1 to 5; got {', '.join(map(str, self.severities)) or 'none'}")
+
+
+@sentences("use fewer --images or a smaller --size")
+def analyze_robustness(
+    sources: Sequence[str | Path | nn.Module],
+    data: str | Path,
+    out: str | Path,
+    setting: RobustnessSetting | None = None,
+    *,
+    loading: Loading | None = None,
+    show: bool = True,
+) -> Outcome:
+    """Measure accuracy under change and write `robustness.npz`, `.csv` and `.html`.
+
+    Args:
+        data: ImageNet-C by corruptions and severities; ImageNet-A, -R, -Sketch, ImageNetV2 or ImageNet's validation
+            images by classes; or any labelled data set, whose images are corrupted here.
+
+    Raises:
+        ValueError, OSError: one sentence on what came, what was needed and what to type next.
+    """
+    setting, folder = setting or RobustnessSetting(), check_folder(out)
+    published = folders_of_imagenet_c(Path(data))
+    variant = None if published else find_variant(Path(data))
+    if not published and variant is None:
+        rb.check_corruptions(setting.corruptions)
+    subjects = load_subjects(sources, "logits", loading or Loading())
+    if published:
+        found, notes = _imagenet_c(subjects, published, setting, show)
+    elif variant is not None:
+        found, notes = _variant(subjects, Variant(variant), Path(data), setting, show)
+    else:
+        found, notes = _corrupted_here(subjects, data, setting, show)
+    files = write(
+        folder,
+        "robustness",
+        arrays=_arrays(found),
+        columns=("network", "weights", "test_set", "corruption", "severity", "images", "top1", "low", "high"),
+        rows=list(_rows(found)),
+        page=robustness_page(found, Path(data).name, notes),
+    )
+    return Outcome(_HEAD, tuple(_printed(found)), notes, files)
+
+
+def folders_of_imagenet_c(root: Path) -> dict[tuple[str, int], Path]:
+    """Return the folders CORRUPTION/SEVERITY of ImageNet-C, also below those of its archives, such as noise/."""
+    if not root.is_dir():
+        return {}
+    below = [root, *(child for child in sorted(root.iterdir()) if child.is_dir())]
+    names = (*rb.CORRUPTIONS, *rb.EXTRA)
+    found = {}
+    for base in below:
+        for name in names:
+            for severity in rb.SEVERITIES:
+                if (folder := base / name / str(severity)).is_dir():
+                    found[name, severity] = folder
+    return found
+
+
+def _imagenet_c(
+    subjects: Sequence[Subject], folders: dict[tuple[str, int], Path], setting: RobustnessSetting, show: bool
+) -> tuple[list[Robust], tuple[str, ...]]:
+    """Measure the published images: the centre of 224 pixels, without a resize."""
+    _check_imagenet(subjects)
+    accuracies: list[dict[tuple[str, int], rb.Accuracy]] = [{} for _ in subjects]
+    with Bar("measuring robustness", len(folders), show=show) as bar:
+        for i, (key, folder) in enumerate(folders.items()):
+            data = Variant(folder)
+            positions = _positions(data, setting.images, setting, folder)
+            correct = _correct(subjects, data, positions, _centre, data.among)
+            for known, right_N in zip(accuracies, correct, strict=True):
+                known[key] = rb.Accuracy(right_N)
+            bar.update(i + 1)
+    notes = ["ImageNet-C's images are taken as published: the centre of 224 pixels, without a resize."]
+    found = []
+    for subject, known in zip(subjects, accuracies, strict=True):
+        errors = rb.corruption_errors({key: one.error for key, one in known.items()})
+        found.append(Robust(subject.name, subject.weights, "ImageNet-C", None, known, errors))
+        if errors.missing:
+            notes.append(f"There is no mCE: these corruptions are missing: {'; '.join(errors.missing)}.")
+    if setting.images is not None:
+        notes.append(f"{setting.images} images of each corruption were measured, not all.")
+    return found, tuple(dict.fromkeys(notes))
+
+
+def _variant(
+    subjects: Sequence[Subject], data: Variant, root: Path, setting: RobustnessSetting, show: bool
+) -> tuple[list[Robust], tuple[str, ...]]:
+    """Measure a test set whose folders are ImageNet's classes."""
+    _check_imagenet(subjects)
+    positions = _positions(data, setting.images, setting, root)
+    real = read_real(root, data)
+    found = []
+    notes = [f"{data.note[0].upper()}{data.note[1:]}."] if data.note else []
+    with Bar("measuring robustness", len(subjects), show=show) as bar:
+        for i, subject in enumerate(subjects):
+            best_N = _best([subject], data, positions, _standard(setting), data.among)[0]
+            correct_N = best_N == data.labels_N[positions]
+            found.append(
+                Robust(subject.name, subject.weights, root.name, rb.Accuracy(correct_N.astype(float)), {}, None)
+            )
+            if real is not None:
+                valid = [
+                    (best, real[data.id(p)]) for best, p in zip(best_N, positions, strict=True) if real[data.id(p)]
+                ]
+                hits_N = np.array([float(best in labels) for best, labels in valid])
+                own = rb.Accuracy(hits_N)
+                found.append(Robust(subject.name, subject.weights, f"{root.name}, ReaL", own, {}, None))
+            bar.update(i + 1)
+    return found, tuple(notes)
+
+
+def _corrupted_here(
+    subjects: Sequence[Subject], path: str | Path, setting: RobustnessSetting, show: bool
+) -> tuple[list[Robust], tuple[str, ...]]:
+    """Corrupt the validation crops of a labelled set; all networks of one size see the same corrupted images."""
+    dataset = open_images(path)
+    names, severities = setting.corruptions or rb.CORRUPTIONS, setting.severities
+    positions = _positions(dataset, setting.images or min(FEW, len(dataset)), setting, path)
+    keys = [("", 0), *((name, severity) for name in names for severity in severities)]
+    correct: list[list[np.ndarray]] = [[] for _ in subjects]
+    labelled = [_labelled(dataset, subject, path) for subject in subjects]
+    with Bar("measuring robustness", len(positions), show=show) as bar:
+        for i, position in enumerate(positions):
+            made: dict[tuple[int, float, str], list[np.ndarray]] = {}
+            for subject, own, data in zip(subjects, correct, labelled, strict=True):
+                sample = data.sample(position)
+                crops = _crops(sample, subject, setting, keys, position, made)
+                p = subject.preparation
+                images_BCHW = torch.stack([normalised(crop, p.mean, p.std) for crop in crops])
+                own.append(rb.best_classes(subject.network, images_BCHW) == sample.label)
+            bar.update(i + 1)
+    found = []
+    for subject, own in zip(subjects, correct, strict=True):
+        by_key = np.stack(own, axis=1).astype(float)
+        known = {key: rb.Accuracy(by_key[k]) for k, key in enumerate(keys)}
+        clean = known.pop(("", 0))
+        found.append(Robust(subject.name, subject.weights, "corrupted here", clean, known, None))
+    notes = (
+        f"{plural(len(positions), 'image')} were corrupted here after the crop, by imagecorruptions-imaug. They are "
+        "not the images of ImageNet-C, so there is no mCE.",
+    )
+    return found, notes
+
+
+def _labelled(dataset: Dataset, subject: Subject, path: str | Path) -> Dataset:
+    usable, note = labelled_for(dataset, subject, path)
+    if usable is None:
+        raise ValueError(f"{note[:-1]}; give a data set with the network's classes")
+    return usable
+
+
+def _crops(
+    sample: Sample,
+    subject: Subject,
+    setting: RobustnessSetting,
+    keys: Sequence[tuple[str, int]],
+    position: int,
+    made: dict[tuple[int, float, str], list[np.ndarray]],
+) -> list[np.ndarray]:
+    """Return the crop of an image, uint8, without and with each corruption; those of one size are made once."""
+    assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    p = subject.preparation
+    side = setting.size or p.image_size[0]
+    place = (side, p.crop_pct, p.interpolation)
+    if place not in made:
+        plain = replace(p, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        view = standard_view(sample.image, Protocol(plain, side))
+        crop_HW3 = np.ascontiguousarray((view * 255).round().byte().permute(1, 2, 0).numpy())
+        seed = setting.seed * 1_000_003 + position
+        made[place] = [crop_HW3 if not name else rb.corrupted(crop_HW3, name, s, seed) for name, s in keys]
+    return made[place]
+
+
+def _positions(dataset: Dataset, images: int | None, setting: RobustnessSetting, data: str | Path) -> list[int]:
+    return choose(dataset, len(dataset) if images is None else images, setting.order, data)
+
+
+def _check_imagenet(subjects: Sequence[Subject]) -> None:
+    for subject in subjects:
+        if len(subject.classes) != CLASSES:
+            raise ValueError(
+                f"{subject.name} has {len(subject.classes)} classes, and this test set is for ImageNet's {CLASSES}; "
+                "give a network of these, or a data set of yours"
+            )
+
+
+def _standard(setting: RobustnessSetting) -> Seen:
+    def seen(subject: Subject, sample: Sample) -> Tensor:
+        assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+        side = setting.size or subject.preparation.image_size[0]
+        return standard_view(sample.image, Protocol(subject.preparation, side))
+
+    return seen
+
+
+def _centre(subject: Subject, sample: Sample) -> Tensor:
+    from torchvision.transforms.functional import center_crop
+
+    assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    image_3HW = normalised(sample.image, subject.preparation.mean, subject.preparation.std)
+    return center_crop(image_3HW, [SIDE_C, SIDE_C])
+
+
+def _correct(
+    subjects: Sequence[Subject], data: Variant, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
+) -> list[np.ndarray]:
+    best = _best(subjects, data, positions, seen, among)
+    return [(one == data.labels_N[list(positions)]).astype(float) for one in best]
+
+
+def _best(
+    subjects: Sequence[Subject], data: Dataset, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
+) -> list[np.ndarray]:
+    """Return the best class of each image for each network; each image is read once."""
+    out: list[list[np.ndarray]] = [[] for _ in subjects]
+    for begin in range(0, len(positions), AT_ONCE):
+        samples = list(read(data, positions[begin : begin + AT_ONCE]))
+        for subject, own in zip(subjects, out, strict=True):
+            images_BCHW = torch.stack([seen(subject, sample) for sample in samples])
+            own.append(rb.best_classes(subject.network, images_BCHW, among))
+    return [np.concatenate(own) for own in out]
+
+
+_HEAD = ("network", "test set", "images", "top-1 %", "interval", "mCE")
+
+
+def _printed(found: Sequence[Robust]) -> Iterator[tuple[str, ...]]:
+    for one in found:
+        mce = "-" if one.errors is None or one.errors.mce is None else f"{one.errors.mce:.1f}"
+        if one.plain is not None:
+            low, high = one.plain.interval
+            count = str(len(one.plain.correct_N))
+            name = "unchanged" if one.by_corruption else one.test_set
+            yield (one.name, name, count, f"{one.plain.top1:.1f}", f"[{low:.1f}, {high:.1f}]", "-")
+        if one.by_corruption:
+            mean, low, high = mean_accuracy(one)
+            count = str(len(next(iter(one.by_corruption.values())).correct_N))
+            start = "" if one.plain is not None else one.name
+            yield (start, f"{one.test_set}, mean", count, f"{mean:.1f}", f"[{low:.1f}, {high:.1f}]", mce)
+
+
+def mean_accuracy(one: Robust) -> tuple[float, float, float]:
+    """Return the mean over corruptions and severities, and its interval over images where all have the same ones."""
+    rows = [accuracy.correct_N for accuracy in one.by_corruption.values()]
+    mean = 100 * float(np.mean([row.mean() for row in rows]))
+    if len({len(row) for row in rows}) > 1:
+        return mean, float("nan"), float("nan")
+    low_1, high_1 = bootstrap_means(100 * np.mean(rows, axis=0)[None])
+    return mean, float(low_1[0]), float(high_1[0])
+
+
+def _rows(found: Sequence[Robust]) -> Iterator[tuple[object, ...]]:
+    for one in found:
+        if one.plain is not None:
+            count = len(one.plain.correct_N)
+            yield (one.name, one.weights, one.test_set, "", 0, count, one.plain.top1, *one.plain.interval)
+        for (name, severity), accuracy in one.by_corruption.items():
+            start = (one.name, one.weights, one.test_set, name, severity, len(accuracy.correct_N))
+            yield (*start, accuracy.top1, *accuracy.interval)
+
+
+def _arrays(found: Sequence[Robust]) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for one in found:
+        key = f"{one.name} {one.weights}__{one.test_set}"
+        if one.plain is not None:
+            out[f"{key}__correct"] = one.plain.correct_N.astype(bool)
+        for (name, severity), accuracy in one.by_corruption.items():
+            out[f"{key}__{name}__{severity}"] = accuracy.correct_N.astype(bool)
+    return out

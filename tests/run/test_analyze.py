@@ -1,0 +1,143 @@
+"""`fourstage analyze`: each analysis from the command line, with its three files, and each mistake as one sentence."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fourstage.cli import main
+
+NETWORK = "visformer_digits"
+CALLS = {
+    "erf": ["--images", "2", "--size", "32", "--map", "stage2"],
+    "invariance": ["--images", "3", "--family", "translation", "--family", "scale"],
+    "cka": ["--images", "8", "--batch-size", "4"],
+    "cam": ["--images", "2", "--scores"],
+    "maps": ["--size", "64", "--point", "10,50"],
+}
+SUBJECTS = {"maps": ["smt_tiny", "unified_dcn_v3_micro"]}
+ROWS = {"erf": 3 * 4, "invariance": 17 + 15, "cka": 2 * 9, "cam": 2 * 5}
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("what", sorted(CALLS))
+def test_an_analysis_prints_a_table_and_writes_three_files(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    subjects = SUBJECTS.get(what, [NETWORK])
+    assert run("analyze", what, *subjects, "--data", "digits", "--out", tmp_path, *CALLS[what]) == 0
+    printed = capsys.readouterr().out
+    assert subjects[0] in printed
+    assert f"wrote {tmp_path / what}.html" in printed
+    with np.load(tmp_path / f"{what}.npz") as arrays:
+        assert len(arrays.files)
+    with (tmp_path / f"{what}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == ROWS.get(what, len(rows)) > 0
+    page = (tmp_path / f"{what}.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)  # it needs no other file
+    assert "nan" not in re.sub(r"data:[^\"]+", "", page).lower().replace("with nan", "")
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    out = tmp_path / "out"
+    call = ["analyze", "invariance", NETWORK, NETWORK, "--data", tmp_path, "--images", "3", "--family", "scale"]
+    assert run(*call, "--out", out) == 0
+    with (out / "invariance.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["network"] for row in rows} == {f"{NETWORK} (1)", f"{NETWORK} (2)"}
+    assert {row["top1"] for row in rows} == {""}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["erf", "swin_tinny", "--data", "digits"], "did you mean swin_tiny"),
+        (["erf", NETWORK, "--data", "digits", "--images", "9999"], "9999 are needed; type --images"),
+        (["erf", NETWORK, "--data", "digits", "--images", "0"], "at least one image"),
+        (["erf", NETWORK, "--data", "digits", "--images", "1", "--size", "32", "--map", "head"], "is no feature map"),
+        (
+            ["erf", NETWORK, "--data", "digits", "--images", "1", "--size", "32", "--map", "stage9"],
+            "there is no stage9",
+        ),
+        (["erf", NETWORK, "--data", "digits", "--size", "8"], "--size is the side"),
+        (["erf", NETWORK, "--data", "nowhere"], "nowhere does not exist"),
+        (["erf", "runs/nothing/best.pt", "--data", "digits", "--images", "1"], "there is no checkpoint or run folder"),
+        (["erf", f"{NETWORK}=none.pth", "--data", "digits", "--images", "1"], "there is no file none.pth"),
+        (["invariance", NETWORK, "--data", "digits", "--family", "shear"], "there is no family 'shear'"),
+        (["cka", NETWORK, "--data", "digits", "--images", "8"], "fill no batch of 256; type --batch-size 8"),
+        (["cka", NETWORK, "--data", "digits", "--images", "8", "--batch-size", "3"], "at least 4 images"),
+        (["cam", NETWORK, "--data", "digits", "--images", "1", "--class", "cat"], "has no class 'cat'"),
+        (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,3"], "--box is X1,Y1,X2,Y2"),
+        (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,30,40"], "--box is for detectors"),
+        (["maps", "timm/resnet18", "--data", "digits", "--images", "1"], "none of this package's mixers"),
+        (["maps", "swin_tiny", "--data", "digits", "--point", "900,3", "--size", "64"], "outside of the image"),
+        (["robustness", NETWORK, "--data", "digits", "--severity", "6"], "--severity is 1 to 5"),
+        (["robustness", NETWORK, "--data", "digits", "--corruption", "rain"], "there is no corruption 'rain'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("analyze", *words, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("fourstage: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    assert run("analyze", "robustness", NETWORK, "--data", "digits", "--out", tmp_path / "out") == 2
+    assert 'type: pip install "fourstage[corruptions]"' in capsys.readouterr().err
+
+
+def wnid_folders(root: Path, count: int) -> None:
+    from PIL import Image
+
+    from fourstage.data.labels.imagenet_variants import wnids
+
+    for i, wnid in enumerate(wnids()[:count]):
+        (root / wnid).mkdir(parents=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / wnid / "a.jpg")
+
+
+def test_a_test_set_of_some_imagenet_classes_is_predicted_among_these(tmp_path: Path) -> None:
+    wnid_folders(tmp_path / "imagenet-a", 3)
+    words = ["analyze", "robustness", "unified_convnext_micro", "--data", tmp_path / "imagenet-a", "--size", "32"]
+    assert run(*words, "--out", tmp_path / "out") == 0
+    with (tmp_path / "out" / "robustness.csv").open() as file:
+        [row] = list(csv.DictReader(file))
+    assert row["test_set"] == "imagenet-a"
+    assert row["images"] == "3"
+    assert float(row["top1"]) in (0.0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100.0)
+
+
+def test_imagenet_c_without_all_corruptions_has_no_mce(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for severity in "12345":
+        wnid_folders(tmp_path / "c" / "weather" / "fog" / severity, 2)
+    words = ["analyze", "robustness", "unified_convnext_micro", "--data", tmp_path / "c", "--out", tmp_path / "out"]
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "There is no mCE: these corruptions are missing: gaussian_noise; shot_noise" in printed
+    with (tmp_path / "out" / "robustness.csv").open() as file:
+        assert [row["severity"] for row in csv.DictReader(file)] == list("12345")
+    assert "CE %" in (tmp_path / "out" / "robustness.html").read_text()
