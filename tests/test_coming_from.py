@@ -97,6 +97,10 @@ def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[st
         small = "visformer_digits"  # measuring the named model takes too long
         words = [small if word in args.networks else word for word in words]
         words += ["--device", "cpu", "--seconds", "0.01", "--batch-size", "1", "--img-size", "32"]
+    elif args.verb == "analyze":
+        for model, _, file in (network.partition("=") for network in args.networks):
+            torch.save({"model": create_model(model).state_dict()}, folder / file)
+        words += ["--images", "2", "--size", "64", "--out", str(folder / "analysis")]
     elif args.verb == "import-config":
         config = write(folder, CONFIGS["mask_rcnn_swin_tiny_coco_1x"], Path(args.config).stem)
         assert config == folder / args.config

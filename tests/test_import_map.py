@@ -150,7 +150,9 @@ def test_a_model_needs_no_torchvision_and_no_timm() -> None:
     assert not loaded_by(code) & {"torchvision", "timm", "matplotlib", "PIL", "sklearn", "cv2", "pydantic"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["recipes"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["analyze", "erf", "--help"], ["recipes"], ["--version"]]
+)
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = f"from fourstage.cli import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert "torch" not in loaded_by(code)

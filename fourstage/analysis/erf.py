@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.analysis.positions import unit_centre
-from fourstage.analysis.taps import LAST, features, frozen, stage_number
+from fourstage.analysis.positions import strided_layers, unit_centre
+from fourstage.analysis.taps import LAST, features, frozen, stage_maps, stage_number
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 SIZE = 1024  # pixels a side, RepLKNet's
@@ -121,14 +121,18 @@ def receptive_field(
         ValueError: no such map or unit, images of different sizes, or no image with a finite map.
     """
     total_HW: Tensor | None = None
+    first: _Place | None = None
     sums: list[float] = []
-    skipped, cells, last = 0, (0, 0), None
+    skipped = 0
     with frozen(network):
         for image_BCHW in _one_by_one(images, network):
-            map_HW, cells = contributions(network, image_BCHW, tap=tap, unit=unit)
-            if total_HW is not None and map_HW.shape != total_HW.shape:
+            if first is None:  # layers are watched once: hooks would slow every image down
+                map_HW, first = _first(network, image_BCHW, tap, unit)
+            else:
+                map_HW, _ = contributions(network, image_BCHW, tap=tap, unit=unit)
+            if map_HW.shape != first.size:
                 raise ValueError(
-                    f"an image of {_by(map_HW.shape)} pixels came after one of {_by(total_HW.shape)}; resize all alike"
+                    f"an image of {_by(map_HW.shape)} pixels came after one of {_by(first.size)}; resize all alike"
                 )
             value = float(map_HW.sum())
             if np.isnan(value):
@@ -136,30 +140,66 @@ def receptive_field(
                 continue
             total_HW = map_HW.double() if total_HW is None else total_HW + map_HW
             sums.append(value)
-            last = image_BCHW
             if count is not None and len(sums) == count:
                 break
-        if total_HW is None or last is None:
-            raise ValueError(
-                f"none of {skipped} images gave a finite map; the weights or the images hold NaN"
-                if skipped
-                else "a receptive field needs at least one image, and none came"
-            )
-        at = unit or (cells[0] // 2, cells[1] // 2)
-        centre = _centre_of(network, last, tap, cells, at)
-    return Erf((total_HW / len(sums)).cpu().numpy(), np.array(sums), cells, at, centre, skipped, tap)
+    if total_HW is None or first is None:
+        raise ValueError(
+            f"none of {skipped} images gave a finite map; the weights or the images hold NaN"
+            if skipped
+            else "a receptive field needs at least one image, and none came"
+        )
+    map_HW = (total_HW / len(sums)).cpu().numpy()
+    return Erf(map_HW, np.array(sums), first.cells, first.unit, first.centre, skipped, tap)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the first image shows of all: its size, the cells of the map, and where the unit is."""
+
+    size: tuple[int, int]
+    cells: tuple[int, int]
+    unit: tuple[int, int]
+    centre: tuple[float, float]
+
+
+def _first(network: nn.Module, image_BCHW: Tensor, tap: str, unit: tuple[int, int] | None) -> tuple[Tensor, _Place]:
+    """Return the map of the first image. The strides of the layers say on which pixel the unit is centred."""
+    image_BCHW = image_BCHW.detach().clone().requires_grad_(True)
+    with strided_layers(network) as layers:
+        maps = _maps_to(network, image_BCHW, tap)
+    map_HW, unit = _contributions(image_BCHW, maps[-1], tap, unit)
+    sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    return map_HW, _Place(size, sizes[-1], unit, unit_centre(layers, size, sizes, unit))
+
+
+def _maps_to(network: nn.Module, image_BCHW: Tensor, tap: str) -> list[Tensor]:
+    """Return the maps of the stages up to the one of `tap`; of a layer, its own map alone."""
+    number = stage_number(tap)
+    if number is None or number == 0:
+        return features(network, image_BCHW, [tap])
+    maps = stage_maps(network, image_BCHW, None if number < 0 else number)
+    if number > len(maps):
+        return features(network, image_BCHW, [tap])  # raises the sentence on the stages that there are
+    return maps[:number] if number > 0 else maps
 
 
 def contributions(
     network: nn.Module, image_BCHW: Tensor, *, tap: str = LAST, unit: tuple[int, int] | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return the map of one batch, (H, W), and the (rows, columns) of the feature map.
+    """Return the map of one batch, (H, W), and the (row, column) of the unit.
 
     The scalar is the sum over channels of relu(F) at the unit. Its gradient by the image is cut at zero and summed over
     the batch and the colours. Source: `get_input_grad` of RepLKNet.
     """
     image_BCHW = image_BCHW.detach().clone().requires_grad_(True)
     [x_BCHW] = features(network, image_BCHW, [tap])
+    return _contributions(image_BCHW, x_BCHW, tap, unit)
+
+
+def _contributions(
+    image_BCHW: Tensor, x_BCHW: Tensor, tap: str, unit: tuple[int, int] | None
+) -> tuple[Tensor, tuple[int, int]]:
     rows, columns = x_BCHW.shape[-2:]
     row, column = unit or (rows // 2, columns // 2)
     if not (0 <= row < rows and 0 <= column < columns):
@@ -168,7 +208,7 @@ def contributions(
         raise ValueError(f"the map {tap} has no gradient by the image; take another layer")
     scalar = x_BCHW[:, :, row, column].relu().sum()
     [gradient_BCHW] = torch.autograd.grad(scalar, image_BCHW)
-    return gradient_BCHW.relu().sum(dim=(0, 1)), (rows, columns)
+    return gradient_BCHW.relu().sum(dim=(0, 1)), (row, column)
 
 
 def _one_by_one(images: Iterable[Tensor], network: nn.Module) -> Iterable[Tensor]:
@@ -178,26 +218,6 @@ def _one_by_one(images: Iterable[Tensor], network: nn.Module) -> Iterable[Tensor
             raise ValueError(f"an image is (3, H, W), or a batch of them; got {tuple(image.shape)}")
         for one_CHW in image[None] if image.ndim == 3 else image:
             yield one_CHW[None].to(like.device, like.dtype)
-
-
-def _centre_of(
-    network: nn.Module, image_BCHW: Tensor, tap: str, cells: tuple[int, int], unit: tuple[int, int]
-) -> tuple[float, float]:
-    """Return the pixel of the unit. For a layer beyond the stages, maps before it are not known: one step is taken."""
-    number = stage_number(tap)
-    sizes = [cells]
-    if number is not None:
-        with torch.no_grad():
-            before = features(network, image_BCHW, [f"stage{i + 1}" for i in range(_stages(network, image_BCHW))])
-        sizes = [(x.shape[-2], x.shape[-1]) for x in before][: number if number > 0 else None]
-    return unit_centre(network, image_BCHW, sizes, unit)
-
-
-def _stages(network: nn.Module, image_BCHW: Tensor) -> int:
-    from fourstage.analysis.taps import stage_maps
-
-    with torch.no_grad():
-        return len(stage_maps(network, image_BCHW))
 
 
 def _by(shape: Sequence[int]) -> str:

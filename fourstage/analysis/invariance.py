@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.analysis.logits import logits_of
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Preparation
 from fourstage.analysis.taps import frozen
@@ -159,14 +160,8 @@ def _curves(family: Family, settings: Sequence[float], values_6SN: np.ndarray) -
 
 
 def _logits(network: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    like = next(iter(network.parameters()), torch.empty(0))
-    chunks = []
-    for begin in range(0, len(views), VIEWS_AT_ONCE):
-        logits_BK = network(torch.stack(list(views[begin : begin + VIEWS_AT_ONCE])).to(like.device, like.dtype))
-        if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2:
-            raise ValueError(f"{type(network).__name__} gives no logits (B, classes); invariance is for classifiers")
-        chunks.append(logits_BK.float() if logits_BK.dtype in (torch.float16, torch.bfloat16) else logits_BK)
-    return torch.cat(chunks)
+    chunks = [views[begin : begin + VIEWS_AT_ONCE] for begin in range(0, len(views), VIEWS_AT_ONCE)]
+    return torch.cat([logits_of(network, torch.stack(list(chunk)), "invariance") for chunk in chunks])
 
 
 def standard_view(image_HW3: np.ndarray, protocol: Protocol, crop_ratio: float | None = None) -> Tensor:

@@ -1,12 +1,11 @@
 """Where in the image a cell of a feature map is centred. Rows and columns count pixels from 0."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -20,39 +19,38 @@ class Strided:
 
 
 def unit_centre(
-    network: nn.Module, image_BCHW: Tensor, sizes: Sequence[tuple[int, int]], unit: tuple[int, int]
+    layers: Sequence[Strided], image: tuple[int, int], sizes: Sequence[tuple[int, int]], unit: tuple[int, int]
 ) -> tuple[float, float]:
     """Return the pixel (row, column) on which a cell of a feature map is centred.
 
-    Unit i of a patch embedding of stride s is centred on s (i + 0.5) - 0.5, and of padded 3 x 3 layers on s i. The
-    layers with a stride are read off a forward pass; a step between two maps that none of them makes is a merge of
-    patches.
+    Unit i of a patch embedding of stride s is centred on s (i + 0.5) - 0.5, and of padded 3 x 3 layers on s i. A step
+    between two maps that no layer makes is a merge of patches.
 
     Args:
+        layers: those with a stride, in the order of their calls; see `strided_layers`.
+        image: (H, W), pixels.
         sizes: (H, W) of the maps from the first one to the one of the unit.
         unit: row and column of the cell.
     """
-    layers = _strided_layers(network, image_BCHW)
-    height, width = image_BCHW.shape[-2:]
     rows, columns = ([size[axis] for size in sizes] for axis in (0, 1))
-    row = _position(unit[0], height, rows, [(s.before[0], s.after[0], s) for s in layers])
-    return row, _position(unit[1], width, columns, [(s.before[1], s.after[1], s) for s in layers])
+    row = _position(unit[0], image[0], rows, [(s.before[0], s.after[0], s) for s in layers])
+    return row, _position(unit[1], image[1], columns, [(s.before[1], s.after[1], s) for s in layers])
 
 
-def _strided_layers(network: nn.Module, image_BCHW: Tensor) -> list[Strided]:
-    """Return the layers that make maps smaller, in the order of their calls."""
+@contextmanager
+def strided_layers(network: nn.Module) -> Iterator[list[Strided]]:
+    """Collect the layers that make maps smaller, in the order of their calls, while the context is open."""
     found: list[Strided] = []
 
     def hook(module: Any, inputs: Any, output: Any) -> None:
         before, after = inputs[0].shape[-2:], output.shape[-2:]
         found.append(Strided(tuple(before), tuple(after), _side(module.kernel_size), _side(module.padding)))
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and _side(module.stride) > 1:
                 stack.callback(module.register_forward_hook(hook).remove)
-        network(image_BCHW)
-    return found
+        yield found
 
 
 def _side(value: Any) -> int:

@@ -3,15 +3,17 @@
 N images, K classes, H x W pixels. Corruptions have five severities.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.analysis.statistics import wilson
+from fourstage.analysis.logits import logits_of
 from fourstage.analysis.taps import frozen
+from fourstage.tasks.parts.intervals import wilson
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # AlexNet's error rates by severity, by which https://arxiv.org/abs/1903.12261 divides; of public re-implementations
@@ -55,8 +57,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The Wilson interval, per cent."""
-        low, high = wilson(int(self.correct_N.sum()), len(self.correct_N))
-        return 100 * low, 100 * high
+        return wilson(int(self.correct_N.sum()), len(self.correct_N))
 
     @property
     def error(self) -> float:
@@ -103,19 +104,13 @@ def best_classes(
     Raises:
         ValueError: the network returns no logits.
     """
-    like = next(iter(network.parameters()), torch.empty(0))
-    kept = None if among is None else torch.tensor(list(among), device=like.device)
+    kept = None if among is None else torch.tensor(list(among))
     out = []
     with frozen(network), torch.inference_mode():
         for chunk_BCHW in images_BCHW.split(at_once):
-            logits_BK = network(chunk_BCHW.to(like.device, like.dtype))
-            if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2:
-                raise ValueError(
-                    f"{type(network).__name__} gives no logits (B, classes); robustness is for classifiers"
-                )
-            best_B = logits_BK.argmax(dim=1) if kept is None else kept[logits_BK[:, kept].argmax(dim=1)]
-            out.append(best_B.cpu().numpy())
-    return np.concatenate(out)
+            logits_BK = logits_of(network, chunk_BCHW, "robustness").cpu()
+            out.append(logits_BK.argmax(dim=1) if kept is None else kept[logits_BK[:, kept].argmax(dim=1)])
+    return torch.cat(out).numpy()
 
 
 def check_corruptions(names: Sequence[str]) -> None:
@@ -148,11 +143,11 @@ def corrupted(image_HW3: np.ndarray, name: str, severity: int, seed: int = 0) ->
         np.random.set_state(before)  # noqa: NPY002
 
 
-def _package():
+def _package() -> Callable[..., np.ndarray]:
+    """Return the function of imagecorruptions-imaug, which is a package of its own extra."""
     try:
-        from imagecorruptions import corrupt
+        return import_module("imagecorruptions").corrupt
     except ImportError as error:
         raise ValueError(
             'corruptions need imagecorruptions-imaug; type: pip install "fourstage[corruptions]"'
         ) from error
-    return corrupt

@@ -27,13 +27,3 @@ def bootstrap_means(
 def resamples(count: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Return (D, N) float64: how often each image is in each draw of N images with replacement."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
-
-
-def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson interval of a share, 0 to 1; (0, 1) where nothing was counted."""
-    if count == 0:
-        return 0.0, 1.0
-    share = hits / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))

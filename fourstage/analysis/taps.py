@@ -131,7 +131,8 @@ def features(network: nn.Module, image_BCHW: Tensor, taps: Sequence[str]) -> lis
         if layers and not all(kept.values()):  # layers behind the stages, such as a head
             for calls in kept.values():
                 calls.clear()
-            network(image_BCHW)
+            backbone = getattr(network, "backbone", None)  # a detector takes no tensor
+            (backbone if isinstance(backbone, nn.Module) else network)(image_BCHW)
     return [_chosen(tap, maps, kept, image_BCHW) for tap in taps]
 
 

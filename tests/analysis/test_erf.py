@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fourstage import create_backbone, create_model
 from fourstage.analysis.erf import Erf, Scale, luo_size, profile, receptive_field, scaled, square, squares
 from fourstage.analysis.images import prepared
-from fourstage.analysis.positions import unit_centre
+from fourstage.analysis.positions import strided_layers, unit_centre
 from fourstage.analysis.subjects import Preparation
 
 FORMS: dict[Scale, str] = {"replknet": "r_log10p1", "raw": "r_raw", "power": "r_pow0.2"}
@@ -121,7 +121,9 @@ def test_the_centre_of_a_unit_depends_on_the_patches(name: str, centre: float) -
     network = create_backbone(name).eval()
     image_BCHW = torch.zeros(1, 3, 224, 224)
     sizes = [(224 // s, 224 // s) for s in (4, 8, 16, 32)]
-    assert unit_centre(network, image_BCHW, sizes, (3, 3)) == (centre, centre)
+    with strided_layers(network) as layers, torch.no_grad():
+        network(image_BCHW)
+    assert unit_centre(layers, (224, 224), sizes, (3, 3)) == (centre, centre)
 
 
 def test_images_with_nan_are_counted_and_left_out() -> None:
@@ -154,6 +156,7 @@ def test_layers_of_any_layout_have_a_field() -> None:
     by_layer = receptive_field(network, [image_BCHW], tap="stages.1.blocks.1")  # (B, H, W, C)
     np.testing.assert_allclose(by_layer.map_HW, by_stage.map_HW, rtol=1e-4, atol=1e-6 * by_stage.map_HW.max())
     assert by_stage.cells == (8, 12)
+    assert by_stage.unit_centre == (8 * 4.5 - 0.5, 8 * 6.5 - 0.5)
     assert by_stage.size == (64, 96)
 
 

@@ -11,6 +11,7 @@ import torch
 from golden.fill import fill
 from torch import Tensor, nn
 
+from fourstage import create_detector
 from fourstage.analysis.invariance import (
     DIRECTIONS,
     FAMILIES,
@@ -22,7 +23,7 @@ from fourstage.analysis.invariance import (
     shifted_view,
     standard_view,
 )
-from fourstage.analysis.statistics import bootstrap_means, resamples, wilson
+from fourstage.analysis.statistics import bootstrap_means, resamples
 from fourstage.analysis.subjects import Preparation
 
 RECIPES = Path(__file__).parents[1] / "golden" / "recipes"
@@ -153,6 +154,9 @@ def test_one_direction_is_drawn_for_each_image_and_repeats() -> None:
 def test_a_network_without_logits_and_no_images_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="invariance is for classifiers"):
         evaluate_invariance(nn.Conv2d(3, 4, 1), [(photograph(), 0)], ["scale"], Protocol(side=32))
+    detector = create_detector("retinanet", "visformer_digits", num_classes=2)
+    with pytest.raises(ValueError, match="RetinaNet is a detector; invariance is for classifiers"):
+        evaluate_invariance(detector, [(photograph(), 0)], ["scale"], Protocol(side=32))
     with pytest.raises(ValueError, match="at least one image"):
         evaluate_invariance(Constant(), [], ["scale"])
 
@@ -165,10 +169,3 @@ def test_bootstrap_intervals_cover_the_mean() -> None:
     assert 0.92 <= inside / 600 <= 0.97
     assert (resamples(5, draws=10).sum(axis=1) == 5).all()
     assert np.isnan(bootstrap_means(np.ones((2, 1)))[0]).all()
-
-
-def test_wilson_intervals_have_the_published_values() -> None:
-    known = {(41100, 50000): (0.818622, 0.825328), (81, 100): (0.722212, 0.874852), (0, 10): (0.0, 0.277533)}
-    for (hits, count), interval in known.items():
-        assert wilson(hits, count) == pytest.approx(interval, abs=1e-6)
-    assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.files import csv_cell, write_file, write_text
-from fourstage.run.outputs import make_folder
+from fourstage.predict.outputs import make_folder
 
 
 @dataclass(frozen=True)

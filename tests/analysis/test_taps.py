@@ -1,0 +1,120 @@
+"""Feature maps of every kind of network, and subjects by name, file, run and module."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fourstage import create_backbone, create_detector, create_model, create_segmentor
+from fourstage.analysis.subjects import load_subject, untrained_twin
+from fourstage.analysis.taps import as_map, block_taps, features, stage_maps
+from fourstage.backbones.layers import Level
+
+IMAGES = torch.randn(2, 3, 64, 96)
+
+
+class Own(nn.Module):
+    """A user's own backbone."""
+
+    levels = (Level(4, 4), Level(6, 8))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 4, stride=4), nn.Conv2d(4, 6, 2, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        x_BCHW = self.first(x_BCHW)
+        return [x_BCHW, self.second(x_BCHW)]
+
+
+def networks() -> dict[str, nn.Module]:
+    import timm
+
+    return {
+        "classifier": create_model("smt_tiny"),
+        "features only": create_model("visformer_tiny", features_only=True),
+        "dense": create_backbone("swin_tiny"),
+        "timm backbone": create_backbone("timm/resnet18"),
+        "timm classifier": timm.create_model("resnet18"),
+        "timm swin": timm.create_model("swin_tiny_patch4_window7_224", img_size=(64, 96)),
+        "detector": create_detector("retinanet", "visformer_digits", num_classes=2),
+        "segmentor": create_segmentor("semantic_fpn", "visformer_digits", 3),
+        "own": Own(),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(networks()))
+def test_stages_of_every_network_are_maps_of_falling_resolution(name: str) -> None:
+    network = networks()[name].eval()
+    with torch.no_grad():
+        maps = stage_maps(network, IMAGES)
+        [last, first] = features(network, IMAGES, ["last", "stage1"])
+    assert all(x.shape[0] == 2 and x.ndim == 4 for x in maps)
+    heights = [x.shape[2] for x in maps]
+    assert heights == sorted(heights, reverse=True)
+    assert all(x.shape[3] * 64 == x.shape[2] * 96 for x in maps)
+    torch.testing.assert_close(last, maps[-1])
+    torch.testing.assert_close(first, maps[0])
+
+
+@pytest.mark.parametrize("name", ["classifier", "dense", "timm backbone", "detector", "own"])
+def test_layers_have_maps_and_the_forward_pass_is_unchanged(name: str) -> None:
+    network = networks()[name].eval()
+    layer = "second" if name == "own" else block_taps(network)[-1]
+    with torch.no_grad():
+        [x_BCHW] = features(network, IMAGES, [layer])
+    assert x_BCHW.shape[0] == 2
+    assert x_BCHW.shape[3] * 64 == x_BCHW.shape[2] * 96
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_layers_that_are_called_in_chunks_are_joined() -> None:
+    network = create_model("smt_tiny").eval()
+    many = torch.randn(40, 3, 32, 32)
+    with torch.inference_mode():
+        [together] = features(network, many, ["stages.0.blocks.0"])
+        [alone] = features(network, many[7:8], ["stages.0.blocks.0"])
+    assert len(together) == 40
+    torch.testing.assert_close(together[7:8], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 8, 4, 6), (8, 4, 6)), ((1, 4, 6, 8), (8, 4, 6)), ((1, 24, 8), (8, 4, 6)), ((1, 25, 8), (8, 4, 6))],
+)
+def test_layouts_become_channels_first(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert tuple(as_map(torch.zeros(shape), torch.zeros(1, 3, 64, 96)).shape[1:]) == expected
+
+
+def test_subjects_come_by_name_file_run_and_module(tmp_path: Path) -> None:
+    network = create_model("visformer_digits", num_classes=10)
+    path = tmp_path / "weights.pth"
+    torch.save({"model": network.state_dict()}, path)
+    named = load_subject(f"visformer_digits={path}", form="logits")
+    assert (named.trained, named.weights, named.name) == (True, "trained", "visformer_digits=weights.pth")
+    torch.testing.assert_close(named.network.state_dict(), network.state_dict())
+    fresh, again, other = (load_subject("visformer_digits", seed=seed) for seed in (0, 0, 1))
+    assert not fresh.trained
+    torch.testing.assert_close(fresh.network.state_dict(), again.network.state_dict())
+    assert any((a != b).any() for a, b in zip(fresh.network.parameters(), other.network.parameters(), strict=True))
+    twin = untrained_twin(named)
+    assert (twin.trained, twin.name) == (False, named.name)
+    assert load_subject("timm/resnet18", form="logits").classes[:2] == ("class 0", "class 1")
+    assert load_subject(network, name="mine").name == "mine"
+    with pytest.raises(ValueError, match="came as a module, which cannot be built again"):
+        untrained_twin(load_subject(network))
+
+
+def test_what_is_no_subject_is_one_sentence(tmp_path: Path) -> None:
+    for source, words in {
+        "swin_tinny": "did you mean swin_tiny",
+        "timm/resnett18": "timm has no model called",
+        str(tmp_path): "has no checkpoints/best.pt",
+        "none.pth": "there is no checkpoint or run folder none.pth",
+        "swin_tiny=none.pth": "there is no file none.pth",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            load_subject(source)
+    with pytest.raises(ValueError, match="has no `levels`, so its stages are not known; name a layer of it, such as 0"):
+        stage_maps(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGES)
