@@ -12,7 +12,8 @@ from fourstage.backbones.base import Backbone
 from fourstage.tasks.parts.levels import feature_maps
 
 LAST = "last"
-COARSEST_TRUSTED = 4  # timm's networks may give maps at stride 2, which the stages of this package do not have
+ONE_CELL = 1.0 + 1e-9  # rounding of a map's sides
+FINEST_STRIDE = 4  # timm's networks may give maps at stride 2, which the stages of this package do not have
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def _maps_of_timm(network: Any, image_BCHW: Tensor) -> list[Tensor]:
     info = network.feature_info
     maps = network.forward_intermediates(image_BCHW, intermediates_only=True)
     strides = [row["reduction"] for row in info][-len(maps) :]
-    return [as_map(x, image_BCHW) for x, s in zip(maps, strides, strict=True) if s >= COARSEST_TRUSTED]
+    return [as_map(x, image_BCHW) for x, s in zip(maps, strides, strict=True) if s >= FINEST_STRIDE]
 
 
 def stage_number(tap: str) -> int | None:
@@ -167,22 +168,21 @@ def first_tensor(value: Any, name: str) -> Tensor:
 def as_map(x: Tensor, image_BCHW: Tensor) -> Tensor:
     """Return the output of a layer as a (B, C, H, W) map: of channels-last maps, and of tokens (B, N, C) as well.
 
-    The layout whose strides down and across agree is taken; (B, C, H, W) where both do.
+    The layout whose strides down and across agree best is taken; (B, C, H, W) where both agree alike.
 
     Raises:
         ValueError: the tensor is no map.
     """
     height, width = image_BCHW.shape[-2:]
     if x.ndim == 4:
-        if _fits(x.shape[2], x.shape[3], height, width):
-            return x
-        if _fits(x.shape[1], x.shape[2], height, width):
-            return x.movedim(-1, 1)
+        first, last = (_misfit(*x.shape[axes], height, width) for axes in (slice(2, 4), slice(1, 3)))
+        if min(first, last) <= ONE_CELL:
+            return x if first <= last else x.movedim(-1, 1)
     if x.ndim == 3:
         for skipped in (0, 1):  # a class token comes first
             tokens = x.shape[1] - skipped
             rows = round((tokens * height / width) ** 0.5)
-            if rows and tokens % rows == 0 and _fits(rows, tokens // rows, height, width):
+            if rows and tokens % rows == 0 and _misfit(rows, tokens // rows, height, width) <= ONE_CELL:
                 return x[:, skipped:].movedim(-1, 1).unflatten(2, (rows, tokens // rows))
     raise ValueError(
         f"a layer returned a tensor of shape {tuple(x.shape)} for images of {height} x {width} pixels, which is no "
@@ -190,11 +190,11 @@ def as_map(x: Tensor, image_BCHW: Tensor) -> Tensor:
     )
 
 
-def _fits(rows: int, columns: int, height: int, width: int) -> bool:
-    """Return whether a map of this many cells can be one of the image: its strides agree within one cell."""
+def _misfit(rows: int, columns: int, height: int, width: int) -> float:
+    """Return by how many cells a map differs from one whose strides down and across agree; infinite for no map."""
     if min(rows, columns) < 1 or rows > height or columns > width:
-        return False
-    return abs(rows * width / height - columns) <= 1.0 + 1e-9
+        return float("inf")
+    return abs(rows * width / height - columns)
 
 
 def block_taps(network: nn.Module) -> tuple[str, ...]:
