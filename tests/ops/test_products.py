@@ -11,6 +11,7 @@ from tiny_networks import tiny
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import fourstage
 from fourstage.ops import kept_choice, matmul, measure, products
 from fourstage.ops.products import CLASSES, Products, Ways
 
@@ -72,6 +73,17 @@ def test_the_first_network_of_a_process_measures_once(monkeypatch: pytest.Monkey
     kept_choice.path().unlink()
     pickle.loads(pickle.dumps(model))
     assert calls == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["dino", "upernet"])
+def test_networks_over_other_backbones_measure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "measured", lambda: products.checked(ONE))
+    create = fourstage.create_detector if name == "dino" else fourstage.create_segmentor
+    network = create(name, "timm/resnet18", 3)
+    assert str(products.current()) == ONE
+    products._chosen.clear()
+    pickle.loads(pickle.dumps(network))
+    assert str(products.current()) == ONE
 
 
 def test_nothing_is_measured_where_no_fast_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Networks of tasks under PyTorch's tools: exports, traces, transforms, wrapped and parametrised layers."""
 
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 from fourstage.backbones.layers import Level
 from fourstage.bench.task_workloads import noise
+from fourstage.methods import Method, all_methods
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.retinanet import RetinaNet
 from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn
@@ -160,3 +163,19 @@ def test_parametrised_weights_are_computed(name: str) -> None:
         pairs = zip(tensors(parametrised(image_BCHW)), tensors(plain(image_BCHW)), strict=True)
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+SMALL_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "upernet": {"channels": 8, "auxiliary_channels": 8},
+    "semantic_fpn": {"neck_channels": 32, "channels": 16},
+    "dino": {"channels": 32, "hidden": 32, "stable": True},
+}
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_networks_are_copied_and_pickled(method: Method, copied: Callable[[nn.Module], nn.Module]) -> None:
+    arguments = SMALL_ARGUMENTS.get(method.name, {"channels": 64})
+    network = method.builder(Patches(), 3, **arguments).eval()
+    same = copied(network).state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in network.state_dict().items())

@@ -61,10 +61,14 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         ids = [*getattr(dataset, "category_ids", ())]
         known: dict[str, Any] = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
-        auto_queries = find_method(self.recipe.method, "detection").auto_queries
-        if auto_queries is not None and self.recipe.method_args.get("queries") == AUTO:
-            known["queries"] = resolve_name(auto_queries)(_most_objects(dataset))
+        if self.recipe.method_args.get("queries") == AUTO:
+            known |= self._queries_for(dataset)
         return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
+
+    def _queries_for(self, dataset: Dataset) -> dict[str, int]:
+        """Return the number of queries that suits the data, where the method has one for "auto"."""
+        address = find_method(self.recipe.method, "detection").auto_queries
+        return {} if address is None else {"queries": resolve_name(address)(_most_objects(dataset))}
 
     def data_notes(self, dataset: Dataset) -> tuple[str, ...]:
         return (*self._notes_on_masks(dataset), *self._notes_on_objects(dataset))

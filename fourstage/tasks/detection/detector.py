@@ -6,11 +6,13 @@ B images, C classes, G ground-truth boxes, N detections, H x W pixels.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.ops.measure import choose_products
 from fourstage.ops.memory_format import prefer_channels_last
 from fourstage.tasks.detection.boxes import have_area
 from fourstage.tasks.detection.masks import SmallMasks
@@ -69,10 +71,15 @@ class Detector(nn.Module, ABC):
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, num_classes: int) -> None:
         super().__init__()
+        choose_products()  # the backbone may be another library's
         check_counts(num_classes=num_classes)
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
         self.mean_over_ranks: Mean = unchanged
         self.find_unused_parameters = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        choose_products()  # in a process that unpickles a network and builds none
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return named losses, scalars, with the same names for every batch."""

@@ -5,6 +5,7 @@ B images, L levels, N cells of all levels, Q queries, D queries with noise, C ch
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import log
 from typing import NamedTuple
 
@@ -127,10 +128,11 @@ class DINO(Detector):
         self.queries, self.per_image, self.pad_to = queries, per_image, pad_to
         self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         self.temperature, self.offset = position_temperature, position_offset
-        self.denoising_criterion = SetCriterion(set_cost(), LOSSES, WEIGHTS)
+        self.denoising_criterion = SetCriterion(set_cost, LOSSES, WEIGHTS)
         self.criterion = self.denoising_criterion
         if stable:
-            self.criterion = SetCriterion(position_modulated_cost(decoder_layers + 1), STABLE_LOSSES, STABLE_WEIGHTS)
+            cost = partial(position_modulated_cost, decoder_layers + 1)
+            self.criterion = SetCriterion(cost, STABLE_LOSSES, STABLE_WEIGHTS)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

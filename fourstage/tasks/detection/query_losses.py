@@ -10,7 +10,7 @@ from torch import Tensor
 from fourstage.tasks.detection.boxes import as_float32, center_form, corner_form, generalized_iou, overlaps
 from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.losses import focal_sum, giou_sum
-from fourstage.tasks.detection.set_criterion import Cost, Loss, MatchedPairs, Queries
+from fourstage.tasks.detection.set_criterion import Loss, MatchedPairs, Queries
 
 ALPHA, GAMMA = 0.25, 2.0
 SMALL = 1e-8  # is added to a share before it divides or its logarithm is taken
@@ -30,18 +30,14 @@ def giou_of(boxes_N4: Tensor, truth_N4: Tensor) -> Tensor:
     return generalized_iou(corner_form(boxes_N4) * UNIT, truth_N4 * UNIT)
 
 
-def set_cost(class_weight: float = 2.0, box_weight: float = 5.0, giou_weight: float = 2.0) -> Cost:
-    """Return the cost of matching: classes, boxes and overlaps, with these weights."""
-
-    def cost(logits_QC: Tensor, boxes_Q4: Tensor, truth: GroundTruth) -> Tensor:
-        distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
-        giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
-        return focal_cost(logits_QC, truth.labels_G) * class_weight + distance_QG * box_weight - giou_QG * giou_weight
-
-    return cost
+def set_cost(logits_QC: Tensor, boxes_Q4: Tensor, truth: GroundTruth) -> Tensor:
+    """Return the cost of matching: classes, boxes and overlaps, with weights 2, 5 and 2."""
+    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
+    giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
+    return focal_cost(logits_QC, truth.labels_G) * 2.0 + distance_QG * 5.0 - giou_QG * 2.0
 
 
-def position_modulated_cost(layers: int) -> Cost:
+def position_modulated_cost(layers: int, logits_QC: Tensor, boxes_Q4: Tensor, truth: GroundTruth) -> Tensor:
     """Return Stable-DINO's cost, https://arxiv.org/abs/2304.04742: a class counts as far as its box fits the object.
 
     The probability of a class is multiplied by the root of the overlap, which the best pair of a layer and image has
@@ -50,21 +46,17 @@ def position_modulated_cost(layers: int) -> Cost:
     Args:
         layers: whose queries come one after the other.
     """
-
-    def cost(logits_QC: Tensor, boxes_Q4: Tensor, truth: GroundTruth) -> Tensor:
-        distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
-        giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
-        if not giou_QG.numel():
-            return distance_QG
-        fit_QG = (giou_QG + 1) / 2
-        fit_LN = fit_QG.reshape(layers, -1)
-        fit_QG = (fit_LN / fit_LN.amax(dim=1, keepdim=True).clamp(min=SMALL, max=1)).reshape_as(fit_QG)
-        share_QG = as_float32(logits_QC)[:, truth.labels_G].sigmoid() * fit_QG.sqrt()
-        positive_QG = -ALPHA * (1 - share_QG) ** GAMMA * (share_QG + SMALL).log()
-        negative_QG = -(1 - ALPHA) * share_QG**GAMMA * (1 - share_QG + SMALL).log()
-        return (positive_QG - negative_QG) * 2.0 + distance_QG * 5.0 - giou_QG * 2.0
-
-    return cost
+    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
+    giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
+    if not giou_QG.numel():
+        return distance_QG
+    fit_QG = (giou_QG + 1) / 2
+    fit_LN = fit_QG.reshape(layers, -1)
+    fit_QG = (fit_LN / fit_LN.amax(dim=1, keepdim=True).clamp(min=SMALL, max=1)).reshape_as(fit_QG)
+    share_QG = as_float32(logits_QC)[:, truth.labels_G].sigmoid() * fit_QG.sqrt()
+    positive_QG = -ALPHA * (1 - share_QG) ** GAMMA * (share_QG + SMALL).log()
+    negative_QG = -(1 - ALPHA) * share_QG**GAMMA * (1 - share_QG + SMALL).log()
+    return (positive_QG - negative_QG) * 2.0 + distance_QG * 5.0 - giou_QG * 2.0
 
 
 def class_loss(queries: Queries, pairs: MatchedPairs) -> Tensor:

@@ -4,12 +4,14 @@ B images, C classes, H x W pixels, h x w cells.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import IGNORE
+from fourstage.ops.measure import choose_products
 from fourstage.ops.memory_format import prefer_channels_last
 from fourstage.ops.resize import resize
 from fourstage.tasks.parts.freeze_unused import freeze_unused
@@ -54,6 +56,7 @@ class Segmentor(nn.Module):
         method: str | None = None,
     ) -> None:
         super().__init__()
+        choose_products()
         self.method = method
         check_classes(num_classes)
         self.backbone, self.neck, self.decoder, self.auxiliary = backbone, neck, decoder, auxiliary
@@ -65,6 +68,10 @@ class Segmentor(nn.Module):
         if isinstance(level := getattr(auxiliary, "level", None), int):
             also = (level,)
         self.find_unused_parameters = freeze_unused(backbone, {*self.reads, *also})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        choose_products()  # in a process that unpickles a network and builds none
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images to (B, num_classes, H, W) logits."""

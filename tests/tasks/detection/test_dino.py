@@ -329,7 +329,7 @@ def test_the_position_modulated_cost_by_hand() -> None:
     truth = GroundTruth(torch.tensor([[0.0, 0.0, 0.5, 0.5]]), torch.tensor([0]), None)
     boxes_Q4 = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.25, 0.5]])  # generalised overlaps 1 and 1/2
     logits_QC = torch.zeros(2, 1)
-    cost_QG = position_modulated_cost(1)(logits_QC, boxes_Q4, truth)
+    cost_QG = position_modulated_cost(1, logits_QC, boxes_Q4, truth)
 
     def of(share: float, distance: float, giou: float) -> float:
         focal = -0.25 * (1 - share) ** 2 * log(share) + 0.75 * share**2 * log(1 - share)
@@ -337,15 +337,15 @@ def test_the_position_modulated_cost_by_hand() -> None:
 
     assert cost_QG[0, 0].item() == pytest.approx(of(0.5, 0.0, 1.0), abs=1e-5)
     assert cost_QG[1, 0].item() == pytest.approx(of(0.5 * 0.75**0.5, 0.25, 0.5), abs=1e-5)
-    usual_QG = set_cost()(logits_QC, boxes_Q4, truth)
+    usual_QG = set_cost(logits_QC, boxes_Q4, truth)
     assert usual_QG[0, 0].item() == pytest.approx(cost_QG[0, 0].item(), abs=1e-5)
 
 
 def test_layers_are_modulated_one_by_one() -> None:
     truth = GroundTruth(torch.rand(3, 4).sort().values, torch.tensor([0, 1, 1]), None)
     logits_QC, boxes_Q4 = torch.randn(8, 2), torch.rand(8, 4)
-    both_QG = position_modulated_cost(2)(logits_QC, boxes_Q4, truth)
-    apart = [position_modulated_cost(1)(logits_QC[i : i + 4], boxes_Q4[i : i + 4], truth) for i in (0, 4)]
+    both_QG = position_modulated_cost(2, logits_QC, boxes_Q4, truth)
+    apart = [position_modulated_cost(1, logits_QC[i : i + 4], boxes_Q4[i : i + 4], truth) for i in (0, 4)]
     torch.testing.assert_close(both_QG, torch.cat(apart))
 
 
