@@ -106,6 +106,8 @@ def test_every_part_gives_the_originals_values(case: Case, monkeypatch: pytest.M
     if isinstance(detector, TwoStage):  # near ties may come in another order, and regions are compared row by row
         given = [torch.from_numpy(golden[f"proposals/{i}/bboxes"]) for i in range(2)]
         monkeypatch.setattr(detector.rpn, "propose", lambda *_: [(boxes, boxes[:, 0]) for boxes in given])
+    if isinstance(detector, SparseRCNN):  # six rounds enlarge the rounding of other products; those have their tests
+        monkeypatch.setenv("FOURSTAGE_OPS", "plain")
     seen, found = watched(detector, batch)
     names = {key.rpartition("/")[0].removeprefix("raw/") for key in golden if key.startswith("raw/")}
     assert names <= seen.keys()
