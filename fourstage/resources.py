@@ -174,6 +174,12 @@ def memory_text() -> str:
     return f"{size_text(free)} of {size_text(total)} are free now"
 
 
+def free_memory() -> int | None:
+    """Return the bytes that this process may still take; None where the system has no answer."""
+    known = [size for size in (memory_limit(), _from_meminfo("MemAvailable")) if size is not None]
+    return min(known, default=None)
+
+
 def memory_limit() -> int | None:
     """Return the bytes that this process's group (a container, a Slurm job) may use; None: no limit is known."""
     limits: list[int] = []

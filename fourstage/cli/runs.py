@@ -202,6 +202,10 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument(
         "--threshold", type=float, metavar="SCORE", help="lowest score of objects; default: 0.3 in pictures, 0 in files"
     )
+    verb.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="predict large images in tiles of this side, such as 640"
+    )
+    verb.add_argument("--overlap", type=float, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
     verb.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default: 1")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     verb.add_argument(
@@ -224,6 +228,8 @@ def _run_predict(args: argparse.Namespace) -> int:
         ids=args.ids,
         threshold=args.threshold,
         batch_size=args.batch,
+        tile=args.tile,
+        overlap=args.overlap,
         device=args.device,
         precision=args.precision,
         imports=args.imports,

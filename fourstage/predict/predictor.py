@@ -1,7 +1,7 @@
 """A trained network that takes images in any form and returns typed results."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import TypeAlias
 
@@ -11,7 +11,8 @@ from fourstage.data.sample import BadImage
 from fourstage.predict.images import InputImage
 from fourstage.predict.inputs import Given, find_images
 from fourstage.predict.results import Result
-from fourstage.predict.tasks import ImagePredictor, ReadImage
+from fourstage.predict.tasks import ImagePredictor, ReadImage, ignore_progress
+from fourstage.progress import Bar
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,14 +26,17 @@ class Predictor:
         task: predicts images, on its device.
         batch_size: images that pass the network together.
         precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
+        show: show a progress bar for the tiles of an image that has several.
     """
 
-    def __init__(self, task: ImagePredictor, *, batch_size: int = 1, precision: str = "float32") -> None:
+    def __init__(
+        self, task: ImagePredictor, *, batch_size: int = 1, precision: str = "float32", show: bool = False
+    ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is a number of images from 1 on; got {batch_size!r}")
         if precision not in PRECISIONS:
             raise ValueError(f"there is no precision {precision!r}; choose {', '.join(PRECISIONS)}")
-        self.task, self.batch_size, self.precision = task, batch_size, precision
+        self.task, self.batch_size, self.precision, self.show = task, batch_size, precision, show
 
     @property
     def network(self) -> torch.nn.Module:
@@ -95,8 +99,21 @@ class Predictor:
     def _predict(self, images: Sequence[ReadImage]) -> list[Result]:
         if not images:
             return []
-        with self._autocast():
+        with self._autocast(), self._bar(images[0].source.title):
             return self.task.predict(images)
+
+    @contextmanager
+    def _bar(self, title: str) -> Generator[None]:
+        """Show the progress of tiles while an image is predicted."""
+        if not (self.show and self.task.is_tiled):
+            yield
+            return
+        with Bar(f"predicting {title}", 1) as bar:
+            self.task.progress = lambda done, total: bar.of(done, total) if total > 1 else None
+            try:
+                yield
+            finally:
+                self.task.progress = ignore_progress
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]

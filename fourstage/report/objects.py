@@ -34,15 +34,17 @@ def draw_objects(
     objects = {key: values[:MOST_DRAWN] for key in PARTS if (values := objects.get(key)) is not None}
     names, colours = list(classes), colours_of(len(classes))
     order = range(len(objects["labels"]) - 1, -1, -1)
-    pixels = image_HW3.astype(np.float32)
-    for i in order if objects.get("masks") else ():
+    masked = bool(objects.get("masks"))
+    pixels = image_HW3.astype(np.float32) if masked else image_HW3  # floats of a large image take gigabytes
+    for i in order if masked else ():
         mask_HW = _decoded(objects["masks"][i], (height, width))
         pixels[mask_HW] = (1 - OPACITY) * pixels[mask_HW] + OPACITY * np.array(_bright(colours[objects["labels"][i]]))
     longer = max(height, width, 1)
     scale = side / longer if side else min(max(MIN_SIDE / longer, 1.0), MAX_SIDE / longer)
     filter_ = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BICUBIC
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).resize(size, filter_)
+    pixels = pixels.round().clip(0, 255).astype(np.uint8) if masked else np.ascontiguousarray(pixels)
+    picture = Image.fromarray(pixels).resize(size, filter_)
     draw, line = ImageDraw.Draw(picture), max(2, round(max(size) / 320))
     font = ImageFont.load_default(size=max(12, round(max(size) / 36)))
     colour_of = [_bright(colours[label]) for label in objects["labels"]]

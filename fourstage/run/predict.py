@@ -24,7 +24,7 @@ from fourstage.progress import Bar
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.coco_ids import CocoIds, Id
-from fourstage.run.load import begin, load_task
+from fourstage.run.load import begin, load_task, tiling_of
 from fourstage.run.task_protocol import AnyProtocol, AnyTask
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def predict(
     ids: str | Path | None = None,
     threshold: float | None = None,
     batch_size: int = 1,
+    tile: int | None = None,
+    overlap: float | None = None,
     device: str = "auto",
     precision: str = "float32",
     imports: Iterable[str | Path] = (),
@@ -71,7 +73,7 @@ def predict(
     prediction has an `error`.
 
     Args:
-        source, weights, which, batch_size, device, precision, imports: as in `fourstage.load`.
+        source, weights, which, batch_size, tile, overlap, device, precision, imports: as in `fourstage.load`.
         images: image and video files, or folders of them and of folders.
         out: folder for a picture of each image and a video of each video, in folders as the images are. A detector also
             writes `results.json` in COCO's results format, and a classifier `results.csv`; networks other than
@@ -83,6 +85,7 @@ def predict(
         ValueError, FileNotFoundError: a file does not exist, or no file can be read as an image or video; then nothing
             is predicted or written.
     """
+    tiling = tiling_of(tile, overlap, batch_size)
     source, torch_device = begin(source, weights, which, device, imports)
     given = [images] if isinstance(images, str | Path) else images
     inputs = find_inputs(given, Path(out) if out is not None else None)
@@ -91,7 +94,7 @@ def predict(
     protocol, task = load_task(source, weights, which)
     if threshold is None and protocol.truth == "objects":
         threshold = 0.0  # files have every detection
-    predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold)
+    predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold, tiling)
     predictor = Predictor(predicts, batch_size=batch_size, precision=precision)
     results = _results_file(protocol, task, None if out is None else Path(out), known, inputs)
     _check_one_readable(inputs, predicts.orient)
@@ -104,6 +107,9 @@ def predict(
         if results is not None:
             stack.enter_context(results)
         bar = stack.enter_context(Bar("predicting", sum(frames), show=show))
+        predicts.progress = lambda done, total: bar.update(
+            bar.done, "" if done == total else f"{done / total:.0%} of an image"
+        )
         session = _Session(predictor, ResultWriter(inputs, results, image_ids), bar)
         predictions = session.each([_Place(*columns) for columns in zip(inputs, frames, drawn, strict=True)])
     if isinstance(results, CocoResults) and results.left_out:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourstage.data.sample import Batch
+from fourstage.data.sample import Batch, Progress
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.data.transforms.segmentation import normalised
 from fourstage.ops.resized_crop import Size, Span, crop_of_resized, input_span
@@ -134,6 +134,7 @@ class Inference:
         at_once: pixels of windows that pass the network together, at least one window.
         strip: scores, of all classes together, that are finished at a time.
         kept: bytes of coarse logits that are kept at a time.
+        progress: is called with the pixels of an image that are done and all of them.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class Inference:
         at_once: int | None = None,
         strip: int | None = None,
         kept: int = KEPT,
+        progress: Progress | None = None,
     ) -> None:
-        self.network, self.normalise, self.kept = network, normalise, kept
+        self.network, self.normalise, self.kept, self.progress = network, normalise, kept, progress
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         small = self.device.type == "cpu"
@@ -171,9 +173,12 @@ class Inference:
         return scores
 
     def _label_map(self, picture: _Picture) -> Tensor:
-        labels_HW = torch.empty(picture.out, dtype=torch.uint8)
+        labels_HW, done = torch.empty(picture.out, dtype=torch.uint8), 0
         for rows, columns, values_CRK in self._strips(picture):
             labels_HW[rows[0] : rows[1], columns[0] : columns[1]] = values_CRK.argmax(dim=0).to("cpu", torch.uint8)
+            done += (rows[1] - rows[0]) * (columns[1] - columns[0])
+            if self.progress is not None:
+                self.progress(done, labels_HW.numel())
         return labels_HW
 
     def _pictures(self, batch: Batch, protocol: Protocol) -> Generator[_Picture]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fourstage.data.sample import Batch
+from fourstage.data.sample import Batch, Progress
 from fourstage.data.transforms.resizing import Normalise
 from fourstage.tasks.parts.intervals import Intervals
 from fourstage.tasks.parts.losses import check_losses
@@ -70,9 +70,16 @@ class Segmentation(nn.Module):
         losses = self.network.losses(images_BCHW, batch.label_maps_BHW, over_valid=self.over_valid)
         return check_losses(losses, self.network)
 
-    def label_maps(self, batch: Batch, protocol: Protocol | None = None) -> dict[str, Tensor]:
-        """Return by id the label map of each image, (H, W) uint8 of its original size; see `Inference`."""
-        inference = Inference(self.network, self.normalise)
+    def label_maps(
+        self, batch: Batch, protocol: Protocol | None = None, progress: Progress | None = None
+    ) -> dict[str, Tensor]:
+        """Return by id the label map of each image, (H, W) uint8 of its original size; see `Inference`.
+
+        Args:
+            protocol: None: the single-scale protocol.
+            progress: is called with the pixels of an image that are done and all of them.
+        """
+        inference = Inference(self.network, self.normalise, progress=progress)
         return dict(zip(batch.ids, inference.label_maps(batch, protocol or self.single), strict=True))
 
     def predict(self, batch: Batch) -> dict[str, Record]:
