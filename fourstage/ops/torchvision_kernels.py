@@ -29,7 +29,8 @@ def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
 
 def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:
     """Return (R, C, M, M), aligned by half a cell; see `ops/roi_align.py`."""
-    if may_run_fast(x_BCHW, rois_R5) and have_kernels():
+    needs_gradient = torch.is_grad_enabled() and x_BCHW.requires_grad  # its formula is in torchvision's Python modules
+    if not needs_gradient and may_run_fast(x_BCHW, rois_R5) and have_kernels():
         return torch.ops.torchvision.roi_align(x_BCHW, rois_R5, scale, size, size, samples, True)
     from torchvision.ops import roi_align as plain
 

@@ -49,3 +49,23 @@ def test_without_the_library_torchvision_itself_runs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torchvision_kernels, "have_kernels", lambda: False)
     boxes_N4 = torch.tensor([[0.0, 0.0, 9.0, 9.0], [1.0, 0.0, 9.0, 9.0]])
     assert torchvision_kernels.nms(boxes_N4, torch.tensor([0.3, 0.9]), 0.5).tolist() == [1]
+
+
+def test_regions_have_a_gradient_in_a_process_that_has_not_imported_torchvision() -> None:
+    """The kernels alone have no formula of a gradient: it would be lost, with a warning."""
+    code = """
+import sys, warnings, torch
+from fourstage.ops.roi_align import roi_align
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+x_BCHW = torch.ones(1, 2, 16, 16, requires_grad=True)
+rois_R5 = torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]])
+with torch.no_grad():
+    roi_align(x_BCHW, rois_R5, 7, 1.0, 2)
+assert "torchvision" not in sys.modules, "inference needs the kernels alone"
+roi_align(x_BCHW, rois_R5, 7, 1.0, 2).sum().backward()
+print(float(x_BCHW.grad.sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(2 * 7 * 7, rel=1e-4)  # the weights of each of the cells add up to one
