@@ -1,11 +1,12 @@
 """The published weights that a recipe or a command names: `pretrained`, `smt_tiny.in1k`, or a tag such as `in22k`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fourstage import registry
 from fourstage.build import fetched
-from fourstage.recipe import Recipe, Resolved, is_name_of_weights
+from fourstage.recipe import Recipe, Resolved, is_name_of_weights, list_recipes, resolve
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 
@@ -51,9 +52,23 @@ def published_weights(resolved: Resolved, weights: str | Path) -> tuple[Resolved
 
 def _needed_arguments(recipe: Recipe, weight: Weight) -> dict[str, Any]:
     """Return what the network must be built with for these weights and the recipe does not say, by dotted key."""
-    section = "model_args" if recipe.task == "classification" else "backbone_args"
-    needed = weight.arguments if weight.model == _own_name(recipe) else {}
-    return {f"{section}.{name}": value for name, value in needed.items() if name not in getattr(recipe, section)}
+    if weight.model != _own_name(recipe):
+        return {}
+    needed = {"model_args" if recipe.task == "classification" else "backbone_args": weight.arguments}
+    if weight.method is not None and weight.method == getattr(recipe, "method", None):
+        needed |= {"method_args": _method_args(weight)}
+    return {
+        f"{section}.{name}": value
+        for section, arguments in needed.items()
+        for name, value in arguments.items()
+        if name not in getattr(recipe, section)
+    }
+
+
+def _method_args(weight: Weight) -> Mapping[str, Any]:
+    """Return the settings of the recipe that trains a published detector or segmentor."""
+    known = weight.recipe in list_recipes()
+    return getattr(resolve(str(weight.recipe)).recipe, "method_args", {}) if known else {}
 
 
 def row_of(recipe: Recipe, name: str, call: str) -> Weight:
@@ -111,7 +126,7 @@ def _own_name(recipe: Recipe) -> str:
 
 def _line(weight: Weight) -> str:
     metrics = ", ".join(f"{name} {value:g} %" for name, value in weight.metrics.items())
-    return f"weights {weight.name}: {weight.file or weight.page}{', ' + metrics if metrics else ''}"
+    return f"weights {weight.name}: {metrics or weight.file}"
 
 
 def _first_words(error: ValueError) -> str:

@@ -14,8 +14,10 @@ from fourstage import create_model, registry
 from fourstage.cli import main
 from fourstage.data.embedded.digits import Digits
 from fourstage.engine.state import load_state
+from fourstage.recipe import resolve
 from fourstage.run import train
 from fourstage.run.folder import RunFolder
+from fourstage.run.published import settled_weights
 from fourstage.weights import catalog
 from fourstage.weights.reading import download
 
@@ -117,7 +119,7 @@ def test_a_training_starts_from_published_weights(
     out = tmp_path / "run"
     changes = ["model=visformer_digits", f"weights={weights}", "image_size=32", "lr=1e-12", "warmup_lr=0", "min_lr=0"]
     assert main(["train", "finetune", "--data", str(photos), "--out", str(out), *changes, *SHORT]) == 0
-    assert "weights visformer_digits.in1k: mine.pth, top1 82.2 %" in capsys.readouterr().out
+    assert "weights visformer_digits.in1k: top1 82.2 %" in capsys.readouterr().out
     assert RunFolder(out).recipe().weights == "visformer_digits.in1k"
     trained = load_state(out / "checkpoints" / "last.pt")["model"]
     published = torch.load(tmp_path / "torch" / "hub" / "checkpoints" / "mine.pth")["model"]
@@ -134,6 +136,38 @@ def test_the_network_gets_the_arguments_that_its_weights_need(
     train("finetune", data=photos, out=out, changes=["model=visformer_digits", *SHORT, "image_size=32"], show=False)
     recipe: Any = RunFolder(out).recipe()
     assert recipe.model_args == {"drop_rate": 0.25}
+
+
+def test_a_published_detector_is_built_with_the_settings_of_its_recipe() -> None:
+    settled, lines = settled_weights(resolve("finetune_detection", ["method=dino"]))
+    recipe: Any = settled.recipe
+    published: Any = resolve("dino_swin_tiny_coco_4scale_12ep").recipe
+    assert recipe.weights == "swin_tiny.dino_coco_4scale_12ep"
+    assert recipe.method_args == published.method_args
+    assert recipe.backbone_args == {"out_indices": [1, 2, 3]}
+    assert lines == ("weights swin_tiny.dino_coco_4scale_12ep: box_map 51.3 %",)
+    own, _ = settled_weights(resolve("finetune_detection", ["method=dino", "method_args={pad_to: 32}"]))
+    assert own.recipe.model_dump()["method_args"]["pad_to"] == 32
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "weights"),
+    [
+        ("finetune", [], "smt_tiny.in1k"),
+        ("finetune", ["model=swin_tiny"], "swin_tiny.in1k"),
+        ("finetune", ["model=smt_large.in22k"], "smt_large.in22k"),
+        ("finetune_detection", [], "swin_tiny.mask_rcnn_coco_1x"),
+        ("finetune_detection", ["method=retinanet"], "swin_tiny.in1k"),
+        ("finetune_detection", ["backbone=smt_small"], "smt_small.in1k"),
+        ("finetune_segmentation", ["backbone=swin_tiny"], "swin_tiny.in1k"),
+        ("finetune_segmentation", ["backbone=timm/resnet18"], "pretrained"),
+    ],
+)
+def test_pretrained_means_the_nearest_published_weights(recipe: str, changes: list[str], weights: str) -> None:
+    settled, lines = settled_weights(resolve(recipe, changes))
+    assert settled.recipe.weights == weights
+    assert len(lines) == 1
+    assert len(lines[0]) <= 80
 
 
 def test_weights_that_cannot_be_had_are_one_sentence(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
