@@ -11,8 +11,9 @@ READY := $(VENV)/ready-$(shell cat requirements.lock pyproject.toml 2>/dev/null 
 FROM_DEMO := weights=runs/demo/checkpoints/best.pt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint torture gpu lock clean help
+.PHONY: install demo test lint torture gpu lock clean help
 help:
+	@echo "make install   set up .venv with the package"
 	@echo "make demo      train a classifier, a detector and a segmentor on handwritten digits (minutes, CPU)"
 	@echo "make test      lint, types and tests"
 	@echo "make torture   the long reliability tests"
@@ -37,6 +38,8 @@ $(READY):
 	@$(PIP) --requirement $(VENV)/pins.txt
 	@$(PIP) --no-deps --editable .
 	@touch $@
+
+install: $(READY)
 
 # One backbone, three tasks: a classifier, then a detector and a segmentor that start from it. Each shows the time left
 # of all three, which take about these shares of it.
