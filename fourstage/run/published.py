@@ -58,7 +58,7 @@ def _needed_arguments(recipe: Recipe, weight: Weight) -> dict[str, Any]:
     if weight.method is not None and weight.method == getattr(recipe, "method", None):
         needed |= {"method_args": _method_args(weight)}
     return {
-        f"{section}.{name}": value
+        f"{section}.{name}": [*value] if isinstance(value, tuple) else value  # as YAML has it
         for section, arguments in needed.items()
         for name, value in arguments.items()
         if name not in getattr(recipe, section)
