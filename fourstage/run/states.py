@@ -16,7 +16,6 @@ CONTENT: Mapping[str, type | tuple[type, ...]] = {
     "evaluated": int,
     "seconds": (int, float),
     "log": int,
-    "logged": int,
     "finished": bool,
     "classes": list,
     "best": dict,
@@ -77,6 +76,8 @@ def read_state(path: Path) -> dict[str, Any]:
     wrong = next((key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)), None)
     if wrong is None and not _is_plausible(content):
         wrong = "windows"
+    if wrong is None and not (isinstance(content["logged"], int) and 0 <= content["logged"] <= content["step"]):
+        wrong = "logged"
     if wrong is not None:
         raise ValueError(f"{path} is damaged, or is not the checkpoint of a training ({wrong} is missing or wrong)")
     return content
@@ -129,8 +130,8 @@ def _is_plausible(content: Mapping[str, Any]) -> bool:
     """Return whether positions are natural numbers, and the sums of each process are tensors by name."""
     windows = content["windows"].values()
     sums = all(isinstance(window, dict) and all(isinstance(v, Tensor) for v in window.values()) for window in windows)
-    natural = min(content[key] for key in ("step", "evaluated", "log", "logged")) >= 0
-    return sums and natural and content["logged"] <= content["step"]
+    natural = min(content[key] for key in ("step", "evaluated", "log")) >= 0
+    return sums and natural
 
 
 def _logged_before(content: Mapping[str, Any]) -> int:

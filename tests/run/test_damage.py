@@ -178,6 +178,19 @@ def test_a_state_that_lacks_something_is_no_state(key: str, stopped: Path) -> No
             read_state(last)
 
 
+def test_a_state_of_an_older_version_knows_its_last_log_line(stopped: Path) -> None:
+    last = stopped / "checkpoints" / "last.pt"
+    state = load_state(last)
+    older = {name: value for name, value in state.items() if name != "logged"}
+    for every, logged in ((1, 5), (2, 4), (50, 0)):
+        torch.save({**older, "step": 5, "evaluated": 0, "recipe": {**state["recipe"], "log_every": every}}, last)
+        assert read_state(last)["logged"] == logged
+    for wrong in ("x", None, -1, state["step"] + 1):
+        torch.save({**state, "logged": wrong}, last)
+        with pytest.raises(ValueError, match="logged is missing or wrong"):
+            read_state(last)
+
+
 def test_a_state_of_another_network_is_a_sentence(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("last.pt", "previous.pt"):
         state = load_state(stopped / "checkpoints" / name)
