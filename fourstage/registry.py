@@ -132,6 +132,11 @@ def find(name: str) -> Entry:
     return _entries[name]
 
 
+def registered_names() -> list[str]:
+    """Return the names in this process so far, sorted: those of users, and of the families that were imported."""
+    return sorted(_entries)
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Return all names and aliases that match a shell-style wildcard, sorted.
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from fourstage.api import create_backbone, create_model, list_models
+from fourstage.api import create_backbone, create_model
 from fourstage.registry import find
-from fourstage.weights.catalog import published
 
 LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d)  # products with a layer's weights
 PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
@@ -157,28 +156,3 @@ class _Products(TorchFunctionMode):
             return formula(*shapes, out_val=out_shape, **kwargs)
 
         return noted
-
-
-def side(size: tuple[int, int]) -> str:
-    """Return `224`, or `800x1280` (height, then width)."""
-    height, width = size
-    return str(height) if height == width else f"{height}x{width}"
-
-
-def model_rows(pattern: str, progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
-    """Return one row per model: name, parameters in millions, MACs in billions, MACs of layers, pixels, top-1.
-
-    Args:
-        pattern: wildcard on names.
-        progress: is called with the number of models that are counted and the number of all.
-    """
-    rows = []
-    names = list_models(pattern)
-    for done, name in enumerate(names, start=1):
-        cost = count(name)
-        shown = next((f"{weight.top1:.1f}" for weight in published(find(name).name) if weight.top1 is not None), "-")
-        millions, billions, layers = cost.parameters / 1e6, cost.macs / 1e9, cost.layer_macs / 1e9
-        rows.append([name, f"{millions:.2f}", f"{billions:.2f}", f"{layers:.2f}", side(cost.size), shown])
-        if progress is not None:
-            progress(done, len(names))
-    return rows

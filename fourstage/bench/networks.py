@@ -16,6 +16,7 @@ from torch import nn
 from fourstage import registry
 from fourstage.api import create_backbone, create_model
 from fourstage.bench.count import image_shape
+from fourstage.extras import install
 from fourstage.methods import list_methods
 
 ELSEWHERE = ("timm", "torchvision")
@@ -93,7 +94,7 @@ def _known_elsewhere(home: str) -> list[str]:
     try:
         import_module(home)
     except ImportError as error:
-        raise ValueError(f'{home}/ needs {home}; type: pip install "fourstage[train]"') from error
+        raise ValueError(f"{home}/ needs {home}; type: {install('train')}") from error
     if home == "timm":
         import timm
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourstage.bench.count import Count, side
+from fourstage.bench.count import Count
 from fourstage.bench.machine import machine
+from fourstage.bench.model_table import side
 from fourstage.bench.options import Options
 from fourstage.bench.timing import Spread, quantile, ratio, spread
 from fourstage.engine.devices import choose_device

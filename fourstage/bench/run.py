@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fourstage.bench import memory, results, timing
-from fourstage.bench.count import Count, count_module, side
+from fourstage.bench.count import Count, count_module
 from fourstage.bench.count_tasks import count_network
 from fourstage.bench.memory import Fit
+from fourstage.bench.model_table import side
 from fourstage.bench.networks import build, expand, image_for
 from fourstage.bench.options import Options, check_compiler
 from fourstage.bench.results import Comparison, Result, Speed

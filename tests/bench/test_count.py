@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.api import create_backbone, create_model
-from fourstage.bench.count import Count, count, count_module, image_shape, model_rows
+from fourstage.bench.count import Count, count, count_module, image_shape
 
 ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "published.json").read_text())["rows"]
 LAYERS_ONLY = ("thop",)  # counters that leave out the products of attention
@@ -138,14 +138,6 @@ def test_images_of_another_size_cost_more_and_the_dense_form_has_no_head() -> No
 def test_sampling_is_counted_separately() -> None:
     cost = count("unified_dcn_v3_micro")
     assert 0 < cost.sampling_macs < cost.macs / 10
-
-
-def test_rows_of_the_table() -> None:
-    seen: list[tuple[int, int]] = []
-    rows = model_rows("swin_tiny*", lambda done, total: seen.append((done, total)))
-    assert rows[0] == ["swin_tiny", "28.29", "4.49", "4.35", "224", "81.2"]
-    assert rows[1][1:] == rows[0][1:]  # an alias
-    assert seen[-1] == (len(rows), len(rows))
 
 
 def test_activations_are_those_of_timms_result_files() -> None:
