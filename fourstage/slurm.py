@@ -14,6 +14,7 @@ from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
 from fourstage.files import check_no_links, read_text, write_text
 from fourstage.recipe import EMBEDDED, FREE, Classification, Recipe, difference, from_mapping, read_yaml, resolve
+from fourstage.run_folders import names_a_run, no_run
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
 STOPPED = 143  # exit code of a run that SIGTERM stopped and that the same command continues
@@ -202,10 +203,12 @@ def _check_words(job: Job) -> None:
 def _recipe(job: Job) -> Recipe:
     """Return the recipe as the job will resolve it."""
     values = {} if job.data is None else {"data": _absolute(job.data)}
+    if job.verb == "evaluate" and names_a_run(job.recipe):
+        raise FileNotFoundError(no_run(Path(job.recipe)))
     if job.verb == "train" or not Path(job.recipe).is_dir():
         recipe = resolve(job.recipe, job.changes, values).recipe
     elif not (Path(job.recipe) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{job.recipe} is not a run folder: it has no recipe.yaml")
+        raise FileNotFoundError(no_run(Path(job.recipe)))
     else:
         recipe = resolve(Path(job.recipe) / "recipe.yaml", job.changes, values).recipe
     if job.verb == "evaluate" and not Path(job.recipe).is_dir() and "--weights" not in job.options:

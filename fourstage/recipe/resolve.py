@@ -236,6 +236,11 @@ def _named(name: str) -> dict[str, Any]:
                 f"{name!r} is a change of a recipe, and the recipe comes before it: write RECIPE {name}, with a name "
                 "from `fourstage recipes` or a file of your own"
             )
+        if "/" in name:
+            raise ValueError(
+                f"there is no recipe {name!r}: a recipe is a name from `fourstage recipes` or a file of your own that "
+                "ends in .yaml, and the folder of a run is given with --out"
+            )
         close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
         raise ValueError(
             f"there is no recipe {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "

@@ -13,6 +13,7 @@ import numpy as np
 
 from fourstage.documents import YAML_BYTES, parse_yaml, read_json
 from fourstage.files import read_bytes, read_text
+from fourstage.run_folders import no_run
 
 LOG_BYTES = 2**30  # of a log and of records
 
@@ -178,9 +179,7 @@ def read_run(folder: Path) -> Run:
         ValueError: the folder holds no recipe.yaml, or one of its files is damaged.
     """
     if not (folder / "recipe.yaml").is_file():
-        raise ValueError(
-            f"{folder} is not a run folder: it holds no recipe.yaml; name a folder that `fourstage train` wrote"
-        )
+        raise ValueError(no_run(folder))
     with _damage(folder):
         return _read_run(folder)
 

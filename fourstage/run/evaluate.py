@@ -34,6 +34,7 @@ from fourstage.run.published import published_weights
 from fourstage.run.results import Results, check_new_file
 from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
+from fourstage.run_folders import names_a_run, no_run
 from fourstage.tasks.parts.intervals import Intervals
 from fourstage.user_files import import_files
 from fourstage.weights.reading.safe import read_checkpoint
@@ -156,6 +157,8 @@ def evaluate(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
+    if names_a_run(str(recipe)):
+        raise FileNotFoundError(no_run(Path(recipe)))
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe
     values = {} if data is None else {"data": data_path(data)}

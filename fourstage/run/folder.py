@@ -20,6 +20,7 @@ from fourstage.engine.state import PREVIOUS
 from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, write_text
 from fourstage.recipe import FREE, Recipe, Resolved, difference, flatten, from_mapping, read_yaml
 from fourstage.run.states import Newest, newest_state, read_best
+from fourstage.run_folders import no_run
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "faster-coco-eval")
 
@@ -118,9 +119,7 @@ class RunFolder:
         """Return the recipe of the run."""
         path = self.path / "recipe.yaml"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.path} is not a run folder: it has no recipe.yaml; name a folder that `fourstage train` wrote"
-            )
+            raise FileNotFoundError(no_run(self.path))
         text = read_text(path, YAML_BYTES)
         _check_recipe_sum(text, path)
         return from_mapping(read_yaml(text, str(path)), str(path)).recipe

@@ -19,6 +19,7 @@ from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
+from fourstage.run_folders import names_a_run, no_run
 from fourstage.user_files import import_files, imports_option
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
@@ -122,6 +123,8 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
         )
     if source.endswith(YAML):
         return
+    if names_a_run(source):
+        raise FileNotFoundError(no_run(Path(source)))
     model, tag = catalog.split(source)
     if model not in (known := list_models()):
         recipes = list_recipes()
