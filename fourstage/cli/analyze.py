@@ -51,7 +51,13 @@ def _print(outcome: "Outcome") -> int:
 
 
 def _add_erf(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "erf", _run_erf, "measure effective receptive fields")
+    verb = add_verb(
+        verbs,
+        "erf",
+        _run_erf,
+        "measure effective receptive fields",
+        ["fourstage analyze erf runs/mine --data images --images 4"],
+    )
     _add_common(verb, "erf", 50, "a data set, a folder of images, or an image")
     verb.add_argument("--size", type=int, default=1024, metavar="PX", help="side of the images; default: 1024")
     verb.add_argument(
@@ -90,7 +96,13 @@ def _run_erf(args: argparse.Namespace) -> int:
 
 
 def _add_invariance(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "invariance", _run_invariance, "measure predictions under shifts, rotations and scales")
+    verb = add_verb(
+        verbs,
+        "invariance",
+        _run_invariance,
+        "measure predictions under shifts, rotations and scales",
+        ["fourstage analyze invariance runs/mine --data images --images 10"],
+    )
     _add_common(verb, "invariance", 100, "a data set with labels, or a folder of images")
     verb.add_argument("--size", type=int, metavar="PX", help="side of the views; default: each network's own")
     verb.add_argument(
@@ -124,7 +136,13 @@ def _run_invariance(args: argparse.Namespace) -> int:
 
 
 def _add_cka(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "cka", _run_cka, "compare feature maps of networks by centred kernel alignment")
+    verb = add_verb(
+        verbs,
+        "cka",
+        _run_cka,
+        "compare feature maps of networks by centred kernel alignment",
+        ["fourstage analyze cka runs/mine runs/other --data images --images 16"],
+    )
     _add_common(verb, "cka", 512, "a data set, or a folder of images")
     verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images of a batch; default: 256")
     verb.add_argument("--by", choices=("stage", "block"), default="stage", help="maps to compare; default: stage")
@@ -153,7 +171,13 @@ def _run_cka(args: argparse.Namespace) -> int:
 
 
 def _add_cam(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "cam", _run_cam, "draw class activation maps of classifiers, segmentors and detectors")
+    verb = add_verb(
+        verbs,
+        "cam",
+        _run_cam,
+        "draw class activation maps of classifiers, segmentors and detectors",
+        ["fourstage analyze cam runs/mine --data images"],
+    )
     _add_common(verb, "cam", 4, "a data set, a folder of images, or an image")
     verb.add_argument(
         "--method", action="append", metavar="NAME", default=[],
@@ -205,7 +229,13 @@ def _box(text: str) -> tuple[float, float, float, float]:
 
 
 def _add_maps(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "maps", _run_maps, "draw modulators, attention and sampling points for a point of an image")
+    verb = add_verb(
+        verbs,
+        "maps",
+        _run_maps,
+        "draw modulators, attention and sampling points for a point of an image",
+        ["fourstage analyze maps runs/mine --data photo.png"],
+    )
     _add_common(verb, "maps", 1, "a data set, a folder of images, or an image")
     verb.add_argument("--point", metavar="X,Y", help="in pixels of the network's image; default: the middle")
     verb.add_argument("--size", type=int, metavar="PX", help="side of the images; default: each network's own")
@@ -233,7 +263,13 @@ def _point(text: str) -> tuple[float, float]:
 
 def _add_robustness(verbs: Verbs) -> None:
     about = "measure accuracy on ImageNet's other test sets, or on images that are corrupted here"
-    verb = add_verb(verbs, "robustness", _run_robustness, about)
+    verb = add_verb(
+        verbs,
+        "robustness",
+        _run_robustness,
+        about,
+        ["fourstage analyze robustness runs/mine --data images --images 10"],
+    )
     _add_common(verb, "robustness", None, "ImageNet-C, -A, -R, -Sketch, V2, its validation images, or a labelled set")
     verb.add_argument("--size", type=int, metavar="PX", help="side of the images; default: each network's own")
     verb.add_argument(

@@ -13,16 +13,28 @@ def add_data(verbs: Verbs) -> None:
     )
     verb.set_defaults(run=lambda args: verb.print_help() or 0)
     inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
-    check = add_verb(inner, "check", _run_check, "read a data set and report problems")
+    check = add_verb(inner, "check", _run_check, "read a data set and report problems", ["fourstage data check images"])
     check.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
     add_imports(check, OWN_FORMAT)
-    shard = add_verb(inner, "shard", _run_shard, "write a classification data set as WebDataset tar shards")
+    shard = add_verb(
+        inner,
+        "shard",
+        _run_shard,
+        "write a classification data set as WebDataset tar shards",
+        ["fourstage data shard images shards --max-size 100MB"],
+    )
     shard.add_argument("source", metavar="SRC", help="folder of the data set, or `digits`")
     shard.add_argument("folder", metavar="DST", help="folder to write; an interrupted run continues in it")
     shard.add_argument("--max-size", metavar="BYTES", help="size of a shard, such as 500MB; default: 256MB")
     shard.add_argument("--count", type=int, metavar="N", help="images per shard")
     add_imports(shard, OWN_FORMAT)
-    show = add_verb(inner, "show", _run_show, "draw training images after augmentation, with ground truth")
+    show = add_verb(
+        inner,
+        "show",
+        _run_show,
+        "draw training images after augmentation, with ground truth",
+        ["fourstage data show images --out samples.png"],
+    )
     show.add_argument("path", metavar="PATH", help="folder of the data set, or `digits`, `digit_scenes`")
     show.add_argument(
         "--recipe", metavar="RECIPE", help="the recipe whose augmentation is drawn; default: one that fits the data"

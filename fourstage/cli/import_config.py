@@ -7,7 +7,11 @@ from fourstage.cli.parsing import Verbs, add_verb
 
 def add_import_config(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "import-config", _run, "write a recipe from a configuration of MMDetection or MMSegmentation"
+        verbs,
+        "import-config",
+        _run,
+        "write a recipe from a configuration of MMDetection or MMSegmentation",
+        ["fourstage import-config config.py --out mine.yaml"],
     )
     verb.add_argument("config", metavar="CONFIG.py", help="the configuration; no code in it is run")
     verb.add_argument("--out", metavar="FILE.yaml", help="the recipe to write; default: print it")

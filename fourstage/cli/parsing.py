@@ -2,9 +2,12 @@
 
 import argparse
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TypeAlias
 
+PIPE = 200  # columns of output that is no terminal
 STOPPED = {"Ctrl-C": 130, "SIGTERM": 143}  # exit codes: 128 + the number of the signal, as in shells
 
 
@@ -28,9 +31,14 @@ class Parser(argparse.ArgumentParser):
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-    """Add a verb that calls `run`, whose result is the exit code."""
-    verb = verbs.add_parser(name, help=help, description=help)
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], help: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Add a verb that calls `run`, whose result is the exit code. Its help ends in examples of the command."""
+    shown = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
+    verb = verbs.add_parser(
+        name, help=help, description=help, epilog=shown, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verb.set_defaults(run=run)
     return verb
 
@@ -69,6 +77,11 @@ def takes_changes(parser: argparse.ArgumentParser) -> bool:
     return bool(parser.get_default("changes_recipe"))
 
 
+def terminal_width() -> int:
+    """Return the columns of the terminal; a pipe, which has no width of its own, counts as `PIPE`."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns below their titles; if the output is no terminal, nothing is cut off."""
     from rich.console import Console
@@ -82,5 +95,5 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_row(*map(Text, row))
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width of its own
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=PIPE)
     console.print(table, crop=console.is_terminal)

@@ -7,19 +7,25 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table
+from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table, terminal_width
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
+    from fourstage.recipe import Recipe
     from fourstage.run import Evaluated, Prediction
 
 SOME_UNREADABLE = 1  # exit code of `predict`: some files could not be read, and the others were predicted
+WIDE = 130  # columns of a terminal that shows a recipe in one line
 OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
 
 
 def add_recipes(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs, "recipes", _run_recipes, "list recipes with their published numbers, or the keys of a recipe"
+        verbs,
+        "recipes",
+        _run_recipes,
+        "list recipes with their published numbers, or the keys of a recipe",
+        ["fourstage recipes '*_in1k'", "fourstage recipes --keys detection"],
     )
     verb.add_argument("pattern", nargs="?", metavar="PATTERN", help="wildcard, such as '*_in1k'")
     verb.add_argument(
@@ -37,13 +43,31 @@ def _run_recipes(args: argparse.Namespace) -> int:
     names = list_recipes(args.pattern or "*")
     if not names:
         raise ValueError(f"no recipe name matches {args.pattern!r}; `fourstage recipes` lists all")
-    rows = []
-    for name in names:
-        recipe = resolve(name).recipe
-        expect = ", ".join(f"{metric} {value:g}" for metric, value in recipe.expect.items()) or "-"
-        rows.append([name, recipe.task, recipe.network_name, recipe.optimisation.length, expect])
-    print_table(["recipe", "task", "trains", "length", "published"], rows)
+    recipes = [resolve(name).recipe for name in names]
+    print_table(*(_narrow_table(recipes) if terminal_width() < WIDE else _wide_table(recipes)))
     return 0
+
+
+def _wide_table(recipes: "Sequence[Recipe]") -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rows of recipes, one line each."""
+    rows = [
+        [one.name, one.task, one.network_name, one.optimisation.length, ", ".join(_published(one)) or "-"]
+        for one in recipes
+    ]
+    return ["recipe", "task", "trains", "length", "published"], rows
+
+
+def _narrow_table(recipes: "Sequence[Recipe]") -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rows of recipes for a terminal of 80 columns: the network is below the name."""
+    rows = [
+        [f"{one.name}\n  {one.network_name}", one.optimisation.length, "\n".join(_published(one)) or "-"]
+        for one in recipes
+    ]
+    return ["recipe", "length", "published"], rows
+
+
+def _published(recipe: "Recipe") -> list[str]:
+    return [f"{metric} {value:g}" for metric, value in recipe.expect.items()]
 
 
 def _print_keys(task: str) -> int:
@@ -63,7 +87,16 @@ def _print_keys(task: str) -> int:
 
 
 def add_train(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "train", _run_train, "train from a recipe, or resume a stopped run")
+    verb = add_verb(
+        verbs,
+        "train",
+        _run_train,
+        "train from a recipe, or resume a stopped run",
+        [
+            "fourstage train digits_visformer --out runs/mine length=2ep",
+            "fourstage train digits_visformer --data images --dry-run batch_size=8",
+        ],
+    )
     verb.add_argument("recipe", metavar="RECIPE", help="a name from `fourstage recipes`, or your own FILE.yaml")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--out", metavar="RUN", help="run folder; default: runs/<recipe>")
@@ -108,7 +141,13 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def add_evaluate(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "evaluate", _run_evaluate, "score a checkpoint on the validation split")
+    verb = add_verb(
+        verbs,
+        "evaluate",
+        _run_evaluate,
+        "score a checkpoint on the validation split",
+        ["fourstage evaluate runs/mine", "fourstage evaluate runs/mine --csv classes.csv --json"],
+    )
     verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe by name or FILE.yaml, or a run folder")
     verb.add_argument(
         "--weights",
@@ -180,7 +219,13 @@ def _metric_rows(evaluated: "Evaluated") -> list[list[str]]:
 
 
 def add_predict(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "predict", _run_predict, "predict images and videos with a trained network")
+    verb = add_verb(
+        verbs,
+        "predict",
+        _run_predict,
+        "predict images and videos with a trained network",
+        ["fourstage predict runs/mine photo.png --out predictions"],
+    )
     verb.add_argument(
         "source",
         metavar="RUN|FILE|MODEL|RECIPE",
@@ -266,7 +311,13 @@ def _print_predictions(predictions: "Sequence[Prediction]", out: str) -> None:
 
 
 def add_report(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "report", _run_report, "compare several runs on one page")
+    verb = add_verb(
+        verbs,
+        "report",
+        _run_report,
+        "compare several runs on one page",
+        ["fourstage report runs/mine runs/other --out both.html"],
+    )
     verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     verb.add_argument("--out", metavar="FILE.html", default="report.html", help="page to write; default: report.html")
 

@@ -7,7 +7,13 @@ from fourstage.cli.parsing import Verbs, add_changes, add_verb
 
 
 def add_slurm(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "slurm", _run_slurm, "write and submit an sbatch file that trains or evaluates")
+    verb = add_verb(
+        verbs,
+        "slurm",
+        _run_slurm,
+        "write and submit an sbatch file that trains or evaluates",
+        ["fourstage slurm train digits_visformer --partition gpu --gpus 2 --dry-run"],
+    )
     verb.add_argument(
         "command", choices=("train", "evaluate"), metavar="train|evaluate", help="the command that the job runs"
     )

@@ -3,31 +3,44 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from fourstage.cli.parsing import Verbs, add_verb, print_table
+from fourstage.cli.parsing import Verbs, add_imports, add_verb, print_table
 
 if TYPE_CHECKING:
     from fourstage.bench.options import Options
 
 
 def add_models(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "models", _run_models, "list models with parameters, MACs and published accuracy")
+    verb = add_verb(
+        verbs,
+        "models",
+        _run_models,
+        "list models with parameters, MACs and published accuracy",
+        ["fourstage models 'swin*'"],
+    )
     verb.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, such as 'swin*'")
+    add_imports(verb, "a Python file that registers networks of your own, which are counted now; may be repeated")
 
 
 def _run_models(args: argparse.Namespace) -> int:
-    from fourstage.bench.count import model_rows
+    from fourstage.bench.model_table import HEAD, model_rows
     from fourstage.progress import Bar
 
     with Bar("counting", 1) as bar:
-        rows = model_rows(args.pattern, bar.of)
+        rows = model_rows(args.pattern, args.imports, bar.of)
     if not rows:
         raise ValueError(f"no model name matches {args.pattern!r}; `fourstage models` lists all")
-    print_table(["model", "M parameters", "G MACs", "without attention", "image px", "published top-1 %"], rows)
+    print_table(HEAD, rows)
     return 0
 
 
 def add_bench(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "bench", _run_bench, "measure throughput, latency, memory and cost of models side by side")
+    verb = add_verb(
+        verbs,
+        "bench",
+        _run_bench,
+        "measure throughput, latency, memory and cost of models side by side",
+        ["fourstage bench visformer_digits --batch-size 1 --seconds 1"],
+    )
     verb.add_argument(
         "networks",
         nargs="+",
@@ -109,7 +122,13 @@ def _print_floors(args: argparse.Namespace, options: "Options") -> int:
 
 
 def add_convert(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "convert", _run_convert, "convert a checkpoint of any source to .safetensors with our names")
+    verb = add_verb(
+        verbs,
+        "convert",
+        _run_convert,
+        "convert a checkpoint of any source to .safetensors with our names",
+        ["fourstage convert mine.pth --model visformer_digits --out mine.safetensors"],
+    )
     verb.add_argument("file", metavar="FILE", help="a .pth, .pt or .safetensors file; no code in it is run")
     verb.add_argument(
         "--model",
@@ -148,7 +167,13 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 
 def add_doctor(verbs: Verbs) -> None:
-    add_verb(verbs, "doctor", _run_doctor, "report versions, devices and problems, with their solutions")
+    add_verb(
+        verbs,
+        "doctor",
+        _run_doctor,
+        "report versions, devices and problems, with their solutions",
+        ["fourstage doctor"],
+    )
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
