@@ -8,7 +8,7 @@ noise. They differ in what they train: ATSS matches anchors by the statistics of
 cells. The score of FCOS is the root of the product of class and centreness, and 0.15 as its threshold keeps about the
 boxes that ATSS keeps by its class of more than 0.05. Batches are two images of noise, with eight objects each in
 training. Results go to benchmarks/results/atss.jsonl.
-Needs: pip install "fourstage[train]".
+Needs: .venv/bin/pip install -e ".[train]".
 """
 
 import argparse

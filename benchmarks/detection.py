@@ -5,8 +5,8 @@
 Both have a pyramid 256 wide, 80 classes, 2,000 and 1,000 proposals in training and 1,000 in inference, 512 regions an
 image in training, and adaptive sampling in RoIAlign. Both get the same weights, so that they return about the same
 detections: our initial weights, with a class layer that detects many objects in noise. Batches are two images of noise,
-with eight objects each in training. Results go to benchmarks/results/detection.jsonl. Needs: pip install
-"fourstage[train]".
+with eight objects each in training. Results go to benchmarks/results/detection.jsonl. Needs:
+.venv/bin/pip install -e ".[train]".
 """
 
 import argparse

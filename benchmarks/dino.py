@@ -6,7 +6,7 @@ Both have two stages, boxes that every layer refines, six encoder and six decode
 between, eight heads of four points on four scales, 300 queries and 80 classes. Ours trains without queries with noise,
 which the other does not have. What differs: ours computes the boxes of chosen cells alone, and the other's queries come
 from the encoder, where ours are learned. Batches are two images of noise, with eight objects each in training. Results
-go to benchmarks/results/dino.jsonl. Needs: pip install "fourstage[train]" transformers.
+go to benchmarks/results/dino.jsonl. Needs: .venv/bin/pip install -e ".[train]" transformers.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 UPerNet is 512 wide, without an auxiliary decoder, as the peer has none; FPN is 256 and 128 wide. The peer's FPN lacks
 the 3x3 convolutions that end the pyramid in the paper and in ours, so MACs of both are printed. Both have 150 classes
 and get two images of noise. Inference ends with logits for each pixel; a training step is cross-entropy, backward and
-AdamW. Results go to benchmarks/results/segmentation.jsonl. Needs: pip install "fourstage[train]"
+AdamW. Results go to benchmarks/results/segmentation.jsonl. Needs: .venv/bin/pip install -e ".[train]"
 segmentation-models-pytorch.
 """
 

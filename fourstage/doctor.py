@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fourstage.cores import WAITING_BY_USER, available_cores
+from fourstage.extras import install
 
 NEEDED = {
     "core": ("torch", "torchvision", "numpy", "safetensors", "pydantic", "pyyaml", "rich"),
@@ -41,8 +42,8 @@ def _packages_missing() -> list[str]:
     for extra, names in NEEDED.items():
         missing = [name for name in names if _version(name) is None]
         if missing:
-            install = "pip install fourstage" if extra == "core" else f'pip install "fourstage[{extra}]"'
-            out.append(f"{', '.join(missing)} not installed; needed for {PURPOSE[extra]}: {install}")
+            line = install() if extra == "core" else install(extra)
+            out.append(f"{', '.join(missing)} not installed; needed for {PURPOSE[extra]}: {line}")
     return out
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.base import WrappedBackbone, chosen_levels
 from fourstage.backbones.layers import Level
+from fourstage.extras import install
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones
 # arguments that let networks of a fixed image size take any: those of ViTs, of Swin, of both in one class
@@ -105,7 +106,7 @@ def _network_of_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) 
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f'timm/{name} needs timm; type: pip install "fourstage[train]"') from error
+        raise ValueError(f"timm/{name} needs timm; type: {install('train')}") from error
     if not timm.is_model(name):
         raise ValueError(f"timm has no model called {name!r}; timm.list_models('*{name[:8]}*') lists similar ones")
     decided = any(key in arguments for way in FLEXIBLE for key in way)

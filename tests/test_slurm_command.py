@@ -210,7 +210,7 @@ def test_mistakes_are_reported_before_a_job_is_queued(
 
 def test_a_missing_tracker_is_reported_before_the_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
-    refused(run("train", "digits_visformer", *WHERE, "tracker=trackio"), 'pip install "fourstage[trackio]"')
+    refused(run("train", "digits_visformer", *WHERE, "tracker=trackio"), '[trackio]"', "pip")
 
 
 def test_the_folder_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _solve(image_CHW: np.ndarray, keep_HW: np.ndarray, removed_P2: np.ndarray) -
         from scipy.sparse import csc_matrix
         from scipy.sparse.linalg import splu
     except ImportError as error:
-        raise ValueError('ROAD needs scipy; type: pip install "fourstage[train]"') from error
+        raise ValueError(f"ROAD needs scipy; type: {install('train')}") from error
     height, width = keep_HW.shape
     count = len(removed_P2)
     number_HW = np.full((height, width), -1)

@@ -148,6 +148,4 @@ def _package() -> Callable[..., np.ndarray]:
     try:
         return import_module("imagecorruptions").corrupt
     except ImportError as error:
-        raise ValueError(
-            'corruptions need imagecorruptions-imaug; type: pip install "fourstage[corruptions]"'
-        ) from error
+        raise ValueError(f"corruptions need imagecorruptions-imaug; type: {install('corruptions')}") from error

@@ -10,6 +10,7 @@ from torch import nn
 
 from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, create_model, fresh_network, from_checkpoint
 from fourstage.backbones.base import MEAN, STD
+from fourstage.extras import install
 from fourstage.registry import find
 from fourstage.weights.description import describe_network
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
@@ -161,7 +162,7 @@ def _classifier_of_timm(name: str, pretrained: bool = False, checkpoint_path: st
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f'{name} needs timm; type: pip install "fourstage[train]"') from error
+        raise ValueError(f"{name} needs timm; type: {install('train')}") from error
     base = name.removeprefix("timm/")
     if not timm.is_model(base):
         raise ValueError(f"timm has no model called {base!r}; timm.list_models('*{base[:8]}*') lists similar ones")

@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"fourstage: {message}; see `{self.prog} --help`\n")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps the description and keeps the lines of the examples below it."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n  " in text else super()._fill_text(text, width, indent)
+
+
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -36,9 +43,7 @@ def add_verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that calls `run`, whose result is the exit code. Its help ends in examples of the command."""
     shown = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {example}" for example in examples)])
-    verb = verbs.add_parser(
-        name, help=help, description=help, epilog=shown, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    verb = verbs.add_parser(name, help=help, description=help, epilog=shown, formatter_class=HelpFormatter)
     verb.set_defaults(run=run)
     return verb
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from fourstage.extras import install
 from fourstage.files import write_text
 from fourstage.streams import steady
 
@@ -121,7 +122,7 @@ def check_tracker(name: str) -> None:
         return
     found = find_spec(name)
     if found is None or found.origin is None:  # a folder of that name, as wandb creates one, is no package
-        raise ValueError(f'tracker={name} is not installed: pip install "fourstage[{name}]", or choose tracker=none')
+        raise ValueError(f"tracker={name} is not installed: {install(name)}, or choose tracker=none")
 
 
 class _Wandb:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fourstage.data.embedded.digits import CLASSES, scans
 from fourstage.data.sample import IGNORE
+from fourstage.extras import install
 from fourstage.files import cache_folder
 
 VERSION = 1  # raised when the same seed gives other scenes
@@ -128,9 +129,7 @@ def _photograph(name: str) -> Any:
 
             pixels = getattr(data, name)()
     except ImportError as error:
-        raise ValueError(
-            'the photographs come with scikit-image and scikit-learn: pip install "fourstage[demo]"'
-        ) from error
+        raise ValueError(f"the photographs come with scikit-image and scikit-learn: {install('demo')}") from error
     pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # a stereo pair: one photograph is enough
     return Image.fromarray(np.asarray(pixels)).convert("RGB")
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from fourstage.data.order import hash_order
 from fourstage.data.sample import Sample
+from fourstage.extras import install
 
 CLASSES = tuple(str(digit) for digit in range(10))
 VAL_PER_CLASS = 36
@@ -64,7 +65,7 @@ def scans(split: Literal["train", "val"]) -> tuple[np.ndarray, np.ndarray, np.nd
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError('digits come with scikit-learn, which is missing: pip install "fourstage[demo]"') from error
+        raise ValueError(f"digits come with scikit-learn, which is missing: {install('demo')}") from error
     values, labels_N = load_digits(return_X_y=True)
     held_out = np.zeros(len(labels_N), dtype=bool)
     for digit in range(10):

@@ -23,6 +23,7 @@ from fourstage.data.mapped_classes import KnownClasses, match_names
 from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.documents import parse_json, read_json
+from fourstage.extras import install
 from fourstage.files import RAISE, atomic_file, cache_folder, limit, open_regular
 
 DICTIONARY = 2  # the type of a message
@@ -257,7 +258,7 @@ def _arrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError('Arrow and parquet files need pyarrow: pip install "fourstage[data]"') from error
+        raise ValueError(f"Arrow and parquet files need pyarrow: {install('data')}") from error
     return pa
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fourstage.data.shards.index import FOLDER, VERSION, ShardIndex, index_shard, load_index, save_index
+from fourstage.extras import install
 from fourstage.files import atomic_file, cache_folder
 
 BOUND = 64  # GB of fetched shards that stay on disk, unless FOURSTAGE_SHARD_CACHE_GB says another number
@@ -25,7 +26,7 @@ def filesystem(address: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise ValueError(f'{address} needs fsspec: pip install "fourstage[data]"') from error
+        raise ValueError(f"{address} needs fsspec: {install('data')}") from error
     try:
         return url_to_fs(address)
     except (ImportError, ValueError) as error:

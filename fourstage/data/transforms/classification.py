@@ -17,6 +17,7 @@ from torch import Tensor
 from fourstage.data.images import as_picture, as_pixels
 from fourstage.data.loader import BatchTransform
 from fourstage.data.sample import Sample
+from fourstage.extras import install
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -280,7 +281,5 @@ def _timm() -> Any:
     try:
         import timm.data
     except ImportError as error:
-        raise ValueError(
-            'the transforms are those of timm, which is missing: pip install "fourstage[train]"'
-        ) from error
+        raise ValueError(f"the transforms are those of timm, which is missing: {install('train')}") from error
     return timm.data

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.extras import install
+
 Size = tuple[int, int]  # (H, W)
 
 
@@ -71,7 +73,6 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise ValueError(
-            "resizing as the published numbers were measured needs OpenCV, which is missing: "
-            'pip install "fourstage[train]"'
+            f"resizing as the published numbers were measured needs OpenCV, which is missing: {install('train')}"
         ) from error
     return cv2

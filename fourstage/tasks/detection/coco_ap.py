@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fourstage.extras import install
 from fourstage.tasks.parts.intervals import Intervals, affordable_resamples, bootstrap
 
 Record = Mapping[str, Any]
@@ -296,7 +297,5 @@ def _library() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise ValueError(
-            'evaluation needs faster-coco-eval, which is missing: pip install "fourstage[train]"'
-        ) from error
+        raise ValueError(f"evaluation needs faster-coco-eval, which is missing: {install('train')}") from error
     return COCO, COCOeval_faster

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.extras import install
+
 
 class Matches(NamedTuple):
     """The matched pairs of one image, in the order of the queries."""
@@ -48,7 +50,7 @@ def _assign(cost_QG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
-        raise ValueError('matching queries to objects needs scipy; type: pip install "fourstage[train]"') from error
+        raise ValueError(f"matching queries to objects needs scipy; type: {install('train')}") from error
     return linear_sum_assignment(cost_QG)
 
 
