@@ -81,6 +81,8 @@ def test_every_verb_has_an_example() -> None:
 def test_an_example_runs(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = shlex.split(example)[1:]
+    if "robustness" in words:
+        pytest.importorskip("imagecorruptions")  # an extra that `make test` does not install
     if words[0] == "train" and "--dry-run" not in words:
         words = [word if word != "runs/mine" else "runs/third" for word in words] + ["workers=0"]
         words = [word if word != "length=2ep" else "length=2it" for word in words] + ["warmup=0it"]

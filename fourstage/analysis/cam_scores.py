@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourstage.extras import install
+
 PERCENTILES = tuple(range(10, 100, 10))
 NOISE = 0.01  # standard deviation of what imputation adds
 STEPS = 224  # of insertion and deletion: for an image of 224 pixels a side, 224 pixels each

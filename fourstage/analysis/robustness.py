@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis.logits import logits_of
 from fourstage.analysis.taps import frozen
+from fourstage.extras import install
 from fourstage.tasks.parts.intervals import wilson
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -56,7 +56,7 @@ def _add_erf(verbs: Verbs) -> None:
         "erf",
         _run_erf,
         "measure effective receptive fields",
-        ["fourstage analyze erf runs/mine --data images --images 4"],
+        ["fourstage analyze erf runs/mine --data images --images 1 --size 64"],
     )
     _add_common(verb, "erf", 50, "a data set, a folder of images, or an image")
     verb.add_argument("--size", type=int, default=1024, metavar="PX", help="side of the images; default: 1024")
@@ -141,7 +141,7 @@ def _add_cka(verbs: Verbs) -> None:
         "cka",
         _run_cka,
         "compare feature maps of networks by centred kernel alignment",
-        ["fourstage analyze cka runs/mine runs/other --data images --images 16"],
+        ["fourstage analyze cka runs/mine runs/other --data images --batch-size 16"],
     )
     _add_common(verb, "cka", 512, "a data set, or a folder of images")
     verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images of a batch; default: 256")
@@ -234,7 +234,7 @@ def _add_maps(verbs: Verbs) -> None:
         "maps",
         _run_maps,
         "draw modulators, attention and sampling points for a point of an image",
-        ["fourstage analyze maps runs/mine --data photo.png"],
+        ["fourstage analyze maps smt_tiny --data photo.png --size 64"],
     )
     _add_common(verb, "maps", 1, "a data set, a folder of images, or an image")
     verb.add_argument("--point", metavar="X,Y", help="in pixels of the network's image; default: the middle")

@@ -106,7 +106,8 @@ def test_a_missing_package_is_one_sentence(
 
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     assert run("analyze", "robustness", NETWORK, "--data", "digits", "--out", tmp_path / "out") == 2
-    assert 'type: pip install "fourstage[corruptions]"' in capsys.readouterr().err
+    assert '[corruptions]"' in (line := capsys.readouterr().err)
+    assert "pip install" in line
 
 
 def wnid_folders(root: Path, count: int) -> None:
