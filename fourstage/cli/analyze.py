@@ -141,7 +141,7 @@ def _add_cka(verbs: Verbs) -> None:
         "cka",
         _run_cka,
         "compare feature maps of networks by centred kernel alignment",
-        ["fourstage analyze cka runs/mine runs/other --data images --batch-size 16"],
+        ["fourstage analyze cka runs/mine runs/other --data digits --images 256"],
     )
     _add_common(verb, "cka", 512, "a data set, or a folder of images")
     verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images of a batch; default: 256")
