@@ -144,6 +144,10 @@ class TaskProtocol(ABC, Generic[R, T]):
         """Return one sentence for each way in which this training data changes what the recipe's name promises."""
         return ()
 
+    def count_training_images(self, dataset: Dataset) -> int:
+        """Return how many images the recipe learns from, as far as that is known before an image is read."""
+        return len(dataset)
+
     def training_data(self, dataset: Dataset) -> Dataset:
         """Return the training images that the recipe learns from. Raises ValueError when none is left."""
         return dataset

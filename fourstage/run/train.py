@@ -36,7 +36,7 @@ from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.published import settled_weights
 from fourstage.run.replaced_images import advice, report_replaced
-from fourstage.run.splits import SCAN_UP_TO, Splits, data_path, open_splits, readable_splits
+from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import say
@@ -316,9 +316,8 @@ def _settled(
 ) -> tuple[Resolved, AnyProtocol]:
     """Return the recipe with the values that follow from its weights and its data; add a note for each."""
     protocol = protocol_of(resolved.recipe)
-    images, unit = len(opened.train), 2 * resolved.recipe.optimisation.accumulation * ranks.size  # mixing needs pairs
-    if images <= SCAN_UP_TO:  # of larger data, the few that are left out change nothing
-        images = len(protocol.training_data(opened.train))
+    images = protocol.count_training_images(opened.train)
+    unit = 2 * resolved.recipe.optimisation.accumulation * ranks.size  # mixing needs pairs
     if start.new:
         resolved, of_weights = settled_weights(resolved)
         resolved, of_data = sized(resolved, images, unit)

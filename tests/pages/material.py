@@ -92,5 +92,6 @@ def _video(path: Path, images: list[Path]) -> None:
 
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5.0, (96, 96))
     for image in images:
-        writer.write(cv2.imread(str(image)))
+        with Image.open(image) as picture:
+            writer.write(np.asarray(picture.convert("RGB"))[..., ::-1].copy())
     writer.release()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from run.runs import refused, stop_before
@@ -33,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(48):
         folder = root / ("train" if index < 40 else "val") / ("cat", "dog")[index % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(digits.sample(index).image).save(folder / f"{index}.png")
+        Image.fromarray(np.asarray(digits.sample(index).image)).save(folder / f"{index}.png")
     return root
 
 

@@ -87,6 +87,10 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             return ()
         return (f"no object of {recipe.data} has a mask: only boxes are trained and scored, as in {without_masks}.",)
 
+    def count_training_images(self, dataset: Dataset) -> int:
+        with_objects = int(np.count_nonzero(cast(ObjectDataset, dataset).counts()))
+        return with_objects if self.recipe.filter_empty and with_objects else len(dataset)
+
     def training_data(self, dataset: Dataset) -> Dataset:
         return trainable(cast(ObjectDataset, dataset), filter_empty=self.recipe.filter_empty)
 
