@@ -21,6 +21,7 @@ Estimator = Literal["unbiased", "biased"]
 Pooling = Literal["flatten", "gap"]
 FEWEST = 4  # images of a batch; HSIC_1 divides by n - 3
 ENOUGH = 256  # images; below, intervals are wide and the biased form says nothing
+AT_ONCE = 32  # images that a network is given
 COLUMNS = 2**16  # features that are turned into float64 at a time
 Z = 1.959964  # of a 95 % interval
 
@@ -63,7 +64,6 @@ def compare(
     *,
     estimator: Estimator = "unbiased",
     pooling: Pooling = "flatten",
-    at_once: int = 32,
 ) -> Cka:
     """Compare feature maps of two networks on the same images.
 
@@ -71,36 +71,48 @@ def compare(
         batches: the images as each of the networks takes them, (n, 3, H, W); equal crops, in the same order.
         taps_a, taps_b: `stage1`, ..., `last`, or names of layers.
         pooling: "flatten" compares maps position by position, "gap" their means over positions.
-        at_once: images that a network is given at a time.
 
     Raises:
         ValueError: no complete batch, or fewer than four images in it.
     """
-    sums = Sums(estimator)
+    networks, taps = (network_a, network_b), (taps_a, taps_b)
+    return compare_with_first(networks, batches, taps, estimator=estimator, pooling=pooling)[1]
+
+
+def compare_with_first(
+    networks: Sequence[nn.Module],
+    batches: Iterable[Sequence[Tensor]],
+    taps: Sequence[Sequence[str]],
+    *,
+    estimator: Estimator = "unbiased",
+    pooling: Pooling = "flatten",
+) -> list[Cka]:
+    """Compare each of several networks, the first one included, with the first one; see `compare`.
+
+    Each network is run once on each image, and the feature maps of one network at a time are in memory.
+    """
+    sums = [Sums(estimator) for _ in networks]
     dropped = 0
-    for images_a, images_b in batches:
-        if sums.batch and len(images_a) < sums.batch:
-            dropped += len(images_a)
+    for batch in batches:
+        if sums[0].batch and len(batch[0]) < sums[0].batch:
+            dropped += len(batch[0])
             continue
-        grams = [
-            grams_of(network, images, taps, pooling, at_once)
-            for network, images, taps in ((network_a, images_a, taps_a), (network_b, images_b, taps_b))
-        ]
-        sums.add(*grams)
-    value_AB, low_AB, high_AB = sums.result()
-    return Cka(
-        tuple(taps_a), tuple(taps_b), value_AB, low_AB, high_AB, sums.images, sums.batch, dropped, estimator, pooling
-    )
+        grams = [grams_of(*one, pooling) for one in zip(networks, batch, taps, strict=True)]
+        for own, others in zip(sums, grams, strict=True):
+            own.add(grams[0], others)
+    names = tuple(taps[0])
+    return [
+        Cka(names, tuple(tap), *own.result(), own.images, own.batch, dropped, estimator, pooling)
+        for own, tap in zip(sums, taps, strict=True)
+    ]
 
 
-def grams_of(
-    network: nn.Module, images_BCHW: Tensor, taps: Sequence[str], pooling: Pooling, at_once: int = 32
-) -> np.ndarray:
+def grams_of(network: nn.Module, images_BCHW: Tensor, taps: Sequence[str], pooling: Pooling) -> np.ndarray:
     """Return the Gram matrices of a network's feature maps, (maps, n, n) float64."""
     like = next(iter(network.parameters()), torch.empty(0))
     chunks: list[list[Tensor]] = [[] for _ in taps]
     with frozen(network), torch.inference_mode():
-        for chunk_BCHW in images_BCHW.split(at_once):
+        for chunk_BCHW in images_BCHW.split(AT_ONCE):
             maps = features(network, chunk_BCHW.to(like.device, like.dtype), taps)
             for kept, x_BCHW in zip(chunks, maps, strict=True):
                 kept.append(x_BCHW.double().mean(dim=(2, 3)) if pooling == "gap" else x_BCHW.flatten(1))

@@ -13,6 +13,7 @@ from fourstage.backbones.base import MEAN, STD
 from fourstage.extras import install
 from fourstage.registry import find
 from fourstage.weights.description import describe_network
+from fourstage.weights.load import head_classes
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 Form = Literal["maps", "logits"]
@@ -145,16 +146,25 @@ def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed:
     def build(*, filled: bool = False) -> nn.Module:
         start: dict[str, Any] = {"pretrained": pretrained, "checkpoint_path": file} if filled else {}
         if not name.startswith("timm/"):
-            return create_model(name, **start)
+            return create_model(name, **start, **classes)
         return create_backbone(name, **start) if form == "maps" else _classifier_of_timm(name, **start)
 
     if not name.startswith("timm/"):
         find(name.partition(".")[0])  # raises the sentence with the closest name
+    classes = {} if file is None or name.startswith("timm/") else _classes_in(file, name)
     torch.manual_seed(seed)
     network = build(filled=True).eval()
     return Subject(
         shown, network, pretrained or file is not None, preparation_of(network), _class_names(network), build
     )
+
+
+def _classes_in(file: str, name: str) -> dict[str, int]:
+    """Return the number of classes of a file's head, as an argument of the model; nothing where there is no head."""
+    with torch.device("meta"):  # names without memory
+        network = create_model(name)
+    count = head_classes(network, read_checkpoint(file).weights())
+    return {"num_classes": count} if count else {}
 
 
 def _classifier_of_timm(name: str, pretrained: bool = False, checkpoint_path: str | Path | None = None) -> nn.Module:

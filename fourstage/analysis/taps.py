@@ -175,7 +175,7 @@ def as_map(x: Tensor, image_BCHW: Tensor) -> Tensor:
     """
     height, width = image_BCHW.shape[-2:]
     if x.ndim == 4:
-        first, last = (_misfit(*x.shape[axes], height, width) for axes in (slice(2, 4), slice(1, 3)))
+        first, last = (_misfit(x.shape[i], x.shape[i + 1], height, width) for i in (2, 1))
         if min(first, last) <= ONE_CELL:
             return x if first <= last else x.movedim(-1, 1)
     if x.ndim == 3:

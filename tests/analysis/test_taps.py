@@ -1,6 +1,8 @@
 """Feature maps of every kind of network, and subjects by name, file, run and module."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,25 +30,28 @@ class Own(nn.Module):
         return [x_BCHW, self.second(x_BCHW)]
 
 
-def networks() -> dict[str, nn.Module]:
+def of_timm(name: str, **arguments: Any) -> nn.Module:
     import timm
 
-    return {
-        "classifier": create_model("smt_tiny"),
-        "features only": create_model("visformer_tiny", features_only=True),
-        "dense": create_backbone("swin_tiny"),
-        "timm backbone": create_backbone("timm/resnet18"),
-        "timm classifier": timm.create_model("resnet18"),
-        "timm swin": timm.create_model("swin_tiny_patch4_window7_224", img_size=(64, 96)),
-        "detector": create_detector("retinanet", "visformer_digits", num_classes=2),
-        "segmentor": create_segmentor("semantic_fpn", "visformer_digits", 3),
-        "own": Own(),
-    }
+    return timm.create_model(name, **arguments)
 
 
-@pytest.mark.parametrize("name", sorted(networks()))
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "classifier": lambda: create_model("smt_tiny"),
+    "features only": lambda: create_model("visformer_tiny", features_only=True),
+    "dense": lambda: create_backbone("swin_tiny"),
+    "timm backbone": lambda: create_backbone("timm/resnet18"),
+    "timm classifier": lambda: of_timm("resnet18"),
+    "timm swin": lambda: of_timm("swin_tiny_patch4_window7_224", img_size=(64, 96)),
+    "detector": lambda: create_detector("retinanet", "visformer_digits", num_classes=2),
+    "segmentor": lambda: create_segmentor("semantic_fpn", "visformer_digits", 3),
+    "own": Own,
+}
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_stages_of_every_network_are_maps_of_falling_resolution(name: str) -> None:
-    network = networks()[name].eval()
+    network = NETWORKS[name]().eval()
     with torch.no_grad():
         maps = stage_maps(network, IMAGES)
         [last, first] = features(network, IMAGES, ["last", "stage1"])
@@ -60,7 +65,7 @@ def test_stages_of_every_network_are_maps_of_falling_resolution(name: str) -> No
 
 @pytest.mark.parametrize("name", ["classifier", "dense", "timm backbone", "detector", "own"])
 def test_layers_have_maps_and_the_forward_pass_is_unchanged(name: str) -> None:
-    network = networks()[name].eval()
+    network = NETWORKS[name]().eval()
     layer = "second" if name == "own" else block_taps(network)[-1]
     with torch.no_grad():
         [x_BCHW] = features(network, IMAGES, [layer])
@@ -98,6 +103,11 @@ def test_subjects_come_by_name_file_run_and_module(tmp_path: Path) -> None:
     assert not fresh.trained
     torch.testing.assert_close(fresh.network.state_dict(), again.network.state_dict())
     assert any((a != b).any() for a, b in zip(fresh.network.parameters(), other.network.parameters(), strict=True))
+    few = create_model("visformer_digits", num_classes=3)
+    torch.save({"model": few.state_dict()}, tmp_path / "few.pth")
+    of_three = load_subject(f"visformer_digits={tmp_path / 'few.pth'}", form="logits")
+    assert len(of_three.classes) == 3
+    torch.testing.assert_close(of_three.network.state_dict(), few.state_dict())
     twin = untrained_twin(named)
     assert (twin.trained, twin.name) == (False, named.name)
     assert load_subject("timm/resnet18", form="logits").classes[:2] == ("class 0", "class 1")

@@ -12,6 +12,7 @@ from fourstage.report.heat_maps import Outline, colour_bar, heat_map
 from fourstage.report.markup import Markup, table
 from fourstage.report.number_format import plural, significant
 
+FAINTEST = -6.0  # log10 of the smallest contribution that is drawn, against the largest
 FORMS: dict[Scale, str] = {"replknet": "RepLKNet", "raw": "raw map", "power": "power"}
 NAMES: dict[Scale, str] = {
     "replknet": "log10(A + 1), over its maximum",
@@ -83,25 +84,24 @@ def _outline(share: float, square: Square, centre: tuple[float, float]) -> Outli
 
 def _profiles(fields: Sequence[Field]) -> Markup:
     curves = [_curve(field) for field in fields]
-    most = max(float(curve.x_n[-1]) for curve in curves)
     return curve_chart(
         "profiles",
         "mean contribution by distance from the centre",
         curves,
-        x_name="distance from the centre, pixels" + ("" if most > 0 else " (none)"),
+        x_name="distance from the centre, pixels",
         y_name="mean contribution, log10, over the largest",
-        size=(640, 340),
+        size=(440, 280),
     )
 
 
 def _curve(field: Field) -> Curve:
-    """Return the logarithm of the profile up to the border; a distance without contribution is a gap."""
+    """Return the logarithm of the profile up to the border; distances with almost no contribution are gaps."""
     most = min(field.erf.size) // 2
     value_R = field.profile.value_R[:most]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_R = np.log10(value_R / np.nanmax(value_R))
-    log_R[~np.isfinite(log_R)] = np.nan
-    return Curve(f"{field.name}, {field.weights}", field.profile.distance_R[:most], np.maximum(log_R, -6.0))
+    log_R[~(log_R >= FAINTEST)] = np.nan
+    return Curve(f"{field.name}, {field.weights}", field.profile.distance_R[:most], log_R)
 
 
 def _table(fields: Sequence[Field]) -> Markup:

@@ -162,7 +162,7 @@ def _distances(found: Sequence[Looked]) -> Markup:
         return tag("p", "The backbones have none of this package's mixers.", class_="nothing")
     return curve_chart(
         "distances", "mean distance by depth", curves, x_name="layer, from the image on",
-        y_name="mean distance, pixels; bands are the smallest and largest head", size=(640, 340),
+        y_name="mean distance, pixels; bands are the smallest and largest head", size=(440, 280),
     )  # fmt: skip
 
 

@@ -76,15 +76,19 @@ def analyze_cka(
     ceiling = _ceiling(first, setting, loading)
     compared = [(first, "itself"), *([(ceiling, "ceiling")] if ceiling else []), *((one, "other") for one in others)]
     side = setting.size or first.preparation.image_size[0]
-    pairs = []
-    with Bar("comparing", len(compared) * len(positions), show=show) as bar:
-        for i, (other, role) in enumerate(compared):
-            batches = _batches(dataset, positions, first, other, side, setting.batch, bar, i * len(positions))
-            taps = [_taps(one, setting, side) for one in (first, other)]
-            found = cka.compare(
-                first.network, other.network, batches, *taps, estimator=setting.estimator, pooling=setting.pooling
-            )
-            pairs.append(Pair(first.name, first.weights, other.name, other.weights, role, found))
+    subjects = [one for one, _ in compared]
+    with Bar("comparing", len(positions), show=show) as bar:
+        found = cka.compare_with_first(
+            [one.network for one in subjects],
+            _batches(dataset, positions, subjects, side, setting.batch, bar),
+            [_taps(one, setting, side) for one in subjects],
+            estimator=setting.estimator,
+            pooling=setting.pooling,
+        )
+    pairs = [
+        Pair(first.name, first.weights, other.name, other.weights, role, one)
+        for (other, role), one in zip(compared, found, strict=True)
+    ]
     notes = _notes(pairs)
     words = (
         f"{plural(pairs[0].cka.images, 'image')} of {Path(data).name} in batches of {pairs[0].cka.batch}, {side} pixels"
@@ -126,23 +130,16 @@ def _taps(subject: Subject, setting: CkaSetting, side: int) -> tuple[str, ...]:
 
 
 def _batches(
-    dataset: Dataset,
-    positions: Sequence[int],
-    first: Subject,
-    other: Subject,
-    side: int,
-    size: int,
-    bar: Bar,
-    before: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of the same crops, normalised for each of the two networks."""
+    dataset: Dataset, positions: Sequence[int], subjects: Sequence[Subject], side: int, size: int, bar: Bar
+) -> Iterator[list[Tensor]]:
+    """Yield batches of the same crops, normalised for each of the networks."""
     for begin in range(0, len(positions), size):
         images = [sample.image for sample in read(dataset, positions[begin : begin + size])]
-        yield tuple(
-            torch.stack([prepared(image, side, one.preparation, "short_side") for image in images])  # pyright: ignore
-            for one in (first, other)
-        )  # pyright: ignore[reportReturnType]
-        bar.update(before + begin + len(images))
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        yield [
+            torch.stack([prepared(image, side, one.preparation, "short_side") for image in arrays]) for one in subjects
+        ]
+        bar.update(begin + len(images))
 
 
 _HEAD = ("first network", "second network", "map", "same map", "best match", "alike at")
