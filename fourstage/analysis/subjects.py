@@ -178,10 +178,13 @@ def _classifier_of_timm(name: str, pretrained: bool = False, checkpoint_path: st
         raise ValueError(f"timm has no model called {base!r}; timm.list_models('*{base[:8]}*') lists similar ones")
     model = timm.create_model(base, pretrained=pretrained)
     if checkpoint_path is not None:
-        state = read_checkpoint(checkpoint_path).weights()
-        wrong = model.load_state_dict(state, strict=False)
-        if keys := [*wrong.missing_keys, *wrong.unexpected_keys]:
+        state, own = read_checkpoint(checkpoint_path).weights(), model.state_dict()
+        if keys := sorted(set(state) ^ set(own)):
             raise ValueError(f"{checkpoint_path} does not fit {name}: {keys[0]} is in one of the two only")
+        if shapes := [key for key in own if own[key].shape != state[key].shape]:
+            file, here = (tuple(one[shapes[0]].shape) for one in (state, own))
+            raise ValueError(f"{checkpoint_path} does not fit {name}: {shapes[0]} is {file} there and {here} here")
+        model.load_state_dict(state)
     return model
 
 

@@ -116,6 +116,18 @@ def test_subjects_come_by_name_file_run_and_module(tmp_path: Path) -> None:
         untrained_twin(load_subject(network))
 
 
+def test_files_of_timms_classifiers_fill_them_or_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    network, path = of_timm("resnet18"), tmp_path / "resnet18.pth"
+    torch.save(network.state_dict(), path)
+    filled = load_subject(f"timm/resnet18={path}", form="logits")
+    torch.testing.assert_close(filled.network.state_dict(), network.state_dict())
+    torch.save(of_timm("resnet18", num_classes=7).state_dict(), path)
+    with pytest.raises(ValueError, match=r"fc.weight is \(7, 512\) there and \(1000, 512\) here"):
+        load_subject(f"timm/resnet18={path}", form="logits")
+    with pytest.raises(ValueError, match="does not fit timm/resnet34: "):
+        load_subject(f"timm/resnet34={path}", form="logits")
+
+
 def test_what_is_no_subject_is_one_sentence(tmp_path: Path) -> None:
     for source, words in {
         "swin_tinny": "did you mean swin_tiny",
