@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, stage_number
+from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, outputs_of, stage_number
 
 EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
 EPS_SCALE = 1e-7
@@ -78,10 +78,7 @@ def activations(
     names = ["backbone"] if dense else [layer_name(network, tap) for tap in taps]
     names = names or [choose_tap(network, image_BCHW, run)]
     image_BCHW = image_BCHW.detach().clone().requires_grad_(True)
-    with frozen(network), torch.enable_grad(), ExitStack() as stack:
-        kept: dict[str, list[Any]] = {name: [] for name in names}
-        for name in names:
-            stack.callback(find_module(network, name).register_forward_hook(_keeper(kept[name])).remove)
+    with frozen(network), torch.enable_grad(), outputs_of(network, names) as kept:
         scores_B = target((run or network)(image_BCHW))
         outputs = [tensor for name in names for tensor in _tensors(kept[name], name, every=dense)]
         if dense:
@@ -268,13 +265,6 @@ def layer_name(network: nn.Module, tap: str) -> str:
     name = prefix + rows[number - 1 if number > 0 else -1]["module"]
     flat = name.replace("stages.", "stages_").replace("layers.", "layers_")
     return name if name.removeprefix("backbone.") in known or name in dict(network.named_modules()) else flat
-
-
-def _keeper(kept: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        kept.append(output)
-
-    return keep
 
 
 def _tensors(calls: Sequence[Any], name: str, *, every: bool) -> list[Tensor]:

@@ -151,7 +151,7 @@ def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed:
 
     if not name.startswith("timm/"):
         find(name.partition(".")[0])  # raises the sentence with the closest name
-    classes = {} if file is None or name.startswith("timm/") else _classes_in(file, name)
+    classes: dict[str, Any] = {} if file is None or name.startswith("timm/") else _classes_in(file, name)
     torch.manual_seed(seed)
     network = build(filled=True).eval()
     return Subject(
@@ -159,7 +159,7 @@ def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed:
     )
 
 
-def _classes_in(file: str, name: str) -> dict[str, int]:
+def _classes_in(file: str, name: str) -> dict[str, Any]:
     """Return the number of classes of a file's head, as an argument of the model; nothing where there is no head."""
     with torch.device("meta"):  # names without memory
         network = create_model(name)

@@ -100,10 +100,9 @@ def stage_maps(network: nn.Module, image_BCHW: Tensor, count: int | None = None)
 
 
 def _maps_of_timm(network: Any, image_BCHW: Tensor) -> list[Tensor]:
-    info = network.feature_info
     maps = network.forward_intermediates(image_BCHW, intermediates_only=True)
-    strides = [row["reduction"] for row in info][-len(maps) :]
-    return [as_map(x, image_BCHW) for x, s in zip(maps, strides, strict=True) if s >= FINEST_STRIDE]
+    strides = [row["reduction"] for row in network.feature_info][-len(maps) :]
+    return [x_BCHW for x_BCHW, stride in zip(maps, strides, strict=True) if stride >= FINEST_STRIDE]
 
 
 def stage_number(tap: str) -> int | None:
