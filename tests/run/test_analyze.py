@@ -6,8 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
+from fourstage.analysis.subjects import Subject
 from fourstage.cli import main
+from fourstage.data.labels.imagenet_variants import wnids
+from fourstage.data.sample import Sample
+from fourstage.run.analyze.labels import labelled_for
 
 NETWORK = "visformer_digits"
 CALLS = {
@@ -45,6 +50,45 @@ def test_an_analysis_prints_a_table_and_writes_three_files(
     assert "nan" not in re.sub(r"data:[^\"]+", "", page).lower().replace("with nan", "")
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+class Numbered:
+    """A labelled data set of given classes, one image of each."""
+
+    truths: tuple[str, ...] = ("label",)
+
+    def __init__(self, *classes: str) -> None:
+        self.classes = classes
+        self.labels_N = np.arange(len(classes))
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+    def sample(self, index: int) -> Sample:
+        return Sample(str(index), np.zeros((4, 4, 3), np.uint8), (4, 4), label=index)
+
+
+def labels_for(dataset: Numbered, *classes: str) -> list[int | None] | str:
+    """Return the labels of a data set in these classes, or the remark that there are none."""
+    usable, note = labelled_for(dataset, Subject("net", nn.Identity(), True, classes=classes), "data")
+    return note if usable is None else [usable.sample(i).label for i in range(len(dataset))]
+
+
+def test_labels_are_matched_by_name_or_by_position_where_a_network_has_no_names() -> None:
+    pets = Numbered("cat", "dog", "eel")
+    assert labels_for(pets, "cat", "dog", "eel") == [0, 1, 2]
+    assert labels_for(pets, "eel", "cat", "owl", "dog") == [1, 3, 0]
+    assert labels_for(pets, "class 0", "class 1", "class 2") == [0, 1, 2]
+    assert "net has 2 classes and data has 3 others" in labels_for(pets, "class 0", "class 1")
+    assert "3 others, so accuracy is not measured" in labels_for(pets, "cat", "dog", "owl")
+    thousand = tuple(f"class {i}" for i in range(1000))
+    assert labels_for(Numbered(wnids()[7], wnids()[3]), *thousand) == [7, 3]
+    assert "so accuracy is not measured" in labels_for(Numbered("0", "1"), *thousand)
+    pets.truths = ("objects",)
+    assert "data has no label for each image" in labels_for(pets, "cat", "dog", "eel")
 
 
 def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_told_apart(tmp_path: Path) -> None:
