@@ -142,7 +142,7 @@ def _batches(
         bar.update(begin + len(images))
 
 
-_HEAD = ("first network", "second network", "map", "same map", "best match", "alike at")
+_HEAD = ("first network", "second network", "map", "with the same map", "most alike")
 
 
 def _printed(pairs: Sequence[Pair]) -> Iterator[tuple[str, ...]]:
@@ -153,13 +153,8 @@ def _printed(pairs: Sequence[Pair]) -> Iterator[tuple[str, ...]]:
             same = _cell(found, i, i) if i < len(found.taps_b) and len(found.taps_a) == len(found.taps_b) else "-"
             best = int(np.nanargmax(row_B)) if np.isfinite(row_B).any() else None
             start = (pair.name_a, pair.name_b) if i == 0 else ("", "")
-            yield (
-                *start,
-                tap,
-                same,
-                "-" if best is None else _cell(found, i, best),
-                "-" if best is None else found.taps_b[best],
-            )
+            most = "-" if best is None else f"{row_B[best]:.2f} {found.taps_b[best]}"
+            yield (*start, tap, same, most)
 
 
 def _cell(found: cka.Cka, i: int, j: int) -> str:

@@ -91,6 +91,7 @@ def analyze_invariance(
         page=invariance_page(found, words, original=setting.original),
     )
     notes.append("Means over all settings, with 95 % bootstrap intervals over images; differences are paired by image.")
+    notes.append("plain is the accuracy of the standard view.")
     return Outcome(_HEAD, tuple(_printed(found)), tuple(dict.fromkeys(notes)), files)
 
 
@@ -108,7 +109,7 @@ def _images(
         yield sample.image, sample.label if labelled else None
 
 
-_HEAD = ("network", "family", "consistency %", "to the first", "top-1 %", "standard")
+_HEAD = ("network", "family", "consistency %", "to the first", "top-1 (plain) %")
 
 
 def _printed(found: Sequence[Invariance]) -> Iterator[tuple[str, ...]]:
@@ -121,14 +122,9 @@ def _printed(found: Sequence[Invariance]) -> Iterator[tuple[str, ...]]:
                 gap, gap_low, gap_high = mean_interval(curves.values("consistency").mean(axis=0) - first_N)
                 difference = f"{gap:+.0f} [{gap_low:+.0f}, {gap_high:+.0f}]"
             top1, standard = curves.values("top1").mean(), 100 * curves.standard_top1_N.mean()
-            yield (
-                one.name if j == 0 else "",
-                family,
-                f"{mean:.0f} [{low:.0f}, {high:.0f}]",
-                difference,
-                "-" if np.isnan(top1) else f"{top1:.1f}",
-                "-" if np.isnan(standard) else f"{standard:.1f}",
-            )
+            accuracy = "-" if np.isnan(top1) else f"{top1:.1f} ({standard:.1f})"
+            consistency = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+            yield (one.name if j == 0 else "", family, consistency, difference, accuracy)
 
 
 def mean_interval(values_N: np.ndarray) -> tuple[float, float, float]:

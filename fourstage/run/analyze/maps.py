@@ -127,12 +127,24 @@ def _printed(found: Sequence[Looked]) -> Iterator[tuple[str, ...]]:
             far = maps.distances_h
             heads = "" if len(far) == 1 else f"{far.min():.0f} to {far.max():.0f}"
             size = f"{maps.size[0]}x{maps.size[1]}"
-            yield (name, maps.name.removeprefix("backbone."), maps.kind, size, f"{far.mean():.0f}", heads)
+            yield (
+                name,
+                _short(maps.name),
+                maps.kind,
+                size,
+                f"{far.mean():.0f}",
+                heads,
+            )
             name = ""
         if one.looks is not None:
             for found_name, score in zip(one.looks.names, one.looks.scores_Q, strict=True):
                 yield (name, "decoder", f"DINO: {found_name} {score:.2f}", "", "", "")
                 name = ""
+
+
+def _short(layer: str) -> str:
+    """Return `2.5.attn` of `stages.2.blocks.5.attn`; the CSV has the complete name."""
+    return layer.removeprefix("backbone.").removeprefix("stages.").replace("blocks.", "")
 
 
 def _rows(found: Sequence[Looked]) -> Iterator[tuple[object, ...]]:
