@@ -160,12 +160,12 @@ def test_segmentors_explain_a_class_in_a_region() -> None:
 
 @pytest.mark.parametrize("method", ["retinanet", "atss", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn", "dino"])
 def test_detectors_explain_a_box(method: str) -> None:
-    backbone = "swin_tiny" if method == "dino" else "visformer_tiny"
+    backbone = "swin_tiny" if method == "dino" else "visformer_digits"
     network = create_detector(method, backbone, num_classes=3).eval()
-    images = torch.randn(1, 3, 128, 128)
+    images = torch.randn(1, 3, 64, 64)
     from fourstage.data.sample import Batch
 
-    batch = Batch(("a",), images, ((128, 128),), ((128, 128),))
+    batch = Batch(("a",), images, ((64, 64),), ((64, 64),))
     network.spread_scores(batch)  # pyright: ignore[reportCallIssue]
     with torch.no_grad():
         [plain] = network.detect(batch)  # pyright: ignore[reportCallIssue]
