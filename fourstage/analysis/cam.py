@@ -20,6 +20,7 @@ from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, o
 
 EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
 EPS_SCALE = 1e-7
+EPS_MASK = 1e-8
 ALMOST_ZERO = 1e-5  # of a map against the sum of its terms
 Target = Callable[[Any], Tensor]  # from what the network returns to a scalar
 
@@ -115,6 +116,35 @@ def class_activation_map(from_: Activations, method: str) -> Cam:
     return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, method, tuple(notes))
 
 
+def score_cam(network: nn.Module, image_BCHW: Tensor, from_: Activations, target: Target, *, at_once: int = 32) -> Cam:
+    """Return maps whose channels are weighed by the score of the image below each channel (Score-CAM).
+
+    Args:
+        from_: of the same images.
+        target: of a class that does not depend on the output, such as `class_target(281)`.
+        at_once: images that the network is given.
+
+    Source: https://arxiv.org/abs/1910.01279, in the form of grad-cam: each channel is enlarged with aligned corners and
+    scaled to [0, 1], and the weights are the softmax of the scores over channels.
+    """
+    with frozen(network), torch.no_grad():
+        raw = tuple(_score_cam_map(network, image_BCHW, a_BChw, target, at_once) for a_BChw in from_.values)
+    scaled = [enlarge(scale(map_Bhw.relu()), from_.size) for map_Bhw in raw]
+    return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, SCORE_CAM)
+
+
+def _score_cam_map(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, target: Target, at_once: int) -> Tensor:
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    masks_BCHW = F.interpolate(a_BChw, size=size, mode="bilinear", align_corners=True)
+    low, high = masks_BCHW.amin(dim=(2, 3), keepdim=True), masks_BCHW.amax(dim=(2, 3), keepdim=True)
+    masks_BCHW = (masks_BCHW - low) / (high - low + EPS_MASK)
+    rows = []
+    for image_CHW, masks_CHW in zip(image_BCHW, masks_BCHW, strict=True):
+        chunks = [target(network(image_CHW * chunk_CHW[:, None])) for chunk_CHW in masks_CHW.split(at_once)]
+        rows.append(torch.cat(chunks).softmax(dim=0))
+    return (torch.stack(rows)[..., None, None] * a_BChw).sum(dim=1)
+
+
 def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
     """Return what a LayerNorm behind the layer did to a map."""
     if method == "hirescam" and map_Bhw.abs().max() < ALMOST_ZERO * (g_BChw * a_BChw).abs().sum(dim=1).max():
@@ -186,6 +216,7 @@ METHODS: dict[str, Method] = {
     "eigencam": _eigencam,
     "xgradcam": _weighted(xgrad_weights),
 }
+SCORE_CAM = "scorecam"  # needs no gradient, but a forward pass for each channel; see `score_cam`
 FIVE = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam")
 NAMES = {
     "gradcam": "Grad-CAM",
@@ -194,6 +225,7 @@ NAMES = {
     "hirescam": "HiResCAM",
     "eigencam": "Eigen-CAM",
     "xgradcam": "XGrad-CAM",
+    SCORE_CAM: "Score-CAM",
 }
 
 

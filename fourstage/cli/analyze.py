@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fourstage.run.analyze.inputs import Loading
     from fourstage.run.analyze.outputs import Outcome
 
+ROBUSTNESS_IMAGES = "all of a published set, 100 of one that is corrupted here"
 SUBJECT_HELP = "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run"
 
 
@@ -21,15 +22,16 @@ def add_analyze(verbs: Verbs) -> None:
         add(inner)
 
 
-def _add_common(verb: argparse.ArgumentParser, what: str, images: int | None, data: str) -> None:
+def _add_common(verb: argparse.ArgumentParser, what: str, images: int | str, data: str) -> None:
+    """Add what all analyses take. `images` is the default number of images, or its description."""
     verb.add_argument("networks", nargs="+", metavar="SUBJECT", help=SUBJECT_HELP)
     verb.add_argument("--data", metavar="PATH", required=True, help=data)
     verb.add_argument(
         "--out", metavar="FOLDER", default=f"analysis/{what}", help=f"folder to write; default: analysis/{what}"
     )
-    default = images or "all of a published set, 100 of one that is corrupted here"
+    count = images if isinstance(images, int) else None
     verb.add_argument(
-        "--images", dest="count", type=int, default=images, metavar="N", help=f"number of images; default: {default}"
+        "--images", dest="count", type=int, default=count, metavar="N", help=f"number of images; default: {images}"
     )
     verb.add_argument("--pretrained", action="store_true", help="give models by name their published weights")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of a checkpoint")
@@ -143,8 +145,8 @@ def _add_cka(verbs: Verbs) -> None:
         "compare feature maps of networks by centred kernel alignment",
         ["fourstage analyze cka runs/mine runs/other --data digits --images 256"],
     )
-    _add_common(verb, "cka", 512, "a data set, or a folder of images")
-    verb.add_argument("--batch-size", type=int, default=256, metavar="N", help="images of a batch; default: 256")
+    _add_common(verb, "cka", "512, or all", "a data set, or a folder of images")
+    verb.add_argument("--batch-size", type=int, metavar="N", help="images of a batch; default: 256, or all")
     verb.add_argument("--by", choices=("stage", "block"), default="stage", help="maps to compare; default: stage")
     verb.add_argument(
         "--pooling", choices=("flatten", "gap"), default="flatten",
@@ -181,7 +183,7 @@ def _add_cam(verbs: Verbs) -> None:
     _add_common(verb, "cam", 4, "a data set, a folder of images, or an image")
     verb.add_argument(
         "--method", action="append", metavar="NAME", default=[],
-        help="gradcam, gradcam++, layercam, hirescam, eigencam or xgradcam; may be repeated; default: the first five",
+        help="gradcam, gradcam++, layercam, hirescam, eigencam, xgradcam, scorecam; repeatable; default: first five",
     )  # fmt: skip
     verb.add_argument(
         "--map", action="append", metavar="MAP", default=[],
@@ -270,7 +272,12 @@ def _add_robustness(verbs: Verbs) -> None:
         about,
         ["fourstage analyze robustness runs/mine --data images --images 10"],
     )
-    _add_common(verb, "robustness", None, "ImageNet-C, -A, -R, -Sketch, V2, its validation images, or a labelled set")
+    _add_common(
+        verb,
+        "robustness",
+        ROBUSTNESS_IMAGES,
+        "ImageNet-C, -A, -R, -Sketch, V2, its validation images, or a labelled set",
+    )
     verb.add_argument("--size", type=int, metavar="PX", help="side of the images; default: each network's own")
     verb.add_argument(
         "--corruption", action="append", metavar="NAME", default=[],

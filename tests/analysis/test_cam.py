@@ -22,6 +22,7 @@ from fourstage.analysis.cam import (
     gradcam_weights,
     plus_plus_weights,
     scale,
+    score_cam,
     xgrad_weights,
 )
 from fourstage.analysis.cam_scores import area, below, blurred, faithfulness, imputed, road
@@ -80,6 +81,14 @@ def test_final_maps_are_those_of_the_package(key: str) -> None:
     name, layer, method, label = parts(key)
     final = class_activation_map(found(name, layer, label, False), method).map_BHW[:, 4::8, 4::8]
     np.testing.assert_allclose(final.numpy(), golden()[key], rtol=0, atol=1e-4 if method == "xgradcam" else 2e-5)
+
+
+def test_score_cam_is_that_of_the_package() -> None:
+    network, images = filled_classifier("convnext_atto"), torch.from_numpy(image((1, 3, 64, 64)))
+    target = class_target(281)
+    found = score_cam(network, images, activations(network, images, target, ["stage4"]), target)
+    expected = golden()["convnext_atto__stage4__scorecam_64px__raw"]
+    np.testing.assert_allclose(found.raw[0].numpy(), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_a_map_without_positive_evidence_is_zero_and_not_nan() -> None:

@@ -19,11 +19,11 @@ CALLS = {
     "erf": ["--images", "2", "--size", "32", "--map", "stage2"],
     "invariance": ["--images", "3", "--family", "translation", "--family", "scale"],
     "cka": ["--images", "8", "--batch-size", "4"],
-    "cam": ["--images", "2", "--scores"],
+    "cam": ["--images", "2", "--scores", "--method", "gradcam", "--method", "scorecam"],
     "maps": ["--size", "64", "--point", "10,50"],
 }
 SUBJECTS = {"maps": ["smt_tiny", "unified_dcn_v3_micro"]}
-ROWS = {"erf": 3 * 4, "invariance": 17 + 15, "cka": 2 * 9, "cam": 2 * 5}
+ROWS = {"erf": 3 * 4, "invariance": 17 + 15, "cka": 2 * 9, "cam": 2 * 2}
 
 
 def run(*words: str | Path) -> int:
@@ -122,8 +122,10 @@ def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_tol
         (["erf", "runs/nothing/best.pt", "--data", "digits", "--images", "1"], "there is no checkpoint or run folder"),
         (["erf", f"{NETWORK}=none.pth", "--data", "digits", "--images", "1"], "there is no file none.pth"),
         (["invariance", NETWORK, "--data", "digits", "--family", "shear"], "there is no family 'shear'"),
-        (["cka", NETWORK, "--data", "digits", "--images", "8"], "fill no batch of 256; type --batch-size 8"),
+        (["cka", NETWORK, "--data", "digits", "--images", "9999"], "has 360 images and 9999 are needed"),
         (["cka", NETWORK, "--data", "digits", "--images", "8", "--batch-size", "3"], "at least 4 images"),
+        (["cka", NETWORK, "--data", "digits", "--images", "8", "--batch-size", "9"], "type --batch-size 8"),
+        (["cka", NETWORK, "--data", "digits", "--images", "2"], "at least 4 images, and 2 came"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--class", "cat"], "has no class 'cat'"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,3"], "--box is X1,Y1,X2,Y2"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,30,40"], "--box is for detectors"),

@@ -29,7 +29,7 @@ class CamSetting:
     """What is explained, and how; see `analysis/cam.py`.
 
     Attributes:
-        methods: names in `cam.METHODS`.
+        methods: names in `cam.NAMES`.
         taps: layers whose maps are averaged; none: the one that the head reads.
         label: class by name or number; None: the best class of each image, of a segmentor the one with most pixels.
         box: of a detector's object, or a segmentor's region: x1, y1, x2, y2 in pixels of the network's image.
@@ -46,8 +46,8 @@ class CamSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
-        if unknown := [method for method in self.methods if method not in cam.METHODS]:
-            raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.METHODS)}")
+        if unknown := [method for method in self.methods if method not in cam.NAMES]:
+            raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.NAMES)}")
         if self.size is not None and not 32 <= self.size <= 4096:
             raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
 
@@ -102,7 +102,12 @@ def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
     run = cam_targets.run_of(network)
     target, words, box = _target(subject, run, image_BCHW, setting)
     activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)
-    maps = {method: cam.class_activation_map(activated, method) for method in setting.methods}
+    maps = {}
+    for method in setting.methods:
+        if method == cam.SCORE_CAM:
+            maps[method] = cam.score_cam(network, image_BCHW, activated, target)
+        else:
+            maps[method] = cam.class_activation_map(activated, method)
     scores = {}
     if setting.scores:
         score = _probability(network, target, run)
@@ -192,8 +197,12 @@ def _name(subject: Subject, label: int) -> str:
 
 def _check_scores(subjects: Sequence[Subject], setting: CamSetting) -> None:
     for subject in subjects:
-        if setting.scores and isinstance(subject.network, Detector | Segmentor):
+        if not isinstance(subject.network, Detector | Segmentor):
+            continue
+        if setting.scores:
             raise ValueError(f"--scores measures classifiers, and {subject.name} is none; remove --scores")
+        if cam.SCORE_CAM in setting.methods:
+            raise ValueError(f"--method {cam.SCORE_CAM} is for classifiers, and {subject.name} is none; remove it")
 
 
 def _probability(network: nn.Module, target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:

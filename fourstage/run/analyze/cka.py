@@ -22,20 +22,24 @@ from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
 
+IMAGES = 512  # where the data has as many
+
+
 @dataclass(frozen=True)
 class CkaSetting:
     """How networks are compared; see `analysis/cka.py`.
 
     Attributes:
-        images, batch: images in all, and in each batch; a smaller last batch is left out.
+        images: None: 512, or all where there are fewer.
+        batch: images of a batch; a smaller last batch is left out. None: 256, or all where there are fewer.
         by: compare the maps of stages, or of blocks.
         size: side of the images, pixels, the same for all networks; None: the first network's.
         ceiling: another training of the first network, such as one with another seed; None: for an untrained network,
             the same with another seed.
     """
 
-    images: int = 512
-    batch: int = 256
+    images: int | None = None
+    batch: int | None = None
     by: Literal["stage", "block"] = "stage"
     pooling: cka.Pooling = "flatten"
     estimator: cka.Estimator = "unbiased"
@@ -44,11 +48,8 @@ class CkaSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
-        if self.batch < cka.FEWEST:
+        if self.batch is not None and self.batch < cka.FEWEST:
             raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA, and {self.batch} came")
-        if self.images < self.batch:
-            fitting = max(self.images, cka.FEWEST)
-            raise ValueError(f"--images {self.images} fill no batch of {self.batch}; type --batch-size {fitting}")
         if self.size is not None and not 32 <= self.size <= 4096:
             raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
 
@@ -70,8 +71,9 @@ def analyze_cka(
     """
     setting, folder, loading = setting or CkaSetting(), check_folder(out), loading or Loading()
     dataset = open_images(data)
-    positions = choose(dataset, setting.images, setting.order, data)
-    positions = _shuffled(positions)
+    count = min(IMAGES, len(dataset)) if setting.images is None else setting.images
+    positions = _shuffled(choose(dataset, count, setting.order, data))
+    batch = _batch_size(setting, count)
     first, *others = load_subjects(sources, "maps", loading)
     ceiling = _ceiling(first, setting, loading)
     compared = [(first, "itself"), *([(ceiling, "ceiling")] if ceiling else []), *((one, "other") for one in others)]
@@ -80,7 +82,7 @@ def analyze_cka(
     with Bar("comparing", len(positions), show=show) as bar:
         found = cka.compare_with_first(
             [one.network for one in subjects],
-            _batches(dataset, positions, subjects, side, setting.batch, bar),
+            _batches(dataset, positions, subjects, side, batch, bar),
             [_taps(one, setting, side) for one in subjects],
             estimator=setting.estimator,
             pooling=setting.pooling,
@@ -102,6 +104,16 @@ def analyze_cka(
         page=cka_page(pairs, words, notes),
     )
     return Outcome(_HEAD, tuple(_printed(pairs)), notes, files)
+
+
+def _batch_size(setting: CkaSetting, images: int) -> int:
+    """Return the images of a batch. Raises ValueError where they fill no batch, or are fewer than CKA needs."""
+    if setting.batch is not None and images < setting.batch:
+        fitting = max(images, cka.FEWEST)
+        raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {fitting}")
+    if images < cka.FEWEST:
+        raise ValueError(f"CKA needs at least {cka.FEWEST} images, and {images} came; give more images")
+    return setting.batch or min(cka.ENOUGH, images)
 
 
 def _shuffled(positions: Sequence[int]) -> list[int]:
