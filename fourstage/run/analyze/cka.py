@@ -21,7 +21,6 @@ from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
-
 IMAGES = 512  # where the data has as many
 
 
