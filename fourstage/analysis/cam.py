@@ -106,14 +106,18 @@ def class_activation_map(from_: Activations, method: str) -> Cam:
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
     raw = tuple(METHODS[method](a, g) for a, g in zip(from_.values, from_.gradients, strict=True))
-    notes = []
-    for tap, map_Bhw, a, g in zip(from_.taps, raw, from_.values, from_.gradients, strict=True):
-        notes += _notes(method, tap, map_Bhw, a, g)
-    if all("is zero everywhere" in note for note in notes) and len(notes) == len(raw):
-        zeros_BHW = raw[0].new_zeros((len(raw[0]), *from_.size))  # its scaled map would be rounding noise
-        return Cam(zeros_BHW, raw, from_.taps, method, tuple(notes))
-    scaled = [enlarge(scale(map_Bhw.relu()), from_.size) for map_Bhw in raw]
+    notes, scaled = [], []
+    for tap, map_Bhw, a_BChw, g_BChw in zip(from_.taps, raw, from_.values, from_.gradients, strict=True):
+        notes += _notes(method, tap, map_Bhw, a_BChw, g_BChw)
+        evidence_Bhw = torch.zeros_like(map_Bhw) if _vanishes(method, map_Bhw, a_BChw, g_BChw) else map_Bhw.relu()
+        scaled.append(enlarge(scale(evidence_Bhw), from_.size))
     return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, method, tuple(notes))
+
+
+def _vanishes(method: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> bool:
+    """Return whether a map is rounding noise: before a LayerNorm the terms of HiResCAM cancel at each position."""
+    terms = (g_BChw * a_BChw).abs().sum(dim=1).max()
+    return method == "hirescam" and bool(map_Bhw.abs().max() < ALMOST_ZERO * terms)
 
 
 def score_cam(network: nn.Module, image_BCHW: Tensor, from_: Activations, target: Target, *, at_once: int = 32) -> Cam:
@@ -147,7 +151,7 @@ def _score_cam_map(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, targe
 
 def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
     """Return what a LayerNorm behind the layer did to a map."""
-    if method == "hirescam" and map_Bhw.abs().max() < ALMOST_ZERO * (g_BChw * a_BChw).abs().sum(dim=1).max():
+    if _vanishes(method, map_Bhw, a_BChw, g_BChw):
         return [
             f"HiResCAM of {tap} is zero everywhere: the layer goes straight into a LayerNorm, whose gradient is "
             "orthogonal to its input; tap the norm's output"

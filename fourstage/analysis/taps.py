@@ -210,6 +210,6 @@ def block_taps(network: nn.Module) -> tuple[str, ...]:
             names += [f"{name}.{child}" for child, _ in module.named_children()]
     if not names:
         raise ValueError(
-            f"{type(network).__name__} has no modules called `blocks`; name its layers, or take its stages"
+            f"{type(network).__name__} has no modules called `blocks`; take its stages, or name its layers"
         )
     return tuple(names)

@@ -119,6 +119,9 @@ def test_hirescam_before_a_layer_norm_is_zero_and_behind_it_is_not() -> None:
     before = class_activation_map(activations(network, images, class_target(1), ["stage4"]), "hirescam")
     assert (before.map_BHW == 0).all()
     assert "zero everywhere" in before.notes[0]
+    both = class_activation_map(activations(network, images, class_target(1), ["stage4", "final"]), "hirescam")
+    alone = class_activation_map(activations(network, images, class_target(1), ["final"]), "hirescam")
+    torch.testing.assert_close(both.map_BHW, alone.map_BHW, rtol=0, atol=1e-5)  # the noise of one layer adds nothing
     behind = class_activation_map(activations(network, images, class_target(1)), "hirescam")
     assert behind.map_BHW.max() > 0.9
     assert behind.notes == ()

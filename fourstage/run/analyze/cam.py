@@ -223,7 +223,7 @@ def _printed(found: Sequence[Explained]) -> Iterator[tuple[str, ...]]:
     for one in found:
         start = (one.name, Path(one.image).name, one.explained)
         if not one.scores:
-            yield (*start, f"{len(one.maps)} maps", "-", "-", "-")
+            yield (*start, plural(len(one.maps), "map"), "-", "-", "-")
             continue
         for i, (method, scores) in enumerate(one.scores.items()):
             numbers = (f"{value:.3f}" for value in (scores.road, scores.insertion, scores.deletion))

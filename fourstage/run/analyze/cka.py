@@ -19,7 +19,7 @@ from fourstage.report.analyses.cka import Pair, cka_page
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
-from fourstage.run.analyze.outputs import Outcome, check_folder, write
+from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
 IMAGES = 512  # where the data has as many
 
@@ -172,7 +172,7 @@ def _cell(found: cka.Cka, i: int, j: int) -> str:
     value, low, high = (table[i, j] for table in (found.value_AB, found.low_AB, found.high_AB))
     if np.isnan(value):
         return "-"
-    return f"{value:.2f}" if np.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return with_interval(value, low, high, ".2f")
 
 
 def _notes(pairs: Sequence[Pair]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
 from fourstage.run.analyze.labels import labelled_for
-from fourstage.run.analyze.outputs import Outcome, check_folder, write
+from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def _printed(found: Sequence[Invariance]) -> Iterator[tuple[str, ...]]:
             if i:
                 first_N = found[0].curves[family].values("consistency").mean(axis=0)
                 gap, gap_low, gap_high = mean_interval(curves.values("consistency").mean(axis=0) - first_N)
-                difference = f"{gap:+.0f} [{gap_low:+.0f}, {gap_high:+.0f}]"
+                difference = with_interval(gap, gap_low, gap_high, "+.0f")
             top1, standard = curves.values("top1").mean(), 100 * curves.standard_top1_N.mean()
             accuracy = "-" if np.isnan(top1) else f"{top1:.1f} ({standard:.1f})"
-            consistency = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+            consistency = with_interval(mean, low, high, ".0f")
             yield (one.name if j == 0 else "", family, consistency, difference, accuracy)
 
 

@@ -58,6 +58,12 @@ def write(
     return paths
 
 
+def with_interval(value: float, low: float, high: float, form: str) -> str:
+    """Return `80 [77, 82]`; the value alone where there is no interval, as of a single image."""
+    shown = format(value, form)
+    return shown if np.isnan(low) else f"{shown} [{format(low, form)}, {format(high, form)}]"
+
+
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table as CSV; numbers in full, NaN and None as empty cells."""
     text = io.StringIO()

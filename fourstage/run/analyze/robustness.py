@@ -287,7 +287,8 @@ def _printed(found: Sequence[Robust]) -> Iterator[tuple[str, ...]]:
             mean, low, high = mean_accuracy(one)
             count = str(len(next(iter(one.by_corruption.values())).correct_N))
             start = "" if one.plain is not None else one.name
-            yield (start, f"{one.test_set}, mean", count, f"{mean:.1f}", f"[{low:.1f}, {high:.1f}]", mce)
+            interval = "-" if np.isnan(low) else f"[{low:.1f}, {high:.1f}]"
+            yield (start, f"{one.test_set}, mean", count, f"{mean:.1f}", interval, mce)
 
 
 def mean_accuracy(one: Robust) -> tuple[float, float, float]:
