@@ -19,6 +19,7 @@ from fourstage.data.label_maps.folders import (
     numbered_classes,
     read_values,
     unknown_values,
+    values_in,
 )
 from fourstage.data.label_maps.layouts import Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Split
@@ -50,7 +51,7 @@ def check_label_maps(root: Path, progress: Progress) -> Checked:
             continue
         summary.format = pairs.layout
         findings += [*pairs.problems, *_unused(pairs)]
-        classes = pairs.classes or numbered_classes(pairs)
+        classes = pairs.classes or numbered_classes(values_in(pairs.training_maps))
         if not pairs.classes:
             do = "write one name a line into classes.txt, those of all classes, in the order of their numbers"
             findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))

@@ -40,7 +40,7 @@ def with_refusals(data: str | Path, truth: Truth, found: Sequence[Finding]) -> l
         train = dataset if split == "train" else train
         refused |= bool(sentences)
         for sentence in sentences:
-            if not _is_known(sentence, errors):
+            if not _is_known(sentence, [*errors, *added]):
                 what = f"({split}) cannot be used"
                 added.append(Finding("error", "training refuses this data", str(data), what, sentence))
         if isinstance(dataset, Mapped):

@@ -12,6 +12,7 @@ from PIL import Image
 from fourstage.data.images import open_image, read_image
 from fourstage.data.label_maps.class_list import NAME as CLASSES
 from fourstage.data.label_maps.exports import EXPORTS
+from fourstage.data.label_maps.grey_codes import APART, as_lines, is_grey_codes
 from fourstage.data.label_maps.layouts import LAYOUTS, Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, Sample, Split
 from fourstage.data.voc_label_map import LABEL_MAP
@@ -53,11 +54,24 @@ class LabelMaps:
         # Arrays, not a million objects: forked loader workers would copy the pages of each object that they touch.
         self._images = np.array([str(path).encode(errors="surrogateescape") for path in pairs.images])
         self._maps = np.array([str(path).encode(errors="surrogateescape") for path in pairs.maps])
-        self.classes = pairs.classes or numbered_classes(pairs)
+        self.classes = pairs.classes or self._numbered(pairs)
         self.table_256 = label_table(pairs, len(self.classes))
         self.palette = pairs.palette or distinct_colours(
             (_stored_palette(pairs) or ())[: len(self.classes)], len(self.classes)
         )
+
+    def _numbered(self, pairs: Pairs) -> tuple[str, ...]:
+        """Return numbers as names of classes. Raises ValueError where the values are shades of grey."""
+        values = values_in(pairs.training_maps)
+        if is_grey_codes(values):
+            folder = pairs.training_maps[0].parent
+            raise ValueError(
+                f"the label maps in {folder} hold only {_ranges(values)}, as shades of grey are and numbers of classes "
+                f"are not: those that occur have neighbours, less than {APART} away; write the value of each class "
+                f"into {self.class_folder / CLASSES}, as the lines {as_lines(values)}, or the names of all "
+                f"{class_count(values)} classes in their order, where most do not occur"
+            )
+        return numbered_classes(values)
 
     @property
     def stored_values(self) -> tuple[int, ...]:
@@ -211,7 +225,8 @@ def unknown_values(unknown: Sequence[int], table_256: np.ndarray, classes: int) 
     left = f", and {_ranges(ignored)} {'are' if len(ignored) > 1 else 'is'} ignored" if ignored else ""
     return (
         f"it holds {_ranges(unknown)}, and the {classes} classes are stored as {_ranges(known)}{left}: "
-        "correct it, or name all classes in classes.txt"
+        f"correct it, or name all classes in {CLASSES}, with their values where these do not count from 0, as "
+        "`128: road`"
     )
 
 
@@ -281,16 +296,24 @@ def _stored_palette(pairs: Pairs) -> tuple[Colour, ...] | None:
     return tuple(by_label.get(label, (0, 0, 0)) for label in range(max(by_label, default=-1) + 1))
 
 
-def numbered_classes(pairs: Pairs) -> tuple[str, ...]:
-    """Return names for classes without names; every label map of the training split is read for the highest label."""
+def values_in(maps: Sequence[Path]) -> list[int]:
+    """Return the values that occur in label maps, ascending; maps that cannot be used have none."""
     with ThreadPoolExecutor() as pool:
-        highest = max(pool.map(_highest, pairs.training_maps), default=-1)
-    return tuple(f"class {i}" for i in range(max(2, highest + 1)))
+        return sorted(set[int]().union(*pool.map(_values, maps)))
 
 
-def _highest(path: Path) -> int:
+def _values(path: Path) -> set[int]:
     try:
-        values_HW = read_values(path)
+        return set(np.flatnonzero(np.bincount(read_values(path).reshape(-1), minlength=256)).tolist())
     except BadLabelMap:
-        return -1
-    return int(values_HW[values_HW != IGNORE].max(initial=0))
+        return set()
+
+
+def class_count(values: Sequence[int]) -> int:
+    """Return how many classes these values are numbers of."""
+    return max(2, max((value for value in values if value != IGNORE), default=0) + 1)
+
+
+def numbered_classes(values: Sequence[int]) -> tuple[str, ...]:
+    """Return names for classes without names, up to the highest of the values in the maps for training."""
+    return tuple(f"class {i}" for i in range(class_count(values)))
