@@ -47,6 +47,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "recipe": set(),
     "recipes": {"recipe"},
     "analysis": {"api", "backbones", "data", "ops", "registry", "tasks", "weights"},
+    "timm": {"api", "registry"},
     "report": {"analysis"},
     "predict": {"data", "engine", "progress", "report", "tasks"},
     "bench": {"api", "ops", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},

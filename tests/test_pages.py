@@ -21,6 +21,7 @@ PARSED_ONLY = {  # the beginning of a line -> why it is parsed and does not run
     "fourstage bench": "it measures for a minute; tests/bench runs short measurements",
     "fourstage analyze invariance": "it takes 20 s; tests/analysis run it on fewer images",
     "fourstage analyze cam runs/detector": "its box is of a detector that is trained for longer than two steps",
+    "fourstage predict hf-hub:": "it needs a hub; tests/predict have one of their own",
     "fourstage analyze robustness": "it needs ImageNet-A, or a package of corruptions",
 }
 TO_MINE = "fourstage train finetune --data photos --out runs/mine"
@@ -31,6 +32,7 @@ BEFORE = {  # pages whose lines begin with runs, or with a file of one: what was
         "fourstage train digit_scenes_mask_rcnn --out runs/detector",
     ],
     "docs/checkpoints.md": ["fourstage train finetune_detection --data boxes --out runs/mine ema=0.9"],
+    "docs/predicting.md": ["fourstage train finetune_detection --data boxes --out runs/mine"],
     "docs/evaluation.md": [TO_MINE, *(f"{ON_DIGITS} runs/{name}" for name in "abc")],
 }
 FROM_A_RUN = "runs/mine/checkpoints/best.pt"  # stands in for files of other programs that describe themselves

@@ -102,6 +102,10 @@ class Backbone(nn.Module):
         """The same as `default_cfg`, under timm's other name."""
         return self.default_cfg
 
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        self.default_cfg = cfg
+
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels, stride and module of each map, by timm's names."""
@@ -249,6 +253,26 @@ class Classifier(Backbone):
         maps = self.forward_maps(x, count=kept[-1] + 1 if stop_early and intermediates_only else None)
         chosen = [self.final(maps[i]) if norm and i == count - 1 else maps[i] for i in kept]
         return chosen if intermediates_only else (self.final(maps[-1]), chosen)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the maps of these stages do not need, as timm's networks do; return the stages counted from 0.
+
+        Args:
+            indices: stages; an int: that many of the last ones.
+            prune_norm: remove the last norm.
+            prune_head: remove the pooling and the head.
+        """
+        count = len(self.stages)
+        kept = chosen_levels(range(count - indices, count) if isinstance(indices, int) else indices, count)
+        self.stages = self.stages[: kept[-1] + 1]
+        if prune_norm:
+            self.final = nn.Identity()
+        if prune_head:
+            self.pre_logits = nn.Identity()
+            self.reset_classifier(0, "")
+        return list(kept)
 
     def get_classifier(self) -> nn.Module:
         return self.head

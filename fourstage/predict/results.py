@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from fourstage.data.class_names import category_ids
+from fourstage.extras import install
 from fourstage.files import write_file
 from fourstage.predict.images import InputImage
 from fourstage.predict.masks import ObjectMasks
@@ -334,5 +335,5 @@ def _supervision() -> Any:
     try:
         import supervision  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("to_supervision() needs the library supervision; type: pip install supervision") from error
+        raise ValueError(f"to_supervision() needs the library supervision; type: {install('supervision')}") from error
     return supervision
