@@ -146,6 +146,10 @@ def submit(job: Job) -> Submitted:
     Raises:
         ValueError: there is no sbatch, or it refuses the job; the file is kept.
     """
+    return _submit(job, script(job))
+
+
+def _submit(job: Job, text: str) -> Submitted:
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise ValueError(
@@ -156,7 +160,7 @@ def submit(job: Job) -> Submitted:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{job.folder} cannot be created ({error.strerror}); choose another --out") from None
-    write_text(job.file, script(job))
+    write_text(job.file, text)
     done = subprocess.run([sbatch, "--parsable", str(job.file)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
@@ -286,3 +290,71 @@ def words_of(weights: str | None, which: str, csv: str | None, *, json: bool) ->
         ("--json",) if json else (),
     )
     return tuple(word for words in chosen for word in words)
+
+
+# ------------------------------------------------------------------------------------------- arrays of a comparison
+
+
+@dataclass(frozen=True)
+class Array:
+    """The cells of `fourstage compare` as tasks of a Slurm array, one training each.
+
+    Attributes:
+        sources: recipes by name or file.
+        words: of the command after the recipes, without --out and --data.
+        cells: number of tasks.
+        out: folder of the comparison, absolute.
+        gpus: of each cell, all on one node.
+    """
+
+    sources: tuple[str, ...]
+    words: tuple[str, ...]
+    cells: int
+    out: Path
+    name: str
+    partition: str
+    gpus: int = 1
+    cpus_per_task: int | None = None
+    time: str | None = None
+    sbatch_args: str = ""
+    data: str | None = None
+
+    @property
+    def job(self) -> Job:
+        """The resources of one cell, as those of a training."""
+        return Job(
+            "train",
+            self.sources[0],
+            self.partition,
+            self.gpus,
+            gpus_per_node=self.gpus,
+            cpus_per_task=self.cpus_per_task,
+            time=self.time,
+            name=self.name,
+            sbatch_args=self.sbatch_args,
+            out=str(self.out),
+        )
+
+
+def array_script(array: Array) -> str:
+    """Return the content of the file for sbatch. A cell that its time limit stops is queued again and continues.
+
+    Raises:
+        ValueError: one sentence on what came, what was needed and what to type next.
+    """
+    job = array.job
+    _check_size(job)
+    _check_words(job)
+    data = [] if array.data is None else ["--data", _absolute(array.data)]
+    words = ["compare", *array.sources, *array.words, *data, "--out", str(array.out)]
+    own = f"{shlex.join(job.command)} "
+    cell = f'{shlex.join([sys.executable, "-m", "fourstage", *words])} --cell "$SLURM_ARRAY_TASK_ID" '
+    text = script(job).replace(own.rstrip(), cell.rstrip())
+    text = text.replace(f"{job.name}-%j.out", f"{job.name}-%A_%a.out")
+    return text.replace("#SBATCH --requeue", f"#SBATCH --array=0-{array.cells - 1}\n#SBATCH --requeue", 1)
+
+
+def submit_array(array: Array) -> Submitted:
+    """Write the file and submit it with sbatch. Raises ValueError: there is no sbatch, or it refuses the job."""
+    done = _submit(array.job, array_script(array))
+    return replace(done, output=array.job.folder / f"{array.name}-{done.id}_*.out")

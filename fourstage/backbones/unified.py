@@ -174,6 +174,18 @@ class Design:
     def levels(self) -> list[Level]:
         return [Level(width, 4 * 2**i) for i, width in enumerate(self.widths)]
 
+    def of_widths(self, widths: Sequence[int] | None) -> "Design":
+        """Return the design with other widths; None: as it is. Raises ValueError where they do not fit the heads."""
+        if widths is None:
+            return self
+        fit = len(widths) == len(self.heads) and all(
+            isinstance(width, int) and width > 0 and width % heads == 0
+            for width, heads in zip(widths, self.heads, strict=True)
+        )
+        if not fit:
+            raise ValueError(f"widths must be four multiples of the heads, {list(self.heads)}; got {list(widths)}")
+        return replace(self, widths=tuple(widths))
+
 
 class Block(nn.Module):
     """The mixer, then an MLP, each on its normed input, scaled and added to what came in. (B, H, W, C) to the same."""
@@ -313,6 +325,7 @@ def classifier(
     drop_path_rate: float = 0.0,
     global_pool: str = "avg",
     mixer: Mixer | None = None,
+    widths: Sequence[int] | None = None,
     init_values: float = 1e-6,
 ) -> Classifier:
     """A unified network as the STM study trains it, for images of any size.
@@ -327,9 +340,10 @@ def classifier(
         drop_path_rate: share of branches that the last block drops in training; grows linearly from 0.
         global_pool: "avg"; "" with num_classes=0 gives the last map.
         mixer: another token mixer for all blocks, by name or as a class; see docs/mixers.md.
+        widths: channels of the four maps instead of the design's, each a multiple of the heads of its stage.
         init_values: what the scales of both branches begin with; 0: no scales.
     """
-    size = sides(img_size)
+    size, design = sides(img_size), design.of_widths(widths)
     return Classifier(
         FAMILY,
         design.shell.stem(in_chans, design.widths[0]),
@@ -353,6 +367,7 @@ def dense(
     drop_path_rate: float = 0.0,
     out_indices: Sequence[int] | None = None,
     mixer: Mixer | None = None,
+    widths: Sequence[int] | None = None,
     init_values: float = 1e-6,
 ) -> Dense:
     """A unified network as the source's detectors have it: norms on the maps that come out, none on the main path.
@@ -364,7 +379,7 @@ def dense(
     Args:
         out_indices: which maps come out; None: all four.
     """
-    size = sides(img_size)
+    size, design = sides(img_size), design.of_widths(widths)
     return Dense(
         FAMILY,
         design.shell.stem(in_chans, design.widths[0]),
@@ -431,6 +446,8 @@ DESIGNS = {
     "unified_swin_tiny": _swin(96, (2, 2, 6, 2)),
     "unified_swin_small": _swin(96, (2, 2, 18, 2)),
     "unified_swin_base": _swin(128, (2, 2, 18, 2)),
+    # Ours, published nowhere: a network for small data, to compare mixers on. `mixer=` puts in another one.
+    "unified_pico": Design("convnext", _doubling(32), (1, 1, 2, 1), heads=(1, 2, 4, 8), eps=1e-6),
     "official_swin_tiny": replace(_swin(96, (2, 2, 6, 2)), shell=SWIN),
     "official_pvt_v2_b0": replace(PVT_V2_MICRO, depths=(2, 2, 2, 2), shell=PVT_V2),
 }

@@ -16,6 +16,7 @@ from fourstage.methods import list_methods
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.padding import padded
 from fourstage.tasks.segmentation.segmentor import Segmentor
+from fourstage.user_files import import_files
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (1280, 800), (512, 2048)  # (H, W) in pixels
 COCO, ADE20K = 80, 150  # default numbers of classes
@@ -47,6 +48,7 @@ def network_of_recipe(name: str) -> nn.Module:
     from fourstage.recipe import Detection, Segmentation, resolve  # needs pydantic, and a model by its name does not
 
     recipe = resolve(name).recipe
+    import_files(recipe.imports)
     if isinstance(recipe, Detection):
         build, classes = create_detector, recipe.num_classes or COCO
     elif isinstance(recipe, Segmentation):

@@ -1,7 +1,8 @@
 """Build the networks to be measured by their names.
 
 A model of ours has its own name, timm's are `timm/NAME` and torchvision's `torchvision/NAME`. A detector or segmentor
-is `METHOD:BACKBONE`, where the backbone is one of ours or of timm's, or the name of its recipe.
+is `METHOD:BACKBONE`, where the backbone is one of ours or of timm's, or the name of its recipe. A file FILE.yaml is the
+network of that recipe, of any task.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    if is_recipe_file(pattern):
+        return [pattern]
     if ":" in pattern:
         return _task_matches(pattern)
     if is_task_network(pattern):
@@ -84,7 +87,16 @@ def task_recipes() -> frozenset[str]:
 
 def is_task_network(name: str) -> bool:
     """Return whether the name is that of a detector or a segmentor."""
+    if is_recipe_file(name):
+        from fourstage.recipe import resolve
+
+        return resolve(name).recipe.task != "classification"
     return ":" in name or (any(method in name for method in list_methods()) and name in task_recipes())
+
+
+def is_recipe_file(name: str) -> bool:
+    """Return whether the name is that of a recipe's file."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def _known_elsewhere(home: str) -> list[str]:
@@ -115,6 +127,8 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
         if dense:
             raise ValueError(f"{name} is a complete detector or segmentor; leave out --dense, which is for backbones")
         model = build_workload(name, img_size)
+    elif is_recipe_file(name):
+        model = classifier_of_recipe(name, img_size, dense=dense)
     elif not slash:
         model = create_backbone(name, img_size=img_size) if dense else create_model(name, img_size=img_size)
     elif home == "timm":
@@ -128,12 +142,26 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
     return without_dropout(model)
 
 
+def classifier_of_recipe(file: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Module:
+    """Return the network of a classification recipe, without weights."""
+    from fourstage.recipe import Classification, resolve
+    from fourstage.user_files import import_files
+
+    recipe = resolve(file).recipe
+    assert isinstance(recipe, Classification)
+    import_files(recipe.imports)
+    arguments = {**recipe.model_args, "img_size": img_size or (recipe.image_size, recipe.image_size)}
+    if dense:
+        return create_backbone(recipe.model, **arguments)
+    return create_model(recipe.model, num_classes=recipe.num_classes, **arguments)
+
+
 def build_workload(name: str, img_size: tuple[int, int] | None) -> nn.Module:
     """Return a detector or segmentor behind the interface of a classifier."""
     from fourstage.bench.count_tasks import network_of_method, network_of_recipe, published_size
     from fourstage.bench.task_workloads import TaskWorkload
 
-    network = network_of_method(name) if ":" in name else network_of_recipe(name)
+    network = network_of_method(name) if ":" in name and not is_recipe_file(name) else network_of_recipe(name)
     return TaskWorkload(network, img_size or published_size(network))
 
 

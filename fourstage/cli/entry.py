@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fourstage.cli import analyze, data, import_config, runs, slurm, tools
+from fourstage.cli import analyze, compare, data, import_config, runs, slurm, tools
 from fourstage.cli.parsing import (
     STOPPED,
     Parser,
@@ -28,6 +28,7 @@ VERBS = (  # in the order of `--help`
     data.add_data,
     tools.add_bench,
     analyze.add_analyze,
+    compare.add_compare,
     tools.add_convert,
     import_config.add_import_config,
     slurm.add_slurm,

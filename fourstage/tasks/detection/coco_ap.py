@@ -160,12 +160,12 @@ def intervals(records: Mapping[str, Record], classes: Sequence[str], *, limits: 
     iou_types: tuple[IoUType, ...] = ("box", "mask") if masks else ("box",)
     out: dict[str, tuple[float, float]] = {}
     for iou_type in iou_types if resamples and ordered else ():
-        measure = _resampled_map(ordered, tuple(classes), tuple(limits), iou_type)
+        measure = resampled_map(ordered, tuple(classes), tuple(limits), iou_type)
         out |= bootstrap(len(ordered), measure, resamples=resamples)
     return Intervals(f"bootstrap over images, {resamples} resamples", out)
 
 
-def _resampled_map(
+def resampled_map(
     records: Sequence[Record], classes: tuple[str, ...], limits: tuple[int, ...], iou_type: IoUType
 ) -> Callable[[np.ndarray], dict[str, float]]:
     """Return a function from (N,) indices of images to their mean AP in per cent by its name; NaN without objects."""

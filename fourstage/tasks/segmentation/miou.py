@@ -1,6 +1,6 @@
 """Agreement of predicted label maps with the ground truth, from exact counts of pixels. H x W pixels, C classes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,19 @@ def intervals(counts: Mapping[str, Sequence[Counts]], classes: int) -> Intervals
     """
     [images] = {len(each) for each in counts.values()}
     resamples = affordable_resamples(3 * images * classes * len(counts), WORK)
-    sums = {protocol: [_marginals(one, classes) for one in each] for protocol, each in counts.items() if resamples}
-    stacked = {protocol: np.stack(each).astype(np.float64) for protocol, each in sums.items()}
+    method = f"bootstrap over images, {resamples} resamples"
+    if not resamples:
+        return Intervals(method)
+    return Intervals(method, bootstrap(images, resampled_means(counts, classes), resamples=resamples))
+
+
+def resampled_means(counts: Mapping[str, Sequence[Counts]], classes: int) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return a function from (N,) indices of images to `means` of these images together; arguments as `intervals`."""
+    [images] = {len(each) for each in counts.values()}
+    stacked = {
+        protocol: np.stack([_marginals(one, classes) for one in each]).astype(np.float64)
+        for protocol, each in counts.items()
+    }
 
     def measure(chosen_N: np.ndarray) -> dict[str, float]:
         times_N = np.bincount(chosen_N, minlength=images).astype(np.float64)
@@ -99,8 +110,7 @@ def intervals(counts: Mapping[str, Sequence[Counts]], classes: int) -> Intervals
             out |= {f"{name}_{protocol}": value for name, value in values.items()}
         return out
 
-    method = f"bootstrap over images, {resamples} resamples"
-    return Intervals(method, bootstrap(images, measure, resamples=resamples) if resamples else {})
+    return measure
 
 
 def _marginals(counts: Counts, classes: int) -> np.ndarray:

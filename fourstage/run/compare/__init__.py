@@ -1,0 +1,1 @@
+"""`fourstage compare`: a grid of arms and seeds, or finished runs, compared fairly."""

@@ -1,0 +1,247 @@
+"""From finished runs to the result of a comparison: statistics, costs, speeds, verdicts in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fourstage.analysis.comparison import ArmResult, Comparison, PairResult
+from fourstage.analysis.paired import Pair, Verdict, compare_pairs, decide
+from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
+from fourstage.recipe import Recipe, difference
+from fourstage.report.number_format import metric as metric_format
+from fourstage.report.number_format import plural, signed
+from fourstage.run.compare.costs import Cost, counted, image_size, unequal
+from fourstage.run.compare.image_scores import common_images, drawn_metrics
+from fourstage.run.compare.runs import NO_SETTING, FinishedRun, Table, common_seeds
+from fourstage.run.compare.speeds import Speeds, speeds_of
+from fourstage.run.task_protocol import protocol_of
+from fourstage.weights.reading.safe import read_checkpoint
+
+NOT_STATED = "not stated"
+MUST_AGREE = ("data", "optimisation.length", "optimisation.batch_size", "image_size")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of a comparison beside its runs.
+
+    Attributes:
+        reference: the arm that the others are compared with; None: the first.
+        metric: None: the task's main metric.
+        tuning: by arm, its tuning budget in words.
+        speed_seconds: for each arm and mode; 0: speed and memory are not measured.
+    """
+
+    reference: str | None = None
+    metric: str | None = None
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    speed_seconds: float = 3.0
+
+
+def assemble(
+    table: Table, folder: Path, wishes: Wishes, *, missing: Sequence[str] = (), show: bool = True
+) -> Comparison:
+    """Return the comparison of finished runs.
+
+    Args:
+        folder: where speeds are kept.
+        missing: cells that have not ended, in words.
+
+    Raises:
+        ValueError: arms share no seed, no images or no metric, or a name in the wishes is no arm.
+    """
+    seeds, arms = common_seeds(table), list(table)
+    reference = wishes.reference or arms[0]
+    if unknown := next((name for name in wishes.tuning if name not in table), None):
+        raise ValueError(f"--tuning names {unknown}, which is no arm; the arms are {', '.join(arms)}")
+    name = _metric(table, seeds, wishes.metric)
+    shown = metric_format(name)
+    sign = 1.0 if shown.higher_is_better else -1.0
+    values = {arm: np.array([table[arm][seed].metrics[name] for seed in seeds]) for arm in arms}
+    images = len(common_images(table))
+    drawn = drawn_metrics(table, seeds, name)
+    pairs = [(arm, reference) for arm in arms if arm != reference]
+    compared = compare_pairs(
+        {arm: sign * one for arm, one in values.items()},
+        pairs,
+        None if drawn is None else {arm: sign * one for arm, one in drawn[0].items()},
+        images,
+    )
+    costs = {arm: _cost(table[arm][seeds[0]]) for arm in arms}
+    known = {arm: cost for arm, cost in costs.items() if cost is not None}
+    speeds = _speeds(table, seeds[0], folder, wishes.speed_seconds, show=show)
+    results = tuple(_arm(arm, table[arm], seeds, values[arm], costs[arm], speeds, wishes) for arm in arms)
+    verdicts = [decide(pair, len(pairs)) for pair in compared]
+    rows = [
+        PairResult(arm, base, pair, verdict, sentence(arm, base, pair, verdict, len(pairs), images))
+        for (arm, base), pair, verdict in zip(pairs, compared, verdicts, strict=True)
+    ]
+    return Comparison(
+        title=" · ".join(arms),
+        metric=name,
+        label=shown.label,
+        percent=shown.percent,
+        higher_is_better=shown.higher_is_better,
+        seeds=seeds,
+        images=images,
+        arms=results,
+        pairs=tuple(rows),
+        missing=tuple(missing),
+        warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=drawn is not None)),
+        conditions=tuple(_conditions(table, seeds)),
+    )
+
+
+def sentence(arm: str, reference: str, pair: Pair, verdict: Verdict, pairs: int, images: int) -> str:
+    """Return a verdict as one sentence."""
+    seeds = pair.difference.count
+    if verdict.word != "undecided":
+        return f"{arm} is {verdict.word} than {reference}, by {abs(pair.difference.mean):.2f}."
+    start = f"{arm} and {reference} cannot be decided with these {plural(seeds, 'seed')} and {plural(images, 'image')}"
+    if verdict.needed is None:
+        return f"{start}; no practical number would do for a difference of {signed(pair.difference.mean)}."
+    more = f" and {plural(verdict.needed.images, 'image')}" if verdict.needed.images else ""
+    needed = (
+        f"{plural(verdict.needed.seeds, 'seed')}{more} would do if the difference stays {signed(pair.difference.mean)}"
+    )
+    if verdict.too_few:
+        least = f"{plural(pairs, 'pair')} need at least {fewest_seeds(pairs)}"
+        return f"{start}: {least}; {needed}."
+    return f"{start}; {needed}."
+
+
+def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
+    runs = [runs[seed] for runs in table.values() for seed in seeds]
+    name = asked or runs[0].main_metric
+    known = [one for one in runs[0].metrics if all(one in run.metrics for run in runs)]
+    if name not in known:
+        raise ValueError(f"{name} is no metric of all these runs; they share {', '.join(known) or 'none'}")
+    wrong = next((run for run in runs if not np.isfinite(run.metrics[name])), None)
+    if wrong is not None:
+        raise ValueError(f"{name} of {wrong.folder} is no number; train this run again with --fresh, or leave it out")
+    return name
+
+
+def _arm(
+    name: str,
+    runs: Mapping[int, FinishedRun],
+    seeds: Sequence[int],
+    values_S: np.ndarray,
+    cost: Cost | None,
+    speeds: Speeds,
+    wishes: Wishes,
+) -> ArmResult:
+    first = runs[seeds[0]]
+    parameters = cost.parameters if cost else first.environment.get("parameters")
+    known = [runs[seed].seconds for seed in seeds]
+    seconds = [one for one in known if one is not None]
+    modes = speeds.get(name, {})
+    return ArmResult(
+        name=name,
+        network=first.recipe.network_name,
+        parameters=parameters if isinstance(parameters, int) else None,
+        macs=cost.macs if cost else None,
+        infer=modes.get("infer"),
+        train=modes.get("train"),
+        values=tuple(values_S.tolist()),
+        summary=summarise(values_S),
+        tuning=wishes.tuning.get(name, NOT_STATED),
+        hours=sum(seconds) / 3600 if len(seconds) == len(seeds) else None,
+        runs=tuple(str(runs[seed].folder) for seed in seeds),
+    )
+
+
+def _cost(run: FinishedRun) -> Cost | None:
+    """Return the cost of a run's network; None where it cannot be built here, such as without a user's own file."""
+    protocol = protocol_of(run.recipe)
+    classes = tuple(map(str, run.evaluation.get("classes", ())))
+    about = None
+    if run.recipe.task == "detection":
+        about = read_checkpoint(run.folder / "checkpoints" / "best.pt").content.get("about")
+    try:
+        with torch.device("meta"):
+            network = protocol.build_task(classes, about if isinstance(about, dict) else None).network
+    except ValueError:
+        return None
+    return counted(network, image_size(run.recipe))
+
+
+def _speeds(table: Table, seed: int, folder: Path, seconds: float, *, show: bool) -> Speeds:
+    if not seconds:
+        return {}
+    runs = {arm: runs[seed] for arm, runs in table.items()}
+    recipes: dict[str, tuple[Recipe, int]] = {
+        arm: (run.recipe, len(run.evaluation.get("classes", ()))) for arm, run in runs.items()
+    }
+    return speeds_of(recipes, folder, seconds, show=show)
+
+
+def _warnings(
+    table: Table,
+    seeds: Sequence[int],
+    arms: Sequence[ArmResult],
+    costs: Mapping[str, Cost],
+    reference: str,
+    *,
+    images_known: bool,
+) -> list[str]:
+    """Return sentences on what weakens the comparison."""
+    out, pairs = list[str](), len(arms) - 1
+    if len(seeds) < fewest_seeds(pairs):
+        least = min(1.0, pairs * smallest_p(len(seeds)))
+        out.append(
+            f"{plural(pairs, 'pair')} cannot be decided with {plural(len(seeds), 'seed')}, whatever the differences: "
+            f"the smallest possible p is {least:.3g} after Holm; {fewest_seeds(pairs)} seeds are the fewest that can"
+        )
+    if reference in costs:
+        out += unequal(costs, reference)
+    first = table[reference][seeds[0]].recipe
+    for arm, runs in table.items():
+        for key in difference(first, runs[seeds[0]].recipe, ignore=NO_SETTING - {"data"}):
+            if key in MUST_AGREE:
+                out.append(f"{arm} and {reference} differ in {key}, so their batches hold other images")
+    budgets = {arm.tuning for arm in arms}
+    if len(budgets) > 1:
+        out.append("the arms had different tuning budgets; the one with more trials has an advantage")
+    if any(run.evaluations > 1 for runs in table.values() for run in runs.values()):
+        out.append(
+            "the best of several evaluations on the validation images was kept, which raises every arm; with "
+            "evaluate_every=null the last one counts"
+        )
+    if not images_known:
+        out.append("intervals over images are not known for this metric, so verdicts hold for these images alone")
+    runs_of_all = [run for runs in table.values() for run in runs.values()]
+    if any(len({run.environment.get(key) for run in runs_of_all}) > 1 for key in ("torch", "device")):
+        out.append("the runs were trained with different versions of torch or on different devices")
+    return out
+
+
+def _conditions(table: Table, seeds: Sequence[int]) -> list[tuple[str, str]]:
+    """Return what the runs have in common."""
+    runs = [runs[seed] for runs in table.values() for seed in seeds]
+    first = runs[0]
+    once = all(run.evaluations <= 1 for run in runs)
+    rule = "the last one" if once else "the best one on the validation images"
+    if first.recipe.ema is not None:
+        rule += "; of the weights and their average, the better"
+
+    def trained(run: FinishedRun) -> str:
+        o = run.recipe.optimisation
+        return f"{o.optimizer}, batch {o.batch_size}, learning rate {o.lr:g}"
+
+    def where(run: FinishedRun, *keys: str) -> str:
+        return ", ".join(str(run.environment.get(key, "unknown")) for key in keys)
+
+    rows = {
+        "data": {str(run.recipe.data) for run in runs},
+        "image size": {" x ".join(map(str, image_size(run.recipe))) for run in runs},
+        "length": {str(run.recipe.optimisation.length) for run in runs},
+        "optimiser": {trained(run) for run in runs},
+        "checkpoint": {rule},
+        "trained on": {where(run, "machine", "device") for run in runs},
+        "fourstage and torch": {where(run, "fourstage", "torch") for run in runs},
+    }
+    return [(name, " or ".join(sorted(values))) for name, values in rows.items()]
