@@ -287,3 +287,24 @@ def test_a_run_that_was_stopped_in_time_is_queued_again(
     stand_in(bin, "scontrol", "#!/bin/sh\nexit 1\n")
     done = subprocess.run(["bash"], input=script, text=True, env={**os.environ, "SLURM_JOB_ID": "4711"}, check=False)
     assert done.returncode == code
+
+
+def test_a_comparison_is_an_array_of_its_cells(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["compare", "digits_visformer", "--vary", "mixer=swin,pvt", "--seeds", "3", "--out", "mixers", "length=2it"]
+    assert main([*grid, "--partition", "gpu", "--cpus-per-task", "4", "--time", "1:00:00", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --array=0-5\n" in text
+    assert f"#SBATCH --output={tmp_path}/mixers/slurm/mixers-%A_%a.out" in text
+    assert "#SBATCH --gpus-per-node=1" in text
+    assert "#SBATCH --signal=TERM@120" in text  # a cell that runs out of time saves, and is queued again
+    [line] = [line for line in text.splitlines() if "-m fourstage" in line]
+    words = line.split()
+    assert words[words.index("compare") :] == [
+        "compare", "digits_visformer", "--vary=mixer=swin,pvt", "--seeds=3", "length=2it",
+        "--out", f"{tmp_path}/mixers", "--cell", '"$SLURM_ARRAY_TASK_ID"',
+    ]  # fmt: skip
+    assert not (tmp_path / "mixers").exists()
+    assert main([*grid, "--partition", "gpu", "--time", "soon"]) == 2
+    assert "--time is minutes" in capsys.readouterr().err
+    assert main([*grid, "--partition", "gpu"]) == 2
+    assert "there is no sbatch on the PATH" in capsys.readouterr().err

@@ -8,7 +8,6 @@ from fourstage.cli.parsing import STOPPED, Verbs, add_imports, add_verb, print_t
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
-    from fourstage.analysis.comparison import Comparison
     from fourstage.run.compare.assemble import Wishes
     from fourstage.run.compare.compare import Compared, Planned
 
@@ -150,6 +149,7 @@ def _print_plan(planned: "Planned") -> None:
 
 def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], changes: list[str]) -> int:
     from fourstage import slurm
+    from fourstage.run.compare.compare import write_plan
 
     options = [f"--vary={text}" for text in args.vary] + [f"--seeds={args.seeds}"]
     options += [f"--imports={Path(file).resolve()}" for file in args.imports]
@@ -174,15 +174,18 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
         print(text, end="")
         return 0
     _print_plan(planned)
+    write_plan(planned, _wishes(args))
     done = slurm.submit_array(job)
     print(f"Submitted array {done.id} of {job.cells} cells.\nFile: {done.file}\nOutput: {done.output}")
     print("When all have ended, the same command without --partition writes the table.")
     return 0
 
 
-def _print_tables(comparison: "Comparison") -> None:
+def _print_tables(compared: "Compared") -> None:
     from fourstage.report.arms.tables import arm_table, pair_table
 
+    comparison = compared.comparison
+    assert comparison is not None
     print()
     print_table(*arm_table(comparison))
     print()
@@ -204,6 +207,6 @@ def _print(compared: "Compared") -> int:
         print(f"Stopped by {compared.stopped_by}; the same command continues the comparison.")
         return STOPPED.get(compared.stopped_by, 1)
     if compared.comparison is not None:
-        _print_tables(compared.comparison)
+        _print_tables(compared)
         print(f"wrote {', '.join(file.name for file in compared.files)} in {shown_path(compared.folder)}")
     return 0

@@ -12,8 +12,8 @@ from fourstage.report.number_format import signed, significant
 
 WIDTH = 620
 ROW = 58  # height of one arm or pair
-LETTER = 6.6  # upper bound of the width of a letter of a name
-MOST_LETTERS = 22
+LETTER = 9.6  # upper bound of the width of a letter of a name, at the size that phones have
+MOST_LETTERS = 18
 
 
 @dataclass(frozen=True)

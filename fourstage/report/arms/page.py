@@ -35,10 +35,17 @@ def _head(comparison: Comparison) -> Markup:
     heading = tag(
         "h1", *[item for i, arm in enumerate(comparison.arms) for item in ([" · "] if i else []) + [name(arm.name)]]
     )
-    warnings = [tag("li", f"{text}.") for text in comparison.warnings]
+    warnings = [tag("li", _sentence(text, comparison)) for text in comparison.warnings]
     missing = [tag("li", f"Not ended, and not in the table: {text}.") for text in comparison.missing]
     notes = tag("ul", *missing, *warnings, class_="warn notes") if warnings or missing else None
     return tag("header", top, heading, tag("p", tables.summary_line(comparison), class_="lede"), notes)
+
+
+def _sentence(text: str, comparison: Comparison) -> str:
+    """Return a warning as a sentence; one that begins with the name of an arm keeps its first letter."""
+    if any(text.startswith(arm.name) for arm in comparison.arms):
+        return f"{text}."
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _verdicts(comparison: Comparison) -> Markup:
@@ -72,7 +79,7 @@ def _seeds(comparison: Comparison) -> Markup:
 
 def _differences(comparison: Comparison) -> Markup:
     head, rows = tables.pair_table(comparison)
-    note = "intervals of 95 % over seeds, over images, and in colour over both"
+    note = "intervals of 95 %, from top to bottom over seeds, over images, and in colour over both"
     chart = figure(f"Difference to {comparison.pairs[0].reference}", difference_chart(comparison), note)
     return section("pairs", "Differences", chart, table(head, _named(rows), caption="Pairs", class_="numbers"))
 

@@ -23,14 +23,14 @@ def arm_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the head and one row for each arm: costs, speed, memory, and the metric. Unknown columns are left out."""
     columns: list[tuple[str, Callable[[ArmResult], str]]] = [
         ("arm", lambda arm: arm.name),
+        (comparison.label, _mean),
+        ("95 % interval", lambda arm: interval(Interval(arm.summary.low, arm.summary.high))),
         ("parameters", lambda arm: _millions(arm.parameters)),
         ("MACs", lambda arm: _macs(arm.macs)),
         ("images/s", lambda arm: _rate(arm.infer)),
         ("MiB", lambda arm: _memory(arm.infer)),
         ("training images/s", lambda arm: _rate(arm.train)),
         ("training MiB", lambda arm: _memory(arm.train)),
-        (comparison.label, _mean),
-        ("95 % interval", lambda arm: interval(Interval(arm.summary.low, arm.summary.high))),
         ("training time", lambda arm: NOTHING if arm.hours is None else duration(3600 * arm.hours)),
         ("tuning", lambda arm: arm.tuning),
     ]

@@ -113,6 +113,17 @@ def sentence(arm: str, reference: str, pair: Pair, verdict: Verdict, pairs: int,
     return f"{start}; {needed}."
 
 
+def too_few_seeds(pairs: int, seeds: int) -> list[str]:
+    """Return a sentence where no pair can be decided, whatever the differences; else nothing."""
+    if seeds >= fewest_seeds(pairs):
+        return []
+    least = min(1.0, pairs * smallest_p(seeds))
+    return [
+        f"{plural(seeds, 'seed')} cannot decide {plural(pairs, 'pair')}, whatever the differences: the smallest "
+        f"possible p is {least:.3g} after Holm; {fewest_seeds(pairs)} seeds are the fewest that can"
+    ]
+
+
 def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
     runs = [runs[seed] for runs in table.values() for seed in seeds]
     name = asked or runs[0].main_metric
@@ -190,12 +201,7 @@ def _warnings(
 ) -> list[str]:
     """Return sentences on what weakens the comparison."""
     out, pairs = list[str](), len(arms) - 1
-    if len(seeds) < fewest_seeds(pairs):
-        least = min(1.0, pairs * smallest_p(len(seeds)))
-        out.append(
-            f"{plural(pairs, 'pair')} cannot be decided with {plural(len(seeds), 'seed')}, whatever the differences: "
-            f"the smallest possible p is {least:.3g} after Holm; {fewest_seeds(pairs)} seeds are the fewest that can"
-        )
+    out += too_few_seeds(pairs, len(seeds))
     if reference in costs:
         out += unequal(costs, reference)
     first = table[reference][seeds[0]].recipe

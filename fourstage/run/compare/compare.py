@@ -11,7 +11,7 @@ from fourstage.documents import read_json
 from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE
-from fourstage.run.compare.assemble import Wishes, assemble
+from fourstage.run.compare.assemble import Wishes, assemble, too_few_seeds
 from fourstage.run.compare.costs import Quantity, costs_of, matched, unequal
 from fourstage.run.compare.grid import Arm, Cell, Grid, plan
 from fourstage.run.compare.initial import initial_weights, remove_initial
@@ -73,7 +73,8 @@ def plan_comparison(
     for cell in grid.cells:
         _check_same(cell)
     arm = next(arm for arm in grid.arms if arm.name == base)
-    return Planned(grid, arm, (*grid.notes, *unequal(costs, base)))
+    few = too_few_seeds(len(grid.arms) - 1, len(grid.seeds))
+    return Planned(grid, arm, (*grid.notes, *few, *unequal(costs, base)))
 
 
 def named(reference: str | None, arms: Sequence[str]) -> str:
@@ -108,8 +109,8 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
     grid = planned.grid
     if only is not None and not 0 <= only < len(grid.cells):
         raise ValueError(f"--cell {only} is outside of this grid; its cells are 0 to {len(grid.cells) - 1}")
-    if only is None:
-        _write_plan(planned, wishes)
+    if only is None or not (grid.out / FILE).is_file():
+        write_plan(planned, wishes)
     chosen = grid.cells if only is None else [grid.cells[only]]
     for number, cell in enumerate(chosen, 1):
         if show and not is_finished(cell.folder):
@@ -157,7 +158,8 @@ def _check_same(cell: Cell) -> None:
         )
 
 
-def _write_plan(planned: Planned, wishes: Wishes) -> None:
+def write_plan(planned: Planned, wishes: Wishes) -> None:
+    """Write the arms and seeds into the folder, by which it is known as a comparison."""
     grid = planned.grid
     grid.out.mkdir(parents=True, exist_ok=True)
     arms = [

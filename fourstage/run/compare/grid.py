@@ -94,7 +94,8 @@ def plan(
                 notes |= {note: None} if note else {}
             fixed = [] if _sets("evaluate_every", [*changes, *own]) else ["evaluate_every=null"]
             recipe = resolve(source, [*fixed, *changes, *own], values, files).recipe
-            name = _name(recipe.name if len(sources) > 1 else "", choice) or recipe.name
+            own_name = [recipe.name] if len(sources) > 1 or not choice else []
+            name = ", ".join([*own_name, *([arm_name(choice)] if choice else [])])
             arms.append(Arm(name, _folder(name), source, (*fixed, *changes, *own, *_data(values)), recipe))
     _check_arms(arms)
     return Grid(tuple(arms), tuple(range(seeds)), Path(out).resolve(), files, tuple(notes))
@@ -166,12 +167,13 @@ def _data(values: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def _name(recipe: str, choice: Sequence[tuple[str, str]]) -> str:
-    words = [
-        value if key.rpartition(".")[2] in NAMED_BY_VALUE else f"{key.rpartition('.')[2]}={value}"
-        for key, value in choice
-    ]
-    return ", ".join([*([recipe] if recipe else []), *words])
+def arm_name(choice: Sequence[tuple[str, object]]) -> str:
+    """Return the name of an arm from its keys and values."""
+    words = []
+    for key, value in choice:
+        last = key.rpartition(".")[2]
+        words.append(str(value) if last in NAMED_BY_VALUE else f"{last}={value}")
+    return ", ".join(words)
 
 
 def _folder(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from fourstage.documents import read_json
 from fourstage.files import read_bytes
 from fourstage.recipe import FREE, Recipe, difference
+from fourstage.run.compare.grid import arm_name
 from fourstage.run.folder import RunFolder
 
 RECORD_BYTES = 2**30
@@ -140,7 +141,7 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
     names = []
     for recipe in recipes:
         values = recipe.model_dump(mode="json")
-        names.append(", ".join(f"{key.rpartition('.')[2]}={_value(values, key)}" for key in keys[:3]))
+        names.append(arm_name([(key, _value(values, key)) for key in keys[:3]]))
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 

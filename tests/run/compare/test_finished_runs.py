@@ -1,0 +1,185 @@
+"""Finished runs compared: arms and seeds found in their recipes, tables, and metrics accumulated again for draws."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run.compare.fake_comparisons import CLASSES, classified_run, finished_run
+
+from fourstage.analysis.paired import image_draws
+from fourstage.cli import main
+from fourstage.run.compare.image_scores import drawn_metrics
+from fourstage.run.compare.runs import grouped, read_finished
+from fourstage.tasks.detection import coco_ap
+from fourstage.tasks.segmentation import miou
+
+PICO = ("model=unified_pico", "evaluate_every=null")
+
+
+def arms_and_seeds(folder: Path, abilities: dict[str, float], seeds: int) -> list[str]:
+    return [
+        str(classified_run(folder / f"{mixer}{seed}", ability, seed, *PICO, f"model_args.mixer={mixer}"))
+        for mixer, ability in abilities.items()
+        for seed in range(seeds)
+    ]
+
+
+def test_six_seeds_of_three_mixers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 1.6, "halo": 0.32}, 7)
+    out = tmp_path / "out"
+    tuning = ["--tuning", "swin=12 trials"]
+    assert main(["compare", *runs, "--out", str(out), "--seconds", "0", "--reference", "swin", *tuning]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pvt is better than swin, by" in printed
+    assert "halo and swin cannot be decided with these 7 seeds and 120 images" in printed
+    table = json.loads((out / "table.json").read_text())
+    assert [arm["name"] for arm in table["arms"]] == ["swin", "pvt", "halo"]
+    assert table["seeds"] == list(range(7))
+    assert table["images"] == 120
+    pvt = table["pairs"][0]
+    expected = np.subtract(table["arms"][1]["values"], table["arms"][0]["values"])
+    assert pvt["pair"]["difference"]["mean"] == pytest.approx(expected.mean())
+    assert pvt["pair"]["p"] == 2 / 2**7
+    assert pvt["pair"]["holm"] == 2 * 2 / 2**7
+    assert pvt["verdict"]["word"] == "better"
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert [row["arm"] for row in rows] == ["swin", "pvt", "halo"]
+    assert [row["verdict"] for row in rows] == ["", "better", "undecided"]
+    assert rows[0]["tuning"] == "12 trials"
+    assert len((out / "runs.csv").read_text().splitlines()) == 22
+    assert r"\begin{tabular}" in (out / "table.tex").read_text()
+    page = (out / "comparison.html").read_text()
+    markdown = (out / "table.md").read_text()
+    for words in ("pvt is better than swin", "different tuning budgets", "12 trials", "MACs against swin"):
+        assert words in page
+        assert words in markdown
+    assert page.count('class="seed-dot"') == 21
+    assert all(abs(arm["macs"]) > 1e6 for arm in table["arms"])
+
+
+def test_another_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 1.6}, 6)
+    assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--seconds", "0", "--metric", "loss"]) == 0
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert table["metric"] == "loss"
+    assert table["pairs"][0]["verdict"]["word"] == "better"
+    assert table["pairs"][0]["pair"]["difference"]["mean"] > 0  # in the direction of better
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.5}, 2)
+    other_seed = str(classified_run(tmp_path / "later", 0.5, 9, *PICO, "model_args.mixer=halo"))
+    other_images = str(classified_run(tmp_path / "few", 0.5, 0, *PICO, "model_args.mixer=halo", images=60))
+    damaged = classified_run(tmp_path / "damaged", 0.5, 0, *PICO, "model_args.mixer=halo")
+    (damaged / "records.jsonl").write_text("{")
+    running = classified_run(tmp_path / "running", 0.5, 0, *PICO, "model_args.mixer=halo")
+    (running / "report.html").unlink()
+    (tmp_path / "empty").mkdir()
+    out = ["--out", str(tmp_path / "out"), "--seconds", "0"]
+    cases = {
+        "need": ([runs[0]], "all these runs have the same recipe but for the seed, and a comparison needs two arms"),
+        "twice": ([*runs, runs[0]], "have the same recipe and the same seed, 0"),
+        "seeds": ([runs[0], other_seed], "no seed is in every arm (swin: 0; halo: 9)"),
+        "images": ([runs[0], other_images], "was evaluated on other images than"),
+        "damaged": ([runs[0], str(damaged)], "records.jsonl is damaged"),
+        "running": ([runs[0], str(running)], "has not ended its training; continue it"),
+        "folder": ([runs[0], str(tmp_path / "empty")], "is neither a run folder nor one of `fourstage compare`"),
+        "mixed": ([runs[0], "digits_visformer"], "is a folder and digits_visformer a recipe"),
+        "metric": ([*runs, "--metric", "box_map"], "box_map is no metric of all these runs; they share top1"),
+        "reference": ([*runs, "--reference", "halo"], "--reference halo is no arm of this comparison; its arms"),
+        "tuning": ([*runs, "--tuning", "halo=3"], "--tuning names halo, which is no arm; the arms are swin, pvt"),
+        "words": ([*runs, "--tuning", "much"], "--tuning is ARM=WORDS, such as 'swin=12 trials'; got 'much'"),
+        "vary": ([*runs, "--vary", "lr=1,2"], "--vary changes how arms are trained, and these runs have ended"),
+        "change": ([*runs, "lr=1"], "lr=1 changes how arms are trained"),
+    }  # fmt: skip
+    for name, (words, message) in cases.items():
+        capsys.readouterr()
+        assert main(["compare", *words, *out]) == 2, name
+        error = capsys.readouterr().err
+        assert message in error, name
+        assert len(error.strip().splitlines()) == 1, name
+    assert main(["compare", "lr=1"]) == 2
+
+
+def test_arms_are_named_by_what_differs(tmp_path: Path) -> None:
+    runs = [
+        classified_run(tmp_path / "a", 0.5, 0, "lr=1e-3", *PICO),
+        classified_run(tmp_path / "b", 0.5, 0, "lr=2e-3", *PICO, "weights=other.pt"),
+    ]
+    assert list(grouped(runs)) == ["lr=0.001", "lr=0.002"]
+
+
+def detection_record(draw: np.random.Generator, number: int) -> dict[str, Any]:
+    corners = draw.uniform(0, 60, (4, 2))
+    boxes = np.concatenate([corners, corners + draw.uniform(10, 30, (4, 2))], axis=1)
+    labels = draw.integers(0, 2, 4)
+    guessed = boxes + draw.normal(0, 2.0, boxes.shape)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    truth = {
+        "boxes": boxes.tolist(),
+        "labels": labels.tolist(),
+        "crowd": [False] * 4,
+        "areas": areas.tolist(),
+        "size": [96, 96],
+    }
+    right = np.where(draw.random(4) < 0.8, labels, 1 - labels)
+    scores = np.sort(draw.random(4))[::-1]
+    return {
+        "boxes": guessed.tolist(),
+        "labels": right.tolist(),
+        "scores": scores.tolist(),
+        "truth": truth | {"image_id": number},
+    }
+
+
+def test_average_precision_is_accumulated_again_for_every_draw(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    records = {f"i{n}": detection_record(draw, n) for n in range(12)}
+    whole = coco_ap.score(records, ("a", "b"))["box_map"]
+    arguments = ({"box_map": whole}, "box_map", records, ("a", "b"))
+    for name, arm in (("a", "lr=1e-3"), ("b", "lr=2e-3")):
+        finished_run(tmp_path / name, "digit_scenes_retinanet", *arguments, arm)
+    drawn = drawn_metrics(grouped([tmp_path / "a", tmp_path / "b"]), [0], "box_map")
+    assert drawn is not None
+    columns, images = drawn
+    [column_DS] = {id(one): one for one in (columns["lr=0.001"],)}.values()
+    assert images == 12
+    for times_N, found in list(zip(image_draws(12, len(column_DS)), column_DS[:, 0], strict=True))[:5]:
+        again = {
+            f"{id}#{copy}": {**record, "truth": {**record["truth"], "image_id": 100 * n + copy}}
+            for n, (id, record) in enumerate(sorted(records.items()))
+            for copy in range(times_N[n])
+        }
+        assert found == pytest.approx(coco_ap.score(again, ("a", "b"))["box_map"], abs=1e-9)
+    assert column_DS.mean() != pytest.approx(
+        np.mean([coco_ap.score({"i": one}, ("a", "b"))["box_map"] for one in records.values()]), abs=0.5
+    )
+
+
+def test_mean_iou_is_accumulated_again_for_every_draw(tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    matrices = {f"i{n}": draw.integers(0, 50, (3, 3)) * (draw.random((3, 3)) < 0.8) for n in range(10)}
+    records = {
+        id: {"pairs": np.flatnonzero(one).tolist(), "pixels": one[one > 0].tolist()} for id, one in matrices.items()
+    }
+    metrics = {f"{k}_ss": v for k, v in miou.means(miou.summed(records.values(), 3)).items()}
+    for name, arm in (("a", "lr=1e-3"), ("b", "lr=2e-3")):
+        finished_run(tmp_path / name, "digit_scenes_upernet", metrics, "miou_ss", records, ("a", "b", "c"), arm)
+    drawn = drawn_metrics(grouped([tmp_path / "a", tmp_path / "b"]), [0], "miou_ss")
+    assert drawn is not None
+    for times_N, found in zip(image_draws(10)[:5], drawn[0]["lr=0.001"][:5, 0], strict=True):
+        summed = sum(times * matrices[id] for times, id in zip(times_N, sorted(matrices), strict=True))
+        assert found == pytest.approx(miou.means(np.asarray(summed))["miou"])
+
+
+def test_a_metric_without_draws_holds_for_these_images_alone(tmp_path: Path) -> None:
+    records = {f"i{n}": detection_record(np.random.default_rng(n), n) for n in range(3)}
+    for name, arm, value in (("a", "lr=1e-3", 50.0), ("b", "lr=2e-3", 60.0)):
+        finished_run(
+            tmp_path / name, "digit_scenes_retinanet", {"box_map75": value}, "box_map75", records, CLASSES, arm
+        )
+    assert drawn_metrics(grouped([tmp_path / "a", tmp_path / "b"]), [0], "box_map75") is None
+    assert read_finished(tmp_path / "a").main_metric == "box_map75"

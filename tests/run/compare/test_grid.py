@@ -1,0 +1,104 @@
+"""The plan of a comparison, and one sentence for each mistake in it."""
+
+from pathlib import Path
+
+import pytest
+
+from fourstage.run.compare.compare import plan_comparison
+from fourstage.run.compare.costs import costs_of, matched
+from fourstage.run.compare.grid import PICO, plan
+
+RECIPE = "digits_visformer"
+
+
+def test_a_grid_of_mixers(tmp_path: Path) -> None:
+    grid = plan([RECIPE], ["mixer=swin,pvt"], 2, tmp_path / "out", changes=["length=4it"])
+    assert [arm.name for arm in grid.arms] == ["swin", "pvt"]
+    assert [getattr(arm.recipe, "model", None) for arm in grid.arms] == [PICO, PICO]
+    assert [str(cell.folder.relative_to(tmp_path)) for cell in grid.cells] == [
+        "out/swin/seed-0", "out/pvt/seed-0", "out/swin/seed-1", "out/pvt/seed-1"
+    ]  # fmt: skip
+    assert all(arm.recipe.evaluate_every is None for arm in grid.arms)  # the last checkpoint, not the best of many
+    assert all(arm.recipe.optimisation.length == "4it" for arm in grid.arms)
+    assert len(grid.notes) == 1
+    assert "visformer_digits has no token mixer" in grid.notes[0]
+
+
+def test_a_network_with_mixers_keeps_its_name(tmp_path: Path) -> None:
+    varied = ["mixer=swin,halo", "lr=1e-3,2e-3"]
+    grid = plan([RECIPE], varied, 1, tmp_path / "out", changes=["evaluate_every=2ep"])
+    assert [arm.name for arm in grid.arms][:2] == ["swin, lr=1e-3", "swin, lr=2e-3"]
+    assert grid.arms[0].recipe.evaluate_every == "2ep"
+    detection = plan(["mask_rcnn_unified_swin_micro_coco_1x"], ["mixer=swin,halo"], 1, tmp_path / "b")
+    assert [getattr(arm.recipe, "backbone", None) for arm in detection.arms] == ["unified_swin_micro"] * 2
+    assert not detection.notes
+
+
+def test_recipes_and_lists_as_values(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("base: digits_visformer\nema: null\n")
+    grid = plan([RECIPE, str(tmp_path / "other.yaml")], [], 1, tmp_path / "out")
+    assert [arm.name for arm in grid.arms] == [RECIPE, "other"]
+    grid = plan([RECIPE], ["augmentation.scale=[0.6, 1.0],[0.8, 1.0]"], 1, tmp_path / "out")
+    assert [arm.name for arm in grid.arms] == ["scale=[0.6, 1.0]", "scale=[0.8, 1.0]"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "vary", "seeds", "changes", "words"),
+    [
+        ([RECIPE], [], 6, [], "a comparison needs two arms, and digits_visformer is one; add --vary"),
+        ([RECIPE], ["mixer"], 6, [], "--vary is KEY=VALUE,VALUE, such as mixer=swin,pvt"),
+        ([RECIPE], ["mixer="], 6, [], "--vary is KEY=VALUE,VALUE"),
+        ([RECIPE], ["mixer=swin,swin"], 6, [], "--vary mixer has the value swin twice"),
+        ([RECIPE], ["mixer=swin,pvt", "mixer=halo,pvt"], 6, [], "--vary mixer came twice; give all its values at once"),
+        ([RECIPE], ["mixer=swin,pvt"], 0, [], "--seeds is a number of trainings for each arm, from 1 to 1000; got 0"),
+        ([RECIPE], ["mixer=swin,pvt"], 2, ["seed=3"], "leave seed out and set --seeds"),
+        ([RECIPE], ["seed=1,2"], 2, [], "leave seed out and set --seeds"),
+        ([RECIPE, RECIPE], [], 2, [], "a recipe is named twice"),
+        ([RECIPE], ["lr=1,2", "ema=0.1,0.2", "weight_decay=" + ",".join("1" * i for i in range(1, 9))], 900, [],
+         "32 arms with 900 seeds are 28,800 trainings; at most 10,000"),
+        ([RECIPE], ["lr=fast,slow"], 2, [], "optimisation.lr"),
+        ([RECIPE], ["lerning_rate=1,2"], 2, [], "lerning_rate"),
+        ([RECIPE, "digit_scenes_upernet"], [], 2, [], "classification and segmentation, which share no metric"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    sources: list[str], vary: list[str], seeds: int, changes: list[str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        plan(sources, vary, seeds, tmp_path / "out", changes=changes)
+    assert words in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="holds files that do not belong to a comparison; choose another --out"):
+        plan([RECIPE], ["mixer=swin,pvt"], 2, tmp_path)
+    with pytest.raises(ValueError, match=r"thesis.tex is a file; choose another --out"):
+        plan([RECIPE], ["mixer=swin,pvt"], 2, tmp_path / "thesis.tex")
+
+
+def test_warnings_before_anything_is_trained(tmp_path: Path) -> None:
+    planned = plan_comparison([RECIPE], ["mixer=swin,pvt"], 5, tmp_path / "out", reference="pvt")
+    assert planned.reference.name == "pvt"
+    assert any("5 seeds cannot decide 1 pair" in text and "6 seeds are the fewest" in text for text in planned.warnings)
+    assert any(text.startswith("swin has −13 % parameters and +24 % MACs against pvt") for text in planned.warnings)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="--reference halo is no arm of this comparison; its arms are swin, pvt"):
+        plan_comparison([RECIPE], ["mixer=swin,pvt"], 6, tmp_path / "out", reference="halo")
+    with pytest.raises(ValueError, match="no mixer is called 'swim'"):
+        plan_comparison([RECIPE], ["mixer=swin,swim"], 6, tmp_path / "out")
+
+
+@pytest.mark.parametrize("quantity", ["parameters", "macs"])
+def test_widths_that_cost_the_same(quantity: str, tmp_path: Path) -> None:
+    grid = plan([RECIPE], ["mixer=swin,pvt"], 1, tmp_path / "out")
+    costs = costs_of(matched(grid, quantity, "swin"))  # type: ignore[arg-type]
+    assert abs(getattr(costs["pvt"], quantity) / getattr(costs["swin"], quantity) - 1) < 0.05
+    assert costs["swin"] == costs_of(grid)["swin"]
+
+
+def test_networks_without_widths(tmp_path: Path) -> None:
+    grid = plan([RECIPE], ["model=visformer_digits,smt_tiny"], 1, tmp_path / "out", changes=["image_size=64"])
+    with pytest.raises(ValueError, match="smt_tiny takes no widths, which --match-cost searches"):
+        matched(grid, "parameters", "visformer_digits")
