@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
+from fourstage.tasks.parts.intervals import wilson
+
 LEVEL = 0.95
 FEWEST = 6  # seeds below which a sign-flip test cannot reach 0.05: its smallest p is 2 ** (1 - S)
 EXACT = 16  # seeds up to which all 2 ** S flips are counted
@@ -99,7 +101,6 @@ def share_better(differences_S: np.ndarray) -> Share:
     """Return the share of (S,) differences above 0, in which an equal pair counts half: P(A > B)."""
     differences_S = np.asarray(differences_S, float)
     count = len(differences_S)
-    share = float((np.sum(differences_S > 0) + 0.5 * np.sum(differences_S == 0)) / count)
-    z2 = float(stats.norm.ppf((1 + LEVEL) / 2)) ** 2 / count
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
-    return Share(share, max(0.0, (share + z2 / 2 - half) / (1 + z2)), min(1.0, (share + z2 / 2 + half) / (1 + z2)))
+    better = float(np.sum(differences_S > 0) + 0.5 * np.sum(differences_S == 0))
+    low, high = wilson(better, count)
+    return Share(better / count, low / 100, high / 100)

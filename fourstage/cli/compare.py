@@ -15,7 +15,16 @@ SEEDS = 6  # the fewest with which a pair can be decided
 
 
 def add_compare(verbs: Verbs) -> None:
-    verb = add_verb(verbs, "compare", _run_compare, "train arms over several seeds, or compare finished runs, fairly")
+    verb = add_verb(
+        verbs,
+        "compare",
+        _run_compare,
+        "train arms over several seeds, or compare finished runs, fairly",
+        [
+            "fourstage compare digits_visformer --vary mixer=swin,pvt --dry-run",
+            "fourstage compare digits_visformer --vary lr=1e-3,2e-3 --dry-run",
+        ],
+    )
     verb.set_defaults(changes_recipe=True)
     verb.add_argument(
         "networks", nargs="+", metavar="RECIPE|RUN|KEY=VALUE",

@@ -37,7 +37,7 @@ def _head(comparison: Comparison) -> Markup:
     )
     warnings = [tag("li", _sentence(text, comparison)) for text in comparison.warnings]
     missing = [tag("li", f"Not ended, and not in the table: {text}.") for text in comparison.missing]
-    notes = tag("ul", *missing, *warnings, class_="warn notes") if warnings or missing else None
+    notes = tag("ul", *missing, *warnings, class_="cautions") if warnings or missing else None
     return tag("header", top, heading, tag("p", tables.summary_line(comparison), class_="lede"), notes)
 
 

@@ -19,7 +19,7 @@ class Intervals:
     of: dict[str, tuple[float, float]] = field(default_factory=dict)  # by the metric's name
 
 
-def wilson(right: int, images: int) -> tuple[float, float]:
+def wilson(right: float, images: int) -> tuple[float, float]:
     """Return Wilson's interval of a share, in per cent.
 
     Unlike the textbook's normal interval, it has a width where none or all of the images are right.
