@@ -1,10 +1,12 @@
-"""The memory that a network needs at least for a large image, so that it is refused before the memory is taken."""
+"""The memory that a network needs for a large image, so that the image is refused before the memory is taken."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakSet, finalize
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourstage.resources import free_memory, size_text
 
@@ -12,29 +14,42 @@ LARGE = 2**23  # pixels; smaller images are not checked
 PROBE = 256  # pixels of a side of the image that memory is measured with
 
 
-def bytes_per_pixel(network: nn.Module, run: Callable[[], object]) -> float:
-    """Return the bytes that a network needs at least for each pixel of an image.
+def bytes_per_pixel(run: Callable[[], object]) -> float:
+    """Return about how many bytes a network needs for each pixel of an image.
 
     Args:
-        run: runs the network on one image of PROBE x PROBE pixels. The largest input and output of a layer, which exist
-            at the same time, are what it needs at least.
+        run: runs the network on one image of PROBE x PROBE pixels. The most bytes of all tensors that are alive at a
+            time are counted; the weights, which exist before, are not.
     """
-    largest = 0
+    with torch.no_grad(), _LiveBytes() as live:
+        run()
+    return live.most / PROBE**2
 
-    def measure(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal largest
-        tensors = {one.data_ptr(): one.numel() * one.element_size() for one in _tensors((inputs, output))}
-        largest = max(largest, sum(tensors.values()))
 
-    leaves = [module for module in network.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(measure) for module in leaves]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return largest / PROBE**2
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: WeakSet[UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        before = {id(one.untyped_storage()) for one in _tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for one in _tensors(out):
+            memory = one.untyped_storage()
+            if id(memory) not in before and memory not in self._known:  # not a view, and not in place
+                self._known.add(memory)
+                self.now += memory.nbytes()
+                self.most = max(self.most, self.now)
+                finalize(memory, self._free, memory.nbytes())
+        return out
+
+    def _free(self, count: int) -> None:
+        self.now -= count
 
 
 def check_memory(name: str, pixels: int, each: float, device: torch.device) -> None:
@@ -49,7 +64,7 @@ def check_memory(name: str, pixels: int, each: float, device: torch.device) -> N
     needed = pixels * each
     if free is not None and needed > free:
         raise ValueError(
-            f"{name} has {pixels:,} pixels that this network reads at once, for which it needs at least "
+            f"{name} has {pixels:,} pixels that this network reads at once, for which it needs about "
             f"{size_text(needed)} of memory, and {size_text(free)} are free; add tile=640 (predict: --tile 640), or "
             f"use a smaller image"
         )

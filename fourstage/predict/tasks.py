@@ -102,7 +102,7 @@ class ImagePredictor(ABC):
 
     @cached_property
     def _bytes_per_pixel(self) -> float:
-        return bytes_per_pixel(self.module, self.run_probe)
+        return bytes_per_pixel(self.run_probe)
 
     def run_probe(self) -> None:
         """Run the network on one image of PROBE x PROBE pixels."""
@@ -283,7 +283,7 @@ class ImageSegmentor(ImagePredictor):
             self.check_memory(one.source.name, max(math.prod(size) for size in protocol.sizes(one.size)))
 
     def run_probe(self) -> None:
-        self.task.network(torch.zeros(1, 3, PROBE, PROBE, device=self.device))
+        self.task.network.coarse(torch.zeros(1, 3, PROBE, PROBE, device=self.device))
 
     def _result(self, one: ReadImage, labels_HW: np.ndarray) -> Result:
         pixels_C = np.bincount(labels_HW.reshape(-1), minlength=1)
