@@ -46,7 +46,7 @@ def test_two_processes_write_one_run_with_exact_numbers_and_continue_it(tmp_path
     printed = launch(2, "train", "digits_visformer", "--out", str(out), *SETTINGS)
     assert printed.count("Finished:") == 1
     whole = log(out)
-    assert [line["step"] for line in whole if line["kind"] == "train"] == [5, 10, 15, 20, 25, 30]
+    assert [line["step"] for line in whole if line["kind"] == "train"] == [*range(1, 31)]  # 20 points at least
     best = max((line for line in whole if line["kind"] == "evaluation"), key=lambda line: line["metrics"]["top1"])
     for processes in (1, 2):
         found = json.loads(launch(processes, "evaluate", str(out), "--json"))
