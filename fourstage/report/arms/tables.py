@@ -47,14 +47,14 @@ def seed_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def pair_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the head and one row for each pair: difference, its three intervals, p-values, P(A > B), verdict."""
-    head = ["pair", "difference", "over seeds", "over images", "over both", "p, seeds", "Holm", "p, both", "Holm",
-            "P(A > B)", "verdict"]  # fmt: skip
+    head = [f"against {comparison.pairs[0].reference}", "difference", "over seeds", "over images", "over both"]
+    head += ["p, seeds", "Holm", "p, both", "Holm", "P(A > B)", "verdict"]
     rows = []
     for row in comparison.pairs:
         pair = row.pair
         rows.append(
             [
-                f"{row.arm} \u2212 {row.reference}",
+                row.arm,
                 signed(pair.difference.mean),
                 interval(Interval(pair.difference.low, pair.difference.high)),
                 interval(pair.over_images),
