@@ -183,9 +183,20 @@ def test_every_name_of_the_source_is_there_and_its_checkpoints_names_too() -> No
     sizes = ("micro", "tiny", "small", "base")
     mixers = (*registry.MIXERS, "halonet", "internimage")
     expected = {f"unified_{mixer}_{size}" for mixer in mixers for size in sizes}
-    assert set(fourstage.list_models("unified_*")) == expected | {"unified_dcn_v3_large", "unified_internimage_large"}
+    expected |= {"unified_dcn_v3_large", "unified_internimage_large"}
+    assert set(fourstage.list_models("unified_*")) == expected | {"unified_pico"}  # the last one is ours
+
     assert fourstage.list_models("official_*") == ["official_pvt_v2_b0", "official_swin_tiny"]
     assert registry.find("unified_internimage_base").name == "unified_dcn_v3_base"
+
+
+def test_other_widths() -> None:
+    model: Any = fourstage.create_model("unified_pico", mixer="halo", widths=[24, 48, 96, 200], num_classes=3)
+    assert [level.channels for level in model.levels] == [24, 48, 96, 200]
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+    for widths in ([24, 48, 96], [24, 48, 96, 201], [24, 48, 96, 0], [24, 48.0, 96, 200]):
+        with pytest.raises(ValueError, match=r"widths must be four multiples of the heads, \[1, 2, 4, 8\]"):
+            fourstage.create_model("unified_pico", widths=widths)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_resampled_ap_is_the_score_of_the_resampled_images(limits: tuple[int, ..
     records, classes = detection_records(8), ("a", "b", "c")
     ordered = list(records.values())
     for iou_type in ("box", "mask"):
-        measure = coco_ap._resampled_map(ordered, classes, limits, iou_type)
+        measure = coco_ap.resampled_map(ordered, classes, limits, iou_type)
         for chosen in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 3, 3, 3, 6, 7], [5] * 8):
             again = {f"{place:03}": ordered[i] for place, i in enumerate(chosen)}
             expected = coco_ap.score(again, classes, limits=limits)[f"{iou_type}_map"]
