@@ -1,5 +1,7 @@
 """Any network of timm as a dense backbone. B images, C channels, H x W cells."""
 
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,13 +78,30 @@ class TimmBackbone(WrappedBackbone):
         import timm
 
         with torch.device("meta"):
-            return frozenset(timm.create_model(self.name, **self.arguments).state_dict())
+            headed = {**self.arguments, "num_classes": 2}  # some networks of timm have no head unless it is asked for
+            return frozenset(timm.create_model(self.name, **headed).state_dict())
 
     def stem_names(self) -> tuple[str, ...]:
         """Return the names of the weights in timm's classifier that read the image."""
         cfg = _cfg(self.name)
         first = () if cfg is None or cfg.first_conv is None else cfg.first_conv
         return tuple(f"{name}.weight" for name in ([first] if isinstance(first, str) else first))
+
+    def resized(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a classifier's state dict as timm's own loader changes it for this network's image size."""
+        import timm
+
+        with torch.device("meta"):
+            network = timm.create_model(self.name, **self.arguments)
+        change = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        if change is None:
+            return {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of torch, about the speed of timm's interpolation
+                return change(dict(state), network)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return {}  # a file of another network, whose shapes are reported
 
     def _maps(self, image_BCHW: Tensor) -> list[Tensor]:
         maps = self.model(image_BCHW)

@@ -6,7 +6,7 @@ B images, C channels, H x W cells.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -470,3 +470,7 @@ class WrappedBackbone(nn.Module, ABC):
     @abstractmethod
     def stem_names(self) -> tuple[str, ...]:
         """Return the names of the weights in the library's classifier that read the image."""
+
+    def resized(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors of a classifier's file, its positions resized by the library; empty where it does not."""
+        return {}

@@ -153,7 +153,7 @@ def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: s
         source=source,
         read=len(found.tensors),
         renamed=len(found.tensors.keys() - state.keys()),
-        resized=(),
+        resized=tuple(found.resized),
         dropped=(*found.reading.outside, *found.dropped),
         fresh=tuple(key for key in found.fresh if not re.fullmatch(COUNTER, key)),
         stem=adapted_note(wanted[found.adapted[0]].shape[1]) if found.adapted else "",

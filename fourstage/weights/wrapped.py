@@ -10,6 +10,7 @@ from fourstage.backbones.base import WrappedBackbone
 from fourstage.weights.adapt import adapt_stem, is_adaptable
 from fourstage.weights.prefixes import Reading, readings
 
+POSITIONS = r".*(?:pos_embed|position_embedding|position_bias_table|rel_pos|pos_bias)[^.]*"
 # buffers that follow from sizes, and step counters: a file may have or lack them
 COMPUTED = r".*(?:relative_position_index|attn_mask|num_batches_tracked)"
 
@@ -21,6 +22,7 @@ class Filling:
     reading: Reading
     tensors: dict[str, Tensor] = field(default_factory=dict)
     adapted: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # names of the file
     fresh: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -39,6 +41,7 @@ def filling(model: WrappedBackbone, state: Mapping[str, Tensor]) -> Filling:
 
 def _filling(model: WrappedBackbone, wanted: Mapping[str, Tensor], reading: Reading) -> Filling:
     out, state, used, stems = Filling(reading), reading.state, set[str](), model.stem_names()
+    resized: Mapping[str, Tensor] | None = None
     for key, ours in wanted.items():
         name = _name_in(state, key)
         if name is None:
@@ -54,8 +57,15 @@ def _filling(model: WrappedBackbone, wanted: Mapping[str, Tensor], reading: Read
         elif name in stems and is_adaptable(theirs, ours):
             out.tensors[key] = adapt_stem(theirs, ours.shape[1])
             out.adapted.append(key)
+        elif re.fullmatch(POSITIONS, name) and theirs.ndim == ours.ndim:
+            resized = model.resized(state) if resized is None else resized
+            if (fitting := resized.get(name)) is not None and fitting.shape == ours.shape:
+                out.tensors[key] = fitting
+                out.resized.append(key)
+            else:
+                out.wrong.append(_shapes(name, theirs, ours))
         else:
-            out.wrong.append(f"{name} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the network")
+            out.wrong.append(_shapes(name, theirs, ours))
     rest = [name for name in state if name not in used]
     ends = model.classifier_names() if rest else frozenset()
     for name in rest:
@@ -64,6 +74,10 @@ def _filling(model: WrappedBackbone, wanted: Mapping[str, Tensor], reading: Read
         else:
             out.wrong.append(f"{name} is not in it")
     return out
+
+
+def _shapes(name: str, theirs: Tensor, ours: Tensor) -> str:
+    return f"{name} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the network"
 
 
 def _name_in(state: Mapping[str, Tensor], key: str) -> str | None:

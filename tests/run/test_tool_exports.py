@@ -107,15 +107,6 @@ def test_cvat_masks_keep_the_folders_of_the_images(listed: bool, tmp_path: Path)
         assert map_HW.unique().numel() == 2, i
 
 
-def test_an_empty_validation_split_says_how_to_go_on(tmp_path: Path) -> None:
-    data = BOXES["Roboflow COCO"](tmp_path / "data")
-    file = data / "valid/_annotations.coco.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": [], "annotations": []}))
-    errors = [str(f) for f in check(data).findings if f.severity == "error"]
-    assert len(errors) == 1
-    assert "or remove this empty split, and a tenth of the others is held out" in errors[0]
-
-
 def test_a_note_of_both_splits_is_printed_once(tmp_path: Path) -> None:
     notes = [str(f) for f in check(one_json(tmp_path / "data")).findings if f.severity == "note"]
     assert sum("held out" in note for note in notes) == 1

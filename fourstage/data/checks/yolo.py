@@ -11,7 +11,7 @@ from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import is_image_name
 from fourstage.data.objects.table import check_masks
 from fourstage.data.objects.yolo import label_file, label_lines, lines_of, parse_line
-from fourstage.data.objects.yolo_places import CLASSES, Description, describe, left_out
+from fourstage.data.objects.yolo_places import CLASSES, LEFT_OUT, Description, describe
 from fourstage.data.sample import NoSplitError, Progress, Split
 
 
@@ -24,7 +24,7 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
     except ValueError as error:
         return Checked([Finding("error", "description", str(root), "cannot be used", str(error))], summary)
     if said.keypoints:
-        findings.append(Finding("note", "keypoints", str(said.path), "has kpt_shape", left_out(said)))
+        findings.append(Finding("note", "keypoints", str(said.path), "has kpt_shape", LEFT_OUT))
     images: dict[Split, list[Path]] = {}
     for split in ("train", "val"):
         try:

@@ -30,7 +30,7 @@ from fourstage.data.limits import (
 from fourstage.data.sample import IGNORE, NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES, SPLIT_NAMES, of_split
 from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
-from fourstage.data.walk import image_files
+from fourstage.data.walk import has_images, image_files
 from fourstage.files import read_bytes
 
 CLASS_FOLDERS = ("SegmentationClass", "SegmentationClassPNG")  # labelme's script keeps arrays in the first
@@ -43,7 +43,7 @@ def is_voc_export(root: Path) -> bool:
     if _class_folder(root) is None:
         return False
     lists = root / "ImageSets" / "Segmentation"
-    complete = all((lists / f"{split}.txt").is_file() for split in ("train", "val"))
+    complete = all(_lists_any(lists / f"{split}.txt") for split in ("train", "val"))
     return (root / LABEL_MAP).is_file() or not complete
 
 
@@ -52,7 +52,8 @@ def find_voc_export(root: Path, split: Split) -> Pairs:
     labels = _class_folder(root)
     assert labels is not None
     lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
-    train, val = of_split(lists, "train"), of_split(lists, "val")
+    train = of_split(lists, "train")
+    val = of_split([path for path in lists if train is None or _lists_any(path)], "val")
     if split == "train" and train is None and val is not None:
         raise NoSplitError(
             f"{lists[0].parent / 'train.txt'} does not exist; it lists the images of the split, one name a line"
@@ -62,6 +63,10 @@ def find_voc_export(root: Path, split: Split) -> Pairs:
     if val is None:
         return held_apart(training, split, root)
     return training if split == "train" else replace(_pairs(root, labels, val), training_maps=training.maps)
+
+
+def _lists_any(path: Path) -> bool:
+    return path.is_file() and bool(text_lines(read_bytes(path, LIST_BYTES), path))
 
 
 def _pairs(root: Path, labels: Path, listed: Path | None) -> Pairs:
@@ -132,7 +137,8 @@ def find_roboflow(root: Path, split: Split) -> Pairs:
 
 
 def _split_folder(root: Path, split: Split) -> Path | None:
-    return next((root / name for name in EXPORT_SPLIT_NAMES[split] if (root / name / ROBOFLOW).is_file()), None)
+    folders = [root / name for name in EXPORT_SPLIT_NAMES[split] if (root / name / ROBOFLOW).is_file()]
+    return next((folder for folder in folders if split == "train" or has_images(folder)), None)
 
 
 def _titles(path: Path) -> list[str]:

@@ -24,7 +24,7 @@ from fourstage.data.limits import (
 )
 from fourstage.data.sample import IGNORE, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES, held_out_note, joined_notes, split_positions
-from fourstage.data.walk import all_files, image_files
+from fourstage.data.walk import all_files, has_images, image_files
 from fourstage.files import read_bytes
 
 Colour = tuple[int, int, int]
@@ -99,15 +99,18 @@ def is_ade20k(root: Path) -> bool:
 
 def find_ade20k(root: Path, split: Split) -> Pairs:
     """SceneParsing: 150 classes, stored as 1 to 150; 0 is ignored."""
-    name = {"train": "training", "val": "validation"}[split]
+    held_out = has_images(root / "images" / "training") and not has_images(root / "images" / "validation")
+    name = "training" if split == "train" or held_out else "validation"
     images, labels = root / "images" / name, root / "annotations" / name
     values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
     listed = find_class_list(root / "annotations", root)
     if listed is not None and listed.names != ADE20K:
-        return paired("ADE20K's folders", images, labels, listed.names, listed.values)
+        pairs = paired("ADE20K's folders", images, labels, listed.names, listed.values)
+        return held_apart(pairs, split, root) if held_out else pairs
     names = _ade_names(root / ADE_NAMES)
     note = "" if names or listed else assumed(root, "ADE20K", f"{ADE_CLASSES} classes are assumed, stored from 1 on")
-    return replace(paired("ADE20K", images, labels, names or ADE20K, values), note=note)
+    pairs = replace(paired("ADE20K", images, labels, names or ADE20K, values), note=note)
+    return held_apart(pairs, split, root) if held_out else pairs
 
 
 def assumed(root: Path, layout: str, what: str) -> str:
@@ -130,18 +133,21 @@ def is_cityscapes(root: Path) -> bool:
 
 def find_cityscapes(root: Path, split: Split) -> Pairs:
     """19 classes; `labelTrainIds` where they are, else `labelIds`."""
-    images = root / "leftImg8bit" / split
+    above = root / "leftImg8bit"
+    held_out = _has_any(above / "train") and not _has_any(above / "val")
+    split_name = "train" if held_out else split
+    images = above / split_name
     if not images.is_dir():
         raise NoSplitError(f"{images} does not exist; unpack leftImg8bit_trainvaltest.zip there")
     paths = [images / path for path in image_files(images) if path.endswith("_leftImg8bit.png")]
-    stems = [root / "gtFine" / split / _relative(path, images).removesuffix("_leftImg8bit.png") for path in paths]
+    stems = [root / "gtFine" / split_name / _relative(path, images).removesuffix("_leftImg8bit.png") for path in paths]
     train_ids = bool(stems) and _with(stems[0], "_gtFine_labelTrainIds.png").is_file()
     ending = "_gtFine_labelTrainIds.png" if train_ids else "_gtFine_labelIds.png"
     values = dict.fromkeys(range(0 if train_ids else CITYSCAPES_IDS), IGNORE)
     values |= {i if train_ids else number: i for i, (_, number, _) in enumerate(CITYSCAPES)}
     listed = find_class_list(root / "gtFine", root)
     maps = [_with(stem, ending) for stem in stems]
-    return Pairs(
+    pairs = Pairs(
         layout="Cityscapes",
         folder=images,
         images=paths,
@@ -151,6 +157,11 @@ def find_cityscapes(root: Path, split: Split) -> Pairs:
         palette=None if listed else tuple(colour for _, _, colour in CITYSCAPES),
         problems=without_maps(images, paths, maps),
     )
+    return held_apart(pairs, split, root) if held_out else pairs
+
+
+def _has_any(folder: Path) -> bool:
+    return folder.is_dir() and has_images(folder)
 
 
 def _with(stem: Path, ending: str) -> Path:
@@ -240,7 +251,7 @@ def _image_folder(root: Path, split: Split) -> Path | None:
     above = [root / name for name in IMAGES if (root / name).is_dir()]
     for name in SPLIT_NAMES[split]:
         for folder in (*(folder / name for folder in above), root / name):
-            if folder.is_dir() and (labels / name).is_dir():
+            if folder.is_dir() and (labels / name).is_dir() and (split == "train" or has_images(folder)):
                 return folder
     if split == "val" or _splits_below(labels) or not _holds_maps(labels):
         return None

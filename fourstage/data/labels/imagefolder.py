@@ -99,10 +99,11 @@ def find_layout(root: Path) -> Layout:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ValueError(f"{root} {what}: give the folder that holds train/<class>/*.jpg, or the name digits")
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
-    train, val = (next((below[n] for n in SPLIT_NAMES[s] if n in below), None) for s in ("train", "val"))
-    if train is None and val is None:
+    train, val = ([below[n] for n in SPLIT_NAMES[s] if n in below] for s in ("train", "val"))
+    val = [folder for folder in val if not train or has_images(folder)]
+    if not train and not val:
         return Layout(root, train=root, val=None)
-    return Layout(root, train, val)
+    return Layout(root, next(iter(train), None), next(iter(val), None))
 
 
 def is_imagefolder(root: Path) -> bool:
@@ -165,7 +166,7 @@ def layout_note(layout: Layout, split: Split, classes: Sequence[str], files: dic
         if not held_out:
             return None
         do = f"a fixed {VAL_SHARE:.0%} of each class ({held_out:,} of {total:,} images) is held out for validation"
-        return Finding("note", "held-out split", str(layout.root), "has no val/ folder", do)
+        return Finding("note", "held-out split", str(layout.root), "has no images in a folder val/", do)
     if split == "val" and (lacking := sorted(set(classes) - set(files))):
         what = f"has no images of {len(lacking)} of the {len(classes)} classes, such as {lacking[0]!r}"
         return Finding("note", "classes not validated", str(layout.val), what, "their accuracy is not measured")

@@ -75,6 +75,8 @@ class Layout:
 def survey(root: Path, layout: Layout, split: Split) -> Listing:
     """Return the listing of one split; without a validation list, a tenth of the training list is held out."""
     here, place = {s: path for s, path in layout.lists.items() if path.is_file()}, layout.images.get(split)
+    if "val" in here and "train" in here and not read_bytes(here["val"], LIST_BYTES).strip():
+        del here["val"]
     if split not in here and (split == "train" or "train" not in here or (place is not None and place.exists())):
         lacking = place is None or not place.exists()
         raise (NoSplitError if lacking else ValueError)(

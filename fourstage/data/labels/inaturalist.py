@@ -29,6 +29,8 @@ def is_inaturalist(root: Path) -> bool:
 def survey_inaturalist(root: Path, split: Split) -> Listing:
     """Return the listing of one split; classes are the categories in the order of their ids."""
     found = {s: max(root.glob(f"{s}{YEARS}.json"), default=None) for s in ("train", "val")}
+    if found["train"] is not None and found["val"] is not None and not _read(found["val"])["images"]:
+        found["val"] = None
     path = found[split] or found["train"]
     if path is None or (split == "train" and found["train"] is None):
         raise NoSplitError(

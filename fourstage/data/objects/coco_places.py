@@ -1,7 +1,7 @@
 """Where a folder keeps the COCO json and the images of each split, as annotation tools export them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from fourstage.data.file_names import found_names
 from fourstage.data.limits import check_inside, leads_away
 from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES, SPLIT_NAMES, of_split
+from fourstage.documents import read_json
 from fourstage.files import open_regular
 
 EXPORTED = "_annotations.coco.json"
@@ -44,7 +45,7 @@ def is_coco_json(data: str | Path) -> bool:
 def find_split(root: Path, split: Split) -> Annotated:
     """Return the json and the image folder of one split.
 
-    Where there is none for validation, both splits are of one json.
+    Where there is none for validation, or one without images, both splits are of one json.
 
     Raises:
         NoSplitError: there is no json for this split.
@@ -81,16 +82,30 @@ def find_images(place: Annotated, names: Sequence[str]) -> tuple[Annotated, dict
 
 
 def _of(root: Path, split: Split) -> Annotated | None:
+    def used(paths: Iterable[Path]) -> list[Path]:
+        return [path for path in paths if path.is_file() and not (split == "val" and _lists_nothing(path))]
+
     for name in EXPORT_SPLIT_NAMES[split]:
-        if (root / name / EXPORTED).is_file():
+        if used([root / name / EXPORTED]):
             return Annotated(root / name / EXPORTED, root / name, root)
     for name in EXPORT_SPLIT_NAMES[split]:
-        found = sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True)  # 2017 before 2014
+        found = used(sorted(root.glob(f"annotations/instances_{name}*.json"), reverse=True))  # 2017 before 2014
         places = [Annotated(path, _image_folder(root, path), root) for path in found]
         if places:
             return next((place for place in places if place.images.is_dir()), places[0])
-    path = of_split(_instances(root), split) or of_split(_others(root), split)
+    path = of_split(used(_instances(root)), split) or of_split(used(_others(root)), split)
     return None if path is None else Annotated(path, _image_folder(root, path), root)
+
+
+def _lists_nothing(path: Path) -> bool:
+    """Return whether a json of COCO lists no image, as that of an export whose validation split is empty."""
+    try:
+        if path.stat().st_size > SNIFFED:
+            return False
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False  # the reader says what is wrong
+    return isinstance(content, dict) and content.get("images") == []
 
 
 def _only(root: Path) -> Annotated | None:

@@ -106,6 +106,7 @@ def _listed(folder: Path, split: Split) -> tuple[list[Path], str]:
         return _held_apart(folder, files, split)
     if split == "train" and not train:
         raise NoSplitError(f"{folder} has no list for {split}: ImageSets/Main/{split}.txt is needed")
+    val = [path for path in val if not train or text_lines(read_bytes(path, LIST_BYTES), path)]
     if not val:
         return _held_apart(train[0], _of_list(folder, train[0]), split)
     return _of_list(folder, (train if split == "train" else val)[0]), ""

@@ -24,7 +24,7 @@ from fourstage.data.limits import (
 )
 from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES, held_out_note, joined_notes, split_positions
-from fourstage.data.walk import image_files
+from fourstage.data.walk import has_images, image_files
 from fourstage.documents import YAML_BYTES, in_file, parse_yaml
 from fourstage.files import read_bytes
 
@@ -32,6 +32,8 @@ NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked at first; then any o
 DARKNET = ("obj.names", "obj.data")
 CLASSES = "classes.txt"
 LOOKED_AT = 100  # texts of a folder
+LEFT_OUT = "the keypoints of its objects are left out, and their boxes are used"
+EXPORTED = re.compile(r"(\.\./)?(valid|test)/images/?")  # Roboflow's validation splits
 
 
 @dataclass(frozen=True)
@@ -56,33 +58,40 @@ class Description:
             NoSplitError: there is no such split.
             ValueError: a folder or list is missing, or has no images.
         """
-        train, val = (self._key(one) for one in ("train", "val"))
+        train = next((key for key in EXPORT_SPLIT_NAMES["train"] if key in self.folders), None)
+        listed = self._images_of(train) if split == "train" and train is not None else None  # its errors come first
+        val = self._validation()
         key = (val or train) if split == "val" else train
         if key is None:
             raise NoSplitError(
                 f"{self.path} names no images for {split}: a line `{EXPORT_SPLIT_NAMES[split][0]}: FOLDER` is needed"
             )
-        images, notes = list[Path](), list[str]()
-        for text in self.folders[key]:
-            found, note = self._listed(key, text)
-            images += found
-            notes.append(note)
+        images, notes = listed or self._images_of(key)
         if not images:
-            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images{self._remedy(key)}")
+            raise ValueError(f"{self.path}: {', '.join(self.folders[key])} ({key}) holds no images; add them")
         if val is None:
             names = [Path(os.path.relpath(path, self.base)).as_posix() for path in images]
             notes.append(held_out_note(self.path, names))
             images = [images[i] for i in split_positions(names, split)]
         return images, joined_notes(*notes)
 
-    def _remedy(self, key: str) -> str:
-        """Return what to do about a split that has no images; exports name a validation split even without one."""
-        if key not in EXPORT_SPLIT_NAMES["val"]:
-            return ""
-        return f"; add them, or remove the line `{key}:`, and a tenth of the training images is held out"
+    def _validation(self) -> str | None:
+        """Return the key of the validation split, the first that has images; exports name one even without any."""
+        keys = [key for key in EXPORT_SPLIT_NAMES["val"] if key in self.folders]
+        return next((key for key in keys if not self._is_left_empty(key) and self._has_images(key)), None)
 
-    def _key(self, split: Split) -> str | None:
-        return next((key for key in EXPORT_SPLIT_NAMES[split] if key in self.folders), None)
+    def _is_left_empty(self, key: str) -> bool:
+        """Return whether a split is a folder that Roboflow names and does not write: it has no images."""
+        texts = self.folders[key]
+        return all(EXPORTED.fullmatch(text) and not any(map(Path.exists, self._places(text))) for text in texts)
+
+    def _has_images(self, key: str) -> bool:
+        places = [self._place(key, text) for text in self.folders[key]]
+        return any(has_images(place) if place.is_dir() else bool(self._images_of(key)[0]) for place in places)
+
+    def _images_of(self, key: str) -> tuple[list[Path], list[str]]:
+        listed = [self._listed(key, text) for text in self.folders[key]]
+        return [path for images, _ in listed for path in images], [note for _, note in listed]
 
     def _listed(self, key: str, text: str) -> tuple[list[Path], str]:
         place = self._place(key, text)
@@ -95,17 +104,21 @@ class Description:
         return [self._below(name) for name in resolved(names, found)], found_note(place, names, found)
 
     def _place(self, key: str, text: str) -> Path:
-        """Exports often have `../train/images` or `data/train.txt` for what is next to the file."""
-        shorter = (self._below(text.removeprefix(start)) for start in ("../", "data/"))
-        places = (self._below(text), *shorter, self.path.parent / text)
-        there = [place for place in places if place.exists()]
+        there = [place for place in self._places(text) if place.exists()]
         if not there:
+            remedy = f"; add it, or remove the line `{key}:`, and a tenth of the training images is held out"
             raise ValueError(
-                f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}{self._remedy(key)}"
+                f"{self.path} says `{key}: {text}`, but there is no {self._below(text)}"
+                f"{remedy if key in EXPORT_SPLIT_NAMES['val'] else ''}"
             )
         place = next((place for place in there if is_inside(self.root, place)), there[0])
         check_inside(self.root, [place], self.path)
         return place
+
+    def _places(self, text: str) -> list[Path]:
+        """Exports often have `../train/images` or `data/train.txt` for what is next to the file."""
+        shorter = (self._below(text.removeprefix(start)) for start in ("../", "data/"))
+        return [self._below(text), *shorter, self.path.parent / text]
 
     def _below(self, text: str) -> Path:
         return self.base / text  # an absolute path stays what it is
@@ -151,7 +164,7 @@ def describe(root: Path) -> Description:
 
 def left_out(said: Description) -> str:
     """Return the sentence on keypoints."""
-    return f"{said.path} has kpt_shape: the keypoints of its objects are left out, and their boxes are used."
+    return f"{said.path} has kpt_shape: {LEFT_OUT}."
 
 
 def _keypoints(path: Path, content: dict[str, Any]) -> int:
