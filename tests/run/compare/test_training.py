@@ -135,8 +135,11 @@ def killed_and_not(tmp_path: Path, words: list[str], kills: int, seed: int) -> t
         start = time.monotonic()
         assert forks.run([*words, "--out", str(whole)], log) == 0, log.read_text()
         seconds = time.monotonic() - start
-        for _ in range(kills):
-            hits += forks.run([*words, "--out", str(killed)], log, draw.uniform(0.1, 0.7) * seconds) == -signal.SIGKILL
+        for _ in range(kills):  # all together before the end of an undisturbed comparison
+            hits += (
+                forks.run([*words, "--out", str(killed)], log, draw.uniform(0.1, 0.9) / kills * seconds)
+                == -signal.SIGKILL
+            )
         assert forks.run([*words, "--out", str(killed)], log) == 0, log.read_text()
     finally:
         forks.process.communicate()
