@@ -1,5 +1,6 @@
 """Run folders by name: which there are, and the sentence where there is none. Any package may import this module."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,10 +17,14 @@ def runs_in(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir() if (one / RECIPE).is_file())
 
 
-def names_a_run(word: str) -> bool:
-    """Return whether a word that names no file can only mean a run: it is a path, or the name of one in `runs/`."""
+def names_a_run(word: str, names: Iterable[str]) -> bool:
+    """Return whether a word that names no file can only mean a run: it is a path, or the name of one in `runs/`.
+
+    Args:
+        names: what else the word may name, such as recipes; a run may have the name of its recipe.
+    """
     path = Path(word)
-    if path.exists() or path.suffix in (".yaml", ".yml", *CHECKPOINTS):
+    if word in names or path.exists() or path.suffix in (".yaml", ".yml", *CHECKPOINTS):
         return False
     return len(path.parts) > 1 or (DEFAULT / path / RECIPE).is_file()
 

@@ -13,7 +13,17 @@ from typing import Literal
 from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
 from fourstage.files import check_no_links, read_text, write_text
-from fourstage.recipe import EMBEDDED, FREE, Classification, Recipe, difference, from_mapping, read_yaml, resolve
+from fourstage.recipe import (
+    EMBEDDED,
+    FREE,
+    Classification,
+    Recipe,
+    difference,
+    from_mapping,
+    list_recipes,
+    read_yaml,
+    resolve,
+)
 from fourstage.run_folders import names_a_run, no_run
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
@@ -207,7 +217,7 @@ def _check_words(job: Job) -> None:
 def _recipe(job: Job) -> Recipe:
     """Return the recipe as the job will resolve it."""
     values = {} if job.data is None else {"data": _absolute(job.data)}
-    if job.verb == "evaluate" and names_a_run(job.recipe):
+    if job.verb == "evaluate" and names_a_run(job.recipe, list_recipes()):
         raise FileNotFoundError(no_run(Path(job.recipe)))
     if job.verb == "train" or not Path(job.recipe).is_dir():
         recipe = resolve(job.recipe, job.changes, values).recipe

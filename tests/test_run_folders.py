@@ -56,3 +56,19 @@ def test_a_run_as_the_recipe_of_a_training(capsys: pytest.CaptureFixture[str]) -
 def test_a_checkpoint_that_is_missing_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "weights/nope.pth", "photo.jpg"]) == 2
     assert "checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["digits_visformer", "smt_tiny"])
+def test_a_run_may_have_the_name_of_its_recipe_or_network(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "runs", word)
+    (tmp_path / "photo.jpg").touch()
+    main(["predict", word, "photo.jpg", "--weights", "nope.pth"])
+    assert ("nope.pth" if word == "smt_tiny" else f"predict runs/{word} IMAGE") in capsys.readouterr().err
+    if word == "digits_visformer":
+        for command in (["evaluate"], ["slurm", "evaluate", "--partition", "p", "--dry-run"]):
+            main([*command, word, "--weights", "nope.pth"])
+            printed = capsys.readouterr()
+            assert "there is no run" not in printed.err

@@ -26,7 +26,7 @@ from fourstage.engine.training import Training, fill
 from fourstage.engine.waiting import yielding_cores
 from fourstage.files import csv_cell, write_text
 from fourstage.progress import Bar
-from fourstage.recipe import resolve, resolve_run
+from fourstage.recipe import list_recipes, resolve, resolve_run
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
@@ -157,7 +157,7 @@ def evaluate(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
-    if names_a_run(str(recipe)):
+    if names_a_run(str(recipe), list_recipes()):
         raise FileNotFoundError(no_run(Path(recipe)))
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     source = Path(recipe) / "recipe.yaml" if run else recipe

@@ -19,7 +19,7 @@ from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
-from fourstage.run_folders import names_a_run, no_run
+from fourstage.run_folders import DEFAULT, names_a_run, no_run
 from fourstage.user_files import import_files, imports_option
 from fourstage.weights import catalog
 from fourstage.weights.complete_checkpoints import fill_completely
@@ -123,11 +123,11 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
         )
     if source.endswith(YAML):
         return
-    if names_a_run(source):
+    known, recipes = list_models(), list_recipes()
+    if names_a_run(source, (*known, *recipes)):
         raise FileNotFoundError(no_run(Path(source)))
     model, tag = catalog.split(source)
-    if model not in (known := list_models()):
-        recipes = list_recipes()
+    if model not in known:
         if source in recipes:
             _task_of_recipe(source)
             if weights is None:
@@ -187,9 +187,10 @@ def _task_of_recipe(source: str) -> str:
     """Return the task of a recipe. Raises ValueError for classification, where the model is to be named."""
     recipe = resolve(source).recipe
     if recipe.task == "classification":
-        raise ValueError(
-            f"{source} is a classification recipe; name its model: predict {recipe.network_name} IMAGE --weights FILE"
-        )
+        hint = f"name its model: predict {recipe.network_name} IMAGE --weights FILE"
+        if names_a_run(source, ()):
+            hint = f"name its run: predict {DEFAULT / source} IMAGE"
+        raise ValueError(f"{source} is a classification recipe; {hint}")
     return recipe.task
 
 
