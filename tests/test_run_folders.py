@@ -68,7 +68,7 @@ def test_a_run_may_have_the_name_of_its_recipe_or_network(
     main(["predict", word, "photo.jpg", "--weights", "nope.pth"])
     assert ("nope.pth" if word == "smt_tiny" else f"predict runs/{word} IMAGE") in capsys.readouterr().err
     if word == "digits_visformer":
-        for command in (["evaluate"], ["slurm", "evaluate", "--partition", "p", "--dry-run"]):
+        for command in (["evaluate"], ["slurm", "evaluate", "--partition", "p", "--gpus", "1", "--dry-run"]):
             main([*command, word, "--weights", "nope.pth"])
             printed = capsys.readouterr()
             assert "there is no run" not in printed.err
