@@ -17,13 +17,20 @@ def add_import_config(verbs: Verbs) -> None:
     verb.add_argument("--out", metavar="FILE.yaml", help="the recipe to write; default: print it")
     verb.add_argument("--gpus", type=int, metavar="N", help="devices of its training; default: as it says, or 8")
     verb.add_argument("--mmdet", metavar="VERSION", help="version of MMDetection, such as 2.11; default: a guess")
+    verb.add_argument(
+        "--configs",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where bases such as mmdet::a.py are: a checkout or its configs; default: the installed package",
+    )
     verb.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _run(args: argparse.Namespace) -> int:
     from fourstage.run.import_config import imported_recipe, write_recipe
 
-    imported = imported_recipe(args.config, gpus=args.gpus, version=args.mmdet)
+    imported = imported_recipe(args.config, gpus=args.gpus, version=args.mmdet, folders=args.configs)
     if args.out is None:
         print(imported.text, end="")
         return 0

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,15 @@ class ImportedRecipe:
     assumed: tuple[str, ...]
 
 
-def imported_recipe(path: str | Path, *, gpus: int | None = None, version: str | None = None) -> ImportedRecipe:
+def imported_recipe(
+    path: str | Path, *, gpus: int | None = None, version: str | None = None, folders: Sequence[str | Path] = ()
+) -> ImportedRecipe:
     """Return the recipe that a configuration file describes.
 
     Args:
         gpus: the number of devices of its training; None: what the configuration says, or eight.
         version: of MMDetection, where it changes numbers.
+        folders: where base files of packages (`mmdet::...`) are; installed packages are found without them.
 
     Raises:
         ValueError: the file is no configuration, or describes what cannot be built here; the sentence says what.
@@ -63,7 +66,9 @@ def imported_recipe(path: str | Path, *, gpus: int | None = None, version: str |
         raise ValueError(f"--gpus is the number of devices of the training, 1 or more; got {gpus}")
     if version is not None and not re.fullmatch(r"\d+(\.\d+)+", version):
         raise ValueError(f"--mmdet is a version of MMDetection, such as 2.11; got {version!r:.40}")
-    found = import_config(path, gpus=gpus, version=version)
+    if (missing := next((folder for folder in folders if not Path(folder).is_dir()), None)) is not None:
+        raise ValueError(f"--configs is a folder of configurations, such as a checkout of MMDetection; got {missing}")
+    found = import_config(path, gpus=gpus, version=version, folders=[Path(folder) for folder in folders])
     recipe = from_mapping(_values(found, path), str(path)).recipe
     based = _nearest(recipe)
     recipe = from_mapping(based.values, str(path)).recipe

@@ -8,20 +8,29 @@ over them, and `_delete_=True` replaces a dictionary instead of adding to it. Wh
 import ast
 import io
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fourstage.files import limit, read_text
+from fourstage.weights.openmmlab.base_files import base_file
 from fourstage.weights.openmmlab.config import DEEPEST, LONGEST
 from fourstage.weights.openmmlab.expressions import Budget, Evaluator, NotPlainError, Unread, plain_errors
+from fourstage.weights.openmmlab.merging import merged as merged_value
+from fourstage.weights.openmmlab.merging import without_marks
+from fourstage.weights.openmmlab.read_base import (
+    change_value,
+    has_read_base,
+    imported_file,
+    imported_names,
+    read_base_imports,
+)
 
 MOST_FILES = 30
 MOST_OPERATORS = 400  # of one statement, beside brackets, commas, colons and equals signs: each may nest once more
-WRITTEN_OUT = "MMEngine's configurations in pure Python (read_base) have to be written out"
+WRITTEN_OUT = "`with read_base():` may hold imports of base files alone; write out what else it does"
 BASE = "_base_"
-DELETE = "_delete_"
 KEYS = frozenset(  # of OpenMMLab's configurations; a file without any of them is none
     (
         *("model", "data", "dataset_type", "data_root", "train_pipeline", "test_pipeline", "img_norm_cfg", "classes"),
@@ -49,14 +58,17 @@ class ConfigFile:
     statements: tuple[str, ...] = ()
 
 
-def read_config_file(path: Path) -> ConfigFile:
+def read_config_file(path: Path, folders: Sequence[Path] = ()) -> ConfigFile:
     """Return the values of a configuration file and its base files.
+
+    Args:
+        folders: where base files of packages such as MMDetection are looked for, before the installed packages.
 
     Raises:
         ValueError: a file is no configuration, too large, or does what would have to be run; the sentence says where.
         OSError: a file is missing or cannot be read.
     """
-    reader = _Reader(path)
+    reader = _Reader(path, folders)
     try:
         values = reader.merged(path, ())
     except NotPlainError as error:
@@ -69,13 +81,19 @@ def read_config_file(path: Path) -> ConfigFile:
 @dataclass
 class _Reader:
     top: Path
+    folders: Sequence[Path] = ()
     budget: Budget = field(default_factory=Budget)
     files: int = 0
     helpers: set[str] = field(default_factory=set)
     statements: list[str] = field(default_factory=list)
 
-    def merged(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """Return the values of a file over those of its bases. `above` are the files that led here."""
+    def merged(self, path: Path, above: tuple[Path, ...], *, lazy: bool = False) -> dict[str, Any]:
+        """Return the values of a file over those of its bases.
+
+        Args:
+            above: the files that led here.
+            lazy: whether it is in pure Python even without `read_base`, as the bases of such a file are.
+        """
         real = path.resolve()
         if real in above:
             chain = " -> ".join(one.name for one in (*above[above.index(real) :], real))
@@ -84,14 +102,16 @@ class _Reader:
         if self.files > MOST_FILES:
             raise ValueError(f"{self.top} needs more than {MOST_FILES} base files; merge some of them")
         tree = self._parsed(path, bool(above))
+        if lazy or has_read_base(tree):
+            return self._of_read_base(tree, path, (*above, real))
         base: dict[str, Any] = {}
         for name in _bases(tree, path):
-            for key, value in self.merged(self._base_path(path, name), (*above, real)).items():
-                base[key] = _merge(base[key], value, path, key) if key in base else value
+            for key, value in self.merged(base_file(path, name, self.folders), (*above, real)).items():
+                base[key] = merged_value(base[key], value, path, key) if key in base else value
         evaluator = Evaluator(path.name, {}, base, _texts(path), self.budget)
         for key, value in self._own_values(tree, path, evaluator).items():
             self.helpers.discard(key)
-            base[key] = _merge(base[key], value, path, key) if key in base else _without_marks(value)
+            base[key] = merged_value(base[key], value, path, key) if key in base else without_marks(value)
         self.helpers |= evaluator.used | evaluator.used_of_base
         return base
 
@@ -106,30 +126,37 @@ class _Reader:
         except (NotPlainError, tokenize.TokenError) as error:
             what = error if isinstance(error, NotPlainError) else "that is not valid Python"
             raise ValueError(f"{path} is a configuration {what}; nothing in it was run") from None
-        if not KEYS & set(_assigned(tree)):
+        if not KEYS & set(_assigned(tree)) and not has_read_base(tree):
             what = f"{self.top} is based on {path}, which" if is_base else f"{path}"
-            hint = f"; {WRITTEN_OUT}" if _lazy(tree) else ""
-            raise ValueError(f"{what} sets none of the keys of an OpenMMLab configuration, such as model{hint}")
+            raise ValueError(f"{what} sets none of the keys of an OpenMMLab configuration, such as model")
         return tree
 
-    def _base_path(self, path: Path, name: str) -> Path:
-        if "::" in name:
-            raise ValueError(
-                f"{path} is based on {name!r} of an installed package; write the path of that file in _base_ instead"
-            )
-        base = path.parent / Path(name).expanduser()
-        if base.suffix != ".py":
-            raise ValueError(f"{path} is based on {name!r}, and a base file here is a Python file that ends in .py")
-        if not base.is_file():
-            raise FileNotFoundError(f"{path} is based on {base}, which is missing; put it there or correct _base_")
-        return base
+    def _of_read_base(self, tree: ast.Module, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+        """Return the values of a configuration in pure Python, which replace those of its base files."""
+        names: dict[str, Any] = {}
+        for statement in tree.body:
+            for one in read_base_imports(statement) or ():
+                base = self.merged(imported_file(path, one, self.folders), above, lazy=True)
+                for alias in one.names:
+                    if alias.name != "*" and alias.name not in base:
+                        raise ValueError(f"{path} imports {alias.name} (line {one.lineno}), which its base file lacks")
+                    names |= base if alias.name == "*" else {alias.asname or alias.name: base[alias.name]}
+        classes = {name: value for statement in tree.body for name, value in imported_names(statement)}
+        evaluator = Evaluator(path.name, {**classes, **names}, {}, _texts(path), self.budget)
+        kept = [one for one in tree.body if not isinstance(one, ast.Import | ast.ImportFrom)]
+        body = [one for one in kept if read_base_imports(one) is None]
+        values = self._own_values(ast.Module([*body], []), path, evaluator, lazy=True)
+        self.helpers |= evaluator.used
+        return {key: value for key, value in values.items() if key not in classes or value != classes[key]}
 
-    def _own_values(self, tree: ast.Module, path: Path, evaluator: Evaluator) -> dict[str, Any]:
-        """Return what the statements of a file assign."""
+    def _own_values(self, tree: ast.Module, path: Path, evaluator: Evaluator, *, lazy: bool = False) -> dict[str, Any]:
+        """Return what the statements of a file assign; in pure Python (`lazy`) they also change values."""
         values = evaluator.names
         assert values is not None, "the evaluator of a file has names"
         try:
             for statement in tree.body:
+                if lazy and change_value(statement, evaluator, values, path):
+                    continue
                 if (left_out := _execute(statement, evaluator, values)) is not None:
                     self.statements.append(f"{path.name}, line {statement.lineno}: {left_out}")
         except NotPlainError as error:
@@ -201,32 +228,6 @@ def _bases(tree: ast.Module, path: Path) -> list[str]:
     return []
 
 
-def _merge(below: Any, above: Any, path: Path, where: str) -> Any:
-    """Return a value of a base file with the value of a later file laid over it."""
-    if not isinstance(above, dict):
-        return above
-    if above.get(DELETE) is True or not isinstance(below, dict):
-        if isinstance(below, list | tuple) and above.get(DELETE) is not True:
-            raise ValueError(
-                f"{path}: {where} is a dictionary, and in a base file it is a list; add _delete_=True to replace it"
-            )
-        return _without_marks(above)
-    out = dict(below)
-    for key, value in above.items():
-        if key != DELETE:
-            out[key] = _merge(out[key], value, path, f"{where}.{key}") if key in out else _without_marks(value)
-    return out
-
-
-def _without_marks(value: Any) -> Any:
-    """Return a value without the keys `_delete_`, which have done their work."""
-    if isinstance(value, dict):
-        return {key: _without_marks(one) for key, one in value.items() if key != DELETE}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_without_marks, value))
-    return value
-
-
 def _check_nesting(text: str) -> None:
     """Raise NotPlainError where Python's own parser would have to nest deeply."""
     depth = operators = 0
@@ -248,10 +249,6 @@ def _assigned(tree: ast.Module) -> Iterator[str]:
     for statement in tree.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else ()
         yield from (target.id for target in targets if isinstance(target, ast.Name))
-
-
-def _lazy(tree: ast.Module) -> bool:
-    return any(isinstance(statement, ast.With) for statement in tree.body)
 
 
 def _texts(path: Path) -> dict[str, str]:

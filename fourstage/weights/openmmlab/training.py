@@ -1,6 +1,6 @@
 """From a configuration file to the values of a recipe: the network, its data, and how it is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -68,18 +68,21 @@ class ImportedConfig:
     assumed: tuple[str, ...]
 
 
-def import_config(path: Path, *, gpus: int | None = None, version: str | None = None) -> ImportedConfig:
+def import_config(
+    path: Path, *, gpus: int | None = None, version: str | None = None, folders: Sequence[Path] = ()
+) -> ImportedConfig:
     """Return what a configuration file means for a recipe.
 
     Args:
         gpus: the number of devices of its training.
         version: of MMDetection, as "2.11".
+        folders: see `read_config_file`.
 
     Raises:
         ValueError: the file is no configuration, or describes what cannot be built here; the sentence says what.
         OSError: a file is missing or cannot be read.
     """
-    file = read_config_file(path)
+    file = read_config_file(path, folders)
     watched = Watched(file.values, str(path))
     config, findings = ConfigSection(watched, "config", str(path)), Findings()
     data = TrainData(config, findings)

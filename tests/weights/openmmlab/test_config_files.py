@@ -86,7 +86,7 @@ def test_code_is_not_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("_base_ = 'gone.py'\n", "which is missing"),
         ("_base_ = 'config.py'\n", "form a cycle"),
         ("_base_ = '/etc/passwd'\n", "ends in .py"),
-        ("_base_ = 'mmdet::retinanet.py'\n", "installed package"),
+        ("_base_ = 'mmdet::retinanet.py'\n", "which is not installed"),
         ("_base_ = input()\n", "_base_ is one path"),
         ("unknown['a'] = 1\n", "assigns to what is not known"),
     ],
