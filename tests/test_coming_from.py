@@ -14,7 +14,8 @@ from PIL import Image
 from weights.openmmlab.config_files import write
 from weights.openmmlab.source_configs import CONFIGS
 
-from fourstage import cli, create_model, list_models
+from fourstage import cli, create_backbone, create_detector, create_model, create_segmentor, list_models
+from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.recipe import Classification, Recipe, list_recipes, resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -22,6 +23,11 @@ PAGE = DOCS / "coming-from.md"
 FLAGS: dict[str, list[str]] = json.loads((Path(__file__).parent / "golden" / "flags.json").read_text())
 LIGHT = ("smt_tiny", "swin_tiny", "visformer_tiny", "swin_visformer_tiny_v2", "unified_halo_tiny", "visformer_digits")
 SMALL = ["image_size=64", "workers=0", "device=cpu"]
+DENSE = {  # what makes a recipe of boxes or label maps small
+    "detection": ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]", "num_classes=10"],
+    "segmentation": ["augmentation.crop=[64,64]", "augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]
+    + ["num_classes=11"],
+}
 CLASSES = ("cat", "dog", "eel")
 
 
@@ -81,17 +87,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a line on small data and networks: trainings as a dry run, all others completely."""
     args = parsed(command)
-    words = [re.sub(r"^/data/\w+", str(data), word) for word in words_of(command)]
+    dense = hasattr(args, "recipe") and args.verb in ("train", "evaluate") and recipe_of(args).task in DENSE
+    place, small = (
+        (data / "scenes", ["workers=0", "device=cpu", *DENSE[recipe_of(args).task]]) if dense else (data, SMALL)
+    )
+    if dense and not place.exists():
+        write_digit_scenes(place, train=24, val=4)
+    words = [re.sub(r"^/data/\w+", str(place), word) for word in words_of(command)]
     if args.verb == "train":
-        words += ["--dry-run", *fewer(args), *SMALL]
+        words += ["--dry-run", *([] if dense else fewer(args)), *small]
         for change in args.changes:
             if change.startswith("weights="):
                 checkpoint(folder / change.partition("=")[2], recipe_of(args))
     elif args.verb == "slurm":
         words.append("--dry-run")
     elif args.verb == "evaluate":
-        words += SMALL
-        checkpoint(folder / args.weights, recipe_of(args))
+        words += small
+        checkpoint(folder / args.weights, recipe_of(args), complete=True)
     elif args.verb == "bench":
         assert set(args.networks) <= set(list_models())
         small = "visformer_digits"  # measuring the named model takes too long
@@ -120,10 +132,16 @@ def fewer(args: Namespace) -> list[str]:
     return ["batch_size=4", "accumulation=1", "warmup=0it", "length=20ep", "lr=1e-3", *classes]
 
 
-def checkpoint(path: Path, recipe: Recipe) -> None:
-    """Save weights of the recipe's network at the test's image size."""
-    assert isinstance(recipe, Classification)
-    network = create_model(recipe.model, num_classes=len(CLASSES), img_size=64, **recipe.model_args)
+def checkpoint(path: Path, recipe: Recipe, *, complete: bool = False) -> None:
+    """Save weights of the recipe's network at the test's image size; of its backbone alone unless `complete`."""
+    if isinstance(recipe, Classification):
+        network = create_model(recipe.model, num_classes=len(CLASSES), img_size=64, **recipe.model_args)
+    elif not complete:
+        network = create_model(recipe.backbone)
+    else:
+        create, classes = (create_detector, 10) if recipe.task == "detection" else (create_segmentor, 11)
+        backbone = create_backbone(recipe.backbone, **recipe.backbone_args)
+        network = create(recipe.method, backbone=backbone, num_classes=classes, **recipe.method_args)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": network.state_dict()}, path)
 

@@ -145,7 +145,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="labelme",
-        layout="*.json beside the images, or train/*.json",
+        layout="*.json beside the images, in train/, or in json/ with images/",
         fits=is_labelme,
         open=Labelme,
         truth="objects",

@@ -36,6 +36,8 @@ QUICK = (
     "coco/box negative", "yolo/ten thousand polygons", "yolo/class infinite", "yolo/yaml laughs",
     "yolo/yaml object", "yolo/names collide", "yolo/train above", "voc/laughs", "voc/external", "voc/encoding",
     "voc/edge infinite", "voc/size infinite", "voc/listed above", "label_maps/classes 300", "label_maps/a pipe",
+    "labelme/points infinite", "labelme/json nested", "labelme/json a pipe", "labelme_apart/path above",
+    "roboflow_masks/table quoted",
 )  # fmt: skip
 RECIPES = {
     "classification": ("digits_visformer",),
@@ -47,7 +49,7 @@ OUTSIDE = (  # files that the data names and that are not its own
     "lists/path above", "lists/path from the top", "fall/name above", "coco/name above", "coco/name from the top",
     "yolo/train above", "yolo/train from the top", "yolo/path above", "yolo/list above", "voc/listed above",
     "voc/listed from the top", "huggingface/file above", "huggingface/file from the top", "huggingface/splits above",
-    "inaturalist/name above",
+    "inaturalist/name above", "labelme_apart/path above", "labelme_apart/path from the top",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def check_labelme(root: Path, progress: Progress) -> Checked:
         except ValueError as error:
             findings.append(Finding("error", "annotations", str(root), f"({split}) cannot be used", str(error)))
             continue
-        read[split] = list(_read(files, findings))
+        read[split] = list(_read(files, root, findings))
         notes = [note, left_out_note(root, [one for _, one in read[split]])]
         findings += [Finding("note", "layout", str(root), "is usable", note) for note in notes if note]
     images = [one.image for of_split in read.values() for _, one in of_split]
@@ -37,11 +37,11 @@ def check_labelme(root: Path, progress: Progress) -> Checked:
     return Checked(list(dict.fromkeys(findings)), summary)
 
 
-def _read(files: Sequence[Path], findings: list[Finding]) -> Iterator[tuple[Path, Labelled]]:
+def _read(files: Sequence[Path], root: Path, findings: list[Finding]) -> Iterator[tuple[Path, Labelled]]:
     """Yield the files that can be read; what is wrong with the others goes to `findings`."""
     for path in files:
         try:
-            yield path, read_labelled(path)
+            yield path, read_labelled(path, root)
         except ValueError as error:
             what, _, do = str(error).removeprefix(f"{path} ").partition(": ")
             findings.append(Finding("error", "broken annotation", str(path), what, do or "write it again"))

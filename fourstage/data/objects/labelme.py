@@ -6,6 +6,7 @@ image inside a json, `imageData`, is not read: the file beside it is. H x W pixe
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fourstage.data.images import EXTENSIONS
-from fourstage.data.limits import PATH_BYTES, as_name, check_classes, read_class_file
+from fourstage.data.limits import PATH_BYTES, as_name, check_classes, is_inside, read_class_file
 from fourstage.data.objects.annotation_files import AnnotationFiles
 from fourstage.data.objects.table import Row, box_of
 from fourstage.data.sample import NoSplitError, Split
@@ -25,6 +26,8 @@ from fourstage.files import open_regular
 SNIFFED = 2**16  # bytes of a json; `imageData` is behind the shapes
 SIDES = 32  # of the polygon of a circle
 NO_CLASSES = ("__ignore__", "_background_")  # in labelme's labels.txt
+FOLDERS = ("json", "jsons", "annotations", "labels", "labelme", "ann")  # of json files apart from their images
+IMAGES = ("images", "imgs", "image", "img", "JPEGImages")  # beside such a folder
 ENDINGS = tuple(dict.fromkeys(case for ending in EXTENSIONS for case in (ending, ending.upper())))
 
 
@@ -62,7 +65,7 @@ class Labelme(AnnotationFiles):
 
     def __init__(self, root: str | Path, split: Split) -> None:
         files, note = find_files(Path(root), split)
-        read = [read_labelled(path) for path in files]
+        read = [read_labelled(path, Path(root)) for path in files]
         super().__init__(root, split, files, class_names(Path(root), dict(zip(files, read, strict=True))))
         self._images = [one.image for one in read]
         self._hold(self._rows(read), [one.size for one in read])
@@ -81,7 +84,10 @@ class Labelme(AnnotationFiles):
 
 def is_labelme(root: Path) -> bool:
     """Whether one of the first json files of a folder, or of its folder for training, is labelme's by its beginning."""
-    folders = (root, *(root / name for name in EXPORT_SPLIT_NAMES["train"]))
+    folders = [
+        *_folders(root),
+        *(place for name in EXPORT_SPLIT_NAMES["train"] for place in _split_folders(root, name)),
+    ]
     return any(_begins(path) for folder in folders for path in islice(folder.glob("*.json"), 3))
 
 
@@ -89,7 +95,7 @@ def find_files(root: Path, split: Split) -> tuple[list[Path], str]:
     """Return the json files of one split, and a note for the user. Raises NoSplitError where there are none."""
     train, val = (_of_split(root, one) for one in ("train", "val"))
     if not train and not val:
-        train = _labelled(root)
+        train = _of_all(root)
     if train and not val:
         names = [path.stem for path in train]
         return [train[i] for i in split_positions(names, split)], held_out_note(root, names)
@@ -102,8 +108,8 @@ def class_names(root: Path, known: Mapping[Path, Labelled]) -> tuple[str, ...]:
     """Return the lines of `labels.txt` or `classes.txt` where there is one, else the names that occur."""
     if (named := class_file(root)) is not None:
         return named
-    files = {path for split in EXPORT_SPLIT_NAMES for path in _of_split(root, split)} or set(_labelled(root))
-    found = {shape.name for path in files for shape in (known.get(path) or read_labelled(path)).shapes}
+    files = {path for split in EXPORT_SPLIT_NAMES for path in _of_split(root, split)} or set(_of_all(root))
+    found = {shape.name for path in files for shape in (known.get(path) or read_labelled(path, root)).shapes}
     check_classes(len(found), root)
     return tuple(sorted(found))
 
@@ -121,8 +127,8 @@ def left_out_note(root: Path, read: Sequence[Labelled]) -> str:
     return f"{root} has shapes that are no objects, and are left out: {listed}." if counts else ""
 
 
-def read_labelled(path: Path) -> Labelled:
-    """Read one json. Raises ValueError where it cannot be read or is not labelme's."""
+def read_labelled(path: Path, root: Path) -> Labelled:
+    """Read one json of a data folder. Raises ValueError where it cannot be read or is not labelme's."""
     try:
         content = read_json(path)
     except OSError as error:
@@ -142,7 +148,7 @@ def read_labelled(path: Path) -> Labelled:
         group = shape.get("group_id")
         groups.setdefault((name, number if group is None else f"group {group!r:.80}"), []).append(polygon)
     shapes = tuple(Shape(name, tuple(polygons)) for (name, _), polygons in groups.items())
-    return Labelled(shapes, left_out, _size(content), _image_of(path, content.get("imagePath")))
+    return Labelled(shapes, left_out, _size(content), _image_of(path, root, content.get("imagePath")))
 
 
 def _shape(shape: Any) -> tuple[str, str, tuple[float, ...] | None]:
@@ -188,17 +194,47 @@ def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
     return height, width
 
 
-def _image_of(path: Path, said: Any) -> Path:
-    """Return the image of a json: in its folder, called as it says, or as the json is."""
-    last = said.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(said, str) else ""
-    if last not in ("", ".", "..") and (path.parent / as_name(last)).is_file():
-        return path.parent / last
-    beside = (path.with_suffix(ending) for ending in ENDINGS)
-    return next((image for image in beside if image.is_file()), path.with_suffix(".jpg"))
+def _image_of(path: Path, root: Path, said: Any) -> Path:
+    """Return the image of a json: where it says, or in its folder or that of the images, called as it or the json."""
+    try:
+        name = as_name(said.replace("\\", "/")) if isinstance(said, str) and said else ""
+    except ValueError as error:
+        raise ValueError(f"{path}: imagePath: {error}; correct it") from error
+    last = name.rsplit("/", 1)[-1]
+    places = [path.parent, *_image_folders(path.parent, root)]
+    named = [folder / last for folder in places if last not in ("", ".", "..")]
+    if last not in ("", ".", "..") and is_inside(root, path.parent / name):
+        named.insert(0, Path(os.path.normpath(path.parent / name)))
+    called = (folder / f"{path.stem}{ending}" for folder in places for ending in ENDINGS)
+    missing = named[0] if named and named[0].parent != path.parent else path.with_suffix(".jpg")
+    return next((image for image in (*named, *called) if image.is_file()), missing)
+
+
+def _image_folders(folder: Path, root: Path) -> list[Path]:
+    """Return the folders of images beside a folder of json files, or beside one above it: `images/train`."""
+    if folder == root or not folder.is_relative_to(root):
+        return []
+    parts = folder.relative_to(root).parts
+    at = next((i for i, part in enumerate(parts) if part.lower() in FOLDERS), None)
+    return [] if at is None else [root.joinpath(*parts[:at], name, *parts[at + 1 :]) for name in IMAGES]
 
 
 def _of_split(root: Path, split: Split) -> list[Path]:
-    return next((found for name in EXPORT_SPLIT_NAMES[split] if (found := _labelled(root / name))), [])
+    folders = (folder for name in EXPORT_SPLIT_NAMES[split] for folder in _split_folders(root, name))
+    return next((found for folder in folders if (found := _labelled(folder))), [])
+
+
+def _of_all(root: Path) -> list[Path]:
+    """Return the json files of a folder without splits."""
+    return next((found for folder in _folders(root) if (found := _labelled(folder))), [])
+
+
+def _folders(root: Path) -> list[Path]:
+    return [root, *(root / name for name in FOLDERS)]
+
+
+def _split_folders(root: Path, name: str) -> list[Path]:
+    return [*_folders(root / name), *(root / folder / name for folder in FOLDERS)]
 
 
 def _labelled(folder: Path) -> list[Path]:

@@ -108,6 +108,10 @@ def _custom_key(keys: ConfigSection, key: str, findings: Findings, network: Netw
         return out
     if key == "norm":
         heads = {"no_decay": ["norm"]} if network.method in NORMS_IN_HEADS else {}
+        if network.method == "dino" and network.backbone.startswith("swin_") and "visformer" not in network.backbone:
+            findings.differs(
+                rule, "decay_mult", "also behind the patch embedding, whose norm DINO's recipes here decay"
+            )
         return out | {"decay_backbone_norms": False} | heads
     if key == "backbone":
         return out | {"no_decay": ["network.backbone"]}

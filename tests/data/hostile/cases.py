@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.hostile import images, labels, objects
+from data.hostile import exports, images, labels, objects
 from data.hostile.sound import SOUND, TASKS, imagefolder, write
 
 Build = Callable[[Path], object]
@@ -41,7 +41,7 @@ def all_cases() -> dict[str, Case]:
         cases.append(Case(f"imagefolder/class {name}", "imagefolder", partial(_with_class, text)))
     for name, build in TREES.items():
         cases.append(Case(f"imagefolder/{name}", "imagefolder", build))
-    for format, damages in (labels.DAMAGES | objects.DAMAGES).items():
+    for format, damages in (labels.DAMAGES | objects.DAMAGES | exports.DAMAGES).items():
         cases += [Case(f"{format}/{name}", format, build) for name, build in damages.items()]
     assert len({case.name for case in cases}) == len(cases), "two cases have one name"
     return {case.name: case for case in cases}

@@ -1,6 +1,7 @@
 """Small sound data sets of every format, which hostile cases damage in one place. Two classes, four images a class."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable
 from io import BytesIO
@@ -223,6 +224,63 @@ def voc(root: Path) -> None:
         write(root / "ImageSets" / "Main" / f"{split}.txt", "\n".join(listed[split]) + "\n")
 
 
+def labelme_json(name: str, label: int, image: str, **more: Any) -> dict[str, Any]:
+    """Return the content of a json of labelme."""
+    shape = {"label": CLASSES[label], "points": [[4, 4], [24, 4], [24, 24]], "shape_type": "polygon", "group_id": None}
+    content = {"version": "5.5.0", "flags": {}, "shapes": [shape], "imagePath": image, "imageData": None}
+    return content | {"imageHeight": SIDE, "imageWidth": SIDE} | more
+
+
+def labelme(root: Path) -> None:
+    for split, label, name, number in names():
+        write(root / split / name, png(number))
+        write(root / split / f"{name[:3]}.json", labelme_json(name, label, name))
+
+
+def labelme_apart(root: Path) -> None:
+    """The json files in a folder of their own, as labelme's --output makes it."""
+    for split, label, name, number in names():
+        write(root / "images" / split / name, png(number))
+        image = f"..\\..\\images\\{split}\\{name}"
+        write(root / "annotations" / split / f"{name[:3]}.json", labelme_json(name, label, image))
+
+
+def voc_beside(root: Path) -> None:
+    """XML files beside the images, as Roboflow writes them."""
+    for split, label, name, number in names():
+        folder = root / ("valid" if split == "val" else split)
+        write(folder / name, png(number))
+        write(folder / f"{name[:3]}.xml", XML.format(CLASSES[label]))
+
+
+def roboflow_masks(root: Path) -> None:
+    for split, _, name, number in names():
+        folder = root / ("valid" if split == "val" else split)
+        write(folder / name, png(number))
+        values_HW = np.zeros((SIDE, SIDE), dtype=np.uint8)
+        values_HW[:20] = 1
+        Image.fromarray(values_HW).save(folder / f"{name[:3]}_mask.png")
+        write(folder / "_classes.csv", "Pixel Value, Class\n0, ground\n1, sky\n")
+
+
+def coco_export(root: Path) -> None:
+    """One json for both splits, beside its images."""
+    coco(root)
+    content = json.loads((root / "annotations/instances_train.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"train/{image['file_name']}"
+    for folder in ("annotations", "val"):
+        shutil.rmtree(root / folder)
+    write(root / "result.json", content)
+
+
+def yolo_plain(root: Path) -> None:
+    """Label Studio's folders, without data.yaml."""
+    yolo(root)
+    (root / "data.yaml").unlink()
+    write(root / "classes.txt", "cat\ndog\n")
+
+
 def label_maps(root: Path) -> None:
     for split, _, name, number in names():
         write(root / "images" / split / name, png(number))
@@ -238,5 +296,11 @@ SOUND: dict[str, Callable[[Path], None]] = {
     "imagefolder": imagefolder, "lists": lists, "zips": zips, "fall": fall, "kaggle": kaggle,
     "inaturalist": inaturalist, "cifar": cifar, "shards": shards, "huggingface": huggingface, "parquet": parquet,
     "coco": coco, "yolo": yolo, "voc": voc, "label_maps": label_maps,
+    "labelme": labelme, "labelme_apart": labelme_apart, "voc_beside": voc_beside, "roboflow_masks": roboflow_masks,
+    "coco_export": coco_export, "yolo_plain": yolo_plain,
 }  # fmt: skip
-TASKS = {"coco": "detection", "yolo": "detection", "voc": "detection", "label_maps": "segmentation"}
+TASKS = {
+    **dict.fromkeys(("coco", "yolo", "voc", "labelme", "labelme_apart", "voc_beside"), "detection"),
+    **dict.fromkeys(("coco_export", "yolo_plain"), "detection"),
+    **dict.fromkeys(("label_maps", "roboflow_masks"), "segmentation"),
+}
