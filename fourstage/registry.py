@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fourstage.user_files import BUILT_IN, OWN, Place, check_name, name_of, place_of, place_of_caller
@@ -113,6 +114,15 @@ def find_mixer(name: str) -> "Callable[..., nn.Module]":
         hint = f"did you mean {' or '.join(close)}?" if (close := get_close_matches(name, known, n=3)) else ""
         raise ValueError(f"no mixer is called {name!r}; {hint or 'there are ' + ', '.join(known)} ({OWN})")
     return _mixers[name][0]
+
+
+def registered_in(
+    file: Path,
+) -> "tuple[dict[str, Callable[..., nn.Module]], dict[str, Callable[..., nn.Module]]]":
+    """Return the mixers and the networks, in their dense form, that a file of the user has registered, by name."""
+    path = str(file.resolve())
+    mixers = {name: build for name, (build, place) in _mixers.items() if place[0] == path}
+    return mixers, {name: entry.dense for name, entry in _entries.items() if entry.place[0] == path}
 
 
 def find(name: str) -> Entry:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 PREFIX = "fourstage_import_"  # of the names of their modules
@@ -46,6 +47,11 @@ def imported_files() -> tuple[tuple[str, str], ...]:
     """Return the name of the module and the path of every file that has run, in their order."""
     modules = [(name, module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
     return tuple((name, str(module.__file__)) for name, module in modules)
+
+
+def modules_by_name() -> Mapping[str, ModuleType]:
+    """Return the modules of the files that have run."""
+    return {name: module for name, module in sys.modules.items() if name.startswith(PREFIX)}
 
 
 def files_to_run(recorded: Iterable[str], given: Iterable[str | Path], where: str) -> list[str]:

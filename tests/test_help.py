@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages.lines import python_of
 from PIL import Image
 from weights.openmmlab.config_files import write
 from weights.openmmlab.source_configs import CONFIGS
@@ -54,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(np.asarray(sample.image)).save(path)
     Image.fromarray(np.asarray(digits.sample(0).image)).save(root / "photo.png")
     torch.save({"model": fourstage.create_model("visformer_digits").state_dict()}, root / "mine.pth")
+    (root / "my_mixer.py").write_text(python_of("docs/mixers.md")[0])
     for name in ("mine", "other"):
         words = [
             "train",

@@ -55,9 +55,10 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
         *("api", "build", "registry", "backbones", "ops", "weights", "tasks", "data"),
         *("analysis", "bench", "engine", "recipe", "report", "predict", "progress"),
     },
+    "check": {"analysis", "api", "backbones", "bench", "data", "registry", "tasks"},
     "slurm": {"engine", "recipe"},
     "doctor": {"ops"},
-    "cli": {"run", "report", "bench", "data", "engine", "recipe", "slurm", "doctor", "progress"},
+    "cli": {"run", "report", "bench", "check", "data", "engine", "recipe", "slurm", "doctor", "progress"},
     "__init__": {"api", "registry", "backbones", "data", "run"},
     "__main__": {"cli"},
 }

@@ -19,6 +19,7 @@ from fourstage.weights.reading import download
 
 PARSED_ONLY = {  # the beginning of a line -> why it is parsed and does not run
     "fourstage bench": "it measures for a minute; tests/bench runs short measurements",
+    "fourstage check my_mixer.py": "it trains for 30 s; tests/check and the examples of --help run for less",
     "fourstage analyze invariance": "it takes 20 s; tests/analysis run it on fewer images",
     "fourstage analyze cam runs/detector": "its box is of a detector that is trained for longer than two steps",
     "fourstage predict hf-hub:": "it needs a hub; tests/predict have one of their own",

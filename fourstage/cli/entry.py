@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fourstage.cli import analyze, compare, data, import_config, runs, slurm, tools
+from fourstage.cli import analyze, check, compare, data, import_config, runs, slurm, tools
 from fourstage.cli.parsing import (
     STOPPED,
     Parser,
@@ -29,6 +29,7 @@ VERBS = (  # in the order of `--help`
     tools.add_bench,
     analyze.add_analyze,
     compare.add_compare,
+    check.add_check,
     tools.add_convert,
     import_config.add_import_config,
     slurm.add_slurm,

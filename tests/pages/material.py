@@ -13,6 +13,7 @@ from fourstage.data.labels.imagenet_variants import wnids
 
 TRAIN, VAL = 30, 6
 OWN_FILES = {  # Python files and recipes of the user's own that a page names, where it does not show them
+    "docs/mixers.md": {"my_mixer.py": python_of("docs/mixers.md")[0]},
     "docs/recipes.md": {
         "my_backbone.py": """\
             from torch import nn

@@ -1,0 +1,36 @@
+"""`check`: the report card of a token mixer or backbone of the user's own."""
+
+import argparse
+import json
+
+from fourstage.cli.parsing import Verbs, add_verb
+
+
+def add_check(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "check",
+        _run_check,
+        "check a token mixer or backbone of your own, beside the built-in mixers",
+        ["fourstage check my_mixer.py --seconds 1"],
+    )
+    verb.add_argument("source", metavar="FILE.py[:NAME]", help="your file, and the mixer or backbone in it")
+    verb.add_argument(
+        "--seconds", type=float, default=30.0, metavar="S",
+        help="time to train all networks on the digits; 0 leaves it out; default: 30",
+    )  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="print the card as JSON")
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from fourstage.check.candidates import find_candidate
+    from fourstage.check.card import Setting, check
+    from fourstage.check.text import render
+    from fourstage.progress import Bar
+
+    setting = Setting(seconds=args.seconds)
+    candidate = find_candidate(args.source)
+    with Bar(f"checking {candidate.name}", 100) as bar:
+        card = check(candidate, setting, lambda share, what: bar.update(round(100 * share), what))
+    print(json.dumps(card.as_dict(), indent=2) if args.json else render(card))
+    return 0 if card.good else 1
