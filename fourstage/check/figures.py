@@ -21,7 +21,7 @@ SIDE = 64  # pixels, of counts and timings
 BATCH = 8
 ROUNDS = 5
 FIELD_SIDE = 128  # pixels, of receptive fields
-FIELD_IMAGES = 4
+FIELD_IMAGES = 2
 FAR = 1.5  # times the largest, or the smallest, of the five that is worth a word
 SLOW = 3.0  # times the slowest of the five
 

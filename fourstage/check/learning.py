@@ -24,7 +24,7 @@ CHANCE = 100 / CLASSES
 LEARNT = 50.0  # per cent that all five reach before a network at chance has failed
 NEAR = 10.0  # points below the weakest of the five that are worth a word
 SHIFTS = (1, 2, 4)  # pixels
-SHIFTED_IMAGES = 30
+SHIFTED_IMAGES = 16
 FEWEST = 20  # steps, below which accuracies say nothing
 SIDE = 32
 

@@ -12,7 +12,7 @@ def add_check(verbs: Verbs) -> None:
         "check",
         _run_check,
         "check a token mixer or backbone of your own, beside the built-in mixers",
-        ["fourstage check my_mixer.py --seconds 1"],
+        ["fourstage check my_mixer.py"],
     )
     verb.add_argument("source", metavar="FILE.py[:NAME]", help="your file, and the mixer or backbone in it")
     verb.add_argument(
