@@ -20,7 +20,7 @@ from fourstage.data.images import is_image_name
 from fourstage.data.label_maps.folders import LabelMaps, is_label_maps
 from fourstage.data.labels import huggingface, imagenet, inaturalist
 from fourstage.data.labels.cifar import Cifar, is_cifar
-from fourstage.data.labels.imagefolder import ImageFolder, is_imagefolder
+from fourstage.data.labels.imagefolder import NO_CLASSES, ImageFolder, is_imagefolder
 from fourstage.data.labels.listing import Listed, Survey
 from fourstage.data.objects.coco import Coco
 from fourstage.data.objects.coco_places import is_coco, is_coco_json
@@ -31,7 +31,7 @@ from fourstage.data.objects.yolo import Yolo
 from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
-from fourstage.data.walk import is_own_folder, subfolders
+from fourstage.data.walk import has_images, is_own_folder, subfolders
 from fourstage.user_files import BUILT_IN, Place, check_name, place_of, where_raised
 
 Opener = Callable[..., Dataset]  # (folder, split), as `Format.open` says
@@ -273,6 +273,8 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
         return next((format for format in candidates if format.truth == truth), candidates[0])
     if alone := _images_alone(root):
         raise ValueError(alone)
+    if truth in (None, "label") and (one := _one_class(root)):
+        raise ValueError(one)
     error = ValueError(f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts:")
     for format in formats:  # the command line prints each note as a line
         error.add_note(f"  {format.name}: {format.layout}")
@@ -310,6 +312,19 @@ def _images_alone(root: Path) -> str:
     return (
         f"{root} holds {plural(images, 'image')} and no labels; if it is the folder of one class, give the folder "
         f"above it: {above}"
+    )
+
+
+def _one_class(root: Path) -> str:
+    """Return the message for a folder whose images are all in one class folder; empty for another folder."""
+    folders = subfolders(root)
+    if len(folders) != 1 or folders[0].lower() in NO_CLASSES or subfolders(root / folders[0]):
+        return ""
+    if not has_images(root / folders[0]):
+        return ""
+    return (
+        f"{root} holds one class, {folders[0]}, so there is nothing to classify: give each class a folder of its own "
+        f"in {root}"
     )
 
 

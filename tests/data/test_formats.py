@@ -70,6 +70,17 @@ def test_a_folder_of_images_alone_is_one_folder_too_deep(tmp_path: Path, picture
         open_dataset(tmp_path / "pets/cat", "train")
 
 
+def test_a_single_class_folder_is_named(tmp_path: Path, picture: Picture) -> None:
+    picture("pets/cat/1.png")
+    with pytest.raises(ValueError, match=r"pets holds one class, cat, so there is nothing to classify: give each"):
+        open_dataset(tmp_path / "pets", "train")
+    with pytest.raises(ValueError, match="not recognised"):
+        open_dataset(tmp_path / "pets", "train", truth="objects")
+    picture("maps/images/1.png")
+    with pytest.raises(ValueError, match="not recognised"):
+        open_dataset(tmp_path / "maps", "train")
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not recognised \(it is empty\)"):
         open_dataset(tmp_path, "train")
