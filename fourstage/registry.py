@@ -137,7 +137,9 @@ def find(name: str) -> Entry:
     if name not in _entries:
         known = list_models()
         close = get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() lists all names"
+        hint = f"did you mean {' or '.join(close)}?" if close else "`fourstage models` and list_models() list all names"
+        if name.startswith("timm/"):
+            hint = "networks of timm are backbones of detectors and segmentors, and no classifiers; " + hint
         raise ValueError(f"no model is called {name!r}; {hint} ({OWN})")
     return _entries[name]
 

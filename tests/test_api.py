@@ -46,7 +46,8 @@ def test_parameters_are_as_many_as_published(name: str) -> None:
             lambda: fourstage.create_model("visformer_tinny"),
             "no model is called 'visformer_tinny'; did you mean visfor",
         ),
-        (lambda: fourstage.create_model("zzz"), "list_models"),
+        (lambda: fourstage.create_model("zzz"), r"`fourstage models` and list_models\(\) list all names"),
+        (lambda: fourstage.create_model("timm/resnet18"), "networks of timm are backbones of detectors and segmentors"),
         (
             lambda: fourstage.create_model("swin_tiny", drop_pth_rate=0.1),
             "swin_tiny has no argument drop_pth_rate; did you mean drop_path_rate",

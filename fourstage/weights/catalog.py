@@ -336,7 +336,7 @@ def find(model: str, tag: str | None = None) -> Weight:
     if found is None:
         tags = [weight.tag for weight in rows]
         close = get_close_matches(tag or "", tags, n=1)
-        hint = f"did you mean {model}.{close[0]}?" if close else f"there are {', '.join(tags)}"
+        hint = f"did you mean {model}.{close[0]}?" if close else f"it has {', '.join(tags)}"
         raise ValueError(f"{model} has no published weights called {tag!r}; {hint}")
     return found
 
