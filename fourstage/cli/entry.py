@@ -12,7 +12,7 @@ from fourstage.cli.parsing import (
     options_of,
     verbs_of,
 )
-from fourstage.cli.unknown_options import check_changes, refuse_options
+from fourstage.cli.unknown_options import check_changes, check_files, refuse_options
 from fourstage.cores import set_waiting
 from fourstage.resources import sentences
 from fourstage.streams import OutputLost, prepared
@@ -108,6 +108,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if hasattr(args, field):
             getattr(args, field).extend(words)
             check_changes(getattr(args, "changes", ()), verb, arguments)
+            check_files(getattr(args, "images", ()), verb, arguments)
             return args
     if words:
         verb.error(f"{words[0]!r} is not expected here")

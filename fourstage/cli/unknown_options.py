@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,6 +12,9 @@ from fourstage.cli.parsing import options_of, takes_changes
 if TYPE_CHECKING:
     from fourstage.recipe import Recipe
 
+ASSIGNMENT = re.compile(
+    r"([A-Za-z_]\w*)=([^/\\]*)"
+)  # a file that is missing has a folder before its name, or an ending
 NEGATIVE = re.compile(r"-[.\d]")
 
 
@@ -52,8 +56,21 @@ def check_changes(words: Sequence[str], verb: argparse.ArgumentParser, arguments
         if "=" in "".join(before):
             verb.error(f"{word!r} comes after {before[0]!r}, and the recipe comes first: write {word} {before[0]}")
         write, note = _instead(word, words[i + 1 :], verb, arguments)
+        if not (write or note) and "--data" in options_of(verb) and Path(word).exists():
+            write = f"--data {shlex.quote(word)}"
         end = _write([(write, note)]) if write else f"; {note}" if note else ", a change is written key=value"
         verb.error(f"{word!r} is not expected here{end}")
+
+
+def check_files(words: Sequence[str], verb: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """End with an error on a word NAME=VALUE that is no file: other tools write their options in this way."""
+    for word in words:
+        assignment = ASSIGNMENT.fullmatch(word)
+        if assignment is None or Path(word).exists():
+            continue
+        write, note = _instead(f"--{assignment[1]}", [assignment[2]], verb, arguments)
+        end = _write([(write, note)]) if write else f"; {note}" if note else ", options are written --NAME VALUE"
+        verb.error(f"{word!r} is no file and not expected here{end}")
 
 
 def _instead(

@@ -20,9 +20,11 @@ from pydantic import (
 
 def _check_length(text: object) -> object:
     if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?ep|[0-9]{1,12}it", text):
+        number = re.fullmatch(r"[0-9]{1,12}", str(text))
+        hint = f", write {text}ep for epochs or {text}it for steps" if number else ""
         raise ValueError(
             f"a length is a number of epochs, such as '300ep', or of optimiser steps, such as '160000it'; got "
-            f"{text!r:.60}"
+            f"{text!r:.60}{hint}"
         )
     return text
 

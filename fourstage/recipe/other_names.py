@@ -117,6 +117,7 @@ OTHER_NAMES = (
     Row(
         "imgsz img_size input_size resolution imsize size train_size image_res im_size train_crop_size",
         ("--img-size {}", "image_size={}", "segmentation: augmentation.crop=[{},{}]", "augmentation.scale=[{},{}]"),
+        advice="the size is that of the recipe that the checkpoint was trained with",
     ),
     Row("img_scale image_scale", ("augmentation.scale={}",)),
     Row("crop_size", ("augmentation.crop=[{},{}]", "image_size={}")),
@@ -138,7 +139,7 @@ OTHER_NAMES = (
     Row("cpu no_cuda use_cpu", yes="device=cpu"),
     Row(
         "amp fp16 half use_amp use_fp16 mixed_precision autocast native_amp amp_dtype",
-        ("--dtype {}", "precision={}"),
+        ("--dtype {}", "--precision {}", "precision={}"),
         yes="precision=float16",
         no="precision=float32",
     ),
@@ -169,10 +170,23 @@ OTHER_NAMES = (
     ),
     Row("input source images image img file folder path", advice="write the value alone, without a name before it"),
     Row("config cfg c recipe_file config_file", advice="write the recipe as the first word after the command"),
+    # scores and results
+    Row(
+        "conf conf_thres conf_thresh confidence confidence_threshold score_thr score_thres score_thresh "
+        "pred_score_thr min_score",
+        ("--threshold {}",),
+    ),
+    Row("topk top_k", advice="the five most probable classes of each image are printed"),
+    Row("save_txt save_img save_vid save_pred show", advice="pictures and results are always written, into --out"),
+    Row("split eval_split", advice="the validation split of --data is scored"),
     # other commands and behaviour
     Row(
         "resume auto_resume resume_from continue resume_path continue_from resume_from_checkpoint",
         advice="run the same command again: it continues a stopped run by itself",
+    ),
+    Row(
+        "patience early_stopping early_stop early_stopping_patience",
+        advice="there is no early stopping; checkpoints/best.pt has the best evaluation of the run",
     ),
     Row("overwrite exist_ok restart from_scratch", ("--fresh",), yes="--fresh"),
     Row("eval evaluate eval_only test test_only validate val only_eval", advice="use `fourstage evaluate RUN`"),
@@ -197,10 +211,15 @@ def ways(row: Row, value: str) -> list[str]:
     """Return what may be written for a word of the row with a value, which may be empty: as for --pretrained alone."""
     plain = value.strip("'\"").lower()
     if row.yes and (not plain or plain in YES):
-        return [row.yes]
+        return _both_forms(row.yes)
     if row.no and plain in NO:
-        return [row.no]
+        return _both_forms(row.no)
     return [_filled(way, value) for way in row.write] or [way for way in (row.yes, row.no) if way]
+
+
+def _both_forms(way: str) -> list[str]:
+    """Return a way to write a switch, and for a key also the option of that name, which some commands have instead."""
+    return [way] if way.startswith("--") else [way, "--" + way.replace("=", " ")]
 
 
 def _filled(way: str, value: str) -> str:

@@ -5,6 +5,7 @@ user's own in any YAML file.
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -236,6 +237,12 @@ def _named(name: str) -> dict[str, Any]:
                 f"{name!r} is a change of a recipe, and the recipe comes before it: write RECIPE {name}, with a name "
                 "from `fourstage recipes` or a file of your own"
             )
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "recipe.yaml").is_file():
+            raise ValueError(
+                f"{name!r} is a folder, and the recipe comes before it: write finetune --data {shlex.quote(name)}, or "
+                "finetune_detection for boxes, finetune_segmentation for label maps"
+            )
         if "/" in name:
             raise ValueError(
                 f"there is no recipe {name!r}: a recipe is a name from `fourstage recipes` or a file of your own that "
@@ -274,7 +281,7 @@ def _beside(folder: Path, key: str, value: object) -> object:
     """Return a path relative to `folder` as an absolute path; names of embedded data and published weights are none."""
     if not isinstance(value, str) or value in EMBEDDED:
         return value
-    if key == "weights" and value in NO_WEIGHTS:
+    if key == "weights" and value.lower() in NO_WEIGHTS:
         return None
     path = folder / Path(value).expanduser()
     if key == "weights" and not path.exists() and is_name_of_weights(value):

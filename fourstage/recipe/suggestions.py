@@ -55,7 +55,7 @@ def _hint(key: str, value: str, schema: type[BaseModel], written: Callable[[str]
     """
     keys, usable = known_keys(schema), _usable_in(schema, WITH_CHANGES)
     if (row := row_of(key.rpartition(".")[2])) is not None and (hint := _of_row(row, value, usable, written)):
-        return f"write {hint}"
+        return hint
     close = nearest_keys(key, keys)
     if not close or close[0][0] > SURE:
         words = (word for word in all_words() if len(word) >= LEAST_WORD)
@@ -63,8 +63,8 @@ def _hint(key: str, value: str, schema: type[BaseModel], written: Callable[[str]
         if word is not None and not (close and close[0][0] <= word[0]):
             row = row_of(word[1])
             assert row is not None
-            if hint := _of_row(row, value, usable, written):
-                return f"did you mean {hint}?"
+            if hint := _of_row(row, value, usable, written, sure=False):
+                return hint
     names = [name for cost, name in close if cost <= SURE] or _with_word(key, keys) or [name for _, name in close]
     return f"did you mean {' or '.join(written(f'{name}={value}') for name in names)}?" if names else ""
 
@@ -75,12 +75,19 @@ def _with_word(word: str, keys: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda key: (not key.endswith(f"_{word}"), len(key)))[:MOST]
 
 
-def _of_row(row: Row, value: str, usable: Callable[[str, str], bool], written: Callable[[str], str]) -> str:
-    """Return what a row says, in the form that it has where it is written; empty: it says nothing here."""
+def _of_row(
+    row: Row, value: str, usable: Callable[[str, str], bool], written: Callable[[str], str], sure: bool = True
+) -> str:
+    """Return the hint that a row gives, in the form that it has where it is written; empty: it gives none here.
+
+    Args:
+        sure: whether the word was typed as the row has it, and not only nearly so.
+    """
     way = first_usable(row, value, usable)
     if way is None:
         return row.advice
-    return written(way) + (f" ({row.note})" if row.note else "")
+    what = written(way) + (f" ({row.note})" if row.note else "")
+    return f"write {what}" if sure else f"did you mean {what}?"
 
 
 def _usable_in(schema: type[BaseModel] | None, options: Iterable[str] = ()) -> Callable[[str, str], bool]:

@@ -118,7 +118,14 @@ def test_values_of_the_weights_count_as_fitted_too() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "stored"),
-    [("none", None), ("null", None), ("", None), ("pretrained", "pretrained"), ("smt_tiny.in1k", "smt_tiny.in1k")]
+    [
+        ("none", None),
+        ("null", None),
+        ("None", None),
+        ("", None),
+        ("pretrained", "pretrained"),
+        ("smt_tiny.in1k", "smt_tiny.in1k"),
+    ]
     + [("in22k", "in22k")],
 )
 def test_names_of_weights_are_no_paths(typed: str, stored: str | None, tmp_path: Path) -> None:
