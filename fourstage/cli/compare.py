@@ -74,7 +74,7 @@ def _run_compare(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from fourstage.run.compare.compare import are_runs, compare_grid, compare_runs
+    from fourstage.run.compare.compare import are_runs, check_wishes, compare_grid, compare_runs
 
     changes = [word for word in args.networks if "=" in word and not Path(word).exists()]
     sources = [word for word in args.networks if word not in changes]
@@ -85,6 +85,7 @@ def _compare(args: argparse.Namespace) -> int:
         _check_runs(args, changes)
         return _print(compare_runs(sources, _out(args, sources), wishes))
     planned = _plan(args, sources, changes)
+    check_wishes(planned, wishes, args.cell)
     if args.partition is not None:
         return _submit(args, planned, sources, changes)
     if args.cell is None or args.dry_run:

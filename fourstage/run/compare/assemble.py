@@ -1,5 +1,6 @@
 """From finished runs to the result of a comparison: statistics, costs, speeds, verdicts in words."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ from fourstage.analysis.comparison import ArmResult, Comparison, PairResult
 from fourstage.analysis.paired import Pair, Verdict, compare_pairs, decide
 from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
 from fourstage.recipe import Recipe, difference
+from fourstage.report.number_format import METRICS, plural, signed
 from fourstage.report.number_format import metric as metric_format
-from fourstage.report.number_format import plural, signed
 from fourstage.run.compare.costs import Cost, counted, image_size, unequal
 from fourstage.run.compare.image_scores import common_images, drawn_metrics
 from fourstage.run.compare.runs import NO_SETTING, FinishedRun, Table, common_seeds
@@ -21,6 +22,11 @@ from fourstage.run.task_protocol import protocol_of
 from fourstage.weights.reading.safe import read_checkpoint
 
 NOT_STATED = "not stated"
+METRICS_OF = {  # by task, a pattern of the names of its metrics
+    "classification": "^(top|loss$)",
+    "detection": "^(box|mask)_",
+    "segmentation": "_(ss|ms_flip)$",
+}
 MUST_AGREE = ("data", "optimisation.length", "optimisation.batch_size", "image_size")
 
 
@@ -55,8 +61,7 @@ def assemble(
     """
     seeds, arms = common_seeds(table), list(table)
     reference = wishes.reference or arms[0]
-    if unknown := next((name for name in wishes.tuning if name not in table), None):
-        raise ValueError(f"--tuning names {unknown}, which is no arm; the arms are {', '.join(arms)}")
+    check_tuning(wishes.tuning, arms)
     name = _metric(table, seeds, wishes.metric)
     shown = metric_format(name)
     sign = 1.0 if shown.higher_is_better else -1.0
@@ -124,8 +129,23 @@ def too_few_seeds(pairs: int, seeds: int) -> list[str]:
     ]
 
 
+def check_tuning(tuning: Mapping[str, str], arms: Sequence[str]) -> None:
+    """Raise ValueError where a tuning budget is of an arm that is not there."""
+    if unknown := next((name for name in tuning if name not in arms), None):
+        raise ValueError(f"--tuning names {unknown}, which is no arm; the arms are {', '.join(arms)}")
+
+
+def check_metric(name: str | None, task: str) -> None:
+    """Raise ValueError where no run of a task can have a metric of this name."""
+    known = [metric for metric in METRICS if re.search(METRICS_OF[task], metric)]
+    if name is not None and name not in known:
+        raise ValueError(f"--metric {name} is no metric of {task}; choose from {', '.join(known)}")
+
+
 def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
     runs = [runs[seed] for runs in table.values() for seed in seeds]
+    if len(tasks := sorted({run.recipe.task for run in runs})) > 1:
+        raise ValueError(f"the runs are of the tasks {' and '.join(tasks)}, which share no metric; compare one task")
     name = asked or runs[0].main_metric
     known = [one for one in runs[0].metrics if all(one in run.metrics for run in runs)]
     if name not in known:

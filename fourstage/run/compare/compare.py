@@ -11,7 +11,7 @@ from fourstage.documents import read_json
 from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE
-from fourstage.run.compare.assemble import Wishes, assemble, too_few_seeds
+from fourstage.run.compare.assemble import Wishes, assemble, check_metric, check_tuning, too_few_seeds
 from fourstage.run.compare.costs import Quantity, costs_of, matched, unequal
 from fourstage.run.compare.grid import Arm, Cell, Grid, plan
 from fourstage.run.compare.initial import initial_weights, remove_initial
@@ -86,6 +86,15 @@ def named(reference: str | None, arms: Sequence[str]) -> str:
     return reference
 
 
+def check_wishes(planned: Planned, wishes: Wishes, only: int | None = None) -> None:
+    """Raise ValueError where a wish names an arm, a metric or a cell that the grid cannot have."""
+    grid = planned.grid
+    if only is not None and not 0 <= only < len(grid.cells):
+        raise ValueError(f"--cell {only} is outside of this grid; its cells are 0 to {len(grid.cells) - 1}")
+    check_tuning(wishes.tuning, [arm.name for arm in grid.arms])
+    check_metric(wishes.metric, planned.reference.recipe.task)
+
+
 def train_cell(planned: Planned, cell: Cell, *, show: bool) -> str | None:
     """Train one cell, or continue it; return what stopped it. A cell that has ended is left as it is."""
     if is_finished(cell.folder):
@@ -107,8 +116,7 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
         only: train this cell alone, counted from 0, and write no table: a task of a Slurm array.
     """
     grid = planned.grid
-    if only is not None and not 0 <= only < len(grid.cells):
-        raise ValueError(f"--cell {only} is outside of this grid; its cells are 0 to {len(grid.cells) - 1}")
+    check_wishes(planned, wishes, only)
     if only is None or not (grid.out / FILE).is_file():
         write_plan(planned, wishes)
     chosen = grid.cells if only is None else [grid.cells[only]]

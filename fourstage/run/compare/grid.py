@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
-from fourstage.recipe import Classification, Recipe, resolve
+from fourstage.recipe import Classification, Recipe, difference, resolve
 from fourstage.run.splits import data_path
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none
@@ -105,7 +105,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
     """Return the key and the values of `KEY=VALUE,VALUE`; commas inside brackets and quotes separate nothing."""
     key, equals, rest = text.partition("=")
     values = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*'|[^,])+", rest)
-    if not equals or not re.fullmatch(r"[\w.]+", key) or not values:
+    is_list = bool(rest) and not rest.startswith(",") and not rest.endswith(",") and ",," not in rest
+    if not equals or not re.fullmatch(r"[\w.]+", key) or not is_list:
         raise ValueError(
             f"--vary is KEY=VALUE,VALUE, such as mixer=swin,pvt or optimisation.lr=1e-3,2e-3; got {text!r}"
         )
@@ -128,6 +129,8 @@ def _check(
         raise ValueError(f"--vary {twice} came twice; give all its values at once: --vary {twice}=A,B,C")
     if _sets("seed", [*changes, *(f"{key}=" for key in keys)]):
         raise ValueError("every arm is trained with the same seeds, 0, 1, 2 ...; leave seed out and set --seeds")
+    if both := next((key for key in keys if _sets(key.rpartition(".")[2], changes)), None):
+        raise ValueError(f"{both} has values in --vary and one for all arms; leave one of the two out")
     if len(set(sources)) < len(sources):
         raise ValueError("a recipe is named twice; name each once")
     arms = len(sources)
@@ -188,3 +191,6 @@ def _check_arms(arms: Sequence[Arm]) -> None:
         known = [field(arm) for arm in arms]
         if twice := next((one for one in known if known.count(one) > 1), None):
             raise ValueError(f"two arms are called {twice!r}; give recipes of different names, or other values")
+    for one, other in combinations(arms, 2):
+        if not difference(one.recipe, other.recipe):
+            raise ValueError(f"the arms {one.name} and {other.name} are the same recipe; leave one of them out")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fourstage.cli import main
 from fourstage.run.compare.compare import plan_comparison
 from fourstage.run.compare.costs import costs_of, matched
 from fourstage.run.compare.grid import PICO, plan
@@ -50,6 +51,11 @@ def test_recipes_and_lists_as_values(tmp_path: Path) -> None:
         ([RECIPE], ["mixer="], 6, [], "--vary is KEY=VALUE,VALUE"),
         ([RECIPE], ["mixer=swin,swin"], 6, [], "--vary mixer has the value swin twice"),
         ([RECIPE], ["mixer=swin,pvt", "mixer=halo,pvt"], 6, [], "--vary mixer came twice; give all its values at once"),
+        ([RECIPE], ["lr=1e-3,,2e-3"], 6, [], "--vary is KEY=VALUE,VALUE"),
+        ([RECIPE], ["lr=1e-3,2e-3,"], 6, [], "--vary is KEY=VALUE,VALUE"),
+        ([RECIPE], ["lr=1e-3,0.001"], 6, [], "the arms lr=1e-3 and lr=0.001 are the same recipe"),
+        ([RECIPE], ["lr=1e-3,2e-3"], 6, ["optimisation.lr=3e-3"], "lr has values in --vary and one for all arms"),
+        ([RECIPE], ["optimisation.lr=1e-3,2e-3"], 6, ["lr=3e-3"], "optimisation.lr has values in --vary and one"),
         ([RECIPE], ["mixer=swin,pvt"], 0, [], "--seeds is a number of trainings for each arm, from 1 to 1000; got 0"),
         ([RECIPE], ["mixer=swin,pvt"], 2, ["seed=3"], "leave seed out and set --seeds"),
         ([RECIPE], ["seed=1,2"], 2, [], "leave seed out and set --seeds"),
@@ -68,6 +74,25 @@ def test_mistakes(
         plan(sources, vary, seeds, tmp_path / "out", changes=changes)
     assert words in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--metric", "nope"], "--metric nope is no metric of classification; choose from top1, top5, loss"),
+        (["--metric", "box_map"], "--metric box_map is no metric of classification"),
+        (["--tuning", "fast=3 trials"], "--tuning names fast, which is no arm; the arms are lr=1e-3, lr=2e-3"),
+        (["--cell", "12"], "--cell 12 is outside of this grid; its cells are 0 to 11"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_mistakes_in_the_table_are_found_before_anything_is_trained(
+    options: list[str], words: str, dry: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", RECIPE, "--vary", "lr=1e-3,2e-3", "--out", str(out), *options, *dry]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
