@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -57,6 +56,8 @@ def check_changes(words: Sequence[str], verb: argparse.ArgumentParser, arguments
             verb.error(f"{word!r} comes after {before[0]!r}, and the recipe comes first: write {word} {before[0]}")
         write, note = _instead(word, words[i + 1 :], verb, arguments)
         if not (write or note) and "--data" in options_of(verb) and Path(word).exists():
+            import shlex  # here: --help would load it too
+
             write = f"--data {shlex.quote(word)}"
         end = _write([(write, note)]) if write else f"; {note}" if note else ", a change is written key=value"
         verb.error(f"{word!r} is not expected here{end}")
