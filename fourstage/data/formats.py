@@ -120,7 +120,7 @@ CHECKS = "fourstage.data.checks"
 FORMATS = (  # the first that fits is taken; the more particular come first
     Format(
         name="COCO",
-        layout="annotations/instances_*.json, train/_annotations.coco.json, or one json beside images/",
+        layout="annotations/instances_*.json, train/_annotations.coco.json, one json",
         fits=is_coco,
         open=Coco,
         takes=is_coco_json,
@@ -129,7 +129,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="YOLO",
-        layout="data.yaml with names, train and val; obj.data with obj.names; or classes.txt with images/ and labels/",
+        layout="data.yaml; obj.data, obj.names; classes.txt with images/ and labels/",
         fits=is_yolo,
         open=Yolo,
         truth="objects",
@@ -137,7 +137,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="Pascal VOC",
-        layout="Annotations/*.xml with JPEGImages/, annotations/*.xml with images/, or *.xml beside the images",
+        layout="Annotations/*.xml with JPEGImages/, or *.xml beside the images",
         fits=is_voc,
         open=Voc,
         truth="objects",
@@ -153,7 +153,7 @@ FORMATS = (  # the first that fits is taken; the more particular come first
     ),
     Format(
         name="label maps",
-        layout="images/ with masks/, img_dir/ with ann_dir/, ADE20K, Cityscapes, SegmentationClass/, Roboflow's masks",
+        layout="images/ with masks/, ADE20K, Cityscapes, VOC, CVAT, Roboflow",
         fits=is_label_maps,
         open=LabelMaps,
         truth="label_map_HW",
@@ -271,12 +271,17 @@ def find_format(data: str | Path, truth: Truth | None = None) -> Format:
             return first
     elif candidates := list(fitting):
         return next((format for format in candidates if format.truth == truth), candidates[0])
-    if alone := _images_alone(root):
+    alone = _images_alone(root)
+    if alone and truth in (None, "label"):
         raise ValueError(alone)
     if truth in (None, "label") and (one := _one_class(root)):
         raise ValueError(one)
-    error = ValueError(f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}; supported layouts:")
+    lacking = f"{root} has images and no {'boxes' if truth == 'objects' else 'label maps'}"
+    begin = lacking if alone else f"the layout of {root} is not recognised ({_content(root)}){_nearby(root)}"
+    error = ValueError(f"{begin}; supported layouts:")
     for format in formats:  # the command line prints each note as a line
+        if truth not in (None, "label", format.truth):
+            continue
         error.add_note(f"  {format.name}: {format.layout}")
     raise error
 

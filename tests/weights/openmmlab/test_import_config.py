@@ -70,6 +70,12 @@ def test_a_configuration_of_version_3_gives_its_recipe(
     }
 
 
+def test_the_rule_for_norms_of_dino_is_noted(tmp_path: Path) -> None:
+    imported = imported_recipe(write(tmp_path, ENGINE_DINO))
+    [line] = [one for one in imported.left_out if "behind the patch embedding" in one]
+    assert "custom_keys.norm.decay_mult = 0.0" in line
+
+
 def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     text = CONFIGS["mask_rcnn_smt_base_coco_3x"] + (
         "custom_hooks = [dict(type='MyHook', power=3)]\n"
