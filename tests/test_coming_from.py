@@ -16,7 +16,7 @@ from weights.openmmlab.source_configs import CONFIGS
 
 from fourstage import cli, create_backbone, create_detector, create_model, create_segmentor, list_models
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
-from fourstage.recipe import Classification, Recipe, list_recipes, resolve
+from fourstage.recipe import Classification, Detection, Recipe, Segmentation, list_recipes, resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "coming-from.md"
@@ -136,7 +136,11 @@ def checkpoint(path: Path, recipe: Recipe, *, complete: bool = False) -> None:
     """Save weights of the recipe's network at the test's image size; of its backbone alone unless `complete`."""
     if isinstance(recipe, Classification):
         network = create_model(recipe.model, num_classes=len(CLASSES), img_size=64, **recipe.model_args)
-    elif not complete:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": network.state_dict()}, path)
+        return
+    assert isinstance(recipe, Detection | Segmentation)
+    if not complete:
         network = create_model(recipe.backbone)
     else:
         create, classes = (create_detector, 10) if recipe.task == "detection" else (create_segmentor, 11)

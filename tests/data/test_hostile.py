@@ -49,7 +49,7 @@ OUTSIDE = (  # files that the data names and that are not its own
     "lists/path above", "lists/path from the top", "fall/name above", "coco/name above", "coco/name from the top",
     "yolo/train above", "yolo/train from the top", "yolo/path above", "yolo/list above", "voc/listed above",
     "voc/listed from the top", "huggingface/file above", "huggingface/file from the top", "huggingface/splits above",
-    "inaturalist/name above", "labelme_apart/path above", "labelme_apart/path from the top",
+    "inaturalist/name above",
 )  # fmt: skip
 
 
