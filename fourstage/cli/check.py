@@ -1,7 +1,6 @@
 """`check`: the report card of a token mixer or backbone of the user's own."""
 
 import argparse
-import json
 
 from fourstage.cli.parsing import Verbs, add_verb
 
@@ -32,5 +31,10 @@ def _run_check(args: argparse.Namespace) -> int:
     candidate = find_candidate(args.source)
     with Bar(f"checking {candidate.name}", 100) as bar:
         card = check(candidate, setting, lambda share, what: bar.update(round(100 * share), what))
-    print(json.dumps(card.as_dict(), indent=2) if args.json else render(card))
+    if args.json:
+        import json
+
+        print(json.dumps(card.as_dict(), indent=2))
+    else:
+        print(render(card))
     return 0 if card.good else 1
