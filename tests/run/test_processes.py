@@ -65,7 +65,7 @@ def check_a_stop_changes_no_bit(whole: Path, out: Path) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)
-    assert 5 <= load_state(out / "checkpoints" / "last.pt")["step"] < 30
+    assert 1 <= load_state(out / "checkpoints" / "last.pt")["step"] < 30
     launch(2, *words)
     assert log(out) == log(whole)
     a, b = (load_state(folder / "checkpoints" / "last.pt") for folder in (whole, out))
