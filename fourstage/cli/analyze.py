@@ -128,7 +128,7 @@ def _run_invariance(args: argparse.Namespace) -> int:
     setting = InvarianceSetting(
         images=args.count,
         size=args.size,
-        families=tuple(args.family) or FAMILIES,
+        families=tuple(dict.fromkeys(args.family)) or FAMILIES,
         directions=args.directions,
         original=args.original,
         order=args.order,
@@ -206,10 +206,10 @@ def _run_cam(args: argparse.Namespace) -> int:
     box = None if args.box is None else _box(args.box)
     from fourstage.run.analyze.cam import CamSetting, analyze_cam
 
-    given = {"methods": tuple(args.method)} if args.method else {}
+    given = {"methods": tuple(dict.fromkeys(args.method))} if args.method else {}
     setting = CamSetting(
         images=args.count,
-        taps=tuple(args.map),
+        taps=tuple(dict.fromkeys(args.map)),
         label=args.label,
         box=box,
         size=args.size,
@@ -296,10 +296,10 @@ def _add_robustness(verbs: Verbs) -> None:
 def _run_robustness(args: argparse.Namespace) -> int:
     from fourstage.run.analyze.robustness import RobustnessSetting, analyze_robustness
 
-    given = {"severities": tuple(args.severity)} if args.severity else {}
+    given = {"severities": tuple(dict.fromkeys(args.severity))} if args.severity else {}
     setting = RobustnessSetting(
         images=args.count,
-        corruptions=tuple(args.corruption),
+        corruptions=tuple(dict.fromkeys(args.corruption)),
         size=args.size,
         order=args.order,
         seed=args.seed,

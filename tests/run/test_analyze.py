@@ -188,3 +188,25 @@ def test_imagenet_c_without_all_corruptions_has_no_mce(tmp_path: Path, capsys: p
     with (tmp_path / "out" / "robustness.csv").open() as file:
         assert [row["severity"] for row in csv.DictReader(file)] == list("12345")
     assert "CE %" in (tmp_path / "out" / "robustness.html").read_text()
+
+
+def test_an_option_that_came_twice_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "analyze",
+        "invariance",
+        "visformer_digits",
+        "--data",
+        "digits",
+        "--images",
+        "1",
+        "--size",
+        "32",
+        "--out",
+        tmp_path,
+    ]
+    printed = []
+    for families in (["scale"], ["scale", "scale"]):
+        assert run(*words, *(f"--family={family}" for family in families)) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "[" not in printed[1].splitlines()[1]  # one image has no interval
