@@ -20,14 +20,14 @@ OWN = "if it is your own, name its file under imports: in the recipe, or import 
 BUILT_IN: Place = ("fourstage", "")  # of what no file of a user may replace
 
 
-def import_files(files: Iterable[str | Path]) -> None:
-    """Run Python files that have not run yet.
+def import_files(files: str | Path | Iterable[str | Path]) -> None:
+    """Run Python files that have not run yet; one file may be given alone.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a file fails; the message names the file, the line and the error.
     """
-    for file in files:
+    for file in [files] if isinstance(files, str | Path) else files:
         path = Path(file).resolve()
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(

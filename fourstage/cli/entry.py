@@ -84,6 +84,7 @@ def _main(argv: Sequence[str] | None) -> int:
         parser().print_help()
         return 0
     try:
+        _check_empty_words(args)
         with sentences():
             return args.run(args)
     except (ValueError, OSError, ImportError) as error:
@@ -132,6 +133,15 @@ def _check_options(arguments: Sequence[str], top: argparse.ArgumentParser) -> ar
     if unknown:
         refuse_options(unknown, verb, arguments)
     return verb
+
+
+def _check_empty_words(args: argparse.Namespace) -> None:
+    """Raise ValueError for an empty path or name: `--out ""` would otherwise be the folder of the shell."""
+    for field in ("out", "data", "source", "weights", "images", "networks", "runs"):
+        value = getattr(args, field, None)
+        if value == "" or (isinstance(value, list) and "" in value):
+            option = f"--{field}" if field in ("out", "data", "weights") else f"one of the {field}"
+            raise ValueError(f"{option} is empty, as of a shell variable that is not set; give a path or a name")
 
 
 def _mute() -> None:

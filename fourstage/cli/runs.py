@@ -232,7 +232,10 @@ def add_predict(verbs: Verbs) -> None:
         help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; hf-hub:USER/NAME; a model or recipe",
     )
     verb.add_argument(
-        "images", nargs="+", metavar="IMAGE|VIDEO|FOLDER", help="image or video files, or folders with them and folders"
+        "images",
+        nargs="+",
+        metavar="IMAGE|VIDEO|FOLDER",
+        help="image or video files, patterns in quotes, or folders with them and folders",
     )
     verb.add_argument(
         "--weights", metavar="FILE", help="the checkpoint for a named model or recipe; default: the published one"

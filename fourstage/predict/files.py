@@ -4,10 +4,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from glob import glob, has_magic
 from pathlib import Path
 
 from fourstage.data.images import is_image_name
 from fourstage.data.walk import all_files
+from fourstage.predict.images import is_address
 from fourstage.predict.videos import is_video_name
 
 LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
@@ -33,7 +35,7 @@ class Input:
 
 
 def find_inputs(given: Iterable[str | Path], out: Path | None = None) -> list[Input]:
-    """Return files that were given, and all images and videos below folders that were given.
+    """Return files that were given, those that match a pattern, and all images and videos below folders.
 
     Names of files from several folders begin with the folder's path below the one that all of them are in.
 
@@ -43,7 +45,7 @@ def find_inputs(given: Iterable[str | Path], out: Path | None = None) -> list[In
     Raises:
         ValueError, FileNotFoundError: a folder without images and videos; a path that does not exist.
     """
-    paths = [Path(one) for one in given]
+    paths = [path for one in given for path in _paths(str(one))]
     folders = [Path(os.path.abspath(path)) for path in paths if path.is_dir()]  # noqa: PTH100 - links stay
     common = Path(os.path.commonpath(folders)) if folders else Path()
     inputs: dict[tuple[Path, int], Input] = {}
@@ -57,6 +59,29 @@ def find_inputs(given: Iterable[str | Path], out: Path | None = None) -> list[In
         else:
             raise FileNotFoundError(f"there is no image or video {path}; check the path")
     return _with_different_names(list(inputs.values()))
+
+
+def _paths(text: str) -> list[Path]:
+    """Return the path that was given, or those that match it as a pattern such as `photos/*.jpg`.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing matches, or the text is empty or an address.
+    """
+    if not text:
+        raise ValueError("an empty path came; give an image, a video or a folder")
+    if is_address(text):
+        raise ValueError(f"{text} is an address, and files are needed; download it, or use fourstage.load in Python")
+    if Path(text).exists() or not has_magic(text):
+        return [Path(text)]
+    return matching(text)
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the paths that match a pattern, sorted. Raises FileNotFoundError where there are none."""
+    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not matches:
+        raise FileNotFoundError(f"no file matches {pattern}; check the pattern, and put it in quotes in a shell")
+    return [Path(match) for match in matches]
 
 
 def _inside(folder: Path, below: Path, out: Path | None) -> list[Input]:

@@ -47,12 +47,17 @@ class InputImage:
 
     def with_pixels(self, pixels_HW3: np.ndarray) -> "InputImage":
         """Return the same image with pixels that are read already."""
-        return replace(self, read=lambda: pixels_HW3)
+        return replace(self, read=in_memory(pixels_HW3))
 
 
 def from_file(path: Path, *, orient: bool) -> InputImage:
     """Return the image of a file, rotated by its EXIF data if `orient`."""
     return InputImage(str(path), path.name, partial(read_image, path, orient=orient), readable_again=True)
+
+
+def in_memory(pixels_HW3: np.ndarray) -> Callable[[], np.ndarray]:
+    """Return a function that returns the pixels. No lambda, so that a result can be pickled for another process."""
+    return partial(np.asarray, pixels_HW3)
 
 
 def is_address(text: object) -> bool:
@@ -62,7 +67,11 @@ def is_address(text: object) -> bool:
 
 def from_address(address: str, *, orient: bool) -> InputImage:
     """Return the image at an address. It is fetched once, when it is read."""
-    return InputImage(address, Path(urlsplit(address).path).name or address, partial(_fetched, address, orient))
+    try:
+        title = Path(urlsplit(address).path).name or address
+    except ValueError as error:
+        raise BadAddress(address, str(error)) from None
+    return InputImage(address, title, partial(_fetched, address, orient))
 
 
 def from_pil(image: "Image", number: int, *, orient: bool) -> InputImage:
@@ -94,7 +103,7 @@ def from_array(array: np.ndarray, number: int) -> InputImage:
         raise _refused(
             array, needed, f"convert values that go from 0 to {1 if array.dtype.kind == 'f' else 255}: {hint}"
         )
-    return InputImage(_numbered(number), _numbered(number), lambda: array)
+    return InputImage(_numbered(number), _numbered(number), in_memory(array))
 
 
 def from_tensor(tensor: Tensor, number: int) -> InputImage:
@@ -120,7 +129,7 @@ def from_tensor(tensor: Tensor, number: int) -> InputImage:
     elif pixels_3HW.dtype != torch.uint8:
         raise _refused(tensor, needed, "convert values that go from 0 to 255: image.to(torch.uint8)")
     array_HW3 = np.ascontiguousarray(pixels_3HW.permute(1, 2, 0).numpy())
-    return InputImage(_numbered(number), _numbered(number), lambda: array_HW3)
+    return InputImage(_numbered(number), _numbered(number), in_memory(array_HW3))
 
 
 def _numbered(number: int) -> str:

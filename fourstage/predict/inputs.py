@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -11,7 +11,16 @@ from torch import Tensor
 
 from fourstage.predict import videos
 from fourstage.predict.files import find_inputs
-from fourstage.predict.images import InputImage, from_address, from_array, from_file, from_pil, from_tensor, is_address
+from fourstage.predict.images import (
+    InputImage,
+    from_address,
+    from_array,
+    from_file,
+    from_pil,
+    from_tensor,
+    in_memory,
+    is_address,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,12 +68,7 @@ def find_images(given: Given, *, orient: bool) -> Inputs:
 
 def _of_path(text: str, orient: bool) -> Inputs:
     path = Path(text)
-    if not path.exists() and has_magic(text):
-        matches = sorted(glob(text, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        if not matches:
-            raise FileNotFoundError(f"no file matches {text}; check the pattern, and put it in quotes in a shell")
-        return _of_files(matches, orient)
-    if path.is_dir():
+    if path.is_dir() or not text or (not path.exists() and has_magic(text)):
         return _of_files([text], orient)
     if not path.is_file():
         raise FileNotFoundError(f"there is no image or video {text}; check the path")
@@ -105,8 +109,8 @@ def _single(one: object, number: int, orient: bool) -> InputImage:
     if isinstance(one, Image):
         return from_pil(one, number, orient=orient)
     raise ValueError(
-        f"a {type(one).__name__} is no image; give a path, an address, an image of PIL, an array (H, W, 3) uint8, a "
-        f"tensor (3, H, W), or a list of these"
+        f"an object of type {type(one).__name__} is no image; give a path, an address, an image of PIL, an array "
+        f"(H, W, 3) uint8, a tensor (3, H, W), or a list of these"
     )
 
 
@@ -120,4 +124,4 @@ def video_frames(path: Path) -> Iterator[InputImage]:
     for number, frame_HW3 in enumerate(videos.frames_of(path)):
         seconds = round(number / rate, 3)
         name, title = f"{path}#{number}", f"{path.name}  {seconds:.1f} s"
-        yield InputImage(name, title, lambda frame_HW3=frame_HW3: frame_HW3, frame=number, seconds=seconds)
+        yield InputImage(name, title, in_memory(frame_HW3), frame=number, seconds=seconds)

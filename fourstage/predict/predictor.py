@@ -32,8 +32,7 @@ class Predictor:
     def __init__(
         self, task: ImagePredictor, *, batch_size: int = 1, precision: str = "float32", show: bool = False
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is a number of images from 1 on; got {batch_size!r}")
+        check_batch_size(batch_size)
         if precision not in PRECISIONS:
             raise ValueError(f"there is no precision {precision!r}; choose {', '.join(PRECISIONS)}")
         self.task, self.batch_size, self.precision, self.show = task, batch_size, precision, show
@@ -122,6 +121,12 @@ class Predictor:
     def __repr__(self) -> str:
         network = type(self.network).__name__
         return f"Predictor({network}, {len(self.class_names)} classes, {self.device}, {self.precision})"
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise ValueError unless it is a whole number from 1 on."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is a number of images from 1 on; got {batch_size!r}")
 
 
 def _chunks(images: Iterable[InputImage], size: int) -> Iterator[list[InputImage]]:

@@ -110,7 +110,10 @@ class Result(ABC):
         form = FORMATS.get(path.suffix.lower())
         if form is None:
             raise ValueError(f"a picture cannot be saved as {path.name!r}; end its name in {', '.join(FORMATS)}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"{path.parent} cannot be created ({error.strerror}); choose another folder") from None
         write_file(path, lambda file: self.picture().convert("RGB").save(file, form))
         return path
 

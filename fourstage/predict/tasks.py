@@ -311,8 +311,8 @@ def image_predictor(
         ValueError: a threshold outside of 0 to 1, one for a network without scores of objects, or tiles for a
             classifier.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is a score from 0 to 1; got {threshold}")
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold is a score from 0 to 1; got {threshold!r}")
     if isinstance(task, Detection):
         lowest = SHOWN_SCORE if threshold is None else threshold
         return TiledDetector(task, transform, lowest, tiling) if tiling else ImageDetector(task, transform, lowest)

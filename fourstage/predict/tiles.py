@@ -74,8 +74,8 @@ def check_tiles(side: int, overlap: float) -> None:
     """Raise ValueError for a side or an overlap that no tiles can have."""
     if not isinstance(side, int) or side < SMALLEST_TILE:
         raise ValueError(f"tile is the side of a tile in pixels, a whole number from {SMALLEST_TILE} on; got {side!r}")
-    if not 0 <= overlap <= MOST_OVERLAP:
-        raise ValueError(f"overlap is the share of a tile that the next one shows too, from 0 to 0.9; got {overlap}")
+    if not (isinstance(overlap, int | float) and 0 <= overlap <= MOST_OVERLAP):
+        raise ValueError(f"overlap is the share of a tile that the next one shows too, from 0 to 0.9; got {overlap!r}")
 
 
 def _starts(length: int, side: int, overlap: float) -> tuple[int, ...]:

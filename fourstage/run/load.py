@@ -9,7 +9,7 @@ import torch
 from fourstage.api import list_models
 from fourstage.build import try_on_meta
 from fourstage.engine.devices import Ranks, choose_device
-from fourstage.predict.predictor import Predictor
+from fourstage.predict.predictor import Predictor, check_batch_size
 from fourstage.predict.tasks import Tiling, image_predictor
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
@@ -82,6 +82,7 @@ def tiling_of(tile: int | None, overlap: float | None, batch_size: int) -> Tilin
     """Return how large images are cut; None: they are not. Raises ValueError for impossible tiles."""
     if tile is None and overlap is not None:
         raise ValueError("overlap is of tiles, and no tile came; add tile=640, or leave overlap out")
+    check_batch_size(batch_size)
     batch_size = max(batch_size, TILES_AT_ONCE)
     return None if tile is None else Tiling(tile, OVERLAP if overlap is None else overlap, batch_size)
 
@@ -94,6 +95,8 @@ def begin(
     Raises:
         ValueError, OSError: as `load`.
     """
+    if not str(source):
+        raise ValueError("the name of the network is empty; give a run folder, a checkpoint, a model or a recipe")
     torch_device, name = choose_device(device), published_recipe(str(source))
     check_source(name, weights, which)
     import_files(imports)

@@ -1,6 +1,7 @@
 """`fourstage.load`: of a run, a file, a name and a repository of the hub; quickly, and with one sentence where not."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(run: Path) -> No
         fourstage.load("absent")
     with pytest.raises(ValueError, match="this network finds no objects; leave it out"):
         fourstage.load(run, threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": "3"}, "batch_size is a number of images from 1 on; got '3'"),
+        ({"tile": 64, "overlap": "a"}, "overlap is the share of a tile that the next one shows too"),
+        ({"threshold": "0.3"}, "threshold is a score from 0 to 1; got '0.3'"),
+        ({"imports": "absent.py"}, "there is no Python file absent.py to import"),
+        ({"source": ""}, "the name of the network is empty; give a run folder"),
+    ],
+)
+def test_arguments_of_a_wrong_type_get_one_sentence(run: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, OSError), match=re.escape(words)):
+        fourstage.load(**{"source": run, **arguments})
 
 
 def test_no_slow_library_is_imported_for_a_small_network(run: Path) -> None:

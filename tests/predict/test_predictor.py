@@ -1,5 +1,6 @@
 """The laws of a predictor: alone as in a batch, and the same result for every form of an image."""
 
+import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -52,6 +53,25 @@ def assert_same(a: Result, b: Result) -> None:
     if isinstance(a, ObjectResult) and isinstance(b, ObjectResult) and a.masks is not None:
         assert b.masks is not None
         assert (a.masks != b.masks).mean() < 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_results_go_to_other_processes(task: str, photos: list[Path]) -> None:
+    network, image_HW3 = predictor(task, threshold=0.0), read_image(photos[0])
+    several: Any = network(photos[:2])
+    results: list[Any] = [network(photos[0]), network(image_HW3), *several]
+    results += [network(torch.tensor(image_HW3).permute(2, 0, 1)), next(network.stream(iter([image_HW3])))]
+    for result in results:
+        sent = pickle.loads(pickle.dumps(result))
+        assert_same(sent, result)
+        np.testing.assert_array_equal(sent.image, result.image)
+        np.testing.assert_array_equal(np.asarray(sent.picture()), np.asarray(result.picture()))
+
+
+def test_a_drawing_below_a_file_gets_one_sentence(photos: list[Path]) -> None:
+    result: Any = predictor(TASKS[0])(photos[0])
+    with pytest.raises(OSError, match=r"a\.png cannot be created \(.*\); choose another folder"):
+        result.save(photos[0] / "out.png")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -177,9 +197,11 @@ ZEROS = np.zeros((8, 9, 3), np.uint8)
         (torch.zeros(1, 8, 9), "convert it to RGB"),
         (torch.randn(3, 8, 9) - 9, "before it is normalised"),
         (torch.zeros(3, 8, 9, dtype=torch.int64), r"image\.to\(torch\.uint8\)"),
-        (3, "a int is no image"),
-        ({"image": 1}, "a dict is no image"),
+        (3, "an object of type int is no image"),
+        ({"image": 1}, "an object of type dict is no image"),
         ("absent.jpg", "there is no image or video absent.jpg"),
+        ("", "an empty path came"),
+        ("http://[bad/x.png", r"http://\[bad/x.png could not be fetched \(.*\); check the address"),
         ("absent/*.jpg", r"no file matches absent/\*\.jpg"),
     ],
 )

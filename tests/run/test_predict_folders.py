@@ -127,3 +127,42 @@ def test_ids_are_for_detectors(weights: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "a.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cat"}]}))
     assert main([*words(weights, tmp_path / "out", image), "--ids", str(tmp_path / "a.json")]) == 2
     assert "--ids is for the results of a detector" in capsys.readouterr().err
+
+
+def test_patterns_that_no_shell_has_resolved(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.png", "a.png", "c.jpg", "d[1].jpg"):
+        photo(tmp_path / "photos" / name)
+    given = (tmp_path / "photos" / "*.png", tmp_path / "photos" / "d[1].jpg")  # the second one is the name of a file
+    assert main(words(weights, tmp_path / "out", *given)) == 0
+    assert [row["file"] for row in table(tmp_path / "out")] == ["a.png", "b.png", "d[1].jpg"]
+    capsys.readouterr()
+    for image, sentence in (
+        (str(tmp_path / "*.gif"), "no file matches"),
+        ("http://localhost/x.png", "http://localhost/x.png is an address, and files are needed; download it"),
+        ("", "is empty, as of a shell variable that is not set"),
+    ):
+        assert main(words(weights, tmp_path / "none", image)) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "visformer_digits", "a.png", "--out="],
+        ["predict", "", "a.png"],
+        ["analyze", "erf", "visformer_digits", "--data", "a.png", "--images", "1", "--size", "32", "--out", ""],
+        ["analyze", "erf", "", "--data", "a.png"],
+        ["compare", "digits_visformer", "--vary", "lr=1e-3,2e-3", "--data", "", "--dry-run"],
+        ["train", "digits_visformer", "length=1it", "--out", ""],
+        ["report", "", "--out", "page.html"],
+    ],
+)
+def test_an_empty_path_is_not_the_folder_of_the_shell(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(Path("a.png"))
+    assert main(command) == 2
+    assert "empty" in capsys.readouterr().err
+    assert written(tmp_path) == {"a.png"}
