@@ -46,7 +46,7 @@ def guarded(check: Callable[[], Finding], advice: str) -> Finding:
     """Return the finding of a check; an error in the user's code is a failed one with `advice`."""
     try:
         return check()
-    except Exception as error:  # the user's code may raise anything, and its other lines are wanted too
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; its other lines are wanted too
         return failed(described(error), advice)
 
 

@@ -138,7 +138,7 @@ def first_side(candidate: Candidate) -> int:
         try:
             with torch.no_grad():
                 _run_backbone(build_backbone(candidate, side).eval(), torch.zeros(1, 3, side, side))
-        except Exception:  # the user's code may raise anything; the first line of the card reports it
+        except (Exception, SystemExit):  # the user's code may raise anything; the first line of the card reports it
             continue
         return side
     return BACKBONE_SIDES[0]

@@ -38,6 +38,11 @@ class Raises(Good):
         raise RuntimeError(f"no luck with {dim}")
 
 
+class Exits(Good):
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        raise SystemExit(0)
+
+
 class FixedSize(Good):
     """Learned positions for one size."""
 
@@ -150,6 +155,7 @@ FAULTS: tuple[tuple[str, Callable[..., nn.Module], str], ...] = (  # the line, t
     ("shapes", NoTensor, "gave a list"),
     ("shapes", NotFinite, "NaN"),
     ("shapes", Raises, "no luck with 64 (faults.py, line"),
+    ("shapes", Exits, "SystemExit"),
     ("any size", FixedSize, "5 of 5 sizes fail"),
     ("batch equals single", AcrossImages, "with others"),
     ("gradients", UnusedParameter, "unused.weight, unused.bias"),
