@@ -12,6 +12,7 @@ from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, create_model, fre
 from fourstage.backbones.base import MEAN, STD
 from fourstage.extras import install
 from fourstage.registry import find
+from fourstage.run_folders import no_run
 from fourstage.weights.description import describe_network
 from fourstage.weights.load import head_classes
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
@@ -101,6 +102,8 @@ def load_subject(
         return _of_name(model, form, file, pretrained=False, seed=seed, shown=name or f"{model}={Path(file).name}")
     if path.suffix in CHECKPOINT_ENDINGS or len(path.parts) > 2 or text.startswith((".", "/")):
         raise ValueError(f"there is no checkpoint or run folder {text}; give an existing one, or the name of a model")
+    if len(path.parts) == 2 and path.parts[0] != "timm":
+        raise FileNotFoundError(no_run(path))
     return _of_name(text, form, None, pretrained=pretrained, seed=seed, shown=name or text)
 
 

@@ -129,6 +129,7 @@ def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_tol
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--class", "cat"], "has no class 'cat'"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,3"], "--box is X1,Y1,X2,Y2"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,30,40"], "--box is for detectors"),
+        (["erf", "runs/absent", "--data", "digits", "--images", "1"], "there is no run runs/absent"),
         (["maps", "timm/resnet18", "--data", "digits", "--images", "1"], "none of this package's mixers"),
         (["maps", "swin_tiny", "--data", "digits", "--point", "900,3", "--size", "64"], "outside of the image"),
         (["robustness", NETWORK, "--data", "digits", "--severity", "6"], "--severity is 1 to 5"),
