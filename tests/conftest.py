@@ -7,6 +7,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads; programs that tests start inherit it
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("COLUMNS", None)  # which test processes have and no pipe: lines are broken at it
 
 import pytest
 import torch
