@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
-from fourstage.recipe import Classification, Recipe, difference, resolve
+from fourstage.recipe import Classification, Recipe, resolve
 from fourstage.run.splits import data_path
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none
@@ -191,6 +191,8 @@ def _check_arms(arms: Sequence[Arm]) -> None:
         known = [field(arm) for arm in arms]
         if twice := next((one for one in known if known.count(one) > 1), None):
             raise ValueError(f"two arms are called {twice!r}; give recipes of different names, or other values")
-    for one, other in combinations(arms, 2):
-        if not difference(one.recipe, other.recipe):
-            raise ValueError(f"the arms {one.name} and {other.name} are the same recipe; leave one of them out")
+    by_recipe = dict[str, Arm]()  # a grid may have thousands of arms, too many to compare them in pairs
+    for arm in arms:
+        first = by_recipe.setdefault(arm.recipe.model_dump_json(exclude={"name"}), arm)
+        if first is not arm:
+            raise ValueError(f"the arms {first.name} and {arm.name} are the same recipe; leave one of them out")
