@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import MutableMapping
 
 LAST_STEP = 0xFFFF_FFF0  # higher numbers are no steps but batch scripts and interactive shells
@@ -55,6 +54,8 @@ def first_host(nodes: str) -> str:
     if not nodes:
         return "127.0.0.1"
     if scontrol := shutil.which("scontrol"):
+        import subprocess  # not for `fourstage --help`
+
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             answer = subprocess.run(
                 [scontrol, "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=10
