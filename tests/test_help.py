@@ -125,3 +125,9 @@ def test_tables_fit_a_terminal_of_80_columns(command: str) -> None:
     known = fourstage.list_models() if command == "models" else list_recipes()
     words = {word for line in lines for word in line.split()}
     assert set(known) <= words
+
+
+def test_only_the_verb_that_is_typed_gets_its_options() -> None:
+    assert parser(()).format_help() == parser().format_help()
+    built = dict(verbs(parser(["report", "runs/mine"])))
+    assert built[("report",)] == dict(verbs(parser()))[("report",)]

@@ -13,9 +13,8 @@ ROBUSTNESS_IMAGES = "all of a published set, 100 of one that is corrupted here"
 SUBJECT_HELP = "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run"
 
 
-def add_analyze(verbs: Verbs) -> None:
-    about = "analyse networks: what they look at, how alike they are, how they react to changed images"
-    verb = verbs.add_parser("analyze", help=about, description=about)
+def add_analyze(verbs: Verbs, help: str) -> None:
+    verb = verbs.add_parser("analyze", help=help, description=help)
     verb.set_defaults(run=lambda args: verb.print_help() or 0)
     inner = verb.add_subparsers(dest="analysis", metavar="WHAT", parser_class=Parser)
     for add in (_add_erf, _add_invariance, _add_cka, _add_cam, _add_maps, _add_robustness):

@@ -5,12 +5,12 @@ import argparse
 from fourstage.cli.parsing import Verbs, add_verb
 
 
-def add_check(verbs: Verbs) -> None:
+def add_check(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "check",
         _run_check,
-        "check a token mixer or backbone of your own, beside the built-in mixers",
+        help,
         ["fourstage check my_mixer.py"],
     )
     verb.add_argument("source", metavar="FILE.py[:NAME]", help="your file, and the mixer or backbone in it")

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 SEEDS = 6  # the fewest with which a pair can be decided
 
 
-def add_compare(verbs: Verbs) -> None:
+def add_compare(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "compare",
         _run_compare,
-        "train arms over several seeds, or compare finished runs, fairly",
+        help,
         [
             "fourstage compare digits_visformer --vary mixer=swin,pvt --dry-run",
             "fourstage compare digits_visformer --vary lr=1e-3,2e-3 --dry-run",

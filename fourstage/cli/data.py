@@ -7,10 +7,8 @@ from fourstage.cli.parsing import Parser, Verbs, add_changes, add_imports, add_v
 OWN_FORMAT = "a file that registers your own format; may be repeated"
 
 
-def add_data(verbs: Verbs) -> None:
-    verb = verbs.add_parser(
-        "data", help="check, shard and show data sets", description="check, shard and show data sets"
-    )
+def add_data(verbs: Verbs, help: str) -> None:
+    verb = verbs.add_parser("data", help=help, description=help)
     verb.set_defaults(run=lambda args: verb.print_help() or 0)
     inner = verb.add_subparsers(dest="data_verb", metavar="VERB", parser_class=Parser)
     check = add_verb(inner, "check", _run_check, "read a data set and report problems", ["fourstage data check images"])

@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pkgutil import resolve_name
+from typing import NamedTuple
 
-from fourstage.cli import analyze, check, compare, data, import_config, runs, slurm, tools
 from fourstage.cli.parsing import (
     STOPPED,
     Parser,
@@ -18,33 +19,58 @@ from fourstage.resources import sentences
 from fourstage.streams import OutputLost, prepared
 
 BROKEN_PIPE = 141  # exit code: 128 + the number of SIGPIPE, as in shells
+
+
+class Verb(NamedTuple):
+    """One row of `--help`, and where its options are: imported and built only for the verb that is typed."""
+
+    name: str
+    help: str
+    add: str  # "module:function" below `fourstage.cli`
+
+
 VERBS = (  # in the order of `--help`
-    tools.add_models,
-    runs.add_recipes,
-    runs.add_train,
-    runs.add_evaluate,
-    runs.add_predict,
-    runs.add_report,
-    data.add_data,
-    tools.add_bench,
-    analyze.add_analyze,
-    compare.add_compare,
-    check.add_check,
-    tools.add_convert,
-    import_config.add_import_config,
-    slurm.add_slurm,
-    tools.add_doctor,
+    Verb("models", "list models with parameters, MACs and published accuracy", "tools:add_models"),
+    Verb("recipes", "list recipes with their published numbers, or the keys of a recipe", "runs:add_recipes"),
+    Verb("train", "train from a recipe, or resume a stopped run", "runs:add_train"),
+    Verb("evaluate", "score a checkpoint on the validation split", "runs:add_evaluate"),
+    Verb("predict", "predict images and videos with a trained network", "runs:add_predict"),
+    Verb("report", "compare several runs on one page", "runs:add_report"),
+    Verb("data", "check, shard and show data sets", "data:add_data"),
+    Verb("bench", "measure throughput, latency, memory and cost of models side by side", "tools:add_bench"),
+    Verb(
+        "analyze",
+        "analyse networks: what they look at, how alike they are, how they react to changed images",
+        "analyze:add_analyze",
+    ),
+    Verb("compare", "train arms over several seeds, or compare finished runs, fairly", "compare:add_compare"),
+    Verb("check", "check a token mixer or backbone of your own, beside the built-in mixers", "check:add_check"),
+    Verb("convert", "convert a checkpoint of any source to .safetensors with our names", "tools:add_convert"),
+    Verb(
+        "import-config",
+        "write a recipe from a configuration of MMDetection or MMSegmentation",
+        "import_config:add_import_config",
+    ),
+    Verb("slurm", "write and submit an sbatch file that trains or evaluates", "slurm:add_slurm"),
+    Verb("doctor", "report versions, devices and problems, with their solutions", "tools:add_doctor"),
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all verbs and their options."""
+def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """Build the parser of all verbs and their options.
+
+    Args:
+        words: of a command; verbs that are not among them have no options, only their line. None: all have.
+    """
     top = Parser(prog="fourstage", description="Train, evaluate and compare four-stage vision backbones.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
-    for add in VERBS:
-        add(verbs)
+    for verb in VERBS:
+        if words is None or verb.name in words:
+            resolve_name(f"fourstage.cli.{verb.add}")(verbs, verb.help)
+        else:
+            verbs.add_parser(verb.name, help=verb.help, add_help=False)
     return top
 
 
@@ -81,7 +107,7 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"fourstage {version('fourstage')}")
         return 0
     if args.verb is None:
-        parser().print_help()
+        parser(()).print_help()
         return 0
     try:
         _check_empty_words(args)
@@ -99,7 +125,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command. Words after an option may still be changes or images, which argparse alone does not allow."""
-    top = parser()
+    top = parser(arguments)
     verb = _check_options(arguments, top)  # first: argparse reports missing words before unknown ones
     args, rest = top.parse_known_args(arguments)
     words = [word for word in rest if not word.startswith("-")]

@@ -5,12 +5,12 @@ import argparse
 from fourstage.cli.parsing import Verbs, add_verb
 
 
-def add_import_config(verbs: Verbs) -> None:
+def add_import_config(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "import-config",
         _run,
-        "write a recipe from a configuration of MMDetection or MMSegmentation",
+        help,
         ["fourstage import-config config.py --out mine.yaml"],
     )
     verb.add_argument("config", metavar="CONFIG.py", help="the configuration; no code in it is run")

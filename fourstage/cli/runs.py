@@ -19,12 +19,12 @@ WIDE = 130  # columns of a terminal that shows a recipe in one line
 OWN_FILES = "a Python file of your own to run, beside those of your recipe; may be repeated"
 
 
-def add_recipes(verbs: Verbs) -> None:
+def add_recipes(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "recipes",
         _run_recipes,
-        "list recipes with their published numbers, or the keys of a recipe",
+        help,
         ["fourstage recipes '*_in1k'", "fourstage recipes --keys detection"],
     )
     verb.add_argument("pattern", nargs="?", metavar="PATTERN", help="wildcard, such as '*_in1k'")
@@ -86,12 +86,12 @@ def _print_keys(task: str) -> int:
     return 0
 
 
-def add_train(verbs: Verbs) -> None:
+def add_train(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "train",
         _run_train,
-        "train from a recipe, or resume a stopped run",
+        help,
         [
             "fourstage train digits_visformer --out runs/mine length=2ep",
             "fourstage train digits_visformer --data images --dry-run batch_size=8",
@@ -140,12 +140,12 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_evaluate(verbs: Verbs) -> None:
+def add_evaluate(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "evaluate",
         _run_evaluate,
-        "score a checkpoint on the validation split",
+        help,
         ["fourstage evaluate runs/mine", "fourstage evaluate runs/mine --csv classes.csv --json"],
     )
     verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe by name or FILE.yaml, or a run folder")
@@ -218,12 +218,12 @@ def _metric_rows(evaluated: "Evaluated") -> list[list[str]]:
     return rows
 
 
-def add_predict(verbs: Verbs) -> None:
+def add_predict(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "predict",
         _run_predict,
-        "predict images and videos with a trained network",
+        help,
         ["fourstage predict runs/mine photo.png --out predictions"],
     )
     verb.add_argument(
@@ -313,12 +313,12 @@ def _print_predictions(predictions: "Sequence[Prediction]", out: str) -> None:
     print(f"{' and '.join(written)} in {out}")
 
 
-def add_report(verbs: Verbs) -> None:
+def add_report(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "report",
         _run_report,
-        "compare several runs on one page",
+        help,
         ["fourstage report runs/mine runs/other --out both.html"],
     )
     verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders")

@@ -6,12 +6,12 @@ import sys
 from fourstage.cli.parsing import Verbs, add_changes, add_verb
 
 
-def add_slurm(verbs: Verbs) -> None:
+def add_slurm(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "slurm",
         _run_slurm,
-        "write and submit an sbatch file that trains or evaluates",
+        help,
         ["fourstage slurm train digits_visformer --partition gpu --gpus 2 --dry-run"],
     )
     verb.add_argument(

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from fourstage.bench.options import Options
 
 
-def add_models(verbs: Verbs) -> None:
+def add_models(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "models",
         _run_models,
-        "list models with parameters, MACs and published accuracy",
+        help,
         ["fourstage models 'swin*'"],
     )
     verb.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, such as 'swin*'")
@@ -33,12 +33,12 @@ def _run_models(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_bench(verbs: Verbs) -> None:
+def add_bench(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "bench",
         _run_bench,
-        "measure throughput, latency, memory and cost of models side by side",
+        help,
         ["fourstage bench visformer_digits --batch-size 1 --seconds 1"],
     )
     verb.add_argument(
@@ -121,12 +121,12 @@ def _print_floors(args: argparse.Namespace, options: "Options") -> int:
     return 0
 
 
-def add_convert(verbs: Verbs) -> None:
+def add_convert(verbs: Verbs, help: str) -> None:
     verb = add_verb(
         verbs,
         "convert",
         _run_convert,
-        "convert a checkpoint of any source to .safetensors with our names",
+        help,
         ["fourstage convert mine.pth --model visformer_digits --out mine.safetensors"],
     )
     verb.add_argument("file", metavar="FILE", help="a .pth, .pt or .safetensors file; no code in it is run")
@@ -166,12 +166,12 @@ def _run_convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_doctor(verbs: Verbs) -> None:
+def add_doctor(verbs: Verbs, help: str) -> None:
     add_verb(
         verbs,
         "doctor",
         _run_doctor,
-        "report versions, devices and problems, with their solutions",
+        help,
         ["fourstage doctor"],
     )
 
