@@ -204,7 +204,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     folder = ModuleSpec(name, None, is_package=True)  # what Python makes of the folder that wandb leaves behind
     for found in (None, folder):
         monkeypatch.setattr("fourstage.engine.tracker.find_spec", lambda _, found=found: found)
-        with pytest.raises(ValueError, match=rf'pip install "fourstage\[{name}\]"'):
+        with pytest.raises(ValueError, match=rf'pip install .*\[{name}\]"'):
             check_tracker(name)
     with pytest.raises(ValueError, match="pip install"):
         RunLog(tmp_path, tracker=name)

@@ -293,7 +293,7 @@ def test_a_tag_alone_says_how_to_build_and_arguments_of_ones_own_win(published: 
     ("name", "sentence"),
     [
         ("visformer_digits.digit", "no published weights called 'digit'; did you mean visformer_digits.digits?"),
-        ("visformer_digits.zzz", "there are digits, by_hand, mask_rcnn_coco_1x, never"),
+        ("visformer_digits.zzz", "; it has digits, by_hand, mask_rcnn_coco_1x, never"),
         ("visformer_digits.", "no published weights called ''"),
         (
             "visformer_digits.by_hand",
