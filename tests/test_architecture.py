@@ -1,6 +1,7 @@
 """docs/architecture.md names every package, and only files that exist; test_import_map.py has its table of imports."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,3 +26,9 @@ def test_files_on_the_page_exist() -> None:
     assert len(names) > 15
     missing = [name for name in names if not any((ROOT / base / name).is_file() for base in ("", "fourstage"))]
     assert not missing, f"docs/architecture.md names {sorted(missing)}, which do not exist"
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """The test runner imports test files by their names alone and collects only the first of two."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
