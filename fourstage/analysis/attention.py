@@ -252,7 +252,7 @@ def mean_distances(mixer: nn.Module, x_BHWC: Tensor) -> np.ndarray:
     if isinstance(mixer, DepthwiseMixer):
         return np.array([_kernel_distance(mixer.spatial.weight)])
     if isinstance(mixer, ScaleAwareModulation):
-        return np.array([_kernel_distance(getattr(window, "weight")) for window in mixer.windows])  # noqa: B009
+        return np.array([_kernel_distance(window.get_parameter("weight")) for window in mixer.windows])
     if isinstance(mixer, DeformableMixer):
         return points_of(mixer, x_BHWC).mean_distance().cpu().numpy()
     return attention_of(mixer, x_BHWC).mean_distance().cpu().numpy()

@@ -115,7 +115,7 @@ def receptive_field(
         images: normalised (3, H, W) or (B, 3, H, W), all of one H x W.
         tap: `stage1`, `stage2`, ..., `last`, or the name of a layer.
         unit: row and column of the cell; None: (rows // 2, columns // 2).
-        count: stop after so many images whose map is finite; None: all.
+        count: number of images with a finite map after which to stop; None: all.
 
     Raises:
         ValueError: no such map or unit, images of different sizes, or no image with a finite map.

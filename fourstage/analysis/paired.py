@@ -207,7 +207,7 @@ def _together(difference: Summary, image_variance: float) -> tuple[Interval, flo
     """Return the interval for other seeds and images, and the p of no difference.
 
     Both are by Student's t with the degrees of freedom of Satterthwaite, "An approximate distribution of estimates of
-    variance components", 1946; images are so many that their variance counts as known.
+    variance components", 1946; the variance over images counts as known, as images are many.
     """
     seed_variance = difference.sd**2 / difference.count
     variance = seed_variance + image_variance

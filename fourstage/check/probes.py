@@ -62,7 +62,7 @@ class Probe:
         """Return normal noise of this size, the same in every call; None: the size that the instance is built for."""
         shape = list(self.shape)
         shape[0] = batch
-        for axis, side in zip(self.sides, size or (), strict=False):
+        for axis, side in zip(self.sides, size or [shape[axis] for axis in self.sides], strict=True):
             shape[axis] = side
         return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
 

@@ -96,7 +96,7 @@ class ImagePredictor(ABC):
         """Return the result of each image, as if each came alone."""
 
     def check_memory(self, name: str, pixels: int) -> None:
-        """Raise ValueError where the network needs more memory than there is for an image of so many pixels."""
+        """Raise ValueError where an image needs more memory in the network than there is."""
         if pixels > LARGE:
             check_memory(name, pixels, self._bytes_per_pixel, self.device)
 

@@ -113,12 +113,16 @@ def predict(
         session = _Session(predictor, ResultWriter(inputs, results, image_ids), bar)
         predictions = session.each([_Place(*columns) for columns in zip(inputs, frames, drawn, strict=True)])
     if isinstance(results, CocoResults) and results.left_out:
-        print(
-            f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
-            f"{results.path}",
-            file=sys.stderr,
-        )
+        _report_left_out(results, ids)
     return predictions
+
+
+def _report_left_out(results: CocoResults, ids: str | Path | None) -> None:
+    print(
+        f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
+        f"{results.path}",
+        file=sys.stderr,
+    )
 
 
 def _results_file(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan, train_batches
@@ -23,7 +23,7 @@ from fourstage.engine.threads import choose_threads, limited_threads, loader_wor
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged, set_training_mode
 from fourstage.engine.waiting import yielding_cores
-from fourstage.files import shown_path, write_text
+from fourstage.files import write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
 from fourstage.progress import Bar
@@ -36,8 +36,8 @@ from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.published import settled_weights
 from fourstage.run.replaced_images import advice, report_replaced
+from fourstage.run.resume import continue_from
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
-from fourstage.run.states import best_problem, damaged_line
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import say
 from fourstage.user_files import import_files, where_raised
@@ -171,7 +171,7 @@ def _finished(folder: RunFolder) -> Trained | None:
 
 
 @dataclass(frozen=True)
-class _Setup:
+class Setup:
     """Everything that is settled before the first step."""
 
     resolved: Resolved
@@ -328,7 +328,7 @@ def _settled(
 
 def _prepare(
     resolved: Resolved, folder: RunFolder, ranks: Ranks, device: torch.device, start: _Start, *, show: bool
-) -> tuple[_Setup, AnyTask]:
+) -> tuple[Setup, AnyTask]:
     """Do everything up to the first step without writing a file; cheap checks come first."""
     check_tracker(resolved.recipe.tracker)
     build.set_numerics(resolved.recipe, device)
@@ -353,7 +353,7 @@ def _prepare(
     if recipe.skip_bad_images:  # for those that cannot be read later, or that were not read in advance
         splits = replace(splits, train=with_replacements(splits.train), val=with_replacements(splits.val))
     order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
-    setup = _Setup(resolved, protocol, splits, order, metadata, ranks, device)
+    setup = Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:
         say("\n".join([*_summary(setup, task), *notes]))
     return setup, task
@@ -376,7 +376,7 @@ def _order(protocol: AnyProtocol, dataset: Dataset, ranks: Ranks, groups: bytes 
     )
 
 
-def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trained:
+def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trained:
     recipe, ranks, device, plan = setup.recipe, setup.ranks, setup.device, setup.plan
     training = setup.training(task)
     if ranks.first:
@@ -384,7 +384,7 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
         write_text(folder.bad_images, json.dumps(setup.splits.scans))
     ranks.wait()
     computation.settle(folder, folder.state(), ranks, device, lambda: _choose_threads(setup, task, show=show))
-    log_position = _continue(setup, folder, training, show=show)
+    log_position = continue_from(setup, folder, training, show=show)
     evaluator = Evaluator(setup.protocol, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)
     loop = Loop(
@@ -432,86 +432,13 @@ def _fit(setup: _Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trai
     return Trained(folder.path, training.step, plan.total, metrics=metrics, classes=len(setup.splits.train.classes))
 
 
-def _choose_threads(setup: _Setup, task: AnyTask, *, show: bool) -> None:
+def _choose_threads(setup: Setup, task: AnyTask, *, show: bool) -> None:
     """Use fewer threads if other programs keep cores busy and steps are faster then; not where processes share them."""
     if setup.ranks.size > 1 or setup.recipe.compile:
         return
     chosen = choose_threads(setup.trial_step(task))
     if chosen is not None and show:
         print(chosen, flush=True)
-
-
-def _continue(setup: _Setup, folder: RunFolder, training: Training, *, show: bool) -> int:
-    """Restore a training from its last checkpoint, if there is one. Returns the position in its log."""
-    newest = folder.newest()
-    state = newest.state
-    if state is None:
-        if folder.best.exists():
-            raise ValueError(f"{folder.last} is missing, only {folder.best.name} is there; put it back, or add --fresh")
-        return 0
-    warnings = [*([newest.note] if newest.note else []), *_check_same_data(state, setup)]
-    setup.ranks.wait()  # until all have read it
-    if newest.damaged and setup.ranks.first:
-        folder.set_damaged_aside()
-    _restore(training, state, folder)
-    if training.best and (problem := best_problem(folder.best)):
-        training.best, training.evaluated = {}, 0
-        warnings.append(f"{problem}; the best of the evaluations from here on replaces it.")
-    if line := damaged_line(folder.log):
-        warnings.append(f"{folder.log}, line {line}, is damaged; remove that line, which no report can read.")
-    if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
-        warnings.append(f"{folder.log} lacks lines that were written before.")
-    training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
-    if show:
-        first = f"Continuing {shown_path(folder.path)} at step {training.step} of {setup.plan.total}."
-        say("\n".join([first, *warnings]))
-    return state["log"]
-
-
-def _restore(training: Training, state: Mapping[str, Any], folder: RunFolder) -> None:
-    """Fill a training from a state. Raises ValueError where the state is of another network or optimiser."""
-    try:
-        training.restore(state)
-    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise ValueError(
-            f"{folder.last} does not fit the network that the recipe builds ({reason:.200}); restore the files and "
-            f"packages that the run was started with, or add --fresh"
-        ) from error
-
-
-def _window(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:
-    """Return this process's sums since the last log line; for another number of processes, the mean over all."""
-    if len(windows) == ranks.size:
-        return windows[str(ranks.rank)]
-    every = [windows[rank] for rank in sorted(windows)]
-    return {name: torch.stack([window[name] for window in every]).mean(dim=0) for name in every[0]}
-
-
-def _check_same_data(state: Mapping[str, Any], setup: _Setup) -> list[str]:
-    """Raise ValueError if the classes or the data changed; return what prevents bitwise equal results."""
-    then, now = tuple(state["classes"]), tuple(setup.splits.train.classes)
-    if then != now:
-        raise ValueError(
-            f"the run was started with {len(then)} classes, but the data now has {len(now)}, or other names; restore "
-            f"the data, or choose another --out"
-        )
-    before, after = state["conditions"], setup.conditions
-    if before["data"] != after["data"] and state["recipe"]["data"] != setup.recipe.data:
-        raise ValueError(
-            f"the run was trained on {state['recipe']['data']}, but {setup.recipe.data} holds other images; give the "
-            f"data that it was trained on, or choose another --out"
-        )
-    changed = [
-        f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
-    ]
-    recomputed = state["recipe"].get("grad_checkpointing", False), setup.recipe.grad_checkpointing
-    # Our own blocks are recomputed bit for bit; compilers fuse other kernels, and timm counts batch statistics twice.
-    if recomputed[0] != recomputed[1] and (setup.recipe.compile or "timm/" in setup.recipe.network_name):
-        changed.append(f"grad_checkpointing {recomputed[0]} before, {recomputed[1]} now")
-    if setup.device.type == "cuda" and not setup.recipe.deterministic:
-        changed.append("GPU kernels are not deterministic; deterministic=true selects those that are")
-    return [f"The run continues, but not bit for bit as it would have: {', '.join(changed)}."] if changed else []
 
 
 def _plain(task: nn.Module) -> nn.Module:
@@ -524,7 +451,7 @@ def _compiled(task: nn.Module) -> nn.Module:
     return task
 
 
-def _summary(setup: _Setup, task: AnyTask) -> list[str]:
+def _summary(setup: Setup, task: AnyTask) -> list[str]:
     recipe, plan, splits, resolved = setup.recipe, setup.plan, setup.splits, setup.resolved
     fitted = resolved.fitted  # each has a note of its own
     parameters = sum(p.numel() for p in task.parameters()) / 1e6

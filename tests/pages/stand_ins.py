@@ -61,8 +61,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
     small = _small_recipes()  # before the table is replaced
     monkeypatch.setattr(resolving, "named_recipes", lambda: small)
     monkeypatch.setattr(digit_scenes, "CACHED", {"train": 24, "val": 6, "size": 96, "seed": 0})
-    plan = run_train._Setup.plan.fget
-    monkeypatch.setattr(run_train._Setup, "plan", property(lambda setup: _two_steps(plan(setup))))
+    plan = run_train.Setup.plan.fget
+    monkeypatch.setattr(run_train.Setup, "plan", property(lambda setup: _two_steps(plan(setup))))
 
 
 def publish() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from run.runs import refused, run_train, stop_before
+from run.runs import refused, stop_before
 
 from fourstage.cli import main
 from fourstage.engine.state import load_state
 from fourstage.run.folder import RunFolder
+from fourstage.run.resume import check_same_data
 from fourstage.run.states import CONTENT, read_best, read_state
 
 RUN = ["train", "digits_visformer", "length=6it", "batch_size=16", "warmup=0it", "workers=0", "ema=0.9", "log_every=2",
@@ -111,13 +112,13 @@ def test_other_kernels_are_reported_where_activations_are_recomputed(stopped: Pa
     state = read_state(stopped / "checkpoints" / "last.pt")
     for changes, expected in ([], False), (["compile=true"], True):
         recipe = resolve("digits_visformer", ["grad_checkpointing=true", *changes]).recipe
-        setup = SimpleNamespace(
+        setup: Any = SimpleNamespace(
             splits=SimpleNamespace(train=SimpleNamespace(classes=state["classes"])),
             recipe=recipe,
             conditions=state["conditions"],
             device=torch.device("cpu"),
         )
-        assert any("grad_checkpointing" in text for text in run_train._check_same_data(state, setup)) is expected
+        assert any("grad_checkpointing" in text for text in check_same_data(state, setup)) is expected
 
 
 @pytest.mark.parametrize("damage", [empty, cut, zeros, other_state])

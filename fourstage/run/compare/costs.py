@@ -11,7 +11,7 @@ from torch import nn
 from fourstage.bench.count import count_module
 from fourstage.bench.count_tasks import count_network
 from fourstage.data.sample import Dataset
-from fourstage.recipe import Classification, Recipe, resolve
+from fourstage.recipe import Classification, Detection, Recipe, Segmentation, resolve
 from fourstage.run.compare.grid import Arm, Grid
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import protocol_of
@@ -57,7 +57,11 @@ def image_size(recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) of the images that an arm is counted and timed with: those of its evaluation."""
     if isinstance(recipe, Classification):
         return recipe.image_size, recipe.image_size
-    sides = recipe.evaluation.scale or recipe.augmentation.crop  # type: ignore[attr-defined]
+    assert isinstance(recipe, Detection | Segmentation)
+    sides = recipe.evaluation.scale
+    if isinstance(recipe, Segmentation):
+        sides = sides or recipe.augmentation.crop
+    assert sides is not None, "a detector's images have a size"
     return min(sides), max(sides)
 
 

@@ -33,7 +33,7 @@ def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> tuple[dict
     """Return by arm (D, S) the metric for draws of images, and the number of images N.
 
     Returns:
-        None for a metric that images alone do not give, or where so many draws would take too long.
+        None for a metric that images alone do not give, or where the draws would take too long.
     """
     ids = common_images(table)
     draws = _affordable(table, len(ids))
@@ -91,10 +91,11 @@ def _measure(run: FinishedRun, ids: Sequence[str], metric: str) -> Measure | Non
     ordered = [run.records[id] for id in ids]
     if isinstance(recipe, Segmentation):
         name, _, protocol = metric.partition("_")
-        counts = ordered if protocol == "ss" else [record.get("multi") for record in ordered]
-        if name not in ("miou", "macc", "aacc") or None in counts:
+        counts = [record if protocol == "ss" else record.get("multi") for record in ordered]
+        known = [count for count in counts if count is not None]
+        if name not in ("miou", "macc", "aacc") or len(known) < len(counts):
             return None
-        means = miou.resampled_means({protocol: counts}, len(classes))  # type: ignore[dict-item]
+        means = miou.resampled_means({protocol: known}, len(classes))
         return lambda chosen_N: means(chosen_N)[metric]
     form, _, name = metric.partition("_")
     if not isinstance(recipe, Detection) or name != "map" or form not in ("box", "mask"):

@@ -10,7 +10,7 @@ FEWEST, MOST = 100, 900  # queries that follow the data; more where an image has
 
 
 def queries_for(objects: int) -> int:
-    """Return how many queries suit data whose fullest image has so many objects: ten for each of them.
+    """Return the number of queries that suits data whose fullest image has `objects` objects: ten for each.
 
     COCO's fullest image has 93, and DINO 900 queries.
     """

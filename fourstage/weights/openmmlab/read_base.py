@@ -108,8 +108,10 @@ def _found(node: ast.expr, evaluator: Evaluator, names: dict[str, Any]) -> Any:
             return found.get(key) if isinstance(found, dict) else None
         case ast.Subscript(value=above, slice=place):
             found, key = _found(above, evaluator, names), evaluator.value(place)
-            known = isinstance(found, dict) and isinstance(key, str | int | float) and key in found
-            listed = isinstance(found, list) and type(key) is int and -len(found) <= key < len(found)
-            return found[key] if known or listed else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+            if isinstance(found, dict) and isinstance(key, str | int | float):
+                return found.get(key)
+            if isinstance(found, list) and isinstance(key, int) and -len(found) <= key < len(found):
+                return found[key]
+            return None
         case _:
             return None
