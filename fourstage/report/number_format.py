@@ -75,7 +75,9 @@ def brief_text(metrics: Mapping[str, float], classes: int = 0) -> str:
 
 
 def short_value(value: object) -> str:
-    """Return a value of a recipe as text; a number has at most four significant digits."""
+    """Return a value of a recipe as it is typed; a number has at most four significant digits."""
+    if value is None:
+        return "none"
     return significant(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 

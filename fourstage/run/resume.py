@@ -37,7 +37,7 @@ def continue_from(setup: "Setup", folder: RunFolder, training: Training, *, show
         warnings.append(f"{folder.log}, line {line}, is damaged; remove that line, which no report can read.")
     if not folder.log.is_file() or folder.log.stat().st_size < state["log"]:
         warnings.append(f"{folder.log} lacks lines that were written before.")
-    training.window = {name: value.to(setup.device) for name, value in _window(state["windows"], setup.ranks).items()}
+    training.window = {name: value.to(setup.device) for name, value in window_of(state["windows"], setup.ranks).items()}
     if show:
         first = f"Continuing {shown_path(folder.path)} at step {training.step} of {setup.plan.total}."
         say("\n".join([first, *warnings]))
@@ -56,7 +56,7 @@ def _restore(training: Training, state: Mapping[str, Any], folder: RunFolder) ->
         ) from error
 
 
-def _window(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:
+def window_of(windows: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Mapping[str, Tensor]:
     """Return this process's sums since the last log line; for another number of processes, the mean over all."""
     if len(windows) == ranks.size:
         return windows[str(ranks.rank)]

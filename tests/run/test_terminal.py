@@ -89,7 +89,7 @@ def test_an_epoch_is_short(epoch: float, text: str) -> None:
 def test_numbers_of_a_recipe_are_rounded_and_other_values_stay() -> None:
     assert short_value(5.078124999999999e-09) == "5.078e-9"
     assert [short_value(value) for value in (0.001, 1e-5, 3, True, None, "5ep")] == [
-        "0.001", "1e-5", "3", "True", "None", "5ep"
+        "0.001", "1e-5", "3", "True", "none", "5ep"
     ]  # fmt: skip
 
 
