@@ -49,6 +49,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "analysis": {"api", "backbones", "data", "ops", "registry", "tasks", "weights"},
     "timm": {"api", "registry"},
     "report": {"analysis"},
+    "exported": set(),
     "predict": {"data", "engine", "progress", "report", "tasks"},
     "bench": {"api", "ops", "registry", "weights", "tasks", "data", "engine", "recipe", "progress"},
     "run": {
