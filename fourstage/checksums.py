@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import IO, Any
 
 END = b"PK\x05\x06"  # begins the last 22 bytes of an archive without a comment; the last two are the comment's length
@@ -163,6 +164,13 @@ def is_intact_safetensors(file: IO[bytes], header: int) -> bool | None:
     zeros = UNKNOWN.encode().join((head[: found[0].start(1)], head[found[0].end(1) :]))
     rest = file.seek(0, os.SEEK_END) - len(head)
     return found[0][1] == b"%08x" % _add(file, len(head), rest, zlib.crc32(zeros))
+
+
+def sum_of_file(path: Path) -> int:
+    """Return the CRC-32 of all bytes of a file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return _add(file, 0, size, 0)
 
 
 def _sum_of(file: IO[bytes], size: int) -> int:

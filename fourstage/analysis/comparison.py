@@ -1,7 +1,14 @@
-"""The result of a comparison as plain values, for tables and pages."""
+"""The result of a comparison as plain values, for tables and pages.
 
+A arms, S seeds, V settings of an invariance, T maps, H x W pixels.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from fourstage.analysis.invariance import Family
 from fourstage.analysis.paired import Pair, Verdict
 from fourstage.analysis.seeds import Summary
 
@@ -18,6 +25,57 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Column:
+    """What an analysis says about one arm.
+
+    Attributes:
+        key: such as "erf_width_px", for files.
+        label: for readers, with the unit.
+        digits: behind the decimal point.
+        values: (S,) by seed; () for a mean over pairs of seeds.
+        summary: None: unknown.
+    """
+
+    key: str
+    label: str
+    digits: int
+    values: tuple[float, ...]
+    summary: Summary | None
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """The mean receptive field of an arm: each run's map over its sum, averaged over seeds."""
+
+    map_HW: np.ndarray
+    cells: tuple[int, int]
+    unit_centre: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How an arm's predictions of one family of changed images agree with those of the standard view, per cent."""
+
+    settings_V: np.ndarray
+    values_SV: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the figures of the analyses draw, by arm; empty where an analysis was not made.
+
+    Attributes:
+        similarity_TAA: mean CKA between trainings of two arms, and on the diagonal of one, by map; NaN: unknown.
+        similar: the arms of its rows and columns.
+    """
+
+    fields: Mapping[str, FieldMap]
+    consistency: Mapping[Family, Mapping[str, Consistency]]
+    similar: tuple[str, ...]
+    similarity_TAA: np.ndarray
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """One arm of a comparison.
 
@@ -29,6 +87,7 @@ class ArmResult:
         tuning: the tuning budget in words.
         hours: of all its trainings together; None: unknown.
         runs: their folders, by seed.
+        columns: what analyses say; all arms have the same, in the same order.
     """
 
     name: str
@@ -42,6 +101,7 @@ class ArmResult:
     tuning: str
     hours: float | None
     runs: tuple[str, ...]
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +128,8 @@ class Comparison:
         missing: cells that have not ended, in words.
         warnings: sentences on what makes the comparison unfair.
         conditions: what is the same for all arms, as (name, value).
+        remarks: sentences on how the columns of the arms were measured, and why some are unknown.
+        pictures: None: no analysis was made.
     """
 
     title: str
@@ -82,3 +144,5 @@ class Comparison:
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
     conditions: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...] = ()
+    pictures: Pictures | None = None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fourstage.run.compare.compare import Compared, Planned
 
 SEEDS = 6  # the fewest with which a pair can be decided
+ANALYSES = "erf,invariance,cka"
 
 
 def add_compare(verbs: Verbs, help: str) -> None:
@@ -51,6 +52,10 @@ def add_compare(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "--seconds", type=float, default=3.0, metavar="S",
         help="measure throughput and memory of each arm for so long; 0: not at all; default: 3",
+    )  # fmt: skip
+    verb.add_argument(
+        "--analyses", default=ANALYSES, metavar="LIST",
+        help="columns on what the networks do: of erf, invariance, cka; none: no such column; default: all",
     )  # fmt: skip
     verb.add_argument("--dry-run", action="store_true", help="print the plan and its warnings, and train nothing")
     verb.add_argument("--cell", type=int, metavar="I", help="train this cell of the grid alone, counted from 0")
@@ -97,6 +102,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _wishes(args: argparse.Namespace) -> "Wishes":
     from fourstage.run.compare.assemble import Wishes
+    from fourstage.run.compare.columns import check_analyses
 
     tuning = dict[str, str]()
     for text in args.tuning:
@@ -106,7 +112,7 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
         tuning[arm] = words
     if not 0 <= args.seconds <= 3600:
         raise ValueError(f"--seconds is the time for each arm, from 0 to 3600; got {args.seconds:g}")
-    return Wishes(args.reference, args.metric, tuning, args.seconds)
+    return Wishes(args.reference, args.metric, tuning, args.seconds, check_analyses(args.analyses))
 
 
 def _check_runs(args: argparse.Namespace, changes: list[str]) -> None:
@@ -163,9 +169,9 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
 
     options = [f"--vary={text}" for text in args.vary] + [f"--seeds={args.seeds}"]
     options += [f"--imports={Path(file).resolve()}" for file in args.imports]
-    options += [
-        f"--{name}={value}" for name, value in (("reference", args.reference), ("match-cost", args.match_cost)) if value
-    ]
+    analyses = args.analyses if args.analyses != ANALYSES else None
+    given = (("reference", args.reference), ("match-cost", args.match_cost), ("analyses", analyses))
+    options += [f"--{name}={value}" for name, value in given if value]
     job = slurm.Array(
         sources=tuple(sources),
         words=(*options, *changes),
@@ -192,6 +198,7 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
 
 
 def _print_tables(compared: "Compared") -> None:
+    from fourstage.report.arms.columns import column_table, similarity_table
     from fourstage.report.arms.tables import arm_table, pair_table
 
     comparison = compared.comparison
@@ -201,11 +208,17 @@ def _print_tables(compared: "Compared") -> None:
     print()
     head, rows = pair_table(comparison)
     print_table(head[:-1], [row[:-1] for row in rows])
+    for found in (column_table(comparison), similarity_table(comparison)):
+        if found is not None:
+            print()
+            print_table(*found)
     print()
     for warning in comparison.warnings:
         print(wrapped(f"warning: {warning}"))
     for missing in comparison.missing:
         print(wrapped(f"not ended, and not in the table: {missing}"))
+    for remark in comparison.remarks:
+        print(wrapped(f"note: {remark}"))
     for row in comparison.pairs:
         print(wrapped(row.sentence))
 

@@ -19,6 +19,7 @@ from fourstage import registry
 from fourstage.backbones import smt, swin, unified, visformer
 from fourstage.data.embedded import digit_scenes
 from fourstage.recipe.resolve import named_recipes
+from fourstage.run.compare import columns
 from fourstage.weights import catalog
 from fourstage.weights.reading import download
 
@@ -61,6 +62,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
     small = _small_recipes()  # before the table is replaced
     monkeypatch.setattr(resolving, "named_recipes", lambda: small)
     monkeypatch.setattr(digit_scenes, "CACHED", {"train": 24, "val": 6, "size": 96, "seed": 0})
+    few = {"erf": 2, "invariance": 2, "cka": 8}
+    monkeypatch.setattr(columns, "IMAGES", {**columns.IMAGES, "classification": few})
     plan = run_train.Setup.plan.fget
     monkeypatch.setattr(run_train.Setup, "plan", property(lambda setup: _two_steps(plan(setup))))
 

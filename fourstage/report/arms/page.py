@@ -3,6 +3,7 @@
 from fourstage.analysis.comparison import Comparison
 from fourstage.report.arms import tables
 from fourstage.report.arms.charts import difference_chart, metric_chart
+from fourstage.report.arms.columns import columns_section
 from fourstage.report.common import figure, section
 from fourstage.report.markup import Markup, name, table, tag
 from fourstage.report.page import document
@@ -25,6 +26,7 @@ def comparison_page(comparison: Comparison) -> str:
         _arms(comparison),
         _seeds(comparison),
         _differences(comparison),
+        columns_section(comparison),
         _conditions(comparison),
     ]
     return document(comparison.title, parts)

@@ -6,11 +6,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fourstage.analysis.comparison import ArmResult, Comparison, PairResult, Speed
 from fourstage.analysis.paired import Interval
 from fourstage.files import csv_cell
+from fourstage.report.arms.columns import column_table, flat_columns, similarity_table
 from fourstage.report.number_format import NOTHING, duration, plural, signed, significant
 
 Row = Sequence[str]
@@ -81,6 +82,8 @@ def markdown(comparison: Comparison) -> str:
         _markdown_table(*arm_table(comparison)),
         _markdown_table(*seed_table(comparison)),
         _markdown_table(*pair_table(comparison)),
+        *(_markdown_table(*one) for one in (column_table(comparison), similarity_table(comparison)) if one is not None),
+        _markdown_list([_cell(text) + "." for text in comparison.remarks]),
         _markdown_table(["condition", "value"], [list(row) for row in comparison.conditions]),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -103,23 +106,26 @@ def csv_table(comparison: Comparison) -> str:
 
 def csv_runs(comparison: Comparison) -> str:
     """Return one row for each run."""
-    rows = [
-        {"arm": arm.name, "seed": seed, comparison.metric: value, "folder": folder}
-        for arm in comparison.arms
-        for seed, value, folder in zip(comparison.seeds, arm.values, arm.runs, strict=True)
-    ]
+    rows = list[dict[str, object]]()
+    for arm in comparison.arms:
+        for i, (seed, value, folder) in enumerate(zip(comparison.seeds, arm.values, arm.runs, strict=True)):
+            columns = {column.key: column.values[i] for column in arm.columns if column.values}
+            rows.append({"arm": arm.name, "seed": seed, comparison.metric: value, **columns, "folder": folder})
     return _csv(rows)
 
 
 def json_table(comparison: Comparison) -> str:
     """Return every number of the comparison; what is unknown is null."""
-    return json.dumps(_plain(asdict(comparison)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    values = asdict(replace(comparison, pictures=None))
+    del values["pictures"]  # arrays, which the page draws
+    return json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    """Return two `tabular` environments, of the arms and of the pairs, for a document with booktabs."""
-    tables = (arm_table(comparison), pair_table(comparison))
-    return "\n\n".join([f"% {_tex(summary_line(comparison))}", *(_latex_table(*one) for one in tables)]) + "\n"
+    """Return `tabular` environments, of arms, pairs, analyses and similarities, for a document with booktabs."""
+    tables = (arm_table(comparison), pair_table(comparison), column_table(comparison), similarity_table(comparison))
+    known = [_latex_table(*one) for one in tables if one is not None]
+    return "\n\n".join([f"% {_tex(summary_line(comparison))}", *known]) + "\n"
 
 
 def interval(one: Interval | None) -> str:
@@ -175,6 +181,7 @@ def _flat(arm: ArmResult, row: PairResult | None, comparison: Comparison) -> dic
         **{key: getattr(arm.summary, key) for key in ("mean", "sd", "low", "high", "count")},
         "hours": arm.hours,
         "tuning": arm.tuning,
+        **flat_columns(arm.columns),
     }
     if row is None:
         return values

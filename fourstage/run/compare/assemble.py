@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
 from fourstage.recipe import Recipe, difference
 from fourstage.report.number_format import METRICS, plural, signed
 from fourstage.report.number_format import metric as metric_format
+from fourstage.run.compare.column_values import columns_of, pictures_of, remarks_of
+from fourstage.run.compare.columns import ANALYSES, Analysis, analyses_of
 from fourstage.run.compare.costs import Cost, counted, image_size, unequal
 from fourstage.run.compare.image_scores import common_images, drawn_metrics
 from fourstage.run.compare.runs import NO_SETTING, FinishedRun, Table, common_seeds
@@ -39,12 +41,14 @@ class Wishes:
         metric: None: the task's main metric.
         tuning: by arm, its tuning budget in words.
         speed_seconds: for each arm and mode; 0: speed and memory are not measured.
+        analyses: whose columns the table has.
     """
 
     reference: str | None = None
     metric: str | None = None
     tuning: Mapping[str, str] = field(default_factory=dict)
     speed_seconds: float = 3.0
+    analyses: tuple[Analysis, ...] = ANALYSES
 
 
 def assemble(
@@ -78,7 +82,12 @@ def assemble(
     costs = {arm: _cost(table[arm][seeds[0]]) for arm in arms}
     known = {arm: cost for arm, cost in costs.items() if cost is not None}
     speeds = _speeds(table, seeds[0], folder, wishes.speed_seconds, show=show)
-    results = tuple(_arm(arm, table[arm], seeds, values[arm], costs[arm], speeds, wishes) for arm in arms)
+    measured = analyses_of(table, seeds, folder, wishes.analyses, show=show)
+    columns = columns_of(measured, wishes.analyses, reference)
+    results = tuple(
+        replace(_arm(arm, table[arm], seeds, values[arm], costs[arm], speeds, wishes), columns=columns[arm])
+        for arm in arms
+    )
     verdicts = [decide(pair, len(pairs)) for pair in compared]
     rows = [
         PairResult(arm, base, pair, verdict, sentence(arm, base, pair, verdict, len(pairs), images))
@@ -97,6 +106,8 @@ def assemble(
         missing=tuple(missing),
         warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=drawn is not None)),
         conditions=tuple(_conditions(table, seeds)),
+        remarks=tuple(remarks_of(measured, wishes.analyses, table[reference][seeds[0]].recipe)),
+        pictures=pictures_of(measured, wishes.analyses, reference),
     )
 
 

@@ -12,6 +12,7 @@ from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE
 from fourstage.run.compare.assemble import Wishes, assemble, check_metric, check_tuning, too_few_seeds
+from fourstage.run.compare.columns import Images, analyse, place_of
 from fourstage.run.compare.costs import Quantity, costs_of, matched, unequal
 from fourstage.run.compare.grid import Arm, Cell, Grid, plan
 from fourstage.run.compare.initial import initial_weights, remove_initial
@@ -127,8 +128,14 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
         if stopped_by is not None:
             return Compared(grid.out, stopped_by=stopped_by)
     if only is not None:
+        _analyse_cell(chosen[0], grid.out, wishes)
         return Compared(grid.out)
     return _written(_table(planned), grid.out, replace(wishes, reference=planned.reference.name), show=show)
+
+
+def _analyse_cell(cell: Cell, out: Path, wishes: Wishes) -> None:
+    """Measure a cell where it was trained, so that the table need not: it may be written on a machine without a GPU."""
+    analyse(read_finished(cell.folder), place_of(out, cell.arm.name, cell.seed), wishes.analyses, Images())
 
 
 def compare_runs(sources: Sequence[str], out: Path, wishes: Wishes, *, show: bool = True) -> Compared:

@@ -96,7 +96,7 @@ def plan(
             recipe = resolve(source, [*fixed, *changes, *own], values, files).recipe
             own_name = [recipe.name] if len(sources) > 1 or not choice else []
             name = ", ".join([*own_name, *([arm_name(choice)] if choice else [])])
-            arms.append(Arm(name, _folder(name), source, (*fixed, *changes, *own, *_data(values)), recipe))
+            arms.append(Arm(name, folder_name(name), source, (*fixed, *changes, *own, *_data(values)), recipe))
     _check_arms(arms)
     return Grid(tuple(arms), tuple(range(seeds)), Path(out).resolve(), files, tuple(notes))
 
@@ -179,7 +179,8 @@ def arm_name(choice: Sequence[tuple[str, object]]) -> str:
     return ", ".join(words)
 
 
-def _folder(name: str) -> str:
+def folder_name(name: str) -> str:
+    """Return the name of an arm's folder."""
     return re.sub(r"[^\w.+=-]+", "_", name).strip("._")[:80] or "arm"
 
 
