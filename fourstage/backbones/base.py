@@ -18,6 +18,7 @@ from fourstage.backbones.layers import Level
 from fourstage.ops.chunks import by_images
 from fourstage.ops.measure import choose_products
 
+STEM_STRIDE = 2  # of the first convolution of a stem, if not more
 SMALLEST = 32  # pixels a side: one cell of the coarsest map
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB values in [0, 1]
 
@@ -128,12 +129,13 @@ class Backbone(nn.Module):
         symbolic = isinstance(image_BCHW, Proxy)
         if not symbolic:
             check_image(image_BCHW, self.in_chans)
-        run: Callable[[nn.Module, Tensor], Tensor] = as_one_node if symbolic else by_images
-        x_BCHW, maps = run(self.stem, image_BCHW), []
-        for stage in self.stages[:count]:
-            x_BCHW = run(stage, x_BCHW)
+        pixels = 0 if symbolic else image_BCHW.shape[-2] * image_BCHW.shape[-1]
+        strides = (STEM_STRIDE, *(level.stride for level in self.levels))
+        x_BCHW, maps = image_BCHW, []
+        for stage, stride in zip((self.stem, *self.stages[:count]), strides, strict=False):
+            x_BCHW = as_one_node(stage, x_BCHW) if symbolic else by_images(stage, x_BCHW, pixels // stride**2)
             maps.append(x_BCHW)
-        return maps
+        return maps[1:]
 
     def init_non_persistent_buffers(self) -> None:
         """Fill every buffer that no state dict holds, such as index tables.

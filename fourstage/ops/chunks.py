@@ -5,6 +5,7 @@ are those of one call.
 """
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from fourstage.ops.eager import is_watched, may_run_fast
 FEW = 128  # rows: fewer would lose more than they save
 FRESH = 2**25  # bytes from which the C library (glibc) asks the system for memory, and gives it back, at every call
 ROWS = 5 * 2**20  # bytes of a chunk of rows, which stay in a cache
-IMAGES = 5 * 2**19  # bytes of a chunk of images that enters a stage; the widest map within is some four times as large
+WIDEST = 2**24  # bytes of the widest map within a stage, for a chunk of images
 KNOWN = ("torch.nn.modules.", "fourstage.")  # modules that neither compare images of a batch nor keep their inputs
 
 
@@ -36,15 +37,27 @@ def in_chunks(function: Callable[[Tensor], Tensor], x_NC: Tensor, rows: int) -> 
     return torch.cat([function(chunk_NC) for chunk_NC in chunks]).view(*x_NC.shape[:-1], -1)
 
 
-def by_images(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """Return `stage(x)`, in chunks where no gradients are wanted and every module computes each image alone."""
+def by_images(stage: nn.Module, x_BCHW: Tensor, cells: int) -> Tensor:
+    """Return `stage(x)`, in chunks where no gradients are wanted and every module computes each image alone.
+
+    Args:
+        stage: from a map to the next one.
+        x_BCHW: (B, C, H, W).
+        cells: of one image's largest map within the stage.
+    """
     if torch.is_grad_enabled() or not may_run_fast(x_BCHW):
         return stage(x_BCHW)
-    size = x_BCHW.numel() * x_BCHW.element_size()
-    if size <= IMAGES or any(_needs_whole_batch(module) for module in stage.modules()):
+    batch = len(x_BCHW)
+    chunks = min(batch, ceil(batch * cells * _widest(stage) * x_BCHW.element_size() / WIDEST))
+    if chunks <= 1 or any(_needs_whole_batch(module) for module in stage.modules()):
         return stage(x_BCHW)
-    images = max(1, IMAGES * len(x_BCHW) // size)
-    return torch.cat([stage(chunk_BCHW) for chunk_BCHW in x_BCHW.split(images)])
+    return torch.cat([stage(chunk_BCHW) for chunk_BCHW in x_BCHW.split(ceil(batch / chunks))])
+
+
+def _widest(stage: nn.Module) -> int:
+    """Return the most channels that a layer of the stage gives."""
+    layers = [module for module in stage.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return max((m.out_channels if isinstance(m, nn.Conv2d) else m.out_features for m in layers), default=0)
 
 
 def _needs_whole_batch(module: nn.Module) -> bool:

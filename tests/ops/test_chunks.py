@@ -38,11 +38,27 @@ def test_images_go_through_a_stage_some_at_a_time(form: str, monkeypatch: pytest
     model, image_BCHW = build(form), torch.randn(5, 3, 64, 71)
     with torch.inference_mode():
         expected = model.forward_maps(image_BCHW)
-        monkeypatch.setattr(chunks, "IMAGES", 2 * 3 * 64 * 71 * 4)
+        monkeypatch.setattr(chunks, "WIDEST", 2 * widest(model.stem) * (64 * 71 // 4) * 4)
         sizes = sizes_given_to(model.stem, monkeypatch)
         for ours, plain in zip(model.forward_maps(image_BCHW), expected, strict=True):
             assert_same(ours, plain)
     assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(4, [4]), (5, [3, 2]), (8, [4, 4]), (9, [3, 3, 3]), (1, [1])])
+def test_chunks_are_of_equal_size(batch: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x_BCHW = nn.Conv2d(3, 12, 1).eval(), torch.randn(batch, 3, 10, 10)
+    monkeypatch.setattr(chunks, "WIDEST", 4 * 12 * 100 * 4)
+    sizes: list[int] = []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
+    with torch.inference_mode():
+        assert_same(chunks.by_images(layer, x_BCHW, 100), forward(layer, x_BCHW))
+    assert sizes == expected
+
+
+def widest(stem: nn.Module) -> int:
+    return max(conv.out_channels for conv in stem.modules() if isinstance(conv, nn.Conv2d))
 
 
 def sizes_given_to(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -79,7 +95,7 @@ def test_a_touched_stage_sees_whole_batches(
     touch: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, image_BCHW = build("smt-classifier"), torch.randn(5, 3, 64, 64)
-    monkeypatch.setattr(chunks, "IMAGES", 2 * 3 * 64 * 64 * 4)
+    monkeypatch.setattr(chunks, "WIDEST", 2 * widest(model.stem) * (64 * 64 // 4) * 4)
     sizes = sizes_given_to(model.stem, monkeypatch)
     touch(model)
     with torch.inference_mode():

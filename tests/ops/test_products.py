@@ -247,14 +247,29 @@ def test_the_shortest_times_that_repeat_decide(
     assert measure.quickest({"plain": clock.taking(*plain), "other": clock.taking(*other)}) == best
 
 
-def test_times_that_never_repeat_leave_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("factor", "best"),
+    [(0.5, "other"), (0.9, "other"), (0.97, "plain"), (1.3, "plain")],  # of the plain form's time in the same turn
+)
+def test_where_times_never_repeat_the_turns_decide(factor: float, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    forms = {"plain": clock.taking(1.0), "other": clock.taking(*(0.1 * 1.2**i for i in range(measure.MOST)))}
+    slower = [1.2**turn for turn in range(measure.MOST)]
+    other = [factor * seconds for seconds in slower]
+    other[3] *= 9  # one turn is disturbed
+    forms = {"plain": clock.taking(*slower), "other": clock.taking(*other)}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert measure.quickest(forms) == "plain"
+    assert measure.quickest(forms) == best
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(measure.UnsureError):
         measure.quickest(forms)
+
+
+def test_a_form_that_wins_by_chance_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    plain = [1.2**turn for turn in range(measure.MOST)]
+    other = [seconds * (0.5 if turn % 4 else 2.0) for turn, seconds in enumerate(plain)]  # three turns of four
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert measure.quickest({"plain": clock.taking(*plain), "other": clock.taking(*other)}) == "plain"
 
 
 @pytest.mark.usefixtures("small")
