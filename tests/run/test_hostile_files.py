@@ -188,7 +188,7 @@ def test_three_hundred_hostile_files(tmp_path: Path, run_folder: Path) -> None:
     counts, slowest, largest = Counter[tuple[str, str]](), dict[str, float](), dict[str, float]()
     others = [verb for verb in VERBS if verb != "predict"]
     for number, name in enumerate(names):
-        some = [others[(number + step) % len(others)] for step in (0, 2, 4)] if number % 2 else others[:3]
+        some = [others[(number // 2 + step) % len(others)] for step in (0, 2, 4)] if number % 2 else others[:3]
         for verb, outcome, fault in try_file(name, tmp_path / "work", run_folder, [API, "predict", *some]):
             counts[verb, "refused" if outcome.code else "read"] += 1
             slowest[verb] = max(slowest.get(verb, 0), outcome.seconds)
