@@ -28,10 +28,8 @@ def _add_common(verb: argparse.ArgumentParser, what: str, images: int | str, dat
     verb.add_argument(
         "--out", metavar="FOLDER", default=f"analysis/{what}", help=f"folder to write; default: analysis/{what}"
     )
-    count = images if isinstance(images, int) else None
-    verb.add_argument(
-        "--images", dest="count", type=int, default=count, metavar="N", help=f"number of images; default: {images}"
-    )
+    number = f"{images}, or all where there are fewer" if isinstance(images, int) else images
+    verb.add_argument("--images", dest="count", type=int, metavar="N", help=f"number of images; default: {number}")
     verb.add_argument("--pretrained", action="store_true", help="give models by name their published weights")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of a checkpoint")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of fresh weights; default: 0")

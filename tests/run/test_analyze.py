@@ -211,3 +211,77 @@ def test_an_option_that_came_twice_counts_once(tmp_path: Path, capsys: pytest.Ca
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert "[" not in printed[1].splitlines()[1]  # one image has no interval
+
+
+def pictures(folder: Path, readable: int, damaged: int) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for i in range(readable):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    for i in range(damaged):
+        (folder / f"{i}_damaged.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
+
+
+FEW = {
+    "erf": ["--size", "32"],
+    "invariance": ["--family", "scale"],
+    "cka": [],
+    "cam": ["--method", "gradcam"],
+    "maps": ["--size", "64"],
+}
+
+
+@pytest.mark.parametrize("what", sorted(FEW))
+def test_images_that_cannot_be_read_are_named_and_left_out(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "photos", readable=5, damaged=2)
+    network = "unified_swin_micro" if what == "maps" else NETWORK
+    words = ["analyze", what, network, "--data", data, "--out", tmp_path / "out", *FEW[what]]
+    count = ["--images", "7"] if what in ("cam", "maps") else []  # their default is below seven
+    assert run(*words, *count) == 0
+    printed = capsys.readouterr().out
+    assert "2 images cannot be read and are left out: 0_damaged.jpg, 1_damaged.jpg (the first: " in printed
+    if not count:
+        assert f"{data} has 7 images, all of which are taken; the default is " in printed
+    page = (tmp_path / "out" / f"{what}.html").read_text()
+    assert "5 images" in page
+
+
+def test_a_later_image_takes_the_place_of_one_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "photos", readable=3, damaged=1)
+    (data / "9.png").write_bytes(b"no image either")
+    words = ["analyze", "erf", NETWORK, "--data", data, "--images", "2", "--size", "32", "--out", tmp_path / "out"]
+    assert run(*words) == 0
+    with (tmp_path / "out" / "erf.csv").open() as file:
+        assert {row["images"] for row in csv.DictReader(file)} == {"2"}
+    assert "1 image cannot be read and is left out: 0_damaged.jpg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "readable", "words"),
+    [("erf", 0, "1 image of {data} must be readable; 0 of 2 are, and 2 cannot be read, the first: {data}/0_damaged"),
+     ("cka", 3, "CKA needs at least 4 images, and 3 came; give more images")],
+)  # fmt: skip
+def test_too_few_images_that_can_be_read(
+    what: str, readable: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "photos", readable=readable, damaged=2)
+    assert run("analyze", what, NETWORK, "--data", data, "--out", tmp_path / "out") == 2
+    assert words.format(data=data) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_image_of_a_test_set_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wnid_folders(tmp_path / "imagenet-a", 3)
+    next((tmp_path / "imagenet-a").glob("*/a.jpg")).write_bytes(b"no image")
+    words = ["analyze", "robustness", "unified_convnext_micro", "--data", tmp_path / "imagenet-a", "--size", "32"]
+    assert run(*words, "--out", tmp_path / "out") == 0
+    assert "1 image cannot be read and is left out: a.jpg" in capsys.readouterr().out
+    with (tmp_path / "out" / "robustness.csv").open() as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["2"]

@@ -23,12 +23,15 @@ from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
+IMAGES = 4  # where the data has as many
+
 
 @dataclass(frozen=True)
 class CamSetting:
     """What is explained, and how; see `analysis/cam.py`.
 
     Attributes:
+        images: their number; None: 4, or all where there are fewer.
         methods: names in `cam.NAMES`.
         taps: layers whose maps are averaged; none: the one that the head reads.
         label: class by name or number; None: the best class of each image, of a segmentor the one with most pixels.
@@ -36,7 +39,7 @@ class CamSetting:
         scores: also measure how faithful the maps are, which needs a classifier.
     """
 
-    images: int = 4
+    images: int | None = None
     methods: tuple[str, ...] = cam.FIVE
     taps: tuple[str, ...] = ()
     label: str | None = None
@@ -69,17 +72,18 @@ def analyze_cam(
     """
     setting, folder = setting or CamSetting(), check_folder(out)
     dataset = open_images(data)
-    positions = choose(dataset, setting.images, setting.order, data)
+    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
     subjects = load_subjects(sources, "logits", loading or Loading())
     _check_scores(subjects, setting)
     found: list[Explained] = []
-    with Bar("explaining", len(subjects) * setting.images, show=show) as bar:
+    with Bar("explaining", len(subjects) * len(chosen.positions), show=show) as bar:
         for subject in subjects:
-            for sample in read(dataset, positions):
+            for sample in read(dataset, chosen.positions):
                 found.append(explain(subject, sample, setting))
                 bar.update(len(found))
     layers = {f"The layer of {one.name} is {' and '.join(one.taps)}.": None for one in found}
     notes = (*layers, *dict.fromkeys(f"{note[0].upper()}{note[1:]}." for one in found for note in one.notes))
+    notes = (*notes, *chosen.notes)
     files = write(
         folder,
         "cam",
@@ -89,7 +93,7 @@ def analyze_cam(
             *("road", "morf", "lerf", "insertion", "deletion"),
         ),
         rows=list(_rows(found)),
-        page=cam_page(found, f"{plural(setting.images, 'image')} of {Path(data).name}", notes),
+        page=cam_page(found, f"{plural(len(chosen.positions), 'image')} of {Path(data).name}", notes),
     )
     return Outcome(_HEAD, tuple(_printed(found)), notes, files)
 

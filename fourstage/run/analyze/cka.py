@@ -70,9 +70,9 @@ def analyze_cka(
     """
     setting, folder, loading = setting or CkaSetting(), check_folder(out), loading or Loading()
     dataset = open_images(data)
-    count = min(IMAGES, len(dataset)) if setting.images is None else setting.images
-    positions = _shuffled(choose(dataset, count, setting.order, data))
-    batch = _batch_size(setting, count)
+    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
+    positions = _shuffled(chosen.positions)
+    batch = _batch_size(setting, len(positions))
     first, *others = load_subjects(sources, "maps", loading)
     ceiling = _ceiling(first, setting, loading)
     compared = [(first, "itself"), *([(ceiling, "ceiling")] if ceiling else []), *((one, "other") for one in others)]
@@ -90,7 +90,7 @@ def analyze_cka(
         Pair(first.name, first.weights, other.name, other.weights, role, one)
         for (other, role), one in zip(compared, found, strict=True)
     ]
-    notes = _notes(pairs)
+    notes = (*_notes(pairs), *chosen.notes)
     words = (
         f"{plural(pairs[0].cka.images, 'image')} of {Path(data).name} in batches of {pairs[0].cka.batch}, {side} pixels"
     )

@@ -15,7 +15,7 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.erf import FORMS, Field, erf_page
 from fourstage.report.number_format import plural, significant
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, readable
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
 SMALLEST, LARGEST = 32, 4096  # pixels a side
@@ -27,7 +27,7 @@ class ErfSetting:
 
     Attributes:
         size: side of the square images, pixels.
-        images: images with a finite map that are averaged.
+        images: images with a finite map that are averaged; None: 50, or all where there are fewer.
         tap: the feature map: `stage1`, ..., `last`, or the name of a layer.
         centre: around which pixel the field is measured.
         power: exponent of the scale-free form.
@@ -35,7 +35,7 @@ class ErfSetting:
     """
 
     size: int = erf.SIZE
-    images: int = erf.IMAGES
+    images: int | None = None
     tap: str = erf.LAST
     centre: erf.Centre = "image"
     resize: Resize = "exact"
@@ -67,13 +67,15 @@ def analyze_erf(
     """
     setting, folder = setting or ErfSetting(), check_folder(out)
     dataset = open_images(data)
-    positions = choose(dataset, setting.images, setting.order, data)
+    chosen = choose(dataset, setting.images, setting.order, data, default=erf.IMAGES)
+    later = _later(dataset, chosen, setting)
+    count = min(chosen.requested, len(chosen.positions) + len(later))
     subjects = load_subjects(sources, "maps", loading or Loading(), untrained=setting.untrained)
     fields = []
-    with Bar("measuring receptive fields", len(subjects) * setting.images, show=show) as bar:
+    with Bar("measuring receptive fields", len(subjects) * count, show=show) as bar:
         for i, subject in enumerate(subjects):
-            images = _counted(_images(dataset, positions, subject, setting), bar, i * setting.images)
-            found = erf.receptive_field(subject.network, images, tap=setting.tap, count=setting.images)
+            images = _counted(_images(dataset, (*chosen.positions, *later), subject, setting), bar, i * count)
+            found = erf.receptive_field(subject.network, images, tap=setting.tap, count=count)
             fields.append(_field(subject, found, setting))
     files = write(
         folder,
@@ -81,22 +83,27 @@ def analyze_erf(
         arrays=_arrays(fields),
         columns=_COLUMNS,
         rows=[row for field in fields for row in _rows(field)],
-        page=erf_page(fields, setting_words(setting, data)),
+        page=erf_page(fields, setting_words(setting, data, max(field.erf.images for field in fields))),
     )
-    return Outcome(_HEAD, tuple(_printed(fields)), _notes(fields, setting), files)
+    return Outcome(
+        _HEAD, tuple(_printed(fields)), (*_notes(fields, setting, count), *chosen.notes, *few_words(count)), files
+    )
 
 
-def setting_words(setting: ErfSetting, data: str | Path) -> str:
+def setting_words(setting: ErfSetting, data: str | Path, count: int) -> str:
     """Return one sentence on the images of an analysis."""
     how = {"exact": "resized to a square", "short_side": "resized by the short side and cropped"}[setting.resize]
     which = {"first": "the first", "spread": "evenly spread"}[setting.order]
-    return f"{setting.images} images ({which} of {Path(data).name}), {setting.size} x {setting.size} pixels, {how}"
+    return f"{plural(count, 'image')} ({which} of {Path(data).name}), {setting.size} x {setting.size} pixels, {how}"
+
+
+def _later(dataset: Dataset, chosen: Chosen, setting: ErfSetting) -> Sequence[int]:
+    """Return the images that take the places of those that cannot be read or give NaN: those that follow."""
+    return range(chosen.positions[-1] + 1, len(dataset)) if setting.order == "first" else ()
 
 
 def _images(dataset: Dataset, positions: Sequence[int], subject: Subject, setting: ErfSetting) -> Iterator[Tensor]:
-    """Yield the chosen images; where some give NaN, those that follow in the data take their places."""
-    later = range(positions[-1] + 1, len(dataset)) if setting.order == "first" else ()
-    for sample in read(dataset, (*positions, *later)):
+    for sample in readable(dataset, positions):
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
         yield prepared(sample.image, setting.size, subject.preparation, setting.resize)
 
@@ -158,15 +165,15 @@ def _printed(fields: Sequence[Field]) -> Iterator[tuple[str, ...]]:
             yield (*start, FORMS[scale], *cells, significant(field.profile.sigma, 3) if i == 0 else "")
 
 
-def _notes(fields: Sequence[Field], setting: ErfSetting) -> tuple[str, ...]:
+def _notes(fields: Sequence[Field], setting: ErfSetting, count: int) -> tuple[str, ...]:
     notes = [
         "The columns are the area, in % of the image, of the smallest centred square that holds this share of the map.",
         "width px is the standard deviation of the Gaussian that fits the radial profile.",
     ]
     if skipped := sum(field.erf.skipped for field in fields):
         notes.append(f"{plural(skipped, 'image')} gave NaN and {'is' if skipped == 1 else 'are'} left out.")
-    short = [field for field in fields if field.erf.images < setting.images]
-    notes += [f"{field.name} has {field.erf.images} images with a finite map, not {setting.images}." for field in short]
+    short = [field for field in fields if field.erf.images < count]
+    notes += [f"{one.name} has {plural(one.erf.images, 'image')} with a finite map, not {count}." for one in short]
     return tuple(notes)
 
 

@@ -1,7 +1,7 @@
 """What an analysis reads: networks and images."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from fourstage.analysis.subjects import Form, Subject, load_subject, untrained_twin
+from fourstage.data.bad_images import find_bad_images
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import is_image_name, read_image
-from fourstage.data.sample import Dataset, Sample, Split
+from fourstage.data.sample import BadImage, Dataset, Sample, Split
+from fourstage.data.subset import Subset
 from fourstage.engine.devices import choose_device
+from fourstage.progress import Bar
 from fourstage.report.number_format import plural
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -22,6 +25,9 @@ from fourstage.user_files import import_files
 
 Order = Literal["first", "spread"]
 MULTIPLE = 32  # pixels; a padded image would not be the one that is drawn
+FEW = 30  # images, below which intervals over images mean little
+MANY = 1000  # images, whose reading shows its progress
+NAMED = 5  # files that a note names
 LARGEST = 640  # pixels a side, of images for detectors and segmentors, unless a size is given
 
 
@@ -101,12 +107,35 @@ def open_images(data: str | Path, split: Split = "val") -> Dataset:
     return open_dataset(data, split)
 
 
-def choose(dataset: Dataset, count: int, order: Order, data: str | Path) -> list[int]:
-    """Return the positions of `count` images: the first ones, or evenly spread over the data.
+@dataclass(frozen=True)
+class Chosen:
+    """The images of an analysis: positions in the data, all of which can be read, and notes on the choice.
+
+    Attributes:
+        requested: how many there would be if all could be read.
+    """
+
+    positions: list[int]
+    requested: int
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    dataset: Dataset, count: int | None, order: Order, data: str | Path, *, default: int, least: int = 1
+) -> Chosen:
+    """Return `count` images, the first ones or evenly spread over the data, without those that cannot be read.
+
+    Args:
+        count: None: `default`, or all where the data has fewer.
+        least: as many must be left.
 
     Raises:
-        ValueError: the data has fewer images.
+        ValueError: the data has fewer images than requested, or too few of them can be read.
     """
+    few = ""
+    if count is None:
+        count = max(1, min(default, len(dataset)))
+        few = f"{data} has {plural(len(dataset), 'image')}, all of which are taken; the default is {default}."
     if count < 1:
         raise ValueError(f"an analysis needs at least one image, and --images {count} came; give a number from 1 on")
     if len(dataset) < count:
@@ -114,15 +143,43 @@ def choose(dataset: Dataset, count: int, order: Order, data: str | Path) -> list
             f"{data} has {plural(len(dataset), 'image')} and {count} are needed; type --images {len(dataset)}, or give "
             "more data"
         )
-    if order == "first":
-        return list(range(count))
-    return [i * len(dataset) // count for i in range(count)]
+    positions = list(range(count)) if order == "first" else [i * len(dataset) // count for i in range(count)]
+    with Bar("reading images", count, show=count >= MANY) as bar:
+        bad = find_bad_images(Subset(dataset, np.array(positions)), lambda done, total: bar.update(done))
+    kept = [position for position in positions if dataset.id(position) not in bad]
+    if len(kept) < least:
+        first = f", and {len(bad)} cannot be read, the first: {next(iter(bad.values()))}" if bad else ""
+        raise ValueError(f"{plural(least, 'image')} of {data} must be readable; {len(kept)} of {count} are{first}")
+    notes = [few] if count < default and few else []
+    return Chosen(kept, count, (*notes, *([_left_out(bad)] if bad else [])))
+
+
+def few_words(count: int) -> tuple[str, ...]:
+    """Return a sentence on means over so few images; nothing for enough."""
+    return () if count >= FEW else (f"Means over {plural(count, 'image')} say little about other images.",)
+
+
+def _left_out(bad: Mapping[str, BadImage]) -> str:
+    names = [Path(one.path).name for one in bad.values()]
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    verb = "is" if len(bad) == 1 else "are"
+    first = next(iter(bad.values()))
+    return f"{plural(len(bad), 'image')} cannot be read and {verb} left out: {shown} (the first: {first.reason})."
 
 
 def read(dataset: Dataset, positions: Iterable[int]) -> Iterator[Sample]:
     """Yield the samples at these positions."""
     for position in positions:
         yield dataset.sample(position)
+
+
+def readable(dataset: Dataset, positions: Iterable[int]) -> Iterator[Sample]:
+    """Yield the samples at these positions that can be read."""
+    for position in positions:
+        try:
+            yield dataset.sample(position)
+        except BadImage:
+            continue
 
 
 def side_for(subject: Subject, image_HW3: np.ndarray, size: int | None) -> int:

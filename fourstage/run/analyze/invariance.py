@@ -16,9 +16,11 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.invariance import MEASURES, Invariance, invariance_page
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Loading, Order, choose, few_words, load_subjects, open_images, read
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
+
+IMAGES = 100  # where the data has as many
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class InvarianceSetting:
     """How invariance is measured; see `analysis/invariance.py`.
 
     Attributes:
+        images: their number; None: 100, or all where there are fewer.
         size: side of the views, pixels; None: each network's own.
         families: the changes.
         directions: of shifts: all eight, or one that is drawn for each image.
         original: the authors' transforms with their quirks.
     """
 
-    images: int = 100
+    images: int | None = None
     size: int | None = None
     families: tuple[Family, ...] = FAMILIES
     directions: Literal["all", "one"] = "all"
@@ -64,10 +67,11 @@ def analyze_invariance(
     """
     setting, folder = setting or InvarianceSetting(), check_folder(out)
     dataset = open_images(data)
-    positions = choose(dataset, setting.images, setting.order, data)
+    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
+    positions = chosen.positions
     subjects = load_subjects(sources, "logits", loading or Loading())
     found, notes = [], []
-    with Bar("measuring invariance", len(subjects) * setting.images, show=show) as bar:
+    with Bar("measuring invariance", len(subjects) * len(positions), show=show) as bar:
         for i, subject in enumerate(subjects):
             usable, note = labelled_for(dataset, subject, data)
             notes += [note] if note else []
@@ -75,7 +79,7 @@ def analyze_invariance(
             curves = evaluate_invariance(subject.network, images, setting.families, _protocol(subject, setting))
             found.append(Invariance(subject.name, subject.weights, curves))
     which = {"first": "the first", "spread": "evenly spread"}[setting.order]
-    words = f"{plural(setting.images, 'image')} ({which} of {Path(data).name})"
+    words = f"{plural(len(positions), 'image')} ({which} of {Path(data).name})"
     files = write(
         folder,
         "invariance",
@@ -92,7 +96,9 @@ def analyze_invariance(
     )
     notes.append("Means over all settings, with 95 % bootstrap intervals over images; differences are paired by image.")
     notes.append("plain is the accuracy of the standard view.")
-    return Outcome(_HEAD, tuple(_printed(found)), tuple(dict.fromkeys(notes)), files)
+    return Outcome(
+        _HEAD, tuple(_printed(found)), tuple(dict.fromkeys([*notes, *chosen.notes, *few_words(len(positions))])), files
+    )
 
 
 def _protocol(subject: Subject, setting: InvarianceSetting) -> Protocol:

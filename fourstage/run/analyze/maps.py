@@ -29,11 +29,12 @@ class MapsSetting:
     """What is drawn; see `analysis/maps.py`.
 
     Attributes:
+        images: their number; None: 1.
         point: (x, y) in pixels of the image as the network takes it; None: the middle.
         size: side of the images, pixels; None: each network's own.
     """
 
-    images: int = 1
+    images: int | None = None
     point: tuple[float, float] | None = None
     size: int | None = None
     order: Order = "spread"
@@ -60,12 +61,12 @@ def analyze_maps(
     """
     setting, folder = setting or MapsSetting(), check_folder(out)
     dataset = open_images(data)
-    positions = choose(dataset, setting.images, setting.order, data)
+    chosen = choose(dataset, setting.images, setting.order, data, default=1)
     subjects = load_subjects(sources, "maps", loading or Loading())
     found: list[Looked] = []
-    with Bar("reading maps", len(subjects) * setting.images, show=show) as bar:
+    with Bar("reading maps", len(subjects) * len(chosen.positions), show=show) as bar:
         for subject in subjects:
-            for sample in read(dataset, positions):
+            for sample in read(dataset, chosen.positions):
                 found.append(look(subject, sample, setting))
                 bar.update(len(found))
     files = write(
@@ -74,10 +75,10 @@ def analyze_maps(
         arrays=_arrays(found),
         columns=("network", "weights", "image", "layer", "mixer", "rows", "columns", "head", "mean_distance_px"),
         rows=list(_rows(found)),
-        page=maps_page(found, f"{plural(setting.images, 'image')} of {Path(data).name}"),
+        page=maps_page(found, f"{plural(len(chosen.positions), 'image')} of {Path(data).name}"),
     )
     notes = ("px is how far cells look on average, weighted by attention, sampling weights or absolute kernels.",)
-    return Outcome(_HEAD, tuple(_printed(found)), notes, files)
+    return Outcome(_HEAD, tuple(_printed(found)), (*notes, *chosen.notes), files)
 
 
 def look(subject: Subject, sample: Sample, setting: MapsSetting) -> Looked:

@@ -19,7 +19,7 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import Robust, robustness_page
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, read
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
@@ -113,15 +113,16 @@ def _imagenet_c(
     """Measure the published images: the centre of 224 pixels, without a resize."""
     _check_imagenet(subjects)
     accuracies: list[dict[tuple[str, int], rb.Accuracy]] = [{} for _ in subjects]
+    notes = ["ImageNet-C's images are taken as published: the centre of 224 pixels, without a resize."]
     with Bar("measuring robustness", len(folders), show=show) as bar:
         for i, (key, folder) in enumerate(folders.items()):
             data = Variant(folder)
-            positions = _positions(data, setting.images, setting, folder)
-            correct = _correct(subjects, data, positions, _centre, data.among)
+            chosen = _chosen(data, setting.images, setting, folder)
+            notes += chosen.notes
+            correct = _correct(subjects, data, chosen.positions, _centre, data.among)
             for known, right_N in zip(accuracies, correct, strict=True):
                 known[key] = rb.Accuracy(right_N)
             bar.update(i + 1)
-    notes = ["ImageNet-C's images are taken as published: the centre of 224 pixels, without a resize."]
     found = []
     for subject, known in zip(subjects, accuracies, strict=True):
         errors = rb.corruption_errors({key: one.error for key, one in known.items()})
@@ -138,10 +139,11 @@ def _variant(
 ) -> tuple[list[Robust], tuple[str, ...]]:
     """Measure a test set whose folders are ImageNet's classes."""
     _check_imagenet(subjects)
-    positions = _positions(data, setting.images, setting, root)
+    chosen = _chosen(data, setting.images, setting, root)
+    positions = chosen.positions
     real = read_real(root, data)
     found = []
-    notes = [f"{data.note[0].upper()}{data.note[1:]}."] if data.note else []
+    notes = [*chosen.notes, *([f"{data.note[0].upper()}{data.note[1:]}."] if data.note else [])]
     with Bar("measuring robustness", len(subjects), show=show) as bar:
         for i, subject in enumerate(subjects):
             best_N = _best([subject], data, positions, _standard(setting), data.among)[0]
@@ -166,7 +168,8 @@ def _corrupted_here(
     """Corrupt the validation crops of a labelled set; all networks of one size see the same corrupted images."""
     dataset = open_images(path)
     names, severities = setting.corruptions or rb.CORRUPTIONS, setting.severities
-    positions = _positions(dataset, setting.images or min(FEW, len(dataset)), setting, path)
+    chosen = choose(dataset, setting.images, setting.order, path, default=FEW)
+    positions = chosen.positions
     keys = [("", 0), *((name, severity) for name in names for severity in severities)]
     correct: list[list[np.ndarray]] = [[] for _ in subjects]
     labelled = [_labelled(dataset, subject, path) for subject in subjects]
@@ -189,6 +192,8 @@ def _corrupted_here(
     notes = (
         f"{plural(len(positions), 'image')} were corrupted here after the crop, by imagecorruptions-imaug. They are "
         "not the images of ImageNet-C, so there is no mCE.",
+        *chosen.notes,
+        *few_words(len(positions)),
     )
     return found, notes
 
@@ -222,8 +227,8 @@ def _crops(
     return made[place]
 
 
-def _positions(dataset: Dataset, images: int | None, setting: RobustnessSetting, data: str | Path) -> list[int]:
-    return choose(dataset, len(dataset) if images is None else images, setting.order, data)
+def _chosen(dataset: Dataset, images: int | None, setting: RobustnessSetting, data: str | Path) -> Chosen:
+    return choose(dataset, images, setting.order, data, default=len(dataset))
 
 
 def _check_imagenet(subjects: Sequence[Subject]) -> None:
