@@ -5,14 +5,19 @@ needs neither the complete result nor the complete map in memory.
 """
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fourstage.ops.resize import resize
 
 Size = tuple[int, int]  # (H, W)
 Span = tuple[int, int]  # first, and one past the last
+
+NARROW = 128  # cells of a row; PyTorch resizes smaller maps with another kernel, whose last bits differ
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class _Taps:
     span: Span  # the cells that are read
 
     @staticmethod
+    @lru_cache(maxsize=256)  # the columns of all strips are the same, and their rows are asked for several times
+    @torch.inference_mode(False)  # tensors of inference mode could not be used with gradients later
     def of(old: int, new: int, crop: Span, aligned: bool, dtype: torch.dtype = torch.float32) -> "_Taps":
         """Return the bilinear taps, in the precision of `F.interpolate`."""
         cells = torch.arange(*crop, dtype=dtype)
@@ -37,11 +44,45 @@ class _Taps:
         first, last = int(low[0]), int(high[-1])
         return _Taps(low - first, high - first, position - low, (first, last + 1))
 
-    def along(self, axis: int, x_CHW: Tensor) -> Tensor:
-        """Return the map resized along one of its three axes."""
+    def along_columns(self, x_CHW: Tensor) -> Tensor:
+        """Return the map resized in its height."""
+        on_cpu = x_CHW.device.type == "cpu" and not x_CHW.requires_grad
+        return self._by_runs(x_CHW) if on_cpu else self._by_index(1, x_CHW)
+
+    def along_rows(self, x_CHW: Tensor) -> Tensor:
+        """Return the map resized in its width."""
+        return self._by_index(2, x_CHW)
+
+    def _by_index(self, axis: int, x_CHW: Tensor) -> Tensor:
         low, high, weight = (t.to(x_CHW.device) for t in (self.low, self.high, self.weight))
         shape = [-1 if i == axis else 1 for i in range(3)]
         return torch.lerp(x_CHW.index_select(axis, low), x_CHW.index_select(axis, high), weight.view(shape))
+
+    def _by_runs(self, x_CHW: Tensor) -> Tensor:
+        """Compute the same bits from slices of the map, without copies of its rows: a fifth of the time on a CPU."""
+        out_CRK, weight_1R1 = x_CHW.new_empty(len(x_CHW), len(self.weight), x_CHW.shape[2]), self.weight.view(1, -1, 1)
+        for first, last, low, high, rows in self.runs:
+            low_CRK, high_CRK = x_CHW[:, low : low + rows], x_CHW[:, high : high + rows]
+            torch.lerp(low_CRK, high_CRK, weight_1R1[:, first:last], out=out_CRK[:, first:last])
+        return out_CRK
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int, int, int]]:
+        """Return where neighbouring cells of the result read the same two cells or each the next two.
+
+        Returns:
+            The first cell of the result, one past the last, the first low and high cell, and how many of each are read.
+        """
+        pairs = list(zip(self.low.tolist(), self.high.tolist(), strict=True))
+        steps = [(c - a, d - b) for (a, b), (c, d) in pairwise(pairs)]
+        runs, first = [], 0
+        while first < len(pairs):
+            last, step = first + 1, steps[first] if first < len(steps) else (0, 0)
+            while step in ((0, 0), (1, 1)) and last < len(pairs) and steps[last - 1] == step:
+                last += 1
+            runs.append((first, last, *pairs[first], last - first if step == (1, 1) else 1))
+            first = last
+        return runs
 
 
 def input_span(old: int, new: int, crop: Span, aligned: bool = False) -> Span:
@@ -85,10 +126,16 @@ def crop_of_resized(
     x0, x1 = (0, old[1]) if full_rows else (x0, x1)
     section = x_CHW[:, y0 - top : y1 - top, x0 - left : x1 - left]
     if across is not None:  # first, while there are few rows
-        size = section.shape[1], new[1]
-        section = _bilinear(section, size, aligned) if full_rows else across.along(2, section)
-    return section if down is None else down.along(1, section)
+        section = _rows_resized(section, new[1], aligned) if full_rows else across.along_rows(section)
+    return section if down is None else down.along_columns(section)
 
 
 def _bilinear(x_CHW: Tensor, size: Size, aligned: bool) -> Tensor:
     return resize(x_CHW[None], size, aligned)[0]
+
+
+def _rows_resized(x_CHW: Tensor, width: int, aligned: bool) -> Tensor:
+    """Return the map at another width."""
+    if x_CHW.device.type == "cpu" and width > NARROW:  # the same bits in half the time: it reads no second row
+        return F.interpolate(x_CHW, size=width, mode="linear", align_corners=aligned)
+    return _bilinear(x_CHW, (int(x_CHW.shape[1]), width), aligned)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fourstage.data.sample import Batch, Progress
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.data.transforms.segmentation import normalised
+from fourstage.ops.first_maximum import first_maximum
 from fourstage.ops.resized_crop import Size, Span, crop_of_resized, input_span
 from fourstage.tasks.segmentation.protocol import SMALLEST, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -25,6 +26,7 @@ AT_ONCE = 2**19  # pixels of windows that pass the network together on a CPU
 AT_ONCE_GPU = 2**22
 STRIP = 2**23  # scores of a strip, all classes together: 32 MiB in float32, a few times that while it is computed
 STRIP_GPU = 2**26
+CACHED = 2**21  # scores of a strip that are computed at a time on a CPU, whose caches hold them
 KEPT = 2**29  # bytes of coarse logits of windows that are kept; an image that needs more is processed in columns
 
 
@@ -175,7 +177,7 @@ class Inference:
     def _label_map(self, picture: _Picture) -> Tensor:
         labels_HW, done = torch.empty(picture.out, dtype=torch.uint8), 0
         for rows, columns, values_CRK in self._strips(picture):
-            labels_HW[rows[0] : rows[1], columns[0] : columns[1]] = values_CRK.argmax(dim=0).to("cpu", torch.uint8)
+            labels_HW[rows[0] : rows[1], columns[0] : columns[1]] = first_maximum(values_CRK).to("cpu", torch.uint8)
             done += (rows[1] - rows[0]) * (columns[1] - columns[0])
             if self.progress is not None:
                 self.progress(done, labels_HW.numel())
@@ -231,10 +233,24 @@ class Inference:
             for top in range(0, height, step):
                 rows = top, min(top + step, height)
                 self._provide(picture, rows, columns)
-                yield rows, columns, self._scores(picture, rows, columns)
+                for some in self._cut(picture, rows, columns):
+                    yield some, columns, self._scores(picture, some, columns)
             for view in picture.views:
                 if len(view.corners) > 1 and band < width:
                     view.coarse.clear()
+
+    def _cut(self, picture: _Picture, rows: Span, columns: Span) -> list[Span]:
+        """Return the rows of a strip in pieces that caches hold.
+
+        Where a view reads all rows of a window, the strip stays as it is: windows that are enlarged at once and in
+        pieces differ in the last bits.
+        """
+        reads = [view.read_for(picture.out, rows, columns)[0] for view in picture.views]
+        complete = any(y1 - y0 >= view.extent[0] for view, (y0, y1) in zip(picture.views, reads, strict=True))
+        if complete or self.device.type != "cpu":
+            return [rows]
+        step = max(1, min(self.strip, CACHED) // (self.network.num_classes * (columns[1] - columns[0])))
+        return [(top, min(top + step, rows[1])) for top in range(*rows, step)]
 
     def _scores(self, picture: _Picture, rows: Span, columns: Span) -> Tensor:
         if len(picture.views) == 1:

@@ -21,6 +21,7 @@ from fourstage.data.sample import Batch, Sample, collate
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.data.transforms.segmentation import evaluation_transform, normalised
 from fourstage.ops.resized_crop import crop_of_resized, input_span
+from fourstage.tasks.segmentation import inference as inference_module
 from fourstage.tasks.segmentation.inference import Inference
 from fourstage.tasks.segmentation.protocol import MULTI_SCALE, Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -239,3 +240,21 @@ def test_a_very_large_image_needs_little_memory(flip: bool) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3e9
+
+
+def test_strips_in_pieces_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = upernet(Patches((4, 6, 8, 10)), 24, channels=8, pool_scales=(1, 2), auxiliary_channels=4).eval()
+    batch, spans = images((90, 300)), list[int]()
+    windows = Protocol(scale=None, window=(60, 140), stride=(40, 100))  # wider than 128: see `resized_crop.NARROW`
+    for protocol in (Protocol(scale=(400, 100)), windows, CASES["flip"], Protocol(ratios=(0.5, 1.5), scale=(500, 150))):
+        results = []
+        for cached in (2**23, 24 * 300 * 4):
+            monkeypatch.setattr(inference_module, "CACHED", cached)
+            inference = Inference(network, NORMALISE, strip=24 * 300 * 20)
+            with torch.inference_mode():
+                [parts] = [list(inference._strips(picture)) for picture in inference._pictures(batch, protocol)]
+            spans.append(len(parts))
+            results.append(torch.cat([values_CRK for _, _, values_CRK in parts], dim=1))
+        assert torch.equal(*results)
+    assert spans[1] > 3 * spans[0]  # so that there was something to compare
