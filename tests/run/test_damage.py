@@ -167,6 +167,21 @@ def test_no_flipped_bit_is_silent(stopped: Path) -> None:
         last.write_bytes(good)
 
 
+@pytest.mark.torture
+@pytest.mark.parametrize(("name", "read"), [("last", read_state), ("previous", read_state), ("best", read_best)])
+def test_no_one_of_many_flipped_bits_is_silent(
+    name: str, read: Callable[[Path], dict[str, Any]], stopped: Path
+) -> None:
+    file = stopped / "checkpoints" / f"{name}.pt"
+    good, random_bits = file.read_bytes(), random.Random(7)
+    first_and_last = [*range(64), *range(len(good) - 256, len(good), 2)]
+    for place in [*random_bits.sample(range(len(good)), 200), *first_and_last]:
+        flip(file, place, random_bits.randrange(8))
+        with pytest.raises(ValueError, match=rf"{name}\.pt "):
+            read(file)
+        file.write_bytes(good)
+
+
 @pytest.mark.parametrize("key", sorted(CONTENT))
 def test_a_state_that_lacks_something_is_no_state(key: str, stopped: Path) -> None:
     last = stopped / "checkpoints" / "last.pt"
