@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourstage.data.bit_depth import ORIENTATION, in_eight_bits
-from fourstage.data.sample import BadImage
+from fourstage.data.errors import BadImage
 from fourstage.files import LIMITS, kind_of, limit, open_regular
 
 if TYPE_CHECKING:

@@ -9,11 +9,13 @@ B images, H x W pixels, N objects, C classes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fourstage.data.errors import BadImage, NoSplitError  # noqa: F401 - formats of users import them from here
 
 Split = Literal["train", "val"]
 Truth = Literal["label", "objects", "label_map_HW"]  # fields of `Sample`
@@ -131,26 +133,6 @@ class Dataset(Protocol):
     def sample(self, index: int) -> Sample:
         """Read one sample. Raises `BadImage` when the file cannot be decoded."""
         ...
-
-
-class BadImage(ValueError):
-    """An image file, or the truth that comes with it, that cannot be used. The message names it and the reason.
-
-    A run can skip such images. A format with another sentence makes a subclass with another `SENTENCE`.
-    """
-
-    SENTENCE: ClassVar[str] = "{path} cannot be read as an image: {reason}"
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(self.SENTENCE.format(path=path, reason=reason))
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:  # loader workers send it through a pipe
-        return type(self), (self.path, self.reason)
-
-
-class NoSplitError(ValueError):
-    """The data set has no such split: one for evaluation alone has no training images."""
 
 
 def collate(samples: list[Sample], divisor: int = 1) -> Batch:

@@ -1,25 +1,25 @@
 """Images on their way into a network: files, addresses, and the images of PIL, numpy and torch. H x W pixels."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from fourstage.data.errors import BadImage
 from fourstage.data.images import LARGEST_FILE, decode_image, pixels_of, read_image
-from fourstage.data.sample import BadImage
 from fourstage.files import limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 WAIT = 30.0  # seconds without a byte from a server
 SCHEMES = ("http://", "https://")
@@ -106,12 +106,20 @@ def from_array(array: np.ndarray, number: int) -> InputImage:
     return InputImage(_numbered(number), _numbered(number), in_memory(array))
 
 
-def from_tensor(tensor: Tensor, number: int) -> InputImage:
+def is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Return whether a value is a tensor. Where torch is not imported, none is, and it may not be installed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def from_tensor(tensor: "Tensor", number: int) -> InputImage:
     """Return the image of a tensor: (3, H, W), uint8 or floats from 0 to 1, RGB; floats are rounded to bytes.
 
     Raises:
         ValueError: another shape or type, or values outside of 0 to 1, as of an image that is normalised already.
     """
+    import torch
+
     needed = "(3, H, W) RGB, uint8 or floats from 0 to 1"
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         last = tensor.ndim == 3 and tensor.shape[2] == 3
@@ -136,8 +144,8 @@ def _numbered(number: int) -> str:
     return f"image {number}"
 
 
-def _refused(value: np.ndarray | Tensor, needed: str, hint: str) -> ValueError:
-    kind, dtype = ("a tensor" if isinstance(value, Tensor) else "an array"), str(value.dtype).removeprefix("torch.")
+def _refused(value: "np.ndarray | Tensor", needed: str, hint: str) -> ValueError:
+    kind, dtype = ("a tensor" if is_tensor(value) else "an array"), str(value.dtype).removeprefix("torch.")
     return ValueError(f"{kind} of shape {tuple(value.shape)} and type {dtype} came, and an image is {needed}; {hint}")
 
 

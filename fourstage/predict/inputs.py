@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
-from torch import Tensor
 
 from fourstage.predict import videos
 from fourstage.predict.files import find_inputs
@@ -20,12 +19,14 @@ from fourstage.predict.images import (
     from_tensor,
     in_memory,
     is_address,
+    is_tensor,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
-Given: TypeAlias = Union[str, Path, "Image", np.ndarray, Tensor, Iterable["Given"]]
+Given: TypeAlias = Union[str, Path, "Image", np.ndarray, "Tensor", Iterable["Given"]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def find_images(given: Given, *, orient: bool) -> Inputs:
     """
     if isinstance(given, str | Path) and not is_address(given):
         return _of_path(str(given), orient)
-    if isinstance(given, Tensor) and given.ndim == 4:
+    if is_tensor(given) and given.ndim == 4:
         given = list(given)
     if isinstance(given, list | tuple):
         images = [image for number, one in enumerate(given, 1) for image in _of_item(one, number, orient)]
@@ -102,7 +103,7 @@ def _single(one: object, number: int, orient: bool) -> InputImage:
         return from_address(one, orient=orient)
     if isinstance(one, np.ndarray):
         return from_array(one, number)
-    if isinstance(one, Tensor):
+    if is_tensor(one):
         return from_tensor(one, number)
     from PIL.Image import Image
 

@@ -1,13 +1,42 @@
 """The masks of the objects of one image. N objects, P pieces, H x W pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
-import torch
 
 from fourstage.data.objects.rle import decode_mask, merge_masks
-from fourstage.tasks.detection.masks import SmallMasks
+
+
+class Pieces(Protocol):
+    """Small masks, each stretched over its box: those of `tasks/detection`, or those of an exported file."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image that they are pasted into."""
+        ...
+
+    def chosen(self, kept: Sequence[int]) -> Self:
+        """Return the masks with these numbers, on the CPU."""
+        ...
+
+    def moved(self, offset_4: np.ndarray) -> Self:
+        """Return the masks with their boxes moved."""
+        ...
+
+    @staticmethod
+    def joined(several: Any, size: tuple[int, int]) -> Any:
+        """Return the masks of several as those of one image."""
+        ...
+
+    def run_lengths(self) -> list[str]:
+        """Return the masks in COCO's compressed run lengths."""
+        ...
+
+    def full_size(self) -> Any:
+        """Return (P, H, W) bool, as an array or a tensor."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +48,13 @@ class ObjectMasks:
         members: for each of N objects the numbers of its pieces.
     """
 
-    pieces: SmallMasks
+    pieces: Pieces
     members: tuple[tuple[int, ...], ...]
 
     @staticmethod
-    def of(masks: SmallMasks, kept: Sequence[int]) -> "ObjectMasks":
+    def of(masks: Pieces, kept: Sequence[int]) -> "ObjectMasks":
         """Return the masks of the objects with these numbers, one piece each."""
-        chosen = torch.as_tensor(kept, dtype=torch.int64, device=masks.boxes_N4.device)
-        probabilities_NMM, boxes_N4 = masks.probabilities_NMM[chosen].cpu(), masks.boxes_N4[chosen].cpu()
-        pieces = replace(masks, probabilities_NMM=probabilities_NMM, boxes_N4=boxes_N4)
-        return ObjectMasks(pieces, tuple((i,) for i in range(len(kept))))
+        return ObjectMasks(masks.chosen(kept), tuple((i,) for i in range(len(kept))))
 
     def run_lengths(self) -> list[str]:
         """Return the N masks in COCO's compressed run lengths."""
@@ -41,7 +67,7 @@ class ObjectMasks:
     def full_size(self) -> np.ndarray:
         """Return (N, H, W) bool."""
         if all(own == (i,) for i, own in enumerate(self.members)):
-            return self.pieces.full_size().numpy()
+            return np.asarray(self.pieces.full_size())
         out_NHW = np.zeros((len(self.members), *self.pieces.size), dtype=bool)
         for mask_HW, counts in zip(out_NHW, self.run_lengths(), strict=True):
             decoded_HW = decode_mask({"size": list(self.pieces.size), "counts": counts}, self.pieces.size)

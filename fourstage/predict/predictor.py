@@ -1,20 +1,19 @@
 """A trained network that takes images in any form and returns typed results."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import torch
-
-from fourstage.data.sample import BadImage
+from fourstage.data.errors import BadImage
+from fourstage.predict.base import PRECISIONS, ImagePredictor, ReadImage, ignore_progress
 from fourstage.predict.images import InputImage
 from fourstage.predict.inputs import Given, find_images
 from fourstage.predict.results import Result
-from fourstage.predict.tasks import ImagePredictor, ReadImage, ignore_progress
 from fourstage.progress import Bar
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
 
 Prediction: TypeAlias = Result | list[Result] | Iterator[Result]
 
@@ -38,17 +37,20 @@ class Predictor:
         self.task, self.batch_size, self.precision, self.show = task, batch_size, precision, show
 
     @property
-    def network(self) -> torch.nn.Module:
-        """The network itself: a classifier, a detector or a segmentor."""
-        return self.task.module.get_submodule("network")
+    def network(self) -> Any:
+        """The network itself, a torch module: a classifier, a detector or a segmentor. An exported file has none."""
+        module = getattr(self.task, "module", None)
+        if module is None:
+            raise ValueError("an exported file is run by its runtime and has no torch network; load the run instead")
+        return module.get_submodule("network")
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes; a label is a position in here."""
-        return tuple(getattr(self.task.module, "classes"))  # noqa: B009 - a module's attributes have no type
+        return self.task.class_names
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Union[str, "torch.device"]:
         """The device of the network."""
         return self.task.device
 
@@ -98,7 +100,7 @@ class Predictor:
     def _predict(self, images: Sequence[ReadImage]) -> list[Result]:
         if not images:
             return []
-        with self._autocast(), self._bar(images[0].source.title):
+        with self.task.in_precision(self.precision), self._bar(images[0].source.title):
             return self.task.predict(images)
 
     @contextmanager
@@ -114,13 +116,8 @@ class Predictor:
             finally:
                 self.task.progress = ignore_progress
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
     def __repr__(self) -> str:
-        network = type(self.network).__name__
-        return f"Predictor({network}, {len(self.class_names)} classes, {self.device}, {self.precision})"
+        return f"Predictor({self.task.network_name}, {len(self.class_names)} classes, {self.device}, {self.precision})"
 
 
 def check_batch_size(batch_size: object) -> None:

@@ -18,7 +18,7 @@ from fourstage.extras import install
 from fourstage.files import write_file
 from fourstage.predict.images import InputImage
 from fourstage.predict.masks import ObjectMasks
-from fourstage.tasks.detection.errors import SHOWN_SCORE
+from fourstage.tasks.detection.shown import SHOWN_SCORE
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,10 +1,9 @@
-"""From the pixels of images to results, one class for each task. B images, N objects, H x W pixels."""
+"""From the pixels of images to results by torch, one class for each task. B images, N objects, H x W pixels."""
 
 import math
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TypeAlias
 
@@ -13,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch, Sample, collate
-from fourstage.predict.images import InputImage
-from fourstage.predict.masks import ObjectMasks
+from fourstage.predict.base import ImagePredictor, ReadImage, Tiling, check_options, label_map_result
 from fourstage.predict.memory import LARGE, PROBE, bytes_per_pixel, check_memory
-from fourstage.predict.results import SHOWN_SCORE, ClassResult, LabelMapResult, ObjectResult, Result
-from fourstage.predict.tiles import Box, Grid, TileObjects, check_tiles, join
+from fourstage.predict.objects import Found, ObjectPredictor
+from fourstage.predict.results import SHOWN_SCORE, ClassResult, Result
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.detector import Detections
-from fourstage.tasks.detection.masks import SmallMasks
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -28,72 +25,30 @@ from fourstage.tasks.segmentation.task import Segmentation
 Transform: TypeAlias = Callable[[Sample], Sample]
 
 
-@dataclass(frozen=True)
-class ReadImage:
-    """An image with its pixels, (H, W, 3) uint8 RGB."""
-
-    source: InputImage
-    pixels_HW3: np.ndarray
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return int(self.pixels_HW3.shape[0]), int(self.pixels_HW3.shape[1])
-
-    @property
-    def sample(self) -> Sample:
-        return Sample(self.source.name, self.pixels_HW3, self.size)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How large images are cut.
-
-    Attributes:
-        side: height and width of a tile, pixels.
-        overlap: the share of a tile that the next one shows too.
-        batch_size: tiles of a detector that pass the network together.
-
-    Raises:
-        ValueError: a side or an overlap that no tiles can have.
-    """
-
-    side: int
-    overlap: float = 0.2
-    batch_size: int = 4
-
-    def __post_init__(self) -> None:
-        check_tiles(self.side, self.overlap)
-
-    def windows(self, protocol: Protocol) -> Protocol:
-        """Return a segmentor's protocol with windows of this size, over images of their own size."""
-        step = max(1, math.floor(self.side * (1 - self.overlap)))
-        divisor = min(protocol.divisor, self.side)
-        return replace(protocol, scale=None, window=(self.side, self.side), stride=(step, step), divisor=divisor)
-
-
-class ImagePredictor(ABC):
-    """Predicts images with a task that is in evaluation mode on its device.
-
-    Attributes:
-        is_tiled: whether images are cut, so that one of them may take long.
-        orient: whether images are rotated by their EXIF data, as the task's training data is.
-        progress: is called with the tiles of an image that are done and all of them; a segmentor counts its pixels.
-    """
-
-    orient = True
-    is_tiled = False
+class TorchPredictor(ImagePredictor):
+    """Predicts images with a task that is in evaluation mode on its device."""
 
     def __init__(self, task: nn.Module, transform: Transform) -> None:
+        ImagePredictor.__init__(self)
         self.module, self.transform = task, transform
-        self.progress: Callable[[int, int], None] = ignore_progress
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(getattr(self.module, "classes"))  # noqa: B009 - a module's attributes have no type
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    @abstractmethod
-    def predict(self, images: Sequence[ReadImage]) -> list[Result]:
-        """Return the result of each image, as if each came alone."""
+    @property
+    def network_name(self) -> str:
+        return type(self.module.get_submodule("network")).__name__
+
+    def in_precision(self, precision: str) -> AbstractContextManager[object]:
+        """Return the context in which autocast runs operations in a precision."""
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, precision))
 
     def check_memory(self, name: str, pixels: int) -> None:
         """Raise ValueError where an image needs more memory in the network than there is."""
@@ -123,9 +78,10 @@ class ImagePredictor(ABC):
         return [(some, collate([samples[i] for i in some]).to(self.device)) for some in by_size.values()]
 
 
-class ImageClassifier(ImagePredictor):
+class ImageClassifier(TorchPredictor):
     """Predicts the most probable classes of images."""
 
+    gives = "classes"
     orient = False  # torchvision and timm train on images as they are stored
 
     def __init__(self, task: Classification, transform: Transform) -> None:
@@ -143,48 +99,27 @@ class ImageClassifier(ImagePredictor):
         return ClassResult(one.source, one.size, self.task.classes, np.array(labels, np.int64), np.array(scores))
 
 
-class ImageDetector(ImagePredictor):
+class ImageDetector(TorchPredictor, ObjectPredictor):
     """Predicts the objects in images.
 
     Args:
         threshold: detections with a lower score are left out.
+        tiling: how images are cut; None: they are not.
     """
 
-    def __init__(self, task: Detection, transform: Transform, threshold: float = SHOWN_SCORE) -> None:
-        super().__init__(task, transform)
-        self.task, self.threshold = task, threshold
+    def __init__(
+        self, task: Detection, transform: Transform, threshold: float = SHOWN_SCORE, tiling: Tiling | None = None
+    ) -> None:
+        ObjectPredictor.__init__(self, threshold, task.category_ids, tiling)
+        self.module, self.transform, self.task = task, transform, task
 
-    def predict(self, images: Sequence[ReadImage]) -> list[Result]:
-        found = self.detect([one.pixels_HW3 for one in images], [one.source.name for one in images])
-        return [self._result(one, detections) for one, detections in zip(images, found, strict=True)]
-
-    def detect(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Detections]:
+    def detect(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[Found]:
         """Return the detections in each image, in its pixels."""
         found: dict[int, Detections] = {}
         for numbers, batch in self.batches(images):
             self.check_memory(names[numbers[0]], math.prod(batch.images_BCHW[:, 0].shape))
             found |= zip(numbers, self.task.detect(batch), strict=True)
-        return [found[i] for i in range(len(images))]
-
-    def _result(self, one: ReadImage, detections: Detections) -> Result:
-        scores_N = _array(detections.scores_N)
-        kept = (~(scores_N < self.threshold)).nonzero()[0]
-        masks = None if detections.masks is None else ObjectMasks.of(detections.masks, kept.tolist())
-        return self.result(
-            one, _array(detections.labels_N)[kept], scores_N[kept], _array(detections.boxes_N4)[kept], masks
-        )
-
-    def result(
-        self,
-        one: ReadImage,
-        labels_N: np.ndarray,
-        scores_N: np.ndarray,
-        boxes_N4: np.ndarray,
-        masks: ObjectMasks | None,
-    ) -> Result:
-        """Return the objects of an image as its result."""
-        shown, ids = self.threshold or SHOWN_SCORE, self.task.category_ids
-        return ObjectResult(one.source, one.size, self.task.classes, labels_N, scores_N, boxes_N4, masks, shown, ids)
+        return [_as_arrays(found[i]) for i in range(len(images))]
 
 
 class TiledDetector(ImageDetector):
@@ -194,77 +129,22 @@ class TiledDetector(ImageDetector):
         tiling: how images are cut. The tiles of an image pass the network in batches.
     """
 
-    is_tiled = True
-
-    def __init__(self, task: Detection, transform: Transform, threshold: float, tiling: "Tiling") -> None:
-        super().__init__(task, transform, threshold)
-        self.tiling = tiling
-
-    def predict(self, images: Sequence[ReadImage]) -> list[Result]:
-        return [self._joined(one) for one in images]
-
-    def _joined(self, one: ReadImage) -> Result:
-        grid, threshold = Grid.of(one.size, self.tiling.side, self.tiling.overlap), self.threshold
-        parts = [_TileDetections.of(found, tile, box, threshold) for tile, box, found in self._each_tile(one, grid)]
-        columns = ("boxes_N4", "labels_N", "scores_N", "tile_N")
-        objects = join(
-            grid, TileObjects(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
-        )
-        masks = _joined_masks([part.masks for part in parts], one.size, objects.members)
-        return self.result(one, objects.labels_N, objects.scores_N, objects.boxes_N4, masks)
-
-    def _each_tile(self, one: ReadImage, grid: Grid) -> Iterator[tuple[int, Box, Detections]]:
-        """Yield the number, the rectangle and the detections of each tile."""
-        tiles = list(enumerate(grid.boxes))
-        for first in range(0, len(tiles), self.tiling.batch_size):
-            some = tiles[first : first + self.tiling.batch_size]
-            crops = [one.pixels_HW3[int(y1) : int(y2), int(x1) : int(x2)] for _, (x1, y1, x2, y2) in some]
-            for (number, box), found in zip(some, self.detect(crops, [one.source.name] * len(some)), strict=True):
-                yield number, box, found
-            self.progress(first + len(some), len(tiles))
+    def __init__(self, task: Detection, transform: Transform, threshold: float, tiling: Tiling) -> None:
+        super().__init__(task, transform, threshold, tiling)
 
 
-@dataclass(frozen=True, eq=False)
-class _TileDetections:
-    """The detections in one tile, in pixels of the complete image."""
-
-    boxes_N4: np.ndarray
-    labels_N: np.ndarray
-    scores_N: np.ndarray
-    tile_N: np.ndarray
-    masks: SmallMasks | None
-
-    @staticmethod
-    def of(found: Detections, tile: int, box: Box, threshold: float) -> "_TileDetections":
-        scores_N = _array(found.scores_N)
-        kept = (~(scores_N < threshold)).nonzero()[0]
-        offset_4 = np.array([box[0], box[1], box[0], box[1]], dtype=np.float32)
-        boxes_N4, masks = _array(found.boxes_N4)[kept] + offset_4, None
-        if found.masks is not None:
-            masks = ObjectMasks.of(found.masks, kept.tolist()).pieces
-            masks = replace(masks, boxes_N4=masks.boxes_N4 + torch.from_numpy(offset_4))
-        return _TileDetections(boxes_N4, _array(found.labels_N)[kept], scores_N[kept], np.full(len(kept), tile), masks)
+def _as_arrays(found: Detections) -> Found:
+    return Found(_array(found.boxes_N4), _array(found.labels_N), _array(found.scores_N), found.masks)
 
 
-def _joined_masks(
-    parts: Sequence[SmallMasks | None], size: tuple[int, int], members: tuple[tuple[int, ...], ...]
-) -> ObjectMasks | None:
-    """Return the masks of joined objects from those of all tiles; None: the network gives boxes alone."""
-    masks = [part for part in parts if part is not None]
-    if not masks:
-        return None
-    probabilities_NMM, boxes_N4 = (
-        torch.cat([getattr(part, name) for part in masks]) for name in ("probabilities_NMM", "boxes_N4")
-    )
-    return ObjectMasks(SmallMasks(probabilities_NMM, boxes_N4, size, masks[0].threshold), members)
-
-
-class ImageSegmentor(ImagePredictor):
+class ImageSegmentor(TorchPredictor):
     """Predicts the class of every pixel of images.
 
     Args:
         protocol: the sizes and windows that the network reads; None: the task's single-scale protocol.
     """
+
+    gives = "label_map"
 
     def __init__(self, task: Segmentation, transform: Transform, protocol: Protocol | None = None) -> None:
         super().__init__(task, transform)
@@ -275,7 +155,10 @@ class ImageSegmentor(ImagePredictor):
             self._check_view(one)
         samples = [self.transform(Sample(str(i), one.pixels_HW3, one.size)) for i, one in enumerate(images)]
         maps = self.task.label_maps(collate(samples), self.protocol, self.progress)
-        return [self._result(one, maps[str(i)].numpy()) for i, one in enumerate(images)]
+        return [
+            label_map_result(one, maps[str(i)].numpy(), self.task.classes, self.task.palette)
+            for i, one in enumerate(images)
+        ]
 
     def _check_view(self, one: ReadImage) -> None:
         protocol = self.protocol or self.task.single
@@ -284,14 +167,6 @@ class ImageSegmentor(ImagePredictor):
 
     def run_probe(self) -> None:
         self.task.network.coarse(torch.zeros(1, 3, PROBE, PROBE, device=self.device))
-
-    def _result(self, one: ReadImage, labels_HW: np.ndarray) -> Result:
-        pixels_C = np.bincount(labels_HW.reshape(-1), minlength=1)
-        labels = pixels_C.nonzero()[0]
-        order = labels[np.argsort(-pixels_C[labels], kind="stable")]
-        shares = pixels_C[order] / labels_HW.size
-        palette = self.task.palette
-        return LabelMapResult(one.source, one.size, self.task.classes, order, labels_HW, shares, palette)
 
 
 def image_predictor(
@@ -311,24 +186,14 @@ def image_predictor(
         ValueError: a threshold outside of 0 to 1, one for a network without scores of objects, or tiles for a
             classifier.
     """
-    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
-        raise ValueError(f"threshold is a score from 0 to 1; got {threshold!r}")
     if isinstance(task, Detection):
-        lowest = SHOWN_SCORE if threshold is None else threshold
+        lowest = check_options("detection", threshold, tiling)
         return TiledDetector(task, transform, lowest, tiling) if tiling else ImageDetector(task, transform, lowest)
-    if threshold is not None:
-        raise ValueError("threshold is for the scores of a detector, and this network finds no objects; leave it out")
     if isinstance(task, Segmentation):
+        check_options("segmentation", threshold, tiling)
         return ImageSegmentor(task, transform, tiling and tiling.windows(task.single))
-    if tiling is not None:
-        raise ValueError(
-            "tile is for detectors and segmentors, and a classifier sees an image as a whole; leave it out"
-        )
+    check_options("classification", threshold, tiling)
     return ImageClassifier(task, transform)
-
-
-def ignore_progress(done: int, total: int) -> None:
-    """Show nothing."""
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fourstage.extras import install
+from fourstage.extras import install_package
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = tuple[int, int]  # (H, W)
 
@@ -23,6 +24,12 @@ def keep_ratio(size: Size, scale: tuple[float, float]) -> Size:
     factor = min(max(scale) / max(size), min(scale) / min(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width
+
+
+def times(size: Size, ratio: float) -> Size:
+    """An image's own size times a ratio, as MMSegmentation 1.x rounds it."""
+    height, width = (int(side * ratio + 0.5) for side in size)
+    return keep_ratio(size, (max(1, width), max(1, height)))
 
 
 def resize_image(image_HW3: np.ndarray, size: Size) -> np.ndarray:
@@ -60,8 +67,10 @@ class Normalise:
             raise ValueError(f"mean {mean} and std {std} must be three numbers each, and no std zero or less")
         return Normalise(tuple(255 * value for value in mean), tuple(255 * value for value in std))
 
-    def __call__(self, pixels_HW3: np.ndarray) -> Tensor:
+    def __call__(self, pixels_HW3: np.ndarray) -> "Tensor":
         """(H, W, 3) uint8 RGB to (3, H, W) float32."""
+        import torch  # here, because predictions of exported files resize without torch
+
         pixels_3HW = torch.from_numpy(np.ascontiguousarray(pixels_HW3)).movedim(-1, 0)
         mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean_3, self.std_3))
         return pixels_3HW.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
@@ -73,6 +82,7 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise ValueError(
-            f"resizing as the published numbers were measured needs OpenCV, which is missing: {install('train')}"
+            f"resizing as the published numbers were measured needs OpenCV, which is missing: "
+            f"{install_package('opencv-python-headless')}"
         ) from error
     return cv2

@@ -104,12 +104,6 @@ class _Train:
         )
 
 
-def times(size: Size, ratio: float) -> Size:
-    """An image's own size times a ratio, as MMSegmentation 1.x rounds it."""
-    height, width = (int(side * ratio + 0.5) for side in size)
-    return keep_ratio(size, (max(1, width), max(1, height)))
-
-
 def random_size(size: Size, scale: tuple[int, int] | None, ratio: tuple[float, float]) -> Size:
     """The size of an image resized to a random multiple of `scale`; None: of its own sides."""
     low, high = ratio

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from fourstage.tasks.detection.boxes import box_iou
+from fourstage.tasks.detection.shown import SHOWN_SCORE
 
-SHOWN_SCORE = 0.3  # detections with this score or more are shown and compared
 SAME_OBJECT = (
     0.5  # least overlap (IoU) of a detection with its object; with a crowd region, least share of the box inside
 )

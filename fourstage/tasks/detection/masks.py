@@ -4,8 +4,9 @@ A window is a rectangle of h x w pixels that a box may touch. Masks are empty ou
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,23 @@ class SmallMasks:
 
     def __len__(self) -> int:
         return len(self.boxes_N4)
+
+    def chosen(self, kept: Sequence[int]) -> "SmallMasks":
+        """Return the masks with these numbers, on the CPU."""
+        chosen = torch.as_tensor(kept, dtype=torch.int64, device=self.boxes_N4.device)
+        probabilities_NMM, boxes_N4 = self.probabilities_NMM[chosen].cpu(), self.boxes_N4[chosen].cpu()
+        return replace(self, probabilities_NMM=probabilities_NMM, boxes_N4=boxes_N4)
+
+    def moved(self, offset_4: np.ndarray) -> "SmallMasks":
+        """Return the masks with their boxes moved."""
+        return replace(self, boxes_N4=self.boxes_N4 + torch.from_numpy(offset_4).to(self.boxes_N4))
+
+    @staticmethod
+    def joined(several: Sequence["SmallMasks"], size: tuple[int, int]) -> "SmallMasks":
+        """Return the masks of several as those of one image of `size` (H, W)."""
+        probabilities_NMM = torch.cat([one.probabilities_NMM for one in several])
+        boxes_N4 = torch.cat([one.boxes_N4 for one in several])
+        return SmallMasks(probabilities_NMM, boxes_N4, size, several[0].threshold)
 
     def paste(self) -> Iterator[Tensor]:
         """Yield all masks in their order, (n, H, W) bool, as many at a time as fit in memory easily."""

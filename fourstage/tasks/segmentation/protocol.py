@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fourstage.data.transforms.resizing import Size, keep_ratio
-from fourstage.data.transforms.segmentation import times
+from fourstage.data.transforms.resizing import Size, keep_ratio, times
 
 SMALLEST = 32  # pixels; smaller views are padded
 MOST_DIVISOR = 1024
