@@ -33,6 +33,12 @@ def threads_by_user(environment: MutableMapping[str, str] = os.environ) -> bool:
     return any(environment.get(name) for name in THREADS_BY_USER)
 
 
+def number_by_user(names: tuple[str, ...] = THREADS_BY_USER, environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of threads that the user set for OpenMP; None: none, or no number."""
+    values = [environment.get(name, "") for name in names]
+    return next((int(value) for value in values if value.isascii() and value.isdecimal() and int(value)), None)
+
+
 def available_cores() -> int:
     """Return how many processors this process may use: by its affinity and by the limits of its control groups."""
     cores = len(_mine())

@@ -25,6 +25,11 @@ def install(*extras: str) -> str:
     return f'{_pip()} install "{PACKAGE}{wanted} @ {address}"'
 
 
+def install_package(name: str) -> str:
+    """Return the command line that installs one library into the running interpreter."""
+    return f"{_pip()} install {name}"
+
+
 def _origin() -> tuple[str, bool]:
     """Return the address that the package was installed from, and whether it is an editable checkout."""
     try:

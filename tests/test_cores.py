@@ -131,3 +131,11 @@ def test_a_spinning_process_is_busy() -> None:
         spinning.kill()
         spinning.wait()
     assert max(one for one in busy if one is not None) > 0.5
+
+
+def test_the_number_of_threads_that_the_user_set() -> None:
+    assert cores.number_by_user(environment={}) is None
+    assert cores.number_by_user(environment={"OMP_NUM_THREADS": "2"}) == 2
+    assert cores.number_by_user(environment={"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "3"}) == 3
+    for text in ("0", "-1", "4,2", "many"):
+        assert cores.number_by_user(environment={"OMP_NUM_THREADS": text}) is None

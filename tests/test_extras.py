@@ -78,3 +78,7 @@ def test_code_without_an_installation_is_named_by_its_folder(monkeypatch: pytest
     monkeypatch.setattr(extras, "distribution", lambda name: Installed({}))
     monkeypatch.chdir(ROOT)
     assert install("wandb").endswith('pip install -e ".[wandb]"')
+
+
+def test_the_line_that_installs_one_library() -> None:
+    assert re.fullmatch(r".*pip.* install onnxruntime", extras.install_package("onnxruntime"))

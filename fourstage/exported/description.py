@@ -45,7 +45,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Input:
-    """The one input of the graph: RGB images (B, 3, H, W).
+    """The input of the graph: RGB images (B, 3, H, W).
 
     Attributes:
         name: of the graph's input.
@@ -57,6 +57,8 @@ class Input:
         divisor: the caller fills dynamic sides up to multiples of it, in pixels, on the right and at the bottom, with
             what is 0 after the normalisation. 1: the graph reads any size.
         smallest: pixels of the smallest side that the graph reads; smaller images are filled up to it.
+        sizes: the name of a second input: the (H, W) of each image without its padding, (B, 2) int64, for a network
+            that leaves padding out; None: there is none.
     """
 
     name: str
@@ -69,6 +71,12 @@ class Input:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     divisor: int = 1
     smallest: int = 1
+    sizes: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the graph's inputs, in its order."""
+        return [self.name] if self.sizes is None else [self.name, self.sizes]
 
     def problem(self) -> str:
         """Return what cannot be in words; empty: nothing."""
