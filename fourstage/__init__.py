@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fourstage.data.formats import register_format
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
-    from fourstage.run.load import load
+    from fourstage.run.open import load
 
     __version__: str
 
@@ -49,7 +49,7 @@ _HOMES = {
     "from_checkpoint": "fourstage.api",
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
-    "load": "fourstage.run.load",
+    "load": "fourstage.run.open",
     "register": "fourstage.registry",
     "register_detector": "fourstage.methods",
     "register_format": "fourstage.data.formats",

@@ -116,11 +116,23 @@ def _main(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        print("\n".join([f"fourstage: {_one_line(error)}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        print(
+            "\n".join([f"fourstage: {_without_torch(error) or _one_line(error)}", *getattr(error, "__notes__", ())]),
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nfourstage: stopped at once; all checkpoints that were saved before are complete", file=sys.stderr)
         return STOPPED["Ctrl-C"]
+
+
+def _without_torch(error: Exception) -> str:
+    """Return the sentence for a command that needs torch where it is not installed; empty for other errors."""
+    if not (isinstance(error, ModuleNotFoundError) and error.name == "torch"):
+        return ""
+    from fourstage.extras import install
+
+    return f"torch is missing, and only predictions from .onnx and .xml files do without it; type: {install()}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

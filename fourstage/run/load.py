@@ -1,4 +1,4 @@
-"""`fourstage.load`: from a run, a file or a name to a network that is ready to predict."""
+"""From a run, a checkpoint or a name to a network of torch that is ready to predict; `open.py` is the door."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,8 +9,8 @@ import torch
 from fourstage.api import list_models
 from fourstage.build import try_on_meta
 from fourstage.engine.devices import Ranks, choose_device
-from fourstage.predict.predictor import Predictor, check_batch_size
-from fourstage.predict.tasks import Tiling, image_predictor
+from fourstage.predict.predictor import Predictor
+from fourstage.predict.tasks import image_predictor
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
 from fourstage.registry import find
 from fourstage.resources import sentences
@@ -18,6 +18,7 @@ from fourstage.run import computation
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
+from fourstage.run.open import tiling_of
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
 from fourstage.run_folders import DEFAULT, names_a_run, no_run
 from fourstage.user_files import import_files, imports_option
@@ -27,8 +28,6 @@ from fourstage.weights.openmmlab.network import network_of_checkpoint
 from fourstage.weights.reading import hub
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
-OVERLAP = 0.2  # of neighbouring tiles
-TILES_AT_ONCE = 4  # that pass the network together at least
 YAML = (".yaml", ".yml")
 
 
@@ -47,44 +46,12 @@ def load(
     imports: Iterable[str | Path] = (),
     show: bool = True,
 ) -> Predictor:
-    """Return a trained network that takes images in any form and returns typed results.
-
-    Args:
-        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration;
-            `hf-hub:user/name`, a repository of Hugging Face's hub with such a checkpoint; the name of a model; or a
-            recipe of a detector or segmentor, by name or file.
-        weights: the checkpoint for a model or a recipe; it may be left out where one is published.
-        which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
-        threshold: lowest score of the objects that a detector returns; None: 0.3. With 0 it returns all, and pictures
-            show those from 0.3 on.
-        batch_size: images that pass the network together. The predictions do not depend on it.
-        tile: side in pixels of the tiles in which a detector finds the objects of large images, or of the windows that
-            a segmentor averages; None: the network reads complete images, resized as in its evaluation.
-        overlap: the share of a tile that the next one shows too; None: 0.2.
-        device: "auto", "cpu" or "cuda".
-        precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
-        imports: Python files of your own that register what the network is built from. A checkpoint may name such
-            files, and they are run only if they are given here.
-        show: show a progress bar for the tiles of an image.
-
-    Raises:
-        ValueError, OSError: there is no such network, its weights do not fit, or an argument is wrong; one sentence on
-            what came, what was needed and what to type next.
-    """
+    """Return what `open.load` returns for all sources but exported files; arguments and errors as there."""
     tiling = tiling_of(tile, overlap, batch_size)
     source, torch_device = begin(source, weights, which, device, imports)
     protocol, task = load_task(source, weights, which)
     predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold, tiling)
     return Predictor(predicts, batch_size=batch_size, precision=precision, show=show)
-
-
-def tiling_of(tile: int | None, overlap: float | None, batch_size: int) -> Tiling | None:
-    """Return how large images are cut; None: they are not. Raises ValueError for impossible tiles."""
-    if tile is None and overlap is not None:
-        raise ValueError("overlap is of tiles, and no tile came; add tile=640, or leave overlap out")
-    check_batch_size(batch_size)
-    batch_size = max(batch_size, TILES_AT_ONCE)
-    return None if tile is None else Tiling(tile, OVERLAP if overlap is None else overlap, batch_size)
 
 
 def begin(

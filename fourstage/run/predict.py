@@ -2,33 +2,34 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fourstage.data.errors import BadImage
 from fourstage.data.images import read_image
-from fourstage.data.sample import BadImage
-from fourstage.engine.waiting import yielding_cores
+from fourstage.exported.runtime import is_exported
 from fourstage.files import write_file
 from fourstage.predict import videos
+from fourstage.predict.base import ImagePredictor
 from fourstage.predict.files import Input, drawn_paths, find_inputs
 from fourstage.predict.images import from_file
 from fourstage.predict.inputs import video_frames
+from fourstage.predict.objects import ObjectPredictor
 from fourstage.predict.outputs import ClassResults, CocoResults, JsonRows, make_folder
 from fourstage.predict.predictor import Predictor
 from fourstage.predict.results import ClassResult, Result
-from fourstage.predict.tasks import ImageDetector, image_predictor
 from fourstage.progress import Bar
 from fourstage.report.number_format import plural
 from fourstage.resources import sentences
-from fourstage.run.coco_ids import CocoIds, Id
-from fourstage.run.load import begin, load_task, tiling_of
-from fourstage.run.task_protocol import AnyProtocol, AnyTask
+from fourstage.run.open import Options, opener, tiling_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fourstage.run.coco_ids import CocoIds, Id
 
 RESULTS = "results.json"  # of a detector, in the folder of the pictures
 CLASS_RESULTS = "results.csv"  # of a classifier, in the same place
@@ -85,23 +86,24 @@ def predict(
         ValueError, FileNotFoundError: a file does not exist, or no file can be read as an image or video; then nothing
             is predicted or written.
     """
-    tiling = tiling_of(tile, overlap, batch_size)
-    source, torch_device = begin(source, weights, which, device, imports)
+    options = Options(
+        weights, which, threshold, tiling_of(tile, overlap, batch_size), device, precision, tuple(imports)
+    )
+    opened = opener(source, options)
     given = [images] if isinstance(images, str | Path) else images
     inputs = find_inputs(given, Path(out) if out is not None else None)
-    known = None if ids is None else CocoIds(Path(ids))
+    known = None if ids is None else _ids_of(Path(ids))
     image_ids = None if known is None else known.of_images(inputs)
-    protocol, task = load_task(source, weights, which)
-    if threshold is None and protocol.truth == "objects":
-        threshold = 0.0  # files have every detection
-    predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold, tiling)
+    predicts = opened()
+    if threshold is None and isinstance(predicts, ObjectPredictor):
+        predicts.threshold = 0.0  # files have every detection
     predictor = Predictor(predicts, batch_size=batch_size, precision=precision)
-    results = _results_file(protocol, task, None if out is None else Path(out), known, inputs)
+    results = _results_file(predicts, None if out is None else Path(out), known, inputs)
     _check_one_readable(inputs, predicts.orient)
     frames = [_frames(one) for one in inputs]
     drawn = drawn_paths(inputs, Path(out)) if out is not None else [None] * len(inputs)
     with ExitStack() as stack:
-        stack.enter_context(yielding_cores())
+        stack.enter_context(nullcontext() if is_exported(source) else _yielding_cores())
         if out is not None:
             make_folder(Path(out))
         if results is not None:
@@ -117,6 +119,18 @@ def predict(
     return predictions
 
 
+def _ids_of(path: Path) -> "CocoIds":
+    from fourstage.run.coco_ids import CocoIds  # here, because it imports torch
+
+    return CocoIds(path)
+
+
+def _yielding_cores() -> AbstractContextManager[object]:
+    from fourstage.engine.waiting import yielding_cores  # here, because it imports torch
+
+    return yielding_cores()
+
+
 def _report_left_out(results: CocoResults, ids: str | Path | None) -> None:
     print(
         f"fourstage: {results.left_out:,} detections are of classes that {ids} does not list, and are left out of "
@@ -126,21 +140,20 @@ def _report_left_out(results: CocoResults, ids: str | Path | None) -> None:
 
 
 def _results_file(
-    protocol: AnyProtocol, task: AnyTask, out: Path | None, known: CocoIds | None, inputs: Sequence[Input]
+    predicts: ImagePredictor, out: Path | None, known: "CocoIds | None", inputs: Sequence[Input]
 ) -> CocoResults | ClassResults | None:
     """Return the file for the results of all images; None: the task has none.
 
     Raises:
         ValueError: ids for a task without boxes, or of other classes than the network's.
     """
-    if protocol.truth != "objects":
+    if predicts.gives != "objects":
         if known is not None:
             raise ValueError("--ids is for the results of a detector, and this network finds no boxes; remove --ids")
         images = any(not one.is_video for one in inputs)
-        return ClassResults(out / CLASS_RESULTS) if protocol.truth == "label" and images and out is not None else None
-    own = getattr(task, "category_ids", None)  # of the training data
-    ids = known.of_classes(task.classes) if known is not None else own
-    return None if out is None else CocoResults(out / RESULTS, task.classes, ids)
+        return ClassResults(out / CLASS_RESULTS) if predicts.gives == "classes" and images and out is not None else None
+    ids = known.of_classes(predicts.class_names) if known is not None else predicts.category_ids
+    return None if out is None else CocoResults(out / RESULTS, predicts.class_names, ids)
 
 
 def _frames(one: Input) -> int:
@@ -178,7 +191,10 @@ class ResultWriter:
     """
 
     def __init__(
-        self, inputs: Sequence[Input], results: CocoResults | ClassResults | None, ids: Mapping[Path, Id] | None = None
+        self,
+        inputs: Sequence[Input],
+        results: CocoResults | ClassResults | None,
+        ids: "Mapping[Path, Id] | None" = None,
     ) -> None:
         numbers = [int(stem) for one in inputs if (stem := one.path.stem).isascii() and stem.isdecimal()]
         images = not any(one.is_video for one in inputs)
@@ -250,7 +266,7 @@ class _Session:
             drawn = rows = None
             if path is not None:
                 drawn = stack.enter_context(videos.writer(path, video.rate))
-                if not isinstance(self.predictor.task, ImageDetector):
+                if self.predictor.task.gives != "objects":
                     rows = stack.enter_context(JsonRows(path.with_suffix(".jsonl"), as_list=False))
             for image, result in self.predictor.each(video_frames(file)):
                 assert isinstance(result, Result), "frames are decoded already"
