@@ -23,6 +23,8 @@ PARSED_ONLY = {  # the beginning of a line -> why it is parsed and does not run
     "fourstage analyze invariance": "it takes 20 s; tests/analysis run it on fewer images",
     "fourstage analyze cam runs/detector": "its box is of a detector that is trained for longer than two steps",
     "fourstage predict hf-hub:": "it needs a hub; tests/predict have one of their own",
+    "fourstage predict mine.onnx": "it needs an exported file; tests/exported have some",
+    "fourstage evaluate mine.onnx": "it needs an exported file; tests/run/test_exported_files.py evaluates some",
     "fourstage analyze robustness": "it needs ImageNet-A, or a package of corruptions",
 }
 TO_MINE = "fourstage train finetune --data photos --out runs/mine"

@@ -2,7 +2,7 @@
 
 A model of ours has its own name, timm's are `timm/NAME` and torchvision's `torchvision/NAME`. A detector or segmentor
 is `METHOD:BACKBONE`, where the backbone is one of ours or of timm's, or the name of its recipe. A file FILE.yaml is the
-network of that recipe, of any task.
+network of that recipe, of any task, and FILE.onnx, FILE.xml or FILE.pt2 the graph of an exported file.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from torch import nn
 from fourstage import registry
 from fourstage.api import create_backbone, create_model
 from fourstage.bench.count import image_shape
+from fourstage.bench.exported import build_exported
+from fourstage.exported.runtime import is_exported
 from fourstage.extras import install
 from fourstage.methods import list_methods
 
@@ -38,7 +40,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    if is_recipe_file(pattern):
+    if is_recipe_file(pattern) or is_exported(pattern):
         return [pattern]
     if ":" in pattern:
         return _task_matches(pattern)
@@ -123,6 +125,8 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
         ValueError: the network cannot have this size, or it has no dense form.
     """
     home, slash, base = name.partition("/")
+    if is_exported(name):
+        return build_exported(name, img_size)
     if is_task_network(name):
         if dense:
             raise ValueError(f"{name} is a complete detector or segmentor; leave out --dense, which is for backbones")

@@ -99,7 +99,9 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 def _rows(result: Result) -> list[list[str]]:
     cost = result.count
-    costs = [f"{cost.parameters / 1e6:.2f}", f"{cost.macs / 1e9:.2f}", side(cost.size)]
+    known = cost.parameters > 0  # not of an exported file
+    costs = [f"{cost.parameters / 1e6:.2f}" if known else "-", f"{cost.macs / 1e9:.2f}" if known else "-"]
+    costs.append(side(cost.size))
     latencies = [_digits(result.latency_ms(share)) for share in (0.5, 0.95)]
     rows = []
     for mode, speed in result.speeds.items():

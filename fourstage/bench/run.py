@@ -10,6 +10,7 @@ from torch import nn
 from fourstage.bench import memory, results, timing
 from fourstage.bench.count import Count, count_module
 from fourstage.bench.count_tasks import count_network
+from fourstage.bench.exported import ExportedNetwork, check_options
 from fourstage.bench.memory import Fit
 from fourstage.bench.model_table import side
 from fourstage.bench.networks import build, expand, image_for
@@ -19,6 +20,7 @@ from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step
 from fourstage.bench.workloads import OutOfMemoryError, Setting, free_memory, memory_errors
 from fourstage.engine.devices import choose_device
+from fourstage.exported.runtime import is_exported
 from fourstage.progress import Bar
 
 BATCH = {"cpu": 8, "cuda": 128}
@@ -61,7 +63,7 @@ def bench(
     The models of a group take turns, so that other load on the machine slows down all of them alike.
 
     Args:
-        models: names and wildcards: ours, `timm/NAME`, `torchvision/NAME`.
+        models: names and wildcards: ours, `timm/NAME`, `torchvision/NAME`; exported files.
         against: the baseline: it takes turns with each group, and the others are compared with it, round by round.
         done: is called with the results and the comparisons of each group.
         show: print a progress bar.
@@ -74,6 +76,8 @@ def bench(
     """
     options = options or Options()
     names, baseline = select_models(models, against)
+    if files := [name for name in (*names, baseline) if is_exported(name)]:
+        check_options([str(file) for file in files], options)
     setting = set_up(options)
     out: list[Result] = []
     comparisons: list[Comparison] = []
@@ -243,6 +247,8 @@ def load_model(name: str, setting: Setting) -> LoadedModel:
 
 def cost_of(model: nn.Module, image_CHW: tuple[int, int, int]) -> Count:
     """Return the cost of one image; detectors and segmentors are counted as published tables do."""
+    if isinstance(model, ExportedNetwork):
+        return model.count()
     if isinstance(model, TaskWorkload):
         return count_network(model.network, image_CHW[1:])
     return count_module(model, image_CHW)

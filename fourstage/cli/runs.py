@@ -148,7 +148,9 @@ def add_evaluate(verbs: Verbs, help: str) -> None:
         help,
         ["fourstage evaluate runs/mine", "fourstage evaluate runs/mine --csv classes.csv --json"],
     )
-    verb.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe by name or FILE.yaml, or a run folder")
+    verb.add_argument(
+        "recipe", metavar="RECIPE|RUN|FILE", help="a recipe by name or FILE.yaml, a run folder, or an exported file"
+    )
     verb.add_argument(
         "--weights",
         metavar="FILE",
@@ -229,7 +231,8 @@ def add_predict(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "source",
         metavar="RUN|FILE|MODEL|RECIPE",
-        help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; hf-hub:USER/NAME; a model or recipe",
+        help="a run folder; a checkpoint of a run, MMDetection or MMSegmentation; hf-hub:USER/NAME; a model or recipe; "
+        "an exported file (.onnx, .xml, .pt2)",
     )
     verb.add_argument(
         "images",

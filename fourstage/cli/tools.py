@@ -45,7 +45,8 @@ def add_bench(verbs: Verbs, help: str) -> None:
         "networks",
         nargs="+",
         metavar="MODEL",
-        help="a name or wildcard, timm/NAME, torchvision/NAME; a detector or segmentor as METHOD:MODEL or a recipe",
+        help="a name or wildcard, timm/NAME, torchvision/NAME; a detector or segmentor as METHOD:MODEL or a recipe; "
+        "an exported file",
     )
     verb.add_argument("--train", action="store_true", help="also measure a training step: forward, backward, AdamW")
     verb.add_argument("--against", metavar="NAME", help="alternate with this model and print the ratio of speeds")

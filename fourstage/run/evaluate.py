@@ -24,6 +24,7 @@ from fourstage.engine.task import Task
 from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.engine.training import Training, fill
 from fourstage.engine.waiting import yielding_cores
+from fourstage.exported.runtime import is_exported
 from fourstage.files import csv_cell, write_text
 from fourstage.progress import Bar
 from fourstage.recipe import list_recipes, resolve, resolve_run
@@ -144,7 +145,7 @@ def evaluate(
     `data.labels.imagenet_variants`.
 
     Args:
-        recipe: a run folder, a name from `list_recipes()`, or a YAML file.
+        recipe: a run folder, a name from `list_recipes()`, a YAML file, or an exported file.
         weights: the checkpoint, or the name of published weights: `pretrained`, `smt_tiny.in1k`; default: the best one
             of the run, or what the recipe starts from.
         data: folder of the data set; default: the one that the recipe names.
@@ -157,6 +158,12 @@ def evaluate(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
+    if is_exported(recipe):
+        from fourstage.run.exported_evaluation import evaluate_exported  # here, because it imports this module
+        from fourstage.run.open import Options, check_exported
+
+        check_exported(recipe, Options(weights=weights, which=which, imports=tuple(imports)))
+        return evaluate_exported(recipe, data=data, changes=changes, csv=csv, results=results, show=show)
     if names_a_run(str(recipe), list_recipes()):
         raise FileNotFoundError(no_run(Path(recipe)))
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
@@ -182,7 +189,7 @@ def evaluate(
         table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
         protocol = protocol_of(resolved.recipe)
         kept = (weights, source)
-        predictions = None if results is None else _checked_results(protocol, results, table, kept)
+        predictions = None if results is None else checked_results(protocol, results, table, kept)
         with limited_threads(loader_workers(protocol.recipe.workers, device)), yielding_cores():
             evaluated = _evaluate(protocol, weights, which, run, ranks, device, predictions, show=show and ranks.first)
         if table is not None and ranks.first:
@@ -231,9 +238,7 @@ def check_csv(path: Path, keep: Iterable[str | Path] = ()) -> Path:
     return check_new_file(path, "--csv", keep)
 
 
-def _checked_results(
-    protocol: AnyProtocol, path: str | Path, table: Path | None, keep: Iterable[str | Path]
-) -> Results:
+def checked_results(protocol: AnyProtocol, path: str | Path, table: Path | None, keep: Iterable[str | Path]) -> Results:
     """Return where the predictions go. Raises ValueError unless they can be written there."""
     results = protocol.results(Path(path))
     results.check(keep)
