@@ -182,6 +182,10 @@ class RunFolder:
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
         write_text(self.path / "recipe.yaml", f"{text}{RECIPE_SUM}{zlib.crc32(text.encode()):08x}\n")
 
+    def name_weights(self, path: str) -> None:
+        """Write another path of the file that the training began with, which was moved together with the folder."""
+        self._write_recipe(self.recipe().model_copy(update={"weights": path}))
+
     def check_same(self, recipe: Recipe) -> None:
         """Raise ValueError with the first differences unless the folder holds a run of this recipe."""
         differs = difference(self.recipe(), recipe, ignore=FREE)

@@ -1,6 +1,5 @@
 """From finished runs to the result of a comparison: statistics, costs, speeds, verdicts in words."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,8 @@ from fourstage.analysis.comparison import ArmResult, Comparison, PairResult
 from fourstage.analysis.paired import Pair, Verdict, compare_pairs, decide
 from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
 from fourstage.recipe import Recipe, difference
-from fourstage.report.number_format import METRICS, plural, signed
 from fourstage.report.number_format import metric as metric_format
+from fourstage.report.number_format import plural, signed
 from fourstage.run.compare.column_values import columns_of, pictures_of, remarks_of
 from fourstage.run.compare.columns import ANALYSES, Analysis, analyses_of
 from fourstage.run.compare.costs import Cost, counted, image_size, unequal
@@ -24,11 +23,6 @@ from fourstage.run.task_protocol import protocol_of
 from fourstage.weights.reading.safe import read_checkpoint
 
 NOT_STATED = "not stated"
-METRICS_OF = {  # by task, a pattern of the names of its metrics
-    "classification": "^(top|loss$)",
-    "detection": "^(box|mask)_",
-    "segmentation": "_(ss|ms_flip)$",
-}
 MUST_AGREE = ("data", "optimisation.length", "optimisation.batch_size", "image_size")
 
 
@@ -116,7 +110,8 @@ def sentence(arm: str, reference: str, pair: Pair, verdict: Verdict, pairs: int,
     seeds = pair.difference.count
     if verdict.word != "undecided":
         return f"{arm} is {verdict.word} than {reference}, by {abs(pair.difference.mean):.2f}."
-    start = f"{arm} and {reference} cannot be decided with these {plural(seeds, 'seed')} and {plural(images, 'image')}"
+    these = "this seed" if seeds == 1 else f"these {seeds:,} seeds"
+    start = f"{arm} and {reference} cannot be decided with {these} and {plural(images, 'image')}"
     if verdict.needed is None:
         return f"{start}; no practical number would do for a difference of {signed(pair.difference.mean)}."
     more = f" and {plural(verdict.needed.images, 'image')}" if verdict.needed.images else ""
@@ -144,13 +139,6 @@ def check_tuning(tuning: Mapping[str, str], arms: Sequence[str]) -> None:
     """Raise ValueError where a tuning budget is of an arm that is not there."""
     if unknown := next((name for name in tuning if name not in arms), None):
         raise ValueError(f"--tuning names {unknown}, which is no arm; the arms are {', '.join(arms)}")
-
-
-def check_metric(name: str | None, task: str) -> None:
-    """Raise ValueError where no run of a task can have a metric of this name."""
-    known = [metric for metric in METRICS if re.search(METRICS_OF[task], metric)]
-    if name is not None and name not in known:
-        raise ValueError(f"--metric {name} is no metric of {task}; choose from {', '.join(known)}")
 
 
 def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:

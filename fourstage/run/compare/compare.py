@@ -11,11 +11,12 @@ from fourstage.documents import read_json
 from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE
-from fourstage.run.compare.assemble import Wishes, assemble, check_metric, check_tuning, too_few_seeds
+from fourstage.run.compare.assemble import Wishes, assemble, check_tuning, too_few_seeds
 from fourstage.run.compare.columns import Images, analyse, place_of
 from fourstage.run.compare.costs import Quantity, costs_of, matched, unequal
 from fourstage.run.compare.grid import Arm, Cell, Grid, plan
-from fourstage.run.compare.initial import initial_weights, remove_initial
+from fourstage.run.compare.initial import follow_move, initial_weights, remove_initial
+from fourstage.run.compare.metrics import check_metric
 from fourstage.run.compare.runs import Table, common_seeds, grouped, is_finished, read_finished
 from fourstage.run.folder import RunFolder
 from fourstage.run.train import train
@@ -93,13 +94,15 @@ def check_wishes(planned: Planned, wishes: Wishes, only: int | None = None) -> N
     if only is not None and not 0 <= only < len(grid.cells):
         raise ValueError(f"--cell {only} is outside of this grid; its cells are 0 to {len(grid.cells) - 1}")
     check_tuning(wishes.tuning, [arm.name for arm in grid.arms])
-    check_metric(wishes.metric, planned.reference.recipe.task)
+    for arm in grid.arms:
+        check_metric(wishes.metric, arm.recipe, arm.name)
 
 
 def train_cell(planned: Planned, cell: Cell, *, show: bool) -> str | None:
     """Train one cell, or continue it; return what stopped it. A cell that has ended is left as it is."""
     if is_finished(cell.folder):
         return None
+    follow_move(cell)
     changes = [*cell.arm.changes, f"seed={cell.seed}", *initial_weights(cell, planned.reference)]
     try:
         done = train(cell.arm.source, out=cell.folder, changes=changes, imports=planned.grid.imports, show=show)

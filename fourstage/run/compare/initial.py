@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from fourstage.engine.state import save_state
 from fourstage.recipe import Recipe
 from fourstage.run.compare.grid import Arm, Cell
+from fourstage.run.folder import RunFolder
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import protocol_of
 from fourstage.user_files import import_files
+
+KEPT = 3  # components of a path that a move of the comparison keeps: ARM/initial/seed-0.pt
 
 
 def initial_weights(cell: Cell, reference: Arm) -> list[str]:
@@ -22,7 +25,7 @@ def initial_weights(cell: Cell, reference: Arm) -> list[str]:
     """
     if cell.arm == reference or cell.arm.recipe.weights is not None or reference.recipe.weights is not None:
         return []
-    path = cell.folder.parent / "initial" / f"seed-{cell.seed}.pt"
+    path = initial_file(cell)
     if not path.is_file():
         own, theirs = _fresh(cell.arm.recipe, cell.seed), _fresh(reference.recipe, cell.seed)
         state, shared = shared_state(own.state_dict(), theirs.state_dict())
@@ -31,6 +34,10 @@ def initial_weights(cell: Cell, reference: Arm) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, {"model": state})
     return [f"weights={path}"]
+
+
+def initial_file(cell: Cell) -> Path:
+    return cell.folder.parent / "initial" / f"seed-{cell.seed}.pt"
 
 
 def shared_state(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
@@ -59,6 +66,16 @@ def _fresh(recipe: Recipe, seed: int) -> nn.Module:
         return protocol.build_task(data.classes, protocol.dataset_metadata(data)).network
     finally:
         torch.set_rng_state(state)
+
+
+def follow_move(cell: Cell) -> None:
+    """Name the initial weights of a cell that has begun by their present path: the comparison may have been moved."""
+    folder, path = RunFolder(cell.folder), initial_file(cell)
+    if not folder.begun:
+        return
+    before = folder.recipe().weights
+    if before is not None and before != str(path) and Path(before).parts[-KEPT:] == path.parts[-KEPT:]:
+        folder.name_weights(str(path))
 
 
 def remove_initial(folder: Path) -> None:

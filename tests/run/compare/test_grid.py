@@ -1,13 +1,16 @@
 """The plan of a comparison, and one sentence for each mistake in it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from fourstage.cli import main
+from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.run.compare.compare import plan_comparison
 from fourstage.run.compare.costs import costs_of, matched
 from fourstage.run.compare.grid import PICO, plan
+from fourstage.run.compare.metrics import check_metric
 
 RECIPE = "digits_visformer"
 
@@ -127,3 +130,39 @@ def test_networks_without_widths(tmp_path: Path) -> None:
     grid = plan([RECIPE], ["model=visformer_digits,smt_tiny"], 1, tmp_path / "out", changes=["image_size=64"])
     with pytest.raises(ValueError, match="smt_tiny takes no widths, which --match-cost searches"):
         matched(grid, "parameters", "visformer_digits")
+
+
+def without_masks(root: Path) -> Path:
+    """A folder of scenes whose objects have boxes alone."""
+    write_digit_scenes(root, train=3, val=2, size=64)
+    for file in (root / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation", None)
+        file.write_text(json.dumps(content))
+    return root
+
+
+def test_a_metric_that_the_data_or_the_method_cannot_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes, masks = without_masks(tmp_path / "boxes"), write_digit_scenes(tmp_path / "masks", train=3, val=2, size=64)
+    mask_rcnn, retinanet = "digit_scenes_mask_rcnn", "digit_scenes_retinanet"
+    cases = {
+        "data": (mask_rcnn, boxes, "mask_map", [], "will have no mask_map: no object in train of"),
+        "method": (retinanet, masks, "mask_map50", [], "retinanet predicts boxes alone; choose --metric box_map50"),
+        "argument": (mask_rcnn, masks, "mask_map", ["method_args.masks=false"], "method_args.masks is false"),
+        "scales": ("digit_scenes_upernet", None, "miou_ms_flip", [], "at one scale; choose --metric miou_ss"),
+        "boundary": ("digit_scenes_upernet", None, "boundary_f1_ss", [], "add evaluation.boundary=true"),
+    }
+    for name, (recipe, data, metric, changes, words) in cases.items():
+        given = [f"data={data}", *changes] if data else changes
+        grid = plan([recipe], ["lr=1e-3,2e-3"], 1, tmp_path / "out", changes=given)
+        with pytest.raises(ValueError, match=r"will have no|at one scale") as error:
+            check_metric(metric, grid.arms[0].recipe, grid.arms[0].name)
+        assert words in str(error.value), name
+    for recipe, data, metric in ((mask_rcnn, masks, "mask_map"), (mask_rcnn, boxes, "box_map")):
+        grid = plan([recipe], ["lr=1e-3,2e-3"], 1, tmp_path / "out", changes=[f"data={data}"])
+        check_metric(metric, grid.arms[0].recipe, grid.arms[0].name)
+    words = ["compare", retinanet, "--vary", "lr=1e-3,2e-3", "--data", str(masks), "--out", str(tmp_path / "out")]
+    assert main([*words, "--metric", "mask_map"]) == 2
+    assert "lr=1e-3 will have no mask_map" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from run.runs import stop_before
 
 from fourstage.cli import main
 from fourstage.run.compare.compare import plan_comparison
@@ -94,6 +95,27 @@ def test_shapes_that_differ_keep_their_own_weights() -> None:
     state, shared = shared_state(own, {"a": torch.ones(2), "b": torch.ones(4)})
     assert [state[name].tolist() for name in "abc"] == [[1, 1], [0, 0, 0], [0]]
     assert shared == 2
+
+
+def test_a_comparison_that_was_moved_continues_within_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "elsewhere" / "moved"
+    words = [word if word != "2" else "1" for word in GRID]
+    words[words.index("length=2it")] = "length=3it"
+    words[words.index("erf,cka")] = "none"
+    assert main([*words, "--out", str(tmp_path / "whole"), "--cell", "1"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(2, patch)
+        assert main([*words, "--out", str(here), "--cell", "1"]) == 143  # pvt, which begins with weights of swin
+    assert not (here / "pvt" / "seed-0" / "report.html").exists()
+    there.parent.mkdir()
+    here.rename(there)
+    assert main([*words, "--out", str(there), "--cell", "1"]) == 0
+    ends = [read_checkpoint(out / "pvt" / "seed-0" / "checkpoints" / "best.pt").content["model"]
+            for out in (there, tmp_path / "whole")]  # fmt: skip
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert not here.exists()
 
 
 class Forks:
