@@ -39,7 +39,9 @@ def test_no_message_or_page_installs_from_an_index() -> None:
     assert FROM_AN_INDEX.search("pip install fourstage")
 
 
-@pytest.mark.parametrize("extra", ["train", "data", "wandb", "trackio", "export", "onnx", "demo"])
+@pytest.mark.parametrize(
+    "extra", ["train", "data", "wandb", "trackio", "export", "onnx", "demo", "gradio", "supervision"]
+)
 def test_extras_that_are_named_exist(extra: str) -> None:
     import tomllib
 

@@ -19,6 +19,7 @@ from weights.openmmlab.config_files import write
 from weights.openmmlab.source_configs import CONFIGS
 
 import fourstage
+from fourstage import demo
 from fourstage.check import entrants
 from fourstage.cli import main
 from fourstage.cli.entry import parser
@@ -92,6 +93,9 @@ def test_an_example_runs(example: str, folder: Path, monkeypatch: pytest.MonkeyP
     if words[0] == "check":  # beside two of the five, and without the training; tests/check has it
         monkeypatch.setattr(entrants, "FIVE", ("convnext", "swin"))
         words += ["--seconds", "0"]
+    if words[0] == "demo":  # without its server and library; tests/test_demo_page.py has them
+        for name in ("_gradio", "check_address", "page", "launch"):
+            monkeypatch.setattr(demo, name, lambda *_: None)
     if words[0] == "doctor":  # 1: there is something to say of this machine
         assert main(words) in (0, 1)
         return

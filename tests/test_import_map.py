@@ -59,7 +59,8 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "check": {"analysis", "api", "backbones", "bench", "data", "registry", "tasks"},
     "slurm": {"engine", "recipe"},
     "doctor": {"ops"},
-    "cli": {"run", "report", "bench", "check", "data", "engine", "recipe", "slurm", "doctor", "progress"},
+    "demo": {"data", "predict", "run"},
+    "cli": {"run", "report", "bench", "check", "data", "engine", "recipe", "slurm", "demo", "doctor", "progress"},
     "__init__": {"api", "registry", "backbones", "data", "run"},
     "__main__": {"cli"},
 }

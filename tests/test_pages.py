@@ -22,6 +22,7 @@ PARSED_ONLY = {  # the beginning of a line -> why it is parsed and does not run
     "fourstage check my_mixer.py": "it trains for 30 s; tests/check and the examples of --help run for less",
     "fourstage analyze invariance": "it takes 20 s; tests/analysis run it on fewer images",
     "fourstage analyze cam runs/detector": "its box is of a detector that is trained for longer than two steps",
+    "fourstage demo": "it serves a page until it is stopped; tests/test_demo_page.py opens one",
     "fourstage predict hf-hub:": "it needs a hub; tests/predict have one of their own",
     "fourstage predict mine.onnx": "it needs an exported file; tests/exported have some",
     "fourstage evaluate mine.onnx": "it needs an exported file; tests/run/test_exported_files.py evaluates some",

@@ -35,6 +35,7 @@ VERBS = (  # in the order of `--help`
     Verb("train", "train from a recipe, or resume a stopped run", "runs:add_train"),
     Verb("evaluate", "score a checkpoint on the validation split", "runs:add_evaluate"),
     Verb("predict", "predict images and videos with a trained network", "runs:add_predict"),
+    Verb("demo", "open a page on which one drops an image and sees the prediction", "demo:add_demo"),
     Verb("report", "compare several runs on one page", "runs:add_report"),
     Verb("data", "check, shard and show data sets", "data:add_data"),
     Verb("bench", "measure throughput, latency, memory and cost of models side by side", "tools:add_bench"),
