@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
     from fourstage.run.open import load
+    from fourstage.run.pretrained.push import push_to_hub
+    from fourstage.run.pretrained.save import save_pretrained
 
     __version__: str
 
@@ -33,11 +35,13 @@ __all__ = [
     "list_models",
     "load",
     "load_checkpoint",
+    "push_to_hub",
     "register",
     "register_detector",
     "register_format",
     "register_mixer",
     "register_segmentor",
+    "save_pretrained",
 ]
 
 _HOMES = {
@@ -50,11 +54,13 @@ _HOMES = {
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",
     "load": "fourstage.run.open",
+    "push_to_hub": "fourstage.run.pretrained.push",
     "register": "fourstage.registry",
     "register_detector": "fourstage.methods",
     "register_format": "fourstage.data.formats",
     "register_mixer": "fourstage.registry",
     "register_segmentor": "fourstage.methods",
+    "save_pretrained": "fourstage.run.pretrained.save",
 }
 
 

@@ -5,6 +5,7 @@ B images, C channels, H x W cells.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, regi
 from fourstage.registry import list_models, register, register_mixer
 from fourstage.user_files import where_raised
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
-from fourstage.weights.description import NetworkDescription, describe_network
+from fourstage.weights.description import NetworkDescription, describe_network, description_of, remember
 from fourstage.weights.load import Report
 from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
@@ -84,7 +85,10 @@ def create_model(
         model = FeatureMaps(model, out_indices)  # before it is filled: a head for any number of classes is left out
     if (file := start.read("create_model")) is not None:
         fill(model, file, fresh_head=arguments.get("num_classes") is not None)
-    return model
+    if features_only:
+        return model
+    built_with = start.all_arguments(start.entry.classifier, arguments)
+    return remember(model, _classifier_of(model, start.entry.name, built_with))
 
 
 def create_backbone(
@@ -123,14 +127,16 @@ def create_backbone(
         wrapped = TimmBackbone(backbone.removeprefix("timm/"), pretrained and given is None, out_indices, arguments)
         if given is not None:
             fill(wrapped, given, fresh_head=False)
-        return wrapped
+        maps = {} if out_indices is None else {"out_indices": out_indices}
+        return remember(wrapped, NetworkDescription("backbone", backbone, 0, {**arguments, **maps}))
     if out_indices is not None:
         arguments["out_indices"] = out_indices
     start = starting_point(backbone, pretrained, checkpoint_path, "create_backbone")
     model = check_levels(build_network(start, start.entry.dense, arguments), backbone)
     if (file := start.read("create_backbone")) is not None:
         fill(model, file, fresh_head=False)
-    return model
+    built_with = start.all_arguments(start.entry.dense, arguments)
+    return remember(model, NetworkDescription("backbone", start.entry.name, 0, built_with))
 
 
 def create_detector(
@@ -261,7 +267,17 @@ def _create(
         cast(Any, network).method = method
     if checkpoint_path is not None:
         load_checkpoint(network, checkpoint_path)
-    return network
+    described = description_of(maps_network)
+    if described is None:  # a backbone that the user has built: nobody else could build the network again
+        return network
+    return remember(network, replace(described, task=task, method=method, method_args=given, num_classes=num_classes))
+
+
+def _classifier_of(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> NetworkDescription:
+    """Return the description of a classifier."""
+    others = {key: value for key, value in arguments.items() if key != "num_classes"}
+    classes = getattr(model, "num_classes", arguments.get("num_classes"))
+    return NetworkDescription("classification", name, classes if isinstance(classes, int) else 0, others)
 
 
 def _built(
@@ -332,23 +348,32 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
         raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
     if task not in (None, described.task):
         raise ValueError(f"{file.path} contains a {FORMS[described.task]}, not a {FORMS[str(task)]}")
+    network = build_of_file(described, file)
+    if described.method is None:
+        fill(network, file, which, fresh_head=False)
+    else:
+        fill_completely(network, file, which)
+    cast(Any, network).class_names = _class_names(described)
+    return remember(network, replace(described, classes=_class_names(described) or None)).eval()
+
+
+def build_of_file(described: NetworkDescription, file: Checkpoint) -> nn.Module:
+    """Build the network that a file describes, with fresh weights, once without memory first.
+
+    Raises:
+        ValueError: it cannot be built here.
+    """
     for values in (described.backbone_args, described.method_args, {"num_classes": described.num_classes}):
         check_numbers(values, file.path)
     try:
         try_on_meta(lambda: fresh_network(described), file)
-        network = fresh_network(described)
+        return fresh_network(described)
     except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
         # such as sizes that do not fit in memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         files = ", ".join(described.imports)
         hint = f"; its recipe imports {files}: if you trust these files, import them first" if files else ""
         raise ValueError(f"{file.path} describes a network that cannot be built here ({reason:.200}){hint}") from error
-    if described.method is None:
-        fill(network, file, which, fresh_head=False)
-    else:
-        fill_completely(network, file, which)
-    cast(Any, network).class_names = _class_names(described)
-    return network.eval()
 
 
 def fresh_network(described: NetworkDescription) -> nn.Module:

@@ -53,6 +53,14 @@ class StartingPoint:
         own = metadata.arguments_of(self.file.metadata, self.entry.name, self.file.path) if self.file else {}
         return {**(self.weight.network if self.weight else {}), **own}
 
+    def all_arguments(self, builder: Callable[..., nn.Module], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the weights need and what the user gives, for one form of the network; None is the default."""
+        known = inspect.signature(builder).parameters
+        needed = {
+            key: value for key, value in self.arguments.items() if key in known
+        }  # a dense backbone has no classes
+        return {**needed, **{key: value for key, value in given.items() if value is not None}}
+
     def read(self, call: str) -> Checkpoint | None:
         """Return the file, fetched where `pretrained` asks for it.
 
@@ -96,10 +104,7 @@ def starting_point(name: str, pretrained: bool, checkpoint_path: str | Path | No
 
 def build_network(start: StartingPoint, builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Build one form of a network with what its weights need and what the user gives; None means the default."""
-    known = inspect.signature(builder).parameters
-    needed = {key: value for key, value in start.arguments.items() if key in known}  # a dense backbone has no classes
-    given = {key: value for key, value in arguments.items() if value is not None}
-    everything = {**needed, **given}
+    everything = start.all_arguments(builder, arguments)
     if start.file is not None and metadata.arguments_of(start.file.metadata, start.entry.name, start.file.path):
         try:
             try_on_meta(lambda: registry.call(builder, start.entry.name, everything), start.file)
@@ -166,8 +171,15 @@ def try_on_meta(build: Callable[[], object], file: Checkpoint) -> None:
     Networks that cannot be built on the meta device, such as a user's own that look at their weights, are left to the
     real construction.
     """
-    with no_larger_than(file), torch.device("meta"), _NoValues(), suppress(NotImplementedError):
+    with no_larger_than(file), without_memory(), suppress(NotImplementedError):
         build()  # torch raises NotImplementedError for an operation that needs values
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks on the meta device while the context is open: names and shapes, no values."""
+    with torch.device("meta"), _NoValues():
+        yield
 
 
 class _NoValues(TorchFunctionMode):

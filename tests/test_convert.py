@@ -297,7 +297,7 @@ def test_what_is_no_text_or_number_is_not_written(files: Files, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("entries", "sentence"),
     [
-        ({"fourstage_format": "2"}, r"a newer fourstage wrote .*x.safetensors \(format 2, this one knows 1\)"),
+        ({"fourstage_format": "3"}, r"a newer fourstage wrote .*x.safetensors \(format 3, this one knows 2\)"),
         ({"fourstage_format": "?"}, "the metadata of .*x.safetensors is damaged"),
         ({"fourstage_format": "1", "arguments": "[]"}, "the metadata of .*x.safetensors is damaged"),
     ],

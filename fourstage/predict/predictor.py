@@ -3,7 +3,8 @@
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 from fourstage.data.errors import BadImage
 from fourstage.predict.base import PRECISIONS, ImagePredictor, ReadImage, ignore_progress
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 Prediction: TypeAlias = Result | list[Result] | Iterator[Result]
 
 
+class Keeper(Protocol):
+    """Saves a predictor's network with everything that it was loaded with."""
+
+    def save(self, folder: str | Path, *, licence: str | None, overwrite: bool) -> Path: ...
+
+    def push(
+        self, repository: str, *, private: bool, token: str | None, licence: str | None, exist_ok: bool
+    ) -> str: ...
+
+
 class Predictor:
     """A network that is ready to predict; `fourstage.load` returns one.
 
@@ -26,15 +37,23 @@ class Predictor:
         batch_size: images that pass the network together.
         precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
         show: show a progress bar for the tiles of an image that has several.
+        keeper: saves the network; None: it cannot be saved.
     """
 
     def __init__(
-        self, task: ImagePredictor, *, batch_size: int = 1, precision: str = "float32", show: bool = False
+        self,
+        task: ImagePredictor,
+        *,
+        batch_size: int = 1,
+        precision: str = "float32",
+        show: bool = False,
+        keeper: Keeper | None = None,
     ) -> None:
         check_batch_size(batch_size)
         if precision not in PRECISIONS:
             raise ValueError(f"there is no precision {precision!r}; choose {', '.join(PRECISIONS)}")
         self.task, self.batch_size, self.precision, self.show = task, batch_size, precision, show
+        self._keeper = keeper
 
     @property
     def network(self) -> Any:
@@ -87,6 +106,30 @@ class Predictor:
             results = iter(self._predict([one for one in read if isinstance(one, ReadImage)]))
             for image, one in zip(some, read, strict=True):
                 yield image, one if isinstance(one, BadImage) else next(results)
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None, overwrite: bool = False) -> Path:
+        """Write the network into a folder that `fourstage.load` takes; see `fourstage.save_pretrained`."""
+        return self._kept().save(folder, licence=licence, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        licence: str | None = None,
+        exist_ok: bool = False,
+    ) -> str:
+        """Upload the network to `user/name` on Hugging Face's hub; see `fourstage.push_to_hub`."""
+        return self._kept().push(repository, private=private, token=token, licence=licence, exist_ok=exist_ok)
+
+    def _kept(self) -> Keeper:
+        if self._keeper is None:
+            raise ValueError(
+                "this predictor has no network of torch to save, such as that of an exported file, which is shared as "
+                "it is; load a run or a checkpoint with fourstage.load"
+            )
+        return self._keeper
 
     def _pairs(self, images: Iterable[InputImage]) -> Iterator[tuple[InputImage, Result]]:
         for image, result in self.each(images):

@@ -97,7 +97,7 @@ def convert(
     new = {*report.fresh, *(f"{key.rpartition('.')[0]}.num_batches_tracked" for key in report.fresh)}
     tensors = {key: value.contiguous() for key, value in network.state_dict().items() if key not in new}
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    write_file(out, lambda stream: _write(tensors, described, stream), needed=needed)
+    write_file(out, lambda stream: write_safetensors(tensors, described, stream), needed=needed)
     return Converted(out, report, weight, described)
 
 
@@ -157,7 +157,7 @@ def _arguments(network: Any, usual: Mapping[str, Any], given: Mapping[str, Any],
     return {**_but_classes(usual), **given, **known}
 
 
-def _write(tensors: dict[str, Tensor], described: dict[str, str], stream: IO[bytes]) -> None:
+def write_safetensors(tensors: dict[str, Tensor], described: dict[str, str], stream: IO[bytes]) -> None:
     """Write .safetensors with its sum, and with its header sorted, so that the same content gives the same bytes."""
     data = memoryview(save(tensors, {**described, ENTRY: UNKNOWN}))
     start = 8 + int.from_bytes(data[:8], "little")

@@ -36,6 +36,11 @@ def recipe_of(description: NetworkDescription, source: Path) -> Recipe:
     return from_mapping(values, str(source)).recipe
 
 
+def is_training(recipe: Recipe) -> bool:
+    """Return whether a recipe trains: one that is made for a file only predicts and evaluates."""
+    return any(getattr(recipe.optimisation, key) != value for key, value in NO_TRAINING.items())
+
+
 def check_recipe_of_file(recipe: Recipe, file: Checkpoint) -> None:
     """Raise ValueError where the recipe in a file has sizes that would fill any memory."""
     values = recipe.model_dump(mode="json")

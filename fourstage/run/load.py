@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +21,12 @@ from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
 from fourstage.run.open import tiling_of
+from fourstage.run.pretrained.facts import find_facts
+from fourstage.run.pretrained.save import Keeper
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
 from fourstage.run_folders import DEFAULT, names_a_run, no_run
 from fourstage.user_files import import_files, imports_option
-from fourstage.weights import catalog
+from fourstage.weights import catalog, saved
 from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.openmmlab.network import network_of_checkpoint
 from fourstage.weights.reading import hub
@@ -51,7 +55,8 @@ def load(
     source, torch_device = begin(source, weights, which, device, imports)
     protocol, task = load_task(source, weights, which)
     predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold, tiling)
-    return Predictor(predicts, batch_size=batch_size, precision=precision, show=show)
+    keeper = Keeper(protocol, task, partial(find_facts, source, weights, which, protocol.recipe))
+    return Predictor(predicts, batch_size=batch_size, precision=precision, show=show, keeper=keeper)
 
 
 def begin(
@@ -118,6 +123,8 @@ def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyP
     path = Path(source)
     if hub.is_hub_name(source) and not path.exists():
         return _load_from_hub(source, which)
+    if path.is_dir() and weights is None and _is_saved(path):
+        return _load_saved_by_any(read_checkpoint(path), hub.architecture_in(path / saved.CONFIG), which)
     if path.is_dir():
         run = RunFolder(path)
         recipe = run.recipe()  # first, to report a folder that is no run folder
@@ -138,10 +145,15 @@ def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyP
 def _load_from_hub(source: str, which: str) -> tuple[AnyProtocol, AnyTask]:
     """Build the network of a repository: its checkpoint describes it, or its config.json names it, as timm's do."""
     fetched = hub.fetch(source)
-    file = read_checkpoint(fetched.path)
+    return _load_saved_by_any(read_checkpoint(fetched.path), fetched.architecture, which)
+
+
+def _load_saved_by_any(file: Checkpoint, architecture: str | None, which: str) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network of a checkpoint that describes itself, or for which timm's config.json names the network."""
     described = "fourstage_format" in file.metadata or "recipe" in file.content
-    if fetched.architecture in list_models() and not described:
-        return _load_named("classification", fetched.architecture, file.path, which)
+    name = (architecture or "").removeprefix("fs_")  # of names that timm has for networks of its own
+    if name in list_models() and not described:
+        return _load_named("classification", name, file.path, which)
     return load_file(file, which)
 
 
@@ -169,13 +181,27 @@ def _stored(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
     return read_checkpoint(path), name
 
 
+def _is_saved(folder: Path) -> bool:
+    """Return whether `save_pretrained` wrote a folder, or a program that names its files in the same way."""
+    return not (folder / "recipe.yaml").exists() and (folder / "model.safetensors").is_file()
+
+
 def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyTask]:
-    """Build the network of a checkpoint that describes itself: of a run, a converted one, or one of OpenMMLab."""
-    if (converted := file.metadata.get("model")) is not None:
+    """Build the network of a checkpoint that describes itself: of a run, a saved or converted one, or of OpenMMLab."""
+    described = saved.network_of(file) if saved.ENTRY in file.metadata else None
+    if described is not None and (stored := saved.recipe_of_file(file)) is not None:
+        return _load_saved(file, which, *stored)
+    converted = file.metadata.get("model")
+    if converted is not None and file.metadata.get("form") == "dense":
+        raise ValueError(
+            f"{file.path} holds a dense backbone, which returns feature maps and predicts nothing; build it with "
+            f"fourstage.from_checkpoint({str(file.path)!r})"
+        )
+    if converted is not None and (described is None or described.method is None):
         return _load_named("classification", converted, file.path, which)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
         return _load_run(file, which, None)
-    described = network_of_checkpoint(file)
+    described = described or network_of_checkpoint(file)
     if described is None:
         fitting = fitting_recipes(file)
         name = fitting[0] if fitting else "MODEL"
@@ -198,6 +224,16 @@ def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyT
     return protocol, task
 
 
+def _load_saved(
+    file: Checkpoint, which: str, recipe: dict[str, Any], about: dict[str, Any]
+) -> tuple[AnyProtocol, AnyTask]:
+    """Build the network that a predictor or a run saved with its recipe."""
+    protocol, task = _build_stored(file, None, recipe, about)
+    protocol.load_weights(task, file.path, which)
+    computation.take(about, None, Ranks())
+    return protocol, task
+
+
 def _load_run(
     file: Checkpoint, which: str, recipe: Recipe | None, run: RunFolder | None = None
 ) -> tuple[AnyProtocol, AnyTask]:
@@ -206,16 +242,21 @@ def _load_run(
         raise ValueError(
             f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
         )
-    protocol, task = _build_stored(file, recipe)
+    protocol, task = _build_stored(file, recipe, content["recipe"], content.get("about") or {})
     protocol.load_weights(task, file.path, which)
     computation.take(content, run, Ranks())
     return protocol, task
 
 
-def _build_stored(file: Checkpoint, recipe: Recipe | None) -> tuple[AnyProtocol, AnyTask]:
-    """Build the task of a checkpoint by a recipe; None: by its own. The files that the recipe imports are not run."""
-    classes, about = file.classes, file.content.get("about") or {}
-    stored = file.content["recipe"]
+def _build_stored(
+    file: Checkpoint, recipe: Recipe | None, stored: object, about: object
+) -> tuple[AnyProtocol, AnyTask]:
+    """Build the task of a checkpoint by a recipe; None: by its own. The files that the recipe imports are not run.
+
+    Args:
+        stored, about: the recipe in the file, and what the task knows of its data.
+    """
+    classes = file.classes
     if not classes or not isinstance(about, dict) or not isinstance(stored, dict):
         raise ValueError(f"{file.path} is damaged (classes, about or recipe is wrong); give another checkpoint")
     recipe = recipe or from_mapping(stored, str(file.path)).recipe

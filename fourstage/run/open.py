@@ -48,9 +48,10 @@ def load(
     """Return a trained network that takes images in any form and returns typed results.
 
     Args:
-        source: a run folder; a checkpoint of a run, or one of MMDetection or MMSegmentation with its configuration;
-            `hf-hub:user/name`, a repository of Hugging Face's hub with such a checkpoint; the name of a model; a recipe
-            of a detector or segmentor, by name or file; or an exported file, `.onnx`, `.xml` or `.pt2`.
+        source: a run folder; a folder of `save_pretrained`; a checkpoint of a run, or one of MMDetection or
+            MMSegmentation with its configuration; `hf-hub:user/name`, a repository of Hugging Face's hub with such a
+            checkpoint; the name of a model; a recipe of a detector or segmentor, by name or file; or an exported file,
+            `.onnx`, `.xml` or `.pt2`.
         weights: the checkpoint for a model or a recipe; it may be left out where one is published.
         which: "model", or "ema" for the averaged weights of a run or a checkpoint that has them.
         threshold: lowest score of the objects that a detector returns; None: 0.3. With 0 it returns all, and pictures

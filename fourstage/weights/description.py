@@ -1,14 +1,17 @@
 """What a checkpoint says about its own network, as plain values: nothing is built here.
 
-A file describes itself if it is of one of our runs, which keeps its recipe, of `fourstage convert`, which writes
-metadata, or of MMDetection or MMSegmentation, which keep their configuration.
+A file describes itself if it is of one of our runs, which keeps its recipe, of `fourstage convert` or
+`save_pretrained`, which write metadata, or of MMDetection or MMSegmentation, which keep their configuration.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from fourstage.methods import get_method
+from fourstage.weights import saved
 from fourstage.weights.reading import metadata
 from fourstage.weights.reading.safe import Checkpoint
 
@@ -46,6 +49,21 @@ class NetworkDescription:
     imports: tuple[str, ...] = ()
 
 
+ATTRIBUTE = "network_description"  # of a network that `api.py` has built
+
+
+def remember(network: nn.Module, description: NetworkDescription) -> nn.Module:
+    """Return a network that knows how it was built, so that `save_pretrained` can write it."""
+    setattr(network, ATTRIBUTE, description)
+    return network
+
+
+def description_of(network: nn.Module) -> NetworkDescription | None:
+    """Return how a network was built; None for one that `api.py` has not built."""
+    found = getattr(network, ATTRIBUTE, None)
+    return found if isinstance(found, NetworkDescription) else None
+
+
 def describe_network(file: Checkpoint) -> NetworkDescription | None:
     """Return the network that a file describes; None where it describes none.
 
@@ -53,7 +71,7 @@ def describe_network(file: Checkpoint) -> NetworkDescription | None:
         ValueError: the description is damaged, or is of a network that cannot be built here.
     """
     if "fourstage_format" in file.metadata:
-        return _of_converted(file)
+        return saved.network_of(file) if saved.ENTRY in file.metadata else _of_converted(file)
     if file.content.get("fourstage") == 1 and "recipe" in file.content:
         return _of_run(file)
     from fourstage.weights.complete_checkpoints import network_of_tensors  # these import this module

@@ -135,6 +135,10 @@ def test_a_repository_of_timm_names_its_network(tmp_path: Path, monkeypatch: pyt
     with serving("someone/named", files) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         assert best(fourstage.load("hf-hub:someone/named")) == "class 6"
+    (tmp_path / "local").mkdir()
+    for name, path in files.items():
+        path.rename(tmp_path / "local" / name)
+    assert best(fourstage.load(tmp_path / "local")) == "class 6"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fourstage.recipe import EMBEDDED
 from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
 from fourstage.run.checks import check_same_classes
+from fourstage.run.described import NO_TRAINING
 from fourstage.run.report_samples import keep
 from fourstage.run.results import ClassFile
 from fourstage.run.splits import open_split
@@ -74,7 +75,7 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
             "mean": config["mean"],
             "std": config["std"],
             "evaluation": {"crop_pct": config["crop_pct"]},
-            "optimisation": {"batch_size": 2, "length": "1it", "lr": 1.0},
+            "optimisation": NO_TRAINING,
         }
         task = Classification(network, tuple(classes or _class_names(network.num_classes)))
         return cls(ClassificationRecipe.model_validate(values)), task

@@ -51,11 +51,11 @@ def fetch(source: str) -> HubFile:
         chosen = _checkpoint(source, names)
         path = _download(repository, chosen, revision)
         config = _download(repository, CONFIG, revision) if CONFIG in names else None
-    except _errors() as error:
-        if known is not None and not _is_missing(error):
+    except library_errors() as error:
+        if known is not None and not is_missing(error):
             return known
         raise _sentence(source, repository, error) from error
-    return HubFile(path, _architecture(config))
+    return HubFile(path, architecture_in(config))
 
 
 def _parsed(source: str) -> tuple[str, str | None]:
@@ -66,21 +66,22 @@ def _parsed(source: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
+    """Return the address of another hub than Hugging Face's own; None: there is none."""
     return os.environ.get("HF_ENDPOINT") or None  # the library reads it once, when it is imported
 
 
 def _listed(repository: str, revision: str | None) -> list[str]:
     from huggingface_hub import HfApi
 
-    info = HfApi(endpoint=_endpoint()).model_info(repository, revision=revision, timeout=WAIT)
+    info = HfApi(endpoint=endpoint()).model_info(repository, revision=revision, timeout=WAIT)
     return [one.rfilename for one in info.siblings or ()]
 
 
 def _download(repository: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(repository, name, revision=revision, endpoint=_endpoint(), etag_timeout=WAIT))
+    return Path(hf_hub_download(repository, name, revision=revision, endpoint=endpoint(), etag_timeout=WAIT))
 
 
 def _cached(repository: str, revision: str | None) -> HubFile | None:
@@ -92,7 +93,7 @@ def _cached(repository: str, revision: str | None) -> HubFile | None:
         return Path(path) if isinstance(path, str) else None
 
     path = next((path for name in CHECKPOINTS if (path := found(name)) is not None), None)
-    return None if path is None else HubFile(path, _architecture(found(CONFIG)))
+    return None if path is None else HubFile(path, architecture_in(found(CONFIG)))
 
 
 def _checkpoint(source: str, names: Sequence[str]) -> str:
@@ -109,9 +110,9 @@ def _checkpoint(source: str, names: Sequence[str]) -> str:
     )
 
 
-def _architecture(config: Path | None) -> str | None:
+def architecture_in(config: Path | None) -> str | None:
     """Return the name of the network in a config.json of timm; None: there is none."""
-    if config is None or config.stat().st_size > CONFIG_BYTES:
+    if config is None or not config.is_file() or config.stat().st_size > CONFIG_BYTES:
         return None
     try:
         content: Any = json.loads(config.read_text())
@@ -121,7 +122,7 @@ def _architecture(config: Path | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def library_errors() -> tuple[type[Exception], ...]:
     """Return what the library raises where a file does not come; its HTTP client differs between versions."""
     from huggingface_hub import errors
 
@@ -129,7 +130,7 @@ def _errors() -> tuple[type[Exception], ...]:
     return (OSError, client, errors.HFValidationError, errors.LocalEntryNotFoundError)
 
 
-def _is_missing(error: Exception) -> bool:
+def is_missing(error: Exception) -> bool:
     """Return whether the hub answered that there is no such repository, revision or file, or not for this user."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -137,12 +138,16 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _sentence(source: str, repository: str, error: Exception) -> Exception:
-    if _is_missing(error):
+    if is_missing(error):
         return ValueError(
             f"there is no {source} on the hub, or it is private; check the name, or log in with `hf auth login`"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return OSError(
-        f"{source} could not be fetched ({reason:.200}); check the connection, or download the checkpoint of "
+        f"{source} could not be fetched ({reason_of(error)}); check the connection, or download the checkpoint of "
         f"https://huggingface.co/{repository} elsewhere and give its path"
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error, for the middle of a sentence."""
+    return f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.'):.200}"

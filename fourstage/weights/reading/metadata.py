@@ -9,7 +9,8 @@ from typing import Any
 from fourstage.files import RAISE, limit
 from fourstage.weights.catalog import Weight
 
-FORMAT = 1
+FORMAT = 2  # 2: of `save_pretrained`, also detectors and segmentors
+CONVERTED = 1  # of `fourstage convert`
 MOST_NUMBER = 2**20  # of an argument that comes from a file
 MOST_PIXELS = 1024  # side of the images that a network from a file is built for
 
@@ -37,7 +38,7 @@ def describe(
     """
     entries: dict[str, Any] = {
         "format": "pt",  # as other readers of safetensors expect for tensors of PyTorch
-        "fourstage_format": FORMAT,
+        "fourstage_format": CONVERTED,
         "fourstage_version": version("fourstage"),
         "model": model,
         "form": form,
@@ -69,17 +70,22 @@ def arguments_of(entries: Mapping[str, str], model: str, path: Path) -> dict[str
     """
     if "fourstage_format" not in entries or entries.get("model") != model:
         return {}
-    written = _value(entries, "fourstage_format", path)
-    if not isinstance(written, int) or written > FORMAT:
-        raise ValueError(
-            f"a newer fourstage wrote {path} (format {written}, this one knows {FORMAT}); type: pip install --upgrade "
-            "fourstage"
-        )
-    found = _value(entries, "arguments", path) if "arguments" in entries else {}
+    check_version(entries, path)
+    found = value_of(entries, "arguments", path) if "arguments" in entries else {}
     if not isinstance(found, dict):
         raise damaged(path, f"arguments is {found!r:.40}")
     check_numbers(found, path)
     return found
+
+
+def check_version(entries: Mapping[str, str], path: Path) -> None:
+    """Raise ValueError where a newer version wrote the entries."""
+    written = value_of(entries, "fourstage_format", path)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(
+            f"a newer fourstage wrote {path} (format {written!r:.20}, this one knows {FORMAT}); type: pip install "
+            f"--upgrade fourstage"
+        )
 
 
 def check_numbers(values: object, path: Path, most: int = MOST_NUMBER, key: str = "") -> None:
@@ -118,7 +124,8 @@ def damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"the metadata of {path} is damaged ({what}); convert its original again")
 
 
-def _value(entries: Mapping[str, str], key: str, path: Path) -> Any:
+def value_of(entries: Mapping[str, str], key: str, path: Path) -> Any:
+    """Return an entry that is JSON. Raises ValueError where it is damaged."""
     try:
         return json.loads(entries[key])
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply

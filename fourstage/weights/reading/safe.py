@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fourstage.checksums import ENTRY, is_intact, is_intact_safetensors
 from fourstage.files import RAISE, kind_of, limit, open_regular
+from fourstage.weights.reading.hub import fetch, is_hub_name
 from fourstage.weights.reading.metadata import classes_of
 from fourstage.weights.reading.shards import INDEX_ENDING, find_weights, read_shards
 from fourstage.weights.reading.unpickle import (
@@ -133,8 +134,9 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .safetensors file, or what `torch.save` wrote (zip or the older format). None of its code is run.
 
-    The bytes decide which it is, not the suffix. A folder stands for the weights in it under Hugging Face's names, and
-    the index of shards (`model.safetensors.index.json`) for all of its shards.
+    The bytes decide which it is, not the suffix. A folder stands for the weights in it under Hugging Face's names, the
+    index of shards (`model.safetensors.index.json`) for all of its shards, and `hf-hub:user/name` for the checkpoint in
+    a repository of Hugging Face's hub, which is fetched once.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,6 +145,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"a checkpoint is given by the path of its file; got {path!r:.80}")
+    if is_hub_name(name := str(path)) and not Path(path).exists():
+        path = fetch(name).path
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}: check the name, or download the checkpoint first")

@@ -1,0 +1,1 @@
+"""Trained networks as folders and repositories that others load: weights, description, model card."""
