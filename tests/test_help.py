@@ -15,6 +15,7 @@ import pytest
 import torch
 from pages.lines import python_of
 from PIL import Image
+from predict.hub_server import USER, pushing
 from weights.openmmlab.config_files import write
 from weights.openmmlab.source_configs import CONFIGS
 
@@ -81,6 +82,7 @@ def test_every_verb_has_an_example() -> None:
         assert all(example.startswith(f"fourstage {' '.join(words)}") for example in examples(text))
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of Hugging Face's library itself
 @pytest.mark.parametrize("example", [example for _, example in ALL])
 def test_an_example_runs(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -96,6 +98,10 @@ def test_an_example_runs(example: str, folder: Path, monkeypatch: pytest.MonkeyP
     if words[0] == "demo":  # without its server and library; tests/test_demo_page.py has them
         for name in ("_gradio", "check_address", "page", "launch"):
             monkeypatch.setattr(demo, name, lambda *_: None)
+    if words[0] == "push":  # to a hub on this machine
+        with pushing(monkeypatch):
+            assert main(["push", words[1], f"{USER}/digits", *words[3:]]) == 0
+        return
     if words[0] == "doctor":  # 1: there is something to say of this machine
         assert main(words) in (0, 1)
         return

@@ -35,7 +35,7 @@ def settled_weights(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
     if _of_timm(recipe, recipe.weights):
         return resolved, (f"weights {PRETRAINED}: those that timm publishes for {_model(recipe)}",)
     weight = row_of(recipe, recipe.weights, "train")
-    return resolved.fit({"weights": weight.name, **_needed_arguments(recipe, weight)}), (_line(weight),)
+    return resolved.fit({"weights": weight.name, **needed_arguments(recipe, weight)}), (_line(weight),)
 
 
 def published_weights(resolved: Resolved, weights: str | Path) -> tuple[Resolved, Path]:
@@ -47,10 +47,10 @@ def published_weights(resolved: Resolved, weights: str | Path) -> tuple[Resolved
     if not _is_name(weights):
         return resolved, Path(weights)
     weight = row_of(resolved.recipe, str(weights), "evaluate")
-    return resolved.fit(_needed_arguments(resolved.recipe, weight)), fetched(weight, "evaluate")
+    return resolved.fit(needed_arguments(resolved.recipe, weight)), fetched(weight, "evaluate")
 
 
-def _needed_arguments(recipe: Recipe, weight: Weight) -> dict[str, Any]:
+def needed_arguments(recipe: Recipe, weight: Weight) -> dict[str, Any]:
     """Return what the network must be built with for these weights and the recipe does not say, by dotted key."""
     if weight.model != _own_name(recipe):
         return {}

@@ -375,6 +375,15 @@ def recognise(model: str, file: str, sha256: str) -> Weight | None:
     return None
 
 
+def of_file(file: str, sha256: str) -> tuple[Weight, str] | None:
+    """Return the row that a file of any network is, and how it was recognised: by its hash, else by its name."""
+    for weight in WEIGHTS:
+        if weight.sha256 and sha256.startswith(weight.sha256):
+            return weight, "sha256"
+    found = next((weight for weight in WEIGHTS if weight.file == file), None)
+    return None if found is None else (found, "file name")
+
+
 def by_hand(weight: Weight, call: str = "create_model") -> str:
     """Return the end of a sentence: how to get a file without `pretrained=True`, and what to type then."""
     return f"fetch it by hand, see {weight.page}, then type {_typed(weight, call)}"

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from fourstage.methods import Method, all_methods, get_method, recognise
 from fourstage.weights.description import NetworkDescription
-from fourstage.weights.load import COUNTER, Report, load_state, maps_of, unwrap, which_models
+from fourstage.weights.load import COUNTER, OURS, Report, load_state, maps_of, unwrap, which_models
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
 
 BACKBONE = "backbone."
 HEAD = "head."  # of a classifier beside its backbone, as in MMPretrain
+WRITERS = (  # a pattern of a key of a detector or segmentor -> the program that names it so
+    (r"transformer\.level_embeds", "detrex"),
+    (r"transformer\.level_embed", "IDEA-Research/DINO"),
+    (r"head\.head_series\..*", "PeizeSun/SparseR-CNN"),
+    (r"((bbox|roi|rpn|decode|auxiliary)_head|neck\.\w+_convs)\..*", "MMDetection or MMSegmentation"),
+)
 AUXILIARY = "auxiliary."  # a head for training only: a file or a network may be without it
 
 
@@ -84,6 +90,15 @@ def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") 
             f"give the checkpoint of a trained {method}"
         )
     return report
+
+
+def dense_writer_of(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return the program whose names a file of this detector or segmentor has; "" where they are of none."""
+    bare = _without_prefixes(state, network.state_dict().keys()).state
+    around = [key for key in bare if not key.startswith(BACKBONE)]
+    if len(set(around) & network.state_dict().keys()) * 2 > len(around):
+        return OURS
+    return next((name for pattern, name in WRITERS if any(re.fullmatch(pattern, key) for key in around)), "")
 
 
 def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:

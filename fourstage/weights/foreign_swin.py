@@ -29,7 +29,8 @@ TIMM = Table(
         Rule(r"layers[._]([1-9]\d*)\.downsample\.reduction\.weight", r"stages.\1.embed.reduce.weight"),
         Rule(r"norm\.(weight|bias)", r"final.\1"),
         Rule(r"head\.fc\.(weight|bias)", r"head.\1"),
-    )
+    ),
+    writer="timm",
 )
 
 FEATURE = r"features\.(\d*[13579])\.(\d+)\."
@@ -58,7 +59,8 @@ TORCHVISION = Table(
         Rule(MERGE + r"reduction\.weight", lambda m: f"{_stage_of_merge(m)}.reduce.weight"),
         Rule(r"norm\.(weight|bias)", r"final.\1"),
         Rule(r"head\.(weight|bias)", r"head.\1"),
-    )
+    ),
+    writer="torchvision",
 )
 
 PARTS = ("q", "k", "v")
@@ -107,4 +109,5 @@ TRANSFORMERS = Table(
     # the token and the decoder of masked images, and the norm of a map that no network here returns
     outside=(r"(?:swin\.)?embeddings\.mask_token", r"decoder\..*", r"hidden_states_norms\.stem\..*"),
     prepare=with_joined_attention,
+    writer="transformers",
 )

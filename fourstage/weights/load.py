@@ -25,20 +25,25 @@ from fourstage.weights.wrapped import filling
 
 # family -> the tables of those who write its checkpoints
 FAMILIES: dict[str, tuple[Table, ...]] = {
-    "scalablevit": (Table(scalablevit.RULES),),
-    "smt": (Table(smt.RULES),),
+    "scalablevit": (Table(scalablevit.RULES, writer="Yangr116/ScalableViT"),),
+    "smt": (Table(smt.RULES, writer="AFeng-x/SMT"),),
     "swin": (
         foreign_swin.TIMM,  # before Microsoft's, which knows most of its keys
-        Table(swin.RULES),
-        Table(swin_names.SWIN),
+        Table(swin.RULES, writer="microsoft/Swin-Transformer"),
+        Table(swin_names.SWIN, writer="MMDetection or MMSegmentation"),
         foreign_swin.TORCHVISION,
         foreign_swin.TRANSFORMERS,
     ),
-    "swin_visformer": (Table(visformer.SWIN_RULES),),
-    "unified": (Table(unified.RULES), Table(unified.OFFICIAL_SWIN), Table(unified.OFFICIAL_PVT_V2)),
-    "visformer": (Table(visformer.RULES),),
-    "visformer_net1": (Table(visformer.NET1_RULES),),
+    "swin_visformer": (Table(visformer.SWIN_RULES, writer="danczs/Visformer"),),
+    "unified": (
+        Table(unified.RULES, writer="OpenGVLab/STM-Evaluation"),
+        Table(unified.OFFICIAL_SWIN, writer="OpenGVLab/STM-Evaluation"),
+        Table(unified.OFFICIAL_PVT_V2, writer="OpenGVLab/STM-Evaluation"),
+    ),
+    "visformer": (Table(visformer.RULES, writer="danczs/Visformer"),),
+    "visformer_net1": (Table(visformer.NET1_RULES, writer="danczs/Visformer"),),
 }
+OURS = "fourstage"  # who else names parameters
 
 HEAD = ("head.weight", "head.bias")
 END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
@@ -191,6 +196,17 @@ def head_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
     named = _best_reading(model, state)[1]
     return None if named is None else len(named.state.get(HEAD[0], ()))
+
+
+def writer_of(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return the program whose names a file of this network has; "" where they are of none that is known."""
+    for reading in _readings(model, state):
+        for table in FAMILIES.get(_family(model), ()):
+            if table.read(reading.state) is not None:
+                return table.writer
+        if _shares_names(model, reading.state):
+            return OURS
+    return ""
 
 
 def our_names(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:

@@ -54,11 +54,13 @@ class Table:
         rules: exactly one matches each key.
         outside: patterns of complete keys that belong to no network here; they are left out and reported.
         prepare: joins or splits tensors before the rules are applied.
+        writer: the program, for a person.
     """
 
     rules: tuple[Rule, ...]
     outside: tuple[str, ...] = ()
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    writer: str = ""
 
     def read(self, state: Mapping[str, Tensor]) -> "Renamed | None":
         """Return a state dict under our names; None where a key is not of this table."""
