@@ -26,6 +26,8 @@ PARSED_ONLY = {  # the beginning of a line -> why it is parsed and does not run
     "fourstage predict hf-hub:": "it needs a hub; tests/predict have one of their own",
     "fourstage predict mine.onnx": "it needs an exported file; tests/exported have some",
     "fourstage evaluate mine.onnx": "it needs an exported file; tests/run/test_exported_files.py evaluates some",
+    "fourstage push": "it needs a hub; tests/run/pretrained have one of their own",
+    "fourstage verify": "it compares with the original networks, and not with stand-ins; tests/run/verify have these",
     "fourstage analyze robustness": "it needs ImageNet-A, or a package of corruptions",
 }
 TO_MINE = "fourstage train finetune --data photos --out runs/mine"
