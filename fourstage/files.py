@@ -289,8 +289,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourstage"
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path without links and `..`, also of a link that leads to itself.
+
+    `Path.resolve` raises RuntimeError for such a link up to Python 3.12.
+    """
+    return Path(os.path.realpath(path))
+
+
 def shown_path(path: Path) -> str:
     """Return the path relative to the working directory if it is inside it, else the absolute path."""
-    full = path.resolve()
+    full = real_path(path)
     here = Path.cwd()
     return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)

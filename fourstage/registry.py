@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fourstage.files import real_path
 from fourstage.user_files import BUILT_IN, OWN, Place, check_name, name_of, place_of, place_of_caller
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def registered_in(
     file: Path,
 ) -> "tuple[dict[str, Callable[..., nn.Module]], dict[str, Callable[..., nn.Module]]]":
     """Return the mixers and the networks, in their dense form, that a file of the user has registered, by name."""
-    path = str(file.resolve())
+    path = str(real_path(file))
     mixers = {name: build for name, (build, place) in _mixers.items() if place[0] == path}
     return mixers, {name: entry.dense for name, entry in _entries.items() if entry.place[0] == path}
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
-from fourstage.files import check_no_links, read_text, write_text
+from fourstage.files import check_no_links, read_text, real_path, write_text
 from fourstage.recipe import (
     EMBEDDED,
     FREE,
@@ -283,7 +283,7 @@ def _notes(job: Job, recipe: Recipe) -> Iterator[str]:
 def _absolute(data: str) -> str:
     if not data:
         raise ValueError("--data is empty; give a folder, or digits")
-    return data if data in EMBEDDED else str(Path(data).expanduser().resolve())
+    return data if data in EMBEDDED else str(real_path(Path(data).expanduser()))
 
 
 def _quoted(value: str) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from fourstage.files import real_path
+
 PREFIX = "fourstage_import_"  # of the names of their modules
 Place: TypeAlias = tuple[str, str]  # a file, or a module without one, and a name in it
 OWN = "if it is your own, name its file under imports: in the recipe, or import it"  # of an unknown name
@@ -28,7 +30,7 @@ def import_files(files: str | Path | Iterable[str | Path]) -> None:
         ValueError: a file fails; the message names the file, the line and the error.
     """
     for file in [files] if isinstance(files, str | Path) else files:
-        path = Path(file).resolve()
+        path = real_path(file)
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(
                 f"there is no Python file {file} to import; the paths of a recipe's imports start at its folder"
@@ -39,7 +41,7 @@ def import_files(files: str | Path | Iterable[str | Path]) -> None:
 
 def module_name(path: str | Path) -> str:
     """Return the name of the module that a file becomes; it follows from its path alone."""
-    path = Path(path).resolve()
+    path = real_path(path)
     return f"{PREFIX}{sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 
 
@@ -68,7 +70,7 @@ def files_to_run(recorded: Iterable[str], given: Iterable[str | Path], where: st
     Raises:
         ValueError: files are recorded, and the user named none.
     """
-    if files := [str(Path(file).resolve()) for file in given]:
+    if files := [str(real_path(file)) for file in given]:
         return files
     ran = {Path(path).name: path for _, path in imported_files()}
     recorded = list(recorded)
@@ -120,13 +122,13 @@ def place_of(build: Callable[..., Any]) -> Place:
         build = build.func
     module = getattr(build, "__module__", None) or ""
     file = getattr(sys.modules.get(module), "__file__", None)
-    return (str(Path(file).resolve()) if file else module), getattr(build, "__qualname__", "")
+    return (str(real_path(file)) if file else module), getattr(build, "__qualname__", "")
 
 
 def place_of_caller(globals_of_caller: Mapping[str, Any], name: str) -> Place:
     """Return the file, or the module without one, whose globals these are, and a name that it registers."""
     file = globals_of_caller.get("__file__")
-    return (str(Path(file).resolve()) if file else str(globals_of_caller.get("__name__", ""))), name
+    return (str(real_path(file)) if file else str(globals_of_caller.get("__name__", ""))), name
 
 
 def check_name(name: str, what: str, place: Place, taken: Place | None) -> None:

@@ -32,3 +32,9 @@ def test_every_test_file_has_a_name_of_its_own() -> None:
     """The test runner imports test files by their names alone and collects only the first of two."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert not [name for name, count in names.items() if count > 1]
+
+
+def test_paths_of_users_are_resolved_in_one_way() -> None:
+    """`Path.resolve` raises RuntimeError for a link that leads to itself, up to Python 3.12."""
+    files = (path for path in (ROOT / "fourstage").rglob("*.py") if ".resolve()" in path.read_text())
+    assert not [path.name for path in files], "use fourstage.files.real_path"

@@ -14,6 +14,7 @@ from fourstage.files import (
     csv_cell,
     is_unfinished,
     read_at,
+    real_path,
     remove_unfinished,
     write_file,
     write_text,
@@ -144,3 +145,10 @@ def test_a_read_takes_no_memory_beyond_the_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     assert read_at(tmp_path / "a", 4, 2**62) == b"456789"
     assert read_at(tmp_path / "a", 20, 5) == b""
+
+
+def test_real_paths(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert real_path(tmp_path / "loop" / "x").name == "x"  # Path.resolve raises RuntimeError
+    assert real_path(str(tmp_path / "b" / ".." / "link" / "c")) == tmp_path.resolve() / "a" / "c"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_imports, add_verb, print_table
+from fourstage.files import real_path
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
     from fourstage.run.compare.compare import write_plan
 
     options = [f"--vary={text}" for text in args.vary] + [f"--seeds={args.seeds}"]
-    options += [f"--imports={Path(file).resolve()}" for file in args.imports]
+    options += [f"--imports={real_path(file)}" for file in args.imports]
     analyses = args.analyses if args.analyses != ANALYSES else None
     given = (("reference", args.reference), ("match-cost", args.match_cost), ("analyses", analyses))
     options += [f"--{name}={value}" for name, value in given if value]

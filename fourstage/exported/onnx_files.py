@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from fourstage.files import open_regular
+from fourstage.files import open_regular, real_path
 
 # message -> number of a field -> the message in it
 MESSAGES: dict[str, dict[int, str]] = {
@@ -31,10 +31,10 @@ def check_weight_files(path: Path) -> None:
     Raises:
         ValueError: a file of another place, or bytes that are no ONNX file.
     """
-    folder = path.resolve().parent
+    folder = real_path(path).parent
     for name in sorted(set(weight_files(path))):
         plain = Path(name).name == name and "\\" not in name and "\0" not in name
-        if not plain or (folder / name).resolve().parent != folder:
+        if not plain or real_path(folder / name).parent != folder:
             raise ValueError(
                 f"{path} takes weights from {name!r:.200}, which is outside of its folder, and only files beside it "
                 f"are read; export the network again"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fourstage.data.images import is_image_name
 from fourstage.data.walk import all_files
+from fourstage.files import real_path
 from fourstage.predict.images import is_address
 from fourstage.predict.videos import is_video_name
 
@@ -86,8 +87,8 @@ def matching(pattern: str) -> list[Path]:
 
 def _inside(folder: Path, below: Path, out: Path | None) -> list[Input]:
     names = [name for name in all_files(folder) if is_image_name(file := Path(name).name) or is_video_name(file)]
-    if out is not None and folder.resolve() in out.resolve().parents:
-        names = [name for name in names if out.resolve() not in (folder / name).resolve().parents]
+    if out is not None and real_path(folder) in real_path(out).parents:
+        names = [name for name in names if real_path(out) not in real_path(folder / name).parents]
     if not names:
         raise ValueError(
             f"the folder {folder} holds no images or videos; give files, or a folder with .jpg, .png or .mp4 files"
@@ -104,13 +105,13 @@ def _with_different_names(inputs: Sequence[Input]) -> list[Input]:
 def drawn_paths(inputs: Sequence[Input], out: Path) -> list[Path]:
     """Return a name for each drawing that neither another output nor a given file has; folders stay as in the names."""
     paths: list[Path] = []
-    taken = {one.path.resolve() for one in inputs}
+    taken = {real_path(one.path) for one in inputs}
     for one in inputs:
         folder = out / one.folder
         endings = (".mp4", ".jsonl") if one.is_video else tuple(f"{ending}.png" for ending in ENDINGS)
         stem, number = one.path.stem, 2
-        while any((folder / (stem + ending)).resolve() in taken for ending in endings):
+        while any(real_path(folder / (stem + ending)) in taken for ending in endings):
             stem, number = f"{one.path.stem}-{number}", number + 1
-        taken |= {(folder / (stem + ending)).resolve() for ending in endings}
+        taken |= {real_path(folder / (stem + ending)) for ending in endings}
         paths.append(folder / (stem + endings[0]))
     return paths

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fourstage.documents import YAML_BYTES, in_file, parse_yaml
-from fourstage.files import read_text
+from fourstage.files import read_text, real_path
 from fourstage.recipe.schema import TASKS, Recipe
 from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
 from fourstage.user_files import files_to_run
@@ -174,7 +174,7 @@ def _changed(
     if of_run is not None and "imports" not in wanted:
         wanted["imports"] = files_to_run(plain.imports, imports, str(of_run))
     elif imports:
-        wanted["imports"] = [*wanted.get("imports", plain.imports), *(str(Path(file).resolve()) for file in imports)]
+        wanted["imports"] = [*wanted.get("imports", plain.imports), *(str(real_path(file)) for file in imports)]
     changed = _deep_copy(written)
     for key, value in wanted.items():
         _put(changed, key.split("."), value)
@@ -273,7 +273,7 @@ def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(values.get("imports"), str):  # one file
         values = {**values, "imports": [values["imports"]]}
     if isinstance(values.get("imports"), list):
-        values = {**values, "imports": [str((folder / str(file)).resolve()) for file in values["imports"]]}
+        values = {**values, "imports": [str(real_path(folder / str(file))) for file in values["imports"]]}
     return {key: _beside(folder, key, value) if key in PATHS else value for key, value in values.items()}
 
 
@@ -286,7 +286,7 @@ def _beside(folder: Path, key: str, value: object) -> object:
     path = folder / Path(value).expanduser()
     if key == "weights" and not path.exists() and is_name_of_weights(value):
         return value
-    return str(path.resolve())
+    return str(real_path(path))
 
 
 def is_name_of_weights(weights: str) -> bool:

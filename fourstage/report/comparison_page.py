@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fourstage.files import shown_path
+from fourstage.files import real_path, shown_path
 from fourstage.report import classification, common, detection, segmentation
 from fourstage.report.certainty import interval_text
 from fourstage.report.charts import Series, compared_look, legend, line_chart, smooth
@@ -32,7 +32,7 @@ def comparison_page(folders: Sequence[str | Path]) -> str:
         ValueError: there is no folder, one is not a run folder, or one is named twice.
     """
     paths = [Path(folder) for folder in folders]
-    if not paths or len({path.resolve() for path in paths}) < len(paths):
+    if not paths or len({real_path(path) for path in paths}) < len(paths):
         raise ValueError("name the folders of one run or more, each once")
     runs, titles = [read_run(path) for path in paths], unique_titles(paths)
     title = _title(titles)
@@ -54,7 +54,7 @@ def comparison_page(folders: Sequence[str | Path]) -> str:
 
 def unique_titles(paths: Sequence[Path]) -> list[str]:
     """Return the names of the folders, with as many folders above them as make all names different."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [real_path(path).parts for path in paths]
     depth = 1
     while len({each[-depth:] for each in parts}) < len(parts):
         depth += 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fourstage.documents import YAML_BYTES, parse_yaml, read_json
-from fourstage.files import read_bytes, read_text
+from fourstage.files import read_bytes, read_text, real_path
 from fourstage.run_folders import no_run
 
 LOG_BYTES = 2**30  # of a log and of records
@@ -126,7 +126,7 @@ class Run:
     @property
     def title(self) -> str:
         """The name of the folder; several runs of one recipe differ in it."""
-        return self.folder.resolve().name or self.name
+        return real_path(self.folder).name or self.name
 
     @property
     def images(self) -> int:
@@ -205,7 +205,7 @@ def _read_run(folder: Path) -> Run:
     recipe_text = read_text(folder / "recipe.yaml", YAML_BYTES)
     changes, log = _mapping(folder / "changes.json"), list(_lines(folder / "log.jsonl"))
     recipe = _recipe(folder / "recipe.yaml", recipe_text)
-    name = str(recipe.get("name") or folder.resolve().name)
+    name = str(recipe.get("name") or real_path(folder).name)
     classifies = recipe.get("task", "classification") == "classification"
     return Run(
         folder=folder,

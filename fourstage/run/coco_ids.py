@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fourstage.data.objects.coco import read_ids
+from fourstage.files import real_path
 from fourstage.predict.files import Input
 
 Id = int | str
@@ -54,7 +55,7 @@ class CocoIds:
     def _name_of(self, one: Input) -> str | None:
         """Return the `file_name` of an image; None: there is none, or several fit."""
         candidates = self._named.get(one.path.name, [])
-        complete = one.path.resolve().as_posix(), one.path.absolute().as_posix()
+        complete = real_path(one.path).as_posix(), one.path.absolute().as_posix()
         ending = [name for name in candidates if any(f"/{path}".endswith(f"/{name}") for path in complete)]
         if ending:
             return max(ending, key=len)

@@ -25,7 +25,7 @@ from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.engine.training import Training, fill
 from fourstage.engine.waiting import yielding_cores
 from fourstage.exported.runtime import is_exported
-from fourstage.files import csv_cell, write_text
+from fourstage.files import csv_cell, real_path, write_text
 from fourstage.progress import Bar
 from fourstage.recipe import list_recipes, resolve, resolve_run
 from fourstage.resources import sentences
@@ -242,7 +242,7 @@ def checked_results(protocol: AnyProtocol, path: str | Path, table: Path | None,
     """Return where the predictions go. Raises ValueError unless they can be written there."""
     results = protocol.results(Path(path))
     results.check(keep)
-    if table is not None and table.resolve() == results.path.resolve():
+    if table is not None and real_path(table) == real_path(results.path):
         raise ValueError(f"--csv and --results are both {path}; give each its own name")
     return results
 

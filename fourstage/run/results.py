@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks
-from fourstage.files import MARK, write_file
+from fourstage.files import MARK, real_path, write_file
 from fourstage.predict.outputs import ClassResults, CocoResults
 
 try:
@@ -159,7 +159,7 @@ class LabelMapFolder(Results):
         path = self._new / Path(id).with_suffix(".png")
         picture = Image.fromarray(self._stored_C[labels_HW.cpu().numpy()])
         try:
-            if not path.resolve().is_relative_to(self._new.resolve()):
+            if not real_path(path).is_relative_to(real_path(self._new)):
                 raise OSError(f"{id} would be written outside of {self.path}; move the image into the data folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, lambda file: picture.save(file, "PNG"))

@@ -14,6 +14,7 @@ from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
 from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
+from fourstage.files import real_path
 from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.task_protocol import AnyProtocol
@@ -43,7 +44,7 @@ def data_path(data: str | Path) -> str:
     text = str(data)
     if not text:
         raise ValueError("--data is empty; give a folder, or digits")
-    return text if text in EMBEDDED or is_address(text) else str(Path(text).expanduser().resolve())
+    return text if text in EMBEDDED or is_address(text) else str(real_path(Path(text).expanduser()))
 
 
 def open_split(

@@ -23,7 +23,7 @@ from fourstage.engine.threads import choose_threads, limited_threads, loader_wor
 from fourstage.engine.tracker import check_tracker
 from fourstage.engine.training import Training, averaged, set_training_mode
 from fourstage.engine.waiting import yielding_cores
-from fourstage.files import write_text
+from fourstage.files import real_path, write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
 from fourstage.progress import Bar
@@ -89,7 +89,7 @@ def train(
     resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)}, imports)
     if out is not None and not str(out):
         raise ValueError("--out is empty; give a folder for the run")
-    folder = RunFolder(Path(out).resolve() if out is not None else Path("runs") / resolved.recipe.name)
+    folder = RunFolder(real_path(out) if out is not None else Path("runs") / resolved.recipe.name)
     new = fresh or not folder.begun
     if not new:
         resolved = folder.as_fitted(resolved)

@@ -67,6 +67,18 @@ def test_several_folders_keep_the_names_that_tell_them_apart(weights: Path, tmp_
     assert [one.name for one in nested] == ["a/x/1.png", "b/x/1.png", "c/2.png"]  # each once
 
 
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "photos" / "1.png")
+    (tmp_path / "photos" / "loop.png").symlink_to("loop.png")
+    assert main(words(weights, tmp_path / "out", tmp_path / "photos")) == 1
+    assert "loop.png" in capsys.readouterr().err
+    assert written(tmp_path / "out") == {"results.csv", "1.png"}
+    assert main(words(weights, tmp_path / "other", tmp_path / "photos" / "loop.png")) == 2
+    assert main(words(weights, tmp_path / "photos" / "loop.png", tmp_path / "photos" / "1.png")) == 2  # as --out
+
+
 def test_earlier_results_are_not_predicted(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo(tmp_path / "here" / "sub" / "1.jpg")
     monkeypatch.chdir(tmp_path / "here")

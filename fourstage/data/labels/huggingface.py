@@ -24,7 +24,7 @@ from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.documents import parse_json, read_json
 from fourstage.extras import install
-from fourstage.files import RAISE, atomic_file, cache_folder, limit, open_regular
+from fourstage.files import RAISE, atomic_file, cache_folder, limit, open_regular, real_path
 
 DICTIONARY = 2  # the type of a message
 ROWS = 100_000_000  # of a parquet file
@@ -320,7 +320,7 @@ def _as_arrow(path: Path) -> Path:
     """Return the path of an Arrow file in the cache with the content of a parquet file; it is written on first use."""
     pa = _arrow()
     stat = path.stat()
-    key = sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = sha256(f"{real_path(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_folder() / "parquet" / f"{path.stem}-{key}.arrow"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from fourstage.data.findings import Finding
 from fourstage.data.images import EXTENSIONS
 from fourstage.data.limits import PATH_BYTES, packed_names
 from fourstage.documents import parse_json
-from fourstage.files import atomic_file, cache_folder, limit, open_regular
+from fourstage.files import atomic_file, cache_folder, limit, open_regular, real_path
 
 VERSION = 1  # raised when older indices must be built again
 FOLDER = ".fourstage"  # in the folder of the shards
@@ -249,7 +249,7 @@ def local_index(shard: Path, kept: Path | None = None) -> ShardIndex:
         BrokenShardError: see `index_shard`.
     """
     stat = shard.stat()
-    key = sha256(str(shard.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = sha256(str(real_path(shard)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     places = (
         [kept] if kept else [shard.parent / FOLDER / f"{shard.name}.npz", cache_folder() / "indices" / f"{key}.npz"]
     )

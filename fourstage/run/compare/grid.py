@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from fourstage.files import real_path
 from fourstage.recipe import Classification, Recipe, resolve
 from fourstage.run.splits import data_path
 
@@ -82,7 +83,7 @@ def plan(
     axes = [_axis(text) for text in vary]
     _check(sources, axes, seeds, changes)
     _check_out(Path(out))
-    files = tuple(str(Path(file).resolve()) for file in imports)
+    files = tuple(str(real_path(file)) for file in imports)
     values = {} if data is None else {"data": data_path(data)}
     arms, notes = list[Arm](), dict[str, None]()
     for source in sources:
@@ -98,7 +99,7 @@ def plan(
             name = ", ".join([*own_name, *([arm_name(choice)] if choice else [])])
             arms.append(Arm(name, folder_name(name), source, (*fixed, *changes, *own, *_data(values)), recipe))
     _check_arms(arms)
-    return Grid(tuple(arms), tuple(range(seeds)), Path(out).resolve(), files, tuple(notes))
+    return Grid(tuple(arms), tuple(range(seeds)), real_path(out), files, tuple(notes))
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fourstage.api import fresh_network
 from fourstage.backbones.base import FeatureMaps
 from fourstage.build import without_memory
-from fourstage.files import check_no_links, is_unfinished, write_file, write_text
+from fourstage.files import check_no_links, is_unfinished, real_path, write_file, write_text
 from fourstage.predict.predictor import Predictor
 from fourstage.recipe import EMBEDDED, Recipe, is_name_of_weights
 from fourstage.run import computation
@@ -205,7 +205,7 @@ def write(
     one = replace(one, facts=replace(one.facts, licence=card.licence_id(licence))) if licence else one
     _check_folder(folder, overwrite)
     entries, config = one.entries, config_of(one)
-    text = card.text_of(one, f"hf-hub:{repository}" if repository else folder.resolve().name)
+    text = card.text_of(one, f"hf-hub:{repository}" if repository else real_path(folder).name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

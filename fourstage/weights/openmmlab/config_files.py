@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fourstage.files import limit, read_text
+from fourstage.files import limit, read_text, real_path
 from fourstage.weights.openmmlab.base_files import base_file
 from fourstage.weights.openmmlab.config import DEEPEST, LONGEST
 from fourstage.weights.openmmlab.expressions import Budget, Evaluator, NotPlainError, Unread, plain_errors
@@ -94,7 +94,7 @@ class _Reader:
             above: the files that led here.
             lazy: whether it is in pure Python even without `read_base`, as the bases of such a file are.
         """
-        real = path.resolve()
+        real = real_path(path)
         if real in above:
             chain = " -> ".join(one.name for one in (*above[above.index(real) :], real))
             raise ValueError(f"{self.top}: the base files {chain} form a cycle; leave one of them out")
