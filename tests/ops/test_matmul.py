@@ -71,6 +71,18 @@ def test_linear_layers_by_passes(
         assert_same(ours, plain)
 
 
+@pytest.mark.parametrize("rows", [130, 1000])
+@pytest.mark.parametrize(("channels_in", "channels_out"), [(8, 96), (96, 8), (24, 24), (64, 72)])
+def test_the_gradient_of_a_weight(rows: int, channels_in: int, channels_out: int) -> None:
+    """Of a narrow input and of a wide one: they are copied in another order."""
+    grad_ND, x_NC = torch.randn(rows, channels_out), torch.randn(rows, channels_in)
+    expected = grad_ND.double().t() @ x_NC.double()
+    for name in matmul.PASS_PRODUCTS if products.has_onednn() else ("blas",):
+        got = matmul.weight_pass(name, grad_ND, x_NC)
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, expected.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("names", [("blas", "blas", "blas"), ("onednn", "onednn", "onednn")], ids="-".join)
 def test_the_output_by_passes_may_be_changed_in_place(names: tuple[str, ...]) -> None:
     if "onednn" in names and not products.has_onednn():
