@@ -126,7 +126,8 @@ def weight_pass(name: str, grad_ND: Tensor, x_NC: Tensor) -> Tensor:
     """Return the gradient of the layer's weight: (D, C).
 
     oneDNN's layer copies its first operand, which is a transposed matrix here. Where the input is much smaller than
-    the gradient, it is the first one, and the weight is transposed afterwards: half of the time, a quarter of the bytes.
+    the gradient, it is the first one, and the weight is transposed afterwards, in half of the time and a quarter of the
+    memory.
     """
     if name != "onednn":
         return grad_ND.t() @ x_NC
