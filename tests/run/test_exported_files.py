@@ -181,6 +181,16 @@ def test_classes_of_other_data(file: Path, tmp_path: Path, capsys: pytest.Captur
     refused(main(["evaluate", str(file), "--data", str(tmp_path / "data")]), capsys, "has 2 classes", "has 3 of other")
 
 
+@pytest.mark.parametrize("file", ["classification"], indirect=True)
+def test_data_of_some_classes_is_scored_by_their_names(file: Path, tmp_path: Path) -> None:
+    for name in ("owl", "Dog"):
+        for split in ("train", "val"):
+            picture(tmp_path / split / name / f"{name}.png", (40, 40))
+    records = evaluate(file, data=tmp_path, changes=["workers=0"], show=False).records
+    truths = {id.rpartition("/")[2]: record["truth"] for id, record in records.items()}
+    assert truths == {"Dog.png": CLASSES.index("dog"), "owl.png": CLASSES.index("owl")}
+
+
 # ---------------------------------------------------------------------------------------------------------------- bench
 
 
