@@ -175,9 +175,15 @@ OTHER_NAMES = (
         "conf conf_thres conf_thresh confidence confidence_threshold score_thr score_thres score_thresh "
         "pred_score_thr min_score",
         ("--threshold {}",),
+        advice="scores count detections of any score; `fourstage predict RUN IMAGE --threshold` draws fewer",
     ),
     Row("topk top_k", advice="the five most probable classes of each image are printed"),
     Row("save_txt save_img save_vid save_pred show", advice="pictures and results are always written, into --out"),
+    Row(
+        "tta test_time_augmentation multi_scale ms_flip flip_test",
+        advice="miou_ms_flip of a segmentor is the score over several scales and mirrored images, and `evaluate` "
+        "always has it; classifiers and detectors are scored on each image once",
+    ),
     Row("split eval_split", advice="the validation split of --data is scored"),
     # other commands and behaviour
     Row(

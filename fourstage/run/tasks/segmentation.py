@@ -1,5 +1,7 @@
 """What a run asks of semantic segmentation."""
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +11,21 @@ import numpy as np
 import torch
 
 from fourstage.api import create_segmentor
-from fourstage.data.sample import Dataset, Sample, collate
+from fourstage.data.sample import BadImage, Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import keep, worst_and_others
 from fourstage.run.results import LabelMapFolder
 from fourstage.run.task_protocol import EvaluationData, Record, Records, TaskProtocol, Transform
+from fourstage.streams import wrapped
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ENLARGED = 4  # times the pixels of an image, from which on the protocol is worth a hint
 SHOWN = 12  # images whose label maps a run folder keeps: a quarter of them the worst
 
 
@@ -89,7 +93,10 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
             task.multi = _multi_scale(recipe)
 
         notes = f"miou_ss: {_single_scale(recipe)}", f"miou_ms_flip: {_multi_scale(recipe)}"
-        return EvaluationData(open_in_classes_of(self, weights, show=show), dict(recipe.expect), prepare, notes=notes)
+        dataset = open_in_classes_of(self, weights, show=show)
+        if show and (hint := hint_on_enlarging(dataset, _single_scale(recipe))):
+            print(wrapped(hint), file=sys.stderr)  # before the evaluation, which is slow then
+        return EvaluationData(dataset, dict(recipe.expect), prepare, notes=notes)
 
     def write_report_samples(self, folder: Path, task: Segmentation, val: Dataset, records: Records) -> None:
         """Write images beside their true and their predicted label maps: some drawn evenly, and the worst ones."""
@@ -132,3 +139,18 @@ def _share_right(record: Record, classes: int) -> float:
     pairs, pixels = np.asarray(record["pairs"]), np.asarray(record["pixels"])
     total = int(pixels.sum())
     return float(pixels[pairs // classes == pairs % classes].sum() / total) if total else 1.0
+
+
+def hint_on_enlarging(dataset: Dataset, protocol: EvaluationProtocol) -> str:
+    """Return a line on what to type where a protocol enlarges images much, as the first image shows; else no words."""
+    try:
+        size = dataset.sample(0).original_size
+    except (BadImage, IndexError):  # reported later, with all others
+        return ""
+    (height, width), factor = protocol.sizes(size)[0], math.prod(protocol.sizes(size)[0]) / math.prod(size)
+    if factor < ENLARGED:
+        return ""
+    return (
+        f"note: images such as {dataset.id(0)} ({size[0]} x {size[1]} pixels) are enlarged to {height} x {width} by "
+        f"the protocol and take about {factor:.0f} times as long; evaluation.scale=null scores them in their own size"
+    )
