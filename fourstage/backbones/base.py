@@ -75,6 +75,7 @@ class Backbone(nn.Module):
             raise ValueError(f"in_chans counts the channels of an image, at least 1; got {in_chans}")
         self.family = family
         self.levels = tuple(levels)
+        self.strides = tuple(level.stride for level in levels)  # of every stage, also where `levels` loses some
         self.in_chans = in_chans
         self.num_features = levels[-1].channels
         self.stem = stem
@@ -130,7 +131,7 @@ class Backbone(nn.Module):
         if not symbolic:
             check_image(image_BCHW, self.in_chans)
         pixels = 0 if symbolic else image_BCHW.shape[-2] * image_BCHW.shape[-1]
-        strides = (STEM_STRIDE, *(level.stride for level in self.levels))
+        strides = (STEM_STRIDE, *self.strides)
         x_BCHW, maps = image_BCHW, []
         for stage, stride in zip((self.stem, *self.stages[:count]), strides, strict=False):
             x_BCHW = as_one_node(stage, x_BCHW) if symbolic else by_images(stage, x_BCHW, pixels // stride**2)
