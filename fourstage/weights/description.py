@@ -54,7 +54,8 @@ ATTRIBUTE = "network_description"  # of a network that `api.py` has built
 
 def remember(network: nn.Module, description: NetworkDescription) -> nn.Module:
     """Return a network that knows how it was built, so that `save_pretrained` can write it."""
-    setattr(network, ATTRIBUTE, description)
+    if isinstance(network, nn.Module):  # a user's own function may return anything; who uses it says so
+        setattr(network, ATTRIBUTE, description)
     return network
 
 

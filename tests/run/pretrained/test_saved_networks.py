@@ -205,6 +205,14 @@ def test_what_nobody_could_build_again_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "saved").exists()
 
 
+def test_what_a_users_function_returns_by_mistake_is_returned() -> None:
+    @fourstage.register
+    def returns_text(num_classes: int = 10) -> Any:
+        return "no network"
+
+    assert fourstage.create_model(returns_text.__name__) == "no network"
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     network = fourstage.create_model("visformer_digits")
     (tmp_path / "other").mkdir()
