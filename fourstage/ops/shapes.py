@@ -4,6 +4,8 @@ B images, H x W cells, C channels. A graph for many sizes must not compare a siz
 bakes in. So every question about a size passes `known_true`, and what eager code slices, a graph picks by index.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,3 +54,10 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
     if is_transformed():
         return x_BCHW
     return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def sides_like(like: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return sides of maps as a tensor (N,) of the type and on the device of another one."""
+    if not is_compiling():
+        return like.new_tensor(sides)
+    return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in sides])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fourstage.ops.matmul import linear
 from fourstage.ops.sampling import deformable_sample
+from fourstage.ops.shapes import sides_like
 from fourstage.tasks.detection.boxes import as_float32
 from fourstage.tasks.parts.settings import check_counts
 
@@ -93,7 +94,8 @@ class DeformableAttention(nn.Module):
         # float32, because half precision cannot tell neighbouring cells of a large map apart
         offsets_BQhLP2 = as_float32(linear(self.offsets, query_BQC)).unflatten(2, (*shape, 2))
         weights_BQhLP = as_float32(linear(self.weights, query_BQC)).unflatten(2, (self.heads, -1)).softmax(-1)
-        size_L2 = references.new_tensor([(width, height) for height, width in sizes])
+        sides = [side for height, width in sizes for side in (width, height)]
+        size_L2 = sides_like(references, sides).unflatten(0, (-1, 2))
         centers = (references[..., :2] * size_L2 - 0.5)[:, :, None, :, None]
         if references.shape[-1] == 4:
             reach = (references[..., 2:] * size_L2 * (0.5 / self.points))[:, :, None, :, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.ops.shapes import sides_like
 from fourstage.tasks.detection.boxes import as_float32, clip_boxes, corner_form
 from fourstage.tasks.detection.channel_mapper import ChannelMapper
 from fourstage.tasks.detection.deformable_attention import DeformableAttention, Memory
@@ -240,14 +241,14 @@ class DINO(Detector):
         best_BQ = best_cells(as_float32(logits_BNC.detach()).amax(dim=2), self.queries)
         # only now the layers of the box: most cells are not chosen
         change_BQ4 = as_float32(self.regress[-1](_rows(cells_BNC, best_BQ)))
-        boxes_BQ4 = (change_BQ4 + _rows(anchors_BN4.expand(len(best_BQ), -1, -1), best_BQ)).sigmoid()
+        boxes_BQ4 = (change_BQ4 + _rows(anchors_BN4.expand(best_BQ.shape[0], -1, -1), best_BQ)).sigmoid()
         return Chosen(_rows(logits_BNC, best_BQ), boxes_BQ4)
 
     def decode(self, memory: Memory, chosen: Chosen, noisy: Denoising | None = None) -> list[Decoded]:
         """Return what each decoder layer hands on; queries with noise come first."""
         boxes_BQ4 = chosen.boxes_BQ4.detach()
         count = boxes_BQ4.shape[1]
-        queries_BQC = self.query_embed.weight[:count].expand(len(boxes_BQ4), -1, -1)
+        queries_BQC = self.query_embed.weight[:count].expand(boxes_BQ4.shape[0], -1, -1)
         mask = None
         if noisy is not None:
             some_BD1 = (noisy.labels_BD >= 0)[..., None]
@@ -332,7 +333,7 @@ def _places_in_image(memory: Memory) -> list[Tensor]:
     out = []
     for i, (height, width) in enumerate(memory.sizes):
         centers_n2 = _cell_centers((height, width), memory.cells_BNC.device)
-        size_2 = centers_n2.new_tensor([width, height])
+        size_2 = sides_like(centers_n2, (width, height))
         valid_B12 = size_2[None, None] if memory.valid_BL2 is None else (memory.valid_BL2[:, i] * size_2)[:, None]
         out.append(centers_n2 / valid_B12)
     return out

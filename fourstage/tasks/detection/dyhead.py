@@ -126,7 +126,7 @@ def as_list_of(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
     weights have learned with it. Where a list is too short, which their maps never have, the map is resized.
     """
     (height, width), channels = size, x_BKHW.shape[1]
-    if known_true(x_BKHW.shape[-2:] == size):
+    if _is_of(x_BKHW, size):
         return x_BKHW
     if known_true(x_BKHW.shape[-2] * x_BKHW.shape[-1] < height * width):
         return _resized(x_BKHW, size)
@@ -135,7 +135,7 @@ def as_list_of(x_BKHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Return (B, C, h, w) of `size`; its corners are those of the map."""
-    if known_true(x_BCHW.shape[-2:] == size):
+    if _is_of(x_BCHW, size):
         return x_BCHW
     return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=True)
 
@@ -161,3 +161,8 @@ class DynamicReLU(nn.Module):
         lines = F.hardsigmoid(self.expand(self.squeeze(mean_BC11).relu())) - 0.5
         slope, offset, other_slope, other_offset = lines.chunk(4, dim=1)
         return torch.maximum(x_BCHW * (2 * slope + 1) + offset, x_BCHW * (2 * other_slope) + other_offset)
+
+
+def _is_of(x_BCHW: Tensor, size: tuple[int, int]) -> bool:
+    """Return whether a map has this size, in every graph that is traced."""
+    return known_true(x_BCHW.shape[-2] == size[0]) and known_true(x_BCHW.shape[-1] == size[1])

@@ -59,7 +59,7 @@ class CandidateLimits:
 
 def by_anchor(x_BKHW: Tensor, values: int) -> Tensor:
     """(B, H * W * A, values), float32 or better, from channels that hold `values` numbers for each of A anchors."""
-    return as_float32(x_BKHW).permute(0, 2, 3, 1).reshape(len(x_BKHW), -1, values)
+    return as_float32(x_BKHW).permute(0, 2, 3, 1).unflatten(3, (-1, values)).flatten(1, 3)
 
 
 def match_inside(
