@@ -1,0 +1,135 @@
+"""From a program of `torch.export` to an ONNX file."""
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from fourstage.exported.carriers import add_to_onnx
+from fourstage.exported.description import Description
+
+OPSET = 20
+LARGEST_FLOAT16 = 65504.0
+FEWEST = 1024  # values of a tensor of weights that is stored in half precision
+
+
+def onnx_model(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Return an `onnx.ModelProto` that computes what a program computes.
+
+    Raises:
+        ValueError: the exporter of this version of PyTorch lacks an operator.
+    """
+    from torch.onnx import OnnxExporterError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch and onnxscript about themselves
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"the ONNX exporter of PyTorch {torch.__version__} cannot write this network ({reason:.300}); try --format "
+            f"torch"
+        ) from error
+    assert converted is not None
+    model = converted.model_proto
+    _tidy(model)
+    return model
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return how operators are written whose translation in onnxscript is right for some values alone."""
+    import onnxscript
+
+    ir: Any = onnxscript.ir
+    op: Any = onnxscript.opset20
+
+    def floor_divide(left: Any, right: Any) -> Any:
+        """ONNX rounds towards zero, and sizes are rounded up as `-(-side // stride)`."""
+        return op.Div(op.Sub(left, op.Mod(left, right)), right)
+
+    def remainder(left: Any, right: Any) -> Any:
+        """Take a symbol on the right too, as where a map of any size is rolled; the own translation takes numbers."""
+        number = isinstance(right, int | float)
+        right = op.Constant(value=ir.tensor(right, dtype=left.dtype)) if number else op.CastLike(right, left)
+        if left.dtype.is_integer():
+            return op.Mod(left, right)
+        return op.Sub(left, op.Mul(op.Floor(op.Div(left, right)), right))
+
+    def sort(values: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+        """Of equal values, ONNX takes the first first."""
+        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+    return {
+        operator.floordiv: floor_divide,
+        torch.ops.aten.remainder.Scalar: remainder,
+        torch.ops.aten.sort.stable: sort,
+    }
+
+
+def _tidy(model: Any) -> None:
+    """Remove the lines of source code that led to each node, and shapes as long expressions."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    for name, value in [(one.name, one) for one in (*graph.input, *graph.output)]:
+        for number, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_param"):
+                dim.dim_param = _axis_name(name, number)
+
+
+def _axis_name(name: str, number: int) -> str:
+    if number == 0:
+        return "batch"
+    return {2: "height", 3: "width"}[number] if name == "images" else f"{name}_{number}"
+
+
+def halve(model: Any) -> None:
+    """Store large tensors of weights in half precision; the graph turns them to float32 and computes in that."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < FEWEST or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if not np.isfinite(values).all() or np.abs(values).max() > LARGEST_FLOAT16:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def write_onnx(model: Any, path: Path, description: Description) -> None:
+    """Write a model with its description.
+
+    Raises:
+        ValueError: it is larger than an ONNX file can be.
+    """
+    from onnx import checker, save_model
+
+    add_to_onnx(model, description)
+    try:
+        checker.check_model(model)
+        save_model(model, str(path))
+    except ValueError as error:
+        raise ValueError(f"the network cannot be one ONNX file ({error:.200}); try --format torch") from error

@@ -1,0 +1,147 @@
+"""A file that deviates is refused, and what cannot be exported gets one sentence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from export.written import built, export
+from tasks.detection.scenes import small
+
+from fourstage.export import onnx_file, proof
+from fourstage.export.graphs import graph_of
+from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Row, noise_images
+from fourstage.export.trace import trace
+from fourstage.export.write import check_format, check_out
+from fourstage.exported.description import Suppression
+from fourstage.tasks.detection.detector import Detections
+
+
+@pytest.fixture
+def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file gets wrong biases."""
+    from onnx import TensorProto, numpy_helper
+
+    whole = onnx_file.onnx_model
+
+    def broken(*args: Any) -> Any:
+        model = whole(*args)
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 1 and tensor.data_type == TensorProto.FLOAT:
+                values = numpy_helper.to_array(tensor) + np.arange(tensor.dims[0], dtype=np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return model
+
+    monkeypatch.setattr(onnx_file, "onnx_model", broken)
+
+
+@pytest.mark.usefixtures("_broken")
+@pytest.mark.parametrize("name", ["classifier", "semantic_fpn"])
+def test_a_file_that_deviates_is_not_written(name: str, tmp_path: Path) -> None:
+    written = export(built(name), tmp_path / "x.onnx", size=(64, 96))
+    assert written.proof.failure
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.usefixtures("_broken")
+def test_a_file_that_deviates_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_text("before")
+    assert export(built("semantic_fpn"), path, output="labels", size=(64, 96)).proof.failure
+    assert path.read_text() == "before"
+
+
+def test_a_number_that_is_not_one_exceeds_every_tolerance() -> None:
+    row = Row("x", (1, 3, 8, 8), {"values": float("nan")})
+    assert "nan" in row.exceeds(HALF)
+    assert Proof("onnxruntime", FLOAT32, (Row("x", (1,), {"values": 1e-4}), row)).failure
+    assert not Row("x", (1,), {"values": 1e-4}).exceeds(FLOAT32)
+
+
+def _row(found: Mapping[str, list[Any]], most: int = 100) -> Row:
+    """Compare two true detections with those of a file."""
+    wanted = Detections(
+        torch.tensor([[0.0, 0.0, 20.0, 20.0], [40.0, 0.0, 60.0, 20.0]]), torch.tensor([0, 1]), torch.tensor([0.9, 0.6])
+    )
+    outputs = {name: np.array([value], np.int64 if name == "labels" else np.float32) for name, value in found.items()}
+    images = Images("x", torch.zeros(1, 3, 64, 64), (64, 64))
+    return proof._detection_row(images, outputs, [wanted], Suppression(most=most), near=1e-3)
+
+
+BOXES = [[0, 0, 20, 20], [40, 0, 60, 20]]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "labels", "deviations"),
+    [
+        (BOXES, [0.9, 0.6], [0, 1], (0, 0, 0)),
+        ([[0, 0, 20, 21.5], [40, 0, 60, 20]], [0.9, 0.6], [0, 1], (1.5, 0, 0)),
+        (BOXES, [0.9, 0.5], [0, 1], (0, 0.1, 0)),
+        (BOXES, [0.9, 0.6], [0, 0], (0, 0, 0.5)),
+        (BOXES[:1], [0.9], [0], (0, 0, 1 / 3)),
+        ([[20, 20, 50, 50], [40, 0, 60, 20]], [0.9, 0.6], [0, 1], (0, 0, 0.5)),
+    ],
+)
+def test_detections_are_matched_by_class_and_place(
+    boxes: Any, scores: Any, labels: Any, deviations: tuple[float, ...]
+) -> None:
+    row = _row({"boxes": boxes, "scores": scores, "labels": labels})
+    assert tuple(row.deviations[name] for name in ("boxes", "scores", "unmatched")) == pytest.approx(deviations)
+
+
+def test_the_last_place_of_a_full_list_may_go_to_another_object() -> None:
+    boxes = [[0, 0, 20, 20], [0, 40, 20, 60]]
+    for last, alone in ((0.6005, 0.0), (0.7, 0.25)):
+        row = _row({"boxes": boxes, "scores": [0.9, last], "labels": [0, 1]}, most=2)
+        assert row.deviations["unmatched"] == alone
+
+
+def test_noise_is_the_same_each_time() -> None:
+    first, second = (noise_images([(1, 40, 50)])[0].images_BCHW for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.shape == (1, 3, 40, 50)
+
+
+def test_a_network_that_detects_nothing_is_compared_below_its_threshold(tmp_path: Path) -> None:
+    written = export(small("retinanet").eval(), tmp_path / "x.onnx", size=(96, 128))
+    assert "above the threshold" in written.proof.note
+    assert written.proof.rows[0].detections
+    assert not written.proof.failure
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "faster_rcnn", "cascade", "sparse_rcnn"])
+def test_detectors_without_an_export_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"has no export yet, .* export a detector of atss, dino, retinanet"):
+        graph_of(small(name))
+
+
+def test_labels_are_of_segmentors() -> None:
+    with pytest.raises(ValueError, match="--output labels is for segmentors"):
+        graph_of(built("classifier"), "labels")
+
+
+def test_sides_that_no_detector_reads_are_refused() -> None:
+    with pytest.raises(ValueError, match="a width of 100 pixels is no multiple of 32"):
+        trace(graph_of(built("retinanet")), (96, 100))
+
+
+def test_axes_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match="there is no axis 'depth'"):
+        trace(graph_of(built("classifier")), (64, 64), ("batch", "depth"))
+
+
+def test_formats_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="there is no format 'tflite'; choose onnx, torch, openvino"):
+        check_format("tflite")
+    with pytest.raises(ValueError, match=r"must end in \.xml"):
+        check_out(tmp_path / "x.onnx", "openvino")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing for x\.onnx"):
+        check_out(tmp_path / "missing" / "x.onnx", "onnx")
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
+        check_out(tmp_path / "x.onnx", "onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"needs onnxscript, which is missing .* type: .*install.*\[export\]"):
+        check_format("onnx")
