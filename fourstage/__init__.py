@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fourstage.data.formats import register_format
     from fourstage.methods import register_detector, register_segmentor
     from fourstage.registry import list_models, register, register_mixer
+    from fourstage.run.export import export_network
     from fourstage.run.open import load
     from fourstage.run.pretrained.push import push_to_hub
     from fourstage.run.pretrained.save import save_pretrained
@@ -31,6 +32,7 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmentor",
+    "export_network",
     "from_checkpoint",
     "list_models",
     "load",
@@ -50,6 +52,7 @@ _HOMES = {
     "create_detector": "fourstage.api",
     "create_model": "fourstage.api",
     "create_segmentor": "fourstage.api",
+    "export_network": "fourstage.run.export",
     "from_checkpoint": "fourstage.api",
     "load_checkpoint": "fourstage.api",
     "list_models": "fourstage.registry",

@@ -38,6 +38,7 @@ BEFORE = {  # pages whose lines begin with runs, or with a file of one: what was
         "fourstage train digit_scenes_mask_rcnn --out runs/detector",
     ],
     "docs/checkpoints.md": ["fourstage train finetune_detection --data boxes --out runs/mine ema=0.9"],
+    "docs/export.md": [f"{ON_DIGITS} runs/mine"],
     "docs/predicting.md": ["fourstage train finetune_detection --data boxes --out runs/mine"],
     "docs/evaluation.md": [TO_MINE, *(f"{ON_DIGITS} runs/{name}" for name in "abc")],
 }

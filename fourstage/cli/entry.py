@@ -47,6 +47,7 @@ VERBS = (  # in the order of `--help`
     Verb("compare", "train arms over several seeds, or compare finished runs, fairly", "compare:add_compare"),
     Verb("check", "check a token mixer or backbone of your own, beside the built-in mixers", "check:add_check"),
     Verb("convert", "convert a checkpoint of any source to .safetensors with our names", "tools:add_convert"),
+    Verb("export", "write a network as a file for ONNX Runtime, OpenVINO or torch, and prove it", "export:add_export"),
     Verb("verify", "check a checkpoint against what its source publishes", "hub:add_verify"),
     Verb("push", "upload a trained network with its model card to Hugging Face's hub", "hub:add_push"),
     Verb(

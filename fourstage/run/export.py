@@ -1,0 +1,355 @@
+"""`fourstage export`: a run, a checkpoint or a model as a file for other runtimes, with its proof."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from fourstage.api import create_backbone, list_models
+from fourstage.data.sample import BadImage, Sample
+from fourstage.data.transforms.resizing import Normalise, resize_image
+from fourstage.export.graphs import Graph, Output, graph_of
+from fourstage.export.proof import Images, noise_images
+from fourstage.export.trace import AXES, Traced, check_axes
+from fourstage.export.write import SUFFIXES, Format, Written, check_format, check_out, write
+from fourstage.exported.description import Description, Input, KeepRatio, MiddleCrop, Views
+from fourstage.exported.runtime import is_exported
+from fourstage.recipe import EMBEDDED, Recipe
+from fourstage.registry import find
+from fourstage.resources import sentences
+from fourstage.run.load import begin, load_task
+from fourstage.run.splits import open_split
+from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
+from fourstage.weights import catalog
+from fourstage.weights.reading.safe import read_checkpoint
+
+IMAGES = 5  # on which a file is proved
+PACKAGES = ("fourstage", "torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is exported; see `export_network`."""
+
+    format: Format = "onnx"
+    dynamic: tuple[str, ...] = ()
+    half: bool = False
+    output: Output = "logits"
+    size: tuple[int, int] | None = None
+
+    @property
+    def has_dynamic_sides(self) -> bool:
+        return bool({"height", "width"} & set(self.dynamic))
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network that is exported.
+
+    Attributes:
+        task: with its recipe's protocol; None: a dense backbone.
+        size: (H, W) of its images where nothing else is asked for.
+    """
+
+    graph: Graph
+    network: torch.nn.Module
+    describe: Callable[[Input], Description]
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    protocol: AnyProtocol | None = None
+
+
+@sentences("name a smaller network")
+def export_network(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: Format = "onnx",
+    dynamic: Collection[str] = (),
+    half: bool = False,
+    output: Output = "logits",
+    size: tuple[int, int] | None = None,
+    data: str | None = None,
+    weights: str | Path | None = None,
+    which: str = "model",
+    dense: bool = False,
+    force: bool = False,
+    imports: Iterable[str | Path] = (),
+    show: bool = True,
+) -> Written:
+    """Write a trained network as a file for other runtimes, and prove the file by running it.
+
+    Args:
+        source: a run folder, a checkpoint, a model or a recipe, as for `fourstage.load`.
+        out: the file; None: the name of the source in the working directory.
+        format: "onnx", "torch" (`torch.export`) or "openvino".
+        dynamic: axes of the images that are not fixed: "batch", "height", "width".
+        half: store large weights in float16; the file computes in float32.
+        output: of a segmentor: "logits", or "labels" for a label map.
+        size: (H, W) of the images in pixels; None: those of the recipe.
+        data: the data set whose validation images the proof reads; None: that of the recipe if it is there, else noise.
+        weights: the checkpoint for a model or a recipe.
+        which: "model" or "ema".
+        dense: export a model as the dense backbone, which returns feature maps.
+        force: replace a file that is there.
+        imports: Python files of your own that the network is built from.
+
+    Returns:
+        The file, with its proof. If `proof.failure` is not empty, no file was written.
+
+    Raises:
+        ValueError, OSError: there is no such network or export; one sentence.
+    """
+    options = Options(format, tuple(dict.fromkeys(dynamic)), half, output, size)
+    path = Path(out or default_out(str(source), format, dense=dense))
+    _check(source, path, options, data, force=force)
+    network = _loaded(str(source), options, weights, which, imports, dense=dense)
+    size = options.size or network.size
+    samples = _samples(network, data, size, options, show=show)
+    return write(
+        network.graph,
+        network.network,
+        path,
+        format,
+        lambda traced: network.describe(_input(network, traced, size, options)),
+        lambda traced: samples or noise_images(noise_sizes(size, options, network.graph.multiple, traced.smallest)),
+        size=size,
+        axes=options.dynamic,
+        half=half,
+        also={"source": str(source), "dynamic": list(options.dynamic), "half": half, "versions": _versions()},
+    )
+
+
+def default_out(source: str, format: str, *, dense: bool = False) -> str:
+    """Return the name of the file for a source."""
+    name = Path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
+    return f"{name}{'_dense' if dense else ''}{SUFFIXES.get(format, '')}"
+
+
+def _check(source: str | Path, path: Path, options: Options, data: str | None, *, force: bool) -> None:
+    """Raise ValueError or OSError for wrong arguments, before a network is built."""
+    if is_exported(source) and Path(source).exists():
+        raise ValueError(f"{source} is already an exported file; name the run or checkpoint that it was made from")
+    check_axes(options.dynamic)
+    if options.output not in ("logits", "labels"):
+        raise ValueError(f"there is no output {options.output!r}; choose logits or labels")
+    check_format(options.format)
+    check_out(path, options.format)
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: add --force to replace it, or name another --out")
+    if options.size is not None and min(options.size) < 32:
+        raise ValueError(f"--size {options.size[0]}x{options.size[1]} is too small; the smallest is 32x32")
+    if data is not None and data not in EMBEDDED and not Path(data).exists():
+        raise FileNotFoundError(f"there is no data {data}; check the path, or leave --data out to prove on noise")
+
+
+def _loaded(
+    source: str,
+    options: Options,
+    weights: str | Path | None,
+    which: str,
+    imports: Iterable[str | Path],
+    *,
+    dense: bool,
+) -> _Network:
+    if dense:
+        return _dense(source, options, weights)
+    name, _ = begin(source, weights, which, "cpu", imports)
+    protocol, task = load_task(name, weights, which)
+    task.eval()
+    recipe: Any = protocol.recipe
+    graph = graph_of(task.network, options.output)
+    describe = partial(_described, protocol, task, graph, _licence(name, weights))
+    return _Network(graph, task.network, describe, _size(recipe), recipe.mean, recipe.std, protocol)
+
+
+def _dense(source: str, options: Options, weights: str | Path | None) -> _Network:
+    """Return a model as a dense backbone."""
+    model, tag = catalog.split(source)
+    if model not in list_models():
+        raise ValueError(f"--dense exports a model by its name, and {source} is none; `fourstage models` lists them")
+    if weights is None:
+        catalog.find(find(model).name, tag)  # raises where none is published
+    backbone: Any = create_backbone(source, weights is None, checkpoint_path=weights).eval()
+    config = backbone.default_cfg
+    graph = graph_of(backbone, options.output)
+
+    def describe(input: Input) -> Description:
+        return Description(
+            task="backbone",
+            kind=graph.kind,
+            outputs=graph.outputs,
+            classes=(),
+            input=input,
+            network=model,
+            strides=tuple(level.stride for level in backbone.levels),
+            licence=_licence(source, weights),
+            versions=_versions(),
+        )
+
+    _, height, width = config["input_size"]
+    return _Network(graph, backbone, describe, (height, width), config["mean"], config["std"])
+
+
+def _size(recipe: Any) -> tuple[int, int]:
+    """Return the (H, W) of the images of a recipe's evaluation, or of its training where that has no limit."""
+    if recipe.task == "classification":
+        return recipe.image_size, recipe.image_size
+    if recipe.task == "detection":
+        short, long = sorted(recipe.evaluation.scale)
+        return -(-short // 32) * 32, -(-long // 32) * 32
+    e = recipe.evaluation
+    return tuple(e.window or (None if e.scale is None else (min(e.scale), max(e.scale))) or recipe.augmentation.crop)
+
+
+def _described(protocol: AnyProtocol, task: AnyTask, graph: Graph, licence: str | None, input: Input) -> Description:
+    recipe: Any = protocol.recipe
+    module: Any = task
+    values = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    e = recipe.evaluation
+    resize: Any
+    if recipe.task == "classification":
+        resize = MiddleCrop(recipe.image_size, e.crop_pct, e.crop_mode, recipe.interpolation)
+    elif recipe.task == "detection":
+        resize = KeepRatio(tuple(e.scale))
+    else:
+        resize = Views(e.scale, e.window, e.stride, e.divisor, tuple(e.ratios), e.ratios_of)
+    backbone = recipe.network_name if recipe.task == "classification" else f"{recipe.method} over {recipe.backbone}"
+    return Description(
+        task=recipe.task,
+        kind=graph.kind,
+        outputs=graph.outputs,
+        classes=task.classes,
+        input=input,
+        network=backbone,
+        resize=resize,
+        suppression=graph.suppression,
+        method=None if recipe.task == "classification" else recipe.method,
+        align_corners=bool(getattr(task.network, "align_corners", False)),
+        category_ids=getattr(module, "category_ids", None),
+        palette=getattr(module, "palette", None),
+        limits=tuple(e.limits) if recipe.task == "detection" else (1, 10, 100),
+        boundary=bool(getattr(module, "boundaries", False)),
+        licence=licence,
+        recipe=recipe.name,
+        recipe_hash=hashlib.sha256(values.encode()).hexdigest(),
+        versions=_versions(),
+    )
+
+
+def _input(network: _Network, traced: Traced, size: tuple[int, int], options: Options) -> Input:
+    height, width = (None if axis in options.dynamic else side for axis, side in zip(AXES[1:], size, strict=True))
+    return Input(
+        "images",
+        batch=None if "batch" in options.dynamic else 1,
+        height=height,
+        width=width,
+        mean=network.mean,
+        std=network.std,
+        divisor=network.graph.multiple,
+        smallest=traced.smallest,
+        sizes="sizes" if network.graph.reads_sizes else None,
+    )
+
+
+def _licence(source: str, weights: str | Path | None) -> str | None:
+    """Return the licence of published weights, as their source states it; None: unknown, as that of a run's data."""
+    model, tag = catalog.split(source)
+    if weights is None and not Path(source).exists() and model in list_models():
+        return catalog.find(find(model).name, tag).licence
+    path = Path(weights or source)
+    return read_checkpoint(path).metadata.get("licence") if path.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def noise_sizes(
+    size: tuple[int, int], options: Options, multiple: int = 1, smallest: int = 1
+) -> list[tuple[int, int, int]]:
+    """Return the (B, H, W) of noise: five sizes where a side is dynamic, else one, and two batches where they are."""
+    batches = (1, 2) if "batch" in options.dynamic else (1, 1)
+    if not options.has_dynamic_sides:
+        return [(batch, *size) for batch in batches[: 2 if "batch" in options.dynamic else 1]]
+    most = min(max(size), max(2 * smallest, 512))
+    sides = [(smallest, smallest), (most, most), (most - 7, smallest + 45), (smallest + 33, most), (smallest + 90, 0)]
+    sizes = [(high, wide or high + 31) for high, wide in sides]
+    fixed = [None if axis in options.dynamic else side for axis, side in zip(AXES[1:], size, strict=True)]
+    out = []
+    for i, pair in enumerate(sizes):
+        high, wide = (
+            max(smallest, side) // multiple * multiple if keep is None else keep
+            for side, keep in zip(pair, fixed, strict=True)
+        )
+        out.append((batches[i % 2], high, wide))
+    return out
+
+
+def _samples(
+    network: _Network, data: str | None, size: tuple[int, int], options: Options, *, show: bool
+) -> list[Images]:
+    """Return prepared validation images; none where there is no data, so that noise takes their place."""
+    protocol = network.protocol
+    recipe: Recipe | None = None if protocol is None else protocol.recipe
+    where = data or (None if recipe is None else recipe.data)
+    if protocol is None or recipe is None or where is None:
+        if data is not None:
+            raise ValueError("--data has images of a task, and a backbone has none; leave it out")
+        return []
+    if data is None and where not in EMBEDDED and not Path(where).exists():
+        return []
+    opened = protocol_of(recipe.model_copy(update={"data": where}))
+    dataset = open_split(opened, "val", show=show)
+    return [*islice(_prepared(opened, dataset, network, size, options), IMAGES)]
+
+
+def _prepared(
+    protocol: AnyProtocol, dataset: Any, network: _Network, size: tuple[int, int], options: Options
+) -> Iterator[Images]:
+    """Yield images of the data set as the graph reads them; those that cannot be read are left out."""
+    transform, normalise = protocol.evaluation_transform(), Normalise.of(network.mean, network.std)
+    task: Any = protocol.recipe
+    for index in range(len(dataset)):
+        try:
+            sample: Sample = dataset.sample(index)
+        except BadImage:
+            continue
+        plain = Sample(sample.id, sample.image, sample.original_size)
+        image: Any = transform(plain).image
+        if image.dtype == torch.uint8:  # of a segmentor, which reads views of several sizes
+            pixels_HW3 = image.movedim(0, -1).contiguous().numpy()
+            if task.evaluation.scale is not None and options.has_dynamic_sides:
+                from fourstage.data.transforms.resizing import keep_ratio
+
+                pixels_HW3 = resize_image(pixels_HW3, keep_ratio(pixels_HW3.shape[:2], task.evaluation.scale))
+            image = normalise(pixels_HW3)
+        yield _fitted(sample.id, image[None].float(), network.graph.multiple, size, options)
+
+
+def _fitted(id: str, image_1CHW: torch.Tensor, multiple: int, size: tuple[int, int], options: Options) -> Images:
+    """Return an image of a size that the graph reads: resized to fixed sides, or filled up to multiples."""
+    wanted = [
+        old if axis in options.dynamic else new
+        for axis, old, new in zip(AXES[1:], image_1CHW.shape[2:], size, strict=True)
+    ]
+    if [*image_1CHW.shape[2:]] != wanted:
+        image_1CHW = F.interpolate(image_1CHW, tuple(wanted), mode="bilinear")
+    height, width = image_1CHW.shape[2:]
+    filled = F.pad(image_1CHW, (0, -width % multiple, 0, -height % multiple))
+    return Images(id, filled, (height, width))

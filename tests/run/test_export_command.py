@@ -1,0 +1,103 @@
+"""`fourstage export` from the words of a command to a file that predicts what its run predicts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fourstage
+from fourstage.cli import main
+from fourstage.exported.runtime import open_runtime
+from fourstage.run import export as command
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of a small classifier, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = fourstage.create_model("visformer_digits", num_classes=10)
+    torch.save(network.state_dict(), "digits.pth")
+    return tmp_path / "digits.pth"
+
+
+def test_a_model_is_written_with_its_proof_and_predicts(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["export", "visformer_digits", "--weights", "digits.pth", "--dynamic", "batch"])
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "noise" in shown
+    assert "wrote visformer_digits.onnx (8.7 MB), proved by onnxruntime" in shown
+    proof = json.loads(Path("visformer_digits.onnx.proof.json").read_text())
+    assert proof["passed"]
+    assert [row["shape"][0] for row in proof["rows"]] == [1, 2]
+    assert proof["versions"]["torch"] == torch.__version__.partition("+")[0]
+    description = open_runtime("visformer_digits.onnx").description
+    assert len(description.classes) == 10
+    assert description.network == "visformer_digits"
+    assert len(str(description.recipe_hash)) == 64
+    pixels = (torch.rand(50, 40, 3) * 255).to(torch.uint8).numpy()
+    wanted: Any = fourstage.load("visformer_digits", weights="digits.pth")(pixels)
+    found: Any = fourstage.load("visformer_digits.onnx")(pixels)
+    assert found.labels.tolist() == wanted.labels.tolist()
+    assert found.scores == pytest.approx(wanted.scores, abs=1e-5)
+
+
+def test_a_deviation_ends_the_command_with_1(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fourstage.export import write
+
+    monkeypatch.setattr(write, "FLOAT32", write.FLOAT32.__class__(values=1e-12))
+    code = main(["export", "visformer_digits", "--weights", "digits.pth"])
+    assert code == 1
+    assert "visformer_digits.onnx deviates from its network" in capsys.readouterr().err
+    assert sorted(path.name for path in weights.parent.iterdir()) == ["digits.pth"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dynamic", "batch,colour"], "there is no axis 'colour'"),
+        (["--format", "tflite"], "there is no format 'tflite'"),
+        (["--output", "mask"], "there is no output 'mask'"),
+        (["--output", "labels"], "--output labels is for segmentors"),
+        (["--out", "missing/x.onnx"], "there is no folder missing"),
+        (["--out", "x.bin"], "must end in .onnx"),
+        (["--out", "taken.onnx"], "taken.onnx exists: add --force"),
+        (["--size", "16"], "too small"),
+        (["--data", "nowhere"], "there is no data nowhere"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    words: list[str], message: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken.onnx").touch()
+    assert main(["export", "visformer_digits", "--weights", "digits.pth", *words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_sources_that_cannot_be_exported(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source, message in (
+        ("nothing", "there is no run folder, checkpoint, model or recipe 'nothing'"),
+        ("x.onnx", "x.onnx is already an exported file"),
+        ("visformer_digits", "no weights of visformer_digits are published"),
+    ):
+        Path("x.onnx").touch()
+        assert main(["export", source, "--out", "y.onnx"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["export", "x.pth", "--dense", "--out", "y.onnx"]) == 2
+    assert "--dense exports a model by its name" in capsys.readouterr().err
+
+
+def test_noise_has_five_sizes_where_a_side_is_dynamic() -> None:
+    options = command.Options(dynamic=("batch", "height", "width"))
+    sizes = command.noise_sizes((800, 1344), options, 32, 160)
+    assert len(set(sizes)) == 5
+    assert {batch for batch, *_ in sizes} == {1, 2}
+    assert all(side % 32 == 0 and side >= 160 for _, *pair in sizes for side in pair)
+    assert command.noise_sizes((64, 96), command.Options()) == [(1, 64, 96)]
+    assert {wide for _, _, wide in command.noise_sizes((64, 96), command.Options(dynamic=("height",)), 1, 64)} == {96}
