@@ -42,9 +42,6 @@ class _Float32(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight.float()
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight.half()
-
 
 def halve_parameters(network: nn.Module) -> None:
     """Store the large weights of a network in half precision, in place; its layers compute in float32."""
@@ -56,4 +53,5 @@ def halve_parameters(network: nn.Module) -> None:
                 and bool(weight.isfinite().all())
                 and float(weight.detach().abs().max()) <= torch.finfo(torch.half).max
             ):
+                setattr(module, name, nn.Parameter(weight.detach().half(), requires_grad=False))
                 parametrize.register_parametrization(module, name, _Float32(), unsafe=True)

@@ -73,7 +73,7 @@ def test_half_of_the_bytes_are_within_the_wider_tolerance(format: str, tmp_path:
         assert not written.proof.failure
         sizes[half] = written.size
     assert written.proof.worst["values"] > 1e-5
-    assert sizes[True] < 0.8 * sizes[False]
+    assert sizes[False] - sizes[True] > 100_000  # of about 120,000: the rest is the text of the graph
 
 
 def test_one_file_serves_sizes_and_batches_that_were_never_traced(tmp_path: Path) -> None:
