@@ -308,3 +308,24 @@ def test_a_comparison_is_an_array_of_its_cells(run: Run, tmp_path: Path, capsys:
     assert "--time is minutes" in capsys.readouterr().err
     assert main([*grid, "--partition", "gpu"]) == 2
     assert "there is no sbatch on the PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is of bash")
+def test_the_script_of_an_array_trains_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "arms"
+    short = ["length=2it", "warmup=0it", "batch_size=16", "workers=0", "ema=null", "device=cpu"]
+    grid = ["compare", "digits_visformer", "--vary", "lr=1e-3,2e-3", "--seeds", "1", "--out", str(out)]
+    assert main([*grid, *short, "--analyses", "erf", "--partition", "gpu", "--gpus", "2", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    (bin := tmp_path / "bin").mkdir()
+    stand_in(bin, "srun", SRUN.format(python=sys.executable, seen=str(tmp_path / "seen")))
+    port = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = {"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    environment = {**os.environ, **port, **path, "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [str(file.relative_to(out)) for file in out.glob("*/seed-0/report.html")] == ["lr=2e-3/seed-0/report.html"]
+    assert (out / "analyses" / "lr=2e-3" / "seed-0.erf.npz").is_file()  # two processes trained it, and one measured
+    assert main([*grid, *short, "--analyses", "erf", "--cell", "0"]) == 0
+    assert main(["compare", str(out), "--seconds", "0", "--analyses", "none"]) == 0
+    assert "lr=2e-3 and lr=1e-3 cannot be decided with this seed" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,6 @@
 """What the mixers of a network do with one image: modulators, attention, sampling points, distances.
 
-C channels, h heads, H x W cells.
+C channels, h heads, H x W cells, R x S cells of a grid, g groups of heads.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fourstage.analysis.attention import (
     ATTENTION,
     MIXERS,
+    Attention,
     attention_of,
     mean_distances,
     points_of,
@@ -23,6 +24,24 @@ from fourstage.analysis.taps import frozen
 from fourstage.backbones.base import Backbone
 from fourstage.backbones.mixers.deformable import DeformableMixer
 from fourstage.backbones.mixers.modulation import ScaleAwareModulation
+
+GRID = 14  # points a side, of the attention of many cells
+GRID_HEADS = 4  # whose attention is kept for them
+GRID_CELLS = 2**20  # of all maps of one layer together; a larger map has fewer points
+
+
+@dataclass(frozen=True)
+class AttentionGrid:
+    """How much each of some cells takes from every cell, for a page on which a reader chooses the cell.
+
+    Attributes:
+        rows_R, columns_S: of these cells; the given point's cell is among them.
+        weights_gRSHW: the mean over heads, then the first heads.
+    """
+
+    rows_R: np.ndarray
+    columns_S: np.ndarray
+    weights_gRSHW: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,7 @@ class MixerMaps:
         heads_hHW: of SMT, the same of each scale's depth-wise convolution; of attention, the weights of the given cell.
         points_hP2, weights_hP: of DCNv3, the points of the given cell, (x, y) in the image's pixels, and their weights.
         cell: (row, column) of the given point on this map.
+        grid: of attention, the weights of many cells, where these were requested.
     """
 
     name: str
@@ -50,16 +70,23 @@ class MixerMaps:
     heads_hHW: np.ndarray | None = None
     points_hP2: np.ndarray | None = None
     weights_hP: np.ndarray | None = None
+    grid: AttentionGrid | None = None
 
 
 def mixer_maps(
-    network: nn.Module, image_BCHW: Tensor, point: tuple[float, float] | None = None, *, last_of_stage: bool = False
+    network: nn.Module,
+    image_BCHW: Tensor,
+    point: tuple[float, float] | None = None,
+    *,
+    last_of_stage: bool = False,
+    grid: int = 0,
 ) -> list[MixerMaps]:
     """Return what each mixer of a network does with the first image, from the image on.
 
     Args:
         point: (x, y) in pixels of the image, for attention and sampling points; None: the middle.
         last_of_stage: of each stage only the last mixer of each kind; for figures.
+        grid: points a side for which these last mixers keep their attention as well; 0: none.
 
     Raises:
         ValueError: the network has no mixers of this package, or the point is outside of the image.
@@ -75,11 +102,15 @@ def mixer_maps(
     x, y = point or (width / 2, height / 2)
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f"the point {x:g},{y:g} is outside of the image of {width} x {height} pixels; give X,Y in it")
-    chosen = _last_of_each_stage(mixers) if last_of_stage else list(mixers)
+    last = _last_of_each_stage(mixers)
+    chosen = last if last_of_stage else list(mixers)
     with frozen(network), torch.no_grad():
         inputs, gates = _run(backbone, mixers, chosen, image_BCHW)
         return [
-            _of_mixer(name, mixers[name], inputs[name], gates.get(name), (height, width), (x, y)) for name in chosen
+            _of_mixer(
+                name, mixers[name], inputs[name], gates.get(name), (height, width), (x, y), grid if name in last else 0
+            )
+            for name in chosen
         ]
 
 
@@ -125,6 +156,7 @@ def _of_mixer(
     gate: tuple[Tensor, list[Tensor]] | None,
     image: tuple[int, int],
     point: tuple[float, float],
+    grid: int,
 ) -> MixerMaps:
     rows, columns = x_BHWC.shape[1:3]
     stride = image[0] / rows
@@ -140,9 +172,38 @@ def _of_mixer(
         known["points_hP2"] = ((points.points_QhP2[own] + 0.5) * per_cell_2 - 0.5).cpu().numpy()
         known["weights_hP"] = points.weights_QhP[own].cpu().numpy()
     elif isinstance(mixer, tuple(ATTENTION)):
-        known["heads_hHW"] = attention_of(mixer, x_BHWC).of(*cell).cpu().numpy()
+        attention = attention_of(mixer, x_BHWC)
+        known["heads_hHW"] = attention.of(*cell).cpu().numpy()
+        known["grid"] = attention_grid(attention, cell, grid)
     distances_h = mean_distances(mixer, x_BHWC) * stride
     return MixerMaps(name, type(mixer).__name__, stride, (rows, columns), cell, distances_h, **known)
+
+
+def attention_grid(attention: Attention, cell: tuple[int, int], points: int) -> AttentionGrid | None:
+    """Return the attention of at most `points` x `points` cells; None where the map is too large for two a side.
+
+    Args:
+        cell: (row, column) of one that is among them.
+    """
+    heads = attention.weights_GhNM.shape[1]
+    groups = 1 + min(heads, GRID_HEADS)
+    points = min(points, int((GRID_CELLS / (groups * attention.size[0] * attention.size[1])) ** 0.5))
+    if points < 2:
+        return None
+    rows_R, columns_S = (_spread(side, points, own) for side, own in zip(attention.size, cell, strict=True))
+    weights = [[attention.of(int(row), int(column)) for column in columns_S] for row in rows_R]
+    every_RShHW = torch.stack([torch.stack(own) for own in weights])
+    mean_RS1HW = every_RShHW.mean(dim=2, keepdim=True)
+    kept = torch.cat([mean_RS1HW, every_RShHW[:, :, :GRID_HEADS]], dim=2).movedim(2, 0)
+    return AttentionGrid(rows_R, columns_S, kept.cpu().numpy())
+
+
+def _spread(side: int, points: int, own: int) -> np.ndarray:
+    """Return the numbers of at most `points` cells of a side, evenly spread, one of them its own."""
+    count = min(points, side)
+    out = (np.arange(count) * side + side // 2) // count
+    out[np.abs(out - own).argmin()] = own
+    return out
 
 
 def _mean_size(x_BCHW: Tensor) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`analyze`: what networks look at, how alike they are, and what they do on changed images."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import Parser, Verbs, add_imports, add_verb, print_table
@@ -26,8 +27,9 @@ def _add_common(verb: argparse.ArgumentParser, what: str, images: int | str, dat
     verb.add_argument("networks", nargs="+", metavar="SUBJECT", help=SUBJECT_HELP)
     verb.add_argument("--data", metavar="PATH", required=True, help=data)
     verb.add_argument(
-        "--out", metavar="FOLDER", default=f"analysis/{what}", help=f"folder to write; default: analysis/{what}"
-    )
+        "--out", metavar="FOLDER",
+        help=f"folder to write; default: analysis/{what}, in the folder of the first network if that is a run",
+    )  # fmt: skip
     number = f"{images}, or all where there are fewer" if isinstance(images, int) else images
     verb.add_argument("--images", dest="count", type=int, metavar="N", help=f"number of images; default: {number}")
     verb.add_argument("--pretrained", action="store_true", help="give models by name their published weights")
@@ -35,6 +37,12 @@ def _add_common(verb: argparse.ArgumentParser, what: str, images: int | str, dat
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of fresh weights; default: 0")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add_imports(verb, "a file that registers networks or data formats of your own; may be repeated")
+
+
+def _out(args: argparse.Namespace) -> Path:
+    from fourstage.run.analyze.outputs import default_folder
+
+    return default_folder(args.analysis, args.networks[0]) if args.out is None else Path(args.out)
 
 
 def _loading(args: argparse.Namespace) -> "Loading":
@@ -91,7 +99,7 @@ def _run_erf(args: argparse.Namespace) -> int:
         power=args.power,
         untrained=args.untrained,
     )
-    return _print(analyze_erf(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_erf(args.networks, args.data, _out(args), setting, loading=_loading(args)))
 
 
 def _add_invariance(verbs: Verbs) -> None:
@@ -131,7 +139,7 @@ def _run_invariance(args: argparse.Namespace) -> int:
         order=args.order,
         seed=args.seed,
     )
-    return _print(analyze_invariance(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_invariance(args.networks, args.data, _out(args), setting, loading=_loading(args)))
 
 
 def _add_cka(verbs: Verbs) -> None:
@@ -166,7 +174,7 @@ def _run_cka(args: argparse.Namespace) -> int:
         size=args.size,
         ceiling=args.ceiling,
     )
-    return _print(analyze_cka(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_cka(args.networks, args.data, _out(args), setting, loading=_loading(args)))
 
 
 def _add_cam(verbs: Verbs) -> None:
@@ -214,7 +222,7 @@ def _run_cam(args: argparse.Namespace) -> int:
         order=args.order,
         **given,
     )
-    return _print(analyze_cam(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_cam(args.networks, args.data, _out(args), setting, loading=_loading(args)))
 
 
 def _box(text: str) -> tuple[float, float, float, float]:
@@ -249,7 +257,7 @@ def _run_maps(args: argparse.Namespace) -> int:
     from fourstage.run.analyze.maps import MapsSetting, analyze_maps
 
     setting = MapsSetting(images=args.count, point=point, size=args.size, order=args.order)
-    return _print(analyze_maps(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_maps(args.networks, args.data, _out(args), setting, loading=_loading(args)))
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -302,4 +310,4 @@ def _run_robustness(args: argparse.Namespace) -> int:
         seed=args.seed,
         **given,
     )
-    return _print(analyze_robustness(args.networks, args.data, args.out, setting, loading=_loading(args)))
+    return _print(analyze_robustness(args.networks, args.data, _out(args), setting, loading=_loading(args)))

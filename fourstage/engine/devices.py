@@ -100,6 +100,11 @@ def join(device: str) -> tuple[Ranks, torch.device]:
     return ranks, chosen
 
 
+def is_first_process() -> bool:
+    """Return whether this is the first of the processes that `torchrun` or `srun` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def leave() -> None:
     """Undo `join`."""
     if dist.is_available() and dist.is_initialized():

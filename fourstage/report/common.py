@@ -3,6 +3,7 @@
 import math
 import shlex
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -120,6 +121,14 @@ def recipe(run: Run) -> Markup:
     text = tag("pre", tag("code", run.recipe_text), tabindex=0)
     resolved = tag("details", tag("summary", "The complete recipe of this run"), text)
     return section("recipe", "How it was trained", changed, resolved, _environment(run), _waiting(run))
+
+
+def analyses(run: Run) -> Markup | None:
+    """Return the section with links to the pages of `fourstage analyze` in the run's folder; None without any."""
+    if not run.analyses:
+        return None
+    links = [tag("li", tag("a", page, href=quote(page))) for page in run.analyses]
+    return section("analyses", "Analyses", tag("ul", *links))
 
 
 def own_data(run: Run) -> Markup:

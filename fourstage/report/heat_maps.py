@@ -79,8 +79,56 @@ def heat_map(
     content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height, x_name), *drawn]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
-        aria_labelledby=f"{key}-title",
+        aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
     )  # fmt: skip
+
+
+def chosen_map(
+    key: str,
+    title: str,
+    tiles_RSHW: np.ndarray,
+    cells: tuple[Sequence[int], Sequence[int]],
+    chosen: tuple[int, int],
+    *,
+    high: float,
+    extent: tuple[int, int],
+    point: tuple[float, float],
+) -> Markup:
+    """Draw one of many maps, which the page's script exchanges for that of a clicked point; see `heat_map`.
+
+    All maps are tiles of one embedded picture, of which the drawing shows one, so that no script has to draw.
+
+    Args:
+        tiles_RSHW: a map for each of R x S cells, in colours from 0 to `high`.
+        cells: the rows and the columns of these cells.
+        chosen: (row, column) of the cell whose map is shown at first.
+        point: (row, column) of the cross.
+    """
+    rows, columns = extent
+    width, height = SIDE, max(40, round(SIDE * rows / columns))
+    tall, wide = tiles_RSHW.shape[2:]
+    sheet_HW = tiles_RSHW.transpose(0, 2, 1, 3).reshape(len(cells[0]) * tall, len(cells[1]) * wide)
+    row, column = (list(known).index(own) for known, own in zip(cells, chosen, strict=True))
+    picture = tag(
+        "svg",
+        tag("image", href=palette_url(sheet_HW, high), width=sheet_HW.shape[1], height=sheet_HW.shape[0],
+            style="image-rendering: pixelated"),
+        class_="tiles", x=LEFT, y=TOP, width=width, height=height, preserveAspectRatio="none",
+        viewBox=f"{column * wide} {row * tall} {wide} {tall}",
+        data_rows=" ".join(map(str, cells[0])), data_columns=" ".join(map(str, cells[1])), data_tile=f"{wide} {tall}",
+    )  # fmt: skip
+    y, x = point
+    cross = _cross(LEFT + (x + 0.5) * width / columns, TOP + (y + 0.5) * height / rows)
+    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height, "pixels"), cross]
+    return tag(
+        "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
+        aria_labelledby=f"{key}-title", **place(extent, width, height),
+    )  # fmt: skip
+
+
+def place(extent: tuple[float, float], width: float, height: float) -> dict[str, str]:
+    """Return the attribute by which the page's script finds the image's pixels in a drawing."""
+    return {"data_place": f"{LEFT} {TOP} {width} {height} {extent[1]} {extent[0]}"}
 
 
 def picture_map(
@@ -107,7 +155,7 @@ def picture_map(
     content = [tag("title", title, id=f"{key}-title"), drawing, *_axes(rows, columns, width, height, "pixels"), *drawn]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
-        aria_labelledby=f"{key}-title",
+        aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
     )  # fmt: skip
 
 
@@ -147,6 +195,16 @@ def data_url(image_HW3: np.ndarray) -> str:
     """Return an image as a PNG in a data URL."""
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image_HW3)).save(out, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def palette_url(values_HW: np.ndarray, high: float) -> str:
+    """Return numbers from 0 to `high` as a PNG of 256 colours in a data URL, a third of one of full colours."""
+    index_HW = np.rint(255 * np.clip(values_HW / (high or 1.0), 0, 1)).astype(np.uint8)
+    picture = Image.fromarray(index_HW, mode="P")
+    picture.putpalette(coloured(np.arange(256)[None], 0, 255)[0].tobytes())
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

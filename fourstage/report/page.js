@@ -67,3 +67,43 @@ for (const chart of document.querySelectorAll("svg.chart[data-lines]")) {
   });
   chart.addEventListener("pointerleave", () => { marks.replaceChildren(); output.textContent = ""; });
 }
+
+// Pictures of attention: a click shows that of the clicked point, in all layers of the same network and image.
+for (const part of document.querySelectorAll("section")) {
+  const drawings = [...part.querySelectorAll("svg[data-place]")].filter((one) => !one.querySelector(".dot"));
+  const tiles = [...part.querySelectorAll("svg.tiles")];
+  if (!tiles.length) continue;
+  const numbers = (text) => text.split(" ").map(Number);
+  const closest = (cells, at) => cells.reduce((best, cell, i) => (Math.abs(cell - at) < Math.abs(cells[best] - at) ? i : best), 0);
+  const words = document.createElement("p");
+  words.className = "quiet";
+  words.setAttribute("role", "status");
+  words.textContent = "Click a point of a picture to see where it looks.";
+  part.querySelector("h2").after(words);
+  const choose = (across, down) => {  // shares of the image's sides
+    for (const tile of tiles) {
+      const [wide, tall] = numbers(tile.dataset.tile);
+      const column = closest(numbers(tile.dataset.columns), across * wide - 0.5);
+      const row = closest(numbers(tile.dataset.rows), down * tall - 0.5);
+      tile.setAttribute("viewBox", `${column * wide} ${row * tall} ${wide} ${tall}`);
+    }
+    for (const drawing of drawings) {
+      const [left, top, width, height] = numbers(drawing.dataset.place);
+      const [x, y] = [left + across * width, top + down * height];
+      for (const path of drawing.querySelectorAll(".outline path")) {
+        path.setAttribute("d", `M${x - 6} ${y}H${x + 6}M${x} ${y - 6}V${y + 6}`);
+      }
+    }
+    const [, , , , columns, rows] = numbers(drawings[0].dataset.place);
+    words.textContent = `The cross is the point ${Math.floor(across * columns)},${Math.floor(down * rows)}; the maps are those of the nearest cells.`;
+  };
+  for (const drawing of drawings) {
+    drawing.classList.add("choosing");
+    drawing.addEventListener("click", (event) => {
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());
+      const [left, top, width, height] = numbers(drawing.dataset.place);
+      const [across, down] = [(at.x - left) / width, (at.y - top) / height];
+      if (across >= 0 && across < 1 && down >= 0 && down < 1) choose(across, down);
+    });
+  }
+}

@@ -13,7 +13,7 @@ from fourstage.report.read import Run
 Section = Callable[[Run], Markup | None]  # returns None where the run lacks the data for it
 
 BEFORE: tuple[Section, ...] = (common.headline, common.curves, common.numbers)
-AFTER: tuple[Section, ...] = (common.recipe, next_steps, common.own_data)
+AFTER: tuple[Section, ...] = (common.recipe, common.analyses, next_steps, common.own_data)
 OF_TASK: dict[str, tuple[Section, ...]] = {
     "classification": (classification.confusion, classification.per_class, classification.predictions),
     "detection": (detection.precision_recall, detection.per_class, detection.predictions),

@@ -122,6 +122,7 @@ class Run:
     records: Records | None
     samples: tuple[ClassifiedSample, ...]  # of classification
     pictures: tuple[PredictionPicture, ...] = ()  # of detection and segmentation
+    analyses: tuple[str, ...] = ()  # pages of `fourstage analyze` in this folder, such as analysis/erf/erf.html
 
     @property
     def title(self) -> str:
@@ -209,6 +210,7 @@ def _read_run(folder: Path) -> Run:
     classifies = recipe.get("task", "classification") == "classification"
     return Run(
         folder=folder,
+        analyses=tuple(sorted(page.relative_to(folder).as_posix() for page in folder.glob("analysis/*/*.html"))),
         recipe=recipe,
         recipe_text=recipe_text,
         name=name,

@@ -285,3 +285,24 @@ def test_a_damaged_image_of_a_test_set_is_left_out(tmp_path: Path, capsys: pytes
     assert "1 image cannot be read and is left out: a.jpg" in capsys.readouterr().out
     with (tmp_path / "out" / "robustness.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["2"]
+
+
+def test_analyses_of_a_run_are_in_its_folder_and_in_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["length=1it", "warmup=0it", "batch_size=8", "workers=0", "ema=null", "device=cpu"]
+    assert run("train", "digits_visformer", "--out", "runs/mine", *short) == 0
+    report = tmp_path / "runs" / "mine" / "report.html"
+    assert "analysis/erf" not in report.read_text()
+    words = ["--data", "digits", "--images", "1", "--size", "32"]
+    assert run("analyze", "erf", "runs/mine", NETWORK, *words) == 0
+    assert (tmp_path / "runs" / "mine" / "analysis" / "erf" / "erf.npz").is_file()
+    assert '<a href="analysis/erf/erf.html">' in report.read_text()
+    assert run("analyze", "cam", "runs/mine", *words, "--method", "gradcam") == 0
+    assert re.findall(r'href="(analysis/[^"]+)"', report.read_text()) == [
+        "analysis/cam/cam.html", "analysis/erf/erf.html"
+    ]  # fmt: skip
+    before = report.read_text()
+    assert run("analyze", "erf", NETWORK, "runs/mine", *words) == 0  # the first network is no run
+    assert (tmp_path / "analysis" / "erf" / "erf.html").is_file()
+    assert run("analyze", "erf", "runs/mine", *words, "--out", "elsewhere") == 0
+    assert report.read_text() == before

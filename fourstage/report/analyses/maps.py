@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourstage.analysis.maps import MixerMaps
+from fourstage.analysis.maps import AttentionGrid, MixerMaps
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section
 from fourstage.report.curves import Curve, curve_chart
-from fourstage.report.heat_maps import Dot, Outline, colour_bar, heat_map, picture_map
+from fourstage.report.heat_maps import Dot, Outline, chosen_map, colour_bar, heat_map, picture_map
 from fourstage.report.markup import Markup, tag
 
 MOST_HEADS = 4  # of a layer that are drawn
@@ -84,6 +84,8 @@ def _layer(key: str, one: Looked, maps: MixerMaps) -> Markup:
     if not drawn:
         return Markup(title + tag("p", "A convolution: the same for every image; see the distances.", class_="quiet"))
     own, others = (drawn[:1], drawn[1:]) if maps.modulator_HW is not None else ([], drawn)
+    if maps.grid is not None:
+        return Markup(title + _chosen(key, one, maps, maps.grid, [label for label, _ in others]))
     high = max(float(np.quantile(map_HW, COLOURS)) for _, map_HW in others)
     name = "mean of |scale|" if maps.modulator_HW is not None else "attention weight"
     bars = [colour_bar(0.0, high, name)]
@@ -94,6 +96,21 @@ def _layer(key: str, one: Looked, maps: MixerMaps) -> Markup:
         bars.insert(0, colour_bar(0.0, own_high, "modulator, mean of |M|"))
     figures += [_map(f"{key}h{i}", one, label, map_HW, high) for i, (label, map_HW) in enumerate(others)]
     return Markup(title + panels(figures) + panels(bars))
+
+
+def _chosen(key: str, one: Looked, maps: MixerMaps, grid: AttentionGrid, labels: Sequence[str]) -> Markup:
+    """Draw the attention of the given point, with that of the other points of a grid to be chosen by a click."""
+    high = max(float(np.quantile(own, COLOURS)) for own in grid.weights_gRSHW)
+    cells, (x, y), extent = (grid.rows_R.tolist(), grid.columns_S.tolist()), one.point, one.image_HW3.shape[:2]
+    figures = [
+        figure(
+            chosen_map(f"{key}h{i}", f"{label} of {one.image}", tiles_RSHW, cells, maps.cell, high=high,
+                       extent=(extent[0], extent[1]), point=(y - 0.5, x - 0.5)),
+            label,
+        )
+        for i, (label, tiles_RSHW) in enumerate(zip(labels, grid.weights_gRSHW, strict=True))
+    ]  # fmt: skip
+    return Markup(panels(figures) + panels([colour_bar(0.0, high, "attention weight")]))
 
 
 def _map(key: str, one: Looked, label: str, map_HW: np.ndarray, high: float) -> Markup:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fourstage.analysis.images import prepared
-from fourstage.analysis.maps import MixerMaps, mixer_maps
+from fourstage.analysis.maps import GRID, MixerMaps, mixer_maps
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Batch, Sample
 from fourstage.progress import Bar
@@ -21,6 +21,7 @@ from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.dino_looks import best_looks
 
+CLICKABLE = 4  # images of all networks whose pictures show the attention of a clicked point
 QUERIES = 3  # of a DINO that are drawn
 
 
@@ -67,7 +68,7 @@ def analyze_maps(
     with Bar("reading maps", len(subjects) * len(chosen.positions), show=show) as bar:
         for subject in subjects:
             for sample in read(dataset, chosen.positions):
-                found.append(look(subject, sample, setting))
+                found.append(look(subject, sample, setting, GRID if len(found) < CLICKABLE else 0))
                 bar.update(len(found))
     files = write(
         folder,
@@ -81,8 +82,12 @@ def analyze_maps(
     return Outcome(_HEAD, tuple(_printed(found)), (*notes, *chosen.notes), files)
 
 
-def look(subject: Subject, sample: Sample, setting: MapsSetting) -> Looked:
-    """Return the maps of one image: of all mixers the distances, and of the last of each stage the pictures."""
+def look(subject: Subject, sample: Sample, setting: MapsSetting, grid: int = 0) -> Looked:
+    """Return the maps of one image: of all mixers the distances, and of the last of each stage the pictures.
+
+    Args:
+        grid: points a side whose attention a reader can choose; 0: that of the given point alone.
+    """
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
     side = side_for(subject, sample.image, setting.size)
     plain = replace(subject.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -92,7 +97,7 @@ def look(subject: Subject, sample: Sample, setting: MapsSetting) -> Looked:
     point = setting.point or (side / 2, side / 2)
     looks = _looks(subject.network, image_BCHW, subject) if isinstance(subject.network, DINO) else None
     try:
-        every = mixer_maps(subject.network, image_BCHW, point)
+        every = mixer_maps(subject.network, image_BCHW, point, grid=grid)
     except ValueError:
         if looks is None:  # the points of a DINO are there whatever its backbone
             raise

@@ -11,6 +11,10 @@ import numpy as np
 
 from fourstage.files import csv_cell, write_file, write_text
 from fourstage.predict.outputs import make_folder
+from fourstage.recipe.resolve import RUN_RECIPE
+from fourstage.report import render_report
+
+INSIDE = "analysis"  # folder within that of a run
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,23 @@ def write(
     write_file(paths[0], lambda file: np.savez_compressed(file, **arrays))  # pyright: ignore[reportArgumentType]
     write_text(paths[1], as_csv(columns, rows))
     write_text(paths[2], page)
+    _link_in_report(folder)
     return paths
+
+
+def default_folder(what: str, first: str | Path) -> Path:
+    """Return where results go unless the user says it: into the folder of a run, if that is the first network."""
+    is_run = (Path(first) / RUN_RECIPE).is_file()
+    return (Path(first) if is_run else Path()) / INSIDE / what
+
+
+def _link_in_report(folder: Path) -> None:
+    """Write the report of a run again, with a link to the new page, where the results are in its folder."""
+    if folder.parent.name != INSIDE:
+        return
+    run = folder.parent.parent
+    if (run / RUN_RECIPE).is_file() and (run / "report.html").is_file():
+        write_text(run / "report.html", render_report(run))
 
 
 def with_interval(value: float, low: float, high: float, form: str) -> str:

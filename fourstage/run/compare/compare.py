@@ -8,6 +8,7 @@ from typing import Any
 
 from fourstage.analysis.comparison import Comparison
 from fourstage.documents import read_json
+from fourstage.engine.devices import is_first_process
 from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE
@@ -131,7 +132,8 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
         if stopped_by is not None:
             return Compared(grid.out, stopped_by=stopped_by)
     if only is not None:
-        _analyse_cell(chosen[0], grid.out, wishes)
+        if is_first_process():  # of a cell that several processes have trained together
+            _analyse_cell(chosen[0], grid.out, wishes)
         return Compared(grid.out)
     return _written(_table(planned), grid.out, replace(wishes, reference=planned.reference.name), show=show)
 
