@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported.files import classifier_files
+from exported.files import of_size, write_onnx
+from exported.networks import graph_of
 from PIL import Image
 from predict.networks import predictor
 
@@ -39,7 +40,13 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("without_torch")
-    classifier_files(folder, predictor("classification").network)
+    graph, description = (
+        graph_of("classification", predictor("classification").network),
+        of_size("classification", (32, 32)),
+    )
+    write_onnx(folder / "x.onnx", graph, description, (32, 32))
+    for name in ("x.xml", "x.pt2"):
+        (folder / name).write_bytes(b"")  # their runtimes are missing, before anything is read
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     return folder
