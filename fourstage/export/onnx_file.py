@@ -25,6 +25,7 @@ def onnx_model(program: ExportedProgram, inputs: Sequence[str], outputs: Sequenc
     """
     from torch.onnx import OnnxExporterError
 
+    _copy_attention(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch and onnxscript about themselves
@@ -47,6 +48,21 @@ def onnx_model(program: ExportedProgram, inputs: Sequence[str], outputs: Sequenc
     model = converted.model_proto
     _tidy(model)
     return model
+
+
+def _copy_attention(program: ExportedProgram) -> None:
+    """Make the output of attention contiguous: its strides change while the exporter works, and views then fail."""
+    aten = torch.ops.aten
+    for node in [*program.graph.nodes]:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.scaled_dot_product_attention.default:
+            with program.graph.inserting_after(node):
+                copy = program.graph.call_function(aten.clone.default, (node,))
+            copy.kwargs = {"memory_format": torch.contiguous_format}
+            copy.meta["val"] = node.meta["val"].contiguous()
+            node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+    program.graph_module.recompile()
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

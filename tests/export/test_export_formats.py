@@ -10,6 +10,7 @@ from export.written import NETWORKS, built, export
 from tiny_networks import NETWORKS as FAMILIES
 from tiny_networks import tiny, tiny_dense
 
+from fourstage.backbones import swin
 from fourstage.documents import read_json
 from fourstage.export.proof import noise_images
 from fourstage.exported.runtime import open_runtime
@@ -34,6 +35,13 @@ def test_every_method_is_written_to_onnx(name: str, tmp_path: Path) -> None:
     assert kept["passed"]
     assert kept["worst"] == written.proof.worst
     assert kept["rows"][0]["shape"] == [1, 3, *size]
+
+
+def test_a_single_window_is_written_to_onnx(tmp_path: Path) -> None:
+    """Its attention is viewed, not copied, in the order of axes that PyTorch's kernel has."""
+    design = swin.Design(width=32, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), window=7)
+    network = swin.classifier(design, img_size=224, num_classes=10)
+    assert not export(network, tmp_path / "x.onnx", size=(224, 224)).proof.failure
 
 
 @pytest.mark.parametrize("format", ["torch", "openvino"])
