@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from torch.overrides import TorchFunctionMode
 
 from fourstage import registry
 from fourstage.files import RAISE, limit
@@ -24,16 +22,13 @@ from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 from fourstage.weights.complete_checkpoints import load_dense_state
 from fourstage.weights.load import Report, load_state
+from fourstage.weights.no_values import without_memory
 from fourstage.weights.reading import metadata
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from fourstage.weights.reading.download import Progress
 
-UNNEEDED = (  # of the initialisation of a network without values
-    *(Tensor.normal_, Tensor.uniform_, Tensor.log, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_),
-    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_),
-)
 MOST_MODULES = 20_000  # of a network that a file describes; the largest here has 2,000
 SPARE_NUMBERS = 2**26  # beyond four times those in the file: buffers that are no part of it
 
@@ -173,27 +168,6 @@ def try_on_meta(build: Callable[[], object], file: Checkpoint) -> None:
     """
     with no_larger_than(file), without_memory(), suppress(NotImplementedError):
         build()  # torch raises NotImplementedError for an operation that needs values
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Build networks on the meta device while the context is open: names and shapes, no values."""
-    with torch.device("meta"), _NoValues():
-        yield
-
-
-class _NoValues(TorchFunctionMode):
-    """Leaves initialisation out: on the meta device its only effect is to import torch's compiler, for two seconds."""
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in UNNEEDED:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
 
 
 def check_levels(model: nn.Module, name: str) -> nn.Module:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
-import torch
 from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps, WrappedBackbone
 from fourstage.weights import foreign_swin, imagenet22k, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
+from fourstage.weights.no_values import without_memory
 from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.resize import resize_rule
@@ -400,14 +400,14 @@ def _families_in(file: str) -> set[str]:
 
 def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> Plan | None:
     for build in (entry.classifier, entry.dense):
-        with torch.device("meta"):  # shapes without memory
+        with without_memory():
             model = build()
         named = our_names(model, state)
         if not isinstance(model, Backbone) or named is None:
             return None  # neither form has these names
         shown = model
         if isinstance(model, Dense) and (maps := _maps_with_norms(named[0], model)):
-            with torch.device("meta"):
+            with without_memory():
                 shown = entry.dense(out_indices=maps)
         if (plan := _plan(shown, named[0])) is not None:
             return plan
@@ -418,7 +418,7 @@ def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> 
 
 def maps_of(name: str, state: Mapping[str, Tensor]) -> list[int] | None:
     """Return the numbers of the maps of a dense backbone whose file has norms for some of its maps alone; else None."""
-    with torch.device("meta"):
+    with without_memory():
         model = registry.find(name).dense()
     named = our_names(model, state)
     return _maps_with_norms(named[0], model) if named is not None else None
@@ -447,7 +447,7 @@ def _dense_twin(model: Classifier) -> nn.Module | None:
     name = model.default_cfg.get("architecture")
     if name is None:
         return None
-    with torch.device("meta"):
+    with without_memory():
         return registry.find(name).dense()
 
 

@@ -163,6 +163,16 @@ def test_a_file_that_fits_as_it_is_goes_before_those_that_would_be_resized() -> 
     assert which_models({"a": torch.zeros(1)}) == []
 
 
+def test_the_search_over_all_networks_initialises_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("values that nobody reads, which take most of the time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.init, "_no_grad_normal_", fail)
+        patch.setattr(torch.nn.init, "_no_grad_uniform_", fail)
+        assert which_models({"stages.0.nobody": torch.zeros(1)}) == []
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fourstage.api import fresh_network
 from fourstage.backbones.base import FeatureMaps
-from fourstage.build import without_memory
 from fourstage.files import check_no_links, is_unfinished, real_path, write_file, write_text
 from fourstage.predict.predictor import Predictor
 from fourstage.recipe import EMBEDDED, Recipe, is_name_of_weights
@@ -27,6 +26,7 @@ from fourstage.run.pretrained.facts import Facts
 from fourstage.run.task_protocol import AnyProtocol, AnyTask
 from fourstage.weights import saved
 from fourstage.weights.description import NetworkDescription, description_of
+from fourstage.weights.no_values import without_memory
 
 WEIGHTS, CONFIG, README = "model.safetensors", saved.CONFIG, "README.md"
 FILES = (WEIGHTS, CONFIG, README)
