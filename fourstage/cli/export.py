@@ -55,7 +55,7 @@ def _run_export(args: argparse.Namespace) -> int:
         args.source,
         args.out,
         format=args.format,
-        dynamic=[word for word in args.dynamic.split(",") if word],
+        dynamic=args.dynamic.replace(",", " ").split(),
         half=args.half,
         output=args.output,
         size=None if args.size is None else parse_size(args.size),
@@ -67,11 +67,13 @@ def _run_export(args: argparse.Namespace) -> int:
         imports=args.imports,
     )
     proof = written.proof
-    print_table(*_table(proof))
+    if proof.rows:
+        print_table(*_table(proof))
     if proof.note:
         print(wrapped(proof.note))
     if proof.failure:
-        text = f"{written.path.name} deviates from its network: {proof.failure}; no file was written"
+        what = "fails its proof" if proof.stopped else "deviates from its network"
+        text = f"{written.path.name} {what}: {proof.failure}; no file was written"
         print(f"fourstage: {text}", file=sys.stderr)
         return FAILED
     size = f"{written.size / 1e6:.1f} MB"

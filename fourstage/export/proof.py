@@ -92,17 +92,22 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Proof:
-    """All deviations of a file."""
+    """All deviations of a file.
+
+    Attributes:
+        stopped: why the runtime could not open the file or compute an image; empty: it computed all.
+    """
 
     runtime: str
     tolerance: Tolerance
     rows: tuple[Row, ...]
     note: str = ""
+    stopped: str = ""
 
     @property
     def failure(self) -> str:
-        """Return the first deviation above the tolerance in words; empty: the file is proved."""
-        return next((text for row in self.rows if (text := row.exceeds(self.tolerance))), "")
+        """Return in words why the runtime stopped, or the first deviation above the tolerance; empty: it is proved."""
+        return self.stopped or next((text for row in self.rows if (text := row.exceeds(self.tolerance))), "")
 
     @property
     def worst(self) -> dict[str, float]:
@@ -128,8 +133,11 @@ def prove(
     for some in images:
         with torch.inference_mode():
             wanted = [x.numpy() for x in graph(some.images_BCHW)]
-        found = runtime.run(some.images_BCHW.numpy(), some.size)
-        rows.append(Row(some.name, tuple(some.images_BCHW.shape), _deviations(graph, wanted, found)))
+        try:
+            deviations = _deviations(graph, wanted, runtime.run(some.images_BCHW.numpy(), some.size))
+        except ValueError as error:
+            return Proof(runtime.name, tolerance, tuple(rows), stopped=str(error))
+        rows.append(Row(some.name, tuple(some.images_BCHW.shape), deviations))
     return Proof(runtime.name, tolerance, tuple(rows))
 
 
@@ -156,7 +164,10 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
 def _prove_detector(runtime: Runtime, network: Detector, images: Sequence[Images], tolerance: Tolerance) -> Proof:
     rule = runtime.description.suppression
     assert rule is not None, "a description of a detector has it"
-    outputs = [runtime.run(some.images_BCHW.numpy(), some.size) for some in images]
+    try:
+        outputs = [runtime.run(some.images_BCHW.numpy(), some.size) for some in images]
+    except ValueError as error:
+        return Proof(runtime.name, tolerance, (), stopped=str(error))
     wanted = [_detect(network, some) for some in images]
     note = ""
     if isinstance(network, SingleStage) and sum(len(one) for ones in wanted for one in ones) < FEWEST:

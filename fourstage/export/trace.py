@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from fourstage.export.graphs import Graph
 
 AXES = ("batch", "height", "width")
+SMALLEST = 32  # pixels of a side
 LARGEST = 4096  # pixels of a dynamic side
 MOST_IMAGES = 256  # of a dynamic batch
 EXTRA = (150, 102)  # pixels above the smallest sides of the example that is traced: no two axes are equal
@@ -40,7 +41,7 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
 
     Args:
         graph: in evaluation mode, on the CPU.
-        size: (H, W) of its images, pixels; dynamic sides ignore it.
+        size: (H, W) of its images, pixels; dynamic sides begin at the smaller one if they cannot begin before.
         axes: the names of dynamic axes, of `AXES`.
 
     Raises:
@@ -56,7 +57,7 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
     from torch._dynamo.exc import UserError
 
     reason = ""
-    for smallest in graph.smallest_sides if {"height", "width"} & set(axes) else (1,):
+    for smallest in _first_sides(graph, size) if {"height", "width"} & set(axes) else (1,):
         try:
             return Traced(_program(graph, size, axes, smallest), smallest)
         except (UserError, AssertionError) as error:  # a guard that smaller sizes break
@@ -65,6 +66,12 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
         f"PyTorch {torch.__version__} cannot record this network for every {' and '.join(sorted(axes))} "
         f"({reason:.200}); leave --dynamic out, which fixes the size, or name fewer axes"
     )
+
+
+def _first_sides(graph: Graph, size: tuple[int, int]) -> list[int]:
+    """Return from which sides on a graph may serve all sizes, also from that of its own images, in order."""
+    own = min(size) // graph.multiple * graph.multiple
+    return sorted({*graph.smallest_sides, own} if own >= SMALLEST else graph.smallest_sides)
 
 
 def _program(graph: Graph, size: tuple[int, int], axes: Collection[str], smallest: int) -> ExportedProgram:

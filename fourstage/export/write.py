@@ -7,16 +7,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 from torch import nn
 
 from fourstage.export import onnx_file, other_files
 from fourstage.export.graphs import Graph
-from fourstage.export.proof import FLOAT32, HALF, Images, Proof, as_json, prove
+from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Tolerance, as_json, prove
 from fourstage.export.trace import Traced, trace
 from fourstage.exported.description import Description
-from fourstage.exported.runtime import open_runtime
+from fourstage.exported.runtime import RUNTIMES, open_runtime
 from fourstage.extras import install
 from fourstage.files import atomic_path, write_text
 
@@ -65,8 +66,12 @@ def check_format(format: str) -> None:
             ) from error
 
 
-def check_out(path: Path, format: str) -> None:
-    """Raise ValueError or OSError unless a file of this format can have this name."""
+def check_out(path: Path, format: str, *, force: bool = True) -> None:
+    """Raise ValueError or OSError unless a file of this format can have this name.
+
+    Args:
+        force: files of this name may be replaced.
+    """
     suffix = SUFFIXES[format]
     if path.suffix != suffix:
         raise ValueError(f"--out {path} must end in {suffix}, by which files of --format {format} are known")
@@ -74,6 +79,14 @@ def check_out(path: Path, format: str) -> None:
         raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it, or name another --out")
     if path.is_dir():
         raise IsADirectoryError(f"--out {path} is a folder; name a file")
+    for one in _files_of(path, format):
+        if one.exists() and not force:
+            raise ValueError(f"{one} exists: add --force to replace it, or name another --out")
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(f"no file can be made in {path.parent} ({error.strerror}); name another --out") from error
 
 
 def write(
@@ -115,7 +128,7 @@ def write(
     try:
         with _new_files(path, format) as new:
             _write_format(traced, new, format, description, half=half)
-            proof = prove(open_runtime(new), graph, network, images(traced), HALF if half else FLOAT32)
+            proof = _proved(new, path, graph, network, images(traced), HALF if half else FLOAT32)
             written = Written(path, proof, sum(one.stat().st_size for one in _files_of(new, format)))
             if proof.failure:
                 raise _FailedError(written)
@@ -124,6 +137,18 @@ def write(
     about = {"file": path.name, "file_format": format, "bytes": written.size, **(also or {})}
     write_text(written.proof_path, json.dumps(as_json(proof, **about), indent=2) + "\n")
     return written
+
+
+def _proved(
+    new: Path, path: Path, graph: Graph, network: nn.Module, images: Sequence[Images], tolerance: Tolerance
+) -> Proof:
+    """Return the proof of a new file under the name that it will get."""
+    try:
+        runtime = open_runtime(new)
+    except ValueError as error:
+        return Proof(RUNTIMES[path.suffix][1], tolerance, (), stopped=str(error).replace(str(new), str(path)))
+    runtime.path = path
+    return prove(runtime, graph, network, images, tolerance)
 
 
 class _FailedError(Exception):

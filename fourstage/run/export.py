@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -61,7 +61,7 @@ class _Network:
 
     graph: Graph
     network: torch.nn.Module
-    describe: Callable[[Input], Description]
+    describe: Callable[[Input, tuple[int, int]], Description]
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -120,8 +120,11 @@ def export_network(
         network.network,
         path,
         format,
-        lambda traced: network.describe(_input(network, traced, size, options)),
-        lambda traced: samples or noise_images(noise_sizes(size, options, network.graph.multiple, traced.smallest)),
+        lambda traced: network.describe(_input(network, traced, size, options), size),
+        lambda traced: _proof_images(
+            [_filled_up(one, traced.smallest, options) for one in samples],
+            noise_sizes(size, options, network.graph.multiple, traced.smallest),
+        ),
         size=size,
         axes=options.dynamic,
         half=half,
@@ -143,9 +146,7 @@ def _check(source: str | Path, path: Path, options: Options, data: str | None, *
     if options.output not in ("logits", "labels"):
         raise ValueError(f"there is no output {options.output!r}; choose logits or labels")
     check_format(options.format)
-    check_out(path, options.format)
-    if path.exists() and not force:
-        raise ValueError(f"{path} exists: add --force to replace it, or name another --out")
+    check_out(path, options.format, force=force)
     if options.size is not None and min(options.size) < 32:
         raise ValueError(f"--size {options.size[0]}x{options.size[1]} is too small; the smallest is 32x32")
     if data is not None and data not in EMBEDDED and not Path(data).exists():
@@ -167,6 +168,12 @@ def _loaded(
     protocol, task = load_task(name, weights, which)
     task.eval()
     recipe: Any = protocol.recipe
+    if recipe.task == "classification" and options.size is not None and len({*options.size}) > 1:
+        height, width = options.size
+        raise ValueError(
+            f"--size {height}x{width} is no square, and a classifier reads the middle square of an image; give "
+            f"--size {max(height, width)}"
+        )
     graph = graph_of(task.network, options.output)
     describe = partial(_described, protocol, task, graph, _licence(name, weights))
     return _Network(graph, task.network, describe, _size(recipe), recipe.mean, recipe.std, protocol)
@@ -183,7 +190,7 @@ def _dense(source: str, options: Options, weights: str | Path | None) -> _Networ
     config = backbone.default_cfg
     graph = graph_of(backbone, options.output)
 
-    def describe(input: Input) -> Description:
+    def describe(input: Input, size: tuple[int, int]) -> Description:
         return Description(
             task="backbone",
             kind=graph.kind,
@@ -211,14 +218,17 @@ def _size(recipe: Any) -> tuple[int, int]:
     return tuple(e.window or (None if e.scale is None else (min(e.scale), max(e.scale))) or recipe.augmentation.crop)
 
 
-def _described(protocol: AnyProtocol, task: AnyTask, graph: Graph, licence: str | None, input: Input) -> Description:
+def _described(
+    protocol: AnyProtocol, task: AnyTask, graph: Graph, licence: str | None, input: Input, size: tuple[int, int]
+) -> Description:
     recipe: Any = protocol.recipe
     module: Any = task
     values = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
     e = recipe.evaluation
     resize: Any
     if recipe.task == "classification":
-        resize = MiddleCrop(recipe.image_size, e.crop_pct, e.crop_mode, recipe.interpolation)
+        _check_side(size[0], input)
+        resize = MiddleCrop(size[0], e.crop_pct, e.crop_mode, recipe.interpolation)
     elif recipe.task == "detection":
         resize = KeepRatio(tuple(e.scale))
     else:
@@ -244,6 +254,15 @@ def _described(protocol: AnyProtocol, task: AnyTask, graph: Graph, licence: str 
         recipe_hash=hashlib.sha256(values.encode()).hexdigest(),
         versions=_versions(),
     )
+
+
+def _check_side(side: int, input: Input) -> None:
+    """Raise ValueError where a classifier's images are smaller than its graph reads: filling up changes its logits."""
+    if side < input.smallest:
+        raise ValueError(
+            f"this classifier reads images of {side} pixels, and with dynamic sides PyTorch records it from "
+            f"{input.smallest} on; leave height and width out of --dynamic, or give --size {input.smallest}"
+        )
 
 
 def _input(network: _Network, traced: Traced, size: tuple[int, int], options: Options) -> Input:
@@ -301,6 +320,34 @@ def noise_sizes(
     return out
 
 
+def _filled_up(one: Images, smallest: int, options: Options) -> Images:
+    """Return an image filled up to the smallest dynamic sides, as a prediction fills it up."""
+    missing = [
+        max(0, smallest - side) if axis in options.dynamic else 0
+        for axis, side in zip(AXES[1:], one.images_BCHW.shape[2:], strict=True)
+    ]
+    return replace(one, images_BCHW=F.pad(one.images_BCHW, (0, missing[1], 0, missing[0])))
+
+
+def _proof_images(samples: Sequence[Images], sizes: Sequence[tuple[int, int, int]]) -> list[Images]:
+    """Return the images of a proof: noise of these (B, H, W), or samples, also resized to the sizes that they lack."""
+    if not samples:
+        return noise_images(sizes)
+    shapes, out = {(len(one.images_BCHW), *one.images_BCHW.shape[2:]) for one in samples}, [*samples]
+    for n, (batch, height, width) in enumerate(sizes):
+        if (batch, height, width) not in shapes:
+            chosen = [samples[(n + i) % len(samples)] for i in range(batch)]
+            images_BCHW = torch.cat([_resized(one, height, width) for one in chosen])
+            out.append(Images("resized", images_BCHW, (height, width)))
+    return out
+
+
+def _resized(one: Images, height: int, width: int) -> torch.Tensor:
+    """Return (1, 3, height, width): an image without its padding, resized."""
+    image_1CHW = one.images_BCHW[:1, :, : one.size[0], : one.size[1]]
+    return F.interpolate(image_1CHW, (height, width), mode="bilinear", antialias=True)
+
+
 def _samples(
     network: _Network, data: str | None, size: tuple[int, int], options: Options, *, show: bool
 ) -> list[Images]:
@@ -314,7 +361,8 @@ def _samples(
         return []
     if data is None and where not in EMBEDDED and not Path(where).exists():
         return []
-    opened = protocol_of(recipe.model_copy(update={"data": where}))
+    side = {"image_size": size[0]} if recipe.task == "classification" else {}
+    opened = protocol_of(recipe.model_copy(update={"data": where, **side}))
     dataset = open_split(opened, "val", show=show)
     return [*islice(_prepared(opened, dataset, network, size, options), IMAGES)]
 

@@ -1,5 +1,7 @@
 """A file that deviates is refused, and what cannot be exported gets one sentence."""
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fourstage.export.graphs import graph_of
 from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Row, noise_images
 from fourstage.export.trace import trace
 from fourstage.export.write import check_format, check_out
+from fourstage.exported import onnx_runtime
 from fourstage.exported.description import Suppression
 from fourstage.tasks.detection.detector import Detections
 
@@ -51,6 +54,27 @@ def test_a_file_that_deviates_leaves_the_one_before(tmp_path: Path) -> None:
     path.write_text("before")
     assert export(built("semantic_fpn"), path, output="labels", size=(64, 96)).proof.failure
     assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("name", ["classifier", "retinanet"])
+def test_a_file_that_its_runtime_cannot_compute_fails_its_proof(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, inputs: Any) -> Any:
+        raise self.not_computed(inputs[0], RuntimeError("k is larger than the axis"))
+
+    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "compute", fails)
+    path = tmp_path / "x.onnx"
+    stopped = export(built(name), path, size=(96, 128)).proof.failure
+    assert stopped.startswith(f"{path} cannot compute an input of 1 x 3 x 96 x 128 (k is larger")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_its_runtime_cannot_open_fails_its_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "write_onnx", lambda model, path, description: path.write_bytes(b"no model"))
+    stopped = export(built("semantic_fpn"), tmp_path / "x.onnx", size=(64, 96)).proof.failure
+    assert stopped.startswith(f"{tmp_path / 'x.onnx'} is no ONNX file")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_number_that_is_not_one_exceeds_every_tolerance() -> None:
@@ -142,6 +166,23 @@ def test_formats_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "x.onnx").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
         check_out(tmp_path / "x.onnx", "onnx")
+    (tmp_path / "y.bin").touch()
+    with pytest.raises(ValueError, match=r"y\.bin exists: add --force to replace it"):
+        check_out(tmp_path / "y.xml", "openvino", force=False)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"needs onnxscript, which is missing .* type: .*install.*\[export\]"):
         check_format("onnx")
+
+
+def test_a_folder_that_takes_no_files_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(dir: Path) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("fourstage.export.write.TemporaryFile", full)
+    with pytest.raises(OSError, match=r"no file can be made in .* \(Read-only file system\); name another --out"):
+        check_out(tmp_path / "x.onnx", "onnx")
+
+
+def test_dynamic_sides_begin_at_the_images_of_the_network_where_those_are_smaller() -> None:
+    assert trace(graph_of(built("classifier")), (32, 32), ("height", "width")).smallest == 32
+    assert trace(graph_of(built("classifier")), (224, 224), ("height", "width")).smallest == 64

@@ -9,6 +9,7 @@ import torch
 
 import fourstage
 from fourstage.cli import main
+from fourstage.exported.description import Input
 from fourstage.exported.runtime import open_runtime
 from fourstage.run import export as command
 
@@ -67,6 +68,7 @@ def test_a_deviation_ends_the_command_with_1(
         (["--out", "x.bin"], "must end in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx exists: add --force"),
         (["--size", "16"], "too small"),
+        (["--size", "64x96"], "--size 64x96 is no square, and a classifier reads"),
         (["--data", "nowhere"], "there is no data nowhere"),
     ],
 )
@@ -78,6 +80,36 @@ def test_mistakes_get_one_sentence(
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_a_file_of_another_size_reads_images_of_this_size(weights: Path) -> None:
+    words = ["--size", "64", "--dynamic", " batch, height ,width", "--data", "digits"]
+    assert main(["export", "visformer_digits", "--weights", "digits.pth", *words]) == 0
+    runtime = open_runtime("visformer_digits.onnx")
+    assert getattr(runtime.description.resize, "size", None) == 64
+    shapes = [row["shape"] for row in json.loads(Path("visformer_digits.onnx.proof.json").read_text())["rows"]]
+    assert shapes[:5] == [[1, 3, 64, 64]] * 5
+    assert {batch for batch, *_ in shapes[5:]} == {1, 2}
+    result: Any = fourstage.load("visformer_digits.onnx")(torch.rand(3, 50, 40))
+    assert len(result.labels) == 5
+
+
+def test_images_of_a_proof_are_filled_up_and_resized_for_dynamic_axes() -> None:
+    options = command.Options(dynamic=("batch", "height", "width"))
+    sample = command.Images("a", torch.ones(1, 3, 128, 192), (100, 192))
+    filled = command._filled_up(sample, 160, options)
+    assert (*filled.images_BCHW.shape[2:], *filled.size) == (160, 192, 100, 192)
+    assert command._filled_up(sample, 160, command.Options(dynamic=("batch",))).images_BCHW.shape[2:] == (128, 192)
+    some = command._proof_images([filled], [(1, 160, 192), (2, 160, 192), (1, 320, 192)])
+    assert [tuple(one.images_BCHW.shape) for one in some] == [(1, 3, 160, 192), (2, 3, 160, 192), (1, 3, 320, 192)]
+    assert bool((some[1].images_BCHW == 1).all())  # an image without its padding
+    assert [one.name for one in command._proof_images([], [(1, 64, 64)])] == ["noise"]
+
+
+def test_a_classifier_is_never_filled_up_to_the_smallest_size() -> None:
+    with pytest.raises(ValueError, match=r"reads images of 32 pixels, .* from 64 on; .* or give --size 64"):
+        command._check_side(32, Input("images", smallest=64))
+    command._check_side(64, Input("images", smallest=64))
 
 
 def test_sources_that_cannot_be_exported(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
