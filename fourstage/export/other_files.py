@@ -1,5 +1,6 @@
 """A program as a file of OpenVINO or of torch."""
 
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +34,9 @@ def write_torch(program: ExportedProgram, path: Path, description: Description) 
     """Write the .pt2 archive of a program, without the lines of source code that led to each node."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    torch.export.save(program, str(path), extra_files=torch_extra_files(description))
+    content = BytesIO()  # where a disk is full, torch ends the process
+    torch.export.save(program, content, extra_files=torch_extra_files(description))
+    path.write_bytes(content.getbuffer())
 
 
 class _Float32(nn.Module):

@@ -57,7 +57,7 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
     from torch._dynamo.exc import UserError
 
     reason = ""
-    for smallest in _first_sides(graph, size) if {"height", "width"} & set(axes) else (1,):
+    for smallest in first_sides(graph, size) if {"height", "width"} & set(axes) else (1,):
         try:
             return Traced(_program(graph, size, axes, smallest), smallest)
         except (UserError, AssertionError) as error:  # a guard that smaller sizes break
@@ -68,7 +68,7 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
     )
 
 
-def _first_sides(graph: Graph, size: tuple[int, int]) -> list[int]:
+def first_sides(graph: Graph, size: tuple[int, int]) -> list[int]:
     """Return from which sides on a graph may serve all sizes, also from that of its own images, in order."""
     own = min(size) // graph.multiple * graph.multiple
     return sorted({*graph.smallest_sides, own} if own >= SMALLEST else graph.smallest_sides)

@@ -17,7 +17,7 @@ from fourstage.export.graphs import Graph
 from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Tolerance, as_json, prove
 from fourstage.export.trace import Traced, trace
 from fourstage.exported.description import Description
-from fourstage.exported.runtime import RUNTIMES, open_runtime
+from fourstage.exported.runtime import PROOF, RUNTIMES, open_runtime, sums
 from fourstage.extras import install
 from fourstage.files import atomic_path, write_text
 
@@ -28,7 +28,6 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # that each format needs beside torch
     "torch": (),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
-PROOF = ".proof.json"  # is added to the name of the file
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ def check_out(path: Path, format: str, *, force: bool = True) -> None:
         force: files of this name may be replaced.
     """
     suffix = SUFFIXES[format]
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path} is a folder; name a file in it that ends in {suffix}")
     if path.suffix != suffix:
         raise ValueError(f"--out {path} must end in {suffix}, by which files of --format {format} are known")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; make it, or name another --out")
-    if path.is_dir():
-        raise IsADirectoryError(f"--out {path} is a folder; name a file")
     for one in _files_of(path, format):
         if one.exists() and not force:
             raise ValueError(f"{one} exists: add --force to replace it, or name another --out")
@@ -132,9 +131,11 @@ def write(
             written = Written(path, proof, sum(one.stat().st_size for one in _files_of(new, format)))
             if proof.failure:
                 raise _FailedError(written)
+            sha256 = sums(new)
+            written.proof_path.unlink(missing_ok=True)  # of the file that is replaced
     except _FailedError as failed:
         return failed.written
-    about = {"file": path.name, "file_format": format, "bytes": written.size, **(also or {})}
+    about = {"file": path.name, "file_format": format, "bytes": written.size, "sha256": sha256, **(also or {})}
     write_text(written.proof_path, json.dumps(as_json(proof, **about), indent=2) + "\n")
     return written
 

@@ -1,5 +1,6 @@
 """One contract for all runtimes: an exported file is opened, and `run` maps images to named arrays. B images."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.cores import available_cores, number_by_user
+from fourstage.documents import read_json
 from fourstage.exported.description import Description
 from fourstage.extras import install_package
 from fourstage.files import open_regular
@@ -17,6 +19,10 @@ RUNTIMES = {  # by the ending of the file: the module below, and the package tha
     ".xml": ("fourstage.exported.openvino_runtime", "openvino"),
     ".pt2": ("fourstage.exported.torch_runtime", "torch"),
 }
+
+
+PROOF = ".proof.json"  # is added to the name of a file for that of its proof
+PROOF_BYTES, PROOF_VALUES = 2**20, 100_000
 
 
 class Runtime(ABC):
@@ -97,8 +103,7 @@ def open_runtime(path: str | Path) -> Runtime:
     module, package = RUNTIMES[path.suffix.lower()]
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}; check the path, or export a network with fourstage export")
-    with open_regular(path):  # raises for what is no file
-        pass
+    check_sums(path)
     try:
         import_module(package)
     except ImportError as error:
@@ -106,6 +111,32 @@ def open_runtime(path: str | Path) -> Runtime:
             f"{path} is run by {package}, which is missing ({error}); type: {install_package(package)}"
         ) from error
     return import_module(module).open_file(path)
+
+
+def sums(path: Path) -> dict[str, str]:
+    """Return the sha256 of an exported file, and of the .bin file of OpenVINO's, by the endings of their names."""
+    files = [path, *([path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [])]
+    out = {}
+    for one in files:
+        with open_regular(one) as content:
+            out[one.suffix.lower()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return out
+
+
+def check_sums(path: Path) -> None:
+    """Raise ValueError or OSError unless an exported file is the one that was proved. Without a proof, any file is."""
+    with open_regular(path):  # raises for what is no file
+        pass
+    proof = path.with_name(path.name + PROOF)
+    if not proof.is_file():
+        return
+    values = read_json(proof, most_bytes=PROOF_BYTES, most_values=PROOF_VALUES)
+    known = values.get("sha256") if isinstance(values, dict) else None
+    if isinstance(known, dict) and known != sums(path):
+        raise ValueError(
+            f"{path} was changed or damaged after its proof; export the network again, or remove {proof.name} if the "
+            f"change is meant"
+        )
 
 
 def threads() -> int:

@@ -109,7 +109,8 @@ def export_network(
     Raises:
         ValueError, OSError: there is no such network or export; one sentence.
     """
-    options = Options(format, tuple(dict.fromkeys(dynamic)), half, output, size)
+    axes = (dynamic,) if isinstance(dynamic, str) else tuple(dict.fromkeys(dynamic))
+    options = Options(format, axes, half, output, size)
     path = Path(out or default_out(str(source), format, dense=dense))
     _check(source, path, options, data, force=force)
     network = _loaded(str(source), options, weights, which, imports, dense=dense)

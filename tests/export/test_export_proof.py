@@ -4,7 +4,8 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tasks.detection.scenes import small
 from fourstage.export import onnx_file, proof
 from fourstage.export.graphs import graph_of
 from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Row, noise_images
-from fourstage.export.trace import trace
+from fourstage.export.trace import first_sides, trace
 from fourstage.export.write import check_format, check_out
 from fourstage.exported import onnx_runtime
 from fourstage.exported.description import Suppression
@@ -56,25 +57,34 @@ def test_a_file_that_deviates_leaves_the_one_before(tmp_path: Path) -> None:
     assert path.read_text() == "before"
 
 
-@pytest.mark.parametrize("name", ["classifier", "retinanet"])
-def test_a_file_that_its_runtime_cannot_compute_fails_its_proof(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_file_that_its_runtime_cannot_run_fails_its_proof(
+    opens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Any, inputs: Any) -> Any:
         raise self.not_computed(inputs[0], RuntimeError("k is larger than the axis"))
 
     monkeypatch.setattr(onnx_runtime.OnnxRuntime, "compute", fails)
+    if not opens:
+        monkeypatch.setattr(onnx_file, "write_onnx", lambda model, path, description: path.write_bytes(b"no model"))
     path = tmp_path / "x.onnx"
-    stopped = export(built(name), path, size=(96, 128)).proof.failure
-    assert stopped.startswith(f"{path} cannot compute an input of 1 x 3 x 96 x 128 (k is larger")
+    stopped = export(built("semantic_fpn"), path, size=(64, 96)).proof.failure
+    reason = "cannot compute an input of 1 x 3 x 64 x 96 (k is larger" if opens else "is no ONNX file"
+    assert stopped.startswith(f"{path} {reason}")
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_file_that_its_runtime_cannot_open_fails_its_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "write_onnx", lambda model, path, description: path.write_bytes(b"no model"))
-    stopped = export(built("semantic_fpn"), tmp_path / "x.onnx", size=(64, 96)).proof.failure
-    assert stopped.startswith(f"{tmp_path / 'x.onnx'} is no ONNX file")
-    assert not [*tmp_path.iterdir()]
+@pytest.mark.parametrize("name", ["classifier", "retinanet"])
+def test_a_runtime_that_stops_ends_a_proof(name: str) -> None:
+    class Stops:
+        name = "x"
+        description = SimpleNamespace(suppression=Suppression())
+
+        def run(self, *args: Any) -> Any:
+            raise ValueError("x.onnx cannot compute this")
+
+    network, runtime = built(name), cast(Any, Stops())
+    assert proof.prove(runtime, graph_of(network), network, noise_images([(1, 96, 128)])).failure.startswith("x.onnx")
 
 
 def test_a_number_that_is_not_one_exceeds_every_tolerance() -> None:
@@ -164,8 +174,9 @@ def test_formats_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing for x\.onnx"):
         check_out(tmp_path / "missing" / "x.onnx", "onnx")
     (tmp_path / "x.onnx").mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
-        check_out(tmp_path / "x.onnx", "onnx")
+    for folder in (tmp_path, tmp_path / "x.onnx"):
+        with pytest.raises(IsADirectoryError, match=r"is a folder; name a file in it that ends in \.onnx"):
+            check_out(folder, "onnx")
     (tmp_path / "y.bin").touch()
     with pytest.raises(ValueError, match=r"y\.bin exists: add --force to replace it"):
         check_out(tmp_path / "y.xml", "openvino", force=False)
@@ -184,5 +195,24 @@ def test_a_folder_that_takes_no_files_is_refused_at_once(tmp_path: Path, monkeyp
 
 
 def test_dynamic_sides_begin_at_the_images_of_the_network_where_those_are_smaller() -> None:
-    assert trace(graph_of(built("classifier")), (32, 32), ("height", "width")).smallest == 32
-    assert trace(graph_of(built("classifier")), (224, 224), ("height", "width")).smallest == 64
+    detector, classifier = graph_of(built("atss")), graph_of(built("classifier"))
+    assert first_sides(classifier, (48, 32))[:2] == [32, 64]
+    assert first_sides(classifier, (224, 224))[0] == 64
+    assert first_sides(detector, (128, 128))[0] == 128 < min(detector.smallest_sides)
+    assert first_sides(detector, (800, 1344)) == sorted({*detector.smallest_sides, 800})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_queries_that_score_alike_are_no_deviation(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = built("dino")
+    images = noise_images([(1, 128, 160), (2, 96, 128)])
+    gap = proof.queries_gap(network, images[0])
+    assert 0 < gap < 1
+    assert network.queries == 60
+    monkeypatch.setattr(proof, "queries_gap", lambda network, some: 1e-6 if tied and some is images[1] else gap)
+    monkeypatch.setattr(proof, "TIE", min(1.0, gap / 2 / FLOAT32.scores))
+    near, far = (Row("x", (1,), {"boxes": 0.0, "scores": score, "unmatched": 0.0}) for score in (1e-5, 2e-3))
+    rows, note = proof._without_ties(network, [near, far], images, FLOAT32)
+    assert rows == ([near] if tied else [near, far])
+    assert ("1 of 2 rows are left out" in note) == tied
+    assert proof._without_ties(network, [far], images[1:], FLOAT32)[0] == [far]  # something has to be compared

@@ -47,7 +47,7 @@ def with_queries() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {  # with (H, W) of their images
     "classifier": (lambda: tiny("unified_convnext"), (64, 64)),
-    "upernet": (lambda: upernet(SmallBackbone(), 5, channels=8, pool_scales=(1, 2), auxiliary_channels=8), (70, 90)),
+    "upernet": (lambda: upernet(SmallBackbone(), 5, channels=8, auxiliary_channels=8), (70, 90)),
     "semantic_fpn": (lambda: semantic_fpn(SmallBackbone(), 5, neck_channels=16, channels=16), (64, 96)),
     "retinanet": (lambda: with_detections(small("retinanet")), (96, 128)),
     "retinanet_anchors": (lambda: with_detections(with_anchors()), (96, 128)),  # pyright: ignore[reportArgumentType]

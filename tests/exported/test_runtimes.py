@@ -1,5 +1,7 @@
 """Files of each format are opened and run by their own runtime; damaged and missing ones are one sentence."""
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from exported.networks import DESCRIPTIONS
 from predict.networks import predictor
 
 import fourstage
-from fourstage.exported.runtime import is_exported, open_runtime, threads
+from fourstage.exported.runtime import is_exported, open_runtime, sums, threads
 
 FORMATS = ("onnx", "openvino", "torch")
 
@@ -154,3 +156,25 @@ def test_a_file_of_other_outputs_than_it_describes(files: dict[str, Path], tmp_p
     with pytest.raises(ValueError, match="other inputs or outputs than its description"):
         open_runtime(tmp_path / "x.onnx")
     assert DESCRIPTIONS["classification"].outputs == ("logits",)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_changed_after_its_proof_is_refused(form: str, files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / files[form].name
+    shutil.copy(files[form], path)
+    if form == "openvino":
+        shutil.copy(files[form].with_suffix(".bin"), path.with_suffix(".bin"))
+    proof = path.with_name(f"{path.name}.proof.json")
+    proof.write_text(json.dumps({"sha256": sums(path)}))
+    open_runtime(path)
+    weights = path.with_suffix(".bin") if form == "openvino" else path
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{path.name} was changed or damaged after its proof; .* remove {proof.name}"
+    ):
+        open_runtime(path)
+    if form == "onnx":
+        proof.write_text("{}")
+        open_runtime(path)
