@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,8 @@ def sums(path: Path) -> dict[str, str]:
     files = [path, *([path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [])]
     out = {}
     for one in files:
-        with open_regular(one) as content:
+        with open_regular(one) as opened:
+            content: Any = opened  # a buffered reader, which IO[bytes] does not say
             out[one.suffix.lower()] = hashlib.file_digest(content, "sha256").hexdigest()
     return out
 
