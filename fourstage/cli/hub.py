@@ -60,6 +60,7 @@ def add_verify(verbs: Verbs, help: str) -> None:
     )
     verb.add_argument("--data", metavar="PATH", help="repeat the published protocol on this data set")
     verb.add_argument("--json", action="store_true", help="print the checks as JSON")
+    add_imports(verb, "a file that registers what the network of a checkpoint is built from; may be repeated")
     add_changes(verb)
 
 
@@ -68,7 +69,7 @@ def _run_verify(args: argparse.Namespace) -> int:
 
     if args.changes and args.data is None:
         raise ValueError(f"{args.changes[0]} changes the recipe of an evaluation; add --data PATH, or leave it out")
-    found = verify(args.source, data=args.data, changes=args.changes, show=not args.json)
+    found = verify(args.source, data=args.data, changes=args.changes, imports=args.imports, show=not args.json)
     if args.json:
         import json
 

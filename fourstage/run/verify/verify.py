@@ -12,6 +12,7 @@ from fourstage.run.pretrained import facts
 from fourstage.run.pretrained.facts import Facts
 from fourstage.run.verify.identify import Identified, identify
 from fourstage.run.verify.protocol import Measured, measure
+from fourstage.user_files import import_files
 from fourstage.weights import golden
 from fourstage.weights.catalog import NOT_STATED
 
@@ -45,7 +46,12 @@ class Verified:
 
 
 def verify(
-    source: str | Path, *, data: str | Path | None = None, changes: Iterable[str] = (), show: bool = True
+    source: str | Path,
+    *,
+    data: str | Path | None = None,
+    changes: Iterable[str] = (),
+    imports: Iterable[str | Path] = (),
+    show: bool = True,
 ) -> Verified:
     """Check a checkpoint against what its source publishes.
 
@@ -54,11 +60,13 @@ def verify(
             as `smt_tiny.in1k`, which are fetched.
         data: a data set, on which the published protocol is repeated; None: it is not.
         changes: values of its recipe, such as `workers=0`.
+        imports: files that register what the network is built from. Those that a checkpoint names are not run.
         show: show a progress bar.
 
     Raises:
         ValueError, OSError: there is nothing to verify, or the data does not suit; one sentence.
     """
+    import_files(imports)
     found = identify(source)
     known = facts.of_weight(found.weight) if found.weight is not None else facts.of_file(found.file)
     keys = _keys(found)

@@ -231,6 +231,27 @@ def test_a_shared_recipe_runs_no_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert not Path("MARK").exists()
 
 
+def test_a_network_of_ones_own_is_verified_with_the_file_that_registers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import fourstage\n@fourstage.register\ndef own_network(num_classes=10, **others):\n"
+        "    return fourstage.create_model('visformer_digits', num_classes=num_classes, **others)\n"
+    )
+    network: Any = fourstage.create_model("visformer_digits")
+    digits_run(Path("run"))
+    content = torch.load("run/checkpoints/best.pt")
+    recipe = {**content["recipe"], "model": "own_network", "model_args": {}, "imports": ["mine.py"]}
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    assert state.keys() == content["model"].keys()
+    save_state(Path("run/checkpoints/best.pt"), {**content, "recipe": recipe})
+    assert main(["verify", "run"]) == 2
+    assert "own_network" in capsys.readouterr().err
+    assert main(["verify", "run", "--imports", "mine.py"]) == 0
+    assert "source: the classifier own_network, by the description in the file" in capsys.readouterr().out
+
+
 def test_published_weights_by_their_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
