@@ -27,8 +27,8 @@ SETTINGS = ("length", "batch_size", "optimizer", "lr", "schedule", "warmup", "we
 
 def licence_id(licence: str) -> str:
     """Return a licence as the hub writes it, where it is a name of that form: `MIT` is `mit`."""
-    lower = licence.strip().lower()
-    return lower if KNOWN_LICENCE.fullmatch(lower) else licence.strip()
+    line = " ".join(licence.split())
+    return line.lower() if KNOWN_LICENCE.fullmatch(line.lower()) else line
 
 
 def text_of(one: "Saveable", source: str) -> str:

@@ -132,9 +132,15 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
             f"class_names has {len(class_names)} names, and the network {described.num_classes} classes; give one name "
             f"for each class"
         )
+    if wrong := [name for name in class_names or () if not isinstance(name, str)]:
+        raise ValueError(f"class_names are texts; got {wrong[0]!r}, write it as {str(wrong[0])!r}")
     known = described.classes or ()
     names = tuple(class_names or (known if len(known) == described.num_classes else ()))
     described = replace(described, classes=names or None, imports=tuple(Path(x).name for x in described.imports))
+    if any(value.is_meta for value in network.state_dict().values()):
+        raise ValueError(
+            "the network is on the meta device and has no weights to save; fill it with load_checkpoint first"
+        )
     _check_rebuilt(network, described)
     return Saveable(network, described, names)
 
@@ -202,6 +208,8 @@ def write(
     Args:
         repository: the name on the hub, for the lines of the card; None: the folder's.
     """
+    if licence is not None and not isinstance(licence, str):
+        raise ValueError(f'licence is a text, such as "mit"; got {licence!r}')
     one = replace(one, facts=replace(one.facts, licence=card.licence_id(licence))) if licence else one
     _check_folder(folder, overwrite)
     entries, config = one.entries, config_of(one)

@@ -200,6 +200,17 @@ def test_what_nobody_could_build_again_is_refused(tmp_path: Path) -> None:
             fourstage.save_pretrained(network, tmp_path / "saved")
     with pytest.raises(ValueError, match="class_names has 2 names, and the network 10 classes"):
         fourstage.save_pretrained(fourstage.create_model("visformer_digits"), tmp_path / "saved", class_names="ab")
+    mistakes: list[tuple[Any, str]] = [
+        ({"class_names": range(10)}, "class_names are texts; got 0, write it as '0'"),
+        ({"licence": 3}, 'licence is a text, such as "mit"; got 3'),
+    ]
+    for wrong, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            fourstage.save_pretrained(fourstage.create_model("visformer_digits"), tmp_path / "saved", **wrong)
+    with torch.device("meta"):
+        empty = fourstage.create_model("visformer_digits")
+    with pytest.raises(ValueError, match="is on the meta device and has no weights to save"):
+        fourstage.save_pretrained(empty, tmp_path / "saved")
     with pytest.raises(ValueError, match=r"load a run or a checkpoint with fourstage\.load"):
         unkept(TASKS[0]).save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
@@ -312,7 +323,7 @@ def test_facts_come_from_the_run_and_from_the_catalogue(tmp_path: Path) -> None:
     evaluated = {**metrics, "images": 360, "main_metric": "top1"}
     (folder / "evaluation.json").write_text(json.dumps(evaluated))
     predictor: Any = fourstage.load(folder)
-    predictor.save_pretrained(tmp_path / "saved", licence="My own licence")
+    predictor.save_pretrained(tmp_path / "saved", licence="My own\n licence")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "| top-1 accuracy (`top1`) | 91.25 | 88.00 to 94.00 | " in card
     assert "360 images of digits" in card
