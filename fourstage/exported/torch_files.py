@@ -46,7 +46,8 @@ FUNCTIONS = {  # of sympy's texts, and torch's own
 }
 ASSUMPTIONS = {"positive", "nonnegative", "nonzero", "negative", "integer", "real", "finite", "precision"}
 TOKEN = re.compile(
-    r"\s+|'(?:[a-z]+\d+|\d+(?:\.\d+)?)'|\d+(?:\.\d+)?|[A-Za-z_]\w*|\*\*\s*\d{1,2}(?!\d)|\*(?!\*)|[-+/(),<>&|~%]=?|[=!]?=",
+    r"\s+|'(?:[a-z]+\d+|-?\d+(?:\.\d+)?(?:e[-+]?\d{1,3})?)'|\d+(?:\.\d+)?|[A-Za-z_]\w*"
+    r"|\*\*\s*\d{1,2}(?!\d)|\*(?!\*)|[-+/(),<>&|~%]=?|[=!]?=",
     re.ASCII,
 )
 LONGEST_EXPRESSION = 2000

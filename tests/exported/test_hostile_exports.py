@@ -213,6 +213,7 @@ GOOD = [
         "-(s1/2)",
         "2.5*zf3",
     ),
+    "Mul(Float('2.384185791015625e-7', precision=53), ToFloat(Symbol('s0', integer=True)))",
     *("Symbol('s12', positive=True, integer=True)", "Mul(Integer(32), Symbol('s0', integer=True))", "s0 == s1"),
 ]
 BAD = [
@@ -239,6 +240,7 @@ BAD = [
         "Symbol ('s0').x",
         "s0 := 3",
     ),
+    "Float('1e9999')",
     *("eval('s0')", "Symbol('__s0')", "f'{s0}'"),
 ]
 
