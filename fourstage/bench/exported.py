@@ -3,6 +3,7 @@
 B images, H x W pixels.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,6 +70,19 @@ def usual_size(runtime: Runtime) -> tuple[int, int]:
 def build_exported(name: str, img_size: tuple[int, int] | None) -> ExportedNetwork:
     """Open an exported file for a measurement."""
     return ExportedNetwork(open_runtime(Path(name)), img_size)
+
+
+def beside_networks(files: list[str], options: Options) -> Options:
+    """Return the options by which networks are measured at the size and the batch of the files beside them.
+
+    A detector or segmentor has a size and a batch of its own otherwise, and different work would be compared.
+    """
+    opened = [open_runtime(Path(file)) for file in files]
+    sizes = {padded_size(usual_size(runtime), runtime.description.input) for runtime in opened}
+    size = sizes.pop() if len(sizes) == 1 else None
+    dense = any(runtime.description.task != "classification" for runtime in opened)
+    batch = options.batch_size or (1 if dense else None)
+    return replace(options, img_size=options.img_size or size, batch_size=batch)
 
 
 def check_options(names: list[str], options: Options) -> None:

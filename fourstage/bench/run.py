@@ -10,7 +10,7 @@ from torch import nn
 from fourstage.bench import memory, results, timing
 from fourstage.bench.count import Count, count_module
 from fourstage.bench.count_tasks import count_network
-from fourstage.bench.exported import ExportedNetwork, check_options
+from fourstage.bench.exported import ExportedNetwork, beside_networks, check_options
 from fourstage.bench.memory import Fit
 from fourstage.bench.model_table import side
 from fourstage.bench.networks import build, expand, image_for
@@ -78,6 +78,8 @@ def bench(
     names, baseline = select_models(models, against)
     if files := [name for name in (*names, baseline) if is_exported(name)]:
         check_options([str(file) for file in files], options)
+        if len(files) < len(names) + (baseline is not None):
+            options = beside_networks([str(file) for file in files], options)
     setting = set_up(options)
     out: list[Result] = []
     comparisons: list[Comparison] = []

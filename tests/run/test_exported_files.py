@@ -1,5 +1,6 @@
 """`evaluate` and `bench` of exported files, beside the runs whose networks the files hold."""
 
+import contextlib
 import csv
 import json
 from dataclasses import replace
@@ -15,7 +16,10 @@ from predict.networks import CLASSES, MEAN, STD, predictor
 from run.runs import refused
 
 from fourstage.bench import exported as bench_exported
+from fourstage.bench import run as bench_run
 from fourstage.bench.networks import build, expand
+from fourstage.bench.options import Options
+from fourstage.bench.workloads import Setting
 from fourstage.cli import main
 from fourstage.engine.state import save_state
 from fourstage.exported.description import Description
@@ -202,6 +206,25 @@ def test_bench_builds_the_graph(file: Path) -> None:
     assert network(torch.zeros(2, 3, 64, 64))[0].shape[:2] == (2, 3)
     wide: Any = build(str(file), (32, 96), dense=False)
     assert wide.default_cfg["input_size"] == (3, 32, 96)
+
+
+@pytest.mark.parametrize(("file", "batch"), [("segmentation", 1), ("classification", None)], indirect=["file"])
+def test_bench_measures_a_network_at_the_size_of_the_file_beside_it(
+    file: Path, batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Options] = []
+
+    def measure(group: list[str], setting: Setting, _: object) -> list[object]:
+        given.append(setting.options)
+        return []
+
+    monkeypatch.setattr(bench_run, "measure", measure)
+    own = Options(img_size=(96, 96), batch_size=2)
+    for others, options in ((["smt_tiny"], Options()), (["smt_tiny"], own), ([], Options())):
+        with contextlib.suppress(IndexError):
+            bench_run.bench([str(file), *others], options, show=False)
+    size = bench_exported.usual_size(bench_exported.open_runtime(file))
+    assert [(one.img_size, one.batch_size) for one in given] == [(size, batch), ((96, 96), 2), (None, None)]
 
 
 def test_bench_refuses_what_a_file_cannot_do(
