@@ -211,11 +211,16 @@ def _merging(in_channels: int, out_channels: int, align_corners: bool) -> Mergin
 def _average(x_BCHW: Tensor, side: int) -> Tensor:
     """Return (B, C, side, side): the averages of adaptive pooling.
 
-    Exported graphs compute them as matrix products, because PyTorch's own form fixes the cells of each average to those
-    of the size that is traced.
+    PyTorch's own form fixes the cells of each average to those of the size that is traced, so exported graphs of any
+    size do not have it.
     """
-    if not torch.compiler.is_exporting():
-        return nn.functional.adaptive_avg_pool2d(x_BCHW, side)
+    any_size = any(isinstance(cells, torch.SymInt) for cells in x_BCHW.shape[-2:])
+    if any_size and torch.compiler.is_exporting():
+        return _average_by_products(x_BCHW, side)
+    return nn.functional.adaptive_avg_pool2d(x_BCHW, side)
+
+
+def _average_by_products(x_BCHW: Tensor, side: int) -> Tensor:
     return _shares(x_BCHW, 2, side) @ x_BCHW @ _shares(x_BCHW, 3, side).mT
 
 
