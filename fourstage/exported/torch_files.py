@@ -35,7 +35,7 @@ ARITHMETIC = {
     *("getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pos", "pow"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "xor", "lshift", "rshift"),
 }
-NAME = re.compile(r"[\w.]{0,2000}", re.ASCII)
+NAME = re.compile(r"[\w.]{0,2000}|\d{1,4}\*s\d{1,4}", re.ASCII)  # 32*s86: a side in steps of 32 pixels
 SYMBOL = re.compile(r"(s|u|z|f|zf|zuf)\d+|oo|int_oo|True|False|true|false", re.ASCII)
 FUNCTIONS = {  # of sympy's texts, and torch's own
     *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Equality", "Unequality"),

@@ -113,8 +113,14 @@ def test_every_family_serves_every_size(family: str, dense: bool, format: str, t
 
 
 @SLOW
+def test_dyhead_of_any_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot record this network for every batch and height and width"):
+        export(built("atss_dyhead"), tmp_path / "x.onnx", "onnx", axes=("batch", "height", "width"), images=None)
+
+
+@SLOW
 @pytest.mark.parametrize("format", ["onnx", "torch", "openvino"])
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "classifier"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("classifier", "atss_dyhead")])
 def test_every_method_serves_every_size(name: str, format: str, tmp_path: Path) -> None:
     network = built(name)
     multiple = getattr(network, "pad_to", 1)
