@@ -131,9 +131,10 @@ class Backbone(nn.Module):
         if not symbolic:
             check_image(image_BCHW, self.in_chans)
         pixels = 0 if symbolic else image_BCHW.shape[-2] * image_BCHW.shape[-1]
-        strides = (STEM_STRIDE, *self.strides)
+        stages = (self.stem, *self.stages[:count])
+        strides = (STEM_STRIDE, *self.strides[:count])
         x_BCHW, maps = image_BCHW, []
-        for stage, stride in zip((self.stem, *self.stages[:count]), strides, strict=False):
+        for stage, stride in zip(stages, strides, strict=True):
             x_BCHW = as_one_node(stage, x_BCHW) if symbolic else by_images(stage, x_BCHW, pixels // stride**2)
             maps.append(x_BCHW)
         return maps[1:]

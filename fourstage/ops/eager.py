@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules import module as nn_module
 
@@ -86,7 +86,7 @@ def runs_eagerly() -> bool:
 
 def is_compiled() -> bool:
     """Return whether `torch.compile` makes a graph for this process, which needs no operator that others know."""
-    return is_compiling() and not torch.compiler.is_exporting()
+    return is_compiling() and not is_exporting()
 
 
 def is_recorded() -> bool:

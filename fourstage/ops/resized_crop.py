@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourstage.ops.eager import may_run_fast
 from fourstage.ops.resize import resize
 
 Size = tuple[int, int]  # (H, W)
@@ -46,8 +47,8 @@ class _Taps:
 
     def along_columns(self, x_CHW: Tensor) -> Tensor:
         """Return the map resized in its height."""
-        on_cpu = x_CHW.device.type == "cpu" and not x_CHW.requires_grad
-        return self._by_runs(x_CHW) if on_cpu else self._by_index(1, x_CHW)
+        may_write = may_run_fast(x_CHW) and not x_CHW.requires_grad
+        return self._by_runs(x_CHW) if may_write else self._by_index(1, x_CHW)
 
     def along_rows(self, x_CHW: Tensor) -> Tensor:
         """Return the map resized in its width."""
@@ -136,6 +137,6 @@ def _bilinear(x_CHW: Tensor, size: Size, aligned: bool) -> Tensor:
 
 def _rows_resized(x_CHW: Tensor, width: int, aligned: bool) -> Tensor:
     """Return the map at another width."""
-    if x_CHW.device.type == "cpu" and width > NARROW:  # the same bits in half the time: it reads no second row
+    if may_run_fast(x_CHW) and width > NARROW:  # the same bits in half the time: it reads no second row
         return F.interpolate(x_CHW, size=width, mode="linear", align_corners=aligned)
     return _bilinear(x_CHW, (int(x_CHW.shape[1]), width), aligned)

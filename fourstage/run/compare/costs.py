@@ -83,7 +83,8 @@ def unequal(costs: Mapping[str, Cost], reference: str) -> list[str]:
             if abs(one / other - 1) > TOLERANCE
         ]
         if words:
-            out.append(f"{name} has {' and '.join(words)} against {reference}; --match-cost searches equal widths")
+            what = "parameters" if "parameters" in words[0] else "macs"
+            out.append(f"{name} has {' and '.join(words)} against {reference}; --match-cost {what} searches equal ones")
     return out
 
 

@@ -70,8 +70,9 @@ def verify(
     found = identify(source)
     known = facts.of_weight(found.weight) if found.weight is not None else facts.of_file(found.file)
     keys = _keys(found)
-    checks = [_sha256(found), _source(found), keys, _parameters(found), _golden(found), _licence(found, known)]
-    if data is None or keys.verdict == "disagrees":
+    values = _values(found)
+    checks = [_sha256(found), _source(found), keys, values, _parameters(found), _golden(found), _licence(found, known)]
+    if data is None or "disagrees" in (keys.verdict, values.verdict):
         return Verified(found.file.path, tuple(checks))
     metrics, notes = measure(found, known, data, changes, show=show)
     return Verified(found.file.path, tuple(checks), metrics, notes)
@@ -129,6 +130,19 @@ def _keys(found: Identified) -> Check:
         text = f"the file lacks {report.fresh[0]}{more}: {text}"
         return Check("keys", "disagrees", text, values)
     return Check("keys", "agrees", f"every key has its place: {text}, {report.renamed} of them renamed", values)
+
+
+def _values(found: Identified) -> Check:
+    """Look for NaN and infinities in the file."""
+    tensors = found.file.weights()
+    wrong = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if not wrong:
+        return Check("values", "agrees", "all numbers are finite", {"not_finite": []})
+    more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+    text = (
+        f"{wrong[0]}{more} of {len(tensors)} tensors hold NaN or infinity: a damaged file, or a training that diverged"
+    )
+    return Check("values", "disagrees", text, {"not_finite": wrong})
 
 
 def _parameters(found: Identified) -> Check:

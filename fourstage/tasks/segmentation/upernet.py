@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.pooling import average_cells
 from fourstage.ops.resize import resize
 from fourstage.tasks.parts.conv import ConvNormAct, MergingConv
 from fourstage.tasks.parts.levels import levels_of
@@ -148,7 +149,7 @@ class UPerDecoder(nn.Module):
     def _pyramid(self, x_BCHW: Tensor) -> Tensor:
         self._check_statistics(x_BCHW)
         pools = zip(self.pool_scales, self.pooled, strict=True)
-        pooled = [conv(_average(x_BCHW, scale)) for scale, conv in pools]
+        pooled = [conv(average_cells(x_BCHW, scale)) for scale, conv in pools]
         return self.bottleneck([x_BCHW, *pooled])
 
     def _to(self, like_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
@@ -206,29 +207,3 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int) -> ConvNormAct:
 def _merging(in_channels: int, out_channels: int, align_corners: bool) -> MergingConv:
     act = nn.ReLU(inplace=True)
     return MergingConv(in_channels, out_channels, norm=nn.BatchNorm2d, act=act, align_corners=align_corners)
-
-
-def _average(x_BCHW: Tensor, side: int) -> Tensor:
-    """Return (B, C, side, side): the averages of adaptive pooling.
-
-    PyTorch's own form fixes the cells of each average to those of the size that is traced, so exported graphs of any
-    size do not have it.
-    """
-    any_size = any(isinstance(cells, torch.SymInt) for cells in x_BCHW.shape[-2:])
-    if any_size and torch.compiler.is_exporting():
-        return _average_by_products(x_BCHW, side)
-    return nn.functional.adaptive_avg_pool2d(x_BCHW, side)
-
-
-def _average_by_products(x_BCHW: Tensor, side: int) -> Tensor:
-    return _shares(x_BCHW, 2, side) @ x_BCHW @ _shares(x_BCHW, 3, side).mT
-
-
-def _shares(x_BCHW: Tensor, axis: int, side: int) -> Tensor:
-    """Return (side, cells of the axis): the share of each cell in each average."""
-    cells, i_S = x_BCHW.shape[axis], torch.arange(side, device=x_BCHW.device)
-    first_S = torch.div(i_S * cells, side, rounding_mode="floor")
-    end_S = torch.div((i_S + 1) * cells + side - 1, side, rounding_mode="floor")
-    place_N = torch.arange(cells, device=x_BCHW.device)
-    inside_SN = (place_N >= first_S[:, None]) & (place_N < end_S[:, None])
-    return inside_SN.to(x_BCHW.dtype) / (end_S - first_S)[:, None].to(x_BCHW.dtype)

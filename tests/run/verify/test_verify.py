@@ -123,7 +123,7 @@ def test_a_published_file_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[s
     content = json.loads(capsys.readouterr().out)
     assert content["agrees"]
     assert [check["name"] for check in content["checks"]] == [
-        *("sha256", "source", "keys", "parameters", "golden numbers", "licence")
+        *("sha256", "source", "keys", "values", "parameters", "golden numbers", "licence")
     ]
     assert content["checks"][0]["sha256"] == hash_of(path)
     renamed = published(tmp_path / "mine.pth")
@@ -153,6 +153,18 @@ def test_another_sum_and_other_keys_disagree(
     out = capsys.readouterr().out
     assert "keys: disagrees: the file lacks head.bias: " in out
     assert "this is not what its source publishes" in out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_disagree(value: float, tmp_path: Path) -> None:
+    def spoil(state: dict[str, torch.Tensor]) -> None:
+        next(tensor for key, tensor in state.items() if key.endswith("norm1.weight"))[0] = value
+
+    found = checks(published(tmp_path / "unified_swin_micro.pth", spoil))
+    assert found["keys"][0] == "agrees"
+    assert found["values"][0] == "disagrees"
+    assert "norm1.weight of" in found["values"][1]
+    assert main(["verify", str(tmp_path / "unified_swin_micro.pth")]) == 1
 
 
 def test_detectors_are_named_by_their_writers() -> None:

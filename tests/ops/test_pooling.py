@@ -5,20 +5,20 @@ from itertools import product
 import torch
 from torch import nn
 
-from fourstage.tasks.segmentation import upernet
+from fourstage.ops import pooling
 
 
 def test_averages_by_products_are_those_of_adaptive_pooling() -> None:
     for height, width, side in product(range(1, 16), (1, 4, 7, 16), (1, 2, 3, 6)):
         x_BCHW = torch.randn(2, 3, height, width)
         wanted = nn.functional.adaptive_avg_pool2d(x_BCHW, side)
-        torch.testing.assert_close(upernet._average_by_products(x_BCHW, side), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(pooling.by_products(x_BCHW, side), wanted, rtol=0, atol=1e-5)
 
 
 def test_one_graph_averages_maps_of_any_size() -> None:
     class Pool(nn.Module):
         def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-            return upernet._average(x_BCHW, 3)
+            return pooling.average_cells(x_BCHW, 3)
 
     dims = {2: torch.export.Dim("height", min=2, max=64), 3: torch.export.Dim("width", min=2, max=64)}
     graph = torch.export.export(Pool(), (torch.randn(1, 2, 7, 10),), dynamic_shapes=(dims,)).module()
