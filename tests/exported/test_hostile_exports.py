@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fourstage.exported.carriers import add_to_onnx, torch_extra_files
 from fourstage.exported.onnx_files import check_weight_files, weight_files
 from fourstage.exported.runtime import open_runtime
-from fourstage.exported.torch_files import is_expression, is_operator, open_archive, read_safely
+from fourstage.exported.torch_files import NAME, is_expression, is_operator, open_archive, read_safely
 
 SIDES = DESCRIPTIONS["classification"]
 ONE = replace(SIDES, input=replace(SIDES.input, height=None, width=None))
@@ -329,3 +329,10 @@ def test_any_bytes_are_read_without_a_crash(tmp_path: Path) -> None:
         path.write_bytes(bytes(content[: rng.integers(1, len(content) + 1)]))
         with contextlib.suppress(ValueError, FileNotFoundError):
             check_weight_files(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("32*s86", True), ("p_stem.0.weight", True), ("32*exit()", False), ("s0*s1", False)]
+)
+def test_names_of_values(name: str, fits: bool) -> None:
+    assert (NAME.fullmatch(name) is not None) == fits
