@@ -132,7 +132,7 @@ class Backbone(nn.Module):
             check_image(image_BCHW, self.in_chans)
         pixels = 0 if symbolic else image_BCHW.shape[-2] * image_BCHW.shape[-1]
         stages = (self.stem, *self.stages[:count])
-        strides = (STEM_STRIDE, *self.strides[:count])
+        strides = (STEM_STRIDE, *self.strides)[: len(stages)]  # the last stages may have been removed
         x_BCHW, maps = image_BCHW, []
         for stage, stride in zip(stages, strides, strict=True):
             x_BCHW = as_one_node(stage, x_BCHW) if symbolic else by_images(stage, x_BCHW, pixels // stride**2)
