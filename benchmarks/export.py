@@ -24,7 +24,8 @@ from torch import nn
 import fourstage
 from fourstage.bench.task_workloads import noise
 from fourstage.cores import available_cores
-from fourstage.export.graphs import Graph, graph_of
+from fourstage.export.graphs.base import Graph
+from fourstage.export.graphs.build import graph_of
 from fourstage.export.proof import noise_images
 from fourstage.export.trace import AXES, Traced
 from fourstage.export.write import SUFFIXES, Written, write
@@ -52,7 +53,7 @@ NETWORKS: dict[str, tuple[Build, tuple[int, int]]] = {
     "swin_tiny_dense": (lambda: fourstage.create_backbone("swin_tiny"), (320, 480)),
     **{
         name: (lambda name=name: fourstage.create_detector(name, BACKBONE, 80), (320, 480))
-        for name in ("retinanet", "atss", "dino")
+        for name in ("retinanet", "atss", "dino", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
     },
     **{
         name: (lambda name=name: fourstage.create_segmentor(name, BACKBONE, 150), (512, 512))

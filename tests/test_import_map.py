@@ -49,7 +49,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "analysis": {"api", "backbones", "data", "ops", "registry", "tasks", "weights"},
     "timm": {"api", "registry"},
     "report": {"analysis"},
-    "exported": {"data"},
+    "exported": {"data", "ops"},  # ops: an operator that .pt2 files of detectors have
     "export": {"backbones", "data", "exported", "ops", "tasks"},
     "predict": {"data", "exported", "progress", "report", "tasks"},
     "bench": {"api", "ops", "registry", "weights", "tasks", "data", "engine", "exported", "recipe", "progress"},

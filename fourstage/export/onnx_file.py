@@ -89,7 +89,19 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
         return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
+    def nms_mask(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, most: int) -> Any:
+        """ONNX returns the group, 0 and the number of each box that remains; their places become True."""
+        limits = (op.Constant(value_ints=[most]), op.Constant(value_floats=[iou_threshold]))
+        lowest = op.Constant(value_floats=[score_threshold])
+        chosen = op.NonMaxSuppression(boxes, op.Unsqueeze(scores, op.Constant(value_ints=[1])), *limits, lowest)
+        places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
+        count = op.Gather(op.Shape(places), op.Constant(value_ints=[0]))
+        ones = op.ConstantOfShape(count, value=ir.tensor([1.0], dtype=ir.DataType.FLOAT))
+        zeros = op.ConstantOfShape(op.Shape(scores), value=ir.tensor([0.0], dtype=ir.DataType.FLOAT))
+        return op.Cast(op.ScatterND(zeros, places, ones), to=ir.DataType.BOOL)
+
     return {
+        torch.ops.fourstage.nms_mask.default: nms_mask,
         operator.floordiv: floor_divide,
         torch.ops.aten.remainder.Scalar: remainder,
         torch.ops.aten.sort.stable: sort,

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
-from fourstage.export.graphs import Graph
+from fourstage.export.graphs.base import Graph
 from fourstage.exported.decoding import Decoded, decode
 from fourstage.exported.description import Suppression
 from fourstage.exported.runtime import Runtime
 from fourstage.tasks.detection.detector import Detections, Detector
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.single_stage import SingleStage
+from fourstage.tasks.detection.two_stage import TwoStage
 
 FEWEST = 5  # detections of all images together that a comparison needs; with fewer, the threshold is lowered for it
 SOME = 50  # pairs of an image that score above a lowered threshold
@@ -36,6 +37,7 @@ class Tolerance:
         pixels: share of the pixels of a label map that differ.
         boxes: of the sides of matched boxes, in pixels of the input.
         scores: of matched detections.
+        masks: of the probabilities of the masks of matched detections.
         unmatched: share of the detections that have no partner.
     """
 
@@ -43,11 +45,12 @@ class Tolerance:
     pixels: float = 1e-3
     boxes: float = 0.5
     scores: float = 1e-3
+    masks: float = 0.01
     unmatched: float = 0.01
 
 
 FLOAT32 = Tolerance()
-HALF = Tolerance(values=0.02, pixels=0.01, boxes=4.0, scores=0.02, unmatched=0.05)
+HALF = Tolerance(values=0.02, pixels=0.01, boxes=4.0, scores=0.02, masks=0.1, unmatched=0.05)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ TITLES = {
     "pixels": "share of pixels with another label",
     "boxes": "largest deviation of boxes in pixels",
     "scores": "largest deviation of scores",
+    "masks": "largest deviation of the probabilities of masks",
     "unmatched": "share of detections without a partner",
 }
 
@@ -172,7 +176,7 @@ def _prove_detector(runtime: Runtime, network: Detector, images: Sequence[Images
         return Proof(runtime.name, tolerance, (), stopped=str(error))
     wanted = [_detect(network, some) for some in images]
     note = ""
-    if isinstance(network, SingleStage) and sum(len(one) for ones in wanted for one in ones) < FEWEST:
+    if isinstance(network, SingleStage | TwoStage) and sum(len(one) for ones in wanted for one in ones) < FEWEST:
         rule = replace(rule, threshold=_lower(outputs))
         note = f"hardly any score is above the threshold, so that detections above {rule.threshold:.3g} are compared"
         with _threshold(network, rule.threshold):
@@ -224,12 +228,12 @@ def queries_gap(network: DINO, some: Images) -> float:
 def _lower(outputs: Sequence[Mapping[str, np.ndarray]]) -> float:
     """Return a threshold above which each image has about `SOME` pairs."""
     best = [np.sort(scores, axis=None)[::-1][: SOME + 1][-1] for found in outputs for scores in found["scores"]]
-    return float(np.median(best))
+    return max(0.0, float(np.median(best)))  # places that are free score less
 
 
 @contextmanager
-def _threshold(network: SingleStage, value: float) -> Iterator[None]:
-    limits = network.limits
+def _threshold(network: SingleStage | TwoStage, value: float) -> Iterator[None]:
+    limits: Any = network.limits
     network.limits = replace(limits, score_threshold=value)
     try:
         yield
@@ -257,7 +261,7 @@ def _detection_row(
     Args:
         near: scores that differ by less may be in another order.
     """
-    boxes, scores, alone, total = [0.0], [0.0], 0, 0
+    boxes, scores, masks, alone, total = [0.0], [0.0], [0.0], 0, 0
     for i, one in enumerate(wanted):
         found = decode({name: value[i] for name, value in outputs.items()}, rule, some.size, some.size)
         pairs, scores_N = _match(one, found), one.scores_N.numpy()
@@ -267,7 +271,11 @@ def _detection_row(
         for a, b in pairs:
             boxes.append(float(np.abs(one.boxes_N4[a].numpy() - found.boxes_N4[b]).max()))
             scores.append(abs(float(scores_N[a]) - float(found.scores_N[b])))
+            if one.masks is not None and found.masks is not None:
+                difference_MM = one.masks.probabilities_NMM[a].numpy() - found.masks.probabilities_NMM[b]
+                masks.append(float(np.abs(difference_MM).max()))
     deviations = {"boxes": max(boxes), "scores": max(scores), "unmatched": alone / total if total else 0.0}
+    deviations |= {"masks": max(masks)} if "masks" in outputs else {}
     return Row(some.name, tuple(some.images_BCHW.shape), deviations, sum(len(one) for one in wanted))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from fourstage.export.graphs import Graph
+from fourstage.export.graphs.base import Graph
 
 AXES = ("batch", "height", "width")
 SMALLEST = 32  # pixels of a side

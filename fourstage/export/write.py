@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from fourstage.export import onnx_file, other_files
-from fourstage.export.graphs import Graph
+from fourstage.export.graphs.base import Graph
 from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Tolerance, as_json, prove
 from fourstage.export.trace import Traced, trace
 from fourstage.exported.description import Description

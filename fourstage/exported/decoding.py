@@ -32,7 +32,8 @@ def decode(outputs: Mapping[str, np.ndarray], rule: Suppression, size: Size, ori
         original: (H, W) of the image itself.
     """
     boxes_P4, scores_P, labels_P, chosen_P = _pairs(outputs, rule.threshold)
-    boxes_P4 = np.minimum(np.maximum(boxes_P4, 0), np.array([size[1], size[0]] * 2, np.float32))
+    if rule.clip:
+        boxes_P4 = np.minimum(np.maximum(boxes_P4, 0), np.array([size[1], size[0]] * 2, np.float32))
     down, across = (new / old for new, old in zip(size, original, strict=True))
     back_4 = np.array([1 / across, 1 / down] * 2, np.float32)
     if rule.where == "image":

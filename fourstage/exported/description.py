@@ -161,9 +161,9 @@ class Suppression:
         classes: `boxes` (B, P, 4) or (B, P, C, 4), `scores` (B, P, C), perhaps `factors` (B, P): every score above
                  the threshold is a pair, and factors are multiplied afterwards
 
-    Then boxes are clipped to the image without its padding, and boxes without area are dropped if `drop_empty`. Pairs
-    of one class are suppressed where `iou` is a number, and the best `most` are left. `masks` (B, P, M, M) are
-    probabilities on a grid that is stretched over the box; files with masks suppress inside the graph.
+    Then boxes are clipped to the image without its padding if `clip`, and boxes without area are dropped if
+    `drop_empty`. Pairs of one class are suppressed where `iou` is a number, and the best `most` are left. `masks`
+    (B, P, M, M) are probabilities on a grid that is stretched over the box; files with masks suppress inside the graph.
 
     Attributes:
         threshold: pairs score more.
@@ -178,6 +178,7 @@ class Suppression:
     most: int = 100
     where: Literal["image", "input"] = "image"
     drop_empty: bool = False
+    clip: bool = True
     mask_threshold: float = 0.5
 
     def problem(self) -> str:

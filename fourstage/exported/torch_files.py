@@ -25,7 +25,7 @@ INPUTS = "data/sample_inputs/model.pt"  # a pickle, which running needs not
 KEPT = ("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id")
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+", re.ASCII)
 OPERATORS = re.compile(
-    r"torch\.ops\.(aten|torchvision|prims)\.[a-z_]\w*\.\w+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\.sym_\w+"
+    r"torch\.ops\.(aten|torchvision|fourstage|prims)\.[a-z_]\w*\.\w+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\.sym_\w+"
     r"|torch\._sym_\w+",
     re.ASCII,
 )

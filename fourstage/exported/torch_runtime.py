@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import fourstage.ops.nms_mask  # noqa: F401 - registers an operator
 from fourstage.exported.carriers import from_torch
 from fourstage.exported.description import Description
 from fourstage.exported.runtime import Runtime

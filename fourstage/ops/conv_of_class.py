@@ -26,7 +26,7 @@ def conv_of_class(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
 
 def pick_channel(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
     """Compute the plain form."""
-    return conv(x_RDMM)[torch.arange(len(labels_R), device=labels_R.device), labels_R]
+    return conv(x_RDMM)[torch.arange(labels_R.shape[0], device=labels_R.device), labels_R]
 
 
 def one_channel(conv: nn.Conv2d, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples:
         scale: cells for each pixel.
         samples: points on each side in each cell of a region; 0: as many as it has cells of the map there.
     """
-    values = len(rois_R5) * x_BCHW.shape[1] * size * size
+    values = rois_R5.shape[0] * x_BCHW.shape[1] * size * size
     if may_run_fast(x_BCHW, rois_R5) and torch.get_num_threads() > 1 and values >= WORTH:
         return by_threads(x_BCHW, rois_R5, size, scale, samples)
     return by_torchvision(x_BCHW, rois_R5, size, scale, samples)

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from fourstage.api import create_backbone, list_models
 from fourstage.data.sample import BadImage, Sample
 from fourstage.data.transforms.resizing import Normalise, resize_image
-from fourstage.export.graphs import Graph, Output, graph_of
+from fourstage.export.graphs.base import Graph
+from fourstage.export.graphs.build import Output, graph_of
 from fourstage.export.proof import Images, noise_images
 from fourstage.export.trace import AXES, Traced, check_axes
 from fourstage.export.write import SUFFIXES, Format, Written, check_format, check_out, write

@@ -17,7 +17,7 @@ from fourstage.exported.runtime import open_runtime
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 SLOW = pytest.mark.torture
-SLOW_METHODS = ("atss_dyhead", "retinanet_anchors", "upernet")
+SLOW_METHODS = ("atss_dyhead", "retinanet_anchors", "upernet", "faster_rcnn", "cascade", "cascade_4conv")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n in SLOW_METHODS else ()) for n in NETWORKS])

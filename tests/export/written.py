@@ -9,7 +9,8 @@ from tasks.detection.scenes import SmallBackbone, small, with_detections
 from tiny_networks import tiny
 from torch import nn
 
-from fourstage.export.graphs import Graph, graph_of
+from fourstage.export.graphs.base import Graph
+from fourstage.export.graphs.build import graph_of
 from fourstage.export.proof import Images, noise_images
 from fourstage.export.trace import Traced
 from fourstage.export.write import Written, write
@@ -53,6 +54,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {  # with
     "retinanet_anchors": (lambda: with_detections(with_anchors()), (96, 128)),  # pyright: ignore[reportArgumentType]
     "atss": (lambda: with_detections(small("atss")), (96, 128)),
     "atss_dyhead": (lambda: with_detections(small("atss_dyhead")), (128, 160)),
+    **{
+        name: (lambda name=name: with_detections(small(name)), (96, 128))
+        for name in ("mask_rcnn", "faster_rcnn", "cascade", "cascade_4conv")
+    },
+    "sparse_rcnn": (lambda: small("sparse_rcnn"), (96, 128)),
     "dino": (lambda: with_detections(with_queries()), (128, 160)),  # pyright: ignore[reportArgumentType]
 }
 

@@ -90,6 +90,17 @@ def test_suppression_in_the_input_and_boxes_without_area() -> None:
         assert got.boxes_N4.dtype == np.float32
 
 
+def test_boxes_may_stay_outside_of_the_image() -> None:
+    outputs = {
+        "boxes": np.array([[-4, 2, 30, 10]], np.float32),
+        "scores": np.array([0.5], np.float32),
+        "labels": np.array([0]),
+    }
+    for clip, wanted in ((True, [0, 4, 40, 20]), (False, [-8, 4, 60, 20])):
+        got = decode(outputs, Suppression(clip=clip), (20, 20), (40, 40))
+        np.testing.assert_allclose(got.boxes_N4, [wanted])
+
+
 BOXES = [
     [10.0, 20.0, 30.5, 60.2],
     [-5.0, -5.0, 200.0, 200.0],

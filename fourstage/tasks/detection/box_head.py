@@ -149,7 +149,7 @@ class BoxHead(nn.Module):
             box_sum = smooth_l1_sum(deltas_P4, self.coder.encode(anchors_P4, wanted_P4), beta)
         return {"loss_cls": divide(class_sum, count), "loss_bbox": divide(box_sum, count) * self.loss.weight}
 
-    def refine(self, boxes_R4: Tensor, deltas_RK4: Tensor, labels_R: Tensor, size: tuple[int, int]) -> Tensor:
+    def refine(self, boxes_R4: Tensor, deltas_RK4: Tensor, labels_R: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
         """Return (R, 4) boxes moved by the deltas of their class, clipped to `size` (H, W)."""
         return self.coder.decode(boxes_R4, _of_class(deltas_RK4, labels_R), size)
 

@@ -18,7 +18,7 @@ from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth
 from fourstage.tasks.detection.dino_layers import FeedForward, SelfAttention
 from fourstage.tasks.detection.losses import giou_sum
 from fourstage.tasks.detection.query_losses import UNIT, class_loss, focal_cost
-from fourstage.tasks.detection.rois import RoIPool, to_rois
+from fourstage.tasks.detection.rois import RoIPool, to_rois_of_batch
 from fourstage.tasks.detection.set_criterion import MatchedPairs, Queries, SetCriterion
 from fourstage.tasks.detection.set_prediction import best_of_queries
 from fourstage.tasks.parts.fpn import FPN
@@ -171,15 +171,21 @@ class SparseRCNN(Detector):
         """Return what each head predicts; boxes are corners in pixels, not clipped to the image."""
         maps = self.maps(batch)
         with torch.autocast(maps[0].device.type, enabled=False):
-            return self._refine([x_BDHW.to(self.proposal_features.weight.dtype) for x_BDHW in maps], batch)
+            maps = [x_BDHW.to(self.proposal_features.weight.dtype) for x_BDHW in maps]
+            queries_BQD = self.proposal_features.weight.expand(len(batch), -1, -1)
+            return self.refine_maps(maps, queries_BQD, _sizes(batch, maps[0].device))
 
-    def _refine(self, maps: Sequence[Tensor], batch: Batch) -> list[Queries]:
-        count = len(batch)
-        queries_BQD = self.proposal_features.weight.expand(count, -1, -1)
-        boxes_BQ4 = corner_form(as_float32(self.proposal_boxes.weight)) * _sizes(batch, maps[0].device)
+    def refine_maps(self, maps: Sequence[Tensor], queries_BQD: Tensor, size_B14: Tensor) -> list[Queries]:
+        """Return what each head predicts from the maps of the neck.
+
+        Args:
+            queries_BQD: those of the proposals, for each image.
+            size_B14: width, height, width, height of each image in pixels.
+        """
+        boxes_BQ4 = corner_form(as_float32(self.proposal_boxes.weight)) * size_B14
         out = []
         for head in self.box_heads:
-            refined: Refined = head(queries_BQD, self.box_pool(maps, to_rois(boxes_BQ4.unbind(0))))
+            refined: Refined = head(queries_BQD, self.box_pool(maps, to_rois_of_batch(boxes_BQ4)))
             queries_BQD = refined.queries_BQD
             boxes_BQ4 = self.coder.decode(boxes_BQ4, as_float32(refined.deltas_BQ4))
             out.append(Queries(as_float32(refined.logits_BQC), boxes_BQ4))

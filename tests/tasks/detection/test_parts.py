@@ -1,6 +1,7 @@
 """The parts of detectors, each by what must hold for it."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -231,6 +232,27 @@ def test_regions_come_back_in_their_order() -> None:
     out = RoIPool(levels, 3)(maps, to_rois(boxes))
     assert out[:, 0, 1, 1].tolist() == [1, 4, 2]
     assert RoIPool(levels, 3)(maps, torch.zeros(0, 5)).shape == (0, 1, 3, 3)
+
+
+class _Pooled(nn.Module):
+    def __init__(self, strides: Sequence[int], samples: int) -> None:
+        super().__init__()
+        self.pool = RoIPool([Level(3, s) for s in strides], 3, samples)
+
+    def forward(self, rois_R5: Tensor, *maps: Tensor) -> Tensor:
+        return self.pool(maps, rois_R5)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_regions_are_the_same_in_an_exported_graph(samples: int) -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 3, 128 // s, 160 // s) for s in (4, 8, 16)]
+    corner_R2, side_R2 = torch.rand(30, 2) * 100, 1.1 ** (torch.rand(30, 2) * 75)
+    rois_R5 = torch.cat([torch.arange(30.0)[:, None] % 2, corner_R2, corner_R2 + side_R2], dim=1)
+    pooled = _Pooled((4, 8, 16), samples)
+    assert pooled.pool.level_of(rois_R5[:, 1:]).unique().tolist() == [0, 1, 2]
+    graph = torch.export.export(pooled, (rois_R5, *maps)).module()
+    torch.testing.assert_close(graph(rois_R5, *maps), pooled(rois_R5, *maps), rtol=0, atol=1e-6)
 
 
 def test_the_map_of_a_box_follows_from_its_size_whatever_the_first_stride() -> None:
