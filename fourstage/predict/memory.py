@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fourstage.resources import free_memory, size_text
 
 LARGE = 2**23  # pixels; smaller images are not checked
-PROBE = 256  # pixels of a side of the image that memory is measured with
+PROBE = 1024  # pixels of a side of the image that memory is measured with; in smaller ones the regions take the most
 
 
 def bytes_per_pixel(run: Callable[[], object]) -> float:

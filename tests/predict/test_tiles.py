@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from predict.networks import MEAN, STD, predictor
 from scipy import ndimage
+from tasks.detection.scenes import small, with_detections
 from torch import Tensor, nn
 
 import fourstage
-from fourstage.data.sample import Batch, Sample
+from fourstage.data.sample import Batch, Sample, collate
 from fourstage.data.transforms import detection
 from fourstage.data.transforms.segmentation import evaluation_transform
 from fourstage.predict import memory, tasks
@@ -292,7 +293,20 @@ def test_the_estimate_is_of_all_tensors_that_are_alive() -> None:
         image_BCHW.view(-1).clone()
 
     assert memory.bytes_per_pixel(run) == 4 * (3 + 64)  # the image and the first map; the rest is smaller
-    assert memory.bytes_per_pixel(lambda: [torch.zeros(2**16) for _ in range(5)]) == 20
+    assert memory.bytes_per_pixel(lambda: [torch.zeros(memory.PROBE**2) for _ in range(5)]) == 20
+
+
+def test_regions_whose_number_is_limited_do_not_grow_with_the_image() -> None:
+    torch.manual_seed(0)
+    detector = with_detections(small("mask_rcnn"))
+
+    def run(side: int) -> None:
+        detector.detect(collate([Sample("x", torch.zeros(3, side, side), (side, side))]))
+
+    estimate = memory.bytes_per_pixel(lambda: run(memory.PROBE)) * 2048**2
+    with torch.no_grad(), memory._LiveBytes() as live:
+        run(2048)
+    assert 0.8 < estimate / live.most < 1.5
 
 
 def test_free_memory_is_known_here() -> None:
