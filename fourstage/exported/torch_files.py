@@ -25,8 +25,8 @@ INPUTS = "data/sample_inputs/model.pt"  # a pickle, which running needs not
 KEPT = ("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id")
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+", re.ASCII)
 OPERATORS = re.compile(
-    r"torch\.ops\.(aten|torchvision|fourstage|prims)\.[a-z_]\w*\.\w+|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\.sym_\w+"
-    r"|torch\._sym_\w+",
+    r"torch\.ops\.(aten|prims)\.[a-z_]\w*\.\w+|torch\.ops\.torchvision\.(nms|roi_align|_cuda_version)\.default"
+    r"|torch\.ops\.fourstage\.nms_mask\.default|_operator\.[a-z]\w*|math\.[a-z]\w*|torch\.sym_\w+|torch\._sym_\w+",
     re.ASCII,
 )
 FILE_OPERATORS = ("from_file", "_test", "save", "load")  # of ATen, that read or write files, and any that may come

@@ -1,7 +1,9 @@
 """.pt2 files of `torch.export`, on the CPU. The archive is rewritten before torch reads it, see `torch_files.py`."""
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from fourstage.exported.carriers import from_torch
 from fourstage.exported.description import Description
 from fourstage.exported.runtime import Runtime
 from fourstage.exported.torch_files import open_archive, read_safely, whole
+from fourstage.ops.torchvision_kernels import have_kernels
 
 
 class TorchRuntime(Runtime):
@@ -39,11 +42,33 @@ def open_file(path: Path) -> TorchRuntime:
     with open_archive(path) as archive, whole(path):
         description = from_torch(archive, path)
         copy = read_safely(path, archive)
+    have_kernels()  # registers the operators of torchvision, which graphs of detectors name
+    with _silent() as reasons:
+        try:
+            module = torch.export.load(copy).module()
+        except (RuntimeError, AssertionError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            reason = " ".join((reasons or [str(error)])[0].split())
+            raise ValueError(f"{path} cannot be opened by torch ({reason:.300}); export the network again") from error
+    return TorchRuntime(path, description, module)
+
+
+@contextmanager
+def _silent() -> Iterator[list[str]]:
+    """Yield a list that gets the errors which torch logs, with their tracebacks, instead of raising them."""
+    reasons: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        while error is not None and error.__cause__ is not None:
+            error = error.__cause__
+        reasons.extend([] if error is None else [str(error)])
+        return False
+
+    logger = logging.getLogger("torch.export")
+    logger.addFilter(keep)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the format of its own files
-            module = torch.export.load(copy).module()
-    except (RuntimeError, AssertionError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be opened by torch ({reason:.300}); export the network again") from error
-    return TorchRuntime(path, description, module)
+            yield reasons
+    finally:
+        logger.removeFilter(keep)

@@ -1,5 +1,7 @@
 """Networks of every method in every format give the numbers of the network that they came from."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,16 @@ def test_every_method_is_written_to_other_formats(name: str, format: str, tmp_pa
         written.proof_path.name,
         *(["x.bin"] if format == "openvino" else []),
     }
+
+
+def test_a_file_of_torch_opens_where_torchvision_was_not_imported(tmp_path: Path) -> None:
+    path = export(built("mask_rcnn"), tmp_path / "x.pt2", "torch", size=NETWORKS["mask_rcnn"][1]).path
+    code = (
+        "import sys; from fourstage.exported.runtime import open_runtime; "
+        f"print(open_runtime({str(path)!r}).name, 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("torch False\n", "")
 
 
 def test_a_label_map_has_the_labels_of_the_logits(tmp_path: Path) -> None:

@@ -128,6 +128,16 @@ def test_code_in_a_graph_is_refused(
     assert not (tmp_path / "TRACE").exists()
 
 
+def test_an_operator_that_torch_lacks_is_one_sentence(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lacking = in_model(lambda model: nodes(model)[0].update(target="torch.ops.aten.no_operator.default"))
+    path = rewritten(archive, tmp_path / "x.pt2", lacking)
+    with pytest.raises(ValueError, match=r"cannot be opened by torch \(We failed to resolve torch\.ops\.aten\.no_oper"):
+        open_runtime(path)
+    assert capfd.readouterr().err == ""  # torch logs a traceback
+
+
 def test_guards_and_remarks_are_left_out(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -260,6 +270,8 @@ def test_operators_of_honest_files() -> None:
     assert all(map(is_operator, (*good, "torch.ops.torchvision.nms.default", "torch.ops.fourstage.nms_mask.default")))
     bad = ("torch.load", "torch.ops.aten", "_operator.attrgetter", "math.factorial", "torch.ops.x.y.z")
     assert not any(map(is_operator, (*bad, "torch.ops.aten.__class__.x.y", "torch.ops.aten.save.default")))
+    others = ("torchvision.roi_pool.default", "torchvision.nms.out", "fourstage.other.default", "fourstage.nms_mask.x")
+    assert not any(is_operator(f"torch.ops.{name}") for name in others)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ONNX
