@@ -134,7 +134,7 @@ def prove(
     """
     if graph.kind == "detections":
         assert isinstance(network, Detector)
-        return _prove_detector(runtime, network, images, tolerance)
+        return _prove_detector(runtime, network, images, tolerance, graph.lowest)
     rows = []
     for some in images:
         with torch.inference_mode():
@@ -167,7 +167,9 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return deviation / largest if largest else deviation
 
 
-def _prove_detector(runtime: Runtime, network: Detector, images: Sequence[Images], tolerance: Tolerance) -> Proof:
+def _prove_detector(
+    runtime: Runtime, network: Detector, images: Sequence[Images], tolerance: Tolerance, lowest: float
+) -> Proof:
     rule = runtime.description.suppression
     assert rule is not None, "a description of a detector has it"
     try:
@@ -177,10 +179,12 @@ def _prove_detector(runtime: Runtime, network: Detector, images: Sequence[Images
     wanted = [_detect(network, some) for some in images]
     note = ""
     if isinstance(network, SingleStage | TwoStage) and sum(len(one) for ones in wanted for one in ones) < FEWEST:
-        rule = replace(rule, threshold=_lower(outputs))
+        rule = replace(rule, threshold=_lower(outputs, lowest))
         note = f"hardly any score is above the threshold, so that detections above {rule.threshold:.3g} are compared"
         with _threshold(network, rule.threshold):
             wanted = [_detect(network, some) for some in images]
+        if not any(len(one) for ones in wanted for one in ones):
+            note = f"no score is above {rule.threshold:.3g}, so that no detection was compared; give images by --data"
     rows = [
         _detection_row(some, found, ones, rule, tolerance.scores)
         for some, found, ones in zip(images, outputs, wanted, strict=True)
@@ -225,10 +229,15 @@ def queries_gap(network: DINO, some: Images) -> float:
     return float((ranked_BQ[:, :-1] - ranked_BQ[:, 1:]).amin())
 
 
-def _lower(outputs: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Return a threshold above which each image has about `SOME` pairs."""
-    best = [np.sort(scores, axis=None)[::-1][: SOME + 1][-1] for found in outputs for scores in found["scores"]]
-    return max(0.0, float(np.median(best)))  # places that are free score less
+def _lower(outputs: Sequence[Mapping[str, np.ndarray]], lowest: float) -> float:
+    """Return a threshold above which each image has about `SOME` pairs, or all where there are fewer.
+
+    Args:
+        lowest: pairs that score less are not among the outputs.
+    """
+    ranked = [np.sort(scores, axis=None)[::-1] for found in outputs for scores in found["scores"]]
+    between = [float(x[SOME - 1 : SOME + 1].mean()) if len(x) > SOME else lowest for x in ranked]
+    return max(lowest, float(np.median(between)))
 
 
 @contextmanager
@@ -261,31 +270,34 @@ def _detection_row(
     Args:
         near: scores that differ by less may be in another order.
     """
-    boxes, scores, masks, alone, total = [0.0], [0.0], [0.0], 0, 0
+    boxes, scores, masks, total = [0.0], [0.0], [0.0], 0
+    unmatched: list[float] = []  # scores
     for i, one in enumerate(wanted):
         found = decode({name: value[i] for name, value in outputs.items()}, rule, some.size, some.size)
         pairs, scores_N = _match(one, found), one.scores_N.numpy()
         total += len(scores_N) + len(found.scores_N)
-        alone += _count_alone(scores_N, {a for a, _ in pairs}, found.scores_N, rule.most, near)
-        alone += _count_alone(found.scores_N, {b for _, b in pairs}, scores_N, rule.most, near)
+        unmatched += _alone(scores_N, {a for a, _ in pairs}, found.scores_N, rule.most, near)
+        unmatched += _alone(found.scores_N, {b for _, b in pairs}, scores_N, rule.most, near)
         for a, b in pairs:
             boxes.append(float(np.abs(one.boxes_N4[a].numpy() - found.boxes_N4[b]).max()))
             scores.append(abs(float(scores_N[a]) - float(found.scores_N[b])))
             if one.masks is not None and found.masks is not None:
                 difference_MM = one.masks.probabilities_NMM[a].numpy() - found.masks.probabilities_NMM[b]
                 masks.append(float(np.abs(difference_MM).max()))
+    edge = rule.threshold + 2 * max(scores)  # below it, rounding decides which pairs are above the threshold
+    alone = sum(score > edge for score in unmatched)
     deviations = {"boxes": max(boxes), "scores": max(scores), "unmatched": alone / total if total else 0.0}
     deviations |= {"masks": max(masks)} if "masks" in outputs else {}
     return Row(some.name, tuple(some.images_BCHW.shape), deviations, sum(len(one) for one in wanted))
 
 
-def _count_alone(scores_N: np.ndarray, matched: set[int], others_M: np.ndarray, most: int, near: float) -> int:
-    """Return how many detections have no partner in a list that has room for them.
+def _alone(scores_N: np.ndarray, matched: set[int], others_M: np.ndarray, most: int, near: float) -> list[float]:
+    """Return the scores of the detections that have no partner in a list that has room for them.
 
     Where the other list is full, the last places of both go to one or the other of nearly equal scores.
     """
     lowest = float(others_M.min()) + near if len(others_M) >= most else -np.inf
-    return sum(score > lowest for n, score in enumerate(scores_N.tolist()) if n not in matched)
+    return [score for n, score in enumerate(scores_N.tolist()) if n not in matched and score > lowest]
 
 
 def _match(wanted: Detections, found: Decoded) -> list[tuple[int, int]]:

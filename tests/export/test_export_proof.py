@@ -97,14 +97,14 @@ def test_a_number_that_is_not_one_exceeds_every_tolerance() -> None:
     assert not Row("x", (1,), {"values": 1e-4}).exceeds(FLOAT32)
 
 
-def _row(found: Mapping[str, list[Any]], most: int = 100) -> Row:
+def _row(found: Mapping[str, list[Any]], most: int = 100, threshold: float = 0.0) -> Row:
     """Compare two true detections with those of a file."""
     wanted = Detections(
         torch.tensor([[0.0, 0.0, 20.0, 20.0], [40.0, 0.0, 60.0, 20.0]]), torch.tensor([0, 1]), torch.tensor([0.9, 0.6])
     )
     outputs = {name: np.array([value], np.int64 if name == "labels" else np.float32) for name, value in found.items()}
     images = Images("x", torch.zeros(1, 3, 64, 64), (64, 64))
-    return proof._detection_row(images, outputs, [wanted], Suppression(most=most), near=1e-3)
+    return proof._detection_row(images, outputs, [wanted], Suppression(threshold, most=most), near=1e-3)
 
 
 BOXES = [[0, 0, 20, 20], [40, 0, 60, 20]]
@@ -149,6 +149,43 @@ def test_the_last_place_of_a_full_list_may_go_to_another_object() -> None:
     for last, alone in ((0.6005, 0.0), (0.7, 0.25)):
         row = _row({"boxes": boxes, "scores": [0.9, last], "labels": [0, 1]}, most=2)
         assert row.deviations["unmatched"] == alone
+
+
+def test_a_detection_at_the_threshold_may_be_below_it_in_the_file() -> None:
+    both = {"boxes": BOXES, "scores": [0.9, 0.6], "labels": [0, 1]}
+    for first, alone in ((0.9, 1 / 3), (0.89, 0.0)):  # matched scores that deviate by 0.01 say how near is near
+        found = {name: values[:1] for name, values in both.items()} | {"scores": [first]}
+        assert _row(found, threshold=0.59).deviations["unmatched"] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(
+    ("scores", "lowest", "threshold"),
+    [
+        ([np.linspace(1, 0, 101)], 0.0, 0.505),  # between the 50th and the 51st
+        ([np.array([0.4, -1, -1])], 0.001, 0.001),
+        ([np.array([0.4])], 0.0, 0.0),  # the one pair is compared
+        ([np.full(100, -1.0)], 0.001, 0.001),
+        ([np.linspace(1, 0, 101), np.array([0.4]), np.array([0.2])], 0.0, 0.0),
+    ],
+)
+def test_a_lowered_threshold_is_below_some_scores_of_the_file(
+    scores: list[np.ndarray], lowest: float, threshold: float
+) -> None:
+    assert proof._lower([{"scores": one[None]} for one in scores], lowest) == pytest.approx(threshold)
+
+
+def test_a_network_without_any_score_is_compared_with_a_note(tmp_path: Path) -> None:
+    detector: Any = small("mask_rcnn").eval()
+    detector.box_head.classify.bias.data[-1] += 30.0  # all is background
+    written = export(detector, tmp_path / "x.pt2", "torch", size=(96, 128))
+    assert not written.proof.failure
+    assert written.proof.note.startswith("no score is above 0.001, so that no detection was compared")
+    assert written.proof.rows[0].detections == 0
+
+
+def test_an_untrained_network_with_many_classes_is_compared() -> None:
+    graph = graph_of(small("mask_rcnn", classes=1203).eval())
+    assert 0 < graph.lowest < 1 / 1204
 
 
 def test_noise_is_the_same_each_time() -> None:

@@ -20,6 +20,7 @@ class Graph(nn.Module):
         suppression: what remains to be done for a detector; None for other networks.
         multiple: the sides of the images are multiples of it, in pixels.
         smallest_sides: from which on one graph may serve all sizes, pixels; the first that PyTorch can record is taken.
+        lowest: pairs of a detector that score less are not among its outputs.
         reads_sizes: whether `forward` takes the (H, W) of each image without its padding too, (B, 2) whole numbers.
     """
 
@@ -28,6 +29,7 @@ class Graph(nn.Module):
     suppression: Suppression | None = None
     multiple: int = 1
     smallest_sides: tuple[int, ...] = (64, 65, 97, 129, 225)
+    lowest: float = 0.0
     reads_sizes: bool = False
 
 

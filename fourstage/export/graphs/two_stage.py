@@ -26,6 +26,7 @@ from fourstage.tasks.parts.levels import feature_maps
 
 NOTHING = -1.0  # the score of a place that is free
 LOWEST = 1e-3  # pairs with masks score more: few of a trained network, and enough of another one to compare
+SHARE = 0.5  # of the score of each class where all are equal: an untrained network with many classes has no more
 
 
 class TwoStageGraph(Graph):
@@ -43,6 +44,8 @@ class TwoStageGraph(Graph):
         self.box_heads, self.mask_heads = _box_heads(detector), _mask_heads(detector)
         coarsest = detector.rpn.anchors.strides[-1]
         self.smallest_sides = tuple(round_up(side, self.multiple) for side in (coarsest + 1, 2 * coarsest + 1))
+        if self.mask_heads:
+            self.lowest = min(limits.score_threshold, LOWEST, SHARE / (detector.num_classes + 1))
         self.outputs = ("boxes", "scores", "labels", "masks") if self.mask_heads else ("boxes", "scores")
         self.suppression = Suppression(
             threshold=limits.score_threshold,
@@ -103,9 +106,8 @@ class TwoStageGraph(Graph):
         batch, count, classes = scores_BPC.shape
         boxes_BCP4 = boxes_BPK4.transpose(1, 2).expand(-1, classes, -1, -1)
         scores_BCP = scores_BPC.transpose(1, 2)
-        lowest = min(limits.score_threshold, LOWEST)
         kept_GP = nms_mask(
-            boxes_BCP4.flatten(0, 1), scores_BCP.flatten(0, 1), limits.iou_threshold, lowest, limits.per_image
+            boxes_BCP4.flatten(0, 1), scores_BCP.flatten(0, 1), limits.iou_threshold, self.lowest, limits.per_image
         )
         scores_BCP = scores_BCP.masked_fill(~kept_GP.unflatten(0, (batch, classes)), NOTHING)
         scores_BD, place_BD = best(scores_BCP.flatten(1), limits.per_image)
