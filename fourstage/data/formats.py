@@ -338,7 +338,7 @@ def _content(root: Path) -> str:
     folders = [path.name for path in entries if path.is_dir() and is_own_folder(path.name)]
     suffixes = Counter(path.suffix.lower() or "no ending" for path in entries if path.is_file())
     shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
-    words = [f"the folders {shown}"] if folders else []
+    words = [f"the folder{'s' * (len(folders) > 1)} {shown}"] if folders else []
     if suffixes:
         most = ", ".join(suffix for suffix, _ in suffixes.most_common(3))
         words.append(f"{suffixes.total():,} file{'s' * (suffixes.total() > 1)} ({most})")

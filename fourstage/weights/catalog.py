@@ -386,7 +386,7 @@ def of_file(file: str, sha256: str) -> tuple[Weight, str] | None:
 
 def by_hand(weight: Weight, call: str = "create_model") -> str:
     """Return the end of a sentence: how to get a file without `pretrained=True`, and what to type then."""
-    return f"fetch it by hand, see {weight.page}, then type {_typed(weight, call)}"
+    return f"download it in a browser from {weight.page}, then type {_typed(weight, call)}"
 
 
 def no_address(weight: Weight, call: str = "create_model") -> str:
@@ -396,7 +396,7 @@ def no_address(weight: Weight, call: str = "create_model") -> str:
             f"no file of {weight.name} is published: if you find one, {weight.page} may help, type "
             f"{_typed(weight, call)}"
         )
-    return f"no program can fetch {weight.name}: {by_hand(weight, call)}"
+    return f"no program can download {weight.name}: {by_hand(weight, call)}"
 
 
 def _typed(weight: Weight, call: str) -> str:

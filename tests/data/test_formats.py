@@ -50,7 +50,7 @@ def test_nothing_that_is_known(tmp_path: Path, picture: Picture, capsys: pytest.
     (tmp_path / "list.csv").touch()
     (tmp_path / "texts").mkdir()
     with pytest.raises(
-        ValueError, match=r"not recognised \(it has the folders texts and 1 file \(\.csv\)\).*; supported layouts:"
+        ValueError, match=r"not recognised \(it has the folder texts and 1 file \(\.csv\)\).*; supported layouts:"
     ) as caught:
         open_dataset(tmp_path, "train")
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ def message(root: Path, truth: Truth | None) -> tuple[str, list[str]]:
 def test_each_layout_is_one_line_of_80_columns_and_of_the_task(truth: Truth | None, tmp_path: Path) -> None:
     (tmp_path / "things").mkdir()
     said, lines = message(tmp_path, truth)
-    assert said.endswith("is not recognised (it has the folders things); supported layouts:")
+    assert said.endswith("is not recognised (it has the folder things); supported layouts:")
     assert max(map(len, lines)) <= 80
     expected = [one.name for one in FORMATS if truth in (None, "label", one.truth)]
     assert [line.strip().partition(":")[0] for line in lines] == expected

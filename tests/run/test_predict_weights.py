@@ -114,7 +114,7 @@ def test_what_cannot_be_fetched_says_what_to_type(
     image = str(photo)
     server.codes = [404]
     by_hand = (row.page, f"fourstage predict {NAME} IMAGE --weights published.pth")
-    refused(main(["predict", NAME, image]), capsys, "HTTP 404", "fetch it by hand", *by_hand)
+    refused(main(["predict", NAME, image]), capsys, "HTTP 404", "download it in a browser from", *by_hand)
     here = catalog.WEIGHTS
     other = Weight(**{**vars(row), "sha256": "0123"})
     monkeypatch.setattr(catalog, "WEIGHTS", (*here[:-1], other))

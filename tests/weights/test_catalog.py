@@ -125,7 +125,7 @@ def test_sentences_say_what_to_type() -> None:
     file = "checkpoint_path='scalable_vit_small.pth'"
     page = "https://drive.google.com/file/d/1gCWsATBJmW3xwJaoCcxGO1Wbg51cPtzk/view"
     assert catalog.no_address(catalog.find("scalable_vit_small")) == (
-        f"no program can fetch scalable_vit_small.in1k: fetch it by hand, see {page}, then type "
+        f"no program can download scalable_vit_small.in1k: download it in a browser from {page}, then type "
         f"create_model('scalable_vit_small.in1k', {file})"
     )
     sentence = catalog.no_address(catalog.find("swin_visformer_tiny_v2"), "create_backbone")

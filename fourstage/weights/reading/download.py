@@ -53,7 +53,7 @@ def fetch(weight: Weight, call: str = "create_model", progress: Progress | None 
     """Return the file of a published weight, from the cache or fetched. Of several processes, one fetches it.
 
     Args:
-        call: the function that takes a file fetched by hand, for messages.
+        call: the function that takes a file that the user has downloaded, for messages.
         progress: called about once a megabyte with the bytes so far and in total.
 
     Raises:
@@ -72,7 +72,7 @@ def fetch(weight: Weight, call: str = "create_model", progress: Progress | None 
             if not path.exists():
                 download(weight.address, path, sha256=weight.sha256, progress=progress)
     except (FailedError, ValueError) as error:
-        raise type(error)(f"{error}; or {by_hand(weight, call)}") from error
+        raise type(error)(f"{error}; {by_hand(weight, call)}") from error
     except OSError as error:
         raise OSError(
             f"{path} could not be written ({error.strerror or error}); free space, or name another folder: TORCH_HOME="

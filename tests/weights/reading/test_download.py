@@ -142,19 +142,18 @@ def test_a_refusal_says_why_and_what_to_do_by_hand(
 ) -> None:
     for key, value in change.items():
         setattr(server, key, value)
-    hand = (
-        r"; or fetch it by hand, see https://example.org/weights, then type create_model\('visformer_digits.digits', "
-    )
-    with pytest.raises(
-        OSError, match=rf"^weights.pth could not be fetched from http.*{sentence}{hand}checkpoint_path='"
-    ):
+    typed = r"create_model\('visformer_digits.digits', checkpoint_path='"
+    hand = rf"; download it in a browser from https://example.org/weights, then type {typed}"
+    with pytest.raises(OSError, match=rf"^weights.pth could not be fetched from http.*{sentence}{hand}"):
         download.fetch(row(server.address))
     assert len(server.asked) == requests
     assert left(cache) == set()
 
 
 def test_no_server_at_all_is_one_sentence(cache: Path) -> None:
-    with pytest.raises(OSError, match=r"\(.*[Rr]efused.*\); or fetch it by hand.*create_backbone\('visformer_digits.d"):
+    with pytest.raises(
+        OSError, match=r"\(.*[Rr]efused.*\); download it in a browser from .*create_backbone\('visformer_digits.d"
+    ):
         download.fetch(row("http://127.0.0.1:9/weights.pth"), "create_backbone")
     assert left(cache) == set()
 
@@ -297,7 +296,7 @@ def test_a_tag_alone_says_how_to_build_and_arguments_of_ones_own_win(published: 
         ("visformer_digits.", "no published weights called ''"),
         (
             "visformer_digits.by_hand",
-            "no program can fetch visformer_digits.by_hand: fetch it by hand, see https://exa",
+            "no program can download visformer_digits.by_hand: download it in a browser from https://exa",
         ),
         ("visformer_digits.never", "no file of visformer_digits.never is published"),
         (
