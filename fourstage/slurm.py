@@ -28,6 +28,7 @@ from fourstage.run_folders import names_a_run, no_run
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
 STOPPED = 143  # exit code of a run that SIGTERM stopped and that the same command continues
+NAME = r"\w.,+@-"  # characters of the names of jobs and partitions
 TIME = r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+|\d+-\d+:\d+|\d+-\d+:\d+:\d+|UNLIMITED"  # formats of sbatch
 
 
@@ -203,7 +204,7 @@ def _check_size(job: Job) -> None:
 def _check_words(job: Job) -> None:
     """Raise ValueError for a value that would break a line of the file, and for a job name that is no file name."""
     for option, value in (("partition", job.partition), ("job-name", job.name)):
-        if not re.fullmatch(r"[\w.,+@-]+", value or ""):
+        if not re.fullmatch(f"[{NAME}]+", value or ""):
             raise ValueError(f"--{option} must be one word of letters, digits and .,+@-; got {value!r}")
     for option, value in (("srun-args", job.srun_args), ("sbatch-args", job.sbatch_args)):
         try:
@@ -344,6 +345,11 @@ class Array:
             sbatch_args=self.sbatch_args,
             out=str(self.out),
         )
+
+
+def name_of_folder(folder: Path) -> str:
+    """Return the name of an array of jobs from the folder of its comparison, as one word."""
+    return re.sub(rf"[^{NAME}]+", "_", folder.name).strip("_") or "compare"
 
 
 def array_script(array: Array) -> str:

@@ -310,6 +310,22 @@ def test_a_comparison_is_an_array_of_its_cells(run: Run, tmp_path: Path, capsys:
     assert "there is no sbatch on the PATH" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("out", "name"), [("my mixers (2)", "my_mixers_2"), ("Zürich, a", "Zürich,_a"), ("$$$", "compare")]
+)
+def test_an_array_is_named_by_its_folder(
+    out: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["compare", "digits_visformer", "--vary", "lr=1e-3,2e-3", "--seeds", "1", "--out", str(tmp_path / out)]
+    assert main([*grid, "--partition", "gpu", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert f"#SBATCH --job-name={name}\n" in text
+    assert f"{tmp_path}/{out}/slurm/{name}-%A_%a.out" in text
+    [line] = [line for line in text.splitlines() if "-m fourstage" in line]
+    words = shlex.split(line)
+    assert words[words.index("--out") + 1] == f"{tmp_path}/{out}"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the script is of bash")
 def test_the_script_of_an_array_trains_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "arms"
