@@ -166,3 +166,27 @@ def test_a_metric_that_the_data_or_the_method_cannot_give(tmp_path: Path, capsys
     assert main([*words, "--metric", "mask_map"]) == 2
     assert "lr=1e-3 will have no mask_map" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_of_objects_of_a_size_that_the_data_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_digit_scenes(tmp_path / "scenes", train=3, val=2, size=64)
+    words = ["compare", "digit_scenes_mask_rcnn", "--vary", "lr=1e-3,2e-3", "--data", str(root), "--dry-run"]
+    words += ["--out", str(tmp_path / "out"), "--metric"]
+    for metric in ("box_map_s", "mask_map_s", "box_recall_s", "mask_recall100"):
+        assert main([*words, metric]) == 0, metric
+    for metric, instead in (("box_map_l", "box_map_s"), ("mask_map_m", "mask_map_s"), ("box_recall_m", "box_recall_s")):
+        assert main([*words, metric]) == 2
+        said = capsys.readouterr().err
+        size = {"l": "large", "m": "medium"}[metric[-1]]
+        assert f"will have no {metric}: no object in val of {root} is {size}; choose --metric {instead}" in said
+    assert main([*words, "box_recall7"]) == 2  # no limit on detections of this recipe
+    assert "box_recall7 is no metric of detection" in capsys.readouterr().err
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for one in content["annotations"]:
+        one["iscrowd"] = int(one is not content["annotations"][0])
+        one["area"] = 100 * 100 if one["iscrowd"] else 32 * 32  # a boundary belongs to both sizes
+    file.write_text(json.dumps(content))
+    assert main([*words, "box_map_s"]) == main([*words, "box_map_m"]) == 0
+    assert main([*words, "box_map_l"]) == 2
+    assert "is large; choose --metric box_map_s or --metric box_map_m\n" in capsys.readouterr().err
