@@ -100,8 +100,7 @@ def mixer_maps(
         )
     height, width = image_BCHW.shape[-2:]
     x, y = point or (width / 2, height / 2)
-    if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"the point {x:g},{y:g} is outside of the image of {width} x {height} pixels; give X,Y in it")
+    check_point((x, y), (height, width))
     last = _last_of_each_stage(mixers)
     chosen = last if last_of_stage else list(mixers)
     with frozen(network), torch.no_grad():
@@ -112,6 +111,13 @@ def mixer_maps(
             )
             for name in chosen
         ]
+
+
+def check_point(point: tuple[float, float], size: tuple[int, int]) -> None:
+    """Raise ValueError where a point (x, y) is outside of an image of (H, W) pixels."""
+    (x, y), (height, width) = point, size
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"the point {x:g},{y:g} is outside of the image of {width} x {height} pixels; give X,Y in it")
 
 
 def _last_of_each_stage(mixers: dict[str, nn.Module]) -> list[str]:

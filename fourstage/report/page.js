@@ -95,7 +95,9 @@ for (const part of document.querySelectorAll("section")) {
       }
     }
     const [, , , , columns, rows] = numbers(drawings[0].dataset.place);
-    words.textContent = `The cross is the point ${Math.floor(across * columns)},${Math.floor(down * rows)}; the maps are those of the nearest cells.`;
+    const point = `${Math.floor(across * columns)},${Math.floor(down * rows)}`;
+    words.textContent = `The cross is the point ${point}; the maps are those of the nearest cells.`;
+    part.querySelector("figcaption .point").textContent = point;
   };
   for (const drawing of drawings) {
     drawing.classList.add("choosing");

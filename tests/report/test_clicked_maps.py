@@ -111,6 +111,8 @@ def test_a_click_chooses_the_nearest_cell(mixers: list[MixerMaps], tmp_path: Pat
     command = [*words, "--dump-dom", f"file://{file}"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert "The cross is the point 86,9; the maps are those of the nearest cells." in done.stdout
+    caption = re.findall(r"<figcaption><b>a.jpg</b>(.*?)</figcaption>", done.stdout)
+    assert [re.sub("<[^>]*>", "", one) for one in caption] == ["the cross is the point 86,9"]
     boxes = re.findall(r'class="tiles"[^>]*viewBox="([^"]*)"[^>]*', done.stdout)
     first = mixers[0].grid
     assert first is not None

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fourstage.analysis.subjects import Subject
+import fourstage
+from fourstage.analysis.subjects import Subject, load_subject
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
 from fourstage.data.sample import Sample
 from fourstage.run.analyze.labels import labelled_for
+from fourstage.run.analyze.maps import MapsSetting, look
 
 NETWORK = "visformer_digits"
 CALLS = {
@@ -306,3 +308,22 @@ def test_analyses_of_a_run_are_in_its_folder_and_in_its_report(tmp_path: Path, m
     assert (tmp_path / "analysis" / "erf" / "erf.html").is_file()
     assert run("analyze", "erf", "runs/mine", *words, "--out", "elsewhere") == 0
     assert report.read_text() == before
+
+
+def test_each_network_has_pictures_that_answer_a_click(tmp_path: Path) -> None:
+    networks, out = ("unified_pvt_micro", "unified_swin_micro"), tmp_path / "out"
+    words = ["analyze", "maps", *networks, "--data", "digits", "--images", "3", "--size", "32", "--out", out]
+    assert run(*words) == 0
+    sections = (out / "maps.html").read_text().split("<section>")[1:7]
+    assert [network in one for network, one in zip(np.repeat(networks, 3), sections, strict=True)] == [True] * 6
+    assert ['class="tiles"' in one for one in sections] == [True, True, False] * 2
+
+
+def test_a_point_is_in_the_image_also_for_a_detector_with_points_of_its_own() -> None:
+    draw = np.random.default_rng(0)
+    sample = Sample("a", draw.integers(0, 256, (64, 64, 3)).astype(np.uint8), (64, 64))
+    dino = fourstage.create_detector("dino", backbone="visformer_digits", num_classes=3)
+    subject = load_subject(dino)
+    assert look(subject, sample, MapsSetting(size=64)).looks is not None
+    with pytest.raises(ValueError, match="the point 64,3 is outside of the image of 64 x 64 pixels"):
+        look(subject, sample, MapsSetting(size=64, point=(64, 3)))

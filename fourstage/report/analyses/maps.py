@@ -9,7 +9,7 @@ from fourstage.analysis.maps import AttentionGrid, MixerMaps
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section
 from fourstage.report.curves import Curve, curve_chart
 from fourstage.report.heat_maps import Dot, Outline, chosen_map, colour_bar, heat_map, picture_map
-from fourstage.report.markup import Markup, tag
+from fourstage.report.markup import Markup, join, tag
 
 MOST_HEADS = 4  # of a layer that are drawn
 COLOURS = 0.999  # quantile of a map that gets the last colour: single large weights would hide all others
@@ -61,7 +61,8 @@ def maps_page(found: Sequence[Looked], images: str) -> str:
 def _section(number: int, one: Looked) -> Markup:
     x, y = one.point
     photograph = picture_map(f"photo{number}", one.image, one.image_HW3, points=[(y - 0.5, x - 0.5)])
-    rows = [panels([figure(photograph, one.image, f"the cross is the point {x:g},{y:g}")])]
+    chosen = tag("bdi", f"{x:g},{y:g}", class_="point")  # the page's script writes a clicked one into it
+    rows = [panels([figure(photograph, one.image, join(["the cross is the point ", chosen]))])]
     if one.looks is not None:
         rows.append(panels(_queries(f"dino{number}", one, one.looks), wide=True))
     rows += [_layer(f"m{number}x{i}", one, maps) for i, maps in enumerate(one.last_of_stages())]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fourstage.analysis.images import prepared
-from fourstage.analysis.maps import GRID, MixerMaps, mixer_maps
+from fourstage.analysis.maps import GRID, MixerMaps, check_point, mixer_maps
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Batch, Sample
 from fourstage.progress import Bar
@@ -21,7 +21,7 @@ from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.dino_looks import best_looks
 
-CLICKABLE = 4  # images of all networks whose pictures show the attention of a clicked point
+CLICKABLE = 4  # images whose pictures show the attention of a clicked point; the networks share them, one each at least
 QUERIES = 3  # of a DINO that are drawn
 
 
@@ -65,10 +65,11 @@ def analyze_maps(
     chosen = choose(dataset, setting.images, setting.order, data, default=1)
     subjects = load_subjects(sources, "maps", loading or Loading())
     found: list[Looked] = []
+    clickable = max(1, CLICKABLE // len(subjects))
     with Bar("reading maps", len(subjects) * len(chosen.positions), show=show) as bar:
         for subject in subjects:
-            for sample in read(dataset, chosen.positions):
-                found.append(look(subject, sample, setting, GRID if len(found) < CLICKABLE else 0))
+            for i, sample in enumerate(read(dataset, chosen.positions)):
+                found.append(look(subject, sample, setting, GRID if i < clickable else 0))
                 bar.update(len(found))
     files = write(
         folder,
@@ -95,6 +96,7 @@ def look(subject: Subject, sample: Sample, setting: MapsSetting, grid: int = 0) 
     shown_3HW = prepared(sample.image, side, plain, "short_side")
     shown_HW3 = np.ascontiguousarray((shown_3HW * 255).round().byte().permute(1, 2, 0).numpy())
     point = setting.point or (side / 2, side / 2)
+    check_point(point, (side, side))  # first: a DINO has points of its own, whatever its backbone
     looks = _looks(subject.network, image_BCHW, subject) if isinstance(subject.network, DINO) else None
     try:
         every = mixer_maps(subject.network, image_BCHW, point, grid=grid)
