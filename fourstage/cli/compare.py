@@ -36,7 +36,7 @@ def add_compare(verbs: Verbs, help: str) -> None:
         "--vary", action="append", default=[], metavar="KEY=A,B,C",
         help="values of a recipe's key, one arm for each, such as mixer=swin,pvt; may be repeated",
     )  # fmt: skip
-    verb.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"trainings of each arm; default: {SEEDS}")
+    verb.add_argument("--seeds", type=int, metavar="N", help=f"trainings of each arm; default: {SEEDS}")
     verb.add_argument("--out", metavar="FOLDER", help="folder of the comparison; default: runs/compare-<recipe>")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
     verb.add_argument("--reference", metavar="ARM", help="arm that the others are compared with; default: the first")
@@ -119,10 +119,13 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
 def _check_runs(args: argparse.Namespace, changes: list[str]) -> None:
     """Raise ValueError for options that only a training has."""
     given = {"--vary": args.vary, "--data": args.data, "--match-cost": args.match_cost, "--partition": args.partition}
+    given |= {"--seeds": args.seeds is not None, "--dry-run": args.dry_run, "--imports": args.imports}
     given |= {"--cell": args.cell is not None, changes[0] if changes else "KEY=VALUE": changes}
     for option, value in given.items():
         if value:
-            raise ValueError(f"{option} changes how arms are trained, and these runs have ended; leave it out")
+            raise ValueError(
+                f"{option} is for trainings, and folders name runs that have ended; leave it out, or name the recipe"
+            )
 
 
 def _out(args: argparse.Namespace, sources: list[str]) -> Path:
@@ -143,7 +146,7 @@ def _plan(args: argparse.Namespace, sources: list[str], changes: list[str]) -> "
     return plan_comparison(
         sources,
         args.vary,
-        args.seeds,
+        _seeds(args),
         _out(args, sources),
         reference=args.reference,
         match=args.match_cost,
@@ -151,6 +154,10 @@ def _plan(args: argparse.Namespace, sources: list[str], changes: list[str]) -> "
         data=args.data,
         imports=args.imports,
     )
+
+
+def _seeds(args: argparse.Namespace) -> int:
+    return SEEDS if args.seeds is None else args.seeds
 
 
 def _print_plan(planned: "Planned") -> None:
@@ -168,7 +175,7 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
     from fourstage import slurm
     from fourstage.run.compare.compare import write_plan
 
-    options = [f"--vary={text}" for text in args.vary] + [f"--seeds={args.seeds}"]
+    options = [f"--vary={text}" for text in args.vary] + [f"--seeds={_seeds(args)}"]
     options += [f"--imports={real_path(file)}" for file in args.imports]
     analyses = args.analyses if args.analyses != ANALYSES else None
     given = (("reference", args.reference), ("match-cost", args.match_cost), ("analyses", analyses))
@@ -178,7 +185,7 @@ def _submit(args: argparse.Namespace, planned: "Planned", sources: list[str], ch
         words=(*options, *changes),
         cells=len(planned.grid.cells),
         out=planned.grid.out,
-        name=planned.grid.out.name,
+        name=slurm.name_of_folder(planned.grid.out),
         partition=args.partition,
         gpus=args.gpus,
         cpus_per_task=args.cpus_per_task,

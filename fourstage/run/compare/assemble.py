@@ -20,6 +20,7 @@ from fourstage.run.compare.image_scores import common_images, drawn_metrics
 from fourstage.run.compare.runs import NO_SETTING, FinishedRun, Table, common_seeds
 from fourstage.run.compare.speeds import Speeds, speeds_of
 from fourstage.run.task_protocol import protocol_of
+from fourstage.tasks.detection.coco_ap import UNKNOWN
 from fourstage.weights.reading.safe import read_checkpoint
 
 NOT_STATED = "not stated"
@@ -100,7 +101,7 @@ def assemble(
         missing=tuple(missing),
         warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=drawn is not None)),
         conditions=tuple(_conditions(table, seeds)),
-        remarks=tuple(remarks_of(measured, wishes.analyses, table[reference][seeds[0]].recipe)),
+        remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
         pictures=pictures_of(measured, wishes.analyses, reference),
     )
 
@@ -112,6 +113,8 @@ def sentence(arm: str, reference: str, pair: Pair, verdict: Verdict, pairs: int,
         return f"{arm} is {verdict.word} than {reference}, by {abs(pair.difference.mean):.2f}."
     these = "this seed" if seeds == 1 else f"these {seeds:,} seeds"
     start = f"{arm} and {reference} cannot be decided with {these} and {plural(images, 'image')}"
+    if seeds == 1 and pair.difference.mean:
+        return f"{start}; one seed does not show how many would do."
     if verdict.needed is None:
         return f"{start}; no practical number would do for a difference of {signed(pair.difference.mean)}."
     more = f" and {plural(verdict.needed.images, 'image')}" if verdict.needed.images else ""
@@ -119,7 +122,7 @@ def sentence(arm: str, reference: str, pair: Pair, verdict: Verdict, pairs: int,
         f"{plural(verdict.needed.seeds, 'seed')}{more} would do if the difference stays {signed(pair.difference.mean)}"
     )
     if verdict.too_few:
-        least = f"{plural(pairs, 'pair')} need at least {fewest_seeds(pairs)}"
+        least = f"{plural(pairs, 'pair')} {'needs' if pairs == 1 else 'need'} at least {fewest_seeds(pairs)}"
         return f"{start}: {least}; {needed}."
     return f"{start}; {needed}."
 
@@ -149,10 +152,16 @@ def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
     known = [one for one in runs[0].metrics if all(one in run.metrics for run in runs)]
     if name not in known:
         raise ValueError(f"{name} is no metric of all these runs; they share {', '.join(known) or 'none'}")
-    wrong = next((run for run in runs if not np.isfinite(run.metrics[name])), None)
+    wrong = next((run for run in runs if _is_unknown(run, name)), None)
     if wrong is not None:
         raise ValueError(f"{name} of {wrong.folder} is no number; train this run again with --fresh, or leave it out")
     return name
+
+
+def _is_unknown(run: FinishedRun, metric: str) -> bool:
+    """Return whether a metric is no number; the AP of objects that the ground truth does not have is `UNKNOWN`."""
+    value = run.metrics[metric]
+    return not np.isfinite(value) or (run.recipe.task == "detection" and value == UNKNOWN)
 
 
 def _arm(

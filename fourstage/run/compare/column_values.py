@@ -1,6 +1,6 @@
 """From what analyses say about runs to columns and figures of arms. A arms, S seeds, T maps, V settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import nan
 
 import numpy as np
@@ -12,9 +12,11 @@ from fourstage.analysis.seeds import Summary, summarise
 from fourstage.analysis.similarity import Alike, alike
 from fourstage.recipe import Recipe
 from fourstage.report.number_format import plural
-from fourstage.run.compare.columns import FAMILIES, IMAGES, Analysis, Arrays, Measured, side_of
+from fourstage.run.analyze.inputs import NAMED
+from fourstage.run.compare.columns import FAMILIES, IMAGES, LEFT_OUT, Analysis, Arrays, Measured, side_of
 
 HALF = 0.5  # share of a field whose area is a column
+WIDTH, AREA = "erf_width_px", "erf_area50_percent"  # keys of columns
 MOST_SIMILAR = 12  # arms; with more, each is compared with the reference alone
 CHANGES: dict[Family, str] = {"translation": "shifted", "pre_rotation": "rotated", "scale": "resized"}
 
@@ -52,10 +54,13 @@ def pictures_of(measured: Measured, wanted: Sequence[Analysis], reference: str) 
     return Pictures(fields, curves, similar, similarity_TAA)
 
 
-def remarks_of(measured: Measured, wanted: Sequence[Analysis], recipe: Recipe) -> list[str]:
+def remarks_of(
+    measured: Measured, columns: Mapping[str, Sequence[Column]], wanted: Sequence[Analysis], recipe: Recipe
+) -> list[str]:
     """Return how each analysis was made, and why some are unknown.
 
     Args:
+        columns: from `columns_of`.
         recipe: of the reference.
     """
     amounts, out = IMAGES[recipe.task], list[str]()
@@ -75,7 +80,39 @@ def remarks_of(measured: Measured, wanted: Sequence[Analysis], recipe: Recipe) -
     if len(set(maps.values())) > 1:
         counts = ", ".join(f"{arm} {count}" for arm, count in maps.items())
         out.append(f"arms with other numbers of stages have no CKA with each other; the numbers are {counts}")
+    return [*out, *_unknown(measured, columns), *_left_out(measured)]
+
+
+def _unknown(measured: Measured, columns: Mapping[str, Sequence[Column]]) -> list[str]:
+    """Return sentences on single columns that are unknown although their analysis was made."""
+    missing = {(arm, one.key) for arm, own in columns.items() for one in own if one.summary is None}
+    fields = [arm for arm in measured if _found(measured, arm, "erf")]
+    maps = [arm for arm in measured if _found(measured, arm, "cka")]
+    out = list[str]()
+    if wide := [arm for arm in fields if (arm, AREA) in missing]:
+        out.append(
+            f"the area of half the ERF of {', '.join(wide)} is not known: no square around the cell's centre that is "
+            "inside of the image holds half of the map, so the field is larger than these images"
+        )
+    if flat := [arm for arm in fields if (arm, WIDTH) in missing]:
+        out.append(f"the ERF width of {', '.join(flat)} is not known: no Gaussian fits the radial profile")
+    if maps and all(len(measured[arm]) == 1 for arm in maps):
+        out.append("the ceiling of CKA needs a second seed")
+    same = [arm for arm in maps if any(np.isnan(run["units"]).any() for run in _found(measured, arm, "cka"))]
+    if same:
+        out.append(f"a feature map of {', '.join(same)} is the same for all images, and has no CKA")
     return out
+
+
+def _left_out(measured: Measured) -> list[str]:
+    """Return a sentence with the names of the images that could not be read; none where all could."""
+    found = [one for runs in measured.values() for run in runs.values() for one in run.found.values()]
+    names = list(dict.fromkeys(str(name) for one in found for name in one[LEFT_OUT].tolist()))
+    if not names:
+        return []
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    verb = "is" if len(names) == 1 else "are"
+    return [f"{plural(len(names), 'image')} cannot be read and {verb} left out of the analyses: {shown}"]
 
 
 _NAMES: dict[Analysis, str] = {"erf": "the receptive field", "invariance": "invariance", "cka": "CKA"}
@@ -108,8 +145,8 @@ def _fields(found: dict[str, list[Arrays]]) -> dict[str, list[Column]]:
         squares = [erf.square(one.map_HW, HALF, one.unit_centre) for one in fields]
         areas = [nan if one is None else 100 * one.ratio for one in squares]
         out[arm] = [
-            _over_seeds("erf_width_px", "ERF width, px", 1, widths),
-            _over_seeds("erf_area50_percent", "area of half the ERF, %", 1, areas),
+            _over_seeds(WIDTH, "ERF width, px", 1, widths),
+            _over_seeds(AREA, "area of half the ERF, %", 1, areas),
         ]
     return out
 

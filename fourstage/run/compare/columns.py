@@ -6,7 +6,7 @@ H x W pixels, V settings of an invariance, T maps, P pairs of images.
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ from fourstage.user_files import import_files
 Analysis = Literal["erf", "invariance", "cka"]
 ANALYSES: tuple[Analysis, ...] = ("erf", "invariance", "cka")
 FOLDER = "analyses"  # in the folder of a comparison
-FORMAT = 1  # of the kept files
+FORMAT = 2  # of the kept files
 KEPT_BYTES = 2**28
 FAMILIES: tuple[Family, ...] = ("translation", "pre_rotation", "scale")
 IMAGES: dict[str, dict[Analysis, int]] = {  # of the validation split, evenly spread; by task
@@ -47,6 +47,7 @@ IMAGES: dict[str, dict[Analysis, int]] = {  # of the validation split, evenly sp
     "segmentation": {"erf": 16, "cka": 64},
 }
 LARGEST: dict[Analysis, int] = {"erf": 640, "cka": 320}  # pixels a side, of images for detectors and segmentors
+IDS, LEFT_OUT = "ids", "left_out"  # arrays of every analysis: its images, and those that could not be read
 MULTIPLE = 32  # pixels, of such images
 
 Arrays = Mapping[str, np.ndarray]
@@ -57,7 +58,7 @@ class RunAnalyses:
     """What is known of one run.
 
     Attributes:
-        found: the arrays of each analysis; see `_measure`.
+        found: the arrays of each analysis; see `_measure` and `_names`.
         reasons: a sentence for each analysis that could not be made.
     """
 
@@ -70,8 +71,17 @@ Measured = dict[str, dict[int, RunAnalyses]]  # arm -> seed -> what is known
 
 @dataclass(frozen=True)
 class _Image:
+    id: str
     pixels_HW3: np.ndarray
     label: int | None
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Images for all analyses, and the names of those that cannot be read, each with the reason."""
+
+    images: list[_Image]
+    left_out: tuple[str, ...]
 
 
 def check_analyses(text: str) -> tuple[Analysis, ...]:
@@ -98,13 +108,39 @@ def analyses_of(
         folder: of the comparison.
     """
     out: Measured = {arm: {seed: RunAnalyses() for seed in seeds} for arm in table}
+    if not wanted:
+        return out
     images = Images()
     with Bar("analysing", len(table) * len(seeds), show=show) as bar:
         for i, (arm, seed) in enumerate((arm, seed) for seed in seeds for arm in table):
             bar.update(i, f"{arm}, seed {seed}")
             out[arm][seed] = analyse(table[arm][seed], place_of(folder, arm, seed), wanted, images)
         bar.update(len(table) * len(seeds))
+    for analysis in wanted:
+        if len({_images_of(run.found[analysis]) for run in _having(out, analysis)}) > 1:
+            _again(out, analysis, table, folder, images, show=show)
     return out
+
+
+def _having(measured: Measured, analysis: Analysis) -> list[RunAnalyses]:
+    return [run for runs in measured.values() for run in runs.values() if analysis in run.found]
+
+
+def _images_of(arrays: Arrays) -> tuple[str, ...]:
+    return tuple(arrays[IDS].tolist())
+
+
+def _again(measured: Measured, analysis: Analysis, table: Table, folder: Path, images: "Images", *, show: bool) -> None:
+    """Make an analysis of all runs again, because an image could be read at one time and not at another."""
+    cells = [(arm, seed) for arm, runs in measured.items() for seed in runs]
+    with Bar(f"analysing again, with the same images ({analysis})", len(cells), show=show) as bar:
+        for i, (arm, seed) in enumerate(cells, 1):
+            new = analyse(table[arm][seed], place_of(folder, arm, seed), (analysis,), images, afresh=True)
+            known = measured[arm][seed]
+            known.found.pop(analysis, None)
+            known.found.update(new.found)
+            known.reasons.update(new.reasons)
+            bar.update(i, f"{arm}, seed {seed}")
 
 
 def place_of(folder: Path, arm: str, seed: int) -> Path:
@@ -112,8 +148,14 @@ def place_of(folder: Path, arm: str, seed: int) -> Path:
     return folder / FOLDER / folder_name(arm) / f"seed-{seed}"
 
 
-def analyse(run: FinishedRun, place: Path, wanted: Sequence[Analysis], images: "Images") -> RunAnalyses:
-    """Return what analyses say about a run, and keep it. What cannot be measured has a reason."""
+def analyse(
+    run: FinishedRun, place: Path, wanted: Sequence[Analysis], images: "Images", *, afresh: bool = False
+) -> RunAnalyses:
+    """Return what analyses say about a run, and keep it. What cannot be measured has a reason.
+
+    Args:
+        afresh: measure also what was kept.
+    """
     out, missing = RunAnalyses(), list[Analysis]()
     checkpoint = run.folder / "checkpoints" / "best.pt"
     if not checkpoint.is_file():
@@ -122,7 +164,7 @@ def analyse(run: FinishedRun, place: Path, wanted: Sequence[Analysis], images: "
     for analysis in wanted:
         if analysis not in IMAGES[run.recipe.task]:
             out.reasons[analysis] = f"{analysis} is measured on classifiers alone"
-        elif (kept := _kept(_file(place, analysis), _key(run.recipe, analysis, total))) is not None:
+        elif not afresh and (kept := _kept(_file(place, analysis), _key(run.recipe, analysis, total))) is not None:
             out.found[analysis] = kept
         else:
             missing.append(analysis)
@@ -138,7 +180,8 @@ def analyse(run: FinishedRun, place: Path, wanted: Sequence[Analysis], images: "
     for analysis in missing:
         try:
             with sentences("leave this analysis out of --analyses"):
-                found = _measure(analysis, subject, run.recipe, _spread(chosen, IMAGES[run.recipe.task][analysis]))
+                own = _spread(chosen.images, IMAGES[run.recipe.task][analysis])
+                found = {**_measure(analysis, subject, run.recipe, own), **_names(own, chosen)}
         except ValueError as error:
             out.reasons[analysis] = str(error)
             continue
@@ -151,9 +194,9 @@ class Images:
     """Validation images of the recipes of a comparison, each data set read once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[_Image]] = {}
+        self._known: dict[str, _Chosen] = {}
 
-    def of(self, recipe: Recipe) -> list[_Image]:
+    def of(self, recipe: Recipe) -> _Chosen:
         """Return the images for all analyses, those that cannot be read left out.
 
         Raises:
@@ -161,24 +204,30 @@ class Images:
         """
         key = f"{recipe.task} {recipe.data}"
         if key not in self._known:
-            self._known[key] = list(_read(recipe, max(IMAGES[recipe.task].values())))
+            self._known[key] = _read(recipe, max(IMAGES[recipe.task].values()))
         return self._known[key]
 
 
-def _read(recipe: Recipe, count: int) -> Iterator[_Image]:
+def _read(recipe: Recipe, count: int) -> _Chosen:
     dataset = open_splits(protocol_of(recipe), show=False).val
-    count, read, first = min(count, len(dataset)), 0, ""
+    count, images, left_out = min(count, len(dataset)), list[_Image](), list[str]()
     for i in range(count):
+        position = i * len(dataset) // count
         try:
-            sample = dataset.sample(i * len(dataset) // count)
+            sample = dataset.sample(position)
         except BadImage as error:
-            first = first or str(error)
+            left_out.append(f"{Path(error.path).name} ({error.reason})")
             continue
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-        read += 1
-        yield _Image(sample.image, sample.label)
-    if not read:
-        raise ValueError(f"none of {count} images of {recipe.data} can be read, the first: {first}")
+        images.append(_Image(dataset.id(position), sample.image, sample.label))
+    if not images:
+        raise ValueError(f"none of {count} images of {recipe.data} can be read, the first: {left_out[0]}")
+    return _Chosen(images, tuple(left_out))
+
+
+def _names(images: Sequence[_Image], chosen: _Chosen) -> Arrays:
+    """Return the arrays that say which images an analysis is of."""
+    return {IDS: np.array([one.id for one in images], dtype=str), LEFT_OUT: np.array(chosen.left_out, dtype=str)}
 
 
 def _spread(images: Sequence[_Image], count: int) -> list[_Image]:

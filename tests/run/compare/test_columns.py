@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run.compare.fake_comparisons import CLASSES, classified_run, finished_run
 
 from fourstage.analysis import cka, erf
@@ -137,6 +138,53 @@ def test_what_was_measured_is_kept(grid: Path, monkeypatch: pytest.MonkeyPatch) 
     swin.write_bytes(own)
     assert calls == ["erf"]  # the other weights of one run
     assert widths[0] == widths[1]
+
+
+def test_an_image_that_can_no_longer_be_read_is_named_and_left_out_of_all_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was kept of other images is measured again: CKA of two runs is of the same images."""
+    draw, data, out = np.random.default_rng(0), tmp_path / "data", tmp_path / "out"
+    for split, each in (("train", 8), ("val", 6)):
+        for label in ("a", "b"):
+            (data / split / label).mkdir(parents=True)
+            for i in range(each):
+                pixels_HW3 = draw.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels_HW3).save(data / split / label / f"{i}.png")
+    words = [word if word != "2" else "1" for word in GRID]
+    assert main([*words, "--data", str(data), "--out", str(out), "--analyses", "cka"]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    (data / "val" / "b" / "3.png").write_bytes(b"no image")
+    place_of(out, "pvt", 0).with_name("seed-0.cka.npz").unlink()
+    result = table(out, "--analyses", "cka")
+    [remark] = [one for one in result["remarks"] if "cannot be read" in one]
+    assert remark.startswith("1 image cannot be read and is left out of the analyses: 3.png (")
+    assert cells(result)["pvt"]["cka_stage1"]["summary"] is not None
+    for arm in ("swin", "pvt"):
+        with np.load(place_of(out, arm, 0).with_name("seed-0.cka.npz")) as kept:
+            assert len(kept["ids"]) == 11
+            assert kept["units"].shape == (4, 55)
+    assert "analysing again" in capsys.readouterr().err + capsys.readouterr().out
+    assert table(out, "--analyses", "cka") == result
+
+
+def test_dashes_have_a_reason(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With 64 pixels, no square around the cell's centre, which is (32, 32), holds half of a flat field."""
+    result, flat = table(grid), np.full((64, 64), 1 / 64**2, np.float32)
+    assert not any("is not known" in one for one in result["remarks"])
+    field = place_of(grid, "swin", 0).with_name("seed-0.erf.npz")
+    before = field.read_bytes()
+    with np.load(field) as kept:
+        changed = {**kept, "map": flat, "unit_centre": np.array([4.0, 4.0])}
+    np.savez_compressed(field, **changed)
+    result = table(grid)
+    field.write_bytes(before)
+    assert cells(result)["swin"]["erf_area50_percent"]["summary"] is None
+    [remark] = [one for one in result["remarks"] if "is not known" in one]
+    assert remark.startswith("the area of half the ERF of swin is not known: no square around the cell's centre")
+    runs = [str(grid / arm / "seed-0") for arm in ("swin", "pvt")]
+    assert main(["compare", *runs, "--seconds", "0", "--analyses", "cka", "--out", str(grid.parent / "one")]) == 0
+    assert "note: the ceiling of CKA needs a second seed" in capsys.readouterr().out
 
 
 def test_a_cell_measures_itself(grid: Path, tmp_path: Path) -> None:

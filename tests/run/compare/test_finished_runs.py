@@ -92,8 +92,11 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "reference": ([*runs, "--reference", "halo"], "--reference halo is no arm of this comparison; its arms"),
         "tuning": ([*runs, "--tuning", "halo=3"], "--tuning names halo, which is no arm; the arms are swin, pvt"),
         "words": ([*runs, "--tuning", "much"], "--tuning is ARM=WORDS, such as 'swin=12 trials'; got 'much'"),
-        "vary": ([*runs, "--vary", "lr=1,2"], "--vary changes how arms are trained, and these runs have ended"),
-        "change": ([*runs, "lr=1"], "lr=1 changes how arms are trained"),
+        "vary": ([*runs, "--vary", "lr=1,2"], "--vary is for trainings, and folders name runs that have ended; leave"),
+        "change": ([*runs, "lr=1"], "lr=1 is for trainings"),
+        "more": ([*runs, "--seeds", "6"], "--seeds is for trainings"),
+        "plan": ([*runs, "--dry-run"], "--dry-run is for trainings"),
+        "file": ([*runs, "--imports", "mixer.py"], "--imports is for trainings"),
     }  # fmt: skip
     for name, (words, message) in cases.items():
         capsys.readouterr()
@@ -183,3 +186,27 @@ def test_a_metric_without_draws_holds_for_these_images_alone(tmp_path: Path) -> 
         )
     assert drawn_metrics(grouped([tmp_path / "a", tmp_path / "b"]), [0], "box_map75") is None
     assert read_finished(tmp_path / "a").main_metric == "box_map75"
+
+
+def test_what_one_seed_and_one_pair_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.9}, 3)
+    one_each = [run for run in runs if run.endswith("0")]
+    assert len(one_each) == 2
+    assert main(["compare", *one_each, *options]) == 0
+    said = capsys.readouterr().out
+    assert "with this seed and 120 images; one seed does not show how many would do." in said
+    assert "analysing" not in said
+    assert main(["compare", *runs, *options]) == 0
+    assert "with these 3 seeds and 120 images: 1 pair needs at least 6; " in capsys.readouterr().out
+
+
+def test_an_average_precision_without_objects_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        str(
+            finished_run(tmp_path / lr, "digit_scenes_retinanet", {"box_map": -1.0}, "box_map", {}, CLASSES, f"lr={lr}")
+        )
+        for lr in ("1e-3", "2e-3")
+    ]
+    assert main(["compare", *runs, "--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]) == 2
+    assert "/1e-3 is no number" in capsys.readouterr().err
