@@ -13,8 +13,6 @@ from fourstage.exported.carriers import add_to_onnx
 from fourstage.exported.description import Description
 
 OPSET = 20
-LARGEST_FLOAT16 = 65504.0
-FEWEST = 1024  # values of a tensor of weights that is stored in half precision
 
 
 def onnx_model(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
@@ -125,26 +123,6 @@ def _axis_name(name: str, number: int) -> str:
     if number == 0:
         return "batch"
     return {2: "height", 3: "width"}[number] if name == "images" else f"{name}_{number}"
-
-
-def halve(model: Any) -> None:
-    """Store large tensors of weights in half precision; the graph turns them to float32 and computes in that."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < FEWEST or len(tensor.dims) < 2:
-            continue
-        values = numpy_helper.to_array(tensor)
-        if not np.isfinite(values).all() or np.abs(values).max() > LARGEST_FLOAT16:
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
-        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def write_onnx(model: Any, path: Path, description: Description) -> None:

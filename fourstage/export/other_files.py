@@ -6,10 +6,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.utils import parametrize
 
+from fourstage.export.half import halve_openvino
 from fourstage.exported.carriers import add_to_openvino, torch_extra_files
 from fourstage.exported.description import Description
 
@@ -27,7 +26,9 @@ def write_openvino(onnx_model: Any, path: Path, description: Description, *, hal
         source.write_bytes(onnx_model.SerializeToString())
         model = openvino.convert_model(source)
     add_to_openvino(model, description)
-    openvino.save_model(model, str(path), compress_to_fp16=half)
+    if half:
+        halve_openvino(model)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
 def write_torch(program: ExportedProgram, path: Path, description: Description) -> None:
@@ -37,24 +38,3 @@ def write_torch(program: ExportedProgram, path: Path, description: Description) 
     content = BytesIO()  # where a disk is full, torch ends the process
     torch.export.save(program, content, extra_files=torch_extra_files(description))
     path.write_bytes(content.getbuffer())
-
-
-class _Float32(nn.Module):
-    """Weights in half precision, as float32."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.float()
-
-
-def halve_parameters(network: nn.Module) -> None:
-    """Store the large weights of a network in half precision, in place; its layers compute in float32."""
-    for module in [*network.modules()]:
-        for name, weight in [*module.named_parameters(recurse=False)]:
-            large: Any = weight.dtype == torch.float32 and weight.ndim > 1 and weight.numel() >= 1024
-            if (
-                large
-                and bool(weight.isfinite().all())
-                and float(weight.detach().abs().max()) <= torch.finfo(torch.half).max
-            ):
-                setattr(module, name, nn.Parameter(weight.detach().half(), requires_grad=False))
-                parametrize.register_parametrization(module, name, _Float32(), unsafe=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fourstage.export import onnx_file, other_files
 from fourstage.export.graphs.base import Graph
+from fourstage.export.half import halve_onnx, halve_parameters
 from fourstage.export.proof import FLOAT32, HALF, Images, Proof, Tolerance, as_json, prove
 from fourstage.export.trace import Traced, trace
 from fourstage.exported.description import Description
@@ -121,7 +122,7 @@ def write(
     recorded = graph
     if half and format == "torch":
         recorded = deepcopy(graph)
-        other_files.halve_parameters(recorded)
+        halve_parameters(recorded)
     traced = trace(recorded, size, axes)
     description = describe(traced)
     try:
@@ -185,7 +186,7 @@ def _write_format(traced: Traced, path: Path, format: str, description: Descript
     model = onnx_file.onnx_model(traced.program, description.input.names, description.outputs)
     if format == "onnx":
         if half:
-            onnx_file.halve(model)
+            halve_onnx(model)
         onnx_file.write_onnx(model, path, description)
         return
     other_files.write_openvino(model, path, description, half=half)
