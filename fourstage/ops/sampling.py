@@ -5,7 +5,6 @@ B images, H x W cells, h heads of d channels, L levels; Q queries, each with P p
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor
 from fourstage.ops import sampling_choice
 from fourstage.ops.eager import TENSORS, is_compiled, is_recorded, may_run_fast, runs_eagerly, switched_on
 from fourstage.ops.sampling_choice import Form, is_on_gpu
-from fourstage.ops.second_gradients import needs_plain_form
+from fourstage.ops.weighed_reading import plain_reading, read, weighed_reading, weighed_sum
 
 RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
 FAR = 2**24  # cells; locations are clamped to it, which is outside any map and still an int32
@@ -85,7 +84,8 @@ def best_form(
     | where | form | why |
     | --- | --- | --- |
     | CPU, no gradients | embedding_bag | 2 to 3 times faster than grid_sample |
-    | CPU, gradients | grid_sample | the others take 2 to 5 times as long backward |
+    | CPU, gradients, one map | grid_sample | the others take 2 to 5 times as long backward |
+    | CPU, gradients, several maps | grid_sample_twice | attention to all of them keeps half of the memory |
     | compiled | gather | it fuses; the others stay calls of PyTorch's kernels |
     | exported, traced, transformed | grid_sample | one operator that every runtime and transform knows |
     | GPU | the fastest of all | measured once for each class of shapes |
@@ -110,6 +110,8 @@ def best_form(
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if may_run_fast(*tensors) and not learns:
         return "embedding_bag"
+    if learns and len(maps) > 1 and may_run_fast(*tensors):
+        return "grid_sample_twice"
     if is_on_gpu(locations_BQhLP2) and locations_BQhLP2.numel() and all(type(x) in TENSORS for x in tensors):
         return measured_form(maps, locations_BQhLP2, weights_BQhLP, cells_BQhLP2, learns=learns)
     return "grid_sample"
@@ -174,17 +176,36 @@ def by_levels(
 
 def by_grid_sample(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
     """The plain form of one level. Returns (B, Q, h * d)."""
-    (batch, height, width, heads, dim), queries = map_BHWhd.shape, at_BQhP2.shape[1]
+    map_NdHW, grid, weight = _by_head(map_BHWhd, at_BQhP2, weight_BQhP, cells)
+    if may_run_fast(map_NdHW, weight):
+        return _by_image(weighed_sum(read(map_NdHW, grid), weight), map_BHWhd)
+    return _by_image(plain_reading(map_NdHW, grid, weight), map_BHWhd)
+
+
+def by_grid_sample_twice(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
+    """One level whose samples are not kept for the backward pass, which reads them again. Returns (B, Q, h * d)."""
+    map_NdHW, grid, weight = _by_head(map_BHWhd, at_BQhP2, weight_BQhP, cells)
+    compute = weighed_reading if may_run_fast(map_NdHW, weight) else plain_reading
+    return _by_image(compute(map_NdHW, grid, weight), map_BHWhd)
+
+
+def _by_head(
+    map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the map of each of N = B * h heads (N, d, H, W), the places in it (N, P, Q, 2) and weights (N, P, Q)."""
+    height, width = map_BHWhd.shape[1:3]
     # queries last: along them the operator runs fastest
     at = at_BQhP2.permute(4, 0, 2, 3, 1)
     cells = cells if cells is None else cells.permute(4, 0, 2, 3, 1)
     x_y = [shares_of_side(at[i], side, None if cells is None else cells[i]) for i, side in ((0, width), (1, height))]
     grid = torch.stack(x_y, dim=-1).flatten(0, 1)
-    read = F.grid_sample(map_BHWhd.permute(0, 3, 4, 1, 2).flatten(0, 1), grid, align_corners=False)
-    weight = weight_BQhP.permute(0, 2, 3, 1).flatten(0, 1)
-    fast = may_run_fast(read, weight)
-    out = weighed_sum(read, weight) if fast else (read * weight[:, None]).sum(2)  # B * h, d, Q
-    return out.reshape(batch, heads * dim, queries).transpose(1, 2).contiguous()
+    return map_BHWhd.permute(0, 3, 4, 1, 2).flatten(0, 1), grid, weight_BQhP.permute(0, 2, 3, 1).flatten(0, 1)
+
+
+def _by_image(out_NdQ: Tensor, map_BHWhd: Tensor) -> Tensor:
+    """Return (B, Q, h * d) of (B * h, d, Q)."""
+    batch, heads, dim = map_BHWhd.shape[0], *map_BHWhd.shape[3:]
+    return out_NdQ.reshape(batch, heads * dim, out_NdQ.shape[-1]).transpose(1, 2).contiguous()
 
 
 def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
@@ -200,31 +221,6 @@ def shares_of_side(at: Tensor, side: int, cells: Tensor | None) -> Tensor:
         place = past.add_(low if cells is None else low.add_(cells)).add_(0.5).mul_(step).sub_(1)
         rest = place.sub_(at, alpha=step)
     return rest.add(at, alpha=step)  # its gradient is the factor alone
-
-
-def weighed_sum(read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:
-    """Return `(read * weight[:, None]).sum(2)`, point after point, so that the product is never in memory."""
-    return cast(Tensor, _WeighedSum.apply(read_NdPQ, weight_NPQ))
-
-
-class _WeighedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, read_NdPQ: Tensor, weight_NPQ: Tensor) -> Tensor:
-        ctx.save_for_backward(read_NdPQ, weight_NPQ)
-        out_NdQ = read_NdPQ[:, :, 0] * weight_NPQ[:, None, 0]
-        for point in range(1, weight_NPQ.shape[1]):
-            out_NdQ.addcmul_(read_NdPQ[:, :, point], weight_NPQ[:, None, point])
-        return out_NdQ
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad_NdQ,), (read_NdPQ, weight_NPQ) = grads, ctx.saved_tensors
-        if needs_plain_form(grad_NdQ):
-            return grad_NdQ[:, :, None] * weight_NPQ[:, None], (read_NdPQ * grad_NdQ[:, :, None]).sum(1)
-        to_weight = torch.empty_like(weight_NPQ)
-        for point in range(weight_NPQ.shape[1]):
-            torch.sum(read_NdPQ[:, :, point] * grad_NdQ, 1, out=to_weight[:, point])
-        return grad_NdQ[:, :, None] * weight_NPQ[:, None], to_weight
 
 
 def by_gather(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, cells: Tensor | None) -> Tensor:
@@ -285,6 +281,7 @@ def corners(
 LevelForm = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 FORMS: dict[Form, LevelForm] = {  # of one level, on any device
     "grid_sample": by_grid_sample,
+    "grid_sample_twice": by_grid_sample_twice,
     "gather": by_gather,
     "embedding_bag": by_embedding_bag,
 }

@@ -23,7 +23,7 @@ SETTING = "FOURSTAGE_SAMPLING"
 TURNS = 6  # of which the first warms up
 MARGIN = 0.95  # a form replaces the first one only if it takes at most this share of its time
 
-Form = Literal["grid_sample", "gather", "embedding_bag", "triton"]
+Form = Literal["grid_sample", "grid_sample_twice", "gather", "embedding_bag", "triton"]
 
 _chosen: dict[Hashable, Form] = {}
 

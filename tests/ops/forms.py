@@ -364,6 +364,13 @@ FORMS: dict[str, Form] = {
     ),
 }
 
+FORMS["sampling without kept samples"] = Form(
+    "sampling.weighed_reading",
+    lambda: Operation(sample),
+    SAMPLES,
+    "with",
+    environment={"FOURSTAGE_SAMPLING": "grid_sample_twice"},
+)
 if os.environ.get("TRITON_INTERPRET") == "1":  # see test_sampling_kernel.py
     FORMS["sampling by Triton"] = Form(
         "sampling.by_triton", lambda: Operation(sample), SAMPLES, environment={"FOURSTAGE_SAMPLING": "triton"}

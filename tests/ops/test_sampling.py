@@ -193,6 +193,7 @@ def shapes(device: str = "cpu", *, learned: bool = False) -> tuple[list[Tensor],
 def test_the_form_is_chosen_by_device_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, learned, elsewhere = shapes(), shapes(learned=True), shapes("meta", learned=True)
     assert best_form(*learned) == "grid_sample"
+    assert best_form(*(learned[0] * 2, *learned[1:])) == "grid_sample_twice"
     assert best_form(*plain) == "embedding_bag"
     assert best_form(*elsewhere) == "grid_sample"
     with torch.inference_mode():
@@ -221,7 +222,7 @@ def test_the_environment_names_a_form_where_nothing_is_recorded(monkeypatch: pyt
             patch.setattr(eager, "is_compiling", lambda: True)
             assert best_form(*learned) == "gather"
     monkeypatch.setenv("FOURSTAGE_SAMPLING", "gathr")
-    with pytest.raises(ValueError, match="grid_sample, gather, embedding_bag, triton; got 'gathr'"):
+    with pytest.raises(ValueError, match="grid_sample, grid_sample_twice, gather, embedding_bag, triton; got 'gathr'"):
         best_form(*learned)
 
 
