@@ -18,7 +18,7 @@ from fourstage.files import real_path
 
 PREFIX = "fourstage_import_"  # of the names of their modules
 Place: TypeAlias = tuple[str, str]  # a file, or a module without one, and a name in it
-OWN = "if it is your own, name its file under imports: in the recipe, or import it"  # of an unknown name
+OWN = "if it is your own, add --imports FILE.py, name the file under imports: in the recipe, or import it"
 BUILT_IN: Place = ("fourstage", "")  # of what no file of a user may replace
 
 

@@ -104,7 +104,7 @@ def test_an_unknown_name_may_be_ones_own() -> None:
         lambda: fourstage.create_backbone("Wide"),
         lambda: fourstage.create_backbone("unified_pvt_micro", mixer="Wide"),
     ):
-        with pytest.raises(ValueError, match=r"is called 'Wide'; .*if it is your own, name its file under imports:"):
+        with pytest.raises(ValueError, match=r"is called 'Wide'; .*if it is your own, add --imports FILE\.py, name"):
             ask()
 
 

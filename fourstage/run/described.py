@@ -1,8 +1,11 @@
 """From the description of a network in a checkpoint to a recipe that predicts and evaluates with it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from fourstage.data.class_names import names_of
 from fourstage.recipe import Recipe, from_mapping
@@ -11,6 +14,7 @@ from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint
 
 MOST_EVALUATED = 8192  # pixels, of a side of the images that a recipe in a file evaluates
+OF_IMAGES = ("input_size", "mean", "std", "crop_pct")  # keys of `default_cfg`
 NO_TRAINING = {"batch_size": 2, "length": "1it", "lr": 1.0}  # a recipe has these values, and nothing uses them
 
 
@@ -52,6 +56,23 @@ def check_recipe_of_file(recipe: Recipe, file: Checkpoint) -> None:
 def classes_of(description: NetworkDescription) -> tuple[str, ...]:
     """Return the names that the file has, or COCO's or ADE20K's by their number, or numbers."""
     return description.classes or names_of(description.num_classes, description.task)
+
+
+def images_of(network: nn.Module, name: str) -> Mapping[str, Any]:
+    """Return how a network reads images: its `default_cfg`, as timm's networks have it.
+
+    Raises:
+        ValueError: it lacks some of that, as a network of one's own may; the message has what to write.
+    """
+    config = getattr(network, "default_cfg", None)
+    if isinstance(config, Mapping) and all(key in config for key in OF_IMAGES):
+        return config
+    lacking = [key for key in OF_IMAGES if not isinstance(config, Mapping) or key not in config]
+    example = 'network.default_cfg = {"input_size": (3, 224, 224), "mean": ..., "std": ..., "crop_pct": 0.875}'
+    raise ValueError(
+        f"{name} does not say how it reads images: its default_cfg lacks {', '.join(lacking)}; set {example} where it "
+        f"is built, or name a run or a checkpoint of a run"
+    )
 
 
 def metadata_of(description: NetworkDescription) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fourstage.api import create_backbone, list_models
 from fourstage.data.sample import BadImage, Sample
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.export.graphs.base import Graph
-from fourstage.export.graphs.build import Output, graph_of
+from fourstage.export.graphs.build import Output, backbone_graph, graph_of
 from fourstage.export.proof import Images, noise_images
 from fourstage.export.trace import AXES, Traced, check_axes
 from fourstage.export.write import SUFFIXES, Format, Written, check_format, check_out, write
@@ -26,9 +26,11 @@ from fourstage.exported.runtime import is_exported
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.resources import sentences
+from fourstage.run.described import images_of
 from fourstage.run.load import begin, load_task
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
+from fourstage.user_files import import_files
 from fourstage.weights import catalog
 from fourstage.weights.reading.safe import read_checkpoint
 
@@ -165,6 +167,7 @@ def _loaded(
     dense: bool,
 ) -> _Network:
     if dense:
+        import_files(imports)
         return _dense(source, options, weights)
     name, _ = begin(source, weights, which, "cpu", imports)
     protocol, task = load_task(name, weights, which)
@@ -189,8 +192,8 @@ def _dense(source: str, options: Options, weights: str | Path | None) -> _Networ
     if weights is None:
         catalog.find(find(model).name, tag)  # raises where none is published
     backbone: Any = create_backbone(source, weights is None, checkpoint_path=weights).eval()
-    config = backbone.default_cfg
-    graph = graph_of(backbone, options.output)
+    config = images_of(backbone, model)
+    graph = backbone_graph(backbone, options.output)
 
     def describe(input: Input, size: tuple[int, int]) -> Description:
         return Description(

@@ -12,6 +12,7 @@ from fourstage.cli import main
 from fourstage.exported.description import Input
 from fourstage.exported.runtime import open_runtime
 from fourstage.run import export as command
+from fourstage.user_files import import_files
 
 
 @pytest.fixture
@@ -123,6 +124,53 @@ def test_sources_that_cannot_be_exported(weights: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
     assert main(["export", "x.pth", "--dense", "--out", "y.onnx"]) == 2
     assert "--dense exports a model by its name" in capsys.readouterr().err
+
+
+OWN = """
+from torch import nn
+import fourstage
+from fourstage.backbones.layers import Level
+
+class Two(nn.Module):
+    levels = (Level(8, 8), Level(8, 16))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 2, 2)
+
+    def forward(self, image_BCHW):
+        x_BCHW = self.first(image_BCHW)
+        return [x_BCHW, self.second(x_BCHW)]
+
+@fourstage.register
+def two_levels():
+    network = Two()
+    CONFIG
+    return network
+"""
+CONFIG = 'network.default_cfg = {"input_size": (3, 64, 96), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9}'
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_backbone_of_ones_own_is_exported_if_it_says_how_it_reads_images(
+    says: bool, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.py").write_text(OWN.replace("CONFIG", CONFIG if says else ""))
+    import_files("own.py")
+    torch.save(fourstage.create_backbone("two_levels").state_dict(), "own.pth")
+    code = main(["export", "two_levels", "--dense", "--weights", "own.pth", "--imports", "own.py"])
+    if says:
+        assert code == 0
+        assert open_runtime("two_levels_dense.onnx").description.strides == (8, 16)
+    else:
+        assert code == 2
+        assert "its default_cfg lacks input_size, mean, std, crop_pct; set" in capsys.readouterr().err
+
+
+def test_imports_run_before_a_backbone_is_looked_for(weights: Path) -> None:
+    Path("own.py").write_text(OWN.replace("CONFIG", "").replace("two_levels", "other_levels"))
+    assert main(["export", "other_levels", "--dense", "--weights", "digits.pth", "--imports", "own.py"]) == 2
+    assert "other_levels" in fourstage.list_models()
 
 
 def test_one_axis_may_be_a_text(weights: Path) -> None:

@@ -39,8 +39,7 @@ def graph_of(network: nn.Module, output: Output = "logits") -> Graph:
 def _graph_of(network: nn.Module, output: Output) -> Graph:
     if isinstance(network, Segmentor):
         return LabelMapGraph(network) if output == "labels" else SegmentorGraph(network)
-    if output != "logits":
-        raise ValueError(f"--output {output} is for segmentors, and this is a {type(network).__name__}; leave it out")
+    _check_output(network, output)
     for of, graph in DETECTORS.items():
         if isinstance(network, of):
             return graph(network)
@@ -51,6 +50,17 @@ def _graph_of(network: nn.Module, output: Output) -> Graph:
             f"the checkpoint itself"
         )
     return BackboneGraph(network) if isinstance(network, Dense) else ClassifierGraph(network)
+
+
+def backbone_graph(backbone: nn.Module, output: Output = "logits") -> Graph:
+    """Return the graph of any network with `levels`, also of one's own; errors as those of `graph_of`."""
+    _check_output(backbone, output)
+    return BackboneGraph(backbone).train(backbone.training)
+
+
+def _check_output(network: nn.Module, output: Output) -> None:
+    if output != "logits":
+        raise ValueError(f"--output {output} is for segmentors, and this is a {type(network).__name__}; leave it out")
 
 
 DETECTORS: dict[type[Detector], Callable[..., Graph]] = {

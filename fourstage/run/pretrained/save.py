@@ -134,6 +134,9 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
         )
     if wrong := [name for name in class_names or () if not isinstance(name, str)]:
         raise ValueError(f"class_names are texts; got {wrong[0]!r}, write it as {str(wrong[0])!r}")
+    if class_names is not None and len({*class_names}) < len(class_names):
+        twice = next(name for name in class_names if list(class_names).count(name) > 1)
+        raise ValueError(f"class_names has {twice!r:.80} twice; give each class its own name")
     known = described.classes or ()
     names = tuple(class_names or (known if len(known) == described.num_classes else ()))
     described = replace(described, classes=names or None, imports=tuple(Path(x).name for x in described.imports))

@@ -18,7 +18,7 @@ from fourstage.recipe import EMBEDDED
 from fourstage.recipe import Classification as ClassificationRecipe
 from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
 from fourstage.run.checks import check_same_classes
-from fourstage.run.described import NO_TRAINING
+from fourstage.run.described import NO_TRAINING, images_of
 from fourstage.run.report_samples import keep
 from fourstage.run.results import ClassFile
 from fourstage.run.splits import open_split
@@ -67,7 +67,7 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
     def from_name(cls, name: str, weights: str | Path | None) -> tuple[Self, Classification]:
         network: Any = create_model(name, weights is None, checkpoint_path=weights)
         classes = read_checkpoint(weights).classes if weights is not None else None
-        config = network.default_cfg
+        config = images_of(network, name)
         values = {
             "name": name,
             "model": name,

@@ -202,6 +202,7 @@ def test_what_nobody_could_build_again_is_refused(tmp_path: Path) -> None:
         fourstage.save_pretrained(fourstage.create_model("visformer_digits"), tmp_path / "saved", class_names="ab")
     mistakes: list[tuple[Any, str]] = [
         ({"class_names": range(10)}, "class_names are texts; got 0, write it as '0'"),
+        ({"class_names": "abcdefghib"}, "class_names has 'b' twice; give each class its own name"),
         ({"licence": 3}, 'licence is a text, such as "mit"; got 3'),
     ]
     for wrong, message in mistakes:
