@@ -29,15 +29,27 @@ class ExportedPredictor(ImagePredictor):
     """What the predictors of exported files share."""
 
     runtime: Runtime
-    _has_said = False
+    _said: frozenset[str] = frozenset()
 
     def say_once(self, what: str) -> None:
         """Print that images reach the graph in another way than in the network's evaluation, at the first of them."""
-        if not self._has_said:
-            self._has_said = True
-            height, width = self.runtime.description.input.height, self.runtime.description.input.width
-            sides = f"{height or 'any height'} x {width or 'any width'}"
-            print(f"fourstage: {self.runtime.path} reads {sides} pixels alone: {what}", file=sys.stderr)
+        height, width = self.runtime.description.input.height, self.runtime.description.input.width
+        self._say_once(f"reads {height or 'any height'} x {width or 'any width'} pixels alone: {what}")
+
+    def say_if_small(self, size: Size) -> None:
+        """Print once that images of `size` (H, W), which the network in PyTorch reads as they are, are filled up."""
+        input = self.runtime.description.input
+        sides = zip((input.height, input.width), size, strict=True)
+        if any(fixed is None and side < input.smallest for fixed, side in sides):
+            self._say_once(
+                f"reads sides of {input.smallest} pixels and more: smaller images are filled up, which changes "
+                f"predictions near the border; export it with fixed sides for them"
+            )
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said:
+            self._said |= {what}
+            print(f"fourstage: {self.runtime.path} {what}", file=sys.stderr)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -115,6 +127,7 @@ class ExportedDetector(ExportedPredictor, ObjectPredictor):
         description = self.runtime.description
         assert description.suppression is not None, "a description of a detector has it"
         extent = padded_size(size, description.input)
+        self.say_if_small(padded_size(size, replace(description.input, smallest=1)))
         outputs = self.runtime.run(as_input([resized(one, size) for one in images], extent, description), size)
         return [
             decode({name: value[i] for name, value in outputs.items()}, description.suppression, size, _size(image))
@@ -186,6 +199,7 @@ class ExportedSegmentor(ExportedPredictor):
         least = max(SMALLEST, description.input.smallest)
         extent = padded_size((max(least, min(window[0], height)), max(least, min(window[1], width))), description.input)
         corners = protocol.windows((height, width))
+        self.say_if_small((max(SMALLEST, min(window[0], height)), max(SMALLEST, min(window[1], width))))
 
         def run(some: Sequence[tuple[int, int]]) -> np.ndarray:
             windows = [pixels_HW3[top : top + window[0], left : left + window[1]] for top, left in some]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,12 +120,19 @@ def export_network(
     network = _loaded(str(source), options, weights, which, imports, dense=dense)
     size = options.size or network.size
     samples = _samples(network, data, size, options, show=show)
+
+    def describe(traced: Traced) -> Description:
+        description = network.describe(_input(network, traced, size, options), size)
+        if show and (text := filling(traced.smallest, size, options)):
+            print(f"fourstage: {path} {text}", file=sys.stderr)
+        return description
+
     return write(
         network.graph,
         network.network,
         path,
         format,
-        lambda traced: network.describe(_input(network, traced, size, options), size),
+        describe,
         lambda traced: _proof_images(
             [_filled_up(one, traced.smallest, options) for one in samples],
             noise_sizes(size, options, network.graph.multiple, traced.smallest),
@@ -323,6 +331,17 @@ def noise_sizes(
         )
         out.append((batches[i % 2], high, wide))
     return out
+
+
+def filling(smallest: int, size: tuple[int, int], options: Options) -> str:
+    """Return in words that images of this size are filled up to the smallest dynamic sides; empty: they are not."""
+    sides = [side for axis, side in zip(AXES[1:], size, strict=True) if axis in options.dynamic]
+    if min(sides, default=smallest) >= smallest:
+        return ""
+    return (
+        f"reads dynamic sides of {smallest} pixels and more, since PyTorch records this network from there on: smaller "
+        f"images, such as {size[0]} x {size[1]}, are filled up; leave height and width out of --dynamic for them"
+    )
 
 
 def _filled_up(one: Images, smallest: int, options: Options) -> Images:

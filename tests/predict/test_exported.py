@@ -89,6 +89,26 @@ def test_a_graph_that_leaves_padding_out_reads_the_sizes_of_images() -> None:
     assert [sizes.tolist() for sizes in runtime.sizes] == [[[50, 96], [50, 96]]]
 
 
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.parametrize(("smallest", "said"), [(96, 1), (64, 0)])
+def test_images_below_the_smallest_sides_are_reported_once(
+    task: str, smallest: int, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, runtime = in_torch(task, input={"smallest": smallest, "divisor": 32})
+    file = Predictor(exported_predictor(runtime, 0.0 if task == "detection" else None))
+    file(image((64, 96)))  # the rule keeps this size
+    file(image((64, 96), 1))
+    assert {shape[2:] for shape in runtime.shapes} == {(max(64, smallest), 96)}
+    assert capsys.readouterr().err.count("reads sides of 96 pixels and more: smaller images are filled up") == said
+
+
+def test_what_the_network_fills_up_itself_is_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    _, runtime = in_torch("detection", input={"smallest": 64, "divisor": 32})
+    Predictor(exported_predictor(runtime, 0.0))(image((50, 96)))
+    assert runtime.shapes[-1][2:] == (64, 96)
+    assert not capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------------- fixed sides
 
 

@@ -113,6 +113,17 @@ def test_a_classifier_is_never_filled_up_to_the_smallest_size() -> None:
     command._check_side(64, Input("images", smallest=64))
 
 
+def test_sizes_below_the_smallest_one_are_reported() -> None:
+    both, high = command.Options(dynamic=("height", "width")), command.Options(dynamic=("height", "batch"))
+    text = command.filling(96, (64, 128), both)
+    assert text.startswith("reads dynamic sides of 96 pixels and more")
+    assert "such as 64 x 128, are filled up" in text
+    assert not command.filling(64, (64, 128), both)
+    assert command.filling(96, (64, 128), high)
+    assert not command.filling(96, (128, 64), high)  # the width is fixed
+    assert not command.filling(1, (64, 64), command.Options())
+
+
 def test_sources_that_cannot_be_exported(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source, message in (
         ("nothing", "there is no run folder, checkpoint, model or recipe 'nothing'"),
