@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # HTML or UTF-8 forbid these
 VOID = {"img", "meta", "circle", "line", "path"}  # elements without content
@@ -43,6 +43,24 @@ def name(text: object) -> Markup:
     The style may cut a long name; its tooltip holds the complete name.
     """
     return tag("bdi", text, title=text if len(str(text)) > 12 else None)
+
+
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Return names of at most `most` letters that stay different: cut at the end, in the middle, or at the beginning.
+
+    Names that no cut keeps apart are numbered.
+    """
+    half = most // 2
+    cuts: list[Callable[[str], str]] = [
+        lambda one: f"{one[: most - 1]}…",
+        lambda one: f"{one[:half]}…{one[half + 1 - most :]}",
+        lambda one: f"…{one[1 - most :]}",
+    ]
+    for cut in cuts:
+        short = [one if len(one) <= most else cut(one) for one in names]
+        if len(set(short)) == len(set(names)):
+            return short
+    return [f"{i}: {one}"[:most] for i, one in enumerate(names, 1)]
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]], *, caption: str, class_: str = "") -> Markup:

@@ -310,6 +310,16 @@ def test_analyses_of_a_run_are_in_its_folder_and_in_its_report(tmp_path: Path, m
     assert report.read_text() == before
 
 
+def test_a_dash_of_a_receptive_field_has_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for map_name, dashed in (("stage3", True), ("stage1", False)):
+        words = ["analyze", "erf", NETWORK, "--data", "digits", "--images", "1", "--size", "64", "--map", map_name]
+        assert run(*words, "--out", tmp_path / map_name) == 0
+        printed = capsys.readouterr().out
+        rows = [line for line in printed.splitlines() if line.split()[-1:] and "power" in line]
+        assert any(" -" in row for row in rows) is dashed
+        assert ("-: no centred square inside of the image holds this share." in printed) is dashed
+
+
 def test_each_network_has_pictures_that_answer_a_click(tmp_path: Path) -> None:
     networks, out = ("unified_pvt_micro", "unified_swin_micro"), tmp_path / "out"
     words = ["analyze", "maps", *networks, "--data", "digits", "--images", "3", "--size", "32", "--out", out]

@@ -7,7 +7,7 @@ import numpy as np
 
 from fourstage.analysis.comparison import Comparison
 from fourstage.report.charts import Axis, ticks
-from fourstage.report.markup import Markup, tag
+from fourstage.report.markup import Markup, shortened, tag
 from fourstage.report.number_format import signed, significant
 
 WIDTH = 620
@@ -76,7 +76,7 @@ def _chart(
     *,
     zero: bool,
 ) -> Markup:
-    shown = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names]
+    shown = shortened(names, MOST_LETTERS)
     start = 14 + LETTER * max(map(len, shown))
     values = [value for row in bars for bar in row for value in (bar.low, bar.high)]
     values += [value for row in dots for value, _ in row] + ([0.0] if zero else [])

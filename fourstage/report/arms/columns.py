@@ -15,7 +15,7 @@ from fourstage.report.colour_scales import css
 from fourstage.report.common import section
 from fourstage.report.curves import Curve, curve_chart, legend
 from fourstage.report.heat_maps import colour_bar, heat_map
-from fourstage.report.markup import Markup, name, table, tag
+from fourstage.report.markup import Markup, name, shortened, table, tag
 from fourstage.report.number_format import NOTHING
 
 CEILING = "cka_ceiling_"
@@ -147,7 +147,7 @@ def _similarity(pictures: Pictures) -> list[Markup]:
 
 
 def _matrix(key: str, arms: Sequence[str], cka_AA: np.ndarray, stage: int) -> Markup:
-    short = [one if len(one) <= MOST_LETTERS else f"{one[: MOST_LETTERS - 1]}…" for one in arms]
+    short = shortened(arms, MOST_LETTERS)
     left = 10 + LETTER * max(map(len, short))
     top = 12 + 0.87 * LETTER * max(map(len, short))  # names above the columns are turned by 60 degrees
     content = [tag("title", f"CKA between arms, stage {stage}", id=f"{key}-title")]

@@ -170,6 +170,8 @@ def _notes(fields: Sequence[Field], setting: ErfSetting, count: int) -> tuple[st
         "The columns are the area, in % of the image, of the smallest centred square that holds this share of the map.",
         "width px is the standard deviation of the Gaussian that fits the radial profile.",
     ]
+    if any(square is None for field in fields for by_share in field.squares.values() for square in by_share.values()):
+        notes.append("-: no centred square inside of the image holds this share.")
     if skipped := sum(field.erf.skipped for field in fields):
         notes.append(f"{plural(skipped, 'image')} gave NaN and {'is' if skipped == 1 else 'are'} left out.")
     short = [field for field in fields if field.erf.images < count]

@@ -97,7 +97,10 @@ def _unknown(measured: Measured, columns: Mapping[str, Sequence[Column]]) -> lis
     if flat := [arm for arm in fields if (arm, WIDTH) in missing]:
         out.append(f"the ERF width of {', '.join(flat)} is not known: no Gaussian fits the radial profile")
     if maps and all(len(measured[arm]) == 1 for arm in maps):
-        out.append("the ceiling of CKA needs a second seed")
+        out.append(
+            "there is one seed, so CKA is of trainings that share it, and the ceiling, which needs a second seed, is "
+            "not known"
+        )
     same = [arm for arm in maps if any(np.isnan(run["units"]).any() for run in _found(measured, arm, "cka"))]
     if same:
         out.append(f"a feature map of {', '.join(same)} is the same for all images, and has no CKA")
@@ -121,8 +124,8 @@ _HOW: dict[Analysis, str] = {
     "deviation of the Gaussian that fits the radial profile, the area that of the smallest square with half of the map",
     "invariance": "consistency is the share of changed images with the best class of the standard view, the mean over "
     "shifts in one drawn direction, rotations before the crop, and crop ratios of the published protocol",
-    "cka": "CKA is linear and unbiased, the mean over pairs of trainings with different seeds; ± is the standard "
-    "deviation over these pairs",
+    "cka": "CKA is linear and unbiased, where there are several seeds the mean over pairs of trainings whose seeds "
+    "differ; ± is the standard deviation over these pairs",
 }
 
 

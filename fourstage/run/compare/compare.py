@@ -148,6 +148,8 @@ def compare_runs(sources: Sequence[str], out: Path, wishes: Wishes, *, show: boo
     if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
         table, missing, wishes = _of_comparison(Path(sources[0]), wishes)
         return _written(table, out, wishes, missing=missing, show=show)
+    if several := next((source for source in sources if (Path(source) / FILE).is_file()), None):
+        raise ValueError(f"{several} is a comparison; name it alone, or the run folders in it, such as ARM/seed-0")
     return _written(grouped(sources), out, wishes, show=show)
 
 

@@ -184,13 +184,19 @@ def test_dashes_have_a_reason(grid: Path, capsys: pytest.CaptureFixture[str]) ->
     assert remark.startswith("the area of half the ERF of swin is not known: no square around the cell's centre")
     runs = [str(grid / arm / "seed-0") for arm in ("swin", "pvt")]
     assert main(["compare", *runs, "--seconds", "0", "--analyses", "cka", "--out", str(grid.parent / "one")]) == 0
-    assert "note: the ceiling of CKA needs a second seed" in capsys.readouterr().out
+    assert "the ceiling, which needs a second seed, is not known" in capsys.readouterr().out
 
 
 def test_a_cell_measures_itself(grid: Path, tmp_path: Path) -> None:
     words = [word if word != "2" else "1" for word in GRID]
     assert main([*words, "--out", str(tmp_path / "out"), "--cell", "1", "--analyses", "erf"]) == 0
     assert [file.name for file in (tmp_path / "out" / "analyses" / "pvt").iterdir()] == ["seed-0.erf.npz"]
+
+
+def test_a_comparison_is_named_alone(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", str(grid), str(grid / "pvt" / "seed-0"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert f"{grid} is a comparison; name it alone, or the run folders in it" in capsys.readouterr().err
 
 
 def test_without_analyses_there_is_no_column(grid: Path) -> None:
