@@ -45,8 +45,13 @@ def open_file(path: Path) -> OnnxRuntime:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads(), SILENT
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except ERRORS as error:
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints, and tries the same again
+        )
+    except (*ERRORS, ValueError) as error:  # ValueError: texts that are no UTF-8
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be opened by onnxruntime ({reason:.300}); export the network again") from error
     description = from_onnx(session, path)

@@ -75,6 +75,19 @@ def test_an_input_that_the_graph_cannot_compute_is_one_sentence(form: str, files
         open_runtime(files[form]).run(np.zeros((1, 3, 40, 40), np.float32))
 
 
+def test_a_text_of_a_graph_that_is_none_is_one_sentence(
+    files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = files["onnx"].read_bytes()
+    assert b"Conv" in whole
+    (tmp_path / "x.onnx").write_bytes(whole.replace(b"Conv", b"\xd2onv"))
+    with pytest.raises(
+        ValueError, match=r"x\.onnx cannot be opened by onnxruntime \(.*utf-8.*; export the network again$"
+    ):
+        open_runtime(tmp_path / "x.onnx")
+    assert capfd.readouterr() == ("", "")  # onnxruntime prints that it tries again
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_missing_runtime_is_one_sentence(form: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     package = {"onnx": "onnxruntime"}.get(form, form)
