@@ -315,10 +315,10 @@ def _versions() -> dict[str, str]:
 def noise_sizes(
     size: tuple[int, int], options: Options, multiple: int = 1, smallest: int = 1
 ) -> list[tuple[int, int, int]]:
-    """Return the (B, H, W) of noise: five sizes where a side is dynamic, else one, and two batches where they are."""
+    """Return the (B, H, W) of noise: five sizes where a side is dynamic, else three times its own."""
     batches = (1, 2) if "batch" in options.dynamic else (1, 1)
     if not options.has_dynamic_sides:
-        return [(batch, *size) for batch in batches[: 2 if "batch" in options.dynamic else 1]]
+        return [(batch, *size) for batch in (*batches, 1)]
     most = min(max(size), max(2 * smallest, 512))
     sides = [(smallest, smallest), (most, most), (most - 7, smallest + 45), (smallest + 33, most), (smallest + 90, 0)]
     sizes = [(high, wide or high + 31) for high, wide in sides]
