@@ -190,6 +190,17 @@ def shapes(device: str = "cpu", *, learned: bool = False) -> tuple[list[Tensor],
     return [map_BHWhd], torch.zeros(1, 1, 1, 1, 1, 2, device=device), torch.zeros(1, 1, 1, 1, 1, device=device)
 
 
+def test_samples_that_are_read_twice_give_the_same_bits() -> None:
+    """So that a run goes on with the numbers with which it began."""
+    tensors = [x.detach().float().requires_grad_() for x in case(0, [(5, 6), (9, 11)])]
+    *maps, locations, weights = tensors
+    once, twice = (
+        deformable_sample(maps, locations, weights, form=form) for form in ("grid_sample", "grid_sample_twice")
+    )
+    assert torch.equal(once, twice)
+    assert all(map(torch.equal, gradients(once.double(), tensors), gradients(twice.double(), tensors)))
+
+
 def test_the_form_is_chosen_by_device_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, learned, elsewhere = shapes(), shapes(learned=True), shapes("meta", learned=True)
     assert best_form(*learned) == "grid_sample"
