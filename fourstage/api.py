@@ -318,9 +318,9 @@ def _check_arguments(
     builder: Callable[..., nn.Module], method: str, given: Mapping[str, Any], num_classes: int
 ) -> None:
     """Raise ValueError for an argument that the method does not have, and for an invalid number of classes."""
-    from fourstage.tasks.parts.settings import check_counts, check_names
+    from fourstage.tasks.parts.settings import check_counts, check_given
 
-    check_names(builder, method, given, but=("backbone", "num_classes"))
+    check_given(builder, method, given, but=("backbone", "num_classes"))
     check_counts(num_classes=num_classes)
 
 

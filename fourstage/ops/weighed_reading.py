@@ -56,9 +56,10 @@ class _WeighedReading(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad_NdQ,), (map_NdHW, grid_NPQ2, weight_NPQ), wanted = grads, ctx.saved_tensors, ctx.needs_input_grad
+        (grad_NdQ,), tensors, wanted = grads, ctx.saved_tensors, ctx.needs_input_grad  # checkpointing gives them once
         if needs_plain_form(grad_NdQ):
-            return tuple(of_plain_form(plain_reading, ctx.saved_tensors, wanted, grad_NdQ))
+            return tuple(of_plain_form(plain_reading, tensors, wanted, grad_NdQ))
+        map_NdHW, grid_NPQ2, weight_NPQ = tensors
         to_weight = _to_weight(read(map_NdHW, grid_NPQ2), weight_NPQ, grad_NdQ) if wanted[2] else None
         if not (wanted[0] or wanted[1]):
             return None, None, to_weight

@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from ops.forms import FORMS, MISFITS, Form, Misfit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fourstage.ops import attention, matmul, products, sampling
 
 CASES = [pytest.param(form, case, id=f"{name}-{case}") for name, form in FORMS.items() for case in form.inputs]
+Gradients = Callable[[nn.Module, list[Tensor]], list[Tensor]]
 USUAL = [pytest.param(form, id=name) for name, form in FORMS.items()]
 
 
@@ -126,6 +128,10 @@ def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.
         torch.testing.assert_close(fast, module(*tensors), rtol=0, atol=0)
 
 
+def plainly(gradients: Gradients) -> Gradients:
+    return gradients
+
+
 def second_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     wanted = [*leaves, *module.parameters()]
@@ -141,11 +147,30 @@ def batched_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(out, wanted, probes, is_grads_batched=True, materialize_grads=True))
 
 
+def checkpointed(gradients: Gradients) -> Gradients:
+    """The same through activation checkpointing, which returns each saved tensor only once."""
+
+    def through_checkpoint(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+        class Checkpointed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.module = module
+
+            def forward(self, *inputs: Tensor) -> Tensor:
+                return cast(Tensor, checkpoint(self.module, *inputs, use_reentrant=False))
+
+        return gradients(Checkpointed(), tensors)
+
+    return through_checkpoint
+
+
+@pytest.mark.parametrize("through", [plainly, checkpointed], ids=lambda through: through.__name__)
 @pytest.mark.parametrize("gradients", [second_gradients, batched_gradients], ids=lambda gradients: gradients.__name__)
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
 def test_gradients_of_gradients_and_batches_of_them(
     form: Form,
-    gradients: Callable[[nn.Module, list[Tensor]], list[Tensor]],
+    gradients: Gradients,
+    through: Callable[[Gradients], Gradients],
     calls: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,7 +180,7 @@ def test_gradients_of_gradients_and_batches_of_them(
         monkeypatch.setenv("FOURSTAGE_OPS", switch)
         torch.manual_seed(0)
         try:
-            both.append(gradients(form.build(), list(form.inputs["usual"]())))
+            both.append(through(gradients)(form.build(), list(form.inputs["usual"]())))
         except RuntimeError as error:
             if switch == "fast":
                 raise

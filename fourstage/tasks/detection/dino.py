@@ -101,6 +101,8 @@ class DINO(Detector):
         pad_to: int = MULTIPLE,
         stable: bool = False,
     ) -> None:
+        if isinstance(queries, str):
+            raise ValueError(f"queries must be an integer of at least 1, or in a recipe auto; got {queries!r}")
         check_counts(queries=queries, scales=scales, channels=channels, encoder_layers=encoder_layers)
         check_counts(decoder_layers=decoder_layers, heads=heads, points=points, hidden=hidden, per_image=per_image)
         check_counts(pad_to=pad_to)

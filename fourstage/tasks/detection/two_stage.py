@@ -18,7 +18,7 @@ from fourstage.tasks.detection.rois import RoIPool, to_rois
 from fourstage.tasks.detection.rpn import RPNHead
 from fourstage.tasks.parts.fpn import FPN
 from fourstage.tasks.parts.levels import levels_of
-from fourstage.tasks.parts.settings import check_counts, check_names, check_sizes, settings_from
+from fourstage.tasks.parts.settings import check_counts, check_given, check_sizes, settings_from
 
 BOX_REGION, MASK_REGION = 7, 14  # cells a side of a region for a box head and for a mask head
 BOXES, MASKS = 1000, 100  # regions of an image for each box head and each mask head, in published costs
@@ -109,7 +109,7 @@ class TwoStage(Detector):
         check_sizes(finest=finest)
         levels = levels_of(backbone)
         super().__init__(backbone, FPN(levels, channels, num_outs or len(levels) + 1), num_classes)
-        check_names(RPNHead, "rpn", rpn, but=("levels",))
+        check_given(RPNHead, "rpn", rpn, but=("levels",))
         self.rpn = RPNHead(self.neck.levels, **rpn)
         used = self.neck.levels[: len(levels)]
         self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))

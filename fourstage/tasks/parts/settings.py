@@ -4,20 +4,44 @@ import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from math import inf
-from numbers import Integral
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 Settings = TypeVar("Settings")
 
 
-def check_names(build: Callable[..., Any], what: str, given: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
-    """Raise ValueError for a name that is no argument of `build`, or that is in `but`: others give those."""
-    known = [name for name in inspect.signature(build).parameters if name not in but]
-    for name in given:
+def check_given(build: Callable[..., Any], what: str, given: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for what `build` does not take: a name, or a value of one of its switches and numbers.
+
+    Args:
+        what: the name of these settings in messages.
+        but: arguments that others give.
+    """
+    parameters = inspect.signature(build).parameters
+    known = [name for name in parameters if name not in but]
+    for name, value in given.items():
         if name not in known:
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
             raise ValueError(f"{what} has no argument {name!r}; {hint}")
+        _check_value(name, value, parameters[name].annotation)
+
+
+def _check_value(name: str, value: object, annotation: object) -> None:
+    """Raise ValueError for a text in place of true or false, which Python takes for true, for no number, and for null."""
+    types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(one not in (bool, float, int, NoneType) for one in types):
+        return
+    if value is None:
+        if NoneType not in types:
+            raise ValueError(f"{name} cannot be null; leave it out for its default")
+        return
+    is_switch = isinstance(value, bool) or (isinstance(value, Real) and value in (0, 1))
+    if bool in types and not is_switch:
+        raise ValueError(f"{name} is true or false; got {value!r}")
+    if float in types and (not isinstance(value, Real) or isinstance(value, bool) or value != value):
+        raise ValueError(f"{name} is a number; got {value!r}")
 
 
 def check_counts(least: int = 1, **given: object) -> None:
@@ -59,7 +83,7 @@ def settings_from(cls: type[Settings], what: str, given: Settings | Mapping[str,
         return given
     if not isinstance(given, Mapping):
         raise ValueError(f"{what} is a mapping of {', '.join(inspect.signature(cls).parameters)}; got {given!r}")
-    check_names(cls, what, given)
+    check_given(cls, what, given)
     try:
         return cls(**given)
     except TypeError as error:

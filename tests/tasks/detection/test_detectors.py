@@ -467,6 +467,9 @@ def test_limits_come_as_mappings_too() -> None:
         ({"rpn": {"ratios": [1, 0]}}, r"ratios is a list .* got \[1, 0\]"),
         ({"rpn": {"proposals": {"per_level": 0, "per_image": 1}}}, "per_level must be an integer of at least"),
         ({"selecting": {"per_image": 0}}, "per_image must be an integer of at least"),
+        ({"masks": "false"}, "masks is true or false; got 'false'"),
+        ({"rpn": {"whole_anchors": "no"}}, "whole_anchors is true or false; got 'no'"),
+        ({"selecting": {"score_threshold": "low"}}, "score_threshold is a number; got 'low'"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(arguments: dict[str, Any], sentence: str) -> None:
