@@ -237,7 +237,9 @@ def _fit(
             continue
         if value.shape == own[key].shape:
             filled[key] = value
-        elif value.shape[1:] == own[key].shape[1:]:  # rows are classes, or boxes of classes
+        elif (
+            value.ndim == own[key].ndim and value.shape[1:] == own[key].shape[1:]
+        ):  # rows are classes, or boxes of classes
             classes.append(key)
         else:
             wrong.append(f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network")

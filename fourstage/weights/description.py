@@ -131,7 +131,8 @@ def _of_run(file: Checkpoint) -> NetworkDescription:
 
 def _method_args(file: Checkpoint, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a run's method. Data without masks made a network of boxes alone."""
-    given = _mapping(file, recipe.get("method_args", {}), "recipe.method_args")
+    written = _mapping(file, recipe.get("method_args", {}), "recipe.method_args")
+    given = {name: value for name, value in written.items() if value is not None}  # null stands for a default
     method = get_method(_text(file, recipe, "method"))
     maskable = method is not None and method.without_masks is not None
     if given.get("queries") == "auto" and "queries" in about:  # as many as suited the run's data

@@ -138,26 +138,39 @@ def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Te
 
     Args:
         classes: of the network that is filled; None: of the 91 rows the 80 of COCO's categories are kept.
+
+    Raises:
+        ValueError: a tensor that tells a size is missing or has another shape.
     """
     if not is_of_idea(state):
         return state
-    rows = len(state["class_embed.0.weight"])
+    rows = len(_needed(state, "class_embed.0.weight", 2))
     kept = [*COCO_IDS] if rows == 91 and classes != 91 else [*range(rows)]
     layers = 1 + max(int(match[1]) for key in state if (match := re.match(r"class_embed\.(\d+)\.", key)))
-    extra = [i for i in range(len(state["transformer.level_embed"])) if state[f"input_proj.{i}.0.weight"].shape[2] > 1]
+    maps = range(len(_needed(state, "transformer.level_embed", 2)))
+    extra = [i for i in maps if _needed(state, f"input_proj.{i}.0.weight", 4).shape[2] > 1]
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.startswith("backbone."):
             out[re.sub(r"^backbone\.0\.(body\.)?", "backbone.", key)] = value
             continue
         if re.fullmatch(CLASS_ROWS, key) or key == "label_enc.weight":
-            value = value[kept]  # noqa: PLW2901
+            value = _needed(state, key, value.ndim or 1, rows)[kept]  # noqa: PLW2901
         for name, moved in rename_one(key, value).items():
             place = re.match(r"neck\.convs\.(\d+)\.", name)
             if place and int(place[1]) in extra:
                 name = f"neck.extra.{int(place[1]) - extra[0]}.{name[place.end() :]}"  # noqa: PLW2901
             out[name.replace(".ENCODER.", f".{layers}.")] = moved
     return out
+
+
+def _needed(state: Mapping[str, Tensor], key: str, axes: int, rows: int = 1) -> Tensor:
+    """Return a tensor that every DINO has. Raise ValueError where the file lacks it, or where it has another shape."""
+    value = state.get(key)
+    if value is None or value.ndim != axes or len(value) < rows or not value.numel():
+        found = "missing" if value is None else f"of shape {tuple(value.shape)}"
+        raise ValueError(f"the file has the names of a DINO, but {key} is {found}; give a complete checkpoint")
+    return value
 
 
 def rename_one(key: str, value: Tensor) -> dict[str, Tensor]:
@@ -179,24 +192,27 @@ def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Return the arguments of a DINO of detrex or IDEA-Research, whose files have no configuration, by its tensors.
 
     None for other names. Heads and points are eight and four where the layers allow it, as in all published files.
+
+    Raises:
+        ValueError: a tensor that tells a size is missing or has another shape.
     """
     if "label_enc.weight" not in state or "transformer.tgt_embed.weight" not in state:
         return None
     idea = is_of_idea(state)
     around = {key: value for key, value in regular(state, None).items() if not key.startswith("backbone.")}
     ours = around if idea else rename(around, NAMES)
-    scales, channels = ours["level_embed"].shape
-    weights = len(ours["encoder.0.attn.weights.weight"]) // scales
+    scales, channels = _needed(ours, "level_embed", 2).shape
+    weights = len(_needed(ours, "encoder.0.attn.weights.weight", 2, scales)) // scales
     heads = 8 if weights % 8 == 0 else 1
     return {
-        "queries": len(ours["query_embed.weight"]),
+        "queries": len(_needed(ours, "query_embed.weight", 2)),
         "scales": scales,
         "channels": channels,
         "encoder_layers": _layers(ours, r"encoder\.(\d+)\."),
         "decoder_layers": _layers(ours, r"decoder\.layers\.(\d+)\."),
         "heads": heads,
         "points": weights // heads,
-        "hidden": len(ours["encoder.0.ffn.expand.weight"]),
+        "hidden": len(_needed(ours, "encoder.0.ffn.expand.weight", 2)),
         "neck_bias": "neck.convs.0.conv.bias" in ours,
         **({} if idea else {"position_temperature": 10000.0, "position_offset": -0.5}),
         "pad_to": 1,

@@ -197,6 +197,23 @@ def test_queries_follow_the_data(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
 
 
+def without_masks(content: dict[str, Any]) -> None:
+    for one in content["annotations"]:
+        del one["segmentation"]
+
+
+@pytest.mark.parametrize(("method", "setting"), [("mask_rcnn", "masks"), ("dino", "denoising")])
+def test_null_is_the_default_of_a_setting(
+    method: str, setting: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data has no masks, so the default of a Mask R-CNN is boxes alone."""
+    change(data, without_masks)
+    trained(method, data, tmp_path / "run", capsys, f"method_args.{setting}=null")
+    assert ("only boxes are trained" in capsys.readouterr().out) == (method == "mask_rcnn")
+    network: Any = fourstage.from_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert network.denoising == 100 if method == "dino" else network.mask_head is None
+
+
 def test_more_objects_than_queries_end_the_run_with_a_sentence(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from fourstage.backbones import swin
 from fourstage.data.sample import Batch
 from fourstage.methods import recognise
 from fourstage.tasks.detection.dino import DINO
-from fourstage.weights.dino import COCO_IDS
+from fourstage.weights.complete_checkpoints import load_dense_state
+from fourstage.weights.dino import COCO_IDS, arguments_of_state
 
 SMALL: dict[str, Any] = {
     "queries": 12,
@@ -278,3 +281,30 @@ def test_swapped_norms_are_not_mistaken(tmp_path: Path) -> None:
     )
     [a], [b] = model.detect(photo()), found.detect(photo())
     assert not torch.equal(a.scores_N, b.scores_N)
+
+
+SIZES = [
+    "level_embeds?",
+    "attention_weights",
+    "tgt_embed",
+    r"linear1\.|ffns\.0\.layers\.0\.",
+    "class_embed",
+    "input_proj",
+]
+
+
+@pytest.mark.parametrize("pattern", SIZES)
+@pytest.mark.parametrize("make", [detrex, idea])
+def test_damaged_tensors_are_a_sentence(make: Callable[[DINO], dict[str, Tensor]], pattern: str) -> None:
+    """Missing, a single number, or without rows."""
+    model = network(**DETREX_OWN)
+    state = make(model)
+    keys = [key for key in state if re.search(pattern, key) and not re.search(r"transformer\.decoder", key)]
+    for damage in (lambda value: None, lambda value: value.sum(), lambda value: value[:0]):
+        damaged = {key: damage(value) if key in keys else value for key, value in state.items()}
+        damaged = {key: value for key, value in damaged.items() if value is not None}
+        with suppress(ValueError):  # any other error is a fault
+            arguments_of_state(damaged)
+        if keys:
+            with pytest.raises(ValueError, match="file"):
+                load_dense_state(model, damaged, method="dino", source="the file")

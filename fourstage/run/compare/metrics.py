@@ -65,7 +65,7 @@ def _without_masks(boxes: str, recipe: Detection) -> tuple[str, str] | None:
     import_files(recipe.imports)
     method = find_method(recipe.method, "detection")
     instead = f"choose --metric {boxes}"
-    if not recipe.method_args.get("masks", True):
+    if recipe.method_args.get("masks") not in (None, True):
         return "method_args.masks is false", instead
     if method.place == BUILT_IN and method.without_masks is None:
         return f"{recipe.method} predicts boxes alone", instead

@@ -45,7 +45,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
 
     def build_task(self, classes: tuple[str, ...], metadata: Mapping[str, Any] | None = None) -> Detection:
         """Build the recipe's detector; where the data has no masks, a method that can work on boxes alone does."""
-        recipe, arguments = self.recipe, dict(self.recipe.method_args)
+        recipe, arguments = self.recipe, self._method_args()
         torch.manual_seed(recipe.seed)
         can_do_without = find_method(recipe.method, "detection").without_masks is not None
         if can_do_without and metadata and not metadata.get("masks", True):
@@ -58,10 +58,14 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         ids = (metadata or {}).get("category_ids")
         return Detection(network, classes, recipe.evaluation.limits, ids if ids and len(ids) == len(classes) else None)
 
+    def _method_args(self) -> dict[str, Any]:
+        """Return what the recipe sets of the detector; null stands for a default, as in `create_detector`."""
+        return {name: value for name, value in self.recipe.method_args.items() if value is not None}
+
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         ids = [*getattr(dataset, "category_ids", ())]
         known: dict[str, Any] = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
-        if self.recipe.method_args.get("queries") == AUTO:
+        if self._method_args().get("queries") == AUTO:
             known |= self._queries_for(dataset)
         return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
 
@@ -78,12 +82,12 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         recipe, address = self.recipe, find_method(self.recipe.method, "detection").data_notes
         if address is None:
             return ()
-        return tuple(resolve_name(address)(recipe.method_args, recipe.data, _most_objects(dataset)))
+        return tuple(resolve_name(address)(self._method_args(), recipe.data, _most_objects(dataset)))
 
     def _notes_on_masks(self, dataset: Dataset) -> tuple[str, ...]:
         recipe = self.recipe
         without_masks = find_method(recipe.method, "detection").without_masks
-        if without_masks is None or not recipe.method_args.get("masks", True) or getattr(dataset, "has_masks", False):
+        if without_masks is None or not self._method_args().get("masks", True) or getattr(dataset, "has_masks", False):
             return ()
         return (f"no object of {recipe.data} has a mask: only boxes are trained and scored, as in {without_masks}.",)
 

@@ -164,7 +164,7 @@ class DINO(Detector):
         """
         truths = self._checked(ground_truths(batch, masks=False), batch)
         draws = Draws(seed)
-        batch = self._without_excess(batch)
+        batch = self.without_excess(batch)
         maps = self.maps(batch)
         memory = self.encode(maps, self.padding_masks(batch, maps))
         chosen = self.choose(memory)
@@ -193,7 +193,7 @@ class DINO(Detector):
             out.append(GroundTruth(truth.boxes_G4 / size_4, truth.labels_G, None))
         return out
 
-    def _without_excess(self, batch: Batch) -> Batch:
+    def without_excess(self, batch: Batch) -> Batch:
         """Return the batch without rows and columns that are padding in every image beyond a multiple of `pad_to`."""
         height, width = padded_size((max(h for h, _ in batch.sizes), max(w for _, w in batch.sizes)), self.pad_to)
         if height >= batch.images_BCHW.shape[2] and width >= batch.images_BCHW.shape[3]:
@@ -299,7 +299,7 @@ class DINO(Detector):
     @torch.no_grad()
     def detect(self, batch: Batch, *, rescale: bool = True) -> list[Detections]:
         """As `Detector.detect`: the best pairs of a query and a class."""
-        batch = self._without_excess(batch)
+        batch = self.without_excess(batch)
         maps = self.maps(batch)
         memory = self.encode(maps, self.padding_masks(batch, maps))
         decoded = self.decode(memory, self.choose(memory))

@@ -28,6 +28,7 @@ class Looks:
 def best_looks(detector: DINO, batch: Batch, queries: int) -> Looks:
     """Return where the best `queries` of a batch of one image look, of all heads and levels together."""
     seen: list[tuple[Any, ...]] = []
+    batch = detector.without_excess(batch)  # as `detect` does
     last = detector.decoder.layers[-1].get_submodule("cross_attn")
     assert isinstance(last, DeformableAttention)
     hook = last.register_forward_pre_hook(_keep(seen))

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from math import inf
+from math import inf, isnan
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -29,18 +29,14 @@ def check_given(build: Callable[..., Any], what: str, given: Mapping[str, Any], 
 
 
 def _check_value(name: str, value: object, annotation: object) -> None:
-    """Raise ValueError for a text in place of true or false, which Python takes for true, for no number, and for null."""
+    """Raise ValueError for a text in place of true or false, which Python takes for true, and for no number."""
     types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if any(one not in (bool, float, int, NoneType) for one in types):
-        return
-    if value is None:
-        if NoneType not in types:
-            raise ValueError(f"{name} cannot be null; leave it out for its default")
+    if value is None or any(one not in (bool, float, int, NoneType) for one in types):
         return
     is_switch = isinstance(value, bool) or (isinstance(value, Real) and value in (0, 1))
     if bool in types and not is_switch:
         raise ValueError(f"{name} is true or false; got {value!r}")
-    if float in types and (not isinstance(value, Real) or isinstance(value, bool) or value != value):
+    if float in types and (not isinstance(value, Real) or isinstance(value, bool) or isnan(value)):
         raise ValueError(f"{name} is a number; got {value!r}")
 
 

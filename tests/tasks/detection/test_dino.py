@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fourstage
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
+from fourstage.tasks.detection.boxes import clip_boxes
 from fourstage.tasks.detection.channel_mapper import ChannelMapper
 from fourstage.tasks.detection.deformable_attention import DeformableAttention, Memory
 from fourstage.tasks.detection.denoising import add_noise, cap_objects, draw_noise, may_see
@@ -223,7 +224,6 @@ def test_points_are_shares_of_each_level() -> None:
         ({"neck_bias": 2}, "neck_bias is true or false; got 2"),
         ({"position_offset": "a"}, "position_offset is a number; got 'a'"),
         ({"position_offset": float("nan")}, "position_offset is a number; got nan"),
-        ({"denoising": None}, "denoising cannot be null; leave it out for its default"),
         ({"label_noise": True}, "label_noise is a number; got True"),
         ({"label_noise": 3}, "label_noise"),
         ({"denoising": -1}, "denoising must be an integer of at least 0"),
@@ -298,6 +298,20 @@ def test_queries_look_around_their_boxes() -> None:
     torch.testing.assert_close(away_QS2.abs().amax(dim=2), torch.full((5, 16), 0.5), rtol=0, atol=1e-3)
     torch.testing.assert_close(looks.weights_QS.sum(dim=1), torch.full((5,), 4.0))
     assert looks.scores_Q.tolist() == looks.scores_Q.sort(descending=True).values.tolist()
+
+
+@pytest.mark.parametrize("pad_to", [1, 32])
+def test_looks_have_the_boxes_of_detections(pad_to: int) -> None:
+    """In a batch that is padded to more than the detector needs."""
+    torch.manual_seed(0)
+    detector = tiny(pad_to=pad_to, per_image=200).eval()
+    for parameter in detector.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    padded = replace(batch([SOME]), sizes=((41, 35),), original_sizes=((41, 35),))
+    assert padded.images_BCHW.shape[2] >= 64
+    looks, [found] = best_looks(detector, padded, 3), detector.detect(padded)
+    torch.testing.assert_close(looks.scores_Q[0], found.scores_N[0])
+    torch.testing.assert_close(clip_boxes(looks.boxes_Q4, torch.tensor([[41, 35]]))[0], found.boxes_N4[0])
 
 
 # -------------------------------------------------------------------------------------------------------- Stable-DINO
