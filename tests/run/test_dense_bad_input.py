@@ -457,7 +457,7 @@ def test_another_number_of_classes_is_reported(
         ("mask_rcnn", ["method_args.rpn.scales=[]"], "scales is a list of numbers above 0"),
         ("upernet", ["method_args.channels=-4"], "channels must be an integer of at least"),
         ("upernet", ["method_args.prior=[1,2]"], "method_args.prior=null"),
-        ("upernet", ["method_args.dropout=x"], "dropout='x'"),
+        ("upernet", ["method_args.dropout=x"], "dropout is a number; got 'x'"),
         ("semantic_fpn", ["method_args.channels=-4"], "channels"),
         ("semantic_fpn", ["num_classes=7"], "num_classes=null for the number that the data has"),
     ],
