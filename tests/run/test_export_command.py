@@ -33,7 +33,7 @@ def test_a_model_is_written_with_its_proof_and_predicts(weights: Path, capsys: p
     assert "wrote visformer_digits.onnx (8.7 MB), proved by onnxruntime" in shown
     proof = json.loads(Path("visformer_digits.onnx.proof.json").read_text())
     assert proof["passed"]
-    assert [row["shape"][0] for row in proof["rows"]] == [1, 2]
+    assert [row["shape"][0] for row in proof["rows"]] == [1, 2, 1]
     assert proof["versions"]["torch"] == torch.__version__.partition("+")[0]
     description = open_runtime("visformer_digits.onnx").description
     assert len(description.classes) == 10
