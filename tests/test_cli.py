@@ -165,7 +165,7 @@ def test_models_recipes_and_doctor_answer(run: Run) -> None:
     [
         ("FOURSTAGE_OPS", "slow", "set it to plain"),
         ("FOURSTAGE_PRODUCTS", "blas", "such as blas,blas,fused"),
-        ("FOURSTAGE_SAMPLING", "gathr", "grid_sample, gather, embedding_bag, triton"),
+        ("FOURSTAGE_SAMPLING", "gathr", "grid_sample, grid_sample_twice, gather, embedding_bag, triton"),
     ],
 )
 def test_doctor_reports_environment_variables_that_networks_refuse(
