@@ -135,6 +135,36 @@ def test_other_classes_are_refused_unless_the_head_may_be_new(method: str, tmp_p
     assert report.read + len(report.fresh) == len(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("method", "file", "network"),
+    [
+        ("dino", {"queries": 12}, {"queries": 20}),
+        ("dino", {"heads": 2}, {"heads": 4}),
+        ("sparse_rcnn", {"proposals": 7}, {"proposals": 9}),
+        ("retinanet", {"ratios": [0.5, 1.0]}, {"ratios": [1.0]}),
+        ("mask_rcnn", {"class_agnostic": False}, {"class_agnostic": True}),
+    ],
+)
+def test_other_rows_of_the_same_classes_are_no_other_classes(
+    method: str, file: dict[str, Any], network: dict[str, Any], tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"channels": 32}
+    if method == "dino":
+        small |= {"encoder_layers": 1, "decoder_layers": 1, "hidden": 32, "queries": 12, "heads": 2}
+    elif method == "sparse_rcnn":
+        small |= {"stages": 1, "hidden": 32, "filter_channels": 4, "proposals": 7}
+
+    def made(settings: dict[str, Any], classes: int = 5) -> nn.Module:
+        return fourstage.create_detector(method, "visformer_digits", classes, **{**small, **settings})
+
+    torch.save(made(file).state_dict(), tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=rf"does not fit this {method}: .* rows .*; build it as the file was trained"):
+        fourstage.load_checkpoint(made(network), tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="has another number of classes"):
+        fourstage.load_checkpoint(made(file, 3), tmp_path / "m.pth")
+    assert fourstage.load_checkpoint(made(network), tmp_path / "m.pth", fresh_head=True).fresh
+
+
 def test_a_classifiers_checkpoint_fills_the_backbone(tmp_path: Path) -> None:
     classifier = fourstage.create_model("visformer_digits", num_classes=10)
     torch.save({"model": classifier.state_dict()}, tmp_path / "c.pth")

@@ -7,6 +7,7 @@ which the method's own table renames. A training may start with the backbone of 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pkgutil import resolve_name
+from typing import NoReturn
 
 from torch import Tensor, nn
 
@@ -63,7 +64,9 @@ def load_dense_state(
         fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
         return _joined(report, source, {}, (*reading.outside, *(around if inner else ())), fresh=fresh, reading=reading)
     renamed, gone = _our_names(around, own, method, source)
-    filled, fresh, left = _fit(renamed, own, method, source, fresh_head)
+    filled, fresh, left, other_rows = _fit(renamed, own, method, source)
+    if other_rows and not fresh_head:
+        _refuse_rows(other_rows[0], renamed, own, method, source, same_classes=_has_classes_of(model, method, state))
     report = _load_backbone(backbone, inner, source)
     check_complete(filled, own, fresh)
     model.load_state_dict({**model.state_dict(), **filled})
@@ -105,9 +108,15 @@ def count_classes(state: Mapping[str, Tensor], task: str) -> int | None:
     """Return the number of classes of a detector or segmentor by its tensors; None where they do not show it."""
     bare = _without_prefixes(state).state
     method = recognise(key for key in bare if not key.startswith(BACKBONE))  # layers of two methods can have one name
-    if method is None or method.task != task or method.count_classes is None:
+    return _count_of(method, bare) if method is not None and method.task == task else None
+
+
+def _count_of(method: Method, state: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes by tensors that have rows: a damaged file may have a number in their place."""
+    if method.count_classes is None:
         return None
-    return resolve_name(method.count_classes)(bare)
+    count = resolve_name(method.count_classes)({key: value for key, value in state.items() if value.ndim})
+    return count if count is not None and count > 0 else None
 
 
 def similar_networks(file: Checkpoint) -> tuple[Method | None, list[str]]:
@@ -226,21 +235,19 @@ def _our_names(
 
 
 def _fit(
-    renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str, fresh_head: bool
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Return what is filled, the keys that stay as built, and the keys of the file that are left out."""
+    renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str
+) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
+    """Return what is filled, the keys that stay as built, the file's keys without use, and keys with other rows."""
     left = [key for key in renamed if key not in own and key.startswith(AUXILIARY)]
     wrong = [f"{key} is not in it" for key in renamed if key not in own and key not in left]
-    filled, classes = dict[str, Tensor](), list[str]()
+    filled, other_rows = dict[str, Tensor](), list[str]()
     for key, value in renamed.items():
         if key not in own:
             continue
         if value.shape == own[key].shape:
             filled[key] = value
-        elif (
-            value.ndim == own[key].ndim and value.shape[1:] == own[key].shape[1:]
-        ):  # rows are classes, or boxes of classes
-            classes.append(key)
+        elif value.ndim == own[key].ndim and value.shape[1:] == own[key].shape[1:]:
+            other_rows.append(key)  # rows are classes, boxes of classes, anchors, queries or proposals
         else:
             wrong.append(f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network")
     missing = [key for key in own if key not in renamed]
@@ -248,13 +255,26 @@ def _fit(
     if wrong:
         more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
         raise ValueError(f"{source} does not fit this {method}: {wrong[0]}{more}; build it as the file was trained")
-    if classes and not fresh_head:
-        key = classes[0]
-        raise ValueError(
-            f"{source} has another number of classes: {key} has {len(renamed[key])} rows in the file and "
-            f"{len(own[key])} in the network; give its number of classes, or fresh_head=True to start with a new head"
-        )
-    return filled, [*missing, *classes], left
+    return filled, [*missing, *other_rows], left, other_rows
+
+
+def _has_classes_of(model: nn.Module, method: str, state: Mapping[str, Tensor]) -> bool:
+    """Return whether the tensors of a file show the number of classes of the network that is filled."""
+    known = get_method(method)
+    count = None if known is None else _count_of(known, state)
+    return count is not None and count == getattr(model, "num_classes", None)
+
+
+def _refuse_rows(
+    key: str, renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str, *, same_classes: bool
+) -> NoReturn:
+    rows = f"{key} has {len(renamed[key])} rows in the file and {len(own[key])} in the network"
+    if same_classes:
+        raise ValueError(f"{source} does not fit this {method}: {rows}; build it as the file was trained")
+    raise ValueError(
+        f"{source} has another number of classes: {rows}; give its number of classes, or fresh_head=True to start "
+        f"with a new head"
+    )
 
 
 def _may_lack(key: str, renamed: Mapping[str, Tensor]) -> bool:

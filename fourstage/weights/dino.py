@@ -5,11 +5,12 @@ What is below `backbone.` is renamed by the tables of the backbone's own family.
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from fourstage.weights.rules import Rule, matching_rules, rename
+from fourstage.weights.rules import Rule, matching_rules, needed_tensor, rename
 
 WB = r"(weight|bias)"
 ATTENTION = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value", "output_proj": "out"}
@@ -130,6 +131,9 @@ def is_of_idea(state: Mapping[str, Tensor]) -> bool:
     return "input_proj.0.0.weight" in state and "label_enc.weight" in state
 
 
+_needed = partial(needed_tensor, network="DINO")
+
+
 def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Tensor]:
     """Return IDEA-Research's DINO under the names of detrex or of ours; any other state dict as it is.
 
@@ -155,22 +159,13 @@ def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Te
             out[re.sub(r"^backbone\.0\.(body\.)?", "backbone.", key)] = value
             continue
         if re.fullmatch(CLASS_ROWS, key) or key == "label_enc.weight":
-            value = _needed(state, key, value.ndim or 1, rows)[kept]  # noqa: PLW2901
+            value = _needed(state, key, value.ndim or 1, rows=rows)[kept]  # noqa: PLW2901
         for name, moved in rename_one(key, value).items():
             place = re.match(r"neck\.convs\.(\d+)\.", name)
             if place and int(place[1]) in extra:
                 name = f"neck.extra.{int(place[1]) - extra[0]}.{name[place.end() :]}"  # noqa: PLW2901
             out[name.replace(".ENCODER.", f".{layers}.")] = moved
     return out
-
-
-def _needed(state: Mapping[str, Tensor], key: str, axes: int, rows: int = 1) -> Tensor:
-    """Return a tensor that every DINO has. Raise ValueError where the file lacks it, or where it has another shape."""
-    value = state.get(key)
-    if value is None or value.ndim != axes or len(value) < rows or not value.numel():
-        found = "missing" if value is None else f"of shape {tuple(value.shape)}"
-        raise ValueError(f"the file has the names of a DINO, but {key} is {found}; give a complete checkpoint")
-    return value
 
 
 def rename_one(key: str, value: Tensor) -> dict[str, Tensor]:
@@ -202,7 +197,7 @@ def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     around = {key: value for key, value in regular(state, None).items() if not key.startswith("backbone.")}
     ours = around if idea else rename(around, NAMES)
     scales, channels = _needed(ours, "level_embed", 2).shape
-    weights = len(_needed(ours, "encoder.0.attn.weights.weight", 2, scales)) // scales
+    weights = len(_needed(ours, "encoder.0.attn.weights.weight", 2, rows=scales)) // scales
     heads = 8 if weights % 8 == 0 else 1
     return {
         "queries": len(_needed(ours, "query_embed.weight", 2)),

@@ -46,6 +46,19 @@ def rename(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tens
     return out
 
 
+def needed_tensor(state: Mapping[str, Tensor], key: str, axes: int, *, network: str, rows: int = 1) -> Tensor:
+    """Return a tensor that every file of a network has, and that shows one of its sizes.
+
+    Raises:
+        ValueError: the file lacks the tensor, or the tensor has another number of axes, too few rows or no values.
+    """
+    value = state.get(key)
+    if value is None or value.ndim != axes or len(value) < rows or not value.numel():
+        found = "missing" if value is None else f"of shape {tuple(value.shape)}"
+        raise ValueError(f"the file has the names of a {network}, but {key} is {found}; give a complete checkpoint")
+    return value
+
+
 @dataclass(frozen=True)
 class Table:
     """The names that one program gives the parameters of a family.

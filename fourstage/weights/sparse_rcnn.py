@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fourstage.weights.openmmlab.detector_names import FPN, WB
-from fourstage.weights.rules import Rule
+from fourstage.weights.rules import Rule, needed_tensor
 
 OURS = r"box_heads.\1."
 THEIRS, AUTHORS = r"roi_head\.bbox_head\.(\d+)\.", r"head\.head_series\.(\d+)\."
@@ -103,24 +103,31 @@ def _apart(key: str) -> str:
 
 
 def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the arguments of a Sparse R-CNN of MMDetection or of its authors; None for another file."""
-    features = state.get("rpn_head.init_proposal_features.weight", state.get("init_proposal_features.weight"))
-    first = r"(?:roi_head\.bbox_head|head\.head_series)\.(\d+)\."
-    hidden = _rows(state, first + r"(?:ffn\.layers\.0\.0|linear1)\.bias")
-    filters = _rows(state, first + r"(?:instance_interactive_conv\.norm_in|inst_interact\.norm1)\.bias")
-    if features is None or hidden is None or filters is None:
+    """Return the arguments of a Sparse R-CNN of MMDetection or of its authors; None for another file.
+
+    Raises:
+        ValueError: a tensor that shows a size is missing or has another shape.
+    """
+    names = ("rpn_head.init_proposal_features.weight", "init_proposal_features.weight")
+    features = next((key for key in names if key in state), None)
+    first = next((match[0] for key in state if (match := re.match(rf"{THEIRS}|{AUTHORS}", key))), None)
+    if features is None or first is None:
         return None
-    proposals, channels = features.shape
-    stages = len({match[1] for key in state if (match := re.match(first, key))})
-    sizes = {"channels": channels, "hidden": hidden, "filter_channels": filters}
-    return {"proposals": proposals, "stages": stages, **sizes}
+    proposals, channels = needed_tensor(state, features, 2, network="Sparse R-CNN").shape
+    biases = _sizes(re.sub(r"\d+", "0", first))
+    sizes = {name: len(needed_tensor(state, key, 1, network="Sparse R-CNN")) for name, key in biases.items()}
+    stages = len({match[0] for key in state if (match := re.match(rf"{THEIRS}|{AUTHORS}", key))})
+    return {"proposals": proposals, "stages": stages, "channels": channels, **sizes}
 
 
-def _rows(state: Mapping[str, Tensor], pattern: str) -> int | None:
-    return next((len(value) for key, value in state.items() if re.fullmatch(pattern, key)), None)
+def _sizes(head: str) -> dict[str, str]:
+    """Return the biases that have as many numbers as an argument says, by the beginning of the first head's names."""
+    if head.startswith("roi_head."):
+        return {"hidden": f"{head}ffn.layers.0.0.bias", "filter_channels": f"{head}{CONV}.norm_in.bias"}
+    return {"hidden": f"{head}linear1.bias", "filter_channels": f"{head}inst_interact.norm1.bias"}
 
 
 def count_of_sparse_rcnn(state: Mapping[str, Tensor]) -> int | None:
     """The number of classes of the first head, in the names of each source and ours."""
     weight = r"(roi_head\.bbox_head\.0\.fc_cls|head\.head_series\.0\.class_logits|box_heads\.0\.classify)\.weight"
-    return _rows(state, weight)
+    return next((len(value) for key, value in state.items() if re.fullmatch(weight, key)), None)

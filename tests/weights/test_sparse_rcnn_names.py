@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import fourstage
 from fourstage import registry
 from fourstage.backbones import swin
+from fourstage.weights.complete_checkpoints import count_classes, load_dense_state
 from fourstage.weights.rules import matching_rules, rename
-from fourstage.weights.sparse_rcnn import SPARSE_RCNN, regular
+from fourstage.weights.sparse_rcnn import SPARSE_RCNN, arguments_of_state, regular
 
 MANIFEST = read_manifest(Path(__file__).parents[1] / "golden" / "heads" / "sparse_rcnn.json.gz")
 HEAD = {  # MMDetection's names of the modules of a head, and the authors'
@@ -98,3 +99,26 @@ def foreign(network: nn.Module, name: Callable[[str], str], source: str) -> dict
     assert len(out) == sum(not key.startswith("backbone.") for key in state)
     prefix = "backbone.bottom_up." if source == "its authors" else "backbone."
     return {**out, **{prefix + key: value for key, value in network.get_submodule("backbone").state_dict().items()}}
+
+
+SIZES = ["init_proposal_features", r"ffn\.layers\.0\.0|linear1", r"norm_in|inst_interact\.norm1", "fc_cls|class_logits"]
+
+
+@pytest.mark.parametrize("pattern", SIZES)
+@pytest.mark.parametrize("source", NAMES)
+def test_damaged_tensors_are_a_sentence(source: str, pattern: str) -> None:
+    """Missing, a single number, without rows, or with one axis more."""
+    torch.manual_seed(0)
+    network: Any = fourstage.create_detector("sparse_rcnn", "swin_mini", 5, **SMALL)
+    state = foreign(network, NAMES[source], source)
+    keys = {key for key in state if re.search(pattern, key)}
+    assert keys
+    for damage in (lambda value: None, lambda value: value.sum(), lambda value: value[:0], lambda value: value[None]):
+        damaged = {key: damage(value) if key in keys else value for key, value in state.items()}
+        damaged = {key: value for key, value in damaged.items() if value is not None}
+        if "cls" not in pattern and len(damaged) == len(state):
+            with pytest.raises(ValueError, match=rf"names of a Sparse R-CNN, but \S*({pattern})\S* is "):
+                arguments_of_state(damaged)
+        assert count_classes(damaged, "detection") != 0
+        with pytest.raises(ValueError, match=r"^the file "):
+            load_dense_state(network, damaged, method="sparse_rcnn", source="the file")
