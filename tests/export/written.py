@@ -17,6 +17,7 @@ from fourstage.export.write import Written, write
 from fourstage.exported.description import Description, Input, KeepRatio, MiddleCrop, Views
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.retinanet import RetinaNet
+from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.tasks.segmentation.semantic_fpn import semantic_fpn
 from fourstage.tasks.segmentation.upernet import upernet
 
@@ -71,7 +72,7 @@ def built(name: str) -> nn.Module:
 def description(graph: Graph, input: Input, classes: int) -> Description:
     """Return what a file of a small network says about itself."""
     task: Any = TASKS[graph.kind]
-    segments = graph.kind == "logits" and type(graph).__name__ == "SegmentorGraph"
+    segments = isinstance(getattr(graph, "network", None), Segmentor)
     task = "segmentation" if segments else task
     return Description(
         task=task,

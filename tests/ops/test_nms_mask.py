@@ -32,8 +32,7 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     torch.library.opcheck(torch.ops.fourstage.nms_mask.default, (boxes_GN4, scores_GN, 0.5, 0.1, 5))
 
 
-@pytest.mark.parametrize("score", [0.5, 0.4])
+@pytest.mark.parametrize("score", [0.5, 0.75])
 def test_a_score_at_the_threshold_takes_no_part(score: float) -> None:
-    boxes_GN4 = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0]]])
-    kept_GN = nms_mask(boxes_GN4, torch.tensor([[score, 0.45]]), 0.5, 0.4, 9)
-    assert kept_GN.tolist() == [[score > 0.4, score <= 0.4]]
+    boxes_GN4 = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 8.0]]])
+    assert nms_mask(boxes_GN4, torch.tensor([[score, 1.0]]), 0.5, 0.5, 9).tolist() == [[score > 0.5, True]]

@@ -8,7 +8,7 @@ from torch import nn
 from fourstage.backbones.base import Dense
 from fourstage.export.graphs.base import Graph
 from fourstage.export.graphs.dino import DINOGraph
-from fourstage.export.graphs.plain import BackboneGraph, ClassifierGraph, LabelMapGraph, SegmentorGraph
+from fourstage.export.graphs.plain import BackboneGraph, LabelMapGraph, LogitsGraph
 from fourstage.export.graphs.single_stage import SingleStageGraph
 from fourstage.export.graphs.sparse_rcnn import SparseRCNNGraph
 from fourstage.export.graphs.two_stage import TwoStageGraph
@@ -38,7 +38,7 @@ def graph_of(network: nn.Module, output: Output = "logits") -> Graph:
 
 def _graph_of(network: nn.Module, output: Output) -> Graph:
     if isinstance(network, Segmentor):
-        return LabelMapGraph(network) if output == "labels" else SegmentorGraph(network)
+        return LabelMapGraph(network) if output == "labels" else LogitsGraph(network)
     _check_output(network, output)
     for of, graph in DETECTORS.items():
         if isinstance(network, of):
@@ -49,7 +49,7 @@ def _graph_of(network: nn.Module, output: Output) -> Graph:
             f"{network.method or type(network).__name__} has no export; export a detector of {known}, or predict with "
             f"the checkpoint itself"
         )
-    return BackboneGraph(network) if isinstance(network, Dense) else ClassifierGraph(network)
+    return BackboneGraph(network) if isinstance(network, Dense) else LogitsGraph(network)
 
 
 def backbone_graph(backbone: nn.Module, output: Output = "logits") -> Graph:

@@ -9,8 +9,8 @@ from fourstage.tasks.parts.levels import feature_maps, levels_of
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
 
-class ClassifierGraph(Graph):
-    """The logits of a classifier."""
+class LogitsGraph(Graph):
+    """The logits of a classifier, (B, C), or of every pixel of a segmentor's input, (B, C, H, W)."""
 
     kind, outputs = "logits", ("logits",)
 
@@ -34,19 +34,6 @@ class BackboneGraph(Graph):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         return tuple(as_float32(x_BCHW) for x_BCHW in feature_maps(self.network, images_BCHW))
-
-
-class SegmentorGraph(Graph):
-    """The logits of every pixel of the input, (B, C, H, W)."""
-
-    kind, outputs = "logits", ("logits",)
-
-    def __init__(self, network: Segmentor) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
-        return (as_float32(self.network(images_BCHW)),)
 
 
 class LabelMapGraph(Graph):
