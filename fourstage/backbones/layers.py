@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fourstage.ops.matmul import mlp
+from fourstage.ops.mlp import mlp
 from fourstage.ops.shapes import channels_last, known_true
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage import registry
@@ -29,6 +28,7 @@ from fourstage.backbones.layers import (
 from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation
 from fourstage.ops.depthwise import residual_depthwise
 from fourstage.ops.matmul import linear
+from fourstage.ops.mlp import gelu_linear
 from fourstage.ops.shapes import ceil_div
 
 HEADS = (0, 0, 8, 16)  # of attention, by stage
@@ -81,7 +81,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BHWC = residual_depthwise(self.spatial, linear(self.expand, x_BHWC))
-        return linear(self.reduce, F.gelu(x_BHWC))
+        return gelu_linear(self.reduce, x_BHWC)
 
 
 class Block(nn.Module):

@@ -37,6 +37,7 @@ from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.backbones.swin import PatchEmbed, PatchMerge
 from fourstage.ops.matmul import linear
+from fourstage.ops.mlp import gelu_linear
 from fourstage.ops.shapes import ceil_div, known_true
 
 HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
@@ -154,7 +155,7 @@ class DepthwiseMlp(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         hidden_BCHW = self.spatial(linear(self.expand, x_BHWC).movedim(-1, 1))
-        return linear(self.reduce, F.gelu(hidden_BCHW.movedim(1, -1)))
+        return gelu_linear(self.reduce, hidden_BCHW.movedim(1, -1))
 
 
 @dataclass(frozen=True)

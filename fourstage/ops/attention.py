@@ -22,11 +22,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, masks: Iterable[Tensor] = (), *, sca
         scale: default head_dim ** -0.5.
     """
     masks = list(masks)
-    if may_run_fast(q, k, v, *masks):
-        if products.current().attention == "plain" and _two_products_pay(q, k, masks):
-            return by_two_products(q, k, v, masks, scale)
-        if q.ndim == 5 and masks and not torch.is_grad_enabled() and all(mask.ndim < 5 for mask in masks) and len(q):
-            return by_images(q, k, v, masks, scale)
+    if products.current().attention == "plain" and may_run_fast(q, k, v, *masks) and _two_products_pay(q, k, masks):
+        return by_two_products(q, k, v, masks, scale)
     return by_fused_kernel(q, k, v, masks, scale)
 
 
@@ -44,11 +41,6 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
     if mask is not None and mask.ndim == 3:
         mask = mask[None]  # a mask of three axes is not for the kernel of a CPU
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-def by_images(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
-    """The same for windows of several images that share the masks, without a copy that puts all windows in one axis."""
-    return torch.stack([by_fused_kernel(*one, masks, scale) for one in zip(q, k, v, strict=True)])
 
 
 def by_two_products(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:

@@ -4,7 +4,7 @@ On a CPU the maps between layers then stay in the processor's cache, in memory t
 are those of one call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import torch
@@ -29,6 +29,11 @@ def by_rows(function: Callable[[Tensor], Tensor], x_NC: Tensor, width: int) -> T
     if not may_run_fast(x_NC) or x_NC.numel() // x_NC.shape[-1] * width * x_NC.element_size() <= FRESH:
         return function(x_NC)
     return in_chunks(function, x_NC, max(FEW, ROWS // (width * x_NC.element_size())))
+
+
+def joined(chunks: Sequence[Tensor]) -> Tensor:
+    """Return the chunks as one tensor."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x_NC: Tensor, rows: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear layers and MLPs over the last axis. N rows (any number of axes), C channels in, D channels out.
+"""Linear layers over the last axis. N rows (any number of axes), C channels in, D channels out.
 
 `products.py` says which product computes them. All give the same numbers up to rounding.
 """
@@ -12,63 +12,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.ops import products
-from fourstage.ops.chunks import by_rows
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.products import Ways
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
 
-FEW = 128  # rows below which preparing another product costs more than it saves
+FEW = 128  # rows
 
 
 def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:
     """Return `layer(x)`: (..., C) to (..., D)."""
     if not (may_run_fast(x_NC, modules=(layer,)) and isinstance(layer, nn.Linear)):
         return layer(x_NC)
-    product = _product(x_NC, layer.weight)
+    product = product_of(x_NC, layer.weight)
     return layer(x_NC) if product is None else product(x_NC, layer.weight, layer.bias, False)
-
-
-def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> Tensor:
-    """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
-    if not (
-        may_run_fast(x_NC, modules=(expand, act, reduce))
-        and isinstance(expand, nn.Linear)
-        and isinstance(act, nn.GELU)
-        and isinstance(reduce, nn.Linear)
-    ):
-        return reduce(act(expand(x_NC)))
-    first, second = _product(x_NC, expand.weight), _product(x_NC, reduce.weight)
-    return by_rows(lambda rows_NC: _fast_mlp(expand, act, reduce, first, second, rows_NC), x_NC, expand.out_features)
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
-def _fast_mlp(
-    expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, first: Product | None, second: Product | None, x_NC: Tensor
-) -> Tensor:
-    """The same, with GELU in the pass of the first layer where its product has that."""
-    exact = act.approximate == "none"
-    if first is None:
-        hidden = act(expand(x_NC))
-    else:
-        hidden = first(x_NC, expand.weight, expand.bias, exact)
-        hidden = hidden if exact else act(hidden)
-    return reduce(hidden) if second is None else second(hidden, reduce.weight, reduce.bias, False)
-
-
-def _product(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
+def product_of(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
     """Return what computes an untouched layer faster than its `forward`, by its number of rows; None: nothing."""
-    if x_NC.numel() < FEW * x_NC.shape[-1]:
-        return None
-    rows, (channels_out, channels_in) = x_NC.numel() // x_NC.shape[-1], weight_DC.shape
-    ways = products.current().linear[products.shape_class(rows, channels_in, channels_out)]
-    names = set(ways.training if torch.is_grad_enabled() else (ways.inference,))
-    if names == {"blas"} or ("onednn" in names and not products.has_onednn()):  # its flag may have changed
+    ways = _ways(x_NC, weight_DC)
+    names = set(() if ways is None else ways.training if torch.is_grad_enabled() else (ways.inference,))
+    if ways is None or names == {"blas"}:
         return None
     if torch.is_grad_enabled() and "onednn" in names:
         return partial(by_passes, ways)
     return PRODUCTS[names.pop()]
+
+
+def passes_of(x_NC: Tensor, weight_DC: Tensor) -> tuple[str, ...] | None:
+    """Return the products of a layer's three passes, each of which can be computed alone; None: not of this layer."""
+    ways = _ways(x_NC, weight_DC)
+    return ways.training if ways is not None and set(ways.training) <= set(PASS_PRODUCTS) else None
+
+
+def _ways(x_NC: Tensor, weight_DC: Tensor) -> Ways | None:
+    """Return the products of a layer by its shape; None: it has few rows, or products that this process lacks now."""
+    if x_NC.numel() < FEW * x_NC.shape[-1]:  # preparing another product costs more than it saves
+        return None
+    rows, (channels_out, channels_in) = x_NC.numel() // x_NC.shape[-1], weight_DC.shape
+    ways = products.current().linear[products.shape_class(rows, channels_in, channels_out)]
+    names = {*ways.training} if torch.is_grad_enabled() else {ways.inference}
+    return None if "onednn" in names and not products.has_onednn() else ways  # its flag may have changed
 
 
 # ------------------------------------------------------------------------------------- one product for all passes
@@ -153,9 +139,7 @@ class LinearByPasses(torch.autograd.Function):
         x, weight_DC, bias_D = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if needs_plain_form(grads[0]):
-            tensors = (x, weight_DC) if bias_D is None else (x, weight_DC, bias_D)
-            found = of_plain_form(F.linear, tensors, wanted[: len(tensors)], grads[0])
-            return (*found, *[None] * (4 - len(found)))
+            return *of_plain_form(F.linear, (x, weight_DC, bias_D), wanted, grads[0]), None
         grad_ND = grads[0].reshape(-1, len(weight_DC))
         return (
             input_pass(ctx.names[1], grad_ND, weight_DC).view(x.shape) if wanted[0] else None,

@@ -19,16 +19,19 @@ def needs_plain_form(grad: Tensor) -> bool:
 
 
 def of_plain_form(
-    plain: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+    plain: Callable[..., Tensor], tensors: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """Return the gradient of each wanted tensor, given that of `plain(*tensors)`; None for the others."""
+    """Return the gradient of each wanted tensor, given that of `plain(*tensors)`; None for the others.
+
+    A tensor of None is an argument that was left out.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # views, since one tensor may be computed from another, and its gradient must not pass through that one
         own = [
-            x.view_as(x) if create_graph else x.detach().requires_grad_(want)
+            x if x is None else x.view_as(x) if create_graph else x.detach().requires_grad_(want)
             for x, want in zip(tensors, wanted, strict=True)
         ]
-        leaves = [x for x, want in zip(own, wanted, strict=True) if want]
+        leaves = [x for x, want in zip(own, wanted, strict=True) if x is not None and want]
         found = iter(torch.autograd.grad(plain(*own), leaves, grad, create_graph=create_graph))
     return [next(found) if want else None for want in wanted]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from fourstage.ops import (
     halo_attention,
     matmul,
     memory_format,
+    mlp,
     pyramid,
     resized_conv,
     resized_loss,
     sampling,
     scale_weighing,
-    windows,
+    window_attention,
 )
 
 Inputs = Callable[[], Sequence[Tensor]]
@@ -94,8 +94,8 @@ def linear_layer(**arguments: bool) -> nn.Module:
     return Operation(matmul.linear, nn.Linear(8, 12, **arguments))
 
 
-def mlp_layers(approximate: str = "none") -> nn.Module:
-    return Operation(matmul.mlp, nn.Linear(8, 12), nn.GELU(approximate), nn.Linear(12, 8))
+def mlp_layers(approximate: str = "none", *, bias: bool = True) -> nn.Module:
+    return Operation(mlp.mlp, nn.Linear(8, 12, bias), nn.GELU(approximate), nn.Linear(12, 8, bias))
 
 
 def attention_inputs(batch: int, cells: int, others: int, *, masks: bool) -> Inputs:
@@ -118,36 +118,29 @@ ATTENTION: dict[str, tuple[int, int, int]] = {
 }
 
 
-def windowed_inputs(batch: int, windows: int, cells: int) -> Inputs:
-    """Queries, keys and values of windows, a bias of each head, and a mask of each window."""
+def windowed(shift: int = 0) -> nn.Module:
+    """Attention of two heads in windows of three cells a side."""
+    cut = window_attention.Windows(3, shift, 2, 0.3)
+
+    def attend(qkv_BHWC: Tensor, bias_hNN: Tensor, *visible_nNN: Tensor) -> Tensor:
+        return window_attention.attend_windows(qkv_BHWC, cut, bias_hNN, *(x_nNN > -1 for x_nNN in visible_nNN))
+
+    return Operation(attend)
+
+
+def windowed_inputs(batch: int, height: int, width: int, *, seen: bool) -> Inputs:
+    """A map of queries, keys and values, a bias of each head, and which cells of a window see which."""
 
     def make() -> list[Tensor]:
-        q, k, v = torch.randn(batch, windows, cells, 3, 2, 4).movedim(-3, 0).transpose(-3, -2).unbind(0)
-        return [q, k, v, torch.randn(2, cells, cells), torch.randn(windows, 1, cells, cells)]
+        visible = [torch.randn(height // 3 * (width // 3), 9, 9)] if seen else []
+        return [torch.randn(batch, height, width, 24), torch.randn(2, 9, 9), *visible]
 
     return make
 
 
-def there(layer: nn.Module, x_BHWC: Tensor, shift: int = 0) -> Tensor:
-    """Queries, keys and values of two heads, in windows of three cells a side."""
-    batch, height, width, _ = x_BHWC.shape
-    front = (batch, height // 3 * (width // 3))
-    return torch.stack(windows.to_windows(layer, x_BHWC, 3, shift, 2, front))
-
-
-def back(x_BHWC: Tensor, shift: int = 0) -> Tensor:
-    """The cells of a map, taken for those of its windows."""
-    batch, height, width, channels = x_BHWC.shape
-    out = x_BHWC.reshape(batch * (height // 3) * (width // 3), 9, 1, channels).transpose(1, 2)
-    return windows.from_windows(out, batch, height, width, 3, shift)
-
-
-WINDOWS: dict[str, Inputs] = {
-    "usual": of(2, 6, 9, 5),
-    "odd": of(3, 3, 3, 5),
-    "one row": of(1, 3, 12, 5),
-    "empty": of(0, 6, 9, 5),
-}
+WINDOW_MAPS = {"usual": (3, 6, 9), "odd": (3, 3, 3), "one row": (1, 3, 12), "empty": (0, 6, 9)}
+WINDOWS = {name: windowed_inputs(*sizes, seen=False) for name, sizes in WINDOW_MAPS.items()}
+SEEN = {name: windowed_inputs(*sizes, seen=True) for name, sizes in WINDOW_MAPS.items()}
 
 
 def halo_inputs(batch: int, down: int, across: int, heads: int = 2, block: int = 3, halo: int = 2) -> Inputs:
@@ -244,13 +237,30 @@ FORMS: dict[str, Form] = {
     "linear without a bias by passes": Form(
         "matmul.output_pass", lambda: linear_layer(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
     ),
-    "mlp by passes": Form("matmul.output_pass", mlp_layers, LINEAR, "with", "onednn,blas,fused"),
+    "mlp by passes": Form("mlp.by_passes", mlp_layers, LINEAR, "with", "onednn/onednn/blas,blas,fused"),
+    "mlp without biases by passes": Form(
+        "mlp.by_passes", lambda: mlp_layers(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
+    ),
+    "mlp by passes of some rows": Form(
+        "mlp.by_passes", mlp_layers, LINEAR, "with", "onednn,blas,fused", limits={"mlp.CHUNK": 1024, "mlp.FEW": 16}
+    ),
+    "GELU and linear by passes": Form(
+        "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with", "onednn,blas,fused"
+    ),
+    "GELU and linear without a bias by passes of some rows": Form(
+        "mlp.gelu_by_passes",
+        lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12, bias=False)),
+        LINEAR,
+        "with",
+        "blas/onednn/blas,blas,fused",
+        limits={"mlp.CHUNK": 1024, "mlp.FEW": 16},
+    ),
     "mlp by a convolution": Form("matmul.by_convolution", mlp_layers, LINEAR, products="convolution,convolution,fused"),
     "mlp by oneDNN": Form("matmul.by_onednn", mlp_layers, LINEAR, "without", "blas,onednn,fused"),
     "mlp with another GELU by oneDNN": Form(
         "matmul.by_onednn", lambda: mlp_layers("tanh"), LINEAR, "without", "blas,onednn,fused"
     ),
-    "mlp by rows": Form("chunks.in_chunks", mlp_layers, LINEAR, limits=CHUNKS),
+    "mlp by rows": Form("chunks.in_chunks", mlp_layers, LINEAR, "without", limits=CHUNKS),
     "attention by two products": Form(
         "attention.by_two_products",
         lambda: Operation(attend_to),
@@ -264,22 +274,14 @@ FORMS: dict[str, Form] = {
         "without",
         "blas,blas,plain",
     ),
-    "attention of windows by images": Form(
-        "attention.by_images",
-        lambda: Operation(attend_to),
-        {
-            "usual": windowed_inputs(2, 3, 6),
-            "odd": windowed_inputs(3, 1, 5),
-            "one row": windowed_inputs(1, 2, 1),
-            "empty": windowed_inputs(0, 2, 6),
-        },
-        "without",
+    "attention in windows": Form("window_attention.by_chunks", windowed, WINDOWS),
+    "attention in shifted windows": Form("window_attention.by_chunks", lambda: windowed(shift=2), SEEN),
+    "attention in some windows at a time": Form(
+        "window_attention.by_chunks", lambda: windowed(shift=1), SEEN, limits={"window_attention.CHUNK": 2 * 2 * 81 * 4}
     ),
-    "cells in windows": Form("windows.in_order", lambda: Operation(there, nn.Linear(5, 24)), WINDOWS),
-    "shifted cells in windows": Form(
-        "windows.in_order", lambda: Operation(partial(there, shift=2), nn.Linear(5, 24)), WINDOWS
+    "attention in the windows of two images at a time": Form(
+        "window_attention.by_chunks", windowed, WINDOWS, limits={"window_attention.CHUNK": 12 * 2 * 81 * 4}
     ),
-    "windows as a map": Form("windows.in_order", lambda: Operation(partial(back, shift=1)), WINDOWS),
     "attention to a halo by strips": Form(
         "halo_attention.by_strips",
         lambda: Operation(lambda q, kv, rows, columns: halo_attention.halo_attention(q, kv, rows, columns, 2)),
@@ -447,9 +449,10 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
         for names in ("convolution,convolution,fused", "onednn,onednn,fused"):
             yield (
                 f"mlp with {name}, {names}",
-                Misfit(lambda layers=layers: Operation(matmul.mlp, *layers), of(2, 128, 8), names),
+                Misfit(lambda layers=layers: Operation(mlp.mlp, *layers), of(2, 128, 8), names),
             )
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
+    yield "linear layer after GELU removed", Misfit(lambda: Operation(mlp.gelu_linear, nn.Identity()), of(2, 128, 8))
     yield (
         "two convolutions of classes",
         Misfit(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fourstage.ops import attention, matmul, products
+from fourstage.ops import attention, matmul, mlp, products
 
 axes = st.lists(st.sampled_from([1, 3, 4, 8, 9]), min_size=1, max_size=3)
 
@@ -118,7 +118,7 @@ def test_few_rows_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     products.use("convolution,convolution,fused")
     monkeypatch.setitem(matmul.PRODUCTS, "convolution", None)
     matmul.linear(nn.Linear(8, 8), torch.randn(matmul.FEW - 1, 8))
-    matmul.mlp(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), torch.randn(matmul.FEW - 1, 8))
+    mlp.mlp(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), torch.randn(matmul.FEW - 1, 8))
 
 
 def test_products_are_chosen_by_mode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,9 @@ B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows
 import torch
 from torch import Tensor, nn
 
-from fourstage.ops.attention import attend
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
-from fourstage.ops.windows import from_windows, to_windows
+from fourstage.ops.window_attention import Windows, attend_windows
 
 
 class WindowAttention(nn.Module):
@@ -83,7 +82,8 @@ class WindowAttention(nn.Module):
                 for side in (height, width)
             )
             visible_nNN = visible_pairs(rows_nww, columns_nww)
-        x_BHWC = self.attend(x_BHWC, window, shift, visible_nNN)
+        windows = Windows(window, shift, self.heads, self.scale)
+        x_BHWC = attend_windows(linear(self.qkv, x_BHWC), windows, self.bias(window), visible_nNN)
         if not fits:
             x_BHWC = crop_to(x_BHWC, height, width)
         return linear(self.proj, x_BHWC)
@@ -93,20 +93,6 @@ class WindowAttention(nn.Module):
         if not self.dense and (height <= self.window or width <= self.window):
             return min(height, width), 0
         return self.window, self.window // 2 if self.shifted else 0
-
-    def attend(self, x_BHWC: Tensor, window: int, shift: int, visible_nNN: Tensor | None) -> Tensor:
-        """Return the attention in each window of a map that the windows fit, before the last linear layer."""
-        batch, height, width, _ = x_BHWC.shape
-        windows = (height // window) * (width // window)
-        # one bias for all windows: they count as batch; else a mask of its own for each, shared by the images
-        front = (batch * windows,) if visible_nNN is None else (batch, windows)
-        q, k, v = to_windows(self.qkv, x_BHWC, window, shift, self.heads, front)
-        masks = [self.bias(window).to(q.dtype)]
-        if visible_nNN is not None:
-            hidden = torch.finfo(q.dtype).min / 2  # finite, so that a row in which all cells are hidden stays a number
-            masks.append(torch.zeros_like(visible_nNN, dtype=q.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
-        out = attend(q, k, v, masks, scale=self.scale)
-        return from_windows(out, batch, height, width, window, shift)
 
     def bias(self, window: int) -> Tensor:
         """Return (h, N, N): the bias between the cells of a window of this side, at most `self.window`."""

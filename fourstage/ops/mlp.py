@@ -1,0 +1,182 @@
+"""Two linear layers with a GELU between them, over the last axis. N rows (any number of axes), C channels in, H hidden
+ones, D channels out.
+
+A network's widest maps are those between the two layers. With gradients, the fast paths keep the GELU's input alone
+for the backward pass, where PyTorch keeps its output too: it is computed again there, for rows that a cache holds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fourstage.ops.chunks import FEW, by_rows, joined
+from fourstage.ops.eager import may_run_fast
+from fourstage.ops.matmul import Product, input_pass, linear, output_pass, passes_of, product_of, weight_pass
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+
+CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
+Names = tuple[str, ...]  # of the products of the three passes
+
+
+def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> Tensor:
+    """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
+    if not (
+        may_run_fast(x_NC, modules=(expand, act, reduce))
+        and isinstance(expand, nn.Linear)
+        and isinstance(act, nn.GELU)
+        and isinstance(reduce, nn.Linear)
+    ):
+        return reduce(act(expand(x_NC)))
+    first, second = passes_of(x_NC, expand.weight), passes_of(x_NC, reduce.weight)
+    if torch.is_grad_enabled() and act.approximate == "none" and first and second:
+        return by_passes(expand, reduce, first, second, x_NC)
+    products = product_of(x_NC, expand.weight), product_of(x_NC, reduce.weight)
+    return by_rows(lambda rows_NC: _one_by_one(expand, act, reduce, *products, rows_NC), x_NC, expand.out_features)
+
+
+def gelu_linear(layer: nn.Module, x_NH: Tensor) -> Tensor:
+    """Return `layer(gelu(x))`: (..., H) to (..., D)."""
+    if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and isinstance(layer, nn.Linear):
+        names = passes_of(x_NH, layer.weight)
+        if names:
+            return gelu_by_passes(layer, names, x_NH)
+    return linear(layer, F.gelu(x_NH))
+
+
+def _one_by_one(
+    expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, first: Product | None, second: Product | None, x_NC: Tensor
+) -> Tensor:
+    """Layer by layer, with GELU in the pass of the first one where its product has that."""
+    exact = act.approximate == "none"
+    if first is None:
+        hidden = act(expand(x_NC))
+    else:
+        hidden = first(x_NC, expand.weight, expand.bias, exact)
+        hidden = hidden if exact else act(hidden)
+    return reduce(hidden) if second is None else second(hidden, reduce.weight, reduce.bias, False)
+
+
+def by_passes(expand: nn.Linear, reduce: nn.Linear, first: Names, second: Names, x_NC: Tensor) -> Tensor:
+    """With gradients; each pass of each layer has the product that is named for it."""
+    return MlpByRows.apply(x_NC, expand.weight, expand.bias, reduce.weight, reduce.bias, first, second)
+
+
+class MlpByRows(torch.autograd.Function):
+    """Some rows at a time, with the products of these names in the passes of each layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *layers: Any) -> Tensor:
+        """`layers`: weight (H, C) and bias (H) of the first one, of the second one, and the names of their products."""
+        expand_HC, expand_H, reduce_DH, reduce_D, first, second = layers
+        rows = max(FEW, CHUNK // (len(expand_HC) * x.element_size()))
+        chunks = x.reshape(-1, x.shape[-1]).split(rows)
+        hidden = [output_pass(first[0], chunk_NC, expand_HC, expand_H) for chunk_NC in chunks]
+        out = [output_pass(second[0], F.gelu(chunk_NH), reduce_DH, reduce_D) for chunk_NH in hidden]
+        ctx.names, ctx.rows = (first, second), rows
+        ctx.save_for_backward(x, expand_HC, expand_H, reduce_DH, reduce_D, *hidden)
+        # of no other tensor's memory for autograd, so that a caller may change the output in place
+        return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(reduce_DH)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, expand_HC, expand_H, reduce_DH, reduce_D, *hidden = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:5]
+        if needs_plain_form(grads[0]):
+            tensors = (x, expand_HC, expand_H, reduce_DH, reduce_D)
+            return *of_plain_form(_plain, tensors, wanted, grads[0]), None, None
+        pairs = x.reshape(-1, x.shape[-1]).split(ctx.rows), grads[0].reshape(-1, len(reduce_DH)).split(ctx.rows)
+        sums: list[Tensor | None] = [None] * 4
+        inputs: list[Tensor] = []
+        for chunk_NC, grad_ND, chunk_NH in zip(*pairs, hidden, strict=True):
+            input_NC, *parts = _gradients(chunk_NC, chunk_NH, grad_ND, expand_HC, reduce_DH, ctx.names, wanted)
+            inputs += [] if input_NC is None else [input_NC]
+            sums = _added(sums, parts)
+        return joined(inputs).view(x.shape) if wanted[0] else None, *sums, None, None
+
+
+def _gradients(
+    x_NC: Tensor,
+    hidden_NH: Tensor,
+    grad_ND: Tensor,
+    expand_HC: Tensor,
+    reduce_DH: Tensor,
+    names: tuple[Names, Names],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of some rows, and what these rows add to those of weights and biases; None: not wanted."""
+    first, second = names
+    grad_NH, *reduce = _gelu_gradients(hidden_NH, grad_ND, reduce_DH, second, (True, *wanted[3:]))
+    assert grad_NH is not None
+    return (
+        input_pass(first[1], grad_NH, expand_HC) if wanted[0] else None,
+        weight_pass(first[2], grad_NH, x_NC) if wanted[1] else None,
+        grad_NH.sum(0) if wanted[2] else None,
+        *reduce,
+    )
+
+
+def _added(sums: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Add the gradients of some rows to the sums over the rows before."""
+    return [
+        part if total is None or part is None else total.add_(part) for total, part in zip(sums, parts, strict=True)
+    ]
+
+
+def _plain(
+    x_NC: Tensor, expand_HC: Tensor, expand_H: Tensor | None, reduce_DH: Tensor, reduce_D: Tensor | None
+) -> Tensor:
+    return _plain_gelu(F.linear(x_NC, expand_HC, expand_H), reduce_DH, reduce_D)
+
+
+# ------------------------------------------------------------------------------------------- a GELU before the layer
+
+
+def gelu_by_passes(layer: nn.Linear, names: Names, x_NH: Tensor) -> Tensor:
+    """With gradients; each pass of the layer has the product that is named for it."""
+    return GeluLinearByRows.apply(x_NH, layer.weight, layer.bias, names)
+
+
+class GeluLinearByRows(torch.autograd.Function):
+    """Some rows at a time, with the products of these names in the passes of the layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_DH: Tensor, bias_D: Tensor | None, names: Names) -> Tensor:
+        ctx.names, ctx.rows = names, max(FEW, CHUNK // (x.shape[-1] * x.element_size()))
+        ctx.save_for_backward(x, weight_DH, bias_D)
+        chunks = x.reshape(-1, x.shape[-1]).split(ctx.rows)
+        out = [output_pass(names[0], F.gelu(chunk_NH), weight_DH, bias_D) for chunk_NH in chunks]
+        return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(weight_DH)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight_DH, bias_D = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if needs_plain_form(grads[0]):
+            return *of_plain_form(_plain_gelu, (x, weight_DH, bias_D), wanted, grads[0]), None
+        pairs = x.reshape(-1, x.shape[-1]).split(ctx.rows), grads[0].reshape(-1, len(weight_DH)).split(ctx.rows)
+        sums: list[Tensor | None] = [None] * 2
+        inputs: list[Tensor] = []
+        for chunk_NH, grad_ND in zip(*pairs, strict=True):
+            input_NH, *parts = _gelu_gradients(chunk_NH, grad_ND, weight_DH, ctx.names, wanted)
+            inputs += [] if input_NH is None else [input_NH]
+            sums = _added(sums, parts)
+        return joined(inputs).view(x.shape) if wanted[0] else None, *sums, None
+
+
+def _gelu_gradients(
+    x_NH: Tensor, grad_ND: Tensor, weight_DH: Tensor, names: Names, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of some rows, and what these rows add to those of weight and bias; None: not wanted."""
+    weight = weight_pass(names[2], grad_ND, F.gelu(x_NH)) if wanted[1] else None
+    bias = grad_ND.sum(0) if wanted[2] else None
+    if not wanted[0]:
+        return None, weight, bias
+    grad_NH = input_pass(names[1], grad_ND, weight_DH)
+    return torch.ops.aten.gelu_backward.grad_input(grad_NH, x_NH, grad_input=grad_NH), weight, bias
+
+
+def _plain_gelu(x_NH: Tensor, weight_DH: Tensor, bias_D: Tensor | None) -> Tensor:
+    return F.linear(F.gelu(x_NH), weight_DH, bias_D)

@@ -1,0 +1,214 @@
+"""Attention inside the square windows of a map, shifted or not.
+
+B images, H x W cells; windows of w x w cells, N = w * w, n of them fill a map; h heads of d channels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourstage.ops.attention import attend
+from fourstage.ops.eager import may_run_fast
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+
+CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
+Chunk = tuple[slice, slice]  # of images and of windows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a map is cut.
+
+    Attributes:
+        side: w, in cells; whole windows fill the map.
+        shift: so many cells the map is rolled back first.
+        heads: h.
+        scale: factor on the products of queries and keys.
+    """
+
+    side: int
+    shift: int
+    heads: int
+    scale: float
+
+
+def attend_windows(qkv_BHWC: Tensor, windows: Windows, bias_hNN: Tensor, visible_nNN: Tensor | None = None) -> Tensor:
+    """Return (B, H, W, h * d): what each cell takes from the cells of its window.
+
+    Args:
+        qkv_BHWC: queries, keys and values of each cell one after the other, C = 3 * h * d.
+        bias_hNN: is added to the products of queries and keys.
+        visible_nNN: bool: which query of a window sees which key; None: each sees all.
+    """
+    masks = [bias_hNN.to(qkv_BHWC.dtype)]
+    if visible_nNN is not None:
+        hidden = (
+            torch.finfo(qkv_BHWC.dtype).min / 2
+        )  # finite, so that a row in which all cells are hidden stays a number
+        masks.append(torch.zeros_like(visible_nNN, dtype=qkv_BHWC.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
+    if not may_run_fast(qkv_BHWC, *masks):
+        return by_cutting(qkv_BHWC, windows, masks)
+    hidden_n1NN = masks[1] if len(masks) > 1 else None
+    if torch.is_grad_enabled() and (qkv_BHWC.requires_grad or bias_hNN.requires_grad):
+        return AttendWindows.apply(qkv_BHWC, masks[0], hidden_n1NN, windows)
+    return by_chunks(qkv_BHWC, windows, masks[0], hidden_n1NN, None)
+
+
+# ------------------------------------------------------------------------------------------------------ the plain form
+
+
+def by_cutting(qkv_BHWC: Tensor, windows: Windows, masks: list[Tensor]) -> Tensor:
+    """Attend in windows that are cut out of the map."""
+    batch, height, width, _ = qkv_BHWC.shape
+    side, heads, shift = windows.side, windows.heads, windows.shift
+    number = (height // side) * (width // side)
+    # one mask for all windows: they count as batch; else a mask of its own for each, shared by the images
+    front = (batch * number,) if len(masks) == 1 else (batch, number)
+    if shift:
+        qkv_BHWC = qkv_BHWC.roll((-shift, -shift), dims=(1, 2))
+    qkv = qkv_BHWC.reshape(
+        batch, height // side, side, width // side, side, 3, heads, qkv_BHWC.shape[-1] // (3 * heads)
+    )
+    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # 3, B, windows down, windows across, h, w, w, d
+    q, k, v = qkv.reshape(3, *front, heads, side**2, qkv.shape[-1]).unbind(0)
+    out = attend(q, k, v, masks, scale=windows.scale)
+    out = out.reshape(batch, height // side, width // side, heads, side, side, out.shape[-1])
+    out_BHWC = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, heads * out.shape[-1])
+    return out_BHWC.roll((shift, shift), dims=(1, 2)) if shift else out_BHWC
+
+
+# ------------------------------------------------------------------------------------------------------- the fast form
+
+
+def by_chunks(
+    qkv_BHWC: Tensor, windows: Windows, bias_hNN: Tensor, hidden_n1NN: Tensor | None, weights: Tensor | None
+) -> Tensor:
+    """The same for some windows at a time, whose weights stay in a cache, without a copy of a whole map.
+
+    Args:
+        weights: (B, n, h, N, N) to be filled with the attention weights; None: nobody wants them.
+    """
+    shape = qkv_BHWC.shape[:3]
+    batch, number, cells = _sizes(shape, windows)
+    rows, dim = _rows(qkv_BHWC, 3 * windows.heads)
+    there, back = to_windows(windows, shape, 3), to_map(windows, shape, 1)
+    out = rows.new_empty(batch, number, windows.heads * cells, dim)
+    for images, some in _chunks(batch, number, windows.heads * cells**2 * rows.element_size()):
+        q, k, v = rows.index_select(0, there[:, images, some].reshape(-1)).view(3, -1, cells, dim)
+        place = out[images, some]
+        kept = place.new_empty(*place.shape[:2], *bias_hNN.shape) if weights is None else weights[images, some]
+        kept.copy_(bias_hNN)
+        if hidden_n1NN is not None:
+            kept += hidden_n1NN[some]
+        matrices = kept.view(-1, cells, cells).baddbmm_(q, k.transpose(1, 2), alpha=windows.scale)
+        torch.bmm(torch.softmax(matrices, -1, out=matrices), v, out=place.view(-1, cells, dim))
+    return out.view(-1, dim).index_select(0, back).view(*shape, windows.heads * dim)
+
+
+class AttendWindows(torch.autograd.Function):
+    """`by_chunks` with gradients of the map and of the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_BHWC: Tensor, bias_hNN: Tensor, hidden_n1NN: Tensor | None, windows: Windows) -> Tensor:
+        batch, number, _ = _sizes(qkv_BHWC.shape[:3], windows)
+        weights = qkv_BHWC.new_empty(batch, number, *bias_hNN.shape)
+        out_BHWC = by_chunks(qkv_BHWC, windows, bias_hNN, hidden_n1NN, weights)
+        ctx.windows = windows
+        ctx.save_for_backward(qkv_BHWC, bias_hNN, hidden_n1NN, weights)
+        return out_BHWC
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        qkv_BHWC, bias_hNN, hidden_n1NN, weights = ctx.saved_tensors
+        if needs_plain_form(grads[0]):
+            masks = [] if hidden_n1NN is None else [hidden_n1NN]
+            found = of_plain_form(
+                lambda qkv_BHWC, bias_hNN: by_cutting(qkv_BHWC, ctx.windows, [bias_hNN, *masks]),
+                (qkv_BHWC, bias_hNN),
+                ctx.needs_input_grad[:2],
+                grads[0],
+            )
+            return *found, None, None
+        return *_gradients(grads[0], qkv_BHWC, bias_hNN, weights, ctx.windows), None, None
+
+
+def _gradients(
+    grad_BHWC: Tensor, qkv_BHWC: Tensor, bias_hNN: Tensor, weights: Tensor, windows: Windows
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the map and of the bias, given that of the output."""
+    shape = qkv_BHWC.shape[:3]
+    batch, number, cells = _sizes(shape, windows)
+    (rows, dim), (grad_rows, _) = _rows(qkv_BHWC, 3 * windows.heads), _rows(grad_BHWC, windows.heads)
+    there, grad_there = to_windows(windows, shape, 3), to_windows(windows, shape, 1)
+    found = rows.new_empty(3, batch, number, windows.heads * cells, dim)
+    found_bias = torch.zeros_like(bias_hNN)
+    for images, some in _chunks(batch, number, windows.heads * cells**2 * rows.element_size()):
+        q, k, v = rows.index_select(0, there[:, images, some].reshape(-1)).view(3, -1, cells, dim)
+        grad = grad_rows.index_select(0, grad_there[:, images, some].reshape(-1)).view(-1, cells, dim)
+        matrices = weights[images, some].view(-1, cells, cells)
+        dq, dk, dv = (part[images, some].view(-1, cells, dim) for part in found)
+        torch.bmm(matrices.transpose(1, 2), grad, out=dv)
+        steps = torch.bmm(grad, v.transpose(1, 2))
+        torch.ops.aten._softmax_backward_data.out(steps, matrices, -1, steps.dtype, grad_input=steps)
+        found_bias += steps.view(-1, *bias_hNN.shape).sum(0)
+        torch.baddbmm(dq, steps, k, beta=0, alpha=windows.scale, out=dq)
+        torch.baddbmm(dk, steps.transpose(1, 2), q, beta=0, alpha=windows.scale, out=dk)
+    back = to_map(windows, shape, 3)
+    return found.view(-1, dim).index_select(0, back).view(qkv_BHWC.shape), found_bias
+
+
+def _sizes(shape: torch.Size, windows: Windows) -> tuple[int, int, int]:
+    """Return B, n and N."""
+    batch, height, width = shape
+    return batch, (height // windows.side) * (width // windows.side), windows.side**2
+
+
+def _rows(x_BHWC: Tensor, parts: int) -> tuple[Tensor, int]:
+    """Return the map as rows of d channels, `parts` for each cell, and d."""
+    dim = x_BHWC.shape[-1] // parts
+    return x_BHWC.reshape(-1, dim), dim
+
+
+def _chunks(batch: int, number: int, size: int) -> Iterator[Chunk]:
+    """Yield some windows of one image, or all windows of some images, whose weights have up to `CHUNK` bytes.
+
+    Args:
+        size: of one window's weights, bytes.
+    """
+    windows = max(1, CHUNK // size)
+    if windows >= number:
+        for start in range(0, batch, windows // number):
+            yield slice(start, start + windows // number), slice(0, number)
+        return
+    for image in range(batch):
+        for start in range(0, number, windows):
+            yield slice(image, image + 1), slice(start, start + windows)
+
+
+@lru_cache(maxsize=32)
+def to_windows(windows: Windows, shape: torch.Size, parts: int) -> Tensor:
+    """Return (parts, B, n, h * N) int32: the row of the map, see `_rows`, at each place of the windows."""
+    batch, number, cells = _sizes(shape, windows)
+    _, height, width = shape
+    side, heads, shift = windows.side, windows.heads, windows.shift
+    with torch.inference_mode(False):  # these tensors serve trainings too
+        rows = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
+        rows = rows.view(batch, height, width, parts * heads).roll((-shift, -shift), dims=(1, 2))
+        rows = rows.view(batch, height // side, side, width // side, side, parts, heads)
+        return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(parts, batch, number, heads * cells)
+
+
+@lru_cache(maxsize=32)
+def to_map(windows: Windows, shape: torch.Size, parts: int) -> Tensor:
+    """Return (B * H * W * parts * h) int32: the place in the windows of each row of the map."""
+    batch, height, width = shape
+    side, heads, shift = windows.side, windows.heads, windows.shift
+    with torch.inference_mode(False):
+        places = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
+        places = places.view(parts, batch, height // side, width // side, heads, side, side)
+        places = places.permute(1, 2, 5, 3, 6, 0, 4).reshape(batch, height, width, parts * heads)
+        return places.roll((shift, shift), dims=(1, 2)).flatten()
