@@ -64,7 +64,7 @@ class Setting:
     def training_step(self, model: nn.Module, images_BCHW: Tensor) -> Step:
         """Return a step of forward, backward and AdamW. The learning rate is 0, so that the weights stay unchanged."""
         run = self._compiled(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.05, fused=True)
         scaler = torch.amp.GradScaler(
             self.device.type, init_scale=1024.0, enabled=DTYPES[self.options.dtype] == torch.float16
         )

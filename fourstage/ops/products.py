@@ -9,7 +9,7 @@ up to several times in speed:
 | onednn | oneDNN's linear layer, in inference with GELU in the same pass | everywhere, each pass of training alone |
 | convolution | a 1x1 convolution over channels-last memory, by oneDNN | everywhere, all passes of training together |
 | fused | `F.scaled_dot_product_attention` | attention |
-| plain | two products and a softmax between them | attention |
+| plain | two products and a softmax between them | attention; that in Swin's windows always |
 
 A linear layer that has gradients has three passes, which may use different products: its output, the gradient of its
 input, and that of its weight. The choice depends on the class of the layer's shape, see `shape_class`. There are few

@@ -16,7 +16,6 @@ from fourstage.ops.eager import may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
 
 CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
-Chunk = tuple[slice, slice]  # of images and of windows
 
 
 @dataclass(frozen=True)
@@ -92,21 +91,23 @@ def by_chunks(
     Args:
         weights: (B, n, h, N, N) to be filled with the attention weights; None: nobody wants them.
     """
-    shape = qkv_BHWC.shape[:3]
-    batch, number, cells = _sizes(shape, windows)
-    rows, dim = _rows(qkv_BHWC, 3 * windows.heads)
-    there, back = to_windows(windows, shape, 3), to_map(windows, shape, 1)
-    out = rows.new_empty(batch, number, windows.heads * cells, dim)
-    for images, some in _chunks(batch, number, windows.heads * cells**2 * rows.element_size()):
-        q, k, v = rows.index_select(0, there[:, images, some].reshape(-1)).view(3, -1, cells, dim)
-        place = out[images, some]
-        kept = place.new_empty(*place.shape[:2], *bias_hNN.shape) if weights is None else weights[images, some]
-        kept.copy_(bias_hNN)
-        if hidden_n1NN is not None:
-            kept += hidden_n1NN[some]
-        matrices = kept.view(-1, cells, cells).baddbmm_(q, k.transpose(1, 2), alpha=windows.scale)
-        torch.bmm(torch.softmax(matrices, -1, out=matrices), v, out=place.view(-1, cells, dim))
-    return out.view(-1, dim).index_select(0, back).view(*shape, windows.heads * dim)
+    channels = qkv_BHWC.shape[-1] // 3
+    dim = channels // windows.heads
+    out_BHWC = qkv_BHWC.new_empty(*qkv_BHWC.shape[:3], channels)
+    for images, chunks in _groups(qkv_BHWC.shape, windows, qkv_BHWC.element_size()):
+        part_BHWC = qkv_BHWC[images]
+        group = Group(windows, part_BHWC.shape[:3])
+        place = qkv_BHWC.new_empty(*group.sizes(1), dim)[0]
+        for some in chunks:
+            q, k, v = group.read(part_BHWC, 3, some)
+            kept = q.new_empty(*place[:, some].shape[:2], *bias_hNN.shape) if weights is None else weights[images, some]
+            kept.copy_(bias_hNN)
+            if hidden_n1NN is not None:
+                kept += hidden_n1NN[some]
+            matrices = kept.view(-1, *bias_hNN.shape[1:]).baddbmm_(q, k.transpose(1, 2), alpha=windows.scale)
+            torch.bmm(torch.softmax(matrices, -1, out=matrices), v, out=place[:, some].view(v.shape))
+        group.write(place, out_BHWC[images], 1)
+    return out_BHWC
 
 
 class AttendWindows(torch.autograd.Function):
@@ -114,7 +115,8 @@ class AttendWindows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv_BHWC: Tensor, bias_hNN: Tensor, hidden_n1NN: Tensor | None, windows: Windows) -> Tensor:
-        batch, number, _ = _sizes(qkv_BHWC.shape[:3], windows)
+        batch, height, width, _ = qkv_BHWC.shape
+        number = (height // windows.side) * (width // windows.side)
         weights = qkv_BHWC.new_empty(batch, number, *bias_hNN.shape)
         out_BHWC = by_chunks(qkv_BHWC, windows, bias_hNN, hidden_n1NN, weights)
         ctx.windows = windows
@@ -140,73 +142,89 @@ def _gradients(
     grad_BHWC: Tensor, qkv_BHWC: Tensor, bias_hNN: Tensor, weights: Tensor, windows: Windows
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the map and of the bias, given that of the output."""
-    shape = qkv_BHWC.shape[:3]
-    batch, number, cells = _sizes(shape, windows)
-    (rows, dim), (grad_rows, _) = _rows(qkv_BHWC, 3 * windows.heads), _rows(grad_BHWC, windows.heads)
-    there, grad_there = to_windows(windows, shape, 3), to_windows(windows, shape, 1)
-    found = rows.new_empty(3, batch, number, windows.heads * cells, dim)
-    found_bias = torch.zeros_like(bias_hNN)
-    for images, some in _chunks(batch, number, windows.heads * cells**2 * rows.element_size()):
-        q, k, v = rows.index_select(0, there[:, images, some].reshape(-1)).view(3, -1, cells, dim)
-        grad = grad_rows.index_select(0, grad_there[:, images, some].reshape(-1)).view(-1, cells, dim)
-        matrices = weights[images, some].view(-1, cells, cells)
-        dq, dk, dv = (part[images, some].view(-1, cells, dim) for part in found)
-        torch.bmm(matrices.transpose(1, 2), grad, out=dv)
-        steps = torch.bmm(grad, v.transpose(1, 2))
-        torch.ops.aten._softmax_backward_data.out(steps, matrices, -1, steps.dtype, grad_input=steps)
-        found_bias += steps.view(-1, *bias_hNN.shape).sum(0)
-        torch.baddbmm(dq, steps, k, beta=0, alpha=windows.scale, out=dq)
-        torch.baddbmm(dk, steps.transpose(1, 2), q, beta=0, alpha=windows.scale, out=dk)
-    back = to_map(windows, shape, 3)
-    return found.view(-1, dim).index_select(0, back).view(qkv_BHWC.shape), found_bias
+    dim = grad_BHWC.shape[-1] // windows.heads
+    found_BHWC, found_bias_hNN = qkv_BHWC.new_empty(qkv_BHWC.shape), torch.zeros_like(bias_hNN)
+    for images, chunks in _groups(qkv_BHWC.shape, windows, qkv_BHWC.element_size()):
+        part_BHWC, part_grad_BHWC = qkv_BHWC[images], grad_BHWC[images]
+        group = Group(windows, part_BHWC.shape[:3])
+        places = qkv_BHWC.new_empty(*group.sizes(3), dim)
+        for some in chunks:
+            q, k, v = group.read(part_BHWC, 3, some)
+            (grad,) = group.read(part_grad_BHWC, 1, some)
+            dq, dk, dv = (place[:, some].view(v.shape) for place in places)
+            matrices = weights[images, some].view(-1, *bias_hNN.shape[1:])
+            torch.bmm(matrices.transpose(1, 2), grad, out=dv)
+            steps = torch.bmm(grad, v.transpose(1, 2))
+            torch.ops.aten._softmax_backward_data.out(steps, matrices, -1, steps.dtype, grad_input=steps)
+            found_bias_hNN += steps.view(-1, *bias_hNN.shape).sum(0)
+            torch.baddbmm(dq, steps, k, beta=0, alpha=windows.scale, out=dq)
+            torch.baddbmm(dk, steps.transpose(1, 2), q, beta=0, alpha=windows.scale, out=dk)
+        group.write(places, found_BHWC[images], 3)
+    return found_BHWC, found_bias_hNN
 
 
-def _sizes(shape: torch.Size, windows: Windows) -> tuple[int, int, int]:
-    """Return B, n and N."""
-    batch, height, width = shape
-    return batch, (height // windows.side) * (width // windows.side), windows.side**2
-
-
-def _rows(x_BHWC: Tensor, parts: int) -> tuple[Tensor, int]:
-    """Return the map as rows of d channels, `parts` for each cell, and d."""
-    dim = x_BHWC.shape[-1] // parts
-    return x_BHWC.reshape(-1, dim), dim
-
-
-def _chunks(batch: int, number: int, size: int) -> Iterator[Chunk]:
-    """Yield some windows of one image, or all windows of some images, whose weights have up to `CHUNK` bytes.
+def _groups(shape: torch.Size, windows: Windows, size: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Yield some images and, for these, some windows at a time, whose weights have up to `CHUNK` bytes.
 
     Args:
-        size: of one window's weights, bytes.
+        shape: of the map.
+        size: of a number, bytes.
     """
-    windows = max(1, CHUNK // size)
-    if windows >= number:
-        for start in range(0, batch, windows // number):
-            yield slice(start, start + windows // number), slice(0, number)
-        return
-    for image in range(batch):
-        for start in range(0, number, windows):
-            yield slice(image, image + 1), slice(start, start + windows)
+    batch, height, width, _ = shape
+    number = (height // windows.side) * (width // windows.side)
+    at_a_time = max(1, CHUNK // (windows.heads * windows.side**4 * size))
+    images = max(1, at_a_time // number)
+    chunks = [slice(start, min(start + at_a_time, number)) for start in range(0, number, at_a_time)]
+    for start in range(0, batch, images):
+        yield slice(start, start + images), chunks
 
 
-@lru_cache(maxsize=32)
-def to_windows(windows: Windows, shape: torch.Size, parts: int) -> Tensor:
-    """Return (parts, B, n, h * N) int32: the row of the map, see `_rows`, at each place of the windows."""
-    batch, number, cells = _sizes(shape, windows)
-    _, height, width = shape
-    side, heads, shift = windows.side, windows.heads, windows.shift
+@dataclass(frozen=True)
+class Group:
+    """Images whose windows are read from memory that has the order of the map, and written back to it.
+
+    Attributes:
+        shape: (B, H, W) of these images.
+    """
+
+    windows: Windows
+    shape: torch.Size
+
+    def sizes(self, parts: int) -> tuple[int, int, int, int]:
+        """Return (parts, B, n, h * N): the rows of d channels in the order of the windows."""
+        batch, height, width = self.shape
+        side = self.windows.side
+        return parts, batch, (height // side) * (width // side), self.windows.heads * side**2
+
+    def read(self, x_BHWC: Tensor, parts: int, some: slice) -> tuple[Tensor, ...]:
+        """Return each part of the channels as (windows * h, N, d), of some windows of each image."""
+        dim, order = x_BHWC.shape[-1] // (parts * self.windows.heads), to_windows(self, parts)[:, :, some]
+        rows = x_BHWC.reshape(-1, dim).index_select(0, order.reshape(-1))
+        return rows.view(parts, -1, self.windows.side**2, dim).unbind(0)
+
+    def write(self, rows: Tensor, x_BHWC: Tensor, parts: int) -> None:
+        """Fill the map with (parts, B, n, h * N, d), the rows in the order of the windows."""
+        dim = rows.shape[-1]
+        torch.index_select(rows.view(-1, dim), 0, to_map(self, parts), out=x_BHWC.view(-1, dim))
+
+
+@lru_cache(maxsize=64)
+def to_windows(group: Group, parts: int) -> Tensor:
+    """Return (parts, B, n, h * N) int32: the row of the map at each place of the windows."""
+    batch, height, width = group.shape
+    side, heads, shift = group.windows.side, group.windows.heads, group.windows.shift
     with torch.inference_mode(False):  # these tensors serve trainings too
         rows = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
         rows = rows.view(batch, height, width, parts * heads).roll((-shift, -shift), dims=(1, 2))
         rows = rows.view(batch, height // side, side, width // side, side, parts, heads)
-        return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(parts, batch, number, heads * cells)
+        return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(group.sizes(parts))
 
 
-@lru_cache(maxsize=32)
-def to_map(windows: Windows, shape: torch.Size, parts: int) -> Tensor:
+@lru_cache(maxsize=64)
+def to_map(group: Group, parts: int) -> Tensor:
     """Return (B * H * W * parts * h) int32: the place in the windows of each row of the map."""
-    batch, height, width = shape
-    side, heads, shift = windows.side, windows.heads, windows.shift
+    batch, height, width = group.shape
+    side, heads, shift = group.windows.side, group.windows.heads, group.windows.shift
     with torch.inference_mode(False):
         places = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
         places = places.view(parts, batch, height // side, width // side, heads, side, side)
