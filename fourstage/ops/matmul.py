@@ -32,7 +32,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 
 def product_of(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
     """Return what computes an untouched layer faster than its `forward`, by its number of rows; None: nothing."""
-    ways = _ways(x_NC, weight_DC)
+    ways = _ways_of(x_NC.numel() // max(x_NC.shape[-1], 1), weight_DC)
     names = set(() if ways is None else ways.training if torch.is_grad_enabled() else (ways.inference,))
     if ways is None or names == {"blas"}:
         return None
@@ -41,17 +41,17 @@ def product_of(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
     return PRODUCTS[names.pop()]
 
 
-def passes_of(x_NC: Tensor, weight_DC: Tensor) -> tuple[str, ...] | None:
+def passes_of(rows: int, weight_DC: Tensor) -> tuple[str, ...] | None:
     """Return the products of a layer's three passes, each of which can be computed alone; None: not of this layer."""
-    ways = _ways(x_NC, weight_DC)
+    ways = _ways_of(rows, weight_DC)
     return ways.training if ways is not None and set(ways.training) <= set(PASS_PRODUCTS) else None
 
 
-def _ways(x_NC: Tensor, weight_DC: Tensor) -> Ways | None:
+def _ways_of(rows: int, weight_DC: Tensor) -> Ways | None:
     """Return the products of a layer by its shape; None: it has few rows, or products that this process lacks now."""
-    if x_NC.numel() < FEW * x_NC.shape[-1]:  # preparing another product costs more than it saves
+    if rows < FEW:  # preparing another product costs more than it saves
         return None
-    rows, (channels_out, channels_in) = x_NC.numel() // x_NC.shape[-1], weight_DC.shape
+    channels_out, channels_in = weight_DC.shape
     ways = products.current().linear[products.shape_class(rows, channels_in, channels_out)]
     names = {*ways.training} if torch.is_grad_enabled() else {ways.inference}
     return None if "onednn" in names and not products.has_onednn() else ways  # its flag may have changed

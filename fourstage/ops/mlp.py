@@ -30,9 +30,10 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
         and isinstance(reduce, nn.Linear)
     ):
         return reduce(act(expand(x_NC)))
-    first, second = passes_of(x_NC, expand.weight), passes_of(x_NC, reduce.weight)
-    if torch.is_grad_enabled() and act.approximate == "none" and first and second:
-        return by_passes(expand, reduce, first, second, x_NC)
+    if torch.is_grad_enabled() and act.approximate == "none":
+        first, second = _passes(x_NC, expand, expand.out_features), _passes(x_NC, reduce, expand.out_features)
+        if first and second:
+            return by_passes(expand, reduce, first, second, x_NC)
     products = product_of(x_NC, expand.weight), product_of(x_NC, reduce.weight)
     return by_rows(lambda rows_NC: _one_by_one(expand, act, reduce, *products, rows_NC), x_NC, expand.out_features)
 
@@ -40,10 +41,21 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
 def gelu_linear(layer: nn.Module, x_NH: Tensor) -> Tensor:
     """Return `layer(gelu(x))`: (..., H) to (..., D)."""
     if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and isinstance(layer, nn.Linear):
-        names = passes_of(x_NH, layer.weight)
+        names = _passes(x_NH, layer, x_NH.shape[-1])
         if names:
             return gelu_by_passes(layer, names, x_NH)
     return linear(layer, F.gelu(x_NH))
+
+
+def _passes(x: Tensor, layer: nn.Linear, width: int) -> Names | None:
+    """Return the products of a layer's passes for the rows of `x` that are computed at a time; None: by other ways."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    return passes_of(min(rows, _rows_at_a_time(width, x)), layer.weight)
+
+
+def _rows_at_a_time(width: int, x: Tensor) -> int:
+    """Return how many rows of `width` channels have up to `CHUNK` bytes."""
+    return max(FEW, CHUNK // (width * x.element_size()))
 
 
 def _one_by_one(
@@ -71,7 +83,7 @@ class MlpByRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *layers: Any) -> Tensor:
         """`layers`: weight (H, C) and bias (H) of the first one, of the second one, and the names of their products."""
         expand_HC, expand_H, reduce_DH, reduce_D, first, second = layers
-        rows = max(FEW, CHUNK // (len(expand_HC) * x.element_size()))
+        rows = _rows_at_a_time(len(expand_HC), x)
         chunks = x.reshape(-1, x.shape[-1]).split(rows)
         hidden = [output_pass(first[0], chunk_NC, expand_HC, expand_H) for chunk_NC in chunks]
         out = [output_pass(second[0], F.gelu(chunk_NH), reduce_DH, reduce_D) for chunk_NH in hidden]
@@ -144,7 +156,7 @@ class GeluLinearByRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_DH: Tensor, bias_D: Tensor | None, names: Names) -> Tensor:
-        ctx.names, ctx.rows = names, max(FEW, CHUNK // (x.shape[-1] * x.element_size()))
+        ctx.names, ctx.rows = names, _rows_at_a_time(x.shape[-1], x)
         ctx.save_for_backward(x, weight_DH, bias_D)
         chunks = x.reshape(-1, x.shape[-1]).split(ctx.rows)
         out = [output_pass(names[0], F.gelu(chunk_NH), weight_DH, bias_D) for chunk_NH in chunks]

@@ -223,6 +223,7 @@ SAMPLES: dict[str, Inputs] = {
     "one row": sample_inputs(1, 1, 5),
     "empty": sample_inputs(0, 6, 8),
 }
+SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
 CHUNKS = {"chunks.FRESH": 0, "chunks.FEW": 16, "chunks.ROWS": 1024}
 
 FORMS: dict[str, Form] = {
@@ -242,7 +243,7 @@ FORMS: dict[str, Form] = {
         "mlp.by_passes", lambda: mlp_layers(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
     ),
     "mlp by passes of some rows": Form(
-        "mlp.by_passes", mlp_layers, LINEAR, "with", "onednn,blas,fused", limits={"mlp.CHUNK": 1024, "mlp.FEW": 16}
+        "mlp.by_passes", mlp_layers, LINEAR, "with", "onednn,blas,fused", limits=SOME_ROWS
     ),
     "GELU and linear by passes": Form(
         "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with", "onednn,blas,fused"
@@ -253,7 +254,7 @@ FORMS: dict[str, Form] = {
         LINEAR,
         "with",
         "blas/onednn/blas,blas,fused",
-        limits={"mlp.CHUNK": 1024, "mlp.FEW": 16},
+        limits=SOME_ROWS,
     ),
     "mlp by a convolution": Form("matmul.by_convolution", mlp_layers, LINEAR, products="convolution,convolution,fused"),
     "mlp by oneDNN": Form("matmul.by_onednn", mlp_layers, LINEAR, "without", "blas,onednn,fused"),
