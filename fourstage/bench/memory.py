@@ -63,6 +63,9 @@ def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) 
     Raises:
         ValueError: the process failed for another reason than memory.
     """
+    from fourstage.ops.measure import choose_products
+    from fourstage.ops.products import SETTING
+
     request = json.dumps({"name": name, "options": asdict(options), "modes": list(modes), "batch": batch})
     done = subprocess.run(
         [sys.executable, "-m", "fourstage.bench.memory"],
@@ -70,7 +73,8 @@ def peaks_on_cpu(name: str, options: Options, modes: Sequence[str], batch: int) 
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **RETURN_MEMORY},
+        # products are chosen here, because memory that is new in every call would distort their times there
+        env={**os.environ, **RETURN_MEMORY, SETTING: str(choose_products())},
     )
     if done.returncode not in (0, NO_MEMORY, KILLED):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

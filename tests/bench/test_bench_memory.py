@@ -11,6 +11,7 @@ from fourstage.bench import memory
 from fourstage.bench.memory import Fit
 from fourstage.bench.options import Options
 from fourstage.bench.workloads import OutOfMemoryError, memory_errors
+from fourstage.ops import products
 
 ROOM = {"infer": 5, "train": 2}  # images
 
@@ -72,6 +73,20 @@ def test_a_process_that_memory_ended_gives_what_it_had(
 
     monkeypatch.setattr(subprocess, "run", killed)
     assert memory.peaks_on_cpu("visformer_digits", Options(), ["infer", "train"], 4) == left
+
+
+def test_the_process_computes_by_the_products_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not choose them: there every tensor has new memory, which distorts times."""
+    monkeypatch.setattr(products, "_chosen", [products.checked("blas,convolution,plain")])
+    seen: list[str] = []
+
+    def run(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
+        seen.append(env["FOURSTAGE_PRODUCTS"])
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    memory.peaks_on_cpu("visformer_digits", Options(), ["infer"], 4)
+    assert seen == ["blas,convolution,plain"]
 
 
 def test_a_process_that_fails_otherwise_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
