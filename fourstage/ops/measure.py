@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fourstage.ops import attention, kept_choice, matmul, products
 from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switched_on
+from fourstage.ops.large_blocks import keep_freed_blocks
 from fourstage.ops.products import CLASSES, Products, Ways
 
 SHAPES = {"few": (392, 192, 768), "some": (1568, 128, 384), "many": (4704, 96, 384), "most": (16384, 96, 384)}
@@ -46,8 +47,10 @@ def choose_products() -> Products:
     if is_compiling() or not switched_on():
         return products.current()
     chosen = products.chosen()
-    if chosen is None and (is_recorded() or is_transformed()):
-        return products.current()
+    if is_recorded() or is_transformed():
+        return chosen or products.current()
+    with on_real_tensors():
+        keep_freed_blocks()
     return chosen or products.use(kept_choice.read() or _measured_and_kept())
 
 
