@@ -5,7 +5,7 @@
 Ours, timm's in its default memory format and timm's in channels-last take turns in each round: inference and a training
 step, batch 8, 224 pixels, float32, eager. The ratio is the time of the quicker of timm's two over ours, round by round;
 the table has its median and quartiles. The share is that of matrix products, each at its quickest, in our time; see
-`fourstage bench --floor`. On two cores the whole table takes about five minutes.
+`fourstage bench --floor`. On two cores the whole table takes about ten minutes.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from fourstage.progress import Bar
 
 PEERS = {
     "swin_tiny": "timm/swin_tiny_patch4_window7_224",
+    "swin_small": "timm/swin_small_patch4_window7_224",
     "visformer_tiny": "timm/visformer_tiny",
     "visformer_small": "timm/visformer_small",
     "official_pvt_v2_b0": "timm/pvt_v2_b0",

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -126,6 +127,23 @@ def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.
         fast = module(*tensors)
         monkeypatch.setenv("FOURSTAGE_OPS", "plain")
         torch.testing.assert_close(fast, module(*tensors), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", USUAL)
+def test_memory_that_nothing_has_filled_is_not_read(
+    form: Form, calls: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Deterministic PyTorch fills it with NaN."""
+    for gradients in modes(form):
+        both = []
+        for switch in (False, True):
+            request.addfinalizer(partial(torch.use_deterministic_algorithms, mode=False))
+            torch.use_deterministic_algorithms(switch)
+            torch.manual_seed(0)
+            both.append(results(form.build(), list(form.inputs["usual"]()), gradients=gradients))
+        assert calls
+        for usual, filled in zip(*both, strict=True):
+            torch.testing.assert_close(filled, usual, rtol=1e-4, atol=1e-5)
 
 
 def plainly(gradients: Gradients) -> Gradients:
