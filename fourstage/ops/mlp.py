@@ -120,8 +120,9 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of some rows, and what these rows add to those of weights and biases; None: not wanted."""
     first, second = names
-    grad_NH, *reduce = _gelu_gradients(hidden_NH, grad_ND, reduce_DH, second, (True, *wanted[3:]))
-    assert grad_NH is not None
+    grad_NH, *reduce = _gelu_gradients(hidden_NH, grad_ND, reduce_DH, second, (any(wanted[:3]), *wanted[3:]))
+    if grad_NH is None:
+        return None, None, None, *reduce
     return (
         input_pass(first[1], grad_NH, expand_HC) if wanted[0] else None,
         weight_pass(first[2], grad_NH, x_NC) if wanted[1] else None,

@@ -137,3 +137,22 @@ def test_products_are_chosen_by_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     attention.attend(q, q, q, [mask])
     attention.attend(q, q, q)  # with gradients and without a mask the kernel is faster
     assert calls[1:] == ["two products"]
+
+
+@pytest.mark.parametrize("trained", list(itertools.product((False, True), repeat=5)), ids=str)
+def test_parts_of_an_mlp_are_trained(trained: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input, weight and bias of the first layer, and of the second one."""
+    monkeypatch.setattr(mlp, "CHUNK", 2**13)  # three chunks
+    expand, reduce, x_NC = nn.Linear(8, 16), nn.Linear(16, 8), torch.randn(300, 8)
+    leaves = [x_NC, *expand.parameters(), *reduce.parameters()]
+    for leaf, wanted in zip(leaves, trained, strict=True):
+        leaf.requires_grad_(wanted)
+    results = []
+    for run in (mlp.mlp, lambda expand, act, reduce, x_NC: reduce(act(expand(x_NC)))):
+        y = run(expand, nn.GELU(), reduce, x_NC)
+        assert y.requires_grad == any(trained)
+        results.append(
+            [y, *(torch.autograd.grad(y.sum(), [x for x in leaves if x.requires_grad]) if any(trained) else ())]
+        )
+    for ours, plain in zip(*results, strict=True):
+        assert_same(ours, plain)
