@@ -1,4 +1,4 @@
-"""Gradients of a fast path where its own backward pass cannot give them: second ones, and batches of gradients.
+"""Gradients of a fast path where its own backward pass cannot give them: second ones, batches, and tangents of them.
 
 A backward pass that writes into memory of its own is neither differentiable nor fit for a transform. There, the plain
 form runs again and PyTorch differentiates it.
@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor  # what is_grads_batched=True makes
+from torch.autograd import forward_ad
 
 from fourstage.ops.eager import is_transformed
 
 
 def needs_plain_form(grad: Tensor) -> bool:
-    """Return whether the running backward pass needs a graph (`create_graph=True`) or got a batch of gradients."""
-    return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad)
+    """Return whether the running backward pass needs a graph (`create_graph=True`), or got gradients that come in a
+    batch or with tangents.
+    """
+    tangents = forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad) or tangents
 
 
 def of_plain_form(
