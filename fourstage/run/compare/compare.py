@@ -11,7 +11,7 @@ from fourstage.documents import read_json
 from fourstage.engine.devices import is_first_process
 from fourstage.files import write_text
 from fourstage.recipe import FREE, difference, resolve
-from fourstage.recipe.resolve import RUN_RECIPE
+from fourstage.recipe.resolve import RUN_RECIPE, list_recipes
 from fourstage.run.compare.assemble import Wishes, assemble, check_tuning, too_few_seeds
 from fourstage.run.compare.columns import Images, analyse, place_of
 from fourstage.run.compare.costs import Quantity, costs_of, matched, unequal
@@ -159,6 +159,8 @@ def are_runs(sources: Sequence[str]) -> bool:
     if not folders:
         return False
     if recipes := [source for source in sources if source not in folders]:
+        if recipes[0] not in list_recipes() and not Path(recipes[0]).is_file():
+            raise ValueError(f"there is no folder {recipes[0]}; name those of finished runs, as {folders[0]} is one")
         raise ValueError(f"{folders[0]} is a folder and {recipes[0]} a recipe; name either recipes or finished runs")
     if other := next(
         (one for one in folders if not any((Path(one) / name).is_file() for name in (FILE, RUN_RECIPE))), None

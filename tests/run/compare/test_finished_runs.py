@@ -87,6 +87,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "damaged": ([runs[0], str(damaged)], "records.jsonl is damaged"),
         "running": ([runs[0], str(running)], "has not ended its training; continue it"),
         "folder": ([runs[0], str(tmp_path / "empty")], "is neither a run folder nor one of `fourstage compare`"),
+        "missing": ([runs[0], "runs/nothere"], "there is no folder runs/nothere"),
         "mixed": ([runs[0], "digits_visformer"], "is a folder and digits_visformer a recipe"),
         "metric": ([*runs, "--metric", "box_map"], "box_map is no metric of all these runs; they share top1"),
         "reference": ([*runs, "--reference", "halo"], "--reference halo is no arm of this comparison; its arms"),
