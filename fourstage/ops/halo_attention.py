@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourstage.ops.attention import by_fused_kernel
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 
 def halo_attention(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
@@ -70,6 +70,7 @@ class _StripAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors: tuple[Tensor, ...] = ctx.saved_tensors
         if needs_plain_form(grads[0]):

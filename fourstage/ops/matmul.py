@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.products import Ways
-from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 FEW = 128  # rows
 
@@ -135,6 +135,7 @@ class LinearByPasses(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(out_ND, [*x.shape[:-1], len(weight_DC)])
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight_DC, bias_D = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fourstage.ops.chunks import FEW, by_rows, joined
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.matmul import Product, input_pass, linear, output_pass, passes_of, product_of, weight_pass
-from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
 Names = tuple[str, ...]  # of the products of the three passes
@@ -93,6 +93,7 @@ class MlpByRows(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(reduce_DH)])
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, expand_HC, expand_H, reduce_DH, reduce_D, *hidden = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:5]
@@ -164,6 +165,7 @@ class GeluLinearByRows(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(weight_DH)])
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight_DH, bias_D = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]

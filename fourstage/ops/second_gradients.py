@@ -5,6 +5,8 @@ form runs again and PyTorch differentiates it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch.autograd import forward_ad
 
 from fourstage.ops.eager import is_transformed
 
+Gradients = TypeVar("Gradients")
+
 
 def needs_plain_form(grad: Tensor) -> bool:
     """Return whether the running backward pass needs a graph (`create_graph=True`), or got gradients that come in a
@@ -20,6 +24,19 @@ def needs_plain_form(grad: Tensor) -> bool:
     """
     tangents = forward_ad._current_level >= 0
     return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad) or tangents
+
+
+def without_autocast(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Return a backward pass that computes in float32, as its forward pass did, where autocast is on around it."""
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Tensor) -> Gradients:
+        if not torch.is_autocast_enabled("cpu"):
+            return backward(ctx, *grads)
+        with torch.autocast("cpu", enabled=False):
+            return backward(ctx, *grads)
+
+    return run
 
 
 def of_plain_form(
@@ -33,7 +50,7 @@ def of_plain_form(
     with torch.enable_grad():
         # views, since one tensor may be computed from another, and its gradient must not pass through that one
         own = [
-            x if x is None else x.view_as(x) if create_graph else x.detach().requires_grad_(want)
+            x if x is None else x.view_as(x) if want or create_graph else x.detach()
             for x, want in zip(tensors, wanted, strict=True)
         ]
         leaves = [x for x, want in zip(own, wanted, strict=True) if x is not None and want]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fourstage.ops.attention import attend
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.second_gradients import needs_plain_form, of_plain_form
+from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
 
@@ -124,6 +124,7 @@ class AttendWindows(torch.autograd.Function):
         return out_BHWC
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         qkv_BHWC, bias_hNN, hidden_n1NN, weights = ctx.saved_tensors
         if needs_plain_form(grads[0]):

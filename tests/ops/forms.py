@@ -239,6 +239,7 @@ FORMS: dict[str, Form] = {
         "matmul.output_pass", lambda: linear_layer(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
     ),
     "mlp by passes": Form("mlp.by_passes", mlp_layers, LINEAR, "with", "onednn/onednn/blas,blas,fused"),
+    "mlp by PyTorch's own passes": Form("mlp.by_passes", mlp_layers, LINEAR, "with"),
     "mlp without biases by passes": Form(
         "mlp.by_passes", lambda: mlp_layers(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
     ),
@@ -247,6 +248,9 @@ FORMS: dict[str, Form] = {
     ),
     "GELU and linear by passes": Form(
         "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with", "onednn,blas,fused"
+    ),
+    "GELU and linear by PyTorch's own passes": Form(
+        "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with"
     ),
     "GELU and linear without a bias by passes of some rows": Form(
         "mlp.gelu_by_passes",

@@ -147,6 +147,25 @@ def test_memory_that_nothing_has_filled_is_not_read(
             torch.testing.assert_close(filled, usual, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
+def test_a_backward_pass_under_autocast(form: Form, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a forward pass without it, as in a training that keeps the backbone out of autocast."""
+    both = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        torch.manual_seed(0)
+        module, leaves = form.build(), [x.requires_grad_() for x in form.inputs["usual"]()]
+        out = module(*leaves)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            both.append(
+                torch.autograd.grad(out.square().sum(), [*leaves, *module.parameters()], materialize_grads=True)
+            )
+    assert calls
+    size = max(float(plain.abs().max()) for plain in both[0])
+    for plain, fast in zip(*both, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.02 * size)
+
+
 def plainly(gradients: Gradients) -> Gradients:
     return gradients
 
@@ -181,6 +200,26 @@ def tangents_of_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tens
     ]
 
 
+def mapped_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    """A batch of gradients by `vmap`, which maps the backward pass."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    wanted, out = [*leaves, *module.parameters()], module(*leaves)
+    probes = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(1))
+
+    def gradients(probe: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, wanted, probe, retain_graph=True, materialize_grads=True)
+
+    return list(torch.func.vmap(gradients)(probes))
+
+
+def penalty_of_input_gradients(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+    """The first gradient is that of the inputs alone."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    grads = torch.autograd.grad(module(*leaves).pow(3).sum(), leaves, create_graph=True, materialize_grads=True)
+    penalty = sum((grad.square().sum() for grad in grads), start=torch.zeros(()))
+    return list(torch.autograd.grad(penalty, [*leaves, *module.parameters()], materialize_grads=True))
+
+
 def checkpointed(gradients: Gradients) -> Gradients:
     """The same through activation checkpointing, which returns each saved tensor only once."""
 
@@ -198,11 +237,12 @@ def checkpointed(gradients: Gradients) -> Gradients:
     return through_checkpoint
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # PyTorch's own, of plain forms
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # PyTorch's own, when it needs a tangent first
 @pytest.mark.parametrize("through", [plainly, checkpointed], ids=lambda through: through.__name__)
 @pytest.mark.parametrize(
     "gradients",
-    [second_gradients, batched_gradients, tangents_of_gradients],
+    [second_gradients, penalty_of_input_gradients, batched_gradients, mapped_gradients, tangents_of_gradients],
     ids=lambda gradients: gradients.__name__,
 )
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
@@ -214,8 +254,10 @@ def test_gradients_of_gradients_and_batches_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the plain form has them."""
-    if gradients is tangents_of_gradients and through is checkpointed:
-        pytest.skip("where tangents exist, the plain form runs, so that a checkpoint would recompute by another form")
+    if gradients in (mapped_gradients, tangents_of_gradients) and through is checkpointed:
+        pytest.skip(
+            "under vmap and with tangents, the plain form runs, so that a checkpoint would recompute by another one"
+        )
     both: list[list[Tensor]] = []
     for switch in ("plain", "fast"):
         monkeypatch.setenv("FOURSTAGE_OPS", switch)
