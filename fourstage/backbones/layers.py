@@ -1,7 +1,7 @@
 """Modules that two families or more share. B images, C channels, H x W cells; BCHW maps are often views of BHWC."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -161,9 +161,23 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """Return `block(x)` under activation checkpointing, bitwise the same: batch statistics are counted once."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _uncounted(block)
+        return nullcontext(), _Uncounted(block)
 
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+class _Uncounted(AbstractContextManager[None]):
+    """`_uncounted`, entered once in each backward pass through the same graph."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.entered = ExitStack()
+
+    def __enter__(self) -> None:
+        self.entered.enter_context(_uncounted(self.block))
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.close()
 
 
 @contextmanager
