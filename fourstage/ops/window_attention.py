@@ -3,8 +3,8 @@
 B images, H x W cells; windows of w x w cells, N = w * w, n of them fill a map; h heads of d channels.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from fourstage.ops.eager import may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
+KEPT = 2**22  # bytes of the largest index table that is kept: those of Swin-T at 8192 x 8192 px have 900 MB
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,21 @@ def _groups(shape: torch.Size, windows: Windows, size: int) -> Iterator[tuple[sl
         yield slice(start, start + images), chunks
 
 
+MakeTable = Callable[["Group", int], Tensor]
+
+
 @dataclass(frozen=True)
 class Group:
     """Images whose windows are read from memory that has the order of the map, and written back to it.
 
     Attributes:
         shape: (B, H, W) of these images.
+        large: index tables that no later pass gets, because they are large.
     """
 
     windows: Windows
     shape: torch.Size
+    large: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     def sizes(self, parts: int) -> tuple[int, int, int, int]:
         """Return (parts, B, n, h * N): the rows of d channels in the order of the windows."""
@@ -199,17 +205,29 @@ class Group:
 
     def read(self, x_BHWC: Tensor, parts: int, some: slice) -> tuple[Tensor, ...]:
         """Return each part of the channels as (windows * h, N, d), of some windows of each image."""
-        dim, order = x_BHWC.shape[-1] // (parts * self.windows.heads), to_windows(self, parts)[:, :, some]
+        dim, order = x_BHWC.shape[-1] // (parts * self.windows.heads), self.table(to_windows, parts)[:, :, some]
         rows = x_BHWC.reshape(-1, dim).index_select(0, order.reshape(-1))
         return rows.view(parts, -1, self.windows.side**2, dim).unbind(0)
 
     def write(self, rows: Tensor, x_BHWC: Tensor, parts: int) -> None:
         """Fill the map with (parts, B, n, h * N, d), the rows in the order of the windows."""
         dim = rows.shape[-1]
-        torch.index_select(rows.view(-1, dim), 0, to_map(self, parts), out=x_BHWC.view(-1, dim))
+        torch.index_select(rows.view(-1, dim), 0, self.table(to_map, parts), out=x_BHWC.view(-1, dim))
+
+    def table(self, make: MakeTable, parts: int) -> Tensor:
+        """Return `make(self, parts)`, computed once for this group, or once for all groups like it."""
+        if self.shape.numel() * self.windows.heads * parts * torch.int32.itemsize <= KEPT:
+            return kept_table(make, self.windows, self.shape, parts)
+        if (make, parts) not in self.large:
+            self.large[make, parts] = make(self, parts)
+        return self.large[make, parts]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
+def kept_table(make: MakeTable, windows: Windows, shape: torch.Size, parts: int) -> Tensor:
+    return make(Group(windows, shape), parts)  # a group of its own, since another one may hold large tables too
+
+
 def to_windows(group: Group, parts: int) -> Tensor:
     """Return (parts, B, n, h * N) int32: the row of the map at each place of the windows."""
     batch, height, width = group.shape
@@ -221,7 +239,6 @@ def to_windows(group: Group, parts: int) -> Tensor:
         return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(group.sizes(parts))
 
 
-@lru_cache(maxsize=64)
 def to_map(group: Group, parts: int) -> Tensor:
     """Return (B * H * W * parts * h) int32: the place in the windows of each row of the map."""
     batch, height, width = group.shape

@@ -284,6 +284,12 @@ FORMS: dict[str, Form] = {
     "attention in some windows at a time": Form(
         "window_attention.by_chunks", lambda: windowed(shift=1), SEEN, limits={"window_attention.CHUNK": 2 * 2 * 81 * 4}
     ),
+    "attention in some windows of a large map at a time": Form(
+        "window_attention.by_chunks",
+        lambda: windowed(shift=1),
+        SEEN,
+        limits={"window_attention.CHUNK": 2 * 2 * 81 * 4, "window_attention.KEPT": 0},
+    ),
     "attention in the windows of two images at a time": Form(
         "window_attention.by_chunks", windowed, WINDOWS, limits={"window_attention.CHUNK": 12 * 2 * 81 * 4}
     ),
