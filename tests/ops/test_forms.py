@@ -238,7 +238,7 @@ def checkpointed(gradients: Gradients) -> Gradients:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # PyTorch's own, of plain forms
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # PyTorch's own, when it needs a tangent first
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # PyTorch's own, when it needs a tangent first
 @pytest.mark.parametrize("through", [plainly, checkpointed], ids=lambda through: through.__name__)
 @pytest.mark.parametrize(
     "gradients",
