@@ -52,7 +52,7 @@ def may_run_fast(*tensors: Tensor | None, modules: Iterable[nn.Module] = ()) -> 
     for tensor in tensors:
         if tensor is not None and not _is_plain(tensor):
             return False
-    if not (runs_eagerly() and switched_on()):
+    if _is_recorded_or_changed() or not switched_on():
         return False
     return all(map(is_untouched, modules))
 
@@ -73,14 +73,18 @@ def switched_on() -> bool:
 
 def runs_eagerly() -> bool:
     """Return whether operators run now, one by one: nothing compiles, exports, traces, counts or transforms them."""
-    return not (
+    return not (_is_recorded_or_changed() or forward_ad._current_level >= 0)
+
+
+def _is_recorded_or_changed() -> bool:
+    """Return whether something does, apart from the tangents of single tensors."""
+    return bool(
         is_compiling()  # true while exporting too
         or is_tracing()
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()  # FlopCounterMode, FakeTensorMode
         or torch._C._len_torch_function_stack()
         or is_transformed()
-        or forward_ad._current_level >= 0
     )
 
 
@@ -106,7 +110,7 @@ def may_bypass(*containers: nn.Module) -> bool:
 
 def is_untouched(module: nn.Module) -> bool:
     """Return whether a layer is exactly PyTorch's own: no wrapper, hook, parametrisation, patch or compiled form."""
-    if not is_stock(module):
+    if not is_stock(module) or not module.__dict__.keys().isdisjoint(("weight", "bias")):  # set as mere attributes
         return False
     for tensor in module._parameters.values():
         if tensor is not None and not _is_plain(tensor):
@@ -141,7 +145,15 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.is_cpu
         and tensor.dtype is torch.float32
         and tensor.layout is torch.strided  # not sparse
+        and not _has_tangent(tensor)
     )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Return whether a tensor has one. Where others alone have tangents, such as the gradient of the output around a
+    block that a checkpoint computes again, the same form must run as before.
+    """
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

@@ -25,7 +25,7 @@ class Windows:
 
     Attributes:
         side: w, in cells; whole windows fill the map.
-        shift: so many cells the map is rolled back first.
+        shift: cells by which the map is rolled back before it is cut.
         heads: h.
         scale: factor on the products of queries and keys.
     """
@@ -190,7 +190,7 @@ class Group:
 
     Attributes:
         shape: (B, H, W) of these images.
-        large: index tables that no later pass gets, because they are large.
+        large: the index tables of this group alone, which are too large to be kept.
     """
 
     windows: Windows

@@ -11,7 +11,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from fourstage.ops.eager import may_run_fast
+from fourstage.ops.eager import may_run_fast, runs_eagerly
 
 
 def test_plain_tensors_and_stock_layers_may() -> None:
@@ -117,16 +117,33 @@ def test_hooks_of_all_modules_count() -> None:
     [
         lambda: torch.autocast("cpu"),
         lambda: FlopCounterMode(display=False),
-        forward_ad.dual_level,
         lambda: torch.device("cpu"),
     ],
-    ids=["autocast", "counter", "forward_ad", "function_mode"],
+    ids=["autocast", "counter", "function_mode"],
 )
 def test_modes_turn_it_off(mode: Callable[[], AbstractContextManager[object]]) -> None:
     x = torch.ones(2)
     with mode():
         assert not may_run_fast(x)
     assert may_run_fast(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # PyTorch's own, when it needs a tangent first
+def test_tangents_turn_it_off() -> None:
+    """Those of tensors and of layers' parameters, and no others: a checkpoint that computes a block again inside a
+    backward pass with tangents must get the form of before.
+    """
+    layer, other, x = nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(2)
+    with forward_ad.dual_level():
+        weight = forward_ad.make_dual(layer.weight.detach(), torch.ones(2, 2))
+        layer._parameters["weight"] = weight  # pyright: ignore[reportArgumentType] # as torch.func.functional_call does
+        assert not may_run_fast(forward_ad.make_dual(x, x), modules=[other])
+        assert not may_run_fast(x, modules=[layer])
+        del layer.weight
+        layer.weight = weight  # as PyTorch's tutorial does
+        assert not may_run_fast(x, modules=[layer])
+        assert may_run_fast(x, modules=[other])
+        assert not runs_eagerly()
 
 
 class Asks(nn.Module):
