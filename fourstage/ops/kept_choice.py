@@ -17,7 +17,7 @@ from fourstage.files import cache_folder, write_text
 from fourstage.ops import products
 from fourstage.ops.products import Products
 
-FORMAT = 2  # of the file and of the measurement; another number leaves older files unread
+FORMAT = 3  # of the file and of the measurement; another number leaves older files unread
 LARGEST = 2**14  # bytes; ours has about 500
 IDENTITY = ("vendor_id", "cpu family", "model", "model name", "stepping")  # lines of Linux's /proc/cpuinfo
 

@@ -16,7 +16,7 @@ from fourstage.ops.eager import may_run_fast
 from fourstage.ops.products import Ways
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
-FEW = 128  # rows
+FEW = 16  # rows
 
 
 def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:

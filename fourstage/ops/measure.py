@@ -20,7 +20,13 @@ from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switc
 from fourstage.ops.large_blocks import keep_freed_blocks
 from fourstage.ops.products import CLASSES, Products, Ways
 
-SHAPES = {"few": (392, 192, 768), "some": (1568, 128, 384), "many": (4704, 96, 384), "most": (16384, 96, 384)}
+SHAPES = {
+    "fewest": (49, 192, 768),
+    "few": (392, 192, 768),
+    "some": (1568, 128, 384),
+    "many": (4704, 96, 384),
+    "most": (16384, 96, 384),
+}
 """Rows, narrow and wide channels that stand for a class: about those of a pyramid's maps for some images."""
 
 SAME = {"most-wide-wide": "many-wide-wide"}  # too long to measure, and no network has many of them

@@ -35,7 +35,7 @@ from fourstage.ops.eager import switched_on
 SETTING = "FOURSTAGE_PRODUCTS"
 PASSES = ("output", "input", "weight")  # of training: what each one computes, or the gradient of it
 ATTENTION = ("fused", "plain")
-ROWS = {"few": 1024, "some": 4096, "many": 16384, "most": 2**63}  # below this number
+ROWS = {"fewest": 128, "few": 1024, "some": 4096, "many": 16384, "most": 2**63}  # below this number
 NARROW = 256  # channels; more are wide
 CLASSES = tuple("-".join(words) for words in product(ROWS, ("narrow", "wide"), ("narrow", "wide")))
 

@@ -176,11 +176,12 @@ def test_one_class_of_shapes_has_its_own_products() -> None:
 def test_every_shape_has_a_class() -> None:
     seen = {
         products.shape_class(rows, channels_in, channels_out)
-        for rows in (1, 1023, 1024, 4095, 4096, 16383, 16384, 10**9)
+        for rows in (1, 127, 128, 1023, 1024, 4095, 4096, 16383, 16384, 10**9)
         for channels_in in (1, 256, 257, 10**6)
         for channels_out in (1, 256, 257, 10**6)
     }
     assert seen == set(CLASSES)
+    assert products.shape_class(127, 256, 256) == "fewest-narrow-narrow"
     assert products.shape_class(1023, 256, 257) == "few-narrow-wide"
     assert products.shape_class(16384, 257, 256) == "most-wide-narrow"
 
