@@ -1,6 +1,7 @@
 """Attention: `softmax(q k^T * scale + masks) v`. `products.py` says which product computes it."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.shapes import known_true
+from fourstage.ops.softmax import softmax
 
 SMALL = 2**22  # attention weights that fit a cache, so that two products may leave them in memory between them
 
@@ -44,7 +46,18 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
 
 
 def by_two_products(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
-    return _softmax_between(q, k, v, masks, scale)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *masks)):
+        return _softmax_between(q, k, v, masks, scale)
+    return softmax(partial(_products, q, k, masks, q.shape[-1] ** -0.5 if scale is None else scale)) @ v
+
+
+def _products(q: Tensor, k: Tensor, masks: list[Tensor], scale: float, factor: float) -> Tensor:
+    """Return `factor` times the products of queries and keys with their masks."""
+    products = q @ k.transpose(-2, -1)
+    products *= scale * factor  # in place: nothing else needs the product
+    for mask in masks:
+        products.add_(mask, alpha=factor)
+    return products
 
 
 def _softmax_between(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:

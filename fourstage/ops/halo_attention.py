@@ -16,6 +16,7 @@ from torch import Tensor
 from fourstage.ops.attention import by_fused_kernel
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
+from fourstage.ops.softmax import softmax
 
 
 def halo_attention(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
@@ -120,5 +121,10 @@ def strip_windows(padded: Tensor, strip: int, blocks: Sequence[int], halo: int) 
 
 def strip_weights(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the attention weights (m * h, N, w * w) of one strip."""
-    logits = (rows[..., :, None] + columns[..., None, :]).flatten(3).flatten(0, 1)
-    return logits.baddbmm_(q_mhNd.flatten(0, 1), k.transpose(1, 2), alpha=q_mhNd.shape[-1] ** -0.5).softmax(-1)
+    return softmax(partial(_products, q_mhNd, k, rows, columns))
+
+
+def _products(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor, factor: float) -> Tensor:
+    """Return `factor` times the products of queries and keys with what is added to them."""
+    added = ((rows * factor)[..., :, None] + (columns * factor)[..., None, :]).flatten(3).flatten(0, 1)
+    return added.baddbmm_(q_mhNd.flatten(0, 1), k.transpose(1, 2), alpha=q_mhNd.shape[-1] ** -0.5 * factor)

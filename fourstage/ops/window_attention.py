@@ -5,7 +5,7 @@ B images, H x W cells; windows of w x w cells, N = w * w, n of them fill a map; 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from fourstage.ops.attention import attend
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
+from fourstage.ops.softmax import softmax
 
 CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
 KEPT = 2**22  # bytes of the largest index table that is kept: those of Swin-T at 8192 x 8192 px have 900 MB
@@ -102,13 +103,21 @@ def by_chunks(
         for some in chunks:
             q, k, v = group.read(part_BHWC, 3, some)
             kept = q.new_empty(*place[:, some].shape[:2], *bias_hNN.shape) if weights is None else weights[images, some]
-            kept.copy_(bias_hNN)
-            if hidden_n1NN is not None:
-                kept += hidden_n1NN[some]
-            matrices = kept.view(-1, *bias_hNN.shape[1:]).baddbmm_(q, k.transpose(1, 2), alpha=windows.scale)
-            torch.bmm(torch.softmax(matrices, -1, out=matrices), v, out=place[:, some].view(v.shape))
+            hidden = None if hidden_n1NN is None else hidden_n1NN[some]
+            matrices = softmax(partial(_products, kept, q, k, windows.scale, bias_hNN, hidden))
+            torch.bmm(matrices, v, out=place[:, some].view(v.shape))
         group.write(place, out_BHWC[images], 1)
     return out_BHWC
+
+
+def _products(
+    out: Tensor, q: Tensor, k: Tensor, scale: float, bias_hNN: Tensor, hidden_n1NN: Tensor | None, factor: float
+) -> Tensor:
+    """Return `factor` times the products of queries and keys with their masks, in the memory of `out`."""
+    out.copy_(bias_hNN * factor)
+    if hidden_n1NN is not None:
+        out += hidden_n1NN  # as it is: a product that is hidden has no size
+    return out.view(-1, *bias_hNN.shape[1:]).baddbmm_(q, k.transpose(1, 2), alpha=scale * factor)
 
 
 class AttendWindows(torch.autograd.Function):

@@ -81,6 +81,17 @@ class Misfit:
     products: str = "convolution,convolution,fused"
 
 
+def with_large(inputs: Inputs, which: int) -> Inputs:
+    """The same with one tensor so large that its powers leave the range of float32."""
+
+    def make() -> list[Tensor]:
+        tensors = list(inputs())
+        tensors[which] = (300 * tensors[which]).round()
+        return tensors
+
+    return make
+
+
 LINEAR: dict[str, Inputs] = {
     "usual": of(2, 128, 8),
     "odd": of(3, 43, 8),
@@ -279,7 +290,16 @@ FORMS: dict[str, Form] = {
         "without",
         "blas,blas,plain",
     ),
+    "attention by two products with large masks": Form(
+        "attention.by_two_products",
+        lambda: Operation(attend_to),
+        {"usual": with_large(attention_inputs(2, 6, 6, masks=True), 3)},
+        products="blas,blas,plain",
+    ),
     "attention in windows": Form("window_attention.by_chunks", windowed, WINDOWS),
+    "attention in shifted windows with a large bias": Form(
+        "window_attention.by_chunks", lambda: windowed(shift=1), {"usual": with_large(SEEN["usual"], 1)}
+    ),
     "attention in shifted windows": Form("window_attention.by_chunks", lambda: windowed(shift=2), SEEN),
     "attention in some windows at a time": Form(
         "window_attention.by_chunks", lambda: windowed(shift=1), SEEN, limits={"window_attention.CHUNK": 2 * 2 * 81 * 4}
@@ -302,6 +322,11 @@ FORMS: dict[str, Form] = {
             "one row": halo_inputs(1, 1, 1, block=1, halo=2),
             "empty": halo_inputs(0, 2, 2),
         },
+    ),
+    "attention to a halo with large numbers for its rows": Form(
+        "halo_attention.by_strips",
+        lambda: Operation(lambda q, kv, rows, columns: halo_attention.halo_attention(q, kv, rows, columns, 2)),
+        {"usual": with_large(halo_inputs(2, 3, 4), 2)},
     ),
     "weighing of scales in runs": Form(
         "scale_weighing.in_runs",
