@@ -43,6 +43,7 @@ from fourstage.backbones.layers import (
     run_blocks,
     sides,
 )
+from fourstage.ops.pointwise import convolve
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ class Attention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[-2:]
-        qkv = self.qkv(x_BCHW).movedim(1, -1).flatten(1, 2).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B, h, cells, d
+        qkv = convolve(self.qkv, x_BCHW).movedim(1, -1).flatten(1, 2)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)  # B, h, cells, d
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         out_BHWC = out.transpose(1, 2).flatten(2).unflatten(1, (height, width))
-        return self.proj(out_BHWC.movedim(-1, 1))
+        return convolve(self.proj, out_BHWC.movedim(-1, 1))
 
 
-class Mlp(nn.Sequential):
+class Mlp(nn.Module):
     """1x1 convolutions that widen four times and narrow. (B, C, H, W) to the same."""
 
     def __init__(self, dim: int) -> None:
@@ -128,8 +129,11 @@ class Mlp(nn.Sequential):
         self.act = nn.GELU()
         self.reduce = nn.Conv2d(4 * dim, dim, 1, bias=False)
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return convolve(self.reduce, self.act(convolve(self.expand, x_BCHW)))
 
-class SpatialMlp(nn.Sequential):
+
+class SpatialMlp(nn.Module):
     """Widen or narrow, look at the 3 x 3 neighbours in groups of channels, go back. (B, C, H, W) to the same."""
 
     def __init__(self, dim: int, hidden: int, groups: int) -> None:
@@ -139,6 +143,10 @@ class SpatialMlp(nn.Sequential):
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups, bias=False)
         self.act2 = nn.GELU()
         self.reduce = nn.Conv2d(hidden, dim, 1, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.act1(convolve(self.expand, x_BCHW))
+        return convolve(self.reduce, self.act2(self.spatial(x_BCHW)))
 
 
 class ConvBlock(nn.Module):

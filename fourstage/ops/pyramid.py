@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import is_conv
+from fourstage.ops.pointwise import convolve
 
 JOINING = 8  # times the products that join kernels must be saved: 1.2 times as fast at 16, 0.9 times at 4
 
@@ -43,7 +44,7 @@ def conv_of_sum(lateral: nn.Module, output: nn.Module, x_BCHW: Tensor, coarser_B
 def conv_of_wide_map(lateral: nn.Module, output: nn.Module, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:
     """Compute the plain form."""
     size = x_BCHW.shape[2:]
-    return output(lateral(x_BCHW) + F.interpolate(coarser_BDhw, size=size, mode="nearest"))
+    return output(convolve(lateral, x_BCHW) + F.interpolate(coarser_BDhw, size=size, mode="nearest"))
 
 
 def conv_by_joined_kernel(lateral: nn.Conv2d, output: nn.Conv2d, x_BCHW: Tensor, coarser_BDhw: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fourstage.ops import (
     matmul,
     memory_format,
     mlp,
+    pointwise,
     pyramid,
     resized_conv,
     resized_loss,
@@ -74,11 +75,13 @@ class Misfit:
         build: see `Form`.
         inputs: see `Form`; they are those on which the fast path would run on fitting layers.
         products: see `Form`.
+        limits: see `Form`.
     """
 
     build: Callable[[], nn.Module]
     inputs: Inputs
     products: str = "convolution,convolution,fused"
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 def with_large(inputs: Inputs, which: int) -> Inputs:
@@ -228,6 +231,16 @@ MAPS: dict[str, Inputs] = {
     "one cell": of(2, 1, 1, 8),
     "empty": of(0, 6, 8, 8),
 }
+
+
+def pointwise_layer(**arguments: Any) -> nn.Module:
+    """A convolution of a (B, H, W, C) map."""
+    return Operation(
+        lambda layer, x_BHWC: pointwise.convolve(layer, x_BHWC.movedim(-1, 1)).movedim(1, -1),
+        nn.Conv2d(8, 12, **{"kernel_size": 1, **arguments}),
+    )
+
+
 SAMPLES: dict[str, Inputs] = {
     "usual": sample_inputs(2, 6, 8),
     "odd": sample_inputs(3, 5, 7, queries=1),
@@ -235,6 +248,7 @@ SAMPLES: dict[str, Inputs] = {
     "empty": sample_inputs(0, 6, 8),
 }
 SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
+ANY_THREADS = {"pointwise.THREADS": 1024}
 CHUNKS = {"chunks.FRESH": 0, "chunks.FEW": 16, "chunks.ROWS": 1024}
 
 FORMS: dict[str, Form] = {
@@ -351,6 +365,16 @@ FORMS: dict[str, Form] = {
         "depthwise.with_itself",
         lambda: Operation(depthwise.residual_depthwise, nn.Conv2d(8, 8, 3, padding=1, groups=8)),
         MAPS,
+    ),
+    "1x1 convolution by a linear layer": Form(
+        "pointwise.by_linear_layer", pointwise_layer, MAPS, products="onednn,onednn,fused", limits=ANY_THREADS
+    ),
+    "1x1 convolution without a bias by a linear layer": Form(
+        "pointwise.by_linear_layer",
+        lambda: pointwise_layer(bias=False),
+        MAPS,
+        products="blas/onednn/onednn,onednn,fused",
+        limits=ANY_THREADS,
     ),
     "sampling by embedding_bag": Form("sampling.by_embedding_bag", lambda: Operation(sample), SAMPLES, "without"),
     "sampling with the sum of points one by one": Form(
@@ -487,6 +511,21 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
                 f"mlp with {name}, {names}",
                 Misfit(lambda layers=layers: Operation(mlp.mlp, *layers), of(2, 128, 8), names),
             )
+    for name, arguments in {
+        "3x3": {"kernel_size": 3, "padding": 1},
+        "stride": {"stride": 2},
+        "groups": {"groups": 2},
+        "padding": {"padding": 1},
+    }.items():
+        yield (
+            f"1x1 convolution with {name}",
+            Misfit(
+                lambda arguments=arguments: pointwise_layer(**arguments),
+                of(2, 6, 8, 8),
+                "onednn,onednn,fused",
+                ANY_THREADS,
+            ),
+        )
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
     yield "linear layer after GELU removed", Misfit(lambda: Operation(mlp.gelu_linear, nn.Identity()), of(2, 128, 8))
     yield (

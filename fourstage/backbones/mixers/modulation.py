@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fourstage.ops.attention import attend
 from fourstage.ops.depthwise import depthwise
 from fourstage.ops.matmul import linear
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.scale_weighing import weigh_scales
 
 
@@ -50,7 +51,7 @@ class ScaleAwareModulation(nn.Module):
         shares_BGHW = linear(self.context, x_BHWC).movedim(-1, 1).chunk(len(self.windows), dim=1)
         views_BHWG = [w(x_BGHW).movedim(1, -1) for w, x_BGHW in zip(self.windows, shares_BGHW, strict=True)]
         weighed_BDHW = weigh_scales(self.weigh, self.norm, views_BHWG)
-        gate_BHWC = self.mix(F.gelu(weighed_BDHW)).movedim(1, -1)
+        gate_BHWC = convolve(self.mix, F.gelu(weighed_BDHW)).movedim(1, -1)
         return linear(self.proj, gate_BHWC * linear(self.value, x_BHWC))
 
 

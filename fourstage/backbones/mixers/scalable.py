@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fourstage.ops.attention import attend
 from fourstage.ops.matmul import linear
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 
 
@@ -120,7 +121,7 @@ class ScalableAttention(nn.Module):
         height, width = x_BHWC.shape[1:3]
         if not (known_true(height >= self.reduction) and known_true(width >= self.reduction)):
             x_BHWC = pad_to(x_BHWC, max(height, self.reduction), max(width, self.reduction))
-        reduced_BCHW = self.mix(self.reduce(x_BHWC.movedim(-1, 1)))
+        reduced_BCHW = convolve(self.mix, self.reduce(x_BHWC.movedim(-1, 1)))
         return self.act(self.norm(reduced_BCHW.movedim(1, -1)))
 
 

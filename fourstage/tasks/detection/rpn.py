@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.data.sample import Batch
+from fourstage.ops.pointwise import convolve
 from fourstage.tasks.detection.anchors import AnchorGrid, within_image
 from fourstage.tasks.detection.boxes import BoxCoder, grouped_nms, have_area
 from fourstage.tasks.detection.detector import GroundTruth, Mean, count_tensor
@@ -92,8 +93,8 @@ class RPNHead(nn.Module):
         logits, deltas = [], []
         for x_BCHW in maps:
             shared_BCHW = self.convs(x_BCHW)
-            logits.append(self.objectness(shared_BCHW))
-            deltas.append(self.deltas(shared_BCHW))
+            logits.append(convolve(self.objectness, shared_BCHW))
+            deltas.append(convolve(self.deltas, shared_BCHW))
         return logits, deltas
 
     def losses(

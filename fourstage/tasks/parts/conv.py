@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.resized_conv import conv_of_resized
 
 
@@ -56,7 +57,7 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W')."""
-        return self.act(self.norm(self.conv(x_BCHW)))
+        return self.act(self.norm(convolve(self.conv, x_BCHW)))
 
 
 class MergingConv(nn.Module):

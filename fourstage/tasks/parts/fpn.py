@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.pyramid import conv_of_sum
 
 Extra = Literal["pool", "input", "lateral", "output"]
@@ -88,7 +89,8 @@ class FPN(nn.Module):
     def _from(self, first: int, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the top-down sum at the used map number `first`, and all outputs from there on."""
         used, n, outputs = list(maps)[self.start_level :], len(self.laterals), list(self.outputs)
-        sums = [conv(x_BCHW) for conv, x_BCHW in zip(list(self.laterals)[first:], used[first:], strict=True)]
+        laterals = list(self.laterals)[first:]
+        sums = [convolve(conv, x_BCHW) for conv, x_BCHW in zip(laterals, used[first:], strict=True)]
         for i in range(len(sums) - 1, 0, -1):
             sums[i - 1] = sums[i - 1] + F.interpolate(sums[i], size=sums[i - 1].shape[-2:], mode="nearest")
         outs = [conv(x_BCHW) for conv, x_BCHW in zip(outputs[first:n], sums, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
 from fourstage.ops.eager import may_bypass
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.pyramid import convs_of_sum
 from fourstage.ops.resize import resize
 from fourstage.tasks.parts.conv import ConvNormAct
@@ -116,7 +117,7 @@ class FPNDecoder(nn.Module):
         """
         for scale, x_BCHW in zip(list(self.scales)[1:], maps, strict=True):
             total_BCHW = total_BCHW + resize(scale(x_BCHW), total_BCHW.shape[2:], self.align_corners)
-        return self.classify(self.dropout(total_BCHW))
+        return convolve(self.classify, self.dropout(total_BCHW))
 
 
 class _Scale(nn.Module):

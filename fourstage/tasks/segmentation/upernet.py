@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.backbones.layers import Level
+from fourstage.ops.pointwise import convolve
 from fourstage.ops.pooling import average_cells
 from fourstage.ops.resize import resize
 from fourstage.tasks.parts.conv import ConvNormAct, MergingConv
@@ -144,7 +145,7 @@ class UPerDecoder(nn.Module):
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + self._to(merged[i - 1], merged[i])
         merged[:-1] = [conv(x) for conv, x in zip(self.outputs, merged[:-1], strict=True)]
-        return self.classify(self.dropout(self.fuse(merged)))
+        return convolve(self.classify, self.dropout(self.fuse(merged)))
 
     def _pyramid(self, x_BCHW: Tensor) -> Tensor:
         self._check_statistics(x_BCHW)
@@ -197,7 +198,7 @@ class FCNDecoder(nn.Module):
             x_BCHW = conv(x_BCHW)
         if self.merge is not None:
             x_BCHW = self.merge(torch.cat([map_BCHW, x_BCHW], dim=1))
-        return self.classify(self.dropout(x_BCHW))
+        return convolve(self.classify, self.dropout(x_BCHW))
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int) -> ConvNormAct:
