@@ -71,7 +71,7 @@ class Detection(Recipe):
     num_classes: int | None = Field(default=None, gt=0, le=1_000_000)
     """Number of classes; null: that of the data."""
     filter_empty: bool = True
-    """Whether training images without objects, or with a side below 32 pixels, are left out."""
+    """Whether training images without objects are left out; those with a side below 32 pixels always are."""
     group_by_aspect: bool = True
     """Whether the images of a batch are all wide or all tall, for less padding."""
     augmentation: DetectionAugmentation = DetectionAugmentation()
