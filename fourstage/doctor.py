@@ -68,7 +68,7 @@ def _shared_memory() -> list[str]:
     if free >= SMALL_SHARED_MEMORY:
         return []
     return [
-        f"/dev/shm has {free / 2**20:.0f} MiB, too little for loader workers: give the container --shm-size=2g, or"
+        f"/dev/shm has {free / 2**20:.0f} MiB, too little for loader workers: give the container --shm-size=8g, or"
         f" train with workers=0"
     ]
 
