@@ -43,14 +43,14 @@ install: $(READY)
 
 # One backbone, three tasks: a classifier, then a detector and a segmentor that start from it. Each shows the time left
 # of all three, which take about these shares of it.
-SHARES := 18,40,42
+SHARES := 14,36,50
 demo: $(READY)
 	@export FOURSTAGE_STAGE="1/3 $(SHARES)"; \
 	$(BIN)/fourstage train digits_visformer --out runs/demo
 	@export FOURSTAGE_STAGE="2/3 $(SHARES)"; \
 	$(BIN)/fourstage train digit_scenes_mask_rcnn $(FROM_DEMO) optimisation.length=2ep --out runs/demo_detection
 	@export FOURSTAGE_STAGE="3/3 $(SHARES)"; \
-	$(BIN)/fourstage train digit_scenes_upernet $(FROM_DEMO) optimisation.length=3.5ep --out runs/demo_segmentation
+	$(BIN)/fourstage train digit_scenes_upernet $(FROM_DEMO) optimisation.length=5ep --out runs/demo_segmentation
 	$(BIN)/fourstage report runs/demo runs/demo_detection runs/demo_segmentation --out runs/demo.html
 	@echo "Open runs/demo.html in a browser. With your own images: $(BIN)/fourstage train digits_visformer --data FOLDER"
 
