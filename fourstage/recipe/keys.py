@@ -55,7 +55,7 @@ def keys_of(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from keys_of(annotation, f"{prefix}{name}.")
             continue
         assert field.description, f"{schema.__name__}.{name} has no docstring below it, which describes it"
-        allowed = _allowed(_with_metadata(field), field)
+        allowed = _allowed(_with_metadata(field))
         meaning = " ".join(field.description.split())
         yield Key(prefix + name, _type(_with_metadata(field)), _default(field), allowed, meaning)
 
@@ -125,7 +125,7 @@ def _is_length(annotation: Any) -> bool:
     return get_origin(annotation) is Annotated and any(id(item) in validators for item in get_args(annotation)[1:])
 
 
-def _allowed(annotation: Any, field: FieldInfo) -> str:
+def _allowed(annotation: Any) -> str:
     """Return the allowed values or the limits of a key."""
     choices = [value for literal in _literals(annotation) for value in get_args(literal)]
     if choices:

@@ -45,7 +45,7 @@ def erf_page(fields: Sequence[Field], images: str) -> str:
             section("A form without scale", _maps(fields, "power")),
             section("By distance from the centre", _profiles(fields)),
             section("Numbers", _table(fields), _widths(fields)),
-            section("How to read this", notes(_remarks(fields))),
+            section("How to read this", notes(_REMARKS)),
         ],
     )
 
@@ -136,19 +136,18 @@ def _widths(fields: Sequence[Field]) -> Markup:
     return table(head, rows, caption="Widths in pixels, and where the field is measured", class_="numbers")
 
 
-def _remarks(fields: Sequence[Field]) -> list[str]:
-    return [
-        "The map A is the gradient of the centre unit's positive channels by the normalised image, cut at zero, summed "
-        "over the colours and averaged over the images (RepLKNet, https://arxiv.org/abs/2203.06717).",
-        "A square shows the smallest centred area that holds 20, 30, 50 or 99 % of a panel's sum. A uniform map has "
-        "areas of 20, 30, 50 and 99 %.",
-        "RepLKNet's form depends on the scale of the gradient: a constant factor in the network's normalisation moves "
-        "its ratios. Compare networks by the raw map or by the power form, which have no scale.",
-        "The size of the images matters as well. At 224 pixels most networks cover the picture, and the area of 99 % "
-        "saturates one pixel below the image.",
-        "Untrained networks may have larger fields than trained ones; each row says which of the two it is.",
-        "Gaussian px is the width of the Gaussian that fits the radial profile, deviation px the map's own standard "
-        "deviation along one axis, Luo px the square root of the number of pixels above 4.55 % of the largest value.",
-        "The cross marks the pixel on which the unit is centred. It is not always the centre of the image, around "
-        "which RepLKNet measures.",
-    ]
+_REMARKS = (
+    "The map A is the gradient of the centre unit's positive channels by the normalised image, cut at zero, summed "
+    "over the colours and averaged over the images (RepLKNet, https://arxiv.org/abs/2203.06717).",
+    "A square shows the smallest centred area that holds 20, 30, 50 or 99 % of a panel's sum. A uniform map has "
+    "areas of 20, 30, 50 and 99 %.",
+    "RepLKNet's form depends on the scale of the gradient: a constant factor in the network's normalisation moves "
+    "its ratios. Compare networks by the raw map or by the power form, which have no scale.",
+    "The size of the images matters as well. At 224 pixels most networks cover the picture, and the area of 99 % "
+    "saturates one pixel below the image.",
+    "Untrained networks may have larger fields than trained ones; each row says which of the two it is.",
+    "Gaussian px is the width of the Gaussian that fits the radial profile, deviation px the map's own standard "
+    "deviation along one axis, Luo px the square root of the number of pixels above 4.55 % of the largest value.",
+    "The cross marks the pixel on which the unit is centred. It is not always the centre of the image, around "
+    "which RepLKNet measures.",
+)

@@ -41,7 +41,7 @@ def invariance_page(found: Sequence[Invariance], images: str, *, original: bool)
     return analysis_page(
         "Invariance",
         f"Predictions of changed images beside those of the standard view; {images}; {how}.",
-        [*sections, section("Means over all settings", _table(found)), section("How to read this", notes(_remarks()))],
+        [*sections, section("Means over all settings", _table(found)), section("How to read this", notes(_REMARKS))],
     )
 
 
@@ -91,13 +91,12 @@ def _table(found: Sequence[Invariance]) -> Markup:
     return table(head, rows, caption="Means over all settings of a family", class_="numbers")
 
 
-def _remarks() -> list[str]:
-    return [
-        "The protocol is that of https://arxiv.org/abs/2211.05781. The standard view is the validation crop; its "
-        "probabilities are the targets of the loss.",
-        "Bands are 95 % bootstrap intervals over images. They leave out the variation between seeds of a training.",
-        "An untrained network is consistent where its prediction hardly depends on the image. Read consistency beside "
-        "accuracy.",
-        "With the authors' transforms, shifts above 16 pixels at 224 move the content back to the middle and add a "
-        "black border; here, content leaves the view.",
-    ]
+_REMARKS = (
+    "The protocol is that of https://arxiv.org/abs/2211.05781. The standard view is the validation crop; its "
+    "probabilities are the targets of the loss.",
+    "Bands are 95 % bootstrap intervals over images. They leave out the variation between seeds of a training.",
+    "An untrained network is consistent where its prediction hardly depends on the image. Read consistency beside "
+    "accuracy.",
+    "With the authors' transforms, shifts above 16 pixels at 224 move the content back to the middle and add a "
+    "black border; here, content leaves the view.",
+)

@@ -114,7 +114,7 @@ def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
             maps[method] = cam.class_activation_map(activated, method)
     scores = {}
     if setting.scores:
-        score = _probability(network, target, run)
+        score = _probability(target, run)
         scores = {m: cam_scores.faithfulness(score, image_BCHW[0], one.map_BHW[0]) for m, one in maps.items()}
     return Explained(
         subject.name,
@@ -209,7 +209,7 @@ def _check_scores(subjects: Sequence[Subject], setting: CamSetting) -> None:
             raise ValueError(f"--method {cam.SCORE_CAM} is for classifiers, and {subject.name} is none; remove it")
 
 
-def _probability(network: nn.Module, target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:
+def _probability(target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:
     """Return the probability of the explained class."""
 
     def score(images_BCHW: Tensor) -> Tensor:

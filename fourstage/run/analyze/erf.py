@@ -85,9 +85,7 @@ def analyze_erf(
         rows=[row for field in fields for row in _rows(field)],
         page=erf_page(fields, setting_words(setting, data, max(field.erf.images for field in fields))),
     )
-    return Outcome(
-        _HEAD, tuple(_printed(fields)), (*_notes(fields, setting, count), *chosen.notes, *few_words(count)), files
-    )
+    return Outcome(_HEAD, tuple(_printed(fields)), (*_notes(fields, count), *chosen.notes, *few_words(count)), files)
 
 
 def setting_words(setting: ErfSetting, data: str | Path, count: int) -> str:
@@ -165,7 +163,7 @@ def _printed(fields: Sequence[Field]) -> Iterator[tuple[str, ...]]:
             yield (*start, FORMS[scale], *cells, significant(field.profile.sigma, 3) if i == 0 else "")
 
 
-def _notes(fields: Sequence[Field], setting: ErfSetting, count: int) -> tuple[str, ...]:
+def _notes(fields: Sequence[Field], count: int) -> tuple[str, ...]:
     notes = [
         "The columns are the area, in % of the image, of the smallest centred square that holds this share of the map.",
         "width px is the standard deviation of the Gaussian that fits the radial profile.",

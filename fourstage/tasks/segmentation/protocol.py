@@ -8,8 +8,6 @@ from fourstage.data.transforms.resizing import Size, keep_ratio, times
 SMALLEST = 32  # pixels; smaller views are padded
 MOST_DIVISOR = 1024
 
-MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-
 
 @dataclass(frozen=True)
 class Protocol:

@@ -7,7 +7,6 @@ from fourstage.weights.openmmlab.findings import Findings
 from fourstage.weights.openmmlab.section import ConfigSection, Values, is_count, is_number, mapping
 
 MOST_SIDES = 2000  # different sides that a range of sizes stands for
-WRAPPERS_OF_ONE = ("RepeatDataset", "MultiImageMixDataset", "ClassBalancedDataset")
 WITHOUT_EFFECT = {  # steps that say how arrays are passed on -> their entries without effect on what is computed
     "LoadImageFromFile": ("file_client_args", "backend_args", "color_type", "imdecode_backend"),
     "LoadAnnotations": ("with_bbox", "with_mask", "with_seg", "with_label", "backend_args", "file_client_args"),

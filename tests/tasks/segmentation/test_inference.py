@@ -23,10 +23,11 @@ from fourstage.data.transforms.segmentation import evaluation_transform, normali
 from fourstage.ops.resized_crop import crop_of_resized, input_span
 from fourstage.tasks.segmentation import inference as inference_module
 from fourstage.tasks.segmentation.inference import Inference
-from fourstage.tasks.segmentation.protocol import MULTI_SCALE, Protocol
+from fourstage.tasks.segmentation.protocol import Protocol
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.tasks.segmentation.upernet import upernet
 
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 NORMALISE = Normalise.of((0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
 side = st.integers(32, 90)
 CASES = {
@@ -206,7 +207,7 @@ def test_a_protocol_says_what_is_done() -> None:
         "windows of 512 x 512, stride 341 x 341, in images at their original size x 0.5, 0.75, 1, 1.25, 1.5, 1.75, "
         "each also mirrored"
     )
-    protocol = Protocol(window=(512, 512), stride=(341, 341), ratios=MULTI_SCALE, ratios_of="image", flip=True)
+    protocol = Protocol(window=(512, 512), stride=(341, 341), ratios=RATIOS, ratios_of="image", flip=True)
     assert str(protocol) == text
     assert protocol.views == 12
 
