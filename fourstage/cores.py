@@ -28,14 +28,14 @@ def waiting_by_user(environment: Mapping[str, str] = os.environ) -> bool:
     return bool(chosen) and chosen != WAITING
 
 
-def threads_by_user(environment: MutableMapping[str, str] = os.environ) -> bool:
+def threads_by_user() -> bool:
     """Return whether the user, or a launcher such as torchrun, chose the number of threads."""
-    return any(environment.get(name) for name in THREADS_BY_USER)
+    return any(os.environ.get(name) for name in THREADS_BY_USER)
 
 
-def number_by_user(names: tuple[str, ...] = THREADS_BY_USER, environment: Mapping[str, str] = os.environ) -> int | None:
+def number_by_user(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of threads that the user set for OpenMP; None: none, or no number."""
-    values = [environment.get(name, "") for name in names]
+    values = [environment.get(name, "") for name in THREADS_BY_USER]
     return next((int(value) for value in values if value.isascii() and value.isdecimal() and int(value)), None)
 
 

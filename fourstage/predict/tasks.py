@@ -104,7 +104,8 @@ class ImageDetector(TorchPredictor, ObjectPredictor):
 
     Args:
         threshold: detections with a lower score are left out.
-        tiling: how images are cut; None: they are not.
+        tiling: how large images are cut, see `tiles.py`; the tiles of an image pass the network in batches. None: they
+            are not cut.
     """
 
     def __init__(
@@ -120,17 +121,6 @@ class ImageDetector(TorchPredictor, ObjectPredictor):
             self.check_memory(names[numbers[0]], math.prod(batch.images_BCHW[:, 0].shape))
             found |= zip(numbers, self.task.detect(batch), strict=True)
         return [_as_arrays(found[i]) for i in range(len(images))]
-
-
-class TiledDetector(ImageDetector):
-    """Predicts the objects in images of any size, tile by tile; see `tiles.py`.
-
-    Args:
-        tiling: how images are cut. The tiles of an image pass the network in batches.
-    """
-
-    def __init__(self, task: Detection, transform: Transform, threshold: float, tiling: Tiling) -> None:
-        super().__init__(task, transform, threshold, tiling)
 
 
 def _as_arrays(found: Detections) -> Found:
@@ -188,7 +178,7 @@ def image_predictor(
     """
     if isinstance(task, Detection):
         lowest = check_options("detection", threshold, tiling)
-        return TiledDetector(task, transform, lowest, tiling) if tiling else ImageDetector(task, transform, lowest)
+        return ImageDetector(task, transform, lowest, tiling)
     if isinstance(task, Segmentation):
         check_options("segmentation", threshold, tiling)
         return ImageSegmentor(task, transform, tiling and tiling.windows(task.single))

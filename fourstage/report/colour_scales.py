@@ -7,15 +7,13 @@ VIRIDIS = (
     *("440154", "481a6c", "472f7d", "414487", "39568c", "31688e", "2a788e", "23888e", "1f988b"),
     *("22a884", "35b779", "54c568", "7ad151", "a5db36", "d2e21b", "fde725"),
 )
-BLUE_ORANGE = ("08519c", "3182bd", "6baed6", "bdd7e7", "f7f7f7", "fdd0a2", "fd8d3c", "e6550d", "a63603")  # ColorBrewer
-SCALES = {"viridis": VIRIDIS, "blue_orange": BLUE_ORANGE}
 MISSING = (190, 190, 190)  # for values that are not finite
 SERIES = 8  # colours of lines in the page's style: .s0 to .s7
 
 
-def coloured(values_HW: np.ndarray, low: float, high: float, scale: str = "viridis") -> np.ndarray:
+def coloured(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return (H, W, 3) uint8 colours of values; those beyond `low` and `high` get the colours of the ends."""
-    anchors_K3 = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in SCALES[scale]], float)
+    anchors_K3 = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in VIRIDIS], float)
     finite_HW = np.isfinite(values_HW)
     span = high - low if high > low else 1.0
     place_HW = np.clip((np.where(finite_HW, values_HW, low) - low) / span, 0, 1) * (len(anchors_K3) - 1)
@@ -25,8 +23,8 @@ def coloured(values_HW: np.ndarray, low: float, high: float, scale: str = "virid
     return np.rint(out_HW3).astype(np.uint8)
 
 
-def css(value: float, low: float, high: float, scale: str = "viridis") -> tuple[str, str]:
+def css(value: float, low: float, high: float) -> tuple[str, str]:
     """Return the colour of a value as #rrggbb, and black or white for text on it."""
-    red, green, blue = (int(v) for v in coloured(np.array([[value]]), low, high, scale)[0, 0])
+    red, green, blue = (int(v) for v in coloured(np.array([[value]]), low, high)[0, 0])
     light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     return f"#{red:02x}{green:02x}{blue:02x}", "#000" if light else "#fff"

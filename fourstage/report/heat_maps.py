@@ -45,12 +45,10 @@ def heat_map(
     *,
     low: float,
     high: float,
-    scale: str = "viridis",
     extent: tuple[float, float] | None = None,
     outlines: Sequence[Outline] = (),
     points: Sequence[tuple[float, float]] = (),
     smooth: bool = True,
-    x_name: str = "pixels",
 ) -> Markup:
     """Draw a map with axes.
 
@@ -73,10 +71,10 @@ def heat_map(
     ]
     drawn += [_cross(LEFT + (column + 0.5) * across, TOP + (row + 0.5) * down) for row, column in points]
     picture = tag(
-        "image", href=data_url(coloured(reduced(values_HW), low, high, scale)), x=LEFT, y=TOP, width=width,
+        "image", href=data_url(coloured(reduced(values_HW), low, high)), x=LEFT, y=TOP, width=width,
         height=height, preserveAspectRatio="none", style=None if smooth else "image-rendering: pixelated",
     )  # fmt: skip
-    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height, x_name), *drawn]
+    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height), *drawn]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
         aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
@@ -119,7 +117,7 @@ def chosen_map(
     )  # fmt: skip
     y, x = point
     cross = _cross(LEFT + (x + 0.5) * width / columns, TOP + (y + 0.5) * height / rows)
-    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height, "pixels"), cross]
+    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height), cross]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
         aria_labelledby=f"{key}-title", **place(extent, width, height),
@@ -152,20 +150,20 @@ def picture_map(
         "image", href=data_url(image_HW3), x=LEFT, y=TOP, width=width, height=height, preserveAspectRatio="none",
         style="image-rendering: pixelated" if max(rows, columns) <= 64 else None,
     )  # fmt: skip
-    content = [tag("title", title, id=f"{key}-title"), drawing, *_axes(rows, columns, width, height, "pixels"), *drawn]
+    content = [tag("title", title, id=f"{key}-title"), drawing, *_axes(rows, columns, width, height), *drawn]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
         aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
     )  # fmt: skip
 
 
-def colour_bar(low: float, high: float, name: str, scale: str = "viridis") -> Markup:
+def colour_bar(low: float, high: float, name: str) -> Markup:
     """Draw the colours from `low` to `high` with ticks and the name of the quantity."""
     strip_HW = np.linspace(low, high, 256)[None]
     width, left = SIDE, LEFT
     content = [
         tag(
-            "image", href=data_url(coloured(strip_HW, low, high, scale)), x=left, y=4, width=width, height=12,
+            "image", href=data_url(coloured(strip_HW, low, high)), x=left, y=4, width=width, height=12,
             preserveAspectRatio="none",
         )
     ]  # fmt: skip
@@ -208,7 +206,7 @@ def palette_url(values_HW: np.ndarray, high: float) -> str:
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _axes(rows: float, columns: float, width: float, height: float, x_name: str) -> list[Markup]:
+def _axes(rows: float, columns: float, width: float, height: float) -> list[Markup]:
     out = []
     for value in ticks(0, columns, most=5):
         x = LEFT + value * width / columns
@@ -218,7 +216,7 @@ def _axes(rows: float, columns: float, width: float, height: float, x_name: str)
         y = TOP + value * height / rows
         out.append(tag("line", class_="tick", x1=LEFT - 4, x2=LEFT, y1=_n(y), y2=_n(y)))
         out.append(tag("text", significant(value), x=LEFT - 7, y=_n(y + 4), text_anchor="end"))
-    out.append(tag("text", x_name, x=_n(LEFT + width / 2), y=_n(TOP + height + 33), text_anchor="middle"))
+    out.append(tag("text", "pixels", x=_n(LEFT + width / 2), y=_n(TOP + height + 33), text_anchor="middle"))
     return out
 
 

@@ -21,7 +21,7 @@ from fourstage.data.transforms.segmentation import evaluation_transform
 from fourstage.predict import memory, tasks
 from fourstage.predict.predictor import Predictor
 from fourstage.predict.results import ObjectResult
-from fourstage.predict.tasks import TiledDetector, Tiling, image_predictor
+from fourstage.predict.tasks import ImageDetector, Tiling, image_predictor
 from fourstage.predict.tiles import Grid
 from fourstage.tasks.detection.detector import Detections
 from fourstage.tasks.detection.masks import SmallMasks
@@ -92,7 +92,7 @@ def as_it_is(sample: Sample) -> Sample:
 
 def tiled(tile: int, overlap: float, *, masks: bool = False) -> Predictor:
     task = Detection(cast(Any, Exact(masks=masks)), CLASSES)
-    return Predictor(TiledDetector(task, as_it_is, 0.1, Tiling(tile, overlap)))
+    return Predictor(ImageDetector(task, as_it_is, 0.1, Tiling(tile, overlap)))
 
 
 def found_in(network: Predictor, image_HW3: np.ndarray) -> ObjectResult:
@@ -187,7 +187,7 @@ def test_a_piece_that_no_other_tile_agrees_with_is_left_out() -> None:
 
     image_HW3 = scene((100, 180), [(85, 20, 140, 80)])
     task = Detection(cast(Any, Doubtful()), CLASSES)
-    result = found_in(Predictor(TiledDetector(task, as_it_is, 0.1, Tiling(100, 0.2))), image_HW3)
+    result = found_in(Predictor(ImageDetector(task, as_it_is, 0.1, Tiling(100, 0.2))), image_HW3)
     assert as_set(result.boxes, result.labels) == truth_of(image_HW3)
 
 
@@ -218,7 +218,7 @@ def test_a_real_detector_finds_in_a_tile_what_it_finds_in_the_image() -> None:
     image_HW3 = np.random.default_rng(0).integers(0, 255, (80, 110, 3), dtype=np.uint8)
     whole = predictor("masks", threshold=0.0)
     task: Any = whole.task
-    parts = Predictor(TiledDetector(task.task, task.transform, 0.0, Tiling(128)))
+    parts = Predictor(ImageDetector(task.task, task.transform, 0.0, Tiling(128)))
     a, b = found_in(whole, image_HW3), found_in(parts, image_HW3)
     assert len(a.labels) > 0
     np.testing.assert_array_equal(a.boxes, b.boxes)

@@ -14,7 +14,7 @@ from fourstage.analysis.subjects import Form, Subject, load_subject, untrained_t
 from fourstage.data.bad_images import find_bad_images
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import is_image_name, read_image
-from fourstage.data.sample import BadImage, Dataset, Sample, Split
+from fourstage.data.sample import BadImage, Dataset, Sample
 from fourstage.data.subset import Subset
 from fourstage.engine.devices import choose_device
 from fourstage.progress import Bar
@@ -95,7 +95,7 @@ class ImageFiles:
         return Sample(self.id(index), image_HW3, (image_HW3.shape[0], image_HW3.shape[1]))
 
 
-def open_images(data: str | Path, split: Split = "val") -> Dataset:
+def open_images(data: str | Path) -> Dataset:
     """Return the images of a data set, of a folder without labels, or one image file."""
     path = Path(data)
     if path.is_file() and is_image_name(path.name):
@@ -104,7 +104,7 @@ def open_images(data: str | Path, split: Split = "val") -> Dataset:
         files = sorted(child for child in path.iterdir() if is_image_name(child.name))
         if files:
             return ImageFiles(files)
-    return open_dataset(data, split)
+    return open_dataset(data, "val")
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,14 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
-def choose(
-    dataset: Dataset, count: int | None, order: Order, data: str | Path, *, default: int, least: int = 1
-) -> Chosen:
+def choose(dataset: Dataset, count: int | None, order: Order, data: str | Path, *, default: int) -> Chosen:
     """Return `count` images, the first ones or evenly spread over the data, without those that cannot be read.
 
     Args:
         count: None: `default`, or all where the data has fewer.
-        least: as many must be left.
 
     Raises:
-        ValueError: the data has fewer images than requested, or too few of them can be read.
+        ValueError: the data has fewer images than requested, or none of them can be read.
     """
     few = ""
     if count is None:
@@ -147,9 +144,9 @@ def choose(
     with Bar("reading images", count, show=count >= MANY) as bar:
         bad = find_bad_images(Subset(dataset, np.array(positions)), lambda done, total: bar.update(done))
     kept = [position for position in positions if dataset.id(position) not in bad]
-    if len(kept) < least:
-        first = f", and {len(bad)} cannot be read, the first: {next(iter(bad.values()))}" if bad else ""
-        raise ValueError(f"{plural(least, 'image')} of {data} must be readable; {len(kept)} of {count} are{first}")
+    if not kept:
+        first = next(iter(bad.values()))
+        raise ValueError(f"no image of {data} can be read: {first} (1 of {len(bad)}); give images that can be read")
     notes = [few] if count < default and few else []
     return Chosen(kept, count, (*notes, *([_left_out(bad)] if bad else [])))
 

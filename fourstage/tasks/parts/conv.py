@@ -12,15 +12,10 @@ class ConvNormAct(nn.Module):
     """Convolution, norm, activation; each of the last two only where it is given.
 
     Args:
-        kernel_size: side of the kernel, cells.
-        padding: zeros on each side, cells; None keeps the map's size at stride 1 (odd kernels).
-        groups: of the convolution.
+        kernel_size: side of the kernel, cells, odd; at stride 1 the map keeps its size.
         norm: builds a norm for a number of channels.
         act: the activation itself; None: none.
         bias: of the convolution; None: only where no norm follows, which has its own.
-
-    Raises:
-        ValueError: an even kernel without a padding.
     """
 
     def __init__(
@@ -30,22 +25,18 @@ class ConvNormAct(nn.Module):
         kernel_size: int = 1,
         *,
         stride: int = 1,
-        padding: int | None = None,
-        groups: int = 1,
         norm: Callable[[int], nn.Module] | None = None,
         act: nn.Module | None = None,
         bias: bool | None = None,
     ) -> None:
         super().__init__()
-        if padding is None and kernel_size % 2 == 0:
-            raise ValueError(f"a kernel of {kernel_size} cells has no middle; give its padding")
+        assert kernel_size % 2 == 1
         self.conv = nn.Conv2d(
             in_channels,
             out_channels,
             kernel_size,
             stride=stride,
-            padding=kernel_size // 2 if padding is None else padding,
-            groups=groups,
+            padding=kernel_size // 2,
             bias=norm is None if bias is None else bias,
         )
         self.norm = nn.Identity() if norm is None else norm(out_channels)

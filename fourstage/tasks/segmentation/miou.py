@@ -211,6 +211,6 @@ def _mean(values: np.ndarray) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def or_none(value: Any, digits: int = 6) -> float | None:
+def or_none(value: Any) -> float | None:
     """Return a number for JSON, which has no NaN."""
-    return None if np.isnan(value) else round(float(value), digits)
+    return None if np.isnan(value) else round(float(value), 6)

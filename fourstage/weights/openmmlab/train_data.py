@@ -103,8 +103,8 @@ def detection_augmentation(data: TrainData) -> Values:
     return out
 
 
-def _flip(step: ConfigSection, findings: Findings, usual: float = 0.0) -> float:
-    found = step.get("flip_ratio", step.get("prob", usual))
+def _flip(step: ConfigSection, findings: Findings) -> float:
+    found = step.get("flip_ratio", step.get("prob", 0.0))
     findings.expect(step, "direction", "horizontal")
     if not is_number(found) or not 0 <= found <= 1:
         findings.differs(step, "flip_ratio" if "flip_ratio" in step.values else "prob", "0.5 here")
