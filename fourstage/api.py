@@ -151,8 +151,9 @@ def create_detector(
     """Build an object detector.
 
     Args:
-        method: "retinanet", "mask_rcnn", "cascade_mask_rcnn", or the name of a detector of your own. The file of a
-            checkpoint still works here, with a warning: `from_checkpoint` is the function for it.
+        method: "retinanet", "atss", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn", "dino", or the name of a detector
+            of your own. The file of a checkpoint still works here, with a warning: `from_checkpoint` is the function
+            for it.
         backbone: what `create_backbone` takes: a name of ours, `"timm/<name>"`, or a module with `levels`.
         num_classes: classes of objects; there is no background among them.
         checkpoint_path: start from this file: a complete detector of MMDetection or ours, or a backbone's weights.

@@ -1,7 +1,7 @@
 """The table of detectors and segmentors, and what users add to it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -85,6 +85,14 @@ def test_every_address_of_a_row_exists(name: str) -> None:
 def test_a_complete_checkpoint_is_recognised_by_its_keys(key: str, name: str | None) -> None:
     found = recognise(["neck.laterals.0.weight", key])
     assert (None if found is None else found.name) == name
+
+
+@pytest.mark.parametrize(
+    ("create", "task"), [(fourstage.create_detector, "detection"), (fourstage.create_segmentor, "segmentation")]
+)
+def test_the_docstring_of_a_builder_names_all_methods(create: Callable[..., nn.Module], task: str) -> None:
+    words = create.__doc__ or ""
+    assert [name for name in list_methods(task) if f'"{name}"' not in words] == []
 
 
 def test_a_registered_method_is_known_by_its_name() -> None:
