@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fourstage.files import RAISE, limit, read_bytes, read_text
+from fourstage.files import RAISE, limit, read_bytes
 
 JSON_BYTES = 64 * 2**20
 JSON_VALUES = 5_000_000  # 64 MiB of empty objects would take 1.6 GB
@@ -82,20 +82,7 @@ def parse_json(
             raise ValueError(f"{where} is not JSON: {error}; correct it") from None
 
 
-def read_yaml(path: str | Path, *, most_bytes: int = YAML_BYTES, most_values: int = YAML_VALUES) -> Any:
-    """Return the content of a YAML file; arguments and errors as those of `read_json`."""
-    text = read_text(path, most_bytes)
-    return parse_yaml(text, path, most_bytes=most_bytes, most_values=most_values)
-
-
-def parse_yaml(
-    text: str,
-    where: str | Path,
-    loader: Any = None,
-    *,
-    most_bytes: int = YAML_BYTES,
-    most_values: int = YAML_VALUES,
-) -> Any:
+def parse_yaml(text: str, where: str | Path, loader: Any = None) -> Any:
     """Return the content of a YAML text; `where` names it in messages.
 
     Args:
@@ -106,12 +93,12 @@ def parse_yaml(
     """
     import yaml
 
-    if len(text) > limit(most_bytes):
-        raise ValueError(f"{where} is {len(text):,} bytes large, and at most {limit(most_bytes):,} are read; {RAISE}")
+    if len(text) > limit(YAML_BYTES):
+        raise ValueError(f"{where} is {len(text):,} bytes large, and at most {limit(YAML_BYTES):,} are read; {RAISE}")
     loader = loader or getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with in_file(where):
         try:
-            _check_events(text, where, limit(most_values))
+            _check_events(text, where, limit(YAML_VALUES))
             return yaml.load(text, Loader=loader)
         except yaml.YAMLError as error:
             raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
