@@ -50,7 +50,7 @@ class FloorRow:
     """All products of one shape in a network.
 
     Attributes:
-        count: so many times a step.
+        count: how many times a step computes it.
         best: the name of the quickest product for each pass.
         seconds: of one of them, all passes together.
     """

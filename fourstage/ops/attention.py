@@ -46,18 +46,19 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
 
 
 def by_two_products(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
+    """Two products with a softmax between them, which is of powers of two where nothing needs gradients."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *masks)):
         return _softmax_between(q, k, v, masks, scale)
-    return softmax(partial(_products, q, k, masks, q.shape[-1] ** -0.5 if scale is None else scale)) @ v
+    return softmax(partial(_scores, q, k, masks, q.shape[-1] ** -0.5 if scale is None else scale)) @ v
 
 
-def _products(q: Tensor, k: Tensor, masks: list[Tensor], scale: float, factor: float) -> Tensor:
+def _scores(q: Tensor, k: Tensor, masks: list[Tensor], scale: float, factor: float) -> Tensor:
     """Return `factor` times the products of queries and keys with their masks."""
-    products = q @ k.transpose(-2, -1)
-    products *= scale * factor  # in place: nothing else needs the product
+    scores = q @ k.transpose(-2, -1)
+    scores *= scale * factor  # in place: nothing else needs the product
     for mask in masks:
-        products.add_(mask, alpha=factor)
-    return products
+        scores.add_(mask, alpha=factor)
+    return scores
 
 
 def _softmax_between(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale: float | None) -> Tensor:
@@ -69,7 +70,11 @@ def _softmax_between(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale
 
 
 def _two_products_pay(q: Tensor, k: Tensor, masks: list[Tensor]) -> bool:
-    """With gradients the fused kernel takes no mask, and without a mask it is the faster one."""
+    """Return whether two products may be faster than PyTorch's attention.
+
+    With gradients, its fused kernel takes no mask and is the faster one without masks. Without gradients, two products
+    need weights that fit a cache.
+    """
     weights = q.numel() // q.shape[-1] * k.shape[-2]
     return bool(masks) if torch.is_grad_enabled() else weights <= SMALL
 

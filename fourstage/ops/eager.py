@@ -77,7 +77,7 @@ def runs_eagerly() -> bool:
 
 
 def _is_recorded_or_changed() -> bool:
-    """Return whether something does, apart from the tangents of single tensors."""
+    """Return whether operators are compiled, traced, counted or transformed; tangents of tensors do not count."""
     return bool(
         is_compiling()  # true while exporting too
         or is_tracing()
@@ -89,7 +89,7 @@ def _is_recorded_or_changed() -> bool:
 
 
 def is_compiled() -> bool:
-    """Return whether `torch.compile` makes a graph for this process, which needs no operator that others know."""
+    """Return whether `torch.compile` makes a graph for this process alone, which may hold any operator."""
     return is_compiling() and not is_exporting()
 
 
@@ -104,7 +104,7 @@ def is_transformed() -> bool:
 
 
 def may_bypass(*containers: nn.Module) -> bool:
-    """Return whether layers may be called in place of the modules that hold them, which nobody watches."""
+    """Return whether the layers in these modules may be called without a call of the modules, which have no hooks."""
     return runs_eagerly() and not any(map(is_watched, containers))
 
 
@@ -150,8 +150,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _has_tangent(tensor: Tensor) -> bool:
-    """Return whether a tensor has one. Where others alone have tangents, such as the gradient of the output around a
-    block that a checkpoint computes again, the same form must run as before.
+    """Return whether a tensor has a tangent of forward-mode differentiation.
+
+    Tangents of other tensors do not count: while a checkpoint computes a block again, the gradient of the block's
+    output may have one, and the block must take the same form as before.
     """
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 

@@ -34,7 +34,7 @@ def halo_attention(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Ten
 
 
 def at_once(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
-    """The plain form: all blocks at once, by PyTorch's attention."""
+    """Compute the plain form: all blocks at once, by PyTorch's attention."""
     _, n, m, h, _, d = q_BnmhNd.shape
     window = rows.shape[-1]
     padded = F.pad(kv_BHWC, (0, 0, halo, halo, halo, halo))
@@ -47,7 +47,7 @@ def at_once(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, ha
 
 
 def by_strips(q_BnmhNd: Tensor, kv_BHWC: Tensor, rows: Tensor, columns: Tensor, halo: int) -> Tensor:
-    """Strip after strip of blocks, so that windows and weights stay in the processor's cache."""
+    """Compute the fast form: strip after strip of blocks, so that windows and weights stay in the processor's cache."""
     return cast(Tensor, _StripAttention.apply(q_BnmhNd, kv_BHWC, rows, columns, halo))
 
 
@@ -121,10 +121,10 @@ def strip_windows(padded: Tensor, strip: int, blocks: Sequence[int], halo: int) 
 
 def strip_weights(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the attention weights (m * h, N, w * w) of one strip."""
-    return softmax(partial(_products, q_mhNd, k, rows, columns))
+    return softmax(partial(_scores, q_mhNd, k, rows, columns))
 
 
-def _products(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor, factor: float) -> Tensor:
+def _scores(q_mhNd: Tensor, k: Tensor, rows: Tensor, columns: Tensor, factor: float) -> Tensor:
     """Return `factor` times the products of queries and keys with what is added to them."""
     added = ((rows * factor)[..., :, None] + (columns * factor)[..., None, :]).flatten(3).flatten(0, 1)
     return added.baddbmm_(q_mhNd.flatten(0, 1), k.transpose(1, 2), alpha=q_mhNd.shape[-1] ** -0.5 * factor)

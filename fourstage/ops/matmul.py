@@ -31,10 +31,12 @@ Product = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
 def product_of(x_NC: Tensor, weight_DC: Tensor) -> Product | None:
-    """Return what computes an untouched layer faster than its `forward`, by its number of rows; None: nothing."""
+    """Return what computes an untouched layer faster than its `forward`, by its number of rows; None: nothing does."""
     ways = _ways_of(x_NC.numel() // max(x_NC.shape[-1], 1), weight_DC)
-    names = set(() if ways is None else ways.training if torch.is_grad_enabled() else (ways.inference,))
-    if ways is None or names == {"blas"}:
+    if ways is None:
+        return None
+    names = set(ways.training) if torch.is_grad_enabled() else {ways.inference}
+    if names == {"blas"}:
         return None
     if torch.is_grad_enabled() and "onednn" in names:
         return partial(by_passes, ways)
@@ -67,6 +69,7 @@ def by_blas(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) 
 
 
 def by_convolution(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
+    """Compute a 1x1 convolution of the rows, as cells of images in channels-last memory."""
     rows, channels = x_NC.numel() // x_NC.shape[-1], x_NC.shape[-1]
     images = 1 if torch.get_num_threads() > 1 else 16  # one thread alone goes to oneDNN from 16 images on
     if rows % images:
@@ -78,7 +81,7 @@ def by_convolution(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu:
 
 
 def by_onednn(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
-    """Has no gradients."""
+    """Compute oneDNN's linear layer, which has no gradients."""
     after, how = ("gelu", "none") if gelu else ("none", "")  # "none": the exact GELU, not that by tanh
     return torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how)
 

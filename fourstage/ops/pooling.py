@@ -22,6 +22,7 @@ def average_cells(x_BCHW: Tensor, side: int) -> Tensor:
 
 
 def by_products(x_BCHW: Tensor, side: int) -> Tensor:
+    """Return the same averages by two products, which a graph computes for maps of any size."""
     return _shares(x_BCHW, 2, side) @ x_BCHW @ _shares(x_BCHW, 3, side).mT
 
 

@@ -89,7 +89,7 @@ def _in_threads(compute: Callable[[Tensor], Tensor], chunks: tuple[Tensor, ...],
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads that compute alone: PyTorch would give each of them a team of its own, the square in all."""
+    """Return threads that each compute with one thread: PyTorch would give each of them as many as there are."""
     pool = ThreadPoolExecutor(threads, "roi_align", initializer=_compute_alone)
     together = Barrier(threads)
     for started in [pool.submit(together.wait) for _ in range(threads)]:

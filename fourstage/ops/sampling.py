@@ -17,7 +17,7 @@ from fourstage.ops.weighed_reading import plain_reading, read, weighed_reading, 
 
 RING = 2  # cells of zeros around a map, enough for all four corners of a point outside
 FAR = 2**24  # cells; locations are clamped to it, which is outside any map and still an int32
-MEASURED = 2**24  # values that a measurement reads at most: it takes so many images of a batch
+MEASURED = 2**24  # values that a measurement reads at most, which limits how many images of a batch it takes
 
 
 def deformable_sample(

@@ -144,7 +144,7 @@ def regular(state: Mapping[str, Tensor], classes: int | None) -> Mapping[str, Te
         classes: of the network that is filled; None: of the 91 rows the 80 of COCO's categories are kept.
 
     Raises:
-        ValueError: a tensor that tells a size is missing or has another shape.
+        ValueError: a tensor that shows a size is missing or has another shape.
     """
     if not is_of_idea(state):
         return state
@@ -189,7 +189,7 @@ def arguments_of_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     None for other names. Heads and points are eight and four where the layers allow it, as in all published files.
 
     Raises:
-        ValueError: a tensor that tells a size is missing or has another shape.
+        ValueError: a tensor that shows a size is missing or has another shape.
     """
     if "label_enc.weight" not in state or "transformer.tgt_embed.weight" not in state:
         return None
