@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -377,7 +377,8 @@ def _order(protocol: AnyProtocol, dataset: Dataset, ranks: Ranks, groups: bytes 
 
 
 def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Trained:
-    recipe, ranks, device, plan = setup.recipe, setup.ranks, setup.device, setup.plan
+    """Run the training from its last checkpoint, or from the start, and score its best checkpoint at the end."""
+    ranks, device, plan = setup.ranks, setup.device, setup.plan
     training = setup.training(task)
     if ranks.first:
         folder.begin(setup.resolved, environment(device, sum(p.numel() for p in task.parameters())))
@@ -387,39 +388,10 @@ def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Train
     log_position = continue_from(setup, folder, training, show=show)
     evaluator = Evaluator(setup.protocol, setup.splits.val, ranks, device)
     batches = setup.batches(training.step, plan.total)
-    loop = Loop(
-        training=training,
-        plan=plan,
-        schedule=build.schedule(recipe, plan.steps_per_epoch),
-        batches=batches,
-        batches_of=setup.batches_of,
-        evaluate=lambda task, stop: evaluator.metrics(task, stop, keep=training.step == plan.total),
-        main_metric=task.main_metric,
-        checkpoints=folder.checkpoints,
-        keep={
-            "classes": list(setup.splits.train.classes),
-            "about": setup.metadata,
-            "recipe": recipe.model_dump(mode="json"),
-            "conditions": setup.conditions,
-            **({computation.KEY: computation.current().as_plain()} if device.type == "cpu" else {}),
-        },
-        ranks=ranks,
-        device=device,
-        autocast=build.autocast(recipe, device),
-        grad_clip=recipe.optimisation.grad_clip,
-        seed=recipe.seed,
-        weight_decay=build.weight_decay(recipe, plan.total),
-        forward=_compiled if recipe.compile else _plain,
-        describe=partial(brief_text, classes=len(setup.splits.train.classes)),
-    )
-    opened = (
-        RunLog(folder.path, log_position, training.step, tracker=recipe.tracker, config=recipe.model_dump(mode="json"))
-        if ranks.first
-        else nullcontext()
-    )
+    loop = _loop(setup, folder, training, evaluator, batches)
     with (
         closing(batches),
-        opened as log,
+        _open_log(setup, folder, log_position, training.step) as log,
         StopRequest() as stop,
         Bar("training", plan.total, training.step, show=show, main=True) as bar,
     ):
@@ -430,6 +402,52 @@ def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Train
     metrics = finish(folder, evaluator, training)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics, classes=len(setup.splits.train.classes))
+
+
+def _loop(
+    setup: Setup, folder: RunFolder, training: Training, evaluator: Evaluator, batches: Iterator[list[Batch]]
+) -> Loop:
+    recipe, device, plan, task = setup.recipe, setup.device, setup.plan, training.task
+    assert isinstance(task, AnyTask)
+    return Loop(
+        training=training,
+        plan=plan,
+        schedule=build.schedule(recipe, plan.steps_per_epoch),
+        batches=batches,
+        batches_of=setup.batches_of,
+        evaluate=lambda task, stop: evaluator.metrics(task, stop, keep=training.step == plan.total),
+        main_metric=task.main_metric,
+        checkpoints=folder.checkpoints,
+        keep=_kept_in_checkpoints(setup),
+        ranks=setup.ranks,
+        device=device,
+        autocast=build.autocast(recipe, device),
+        grad_clip=recipe.optimisation.grad_clip,
+        seed=recipe.seed,
+        weight_decay=build.weight_decay(recipe, plan.total),
+        forward=_compiled if recipe.compile else _plain,
+        describe=partial(brief_text, classes=len(setup.splits.train.classes)),
+    )
+
+
+def _kept_in_checkpoints(setup: Setup) -> dict[str, Any]:
+    """Return what a checkpoint holds beside the state of the training."""
+    of_machine = {computation.KEY: computation.current().as_plain()} if setup.device.type == "cpu" else {}
+    return {
+        "classes": list(setup.splits.train.classes),
+        "about": setup.metadata,
+        "recipe": setup.recipe.model_dump(mode="json"),
+        "conditions": setup.conditions,
+        **of_machine,
+    }
+
+
+def _open_log(setup: Setup, folder: RunFolder, position: int, step: int) -> AbstractContextManager[RunLog | None]:
+    """Return the log of the first process, which continues at a position of its file; None for the others."""
+    if not setup.ranks.first:
+        return nullcontext()
+    recipe = setup.recipe
+    return RunLog(folder.path, position, step, tracker=recipe.tracker, config=recipe.model_dump(mode="json"))
 
 
 def _choose_threads(setup: Setup, task: AnyTask, *, show: bool) -> None:
