@@ -188,47 +188,74 @@ def _box_arguments(box: ConfigSection, agnostic_of: Mapping[str, bool]) -> Value
 def _two_stage(model: ConfigSection, heads: ConfigSection) -> Values:
     """Return the arguments of pyramid, proposals and mask head. Raise ValueError where regions are not as ours."""
     neck, rpn = model.section("neck"), model.section("rpn_head")
+    maps, outs = _two_stage_maps(neck)
+    channels = neck.integer("out_channels", 256)
+    strides = [_first_stride(model) << i for i in range(outs)]
+    proposals = _proposals(rpn, strides, channels)
+    heads.require("type", ["StandardRoIHead", "CascadeRoIHead"])
+    masks = bool(heads.get("mask_head"))
+    finest_scale = heads.section("bbox_roi_extractor").integer("finest_scale", 56)
+    sizes = {"bbox_roi_extractor": 7} | ({"mask_roi_extractor": 14} if masks else {})
+    for name, size in sizes.items():
+        _check_extractor(heads.section(name), strides[:maps], finest_scale, size)
+    return {
+        "channels": channels,
+        "masks": masks,
+        **unusual({"num_outs": (outs, maps + 1)}),
+        **({"rpn": proposals} if proposals else {}),
+        **unusual({"finest": (finest_scale, 56)}),
+        **(_mask_arguments(heads.sections("mask_head")[0]) if masks else {}),
+    }
+
+
+def _two_stage_maps(neck: ConfigSection) -> tuple[int, int]:
+    """Return the numbers of maps that go into a pyramid and come out of it."""
     _check_neck(neck)
     maps = len(neck.integers("in_channels"))
     neck.require("start_level", [0], default=0)
     neck.require("add_extra_convs", [False], default=False)
-    outs, channels = neck.integer("num_outs", maps + 1), neck.integer("out_channels", 256)
+    outs = neck.integer("num_outs", maps + 1)
     if outs < maps:
         raise neck.error(f"has num_outs={outs}, and {maps} maps come in")
+    return maps, outs
+
+
+def _proposals(rpn: ConfigSection, strides: list[int], channels: int) -> Values:
+    """Return the arguments of the proposals that differ from the defaults.
+
+    Args:
+        strides: of the pyramid's maps.
+        channels: of the pyramid's maps.
+    """
     rpn.require("type", ["RPNHead"])
-    strides = [_first_stride(model) << i for i in range(outs)]
     _check_anchors(rpn, strides)
-    rpn.section("anchor_generator").require("center_offset", [0], default=0)
-    _check_coder(rpn.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
-    heads.require("type", ["StandardRoIHead", "CascadeRoIHead"])
-    arguments: Values = {"channels": channels, "masks": bool(heads.get("mask_head"))}
-    arguments |= unusual({"num_outs": (outs, maps + 1)})
     anchors = rpn.section("anchor_generator")
-    own = unusual({
+    anchors.require("center_offset", [0], default=0)
+    _check_coder(rpn.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
+    return unusual({
         "channels": (rpn.integer("feat_channels", 256), channels),
         "convs": (rpn.integer("num_convs", 1), 1),
         "scales": (list(anchors.positive_numbers("scales")), [8]),
         "ratios": (list(anchors.positive_numbers("ratios")), ANCHOR_RATIOS),
     })  # fmt: skip
-    arguments |= {"rpn": own} if own else {}
-    finest_scale = heads.section("bbox_roi_extractor").integer("finest_scale", 56)
-    arguments |= unusual({"finest": (finest_scale, 56)})
-    for name, size in (("bbox_roi_extractor", 7), ("mask_roi_extractor", 14)):
-        if name.startswith("bbox") or arguments["masks"]:
-            extractor = heads.section(name)
-            extractor.require("featmap_strides", [strides[:maps]], default=strides[:maps])
-            extractor.require("finest_scale", [finest_scale], default=56)
-            layer = extractor.section("roi_layer")
-            layer.require("type", ["RoIAlign"])
-            layer.require("output_size", [size, [size, size]])
-            layer.require("sampling_ratio", [0], default=0)
-    if arguments["masks"]:
-        mask = heads.sections("mask_head")[0]
-        mask.require("type", ["FCNMaskHead"])
-        mask.require("class_agnostic", [False], default=False)
-        arguments["mask_channels"] = mask.integer("conv_out_channels", 256)
-        arguments |= unusual({"mask_convs": (mask.integer("num_convs", 4), 4)})
-    return arguments
+
+
+def _check_extractor(extractor: ConfigSection, strides: list[int], finest_scale: int, size: int) -> None:
+    """Raise ValueError unless regions are cut out of the maps of these strides as here, with `size` cells a side."""
+    extractor.require("featmap_strides", [strides], default=strides)
+    extractor.require("finest_scale", [finest_scale], default=56)
+    layer = extractor.section("roi_layer")
+    layer.require("type", ["RoIAlign"])
+    layer.require("output_size", [size, [size, size]])
+    layer.require("sampling_ratio", [0], default=0)
+
+
+def _mask_arguments(head: ConfigSection) -> Values:
+    """Return the arguments of the mask head."""
+    head.require("type", ["FCNMaskHead"])
+    head.require("class_agnostic", [False], default=False)
+    channels, convs = head.integer("conv_out_channels", 256), head.integer("num_convs", 4)
+    return {"mask_channels": channels, **unusual({"mask_convs": (convs, 4)})}
 
 
 def _with_limits(arguments: Values, limits: ConfigSection) -> Values:
