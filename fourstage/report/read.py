@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -333,24 +333,29 @@ def _evaluation(path: Path, *, classifies: bool) -> Evaluation | None:
     )
     if not classifies:
         return replace(common, tables=tables)
-    confusion = np.asarray(tables["confusion"], dtype=np.int64) if tables.get("confusion") else None
-    if confusion is not None and confusion.shape != (len(classes), len(classes)):
-        raise ValueError(
-            f"{path} names {len(classes)} classes, but its confusion table has the shape {confusion.shape}; remove it"
-        )
     return replace(
         common,
-        confusion=confusion,
-        per_class=tuple(
-            ClassRow(
-                classes[i] if i < len(classes) else str(row["name"]),
-                int(row["count"]),
-                *(number(row.get(key)) for key in ("top1", "top5", "loss")),
-            )
-            for i, row in enumerate(tables.get("per_class") or ())
-        ),
+        confusion=_confusion(path, tables, len(classes)),
+        per_class=tuple(_class_rows(tables, classes)),
         confused=tuple((int(a), int(b), int(n)) for a, b, n in tables.get("confused") or ()),
     )
+
+
+def _confusion(path: Path, tables: Mapping[str, Any], classes: int) -> np.ndarray | None:
+    if not tables.get("confusion"):
+        return None
+    confusion = np.asarray(tables["confusion"], dtype=np.int64)
+    if confusion.shape != (classes, classes):
+        raise ValueError(
+            f"{path} names {classes} classes, but its confusion table has the shape {confusion.shape}; remove it"
+        )
+    return confusion
+
+
+def _class_rows(tables: Mapping[str, Any], classes: Sequence[str]) -> Iterator[ClassRow]:
+    for i, row in enumerate(tables.get("per_class") or ()):
+        name = classes[i] if i < len(classes) else str(row["name"])
+        yield ClassRow(name, int(row["count"]), *(number(row.get(key)) for key in ("top1", "top5", "loss")))
 
 
 def _records(path: Path) -> Records | None:
