@@ -114,20 +114,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         raise ValueError(
             f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
         )
-    end = [key for key in plan.fresh if matches(key, END[:-1]) and not re.fullmatch(COUNTER, key)]
-    if end and not fresh_head:
-        raise ValueError(
-            f"{source} holds a network without what follows its last map ({_listed(end)}): give load_checkpoint "
-            "fresh_head=True to keep these as they were built"
-        )
+    if not fresh_head:
+        _check_end(plan, source)
     head, note = fit_head(named.state, wanted, source, fresh_head)
-    filled = {key: named.state[key] for key in plan.take if not key.startswith("head.")} | head
-    for key in plan.resize:
-        rule = resize_rule(_family(model), key)
-        assert rule is not None, key
-        filled[key] = rule.change(named.state[key], wanted[key])
-    for key in plan.adapt:
-        filled[key] = adapt_stem(named.state[key], wanted[key].shape[1])
+    filled = _filled(model, plan, wanted, named.state) | head
     fresh = [*plan.fresh, *(key for key in HEAD if key in wanted and key not in head and key not in plan.fresh)]
     check_complete(filled, wanted, fresh)
     network.load_state_dict({**wanted, **filled})
@@ -143,6 +133,30 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         stem=adapted_note(wanted[plan.adapt[0]].shape[1]) if plan.adapt else "",
         taken=reading.note,
     )
+
+
+def _check_end(plan: Plan, source: str) -> None:
+    """Raise ValueError where the file is of a feature extractor, and the network needs what follows the last map."""
+    end = [key for key in plan.fresh if matches(key, END[:-1]) and not re.fullmatch(COUNTER, key)]
+    if end:
+        raise ValueError(
+            f"{source} holds a network without what follows its last map ({_listed(end)}): give load_checkpoint "
+            "fresh_head=True to keep these as they were built"
+        )
+
+
+def _filled(
+    model: nn.Module, plan: Plan, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of a plan in the network's shapes, all but those of the head."""
+    filled = {key: state[key] for key in plan.take if not key.startswith("head.")}
+    for key in plan.resize:
+        rule = resize_rule(_family(model), key)
+        assert rule is not None, key
+        filled[key] = rule.change(state[key], wanted[key])
+    for key in plan.adapt:
+        filled[key] = adapt_stem(state[key], wanted[key].shape[1])
+    return filled
 
 
 def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: str) -> Report:
