@@ -73,40 +73,56 @@ class _StripAttention(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        tensors: tuple[Tensor, ...] = ctx.saved_tensors
+        q, kv, rows, columns = ctx.saved_tensors
         if needs_plain_form(grads[0]):
             plain = partial(at_once, halo=ctx.halo)
-            return (*of_plain_form(plain, tensors, ctx.needs_input_grad[:4], grads[0]), None)
-        q, rows, columns = (tensors[i].contiguous() for i in (0, 2, 3))
-        padded = F.pad(tensors[1], (0, 0, ctx.halo, ctx.halo, ctx.halo, ctx.halo))
-        batch, n, m, heads, _, dim = q.shape
-        window = rows.shape[-1]
-        block = window - 2 * ctx.halo
-        spans = -(-window // block)  # blocks a side that a window touches, counted from its first cell
-        grad_out = grads[0].contiguous()
-        to_q, to_rows, to_columns = (torch.empty_like(x) for x in (q, rows, columns))
-        to_padded = padded.new_zeros(batch, padded.shape[1], m + spans - 1, block, heads, 2, dim)
-        to_kv = q.new_empty(2, m * heads, window**2, dim)
-        to_windows = to_kv.view(2, m, heads, window, window, dim).permute(3, 1, 4, 2, 0, 5)  # w, m, w, h, 2, d
-        for image, strip in product(range(batch), range(n)):
-            at = (image, strip)
-            k, v = strip_windows(padded[image], strip, q.shape, ctx.halo)
-            weights = strip_weights(q[at], k, rows[at], columns[at])
-            grad = grad_out[at].flatten(0, 1)
-            torch.bmm(weights.transpose(1, 2), grad, out=to_kv[1])
-            to_logits = torch.ops.aten._softmax_backward_data(grad @ v.transpose(1, 2), weights, -1, weights.dtype)
-            by_side = to_logits.view(*rows[at].shape, window)
-            torch.sum(by_side, -1, out=to_rows[at])
-            torch.sum(by_side, -2, out=to_columns[at])
-            to_logits *= dim**-0.5
-            torch.bmm(to_logits, k, out=to_q[at].flatten(0, 1))
-            torch.bmm(to_logits.transpose(1, 2), q[at].flatten(0, 1), out=to_kv[0])
-            lines = to_padded[image, strip * block : strip * block + window]  # w, blocks, b, h, 2, d
-            for i in range(spans):
-                part = to_windows[:, :, i * block : (i + 1) * block]
-                lines[:, i : i + m, : part.shape[2]] += part
-        inside = slice(ctx.halo, ctx.halo + n * block), slice(ctx.halo, ctx.halo + m * block)
-        return to_q, to_padded.flatten(4).flatten(2, 3)[:, *inside], to_rows, to_columns, None
+            return (*of_plain_form(plain, (q, kv, rows, columns), ctx.needs_input_grad[:4], grads[0]), None)
+        return *_gradients(grads[0].contiguous(), q, kv, rows, columns, ctx.halo), None
+
+
+def _gradients(
+    grad_BnmhNd: Tensor, q_BnmhNd: Tensor, kv_BHWC: Tensor, rows_BnmhNw: Tensor, columns_BnmhNw: Tensor, halo: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys and values, rows and columns, given that of the output."""
+    q, rows, columns = (x.contiguous() for x in (q_BnmhNd, rows_BnmhNw, columns_BnmhNw))
+    padded = F.pad(kv_BHWC, (0, 0, halo, halo, halo, halo))
+    batch, n, m, heads, _, dim = q.shape
+    window = rows.shape[-1]
+    block = window - 2 * halo
+    spans = -(-window // block)  # blocks a side that a window touches, counted from its first cell
+    to_q, to_rows, to_columns = (torch.empty_like(x) for x in (q, rows, columns))
+    to_padded = padded.new_zeros(batch, padded.shape[1], m + spans - 1, block, heads, 2, dim)
+    to_kv = q.new_empty(2, m * heads, window**2, dim)
+    to_windows = to_kv.view(2, m, heads, window, window, dim).permute(3, 1, 4, 2, 0, 5)  # w, m, w, h, 2, d
+    for image, strip in product(range(batch), range(n)):
+        at = (image, strip)
+        k, v = strip_windows(padded[image], strip, q.shape, halo)
+        weights = strip_weights(q[at], k, rows[at], columns[at])
+        grad = grad_BnmhNd[at].flatten(0, 1)
+        torch.bmm(weights.transpose(1, 2), grad, out=to_kv[1])
+        to_scores = torch.ops.aten._softmax_backward_data(grad @ v.transpose(1, 2), weights, -1, weights.dtype)
+        by_side = to_scores.view(*rows[at].shape, window)
+        torch.sum(by_side, -1, out=to_rows[at])
+        torch.sum(by_side, -2, out=to_columns[at])
+        to_scores *= dim**-0.5
+        torch.bmm(to_scores, k, out=to_q[at].flatten(0, 1))
+        torch.bmm(to_scores.transpose(1, 2), q[at].flatten(0, 1), out=to_kv[0])
+        _add_windows(to_padded[image, strip * block : strip * block + window], to_windows, block)
+    inside = slice(halo, halo + n * block), slice(halo, halo + m * block)
+    return to_q, to_padded.flatten(4).flatten(2, 3)[:, *inside], to_rows, to_columns
+
+
+def _add_windows(lines: Tensor, windows: Tensor, block: int) -> None:
+    """Add the windows of a strip, which overlap, to the lines of the padded map that they were cut out of.
+
+    Shapes:
+        lines: (w, blocks across the padded map, b, h, 2, d).
+        windows: (w, m, w, h, 2, d).
+    """
+    m, window = windows.shape[1:3]
+    for i, start in enumerate(range(0, window, block)):
+        section = windows[:, :, start : start + block]
+        lines[:, i : i + m, : section.shape[2]] += section
 
 
 def strip_windows(padded: Tensor, strip: int, blocks: Sequence[int], halo: int) -> tuple[Tensor, Tensor]:
