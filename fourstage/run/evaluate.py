@@ -27,7 +27,7 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.exported.runtime import is_exported
 from fourstage.files import csv_cell, real_path, write_text
 from fourstage.progress import Bar
-from fourstage.recipe import list_recipes, resolve, resolve_run
+from fourstage.recipe import Recipe, list_recipes, resolve, resolve_run
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.folder import RunFolder
@@ -167,28 +167,19 @@ def evaluate(
     if names_a_run(str(recipe), list_recipes()):
         raise FileNotFoundError(no_run(Path(recipe)))
     run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
-    source = Path(recipe) / "recipe.yaml" if run else recipe
     values = {} if data is None else {"data": data_path(data)}
     if run is not None:
         run.recipe()  # raises its own message where the folder is no run folder
         resolved = resolve_run(run.path, changes, values, imports)
     else:
         resolved = resolve(recipe, changes, values, imports)
-    if weights is None and run is not None:
-        weights, which = run.kept(which)
-    weights = weights or resolved.recipe.weights
-    if weights is None:
-        raise ValueError(
-            "a recipe alone has no weights to evaluate; add --weights FILE, or --weights pretrained for the published "
-            "ones, or name a run folder"
-        )
+    weights, which = _weights(weights, which, run, resolved.recipe)
     ranks, device = join(resolved.recipe.device)
     try:
         import_files(resolved.recipe.imports)
         resolved, weights = published_weights(resolved, weights)
-        table = None if csv is None else check_csv(Path(csv), keep=(weights, source))
-        protocol = protocol_of(resolved.recipe)
-        kept = (weights, source)
+        protocol, kept = protocol_of(resolved.recipe), (weights, run.path / "recipe.yaml" if run else recipe)
+        table = None if csv is None else check_csv(Path(csv), kept)
         predictions = None if results is None else checked_results(protocol, results, table, kept)
         with limited_threads(loader_workers(protocol.recipe.workers, device)), yielding_cores():
             evaluated = _evaluate(protocol, weights, which, run, ranks, device, predictions, show=show and ranks.first)
@@ -197,6 +188,23 @@ def evaluate(
         return evaluated
     finally:
         leave()
+
+
+def _weights(weights: str | Path | None, which: str, run: RunFolder | None, recipe: Recipe) -> tuple[str | Path, str]:
+    """Return the weights to evaluate: those that were asked for, the run's best ones, or those the recipe starts from.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if weights is None and run is not None:
+        return run.kept(which)
+    weights = weights or recipe.weights
+    if weights is None:
+        raise ValueError(
+            "a recipe alone has no weights to evaluate; add --weights FILE, or --weights pretrained for the published "
+            "ones, or name a run folder"
+        )
+    return weights, which
 
 
 def _evaluate(
