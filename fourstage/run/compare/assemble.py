@@ -63,17 +63,11 @@ def assemble(
     check_tuning(wishes.tuning, arms)
     name = _metric(table, seeds, wishes.metric)
     shown = metric_format(name)
-    sign = 1.0 if shown.higher_is_better else -1.0
     values = {arm: np.array([table[arm][seed].metrics[name] for seed in seeds]) for arm in arms}
     images = len(common_images(table))
     drawn = drawn_metrics(table, seeds, name)
-    pairs = [(arm, reference) for arm in arms if arm != reference]
-    compared = compare_pairs(
-        {arm: sign * one for arm, one in values.items()},
-        pairs,
-        None if drawn is None else {arm: sign * one for arm, one in drawn[0].items()},
-        images,
-    )
+    draws = None if drawn is None else drawn[0]
+    pairs = _pairs(values, draws, reference, images, higher_is_better=shown.higher_is_better)
     costs = {arm: _cost(table[arm][seeds[0]]) for arm in arms}
     known = {arm: cost for arm, cost in costs.items() if cost is not None}
     speeds = _speeds(table, seeds[0], folder, wishes.speed_seconds, show=show)
@@ -83,11 +77,6 @@ def assemble(
         replace(_arm(arm, table[arm], seeds, values[arm], costs[arm], speeds, wishes), columns=columns[arm])
         for arm in arms
     )
-    verdicts = [decide(pair, len(pairs)) for pair in compared]
-    rows = [
-        PairResult(arm, base, pair, verdict, sentence(arm, base, pair, verdict, len(pairs), images))
-        for (arm, base), pair, verdict in zip(pairs, compared, verdicts, strict=True)
-    ]
     return Comparison(
         title=" · ".join(arms),
         metric=name,
@@ -97,12 +86,36 @@ def assemble(
         seeds=seeds,
         images=images,
         arms=results,
-        pairs=tuple(rows),
+        pairs=pairs,
         missing=tuple(missing),
         warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=drawn is not None)),
         conditions=tuple(_conditions(table, seeds)),
         remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
         pictures=pictures_of(measured, wishes.analyses, reference),
+    )
+
+
+def _pairs(
+    values: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray] | None,
+    reference: str,
+    images: int,
+    *,
+    higher_is_better: bool,
+) -> tuple[PairResult, ...]:
+    """Return each other arm compared with the reference; `values` and `draws` as in `compare_pairs`."""
+    sign = 1.0 if higher_is_better else -1.0
+    names = [(arm, reference) for arm in values if arm != reference]
+    compared = compare_pairs(
+        {arm: sign * one for arm, one in values.items()},
+        names,
+        None if draws is None else {arm: sign * one for arm, one in draws.items()},
+        images,
+    )
+    verdicts = [decide(pair, len(names)) for pair in compared]
+    return tuple(
+        PairResult(arm, base, pair, verdict, sentence(arm, base, pair, verdict, len(names), images))
+        for (arm, base), pair, verdict in zip(names, compared, verdicts, strict=True)
     )
 
 

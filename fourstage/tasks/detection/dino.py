@@ -125,16 +125,16 @@ class DINO(Detector):
         self.query_embed = nn.Embedding(queries, channels)
         self.label_embed = nn.Embedding(num_classes, channels).requires_grad_(denoising > 0)
         self.decoder = Decoder(decoder_layers, *shape)
-        heads_count = decoder_layers + 1  # the last one reads the encoder
-        self.classify = nn.ModuleList(nn.Linear(channels, num_classes) for _ in range(heads_count))
-        self.regress = nn.ModuleList(MLP(channels, channels, channels, 4) for _ in range(heads_count))
+        predictions = decoder_layers + 1  # the last one is that of the encoder
+        self.classify = nn.ModuleList(nn.Linear(channels, num_classes) for _ in range(predictions))
+        self.regress = nn.ModuleList(MLP(channels, channels, channels, 4) for _ in range(predictions))
         self.queries, self.per_image, self.pad_to = queries, per_image, pad_to
         self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         self.temperature, self.offset = position_temperature, position_offset
         self.denoising_criterion = SetCriterion(set_cost, LOSSES, WEIGHTS)
         self.criterion = self.denoising_criterion
         if stable:
-            cost = partial(position_modulated_cost, decoder_layers + 1)
+            cost = partial(position_modulated_cost, predictions)
             self.criterion = SetCriterion(cost, STABLE_LOSSES, STABLE_WEIGHTS)
         self.reset_parameters()
 
