@@ -18,6 +18,7 @@ from fourstage.predict.predictor import Predictor
 from fourstage.predict.results import SHOWN_SCORE, ClassResult, LabelMapResult, ObjectResult, Result
 from fourstage.resources import sentences
 from fourstage.run.load import load
+from fourstage.run.open import Options, tiling_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,8 @@ def serve(
     """
     _gradio()  # first: loading a network takes longer
     check_address(host, port)
-    predictor = load(source, weights=weights, which=which, tile=tile, device=device, imports=imports, show=False)
+    options = Options(weights, which, tiling=tiling_of(tile, None, 1), device=device, imports=imports)
+    predictor = load(source, options, show=False)
     launch(page(predictor, str(source)), host, port)
 
 

@@ -38,8 +38,9 @@ def _run_push(args: argparse.Namespace) -> int:
 
     repository = check_name(args.repository)  # before anything is loaded
     from fourstage.run.load import load
+    from fourstage.run.open import Options
 
-    network = load(args.source, which=args.which, device="cpu", imports=args.imports)
+    network = load(args.source, Options(which=args.which, device="cpu", imports=args.imports))
     address = network.push_to_hub(repository, private=args.private, licence=args.licence, exist_ok=args.update)
     print(f"wrote {address}; in Python:\nfourstage.load('hf-hub:{repository}')")
     return 0

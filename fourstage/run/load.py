@@ -20,7 +20,7 @@ from fourstage.run import computation
 from fourstage.run.complete_checkpoints import fitting_recipes, published_of
 from fourstage.run.described import check_recipe_of_file, classes_of, metadata_of, recipe_of
 from fourstage.run.folder import RunFolder
-from fourstage.run.open import tiling_of
+from fourstage.run.open import Options
 from fourstage.run.pretrained.facts import find_facts
 from fourstage.run.pretrained.save import Keeper
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_class, protocol_of
@@ -36,27 +36,14 @@ YAML = (".yaml", ".yml")
 
 
 @sentences("choose another device")
-def load(
-    source: str | Path,
-    *,
-    weights: str | Path | None = None,
-    which: str = "model",
-    threshold: float | None = None,
-    batch_size: int = 1,
-    tile: int | None = None,
-    overlap: float | None = None,
-    device: str = "auto",
-    precision: str = "float32",
-    imports: Iterable[str | Path] = (),
-    show: bool = True,
-) -> Predictor:
+def load(source: str | Path, options: Options | None = None, *, batch_size: int = 1, show: bool = True) -> Predictor:
     """Return what `open.load` returns for all sources but exported files; arguments and errors as there."""
-    tiling = tiling_of(tile, overlap, batch_size)
-    source, torch_device = begin(source, weights, which, device, imports)
-    protocol, task = load_task(source, weights, which)
-    predicts = image_predictor(task.to(torch_device).eval(), protocol.evaluation_transform(), threshold, tiling)
-    keeper = Keeper(protocol, task, partial(find_facts, source, weights, which, protocol.recipe))
-    return Predictor(predicts, batch_size=batch_size, precision=precision, show=show, keeper=keeper)
+    o = options or Options()
+    source, device = begin(source, o.weights, o.which, o.device, o.imports)
+    protocol, task = load_task(source, o.weights, o.which)
+    predicts = image_predictor(task.to(device).eval(), protocol.evaluation_transform(), o.threshold, o.tiling)
+    keeper = Keeper(protocol, task, partial(find_facts, source, o.weights, o.which, protocol.recipe))
+    return Predictor(predicts, batch_size=batch_size, precision=o.precision, show=show, keeper=keeper)
 
 
 def begin(

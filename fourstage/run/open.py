@@ -27,7 +27,7 @@ class Options:
     tiling: Tiling | None = None
     device: str = "auto"
     precision: str = "float32"
-    imports: tuple[str | Path, ...] = ()
+    imports: Iterable[str | Path] = ()
 
 
 @sentences("choose another device")
@@ -70,25 +70,14 @@ def load(
         ValueError, OSError: there is no such network, its weights do not fit, or an argument is wrong; one sentence on
             what came, what was needed and what to type next.
     """
+    tiling = tiling_of(tile, overlap, batch_size)
+    files = (imports,) if isinstance(imports, str | Path) else tuple(imports)
+    options = Options(weights, which, threshold, tiling, device, precision, files)
     if is_exported(source):
-        tiling = tiling_of(tile, overlap, batch_size)
-        options = Options(weights, which, threshold, tiling, device, precision, tuple(imports))
         return Predictor(opener(source, options)(), batch_size=batch_size, show=show)
     from fourstage.run.load import load as load_network
 
-    return load_network(
-        source,
-        weights=weights,
-        which=which,
-        threshold=threshold,
-        batch_size=batch_size,
-        tile=tile,
-        overlap=overlap,
-        device=device,
-        precision=precision,
-        imports=imports,
-        show=show,
-    )
+    return load_network(source, options, batch_size=batch_size, show=show)
 
 
 def tiling_of(tile: int | None, overlap: float | None, batch_size: int) -> Tiling | None:
