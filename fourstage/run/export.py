@@ -246,14 +246,14 @@ def _described(
         resize = KeepRatio(tuple(e.scale))
     else:
         resize = Views(e.scale, e.window, e.stride, e.divisor, tuple(e.ratios), e.ratios_of)
-    backbone = recipe.network_name if recipe.task == "classification" else f"{recipe.method} over {recipe.backbone}"
+    network = recipe.network_name if recipe.task == "classification" else f"{recipe.method} over {recipe.backbone}"
     return Description(
         task=recipe.task,
         kind=graph.kind,
         outputs=graph.outputs,
         classes=task.classes,
         input=input,
-        network=backbone,
+        network=network,
         resize=resize,
         suppression=graph.suppression,
         method=None if recipe.task == "classification" else recipe.method,

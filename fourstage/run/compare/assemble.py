@@ -65,8 +65,7 @@ def assemble(
     shown = metric_format(name)
     values = {arm: np.array([table[arm][seed].metrics[name] for seed in seeds]) for arm in arms}
     images = len(common_images(table))
-    drawn = drawn_metrics(table, seeds, name)
-    draws = None if drawn is None else drawn[0]
+    draws = drawn_metrics(table, seeds, name)
     pairs = _pairs(values, draws, reference, images, higher_is_better=shown.higher_is_better)
     costs = {arm: _cost(table[arm][seeds[0]]) for arm in arms}
     known = {arm: cost for arm, cost in costs.items() if cost is not None}
@@ -88,7 +87,7 @@ def assemble(
         arms=results,
         pairs=pairs,
         missing=tuple(missing),
-        warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=drawn is not None)),
+        warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=draws is not None)),
         conditions=tuple(_conditions(table, seeds)),
         remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
         pictures=pictures_of(measured, wishes.analyses, reference),

@@ -29,8 +29,8 @@ def common_images(table: Table) -> list[str]:
     return first
 
 
-def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> tuple[dict[str, np.ndarray], int] | None:
-    """Return by arm (D, S) the metric for draws of images, and the number of images N.
+def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> dict[str, np.ndarray] | None:
+    """Return by arm (D, S) the metric for draws of images.
 
     Returns:
         None for a metric that images alone do not give, or where the draws would take too long.
@@ -49,7 +49,7 @@ def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> tuple[dict
                 return None
             columns.append(column_D)
         out[arm] = np.stack(columns, axis=1)
-    return out, len(ids)
+    return out
 
 
 def _affordable(table: Table, images: int) -> int:
