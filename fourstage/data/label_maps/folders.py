@@ -91,7 +91,7 @@ class LabelMaps:
         return Path(self._maps[index].decode(errors="surrogateescape"))
 
     def sample(self, index: int) -> Sample:
-        """Read one image and its label map. Raises BadImage, also for labels unknown_values the classes."""
+        """Read one image and its label map. Raises BadImage, also for labels that are of no class."""
         image_HW3 = read_image(self.path(index), orient=True)
         path = self.map_path(index)
         labels_HW = to_labels(read_values(path, self._colours), self.table_256, path, len(self.classes))
