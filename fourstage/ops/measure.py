@@ -33,7 +33,7 @@ SAME = {"most-wide-wide": "many-wide-wide"}  # too long to measure, and no netwo
 MARGIN = 0.95  # a product replaces the plain one only if it takes at most this share of its time
 FEWEST, MOST = 4, 16  # turns; the first ones choose kernels
 AGAIN = 1.1  # times are the same up to this factor
-MET = 3  # so many times must the shortest time be met
+MET = 3  # turns that must meet the shortest time
 WON = 0.8  # share of the turns that a form wins against the plain one: by chance one form in a hundred does
 
 
@@ -80,7 +80,7 @@ def measured() -> Products:
 
 
 def _measured() -> Products:
-    """Raises UnsureError where several threads measure on a busy machine."""
+    """Return the choice, or raise UnsureError where several threads measure on a busy machine."""
     linear = {name: _ways_of(name) for name in CLASSES if name not in SAME} if products.has_onednn() else {}
     linear |= {name: linear.get(SAME.get(name, ""), Ways()) for name in CLASSES if name not in linear}
     q, k, v = _filled(3, 512, 3, 49, 32).unbind(0)  # eight images in windows

@@ -32,4 +32,4 @@ def softmax(products: Callable[[float], Tensor]) -> Tensor:
 
 def _in_range(sums: Tensor) -> bool:
     least, most = torch.aminmax(sums)
-    return LEAST <= least.item() and most.item() <= MOST  # false for NaN, too
+    return least.item() >= LEAST and most.item() <= MOST  # false for NaN, too

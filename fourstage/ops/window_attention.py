@@ -47,9 +47,8 @@ def attend_windows(qkv_BHWC: Tensor, windows: Windows, bias_hNN: Tensor, visible
     """
     masks = [bias_hNN.to(qkv_BHWC.dtype)]
     if visible_nNN is not None:
-        hidden = (
-            torch.finfo(qkv_BHWC.dtype).min / 2
-        )  # finite, so that a row in which all cells are hidden stays a number
+        # finite, so that a row in which all cells are hidden stays a number
+        hidden = torch.finfo(qkv_BHWC.dtype).min / 2
         masks.append(torch.zeros_like(visible_nNN, dtype=qkv_BHWC.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
     if not may_run_fast(qkv_BHWC, *masks):
         return by_cutting(qkv_BHWC, windows, masks)
@@ -97,20 +96,20 @@ def by_chunks(
     dim = channels // windows.heads
     out_BHWC = qkv_BHWC.new_empty(*qkv_BHWC.shape[:3], channels)
     for images, chunks in _groups(qkv_BHWC.shape, windows, qkv_BHWC.element_size()):
-        part_BHWC = qkv_BHWC[images]
-        group = Group(windows, part_BHWC.shape[:3])
+        some_BHWC = qkv_BHWC[images]
+        group = Group(windows, some_BHWC.shape[:3])
         place = qkv_BHWC.new_empty(*group.sizes(1), dim)[0]
         for some in chunks:
-            q, k, v = group.read(part_BHWC, 3, some)
+            q, k, v = group.read(some_BHWC, 3, some)
             kept = q.new_empty(*place[:, some].shape[:2], *bias_hNN.shape) if weights is None else weights[images, some]
             hidden = None if hidden_n1NN is None else hidden_n1NN[some]
-            matrices = softmax(partial(_products, kept, q, k, windows.scale, bias_hNN, hidden))
+            matrices = softmax(partial(_scores, kept, q, k, windows.scale, bias_hNN, hidden))
             torch.bmm(matrices, v, out=place[:, some].view(v.shape))
         group.write(place, out_BHWC[images], 1)
     return out_BHWC
 
 
-def _products(
+def _scores(
     out: Tensor, q: Tensor, k: Tensor, scale: float, bias_hNN: Tensor, hidden_n1NN: Tensor | None, factor: float
 ) -> Tensor:
     """Return `factor` times the products of queries and keys with their masks, in the memory of `out`."""
@@ -156,12 +155,12 @@ def _gradients(
     dim = grad_BHWC.shape[-1] // windows.heads
     found_BHWC, found_bias_hNN = qkv_BHWC.new_empty(qkv_BHWC.shape), torch.zeros_like(bias_hNN)
     for images, chunks in _groups(qkv_BHWC.shape, windows, qkv_BHWC.element_size()):
-        part_BHWC, part_grad_BHWC = qkv_BHWC[images], grad_BHWC[images]
-        group = Group(windows, part_BHWC.shape[:3])
+        some_BHWC, some_grad_BHWC = qkv_BHWC[images], grad_BHWC[images]
+        group = Group(windows, some_BHWC.shape[:3])
         places = qkv_BHWC.new_empty(*group.sizes(3), dim)
         for some in chunks:
-            q, k, v = group.read(part_BHWC, 3, some)
-            (grad,) = group.read(part_grad_BHWC, 1, some)
+            q, k, v = group.read(some_BHWC, 3, some)
+            (grad,) = group.read(some_grad_BHWC, 1, some)
             dq, dk, dv = (place[:, some].view(v.shape) for place in places)
             matrices = weights[images, some].view(-1, *bias_hNN.shape[1:])
             torch.bmm(matrices.transpose(1, 2), grad, out=dv)
