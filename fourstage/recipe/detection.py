@@ -63,7 +63,7 @@ class Detection(Recipe):
     method: MethodName
     """Detection method; a file in imports may register further ones."""
     method_args: dict[str, Any] = Field(default={})
-    """Arguments of the method; see docs/detection.md."""
+    """Arguments of the method; see docs/method-args.md."""
     backbone: str
     """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})

@@ -24,7 +24,8 @@ INTRODUCTION = f"""\
 
 Every key that a recipe may have. Any of them can be changed on the command line as `key=value`, and a last name that
 is unambiguous is enough: `lr=1e-3` is `optimisation.lr=1e-3`. `fourstage recipes --keys [TASK]` prints this page in a
-terminal. A length is a number of epochs, such as `300ep`, or of optimiser steps, such as `160000it`.
+terminal. [Method arguments](method-args.md) lists what `method_args` takes. A length is a number of epochs, such as
+`300ep`, or of optimiser steps, such as `160000it`.
 
 This page is generated from the schema in `fourstage/recipe/`. After a change there, write it again:
 
@@ -57,7 +58,7 @@ def keys_of(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         assert field.description, f"{schema.__name__}.{name} has no docstring below it, which describes it"
         allowed = _allowed(_with_metadata(field))
         meaning = " ".join(field.description.split())
-        yield Key(prefix + name, _type(_with_metadata(field)), _default(field), allowed, meaning)
+        yield Key(prefix + name, type_in_words(_with_metadata(field)), _default(field), allowed, meaning)
 
 
 def keys_by_task() -> dict[str, list[Key]]:
@@ -78,13 +79,14 @@ def _keys_of_task(task: str, schema: type[Recipe], common: set[str]) -> list[Key
 def page() -> str:
     """Return docs/recipe-keys.md."""
     titles = {"every task": "Keys of every task"} | {task: f"Keys of {task}" for task in TASKS}
-    sections = [f"## {titles[name]}\n\n{_table(keys)}" for name, keys in keys_by_task().items()]
+    sections = [f"## {titles[name]}\n\n{table(HEAD, [k.cells for k in keys])}" for name, keys in keys_by_task().items()]
     return "\n".join([INTRODUCTION, "\n".join(sections)])
 
 
-def _table(keys: Sequence[Key]) -> str:
-    rows = [(f"`{k.name}`", k.type, _code(k.default), k.allowed, k.meaning) for k in keys]
-    lines = [HEAD, ("---",) * len(HEAD), *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown whose first and third columns are names and defaults."""
+    written = [(f"`{name}`", kind, _code(default), *rest) for name, kind, default, *rest in rows]
+    lines = [head, ("---",) * len(head), *written]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -100,23 +102,23 @@ def _with_metadata(field: FieldInfo) -> Any:
     return annotation
 
 
-def _type(annotation: Any) -> str:
+def type_in_words(annotation: Any) -> str:
     """Return the type of a key in words."""
     if _is_length(annotation):
         return "length"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _type(arguments[0])
+        return type_in_words(arguments[0])
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if one is type(None) else _type(one) for one in arguments)
+        return " or ".join("null" if one is type(None) else type_in_words(one) for one in arguments)
     if origin is Literal:
         return "text"
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return f"list of {_type(arguments[0])}"
-        return f"[{', '.join(_type(one) for one in arguments)}]"
+            return f"list of {type_in_words(arguments[0])}"
+        return f"[{', '.join(type_in_words(one) for one in arguments)}]"
     if origin is dict:
-        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
+        return f"mapping of {type_in_words(arguments[0])} to {type_in_words(arguments[1])}"
     return {str: "text", bool: "bool", int: "int", float: "float", Any: "any"}[annotation]
 
 
@@ -160,10 +162,10 @@ def _annotations(annotation: Any) -> Iterator[Any]:
 
 
 def _default(field: FieldInfo) -> str:
-    return REQUIRED if field.is_required() else _yaml(field.default)
+    return REQUIRED if field.is_required() else in_yaml(field.default)
 
 
-def _yaml(value: object) -> str:
+def in_yaml(value: object) -> str:
     """Return a value as YAML has it in one line."""
     if value is None:
         return "null"
@@ -172,9 +174,9 @@ def _yaml(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if value < 1e4 else f"{value:g}"
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
+        return f"[{', '.join(map(in_yaml, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {in_yaml(one)}" for key, one in value.items()) + "}"
     return str(value)
 
 

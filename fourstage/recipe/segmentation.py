@@ -84,7 +84,7 @@ class Segmentation(Recipe):
     method: MethodName
     """Segmentation method; a file in imports may register further ones."""
     method_args: dict[str, Any] = Field(default={})
-    """Arguments of the method; see docs/segmentation.md."""
+    """Arguments of the method; see docs/method-args.md."""
     backbone: str
     """Name of the backbone; see `fourstage models`."""
     backbone_args: dict[str, Any] = Field(default={})

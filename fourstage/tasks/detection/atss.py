@@ -43,9 +43,9 @@ class ATSSHead(CellHead):
         levels: of the maps.
         convs: 3x3 convolutions of each tower, with norm and ReLU.
         channels: of the towers, a multiple of 32 from 64 on.
-        kernel: side of the last convolutions' kernels, cells.
-        base_scale: side of the anchors, in strides.
-        anchor_offset: of an anchor's centre from the upper left corner of its cell, in strides.
+        kernel: side of the last convolutions' kernels, an odd number of cells.
+        base_scale: side of the square anchors, in strides.
+        anchor_offset: distance of an anchor's centre from the upper left corner of its cell, in strides.
         candidates: see `AdaptiveMatcher`.
     """
 
@@ -143,14 +143,15 @@ class ATSS(SingleStage):
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used.
-        channels: of the neck.
-        convs: of each tower; None: 4, and 0 after a `dyhead`.
-        tower_channels: of the towers; None: those of the neck.
-        num_outs: maps of the neck.
-        dyhead: number of `DyHead` blocks after the pyramid.
+        channels: width of the neck; with dyhead a multiple of 16 from 32 on.
+        convs: number of 3x3 convolutions of each tower; None: 4, and 0 after a dyhead.
+        tower_channels: width of the towers, a multiple of 32 from 64 on; None: that of the neck.
+        num_outs: see `RetinaNet`.
+        dyhead: number of blocks of DyHead after the pyramid; 0: none.
         zero_offsets: see `DyHead`.
-        kernel, base_scale, anchor_offset: of the head, see `ATSSHead`.
-        candidates_per_level: of each object, among which its anchors are chosen.
+        kernel, base_scale, anchor_offset: see `ATSSHead`.
+        candidates_per_level: number of anchors of each map, the nearest to an object, among which its anchors are
+            chosen.
         score_threshold, candidates, per_level, iou_threshold, per_image: see `RetinaNet`.
 
     Raises:

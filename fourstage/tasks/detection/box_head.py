@@ -174,12 +174,19 @@ def _of_class(deltas_RK4: Tensor, labels_R: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """Which pairs of a region and a class become detections."""
+    """Which pairs of a region and a class become detections.
 
-    score_threshold: float = 0.05  # detections score more
+    Args:
+        score_threshold: score that every detection exceeds.
+        iou_threshold: overlap above which non-maximum suppression drops the box that scores less.
+        per_image: largest number of detections in an image.
+        mask_threshold: probability from which on a pixel belongs to the object.
+    """
+
+    score_threshold: float = 0.05
     iou_threshold: float = 0.5
     per_image: int = 100
-    mask_threshold: float = 0.5  # from this probability on, a pixel belongs to the object
+    mask_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         check_counts(per_image=self.per_image)

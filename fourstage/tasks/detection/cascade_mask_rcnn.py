@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +21,17 @@ from fourstage.tasks.parts.settings import settings_from
 
 @dataclass(frozen=True)
 class CascadeStage:
-    """One box head of several."""
+    """One box head of several.
 
-    iou: float  # from this overlap on a region is a positive
-    stds: tuple[float, float, float, float]  # of its deltas
-    weight: float  # of its losses
+    Args:
+        iou: overlap with an object from which on a region is a positive.
+        stds: standard deviations by which the deltas of its boxes are divided, of x, y, width and height.
+        weight: factor on its losses.
+    """
+
+    iou: float
+    stds: tuple[float, float, float, float]
+    weight: float
 
 
 STAGES = (
@@ -41,19 +48,19 @@ class CascadeMaskRCNN(TwoStage):
 
     Args:
         backbone: with `levels`, all of which are used.
-        masks: False: boxes alone, Cascade R-CNN.
+        masks: whether masks are predicted; False: boxes alone, as in Cascade R-CNN.
         heads: "2fc": two linear layers, one box for all classes, smooth L1 loss. "4conv1fc": four convolutions with
             norm and a linear layer, a box for each class, GIoU loss on the boxes, as the Swin line has them.
-        norm: of the convolutions; over all processes where batches are small.
-        class_agnostic: one box for all classes instead of a box for each; None: as `heads` have it.
-        box_loss: "l1", "smooth_l1" or "giou"; None: that of `heads`.
-        stages: of the box heads, one after the other; also as mappings.
-        regions: that train the heads, in each image and stage.
-        channels, num_outs, conv_channels, fc_channels, mask_channels, mask_convs, training_proposals, rpn, finest,
-            selecting: see `MaskRCNN`.
+        class_agnostic: whether a region has one box for all classes instead of a box for each; None: as `heads` have
+            it.
+        stages: settings of the box heads, one after the other.
+        regions: number of regions of an image that train the heads of a stage.
+        norm, box_loss, channels, num_outs, conv_channels, fc_channels, mask_channels, mask_convs, training_proposals,
+            rpn, finest, selecting: see `MaskRCNN`.
     """
 
     method = "cascade_mask_rcnn"
+    rpn_defaults = MappingProxyType({"beta": 1 / 9, "whole_anchors": True})
 
     def __init__(
         self,
@@ -78,7 +85,6 @@ class CascadeMaskRCNN(TwoStage):
         regions: int = 512,
         selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
-        by_default = {"beta": 1 / 9, "whole_anchors": True, "training_proposals": training_proposals}
         two_layers = heads == "2fc"
         settings = RegionHeads(
             heads=heads,
@@ -95,7 +101,7 @@ class CascadeMaskRCNN(TwoStage):
             num_classes,
             channels=channels,
             num_outs=num_outs,
-            rpn={**by_default, **(rpn or {})},
+            rpn={"training_proposals": training_proposals, **(rpn or {})},
             finest=finest,
             regions=regions,
             selecting=selecting,

@@ -25,7 +25,8 @@ class DyHead(nn.Module):
     Args:
         channels: C, a multiple of 16 from 32 on.
         blocks: one after the other.
-        zero_offsets: taps are at their places at first; otherwise they start as the published code starts them.
+        zero_offsets: whether the layer of the offsets starts with zeros, so that deformable convolutions read their
+            regular places at first; otherwise it starts as in the published code, with a normal draw.
 
     Raises:
         ValueError: no block, or channels that do not split into 16 groups of at least two.

@@ -23,17 +23,20 @@ class MaskRCNN(TwoStage):
 
     Args:
         backbone: with `levels`, all of which are used.
-        masks: False: boxes alone.
+        masks: whether masks are predicted; False: boxes alone, as in Faster R-CNN.
         heads: "2fc": two linear layers, L1 loss. "4conv1fc": four convolutions with norm and a linear layer, GIoU loss
             on the boxes.
-        norm: of the convolutions; over all processes where batches are small.
-        class_agnostic: one box for all classes instead of a box for each.
-        box_loss: "l1", "smooth_l1" or "giou"; None: that of `heads`.
-        channels, num_outs: of the neck, see `TwoStage`.
-        conv_channels, fc_channels: of the box head.
-        mask_channels, mask_convs: of the mask head.
-        training_proposals: how many proposals train; also as a mapping.
-        rpn: further settings of the proposals, see `RPNHead`.
+        norm: what builds the norm of the box head's convolutions from their width, in Python alone; a norm over all
+            processes is better where batches are small.
+        class_agnostic: whether a region has one box for all classes instead of a box for each.
+        box_loss: loss of the boxes; None: that of `heads`.
+        channels, num_outs: see `TwoStage`.
+        conv_channels: width of the box head's convolutions.
+        fc_channels: width of the box head's linear layers.
+        mask_channels: width of the mask head.
+        mask_convs: number of 3x3 convolutions of the mask head.
+        training_proposals: how many proposals of an image the heads can train with.
+        rpn: further settings of the proposals, arguments of `RPNHead`.
         finest, regions, selecting: see `TwoStage`.
     """
 

@@ -37,8 +37,8 @@ class RetinaHead(CellHead):
         convs: 3x3 convolutions of each tower.
         channels: of the towers.
         base_scale: side of the smallest square anchor, in strides.
-        scales_per_octave: sizes of anchors from there on to below twice that.
-        ratios: of anchors, height over width.
+        scales_per_octave: number of sizes of anchors, from base_scale to below twice that.
+        ratios: height over width of the anchors.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class RetinaNet(SingleStage):
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used.
-        channels: of the neck.
-        convs: of each tower.
-        tower_channels: of the towers; None: those of the neck.
-        num_outs: maps of the neck.
-        base_scale, scales_per_octave, ratios: of the anchors, see `RetinaHead`.
-        score_threshold: detections score more.
-        candidates: what suppression reads: the best 1,000 (anchor, class) "pairs" of each level, as
-            MMDetection does it since 2.19, or all classes of the best 1,000 "anchors" as before.
-        per_level: those 1,000.
-        iou_threshold: of non-maximum suppression.
-        per_image: most detections.
+        channels: width of the neck.
+        convs: number of 3x3 convolutions of each tower.
+        tower_channels: width of the towers; None: that of the neck.
+        num_outs: number of maps of the neck, or more where the backbone has more from stride 8 on.
+        base_scale, scales_per_octave, ratios: see `RetinaHead`.
+        score_threshold: score that every detection exceeds.
+        candidates: what suppression reads of each level: the best (anchor, class) "pairs", as in MMDetection since
+            2.19, or all classes of the best "anchors", as before.
+        per_level: number of those pairs or anchors.
+        iou_threshold: overlap above which non-maximum suppression drops the box that scores less.
+        per_image: largest number of detections in an image.
 
     Raises:
         ValueError: the backbone has no map at stride 8 or coarser, or a setting that there is not.

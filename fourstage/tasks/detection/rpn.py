@@ -25,9 +25,15 @@ from fourstage.tasks.parts.settings import check_counts, settings_from
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many proposals are kept."""
+    """How many proposals are kept.
 
-    per_level: int  # of the best scores, before non-maximum suppression
+    Args:
+        per_level: number of boxes of each map, the best ones, that non-maximum suppression reads.
+        per_image: largest number of proposals in an image.
+        iou_threshold: overlap above which non-maximum suppression drops the box that scores less.
+    """
+
+    per_level: int
     per_image: int
     iou_threshold: float = 0.7
 
@@ -43,13 +49,15 @@ class RPNHead(nn.Module):
 
     Args:
         levels: of the maps.
-        channels: of the convolutions; None: those of the maps.
-        convs: 3x3 convolutions before the two predictions.
-        scales: sides of square anchors, in strides.
-        ratios: of anchors, height over width.
-        beta: of the smooth L1 loss; 0: L1.
-        whole_anchors: train only anchors that are entirely within their image.
-        count: anchors that train, in each image.
+        channels: width of the convolutions; None: that of the maps.
+        convs: number of 3x3 convolutions before the two predictions.
+        scales: sides of the square anchors, in strides.
+        ratios: height over width of the anchors.
+        beta: difference up to which the smooth L1 loss is quadratic; 0: L1.
+        whole_anchors: whether only anchors that are entirely within their image train.
+        count: largest number of anchors of an image that train.
+        training_proposals: how many proposals there are in training.
+        proposals: how many proposals there are in predictions.
     """
 
     def __init__(

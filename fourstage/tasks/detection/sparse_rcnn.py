@@ -69,9 +69,9 @@ class DynamicHead(nn.Module):
     Args:
         channels: D.
         num_classes: C.
-        heads: of the attention among queries.
-        hidden: channels of the feed-forward layers.
-        filter_channels: between the convolutions that a query chooses.
+        heads: number of heads of the attention among queries.
+        hidden: width between the two linear layers of the feed-forward block.
+        filter_channels: width between the two convolutions whose weights come from a query.
     """
 
     def __init__(self, channels: int, num_classes: int, *, heads: int, hidden: int, filter_channels: int) -> None:
@@ -117,11 +117,11 @@ class SparseRCNN(Detector):
 
     Args:
         backbone: with `levels`, all of which are used.
-        proposals: Q, of each image; an image may not have more objects.
-        stages: heads one after the other.
-        channels: of the neck and of the queries.
-        heads, hidden, filter_channels: of each head, see `DynamicHead`.
-        per_image: most detections; None: as many as proposals.
+        proposals: number Q of proposals of an image; an image may not have more objects.
+        stages: number of heads, one after the other.
+        channels: width of the neck and of the queries, a multiple of heads.
+        heads, hidden, filter_channels: see `DynamicHead`.
+        per_image: largest number of detections in an image; None: that of the proposals.
 
     Raises:
         ValueError: a setting that there is not.

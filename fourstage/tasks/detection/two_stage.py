@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,18 +80,19 @@ class TwoStage(Detector):
 
     Args:
         backbone: with `levels`, all of which are used; one more map for proposals is half as large as the last one.
-        channels: of the neck.
-        num_outs: maps that it gives; None: one more than the backbone. Proposals come from all of them.
+        channels: width of the neck.
+        num_outs: number of maps of the neck; None: one more than the backbone's. Proposals come from all of them.
         rpn: settings of the proposals, see `RPNHead`.
-        finest: pixels; boxes of less than twice this side are read from the first map.
-        regions: that train the heads, in each image.
-        selecting: which pairs of a region and a class become detections; also as a mapping.
+        finest: side in pixels; boxes of less than twice this side are read from the first map.
+        regions: number of regions of an image that train the heads.
+        selecting: which pairs of a region and a class become detections.
 
     Raises:
         ValueError: a setting that there is not.
     """
 
     neck: FPN
+    rpn_defaults: ClassVar[Mapping[str, Any]] = {}  # where they differ from those of `RPNHead`
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class TwoStage(Detector):
         levels = levels_of(backbone)
         super().__init__(backbone, FPN(levels, channels, num_outs or len(levels) + 1), num_classes)
         check_given(RPNHead, "rpn", rpn, but=("levels",))
-        self.rpn = RPNHead(self.neck.levels, **rpn)
+        self.rpn = RPNHead(self.neck.levels, **{**self.rpn_defaults, **rpn})
         used = self.neck.levels[: len(levels)]
         self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
         self.sampler, self.limits = Sampler(regions, 0.25), settings_from(DetectionLimits, "selecting", selecting)

@@ -41,11 +41,11 @@ def semantic_fpn(
         neck_channels: width of the feature pyramid.
         channels: width of the decoder.
         dropout: share of the channels that are dropped before the last layer.
-        prior: the approximate share of pixels of each class, for the last layer; see `classifier`.
-        maps: numbers of the backbone's maps that are read, ascending; None: all.
+        prior: see `classifier`.
+        maps: numbers, from 0, of the backbone's maps that are read, ascending; None: all.
         num_outs: number of maps of the pyramid; those beyond the ones that are read are pooled from the last. None: as
             many as are read.
-        align_corners: how the decoder's maps and logits are resized; as published, corners are not aligned.
+        align_corners: whether the corners of maps and logits stay in place when they are resized; as published, no.
 
     Raises:
         ValueError: maps that the backbone lacks, counts below 1.

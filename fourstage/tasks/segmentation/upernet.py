@@ -43,15 +43,18 @@ def upernet(
         backbone: a module with `levels`, in descending resolution, that returns one feature map for each.
         num_classes: number of classes.
         channels: width of the decoder.
-        pool_scales: sides of the pooled maps, cells.
+        pool_scales: sides of the pooled maps, in cells.
         dropout: share of the channels that are dropped before the last layer.
-        prior: the approximate share of pixels of each class, for the last layers; see `classifier`.
-        auxiliary_channels, auxiliary_convs: width and depth of the auxiliary decoder.
-        auxiliary_weight: factor on its loss; 0: no auxiliary decoder.
-        auxiliary_map: number of the backbone's map that it reads; None: the one at stride 16.
-        auxiliary_concat: whether its last layer reads that map too, beside the output of the convolutions.
-        maps: numbers of the backbone's maps that the decoder reads, ascending; None: all.
-        align_corners: how maps and logits are resized; as published, corners are not aligned.
+        prior: see `classifier`.
+        auxiliary_channels: width of the auxiliary decoder.
+        auxiliary_convs: number of 3x3 convolutions of the auxiliary decoder.
+        auxiliary_weight: factor on the auxiliary decoder's loss; 0: no auxiliary decoder.
+        auxiliary_map: number, from 0, of the backbone's map that the auxiliary decoder reads; None: the one at stride
+            16.
+        auxiliary_concat: whether the auxiliary decoder's last layer reads that map too, beside the output of the
+            convolutions.
+        maps: numbers, from 0, of the backbone's maps that the decoder reads, ascending; None: all.
+        align_corners: whether the corners of maps and logits stay in place when they are resized; as published, no.
 
     Raises:
         ValueError: the backbone has no map at stride 16 for the auxiliary decoder, or lacks one that is named; a
