@@ -14,6 +14,7 @@ from fourstage.data.images import LARGEST_FILE
 from fourstage.data.sample import BadImage
 from fourstage.extras import install
 from fourstage.files import limit
+from fourstage.plurals import plural
 from fourstage.predict.predictor import Predictor
 from fourstage.predict.results import SHOWN_SCORE, ClassResult, LabelMapResult, ObjectResult, Result
 from fourstage.resources import sentences
@@ -86,7 +87,7 @@ def page(predictor: Predictor, title: str) -> Any:
     """Return the page of a network, as gradio's blocks."""
     gradio, task = _gradio(), task_of(predictor)
     with gradio.Blocks(title=f"fourstage: {title}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
-        gradio.Markdown(f"# {Path(title).name}\n{len(predictor.class_names)} classes, {task}")
+        gradio.Markdown(f"# {Path(title).name}\n{plural(len(predictor.class_names), 'class', 'classes')}, {task}")
         result = gradio.State()
         with gradio.Row():
             with gradio.Column(scale=1):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fourstage.cores import WAITING_BY_USER, available_cores
 from fourstage.extras import install
+from fourstage.plurals import plural
 
 NEEDED = {
     "core": ("torch", "torchvision", "numpy", "safetensors", "pydantic", "pyyaml", "rich"),
@@ -91,8 +92,8 @@ def _fast_paths() -> list[str]:
 def _cpu(threads: int) -> str:
     waiting = ", ".join(f"{name}={os.environ[name]}" for name in WAITING_BY_USER if os.environ.get(name))
     return (
-        f"CPU: {os.cpu_count()} cores, of which this process may use {available_cores()}; torch uses {threads} "
-        f"threads, which wait as {waiting or 'OpenMP decides'}"
+        f"CPU: {plural(os.cpu_count() or 1, 'core')}, of which this process may use {available_cores()}; torch uses "
+        f"{plural(threads, 'thread')}; threads wait as {waiting or 'OpenMP decides'}"
     )
 
 

@@ -160,6 +160,13 @@ def test_models_recipes_and_doctor_answer(run: Run) -> None:
     assert "torch" in run("doctor")[1]
 
 
+def test_a_count_of_one_is_singular(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert "torch uses 1 thread; threads wait as" in " ".join(run("doctor")[1].split())
+    printed = run("bench", "visformer_digits", "--batch-size", 1, "--seconds", 0.01)[1]
+    assert ", 1 thread, torch " in " ".join(printed.split())
+
+
 @pytest.mark.parametrize(
     ("name", "value", "fix"),
     [

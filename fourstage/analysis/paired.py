@@ -31,6 +31,7 @@ from fourstage.analysis.seeds import (
     sign_flip_p,
     summarise,
 )
+from fourstage.plurals import plural
 
 DRAWS = 1000
 ALPHA = 1 - LEVEL
@@ -172,7 +173,8 @@ def _seeds_for(effect: float, sd: float, allowed: float, pairs: int) -> int | No
 def _difference(values: Mapping[str, np.ndarray], a: str, b: str) -> np.ndarray:
     if len(values[a]) != len(values[b]):
         raise ValueError(
-            f"{a} has {len(values[a])} seeds and {b} {len(values[b])}; a paired comparison needs the same seeds"
+            f"{a} has {plural(len(values[a]), 'seed')} and {b} {len(values[b])}; a paired comparison needs the same "
+            "seeds"
         )
     return np.asarray(values[a], float) - np.asarray(values[b], float)
 

@@ -15,6 +15,7 @@ from fourstage.bench.options import Options
 from fourstage.bench.timing import Spread, quantile, ratio, spread
 from fourstage.engine.devices import choose_device
 from fourstage.files import csv_cell, write_text
+from fourstage.plurals import plural
 
 WORDS = {"infer": "inference", "train": "training"}
 TIMM_COLUMNS = (
@@ -201,7 +202,7 @@ class Files:
         """Return device, versions and options of the measurement as one line of text."""
         options, where = self.options, self.machine
         words = [
-            where["gpu"] or f"{where['cpu']}, {where['threads']} threads",
+            where["gpu"] or f"{where['cpu']}, {plural(where['threads'], 'thread')}",
             f"torch {where['torch']}",
             options.dtype,
         ]

@@ -16,6 +16,7 @@ from fourstage.check.entrants import CLASSES, Entrant
 from fourstage.check.figures import Table
 from fourstage.check.findings import Finding, failed, passed, warned
 from fourstage.data.embedded.digits import Digits
+from fourstage.plurals import plural
 
 BATCH = 32
 RATE = 1e-3
@@ -84,7 +85,7 @@ def accuracy(entrants: Sequence[Entrant], trained: Trained, table: Table) -> Fin
         top1 = 100 * float((found_N == labels_N).float().mean())
         table[entrant.name] = replace(table[entrant.name], top1=top1)
     own, *five = (figures.top1 or 0.0 for figures in table.values())
-    found = f"{own:.0f} % after {trained.steps} steps; the five {min(five):.0f} to {max(five):.0f} %"
+    found = f"{own:.0f} % after {plural(trained.steps, 'step')}; the five {min(five):.0f} to {max(five):.0f} %"
     if trained.steps < FEWEST:
         return warned(found, f"fewer than {FEWEST} steps decide nothing: give more time by --seconds")
     if own < 2 * CHANCE and min(five) > LEARNT:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fourstage.cli.parsing import STOPPED, Verbs, add_imports, add_verb, print_table
 from fourstage.files import real_path
+from fourstage.plurals import plural
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ def _print_plan(planned: "Planned") -> None:
 
     grid, arms = planned.grid, ", ".join(arm.name for arm in planned.grid.arms)
     print(
-        wrapped(f"{len(grid.cells)} trainings in {shown_path(grid.out)}: {len(grid.seeds)} seeds of {arms}"), flush=True
+        wrapped(
+            f"{plural(len(grid.cells), 'training')} in {shown_path(grid.out)}: {plural(len(grid.seeds), 'seed')} of "
+            f"{arms}"
+        ),
+        flush=True,
     )
     for warning in planned.warnings:
         print(wrapped(f"note: {warning}"), flush=True)

@@ -3,6 +3,7 @@
 import argparse
 
 from fourstage.cli.parsing import Parser, Verbs, add_changes, add_imports, add_verb
+from fourstage.plurals import plural
 
 OWN_FORMAT = "a file that registers your own format; may be repeated"
 
@@ -67,7 +68,7 @@ def _run_shard(args: argparse.Namespace) -> int:
         written = write(args.source, args.folder, max_size=size, count=args.count, progress=bar.of)
     for split, images in written.images.items():
         shards = written.shards[split]
-        print(f"{split}: {images:,} images in {shards:,} shard{'' if shards == 1 else 's'}")
+        print(f"{split}: {plural(images, 'image')} in {plural(shards, 'shard')}")
     print(f"{args.folder} is complete; train on it with --data {args.folder}")
     return 0
 

@@ -170,7 +170,7 @@ def add_evaluate(verbs: Verbs, help: str) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
-    from fourstage.report.number_format import plural
+    from fourstage.plurals import plural
     from fourstage.run import evaluate
 
     evaluated = evaluate(
@@ -267,7 +267,7 @@ def add_predict(verbs: Verbs, help: str) -> None:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from fourstage.report.number_format import plural
+    from fourstage.plurals import plural
     from fourstage.run import predict
 
     predictions = predict(

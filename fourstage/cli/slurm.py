@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from fourstage.cli.parsing import Verbs, add_changes, add_verb
+from fourstage.plurals import plural
 
 
 def add_slurm(verbs: Verbs, help: str) -> None:
@@ -81,6 +82,9 @@ def _run_slurm(args: argparse.Namespace) -> int:
         print(slurm.script(job), end="")
         return 0
     done = slurm.submit(job)
-    print(f"Submitted job {done.id}: {job.name}, {job.gpus} processes on {job.nodes} node{'s' * (job.nodes > 1)}.")
+    print(
+        f"Submitted job {done.id}: {job.name}, {plural(job.gpus, 'process', 'processes')} on "
+        f"{plural(job.nodes, 'node')}."
+    )
     print(f"File: {done.file}\nOutput: {done.output}")
     return 0

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from fourstage.plurals import plural
+
 Severity = Literal["error", "warning", "note"]
 
 SHOWN = 5  # findings of one title that the text lists
@@ -52,11 +54,6 @@ class Checked(NamedTuple):
 
     findings: list[Finding]
     summary: Summary
-
-
-def plural(number: int, one: str) -> str:
-    """Return a count with its noun: `1 image`, `1,797 images`."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def render(findings: Sequence[Finding], summary: Summary) -> str:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from fourstage.data.embedded.digit_scenes import cached_digit_scenes
 from fourstage.data.embedded.digits import Digits
-from fourstage.data.findings import Checked, plural
+from fourstage.data.findings import Checked
 from fourstage.data.images import is_image_name
 from fourstage.data.label_maps.folders import LabelMaps, is_label_maps
 from fourstage.data.labels import huggingface, imagenet, inaturalist
@@ -32,6 +32,7 @@ from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 from fourstage.data.walk import has_images, is_own_folder, subfolders
+from fourstage.plurals import plural
 from fourstage.user_files import BUILT_IN, Place, check_name, place_of, where_raised
 
 Opener = Callable[..., Dataset]  # (folder, split), as `Format.open` says

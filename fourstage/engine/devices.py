@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fourstage.engine import slurm
+from fourstage.plurals import plural
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
@@ -125,7 +126,8 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         )
     if local_rank >= gpus:
         raise ValueError(
-            f"process {local_rank + 1} of this machine has no GPU of its own: there are {gpus}; start {gpus} processes"
+            f"process {local_rank + 1} of this machine has no GPU of its own: it has {plural(gpus, 'GPU')}; start "
+            f"{plural(gpus, 'process', 'processes')}"
         )
     return torch.device("cuda", local_rank)
 

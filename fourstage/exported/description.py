@@ -19,6 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from fourstage.documents import parse_json
+from fourstage.plurals import plural
 
 FORMAT = 1  # of the description; a reader refuses later ones
 KEY = "fourstage"  # under which a file carries it
@@ -259,7 +260,7 @@ class Description:
         for name in ("category_ids", "palette"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.classes):
-                return f"{name} has {len(values)} values for {len(self.classes)} classes"
+                return f"{name} has {plural(len(values), 'value')} for {plural(len(self.classes), 'class', 'classes')}"
         if self.palette is not None and any(not 0 <= level <= 255 for colour in self.palette for level in colour):
             return "palette has a colour that is no bytes"
         return ""
@@ -364,7 +365,7 @@ def _tuple(arguments: tuple[Any, ...], value: object, name: str) -> tuple[Any, .
     if arguments[-1] is Ellipsis:
         return tuple(_checked(arguments[0], one, name) for one in value)
     if len(value) != len(arguments):
-        raise ValueError(f"{name} has {len(value)} values, and {len(arguments)} are needed")
+        raise ValueError(f"{name} has {plural(len(value), 'value')}, and {len(arguments)} are needed")
     return tuple(_checked(hint, one, name) for hint, one in zip(arguments, value, strict=True))
 
 

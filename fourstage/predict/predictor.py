@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 from fourstage.data.errors import BadImage
+from fourstage.plurals import plural
 from fourstage.predict.base import PRECISIONS, ImagePredictor, ReadImage, ignore_progress
 from fourstage.predict.images import InputImage
 from fourstage.predict.inputs import Given, find_images
@@ -160,7 +161,8 @@ class Predictor:
                 self.task.progress = ignore_progress
 
     def __repr__(self) -> str:
-        return f"Predictor({self.task.network_name}, {len(self.class_names)} classes, {self.device}, {self.precision})"
+        classes = plural(len(self.class_names), "class", "classes")
+        return f"Predictor({self.task.network_name}, {classes}, {self.device}, {self.precision})"
 
 
 def check_batch_size(batch_size: object) -> None:

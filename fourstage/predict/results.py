@@ -16,6 +16,7 @@ import numpy as np
 from fourstage.data.class_names import category_ids
 from fourstage.extras import install
 from fourstage.files import write_file
+from fourstage.plurals import plural
 from fourstage.predict.images import InputImage
 from fourstage.predict.masks import ObjectMasks
 from fourstage.tasks.detection.shown import SHOWN_SCORE
@@ -324,7 +325,10 @@ def in_a_line(words: Sequence[str]) -> str:
 
 def _ids(classes: tuple[str, ...], given: Sequence[int | str | None] | None) -> Sequence[int | str | None]:
     if given is not None and len(given) != len(classes):
-        raise ValueError(f"{len(given)} category ids came for {len(classes)} classes; give one for each class")
+        raise ValueError(
+            f"{plural(len(given), 'category id')} came for {plural(len(classes), 'class', 'classes')}; give one for "
+            "each class"
+        )
     return given or category_ids(classes)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import lcm, sqrt
 from typing import Any
 
+from fourstage.plurals import plural
 from fourstage.recipe.common import steps
 from fourstage.recipe.resolve import Resolved, scaled_rates
 from fourstage.recipe.schema import Recipe
@@ -78,7 +79,7 @@ def _batch(resolved: Resolved, images: int, unit: int) -> Sizing:
         return Sizing({}, ())
     rates = {} if fine_tuning else _scaled_rates(resolved, batch_size / plain)
     count = f"{images} training image{'s' * (images != 1)}"
-    line = f"batch size {batch_size}: {count}, {images // batch_size} updates an epoch (recipe: {plain})"
+    line = f"batch size {batch_size}: {count}, {plural(images // batch_size, 'update')} an epoch (recipe: {plain})"
     rate = rates.get("optimisation.lr")
     scaled = () if rate is None else (f"learning rate {rate:.3g}: it follows the batch size, as the recipe says",)
     return Sizing({key: batch_size, **rates}, (line, *scaled))
@@ -123,7 +124,7 @@ def _length(resolved: Resolved, images: int, unit: int) -> Sizing:
     least, most = rule.epochs
     epochs = min(most, max(least, round(rule.images / max(images, 1))))
     updates = epochs * (images // resolved.recipe.optimisation.batch_size)
-    line = f"length {epochs} epochs: {images} images, {updates} updates"
+    line = f"length {plural(epochs, 'epoch')}: {plural(images, 'image')}, {plural(updates, 'update')}"
     return Sizing({"optimisation.length": f"{epochs}ep"}, (line,))
 
 
@@ -140,7 +141,7 @@ def _warmup(resolved: Resolved, images: int, unit: int) -> Sizing:
     if warmup < total and not (of_other_data and 2 * warmup > total):
         return Sizing({}, ())
     wanted = total // WARMUP_SHARE
-    line = f"warm-up {wanted} updates: the training has {total} (recipe: {o.warmup})"
+    line = f"warm-up {plural(wanted, 'update')}: the training has {total} (recipe: {o.warmup})"
     return Sizing({"optimisation.warmup": f"{wanted}it"}, (line,))
 
 
@@ -150,7 +151,7 @@ def _many_epochs(resolved: Resolved, images: int, unit: int) -> Sizing:
     epochs = steps(o.length, 1) * o.batch_size // max(1, images)
     if "optimisation.length" in resolved.given or o.length.endswith("ep") or epochs <= MANY_EPOCHS:
         return Sizing({}, ())
-    return Sizing({}, (f"length {o.length}: {epochs} epochs of {images} images; length=100ep is shorter",))
+    return Sizing({}, (f"length {o.length}: {epochs} epochs of {plural(images, 'image')}; length=100ep is shorter",))
 
 
 @dataclass(frozen=True)

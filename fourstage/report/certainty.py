@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 
+from fourstage.plurals import plural
 from fourstage.report.markup import Markup, join, tag
-from fourstage.report.number_format import SPACE, metric, percent, plural
+from fourstage.report.number_format import SPACE, metric, percent
 from fourstage.report.read import EvaluationLine, Run
 
 WEIGHTS = {"model": "model", "ema": "EMA"}  # name in the log -> name on the page

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fourstage.plurals import plural
 from fourstage.report.common import section
 from fourstage.report.markup import Markup, tag
-from fourstage.report.number_format import plural
 
 Row = TypeVar("Row")
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourstage.files import shown_path
+from fourstage.plurals import plural
 from fourstage.report.charts import bar_chart
 from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import figure, no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
-from fourstage.report.number_format import percent, plural
+from fourstage.report.number_format import percent
 from fourstage.report.read import ClassifiedSample, ClassRow, Evaluation, Run
 
 # numbers of classes above which the page changes

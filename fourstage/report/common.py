@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from fourstage.plurals import plural
 from fourstage.report.certainty import WEIGHTS, best, how_sure, is_best
 from fourstage.report.charts import Series, line_chart, smooth, sparkline
 from fourstage.report.markup import Markup, join, name, table, tag
@@ -17,7 +18,6 @@ from fourstage.report.number_format import (
     metric,
     millions,
     percent,
-    plural,
     shown_metrics,
     signed,
     significant,

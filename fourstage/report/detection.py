@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from fourstage.plurals import plural
 from fourstage.report.charts import Series, compared_look, legend, line_chart
 from fourstage.report.classes import bar, class_section, omitted_classes
 from fourstage.report.common import figure, no_predictions, section
 from fourstage.report.inline import inline
 from fourstage.report.markup import Markup, join, name, table, tag
-from fourstage.report.number_format import NOTHING, percent, plural
+from fourstage.report.number_format import NOTHING, percent
 from fourstage.report.read import PredictionPicture, Run
 
 CLASSES = 40  # rows before the others are folded

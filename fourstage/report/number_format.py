@@ -114,11 +114,6 @@ def signed(difference: float) -> str:
     return f"{difference:+.2f}".replace("-", "\u2212")
 
 
-def plural(number: int, one: str, many: str | None = None) -> str:
-    """Return `1 image` or `1,797 images`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def millions(value: float) -> str:
     """Return a number of parameters: 412,340 below a million, 28.3 M above it."""
     return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:.1f}{SPACE}M"

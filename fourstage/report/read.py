@@ -13,6 +13,7 @@ import numpy as np
 
 from fourstage.documents import YAML_BYTES, parse_yaml, read_json
 from fourstage.files import read_bytes, read_text, real_path
+from fourstage.plurals import plural
 from fourstage.run_folders import no_run
 
 LOG_BYTES = 2**30  # of a log and of records
@@ -347,7 +348,8 @@ def _confusion(path: Path, tables: Mapping[str, Any], classes: int) -> np.ndarra
     confusion = np.asarray(tables["confusion"], dtype=np.int64)
     if confusion.shape != (classes, classes):
         raise ValueError(
-            f"{path} names {classes} classes, but its confusion table has the shape {confusion.shape}; remove it"
+            f"{path} names {plural(classes, 'class', 'classes')}, but its confusion table has the shape "
+            f"{confusion.shape}; remove it"
         )
     return confusion
 

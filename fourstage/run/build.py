@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
+from fourstage.plurals import plural
 from fourstage.recipe import Recipe, steps
-from fourstage.report.number_format import plural
 from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
 from fourstage.run.task_protocol import AnyTask
 from fourstage.tasks.detection.task import Detection

@@ -5,8 +5,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from fourstage.data.sample import Dataset
+from fourstage.plurals import plural
 from fourstage.recipe import Recipe
-from fourstage.report.number_format import plural
 from fourstage.weights.reading.safe import Checkpoint
 
 

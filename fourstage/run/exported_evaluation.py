@@ -22,6 +22,7 @@ from fourstage.engine.threads import limited_threads, loader_workers
 from fourstage.exported.description import Description, KeepRatio, MiddleCrop, Views
 from fourstage.exported.runtime import open_runtime
 from fourstage.files import write_text
+from fourstage.plurals import plural
 from fourstage.predict.exported import ExportedClassifier, ExportedDetector, ExportedSegmentor, exported_predictor
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, from_mapping
@@ -131,7 +132,8 @@ def _in_classes_of(dataset: Dataset, where: str, known: KnownClasses) -> Dataset
         return map_classes(dataset, where, known, simplified)
     if len(dataset.classes) != len(known.names):
         raise ValueError(
-            f"{where} has {len(dataset.classes)} classes, and {known.owner} has {len(known.names)} of other names; "
+            f"{where} has {plural(len(dataset.classes), 'class', 'classes')}, and {known.owner} has "
+            f"{len(known.names)} of other names; "
             f"give the data that it was trained on with --data"
         )
     return dataset

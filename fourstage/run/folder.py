@@ -18,6 +18,7 @@ import yaml
 from fourstage.documents import YAML_BYTES, read_json
 from fourstage.engine.state import PREVIOUS
 from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, write_text
+from fourstage.plurals import plural
 from fourstage.recipe import FREE, Recipe, Resolved, difference, flatten, from_mapping, read_yaml
 from fourstage.run.states import Newest, newest_state, read_best
 from fourstage.run_folders import no_run
@@ -304,7 +305,7 @@ def environment(device: torch.device, parameters: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {plural(os.cpu_count() or 1, 'core')}",
         "threads": torch.get_num_threads(),
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

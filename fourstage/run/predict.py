@@ -12,6 +12,7 @@ from fourstage.data.errors import BadImage
 from fourstage.data.images import read_image
 from fourstage.exported.runtime import is_exported
 from fourstage.files import write_file
+from fourstage.plurals import plural
 from fourstage.predict import videos
 from fourstage.predict.base import ImagePredictor
 from fourstage.predict.files import Input, drawn_paths, find_inputs
@@ -22,7 +23,6 @@ from fourstage.predict.outputs import ClassResults, CocoResults, JsonRows, make_
 from fourstage.predict.predictor import Predictor
 from fourstage.predict.results import ClassResult, Result
 from fourstage.progress import Bar
-from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.open import Options, opener, tiling_of
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fourstage.engine.devices import Ranks
 from fourstage.engine.training import Training
 from fourstage.files import shown_path
+from fourstage.plurals import plural
 from fourstage.run.folder import RunFolder
 from fourstage.run.states import best_problem, damaged_line
 from fourstage.streams import say
@@ -69,7 +70,8 @@ def check_same_data(state: Mapping[str, Any], setup: "Setup") -> list[str]:
     then, now = tuple(state["classes"]), tuple(setup.splits.train.classes)
     if then != now:
         raise ValueError(
-            f"the run was started with {len(then)} classes, but the data now has {len(now)}, or other names; restore "
+            f"the run was started with {plural(len(then), 'class', 'classes')}, but the data now has {len(now)}, or "
+            "other names; restore "
             f"the data, or choose another --out"
         )
     before, after = state["conditions"], setup.conditions

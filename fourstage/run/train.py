@@ -26,10 +26,11 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
 from fourstage.recipe.sizing import blockers, refuse, sized
-from fourstage.report.number_format import brief_text, plural, short_value
+from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.evaluate import Evaluator, finish
@@ -479,7 +480,7 @@ def _summary(setup: Setup, task: AnyTask) -> list[str]:
     return [
         f"{recipe.name}: {recipe.network_name}, {parameters:.2f} M parameters, on {devices}",
         f"{recipe.data}: {train}, {val}, {plural(len(splits.train.classes), 'class', 'classes')}",
-        f"{plan.total} x {recipe.optimisation.batch_size} images ({epochs:g} epoch{'s' * (epochs != 1)}), "
+        f"{plan.total} x {plural(recipe.optimisation.batch_size, 'image')} ({epochs:g} epoch{'s' * (epochs != 1)}), "
         f"{recipe.optimisation.optimizer} at {recipe.optimisation.lr:g}",
         *(
             f"changed: {key} = {short_value(new)} (recipe: {short_value(old)})"

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
+from fourstage.plurals import plural
 from fourstage.report.markup import Markup, escape, tag
-from fourstage.report.number_format import duration, metric, millions, plural, signed, significant
+from fourstage.report.number_format import duration, metric, millions, signed, significant
 
 
 @pytest.mark.parametrize(

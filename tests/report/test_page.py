@@ -337,7 +337,7 @@ def test_a_large_picture_goes_in_as_a_small_copy(tmp_path: Path) -> None:
         ("log.jsonl", '{"kind": "tr\n{"kind": "train"}\n', "line 1, is damaged"),
         ("evaluation.json", "{", "is damaged"),
         ("evaluation.json", "[]", "should hold a JSON object"),
-        ("evaluation.json", '{"classes": ["a"], "tables": {"confusion": [[1, 2], [3, 4]]}}', "names 1 classes"),
+        ("evaluation.json", '{"classes": ["a"], "tables": {"confusion": [[1, 2], [3, 4]]}}', "names 1 class,"),
     ],
 )
 def test_a_damaged_run_is_answered_in_a_sentence(file: str, content: str | None, message: str, tmp_path: Path) -> None:

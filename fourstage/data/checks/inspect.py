@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from fourstage.data.findings import Finding, SplitSummary, plural
+from fourstage.data.findings import Finding, SplitSummary
 from fourstage.data.images import decode_image, open_image, read_image, turns
 from fourstage.data.sample import BadImage, Progress
 from fourstage.data.threads import map_in_threads
+from fourstage.plurals import plural
 
 SMALL = 32  # pixels; a side below it leaves less than one cell of the last stage
 UNEVEN = 10  # the largest class over the smallest

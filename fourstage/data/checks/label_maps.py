@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fourstage.data.checks.inspect import Inspected, image_findings, inspect_images, leaks, uneven_classes
-from fourstage.data.findings import Checked, Finding, SplitSummary, Summary, plural
+from fourstage.data.findings import Checked, Finding, SplitSummary, Summary
 from fourstage.data.images import open_image
 from fourstage.data.label_maps.folders import (
     NO_LABEL,
@@ -24,6 +24,7 @@ from fourstage.data.label_maps.folders import (
 from fourstage.data.label_maps.layouts import Colour, Pairs
 from fourstage.data.sample import IGNORE, BadImage, NoSplitError, Progress, Split
 from fourstage.data.threads import map_in_threads
+from fourstage.plurals import plural
 
 RARE = 1e-4  # of the pixels with a label
 STRIP = 2**22  # pixels that are counted at a time

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourstage.analysis.erf import Erf, Profile, Scale, Square, luo_size, scaled
+from fourstage.plurals import plural
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section
 from fourstage.report.curves import Curve, curve_chart
 from fourstage.report.heat_maps import Outline, colour_bar, heat_map
 from fourstage.report.markup import Markup, table
-from fourstage.report.number_format import plural, significant
+from fourstage.report.number_format import significant
 
 FAINTEST = -6.0  # log10 of the smallest contribution that is drawn, against the largest
 FORMS: dict[Scale, str] = {"replknet": "RepLKNet", "raw": "raw map", "power": "power"}

@@ -11,8 +11,9 @@ from dataclasses import asdict, replace
 from fourstage.analysis.comparison import ArmResult, Comparison, PairResult, Speed
 from fourstage.analysis.paired import Interval
 from fourstage.files import csv_cell
+from fourstage.plurals import plural
 from fourstage.report.arms.columns import column_table, flat_columns, similarity_table
-from fourstage.report.number_format import NOTHING, duration, plural, signed, significant
+from fourstage.report.number_format import NOTHING, duration, signed, significant
 
 Row = Sequence[str]
 TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",

@@ -14,9 +14,9 @@ from fourstage.analysis.images import prepared
 from fourstage.analysis.subjects import Subject, untrained_twin
 from fourstage.analysis.taps import block_taps, stage_maps
 from fourstage.data.sample import Dataset
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.cka import Pair, cka_page
-from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write

@@ -11,9 +11,10 @@ from fourstage.analysis import erf
 from fourstage.analysis.images import Resize, prepared
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Dataset
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.erf import FORMS, Field, erf_page
-from fourstage.report.number_format import plural, significant
+from fourstage.report.number_format import significant
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, readable
 from fourstage.run.analyze.outputs import Outcome, check_folder, write

@@ -17,8 +17,8 @@ from fourstage.data.images import is_image_name, read_image
 from fourstage.data.sample import BadImage, Dataset, Sample
 from fourstage.data.subset import Subset
 from fourstage.engine.devices import choose_device
+from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.report.number_format import plural
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.user_files import import_files

@@ -12,9 +12,9 @@ from fourstage.analysis.invariance import FAMILIES, Family, Protocol, evaluate_i
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Dataset
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.invariance import MEASURES, Invariance, invariance_page
-from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, few_words, load_subjects, open_images, read
 from fourstage.run.analyze.labels import labelled_for

@@ -12,9 +12,9 @@ from fourstage.analysis.images import prepared
 from fourstage.analysis.maps import GRID, MixerMaps, check_point, mixer_maps
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Batch, Sample
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.maps import DetectorLooks, Looked, maps_page
-from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read, side_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write

@@ -15,9 +15,9 @@ from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Subject
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
+from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import Robust, robustness_page
-from fourstage.report.number_format import plural
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, read
 from fourstage.run.analyze.labels import labelled_for
@@ -130,7 +130,10 @@ def _imagenet_c(
         if errors.missing:
             notes.append(f"There is no mCE: these corruptions are missing: {'; '.join(errors.missing)}.")
     if setting.images is not None:
-        notes.append(f"{setting.images} images of each corruption were measured, not all.")
+        notes.append(
+            f"Of each corruption {plural(setting.images, 'image')} {'was' if setting.images == 1 else 'were'} "
+            "measured, not all."
+        )
     return found, tuple(dict.fromkeys(notes))
 
 

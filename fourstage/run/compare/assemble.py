@@ -10,9 +10,10 @@ import torch
 from fourstage.analysis.comparison import ArmResult, Comparison, PairResult
 from fourstage.analysis.paired import Pair, Verdict, compare_pairs, decide
 from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
+from fourstage.plurals import plural
 from fourstage.recipe import Recipe, difference
 from fourstage.report.number_format import metric as metric_format
-from fourstage.report.number_format import plural, signed
+from fourstage.report.number_format import signed
 from fourstage.run.compare.column_values import columns_of, pictures_of, remarks_of
 from fourstage.run.compare.columns import ANALYSES, Analysis, analyses_of
 from fourstage.run.compare.costs import Cost, counted, image_size, unequal

@@ -10,8 +10,8 @@ from fourstage.analysis.comparison import Column, Consistency, FieldMap, Picture
 from fourstage.analysis.invariance import Family
 from fourstage.analysis.seeds import Summary, summarise
 from fourstage.analysis.similarity import Alike, alike
+from fourstage.plurals import plural
 from fourstage.recipe import Recipe
-from fourstage.report.number_format import plural
 from fourstage.run.analyze.inputs import NAMED
 from fourstage.run.compare.columns import FAMILIES, IMAGES, LEFT_OUT, Analysis, Arrays, Measured, side_of
 

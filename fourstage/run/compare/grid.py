@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from fourstage.files import real_path
+from fourstage.plurals import plural
 from fourstage.recipe import Classification, Recipe, resolve
 from fourstage.run.splits import data_path
 
@@ -144,7 +145,8 @@ def _check(
         )
     if arms * seeds > MOST_CELLS:
         raise ValueError(
-            f"{arms} arms with {seeds} seeds are {arms * seeds:,} trainings; at most {MOST_CELLS:,} can be"
+            f"{plural(arms, 'arm')} with {plural(seeds, 'seed')} are {arms * seeds:,} trainings; at most "
+            f"{MOST_CELLS:,} can be"
         )
 
 

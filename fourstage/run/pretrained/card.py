@@ -4,8 +4,8 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from fourstage.plurals import plural
 from fourstage.report.number_format import metric as shown_metric
-from fourstage.report.number_format import plural
 from fourstage.run.pretrained.facts import Facts
 from fourstage.weights import catalog
 from fourstage.weights.catalog import NOT_STATED

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fourstage.api import fresh_network
 from fourstage.backbones.base import FeatureMaps
 from fourstage.files import check_no_links, is_unfinished, real_path, write_file, write_text
+from fourstage.plurals import plural
 from fourstage.predict.predictor import Predictor
 from fourstage.recipe import EMBEDDED, Recipe, is_name_of_weights
 from fourstage.run import computation
@@ -129,7 +130,8 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
         described = replace(described, num_classes=classes)
     if class_names is not None and len(class_names) != described.num_classes:
         raise ValueError(
-            f"class_names has {len(class_names)} names, and the network {described.num_classes} classes; give one name "
+            f"class_names has {plural(len(class_names), 'name')}, and the network "
+            f"{plural(described.num_classes, 'class', 'classes')}; give one name "
             f"for each class"
         )
     if wrong := [name for name in class_names or () if not isinstance(name, str)]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from fourstage.plurals import plural
 from fourstage.recipe import list_recipes, resolve
-from fourstage.report.number_format import plural
 from fourstage.run.described import recipe_of
 from fourstage.run.evaluate import Evaluated, evaluate
 from fourstage.run.pretrained.facts import Facts

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
 from fourstage.ops.shapes import sides_like
+from fourstage.plurals import plural
 from fourstage.tasks.detection.boxes import as_float32, clip_boxes, corner_form
 from fourstage.tasks.detection.channel_mapper import ChannelMapper
 from fourstage.tasks.detection.deformable_attention import DeformableAttention, Memory
@@ -190,7 +191,8 @@ class DINO(Detector):
         for id, (height, width), truth in zip(batch.ids, batch.sizes, truths, strict=True):
             if len(truth.labels_G) > self.queries:
                 raise ValueError(
-                    f"{id} has {len(truth.labels_G)} objects, and this detector {self.queries} queries, each for one "
+                    f"{id} has {len(truth.labels_G)} objects, and this detector "
+                    f"{plural(self.queries, 'query', 'queries')}, each for one "
                     f"object; set method_args.queries={len(truth.labels_G)} or more"
                 )
             size_4 = truth.boxes_G4.new_tensor([width, height, width, height])

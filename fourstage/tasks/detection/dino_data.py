@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from fourstage.plurals import plural
 from fourstage.tasks.detection.dino import DINO
 
 FEWEST, MOST = 100, 900  # queries that follow the data; more where an image has more than half as many objects
@@ -32,5 +33,7 @@ def notes_on_objects(arguments: Mapping[str, Any], data: str, most: int) -> list
             f"add method_args.queries=auto."
         )
     if 0 < denoising < most:
-        notes.append(f"denoising learns from {denoising} objects of an image, and one has {most}; see denoising.")
+        notes.append(
+            f"denoising learns from {plural(denoising, 'object')} of an image, and one has {most}; see denoising."
+        )
     return notes

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.plurals import plural
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, corner_form, generalized_iou
 from fourstage.tasks.detection.detector import Detections, Detector, GroundTruth, ground_truths
 from fourstage.tasks.detection.dino_layers import FeedForward, SelfAttention
@@ -208,8 +209,8 @@ class SparseRCNN(Detector):
         for id, (height, width), truth in zip(batch.ids, batch.sizes, truths, strict=True):
             if len(truth.labels_G) > most:
                 raise ValueError(
-                    f"{id} has {len(truth.labels_G)} objects, and this detector {most} proposals, each for one object; "
-                    f"set method_args.proposals={len(truth.labels_G)} or more"
+                    f"{id} has {len(truth.labels_G)} objects, and this detector {plural(most, 'proposal')}, each for "
+                    f"one object; set method_args.proposals={len(truth.labels_G)} or more"
                 )
             size_4 = truth.boxes_G4.new_tensor([width, height, width, height])
             out.append(GroundTruth(truth.boxes_G4 / size_4, truth.labels_G, None))

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.plurals import plural
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.detection.detector import Detections, Detector
 from fourstage.tasks.parts.intervals import Intervals
@@ -37,7 +38,8 @@ class Detection(nn.Module):
         super().__init__()
         if len(classes) != network.num_classes:
             raise ValueError(
-                f"the detector has {network.num_classes} classes, and {len(classes)} names came; name each class"
+                f"the detector has {plural(network.num_classes, 'class', 'classes')}, and {len(classes)} names came; "
+                "name each class"
             )
         self.network, self.classes, self.limits = network, tuple(classes), tuple(limits)
         self.category_ids = None if category_ids is None else tuple(category_ids)
@@ -86,7 +88,8 @@ def _checked(detections: object, images: int, network: Detector) -> Sequence[Det
     if wrong is not None or len(detections) != images:
         came = f"a list with a {type(wrong).__name__}" if wrong is not None else f"{len(detections)} items"
         raise ValueError(
-            f"{type(network).__name__}.detect returned {came} for {images} images; return one Detections for each image"
+            f"{type(network).__name__}.detect returned {came} for {plural(images, 'image')}; return one "
+            f"Detections for each image"
         )
     return detections
 

@@ -14,6 +14,7 @@ from fourstage.data.sample import IGNORE
 from fourstage.ops.measure import choose_products
 from fourstage.ops.memory_format import prefer_channels_last
 from fourstage.ops.resize import resize
+from fourstage.plurals import plural
 from fourstage.tasks.parts.freeze_unused import freeze_unused
 from fourstage.tasks.parts.levels import feature_maps, levels_of
 from fourstage.tasks.segmentation.losses import pixel_cross_entropy
@@ -128,7 +129,9 @@ def map_numbers(levels: Sequence[Level], maps: Sequence[int] | None) -> tuple[in
     given = range(len(levels)) if maps is None else maps
     numbers = tuple(i + len(levels) if i < 0 else i for i in given)
     if not numbers or list(numbers) != sorted({i for i in numbers if 0 <= i < len(levels)}):
-        raise ValueError(f"maps are numbers of the backbone's {len(levels)} maps, ascending from 0; got {list(given)}")
+        raise ValueError(
+            f"maps are numbers of the backbone's {plural(len(levels), 'map')}, ascending from 0; got {list(given)}"
+        )
     return numbers
 
 

@@ -5,6 +5,7 @@ from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
 from fourstage.methods import all_methods
+from fourstage.plurals import plural
 from fourstage.weights.description import Colour, NetworkDescription
 from fourstage.weights.openmmlab.backbones import backbone_of
 from fourstage.weights.openmmlab.config import config_of
@@ -54,7 +55,8 @@ def network_of_config(
     mean, std = pipeline.normalisation()
     if classes and len(classes) != settings.num_classes:
         raise ValueError(
-            f"{source} names {len(classes)} classes, and its configuration has num_classes={settings.num_classes}; "
+            f"{source} names {plural(len(classes), 'class', 'classes')}, and its configuration has "
+            f"num_classes={settings.num_classes}; "
             f"name a recipe with --weights {source}"
         )
     return NetworkDescription(

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from fourstage.plurals import plural
 from fourstage.weights.description import NetworkDescription
 from fourstage.weights.openmmlab.config_files import ConfigFile, read_config_file, unread_values
 from fourstage.weights.openmmlab.evaluation import EvaluationPipeline
@@ -139,7 +140,7 @@ def _batch(config: ConfigSection, data: TrainData, findings: Findings, gpus: int
         batch = count * (gpus or GPUS)
         if gpus is None:
             findings.assume(
-                f"{GPUS} GPUs with {count} images each, a batch of {batch}; for another number, add --gpus N"
+                f"{GPUS} GPUs with {plural(count, 'image')} each, a batch of {batch}; for another number, add --gpus N"
             )
     wrapper, old = config.section("optim_wrapper"), config.section("optimizer_config")
     batch *= max(1, wrapper.integer("accumulative_counts", old.integer("cumulative_iters", 1)))
