@@ -3,7 +3,8 @@
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,10 +12,20 @@ from fourstage.cores import WAITING_BY_USER, available_cores
 from fourstage.extras import install
 from fourstage.plurals import plural
 
-NEEDED = {
-    "core": ("torch", "torchvision", "numpy", "safetensors", "pydantic", "pyyaml", "rich"),
-    "train": ("timm", "faster-coco-eval", "tensorboard", "pillow"),
-    "demo": ("scikit-learn", "scikit-image"),
+NEEDED = {  # extra -> package and the module that is imported from it or from another package that has it
+    "core": {
+        **{name: name for name in ("torch", "torchvision", "numpy", "safetensors", "huggingface_hub", "filelock")},
+        "pydantic": "pydantic",
+        "rich": "rich",
+        "pyyaml": "yaml",
+    },
+    "train": {
+        **{name: name for name in ("timm", "scipy", "tensorboard")},
+        "opencv-python-headless": "cv2",
+        "faster-coco-eval": "faster_coco_eval",
+        "pillow": "PIL",
+    },
+    "demo": {"scikit-learn": "sklearn", "scikit-image": "skimage"},
 }
 PURPOSE = {"core": "anything", "train": "training and evaluating", "demo": "the embedded data (--data digits)"}
 SMALL_SHARED_MEMORY = 256 * 2**20  # bytes; loader workers pass batches through it
@@ -22,13 +33,32 @@ SMALL_SHARED_MEMORY = 256 * 2**20  # bytes; loader workers pass batches through 
 
 def examine() -> tuple[list[str], bool]:
     """Return the lines of the report, and whether there is no problem."""
-    problems = [*_packages_missing(), *_pair(), *_shared_memory(), *_fast_paths()]
+    packages = _packages()
+    problems = [*_packages_missing(packages), *_pair(), *_shared_memory(), *_fast_paths()]
     lines = [f"fourstage {version('fourstage')}, Python {platform.python_version()}, {platform.platform()}"]
     lines += [
-        f"{extra}: " + ", ".join(f"{name} {_version(name) or '-'}" for name in names) for extra, names in NEEDED.items()
+        f"{extra}: " + ", ".join(found or f"{name} -" for name, found in names.items())
+        for extra, names in packages.items()
     ]
     lines += _devices()
     return lines + ([f"! {problem}" for problem in problems] or ["No problem found on this machine."]), not problems
+
+
+def _packages() -> dict[str, dict[str, str | None]]:
+    """Return, for each extra, its packages with their versions; None where the module cannot be imported."""
+    owners = packages_distributions()
+    return {
+        extra: {name: _found(name, module, owners) for name, module in modules.items()}
+        for extra, modules in NEEDED.items()
+    }
+
+
+def _found(name: str, module: str, owners: Mapping[str, list[str]]) -> str | None:
+    """Return the package that has a module, such as opencv-python for cv2, with its version."""
+    if find_spec(module) is None:
+        return None
+    owner = name if _version(name) or module not in owners else owners[module][0]
+    return f"{owner} {_version(owner) or 'of an unknown version'}"
 
 
 def _version(name: str) -> str | None:
@@ -38,10 +68,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages_missing() -> list[str]:
+def _packages_missing(packages: Mapping[str, Mapping[str, str | None]]) -> list[str]:
     out = []
-    for extra, names in NEEDED.items():
-        missing = [name for name in names if _version(name) is None]
+    for extra, names in packages.items():
+        missing = [name for name, found in names.items() if found is None]
         if missing:
             line = install() if extra == "core" else install(extra)
             out.append(f"{', '.join(missing)} not installed; needed for {PURPOSE[extra]}: {line}")

@@ -3,11 +3,14 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from PIL import Image
 
 import fourstage
+from fourstage import doctor
 from fourstage.cli import main
 from fourstage.data.embedded.digits import Digits
 
@@ -158,6 +162,39 @@ def test_models_recipes_and_doctor_answer(run: Run) -> None:
     assert "swin" not in printed
     assert "digits_visformer" in run("recipes")[1]
     assert "torch" in run("doctor")[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("scipy", "scipy"), ("cv2", "opencv-python-headless"), ("yaml", "pyyaml"), ("sklearn", "scikit-learn")],
+)
+def test_doctor_reports_a_module_that_cannot_be_imported(
+    run: Run, monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    code, printed, _ = run("doctor")
+    assert code != 0
+    text = " ".join(printed.split())
+    assert f"! {package} not installed; needed for" in text
+    assert "No problem found" not in text
+    assert f"{package} -" in text
+
+
+def test_doctor_takes_any_package_that_has_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"opencv-python": "4.10.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: ModuleSpec("cv2", None))
+    owners = {"cv2": ["opencv-python"]}
+    assert doctor._found("opencv-python-headless", "cv2", owners) == "opencv-python 4.10.0"
+    assert doctor._found("opencv-python-headless", "cv2", {}) == "opencv-python-headless of an unknown version"
+
+
+def test_doctor_looks_for_all_that_is_required_and_all_that_training_imports() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {"core": project["dependencies"], **project["optional-dependencies"]}
+    for extra, packages in doctor.NEEDED.items():
+        listed = {re.split(r"[>=<]", line)[0] for line in extras[extra]} - {"matplotlib"}  # which no code imports
+        assert set(packages) == listed
 
 
 def test_a_count_of_one_is_singular(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
