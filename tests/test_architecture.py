@@ -28,6 +28,14 @@ def test_files_on_the_page_exist() -> None:
     assert not missing, f"docs/architecture.md names {sorted(missing)}, which do not exist"
 
 
+def test_pages_state_the_number_of_test_processes() -> None:
+    assert "--maxprocesses=8 " in (ROOT / "Makefile").read_text()
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        said = re.findall(r"`make test` runs [^.;]*", (ROOT / name).read_text())
+        assert said, name
+        assert all(one.endswith("core, at most eight") for one in said), said
+
+
 def test_every_test_file_has_a_name_of_its_own() -> None:
     """The test runner imports test files by their names alone and collects only the first of two."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))

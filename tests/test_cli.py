@@ -768,3 +768,12 @@ def test_words_in_the_wrong_place_are_answered(run: Run) -> None:
         assert "a value of a recipe" not in run(*words)[2]
     refused(run("evaluate", "digits_visformer", "--which", "emma"), "no 'emma' for --which, did you mean ema")
     refused(run("models", "nothing*"), "nothing*")
+
+
+def test_options_are_answered_first_and_all_keys_then(run: Run) -> None:
+    words = ("train", "digits_visformer", "--data", "digits", "lenght=60ep", "epochs=3")
+    refused(run(*words), "did you mean optimisation.length=60ep", "write optimisation.length=3ep")
+    _, _, error = run(*words, "--lr", "1e-3", "--bogus", "3")
+    assert "write optimisation.lr=1e-3" in error
+    assert "no option --bogus" in error
+    assert "lenght" not in error
