@@ -8,12 +8,12 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin
 
 from fourstage.methods import METHODS, Builder, Method
-from fourstage.recipe.keys import REQUIRED, in_yaml, table, type_in_words
+from fourstage.recipe.keys import REQUIRED, Key, in_yaml, table, type_in_words
 
 COMMAND = "python -m fourstage.recipe.method_args > docs/method-args.md"
 HEAD = ("argument", "type", "default", "meaning")
@@ -36,29 +36,19 @@ This page is generated from the signatures and docstrings of the methods. After 
 """
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a method, in words."""
-
-    name: str  # dotted
-    type: str
-    default: str  # as YAML has it; REQUIRED where there is none
-    meaning: str
-
-
-def arguments_of(method: Method) -> list[Argument]:
+def arguments_of(method: Method) -> list[Key]:
     """Return the arguments of a method and of its mappings, in the order of the source."""
     return list(_arguments(method.builder, "", OF_THE_RECIPE, {}))
 
 
-def _arguments(build: Builder, prefix: str, but: tuple[str, ...], defaults: Mapping[str, Any]) -> Iterator[Argument]:
+def _arguments(build: Builder, prefix: str, but: tuple[str, ...], defaults: Mapping[str, Any]) -> Iterator[Key]:
     """Yield the arguments of `build`, except `but`; `defaults` replace those of its signature."""
     for name, parameter in inspect.signature(build).parameters.items():
         if name in but:
             continue
         default, annotation = defaults.get(name, parameter.default), parameter.annotation
         written = REQUIRED if default is parameter.empty else in_yaml(_plain(default))
-        yield Argument(prefix + name, _type(annotation), written, meaning_of(build, name))
+        yield Key(prefix + name, _type(annotation), written, "", meaning_of(build, name))
         if name == "rpn":
             yield from _arguments(
                 resolve_name(RPN), f"{prefix}rpn.", OF_THE_DETECTOR, getattr(build, "rpn_defaults", {})

@@ -46,6 +46,11 @@ def current() -> Computation:
     return Computation(products=products.description(), threads=torch.get_num_threads())
 
 
+def entry(device: torch.device) -> dict[str, Any]:
+    """Return what a checkpoint holds of this: the record under `KEY`, or nothing where the device is no CPU."""
+    return {KEY: current().as_plain()} if device.type == "cpu" else {}
+
+
 def settle(
     folder: RunFolder,
     state: Mapping[str, Any] | None,

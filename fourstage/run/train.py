@@ -433,13 +433,12 @@ def _loop(
 
 def _kept_in_checkpoints(setup: Setup) -> dict[str, Any]:
     """Return what a checkpoint holds beside the state of the training."""
-    of_machine = {computation.KEY: computation.current().as_plain()} if setup.device.type == "cpu" else {}
     return {
         "classes": list(setup.splits.train.classes),
         "about": setup.metadata,
         "recipe": setup.recipe.model_dump(mode="json"),
         "conditions": setup.conditions,
-        **of_machine,
+        **computation.entry(setup.device),
     }
 
 

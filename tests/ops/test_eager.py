@@ -128,17 +128,32 @@ def test_modes_turn_it_off(mode: Callable[[], AbstractContextManager[object]]) -
     assert may_run_fast(x)
 
 
+class AsksOfLayer(nn.Module):
+    """Keeps whether a fast path might have computed its layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.answers: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.answers.append(may_run_fast(x, modules=[self.layer]))
+        return x
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # PyTorch's own, when it needs a tangent first
 def test_tangents_turn_it_off() -> None:
     """Those of tensors and of layers' parameters, and no others: a checkpoint that computes a block again inside a
     backward pass with tangents must get the form of before.
     """
     layer, other, x = nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(2)
+    asks = AsksOfLayer(layer)
     with forward_ad.dual_level():
         weight = forward_ad.make_dual(layer.weight.detach(), torch.ones(2, 2))
-        layer._parameters["weight"] = weight  # pyright: ignore[reportArgumentType] # as torch.func.functional_call does
+        torch.func.functional_call(asks, {"layer.weight": weight}, (x,))
+        torch.func.functional_call(asks, {"layer.weight": layer.weight.detach()}, (x,))
+        assert asks.answers == [False, True]
         assert not may_run_fast(forward_ad.make_dual(x, x), modules=[other])
-        assert not may_run_fast(x, modules=[layer])
         del layer.weight
         layer.weight = weight  # as PyTorch's tutorial does
         assert not may_run_fast(x, modules=[layer])

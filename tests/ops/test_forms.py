@@ -11,8 +11,9 @@ import torch
 from ops.forms import FORMS, MISFITS, Form, Misfit
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
+from fourstage.backbones.layers import Mlp
 from fourstage.ops import attention, matmul, products, sampling
 
 CASES = [pytest.param(form, case, id=f"{name}-{case}") for name, form in FORMS.items() for case in form.inputs]
@@ -239,14 +240,19 @@ def checkpointed(gradients: Gradients) -> Gradients:
     return through_checkpoint
 
 
+KINDS = [
+    pytest.param(gradients, through, id=f"{gradients.__name__}-{through.__name__}")
+    for gradients in (
+        second_gradients, penalty_of_input_gradients, batched_gradients, mapped_gradients, tangents_of_gradients
+    )
+    for through in (plainly, checkpointed)
+    if (gradients, through) != (mapped_gradients, checkpointed)  # see the test of what a checkpoint refuses
+]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # PyTorch's own, of plain forms
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # PyTorch's own, when it needs a tangent first
-@pytest.mark.parametrize("through", [plainly, checkpointed], ids=lambda through: through.__name__)
-@pytest.mark.parametrize(
-    "gradients",
-    [second_gradients, penalty_of_input_gradients, batched_gradients, mapped_gradients, tangents_of_gradients],
-    ids=lambda gradients: gradients.__name__,
-)
+@pytest.mark.parametrize(("gradients", "through"), KINDS)
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
 def test_gradients_of_gradients_and_batches_of_them(
     form: Form,
@@ -256,8 +262,6 @@ def test_gradients_of_gradients_and_batches_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the plain form has them."""
-    if gradients is mapped_gradients and through is checkpointed:
-        pytest.skip("under vmap the plain form runs, so that a checkpoint would recompute by another one, and refuses")
     both: list[list[Tensor]] = []
     for switch in ("plain", "fast"):
         monkeypatch.setenv("FOURSTAGE_OPS", switch)
@@ -272,3 +276,10 @@ def test_gradients_of_gradients_and_batches_of_them(
     size = max(float(plain.detach().abs().max()) for plain in both[0])
     for plain, fast in zip(*both, strict=True):  # a bias before a norm has a gradient of rounding alone
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=2e-6 * size)
+
+
+def test_a_checkpoint_refuses_a_batch_of_gradients_by_vmap() -> None:
+    """It would compute the block again by the plain form, which keeps other tensors than the fast one did."""
+    products.use("blas,blas,fused")
+    with pytest.raises(CheckpointError, match="different"):
+        checkpointed(mapped_gradients)(Mlp(8, 12), [torch.randn(2, 128, 8)])

@@ -11,14 +11,14 @@ from fourstage import create_detector
 from fourstage.methods import METHODS
 from fourstage.recipe import resolve
 from fourstage.recipe.detection import Detection
-from fourstage.recipe.keys import in_yaml
-from fourstage.recipe.method_args import COMMAND, Argument, arguments_of, meaning_of, page
+from fourstage.recipe.keys import Key, in_yaml
+from fourstage.recipe.method_args import COMMAND, arguments_of, meaning_of, page
 from fourstage.tasks.detection.two_stage import TwoStage
 
 PAGE = Path(__file__).parents[2] / "docs" / "method-args.md"
 
 
-def of(method: str) -> dict[str, Argument]:
+def of(method: str) -> dict[str, Key]:
     return {argument.name: argument for argument in arguments_of(METHODS[method])}
 
 
