@@ -139,10 +139,11 @@ def checked(names: str | Products) -> Products:
         if attention.strip() not in ATTENTION:
             raise LookupError
     except LookupError:
-        given = str(names) if len(str(names)) <= 200 else f"{str(names)[:200]}..."
+        given = str(names) if len(str(names)) <= 120 else f"{str(names)[:120]}..."
         raise ValueError(
             f"{SETTING} names the products for training and inference ({', '.join(for_linear())}) and attention "
-            f"({', '.join(ATTENTION)}), such as blas,blas,fused; got {given!r}"
+            f"({', '.join(ATTENTION)}), such as blas,blas,fused; classes of shapes ({', '.join(ROWS)} rows, narrow or "
+            f"wide in and out) may follow, such as blas,blas,fused; few-wide-narrow onednn,onednn; got {given!r}"
         ) from None
     return Products(linear, attention.strip())
 
