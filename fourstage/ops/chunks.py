@@ -39,7 +39,9 @@ def joined(chunks: Sequence[Tensor]) -> Tensor:
 def in_chunks(function: Callable[[Tensor], Tensor], x_NC: Tensor, rows: int) -> Tensor:
     """Return `function(x)`, computed for chunks of `rows` rows."""
     chunks = x_NC.reshape(-1, x_NC.shape[-1]).split(rows)
-    return torch.cat([function(chunk_NC) for chunk_NC in chunks]).view(*x_NC.shape[:-1], -1)
+    out_ND = torch.cat([function(chunk_NC) for chunk_NC in chunks])
+    # no view for autograd, so that a caller may change it in place, also with gradients where it was computed without
+    return torch.ops.aten._unsafe_view(out_ND, [*x_NC.shape[:-1], out_ND.shape[-1]])
 
 
 def by_images(stage: nn.Module, x_BCHW: Tensor, cells: int) -> Tensor:

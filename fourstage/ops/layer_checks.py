@@ -6,7 +6,23 @@ it up in another way, so every fast path also asks for exactly the layers that i
 
 from typing import TypeGuard
 
+import torch
 from torch import nn
+
+
+def is_linear(module: nn.Module, channels: int) -> TypeGuard[nn.Linear]:
+    """Return whether this is a linear layer of so many channels."""
+    return isinstance(module, nn.Linear) and holds(module, channels)
+
+
+def holds(layer: nn.Linear | nn.Conv2d, *sizes: int) -> bool:
+    """Return whether a layer's tensors have the usual shapes: a weight of (D, *sizes), none of them 0, and a bias of D.
+
+    PyTorch computes with some others, and for the rest it has a message with their sizes, which its kernels lack.
+    """
+    weight, bias = layer.weight, layer.bias
+    usual = weight.shape[1:] == torch.Size(sizes) and weight.numel() > 0
+    return usual and (bias is None or bias.shape == weight.shape[:1])
 
 
 def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2d]:

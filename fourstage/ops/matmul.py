@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import is_linear
 from fourstage.ops.products import Ways
-from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
+from fourstage.ops.second_gradients import needs_plain_form, without_autocast
 
 FEW = 16  # rows
 
 
 def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:
     """Return `layer(x)`: (..., C) to (..., D)."""
-    if not (may_run_fast(x_NC, modules=(layer,)) and isinstance(layer, nn.Linear)):
+    if not (may_run_fast(x_NC, modules=(layer,)) and is_linear(layer, x_NC.shape[-1])):
         return layer(x_NC)
     product = product_of(x_NC, layer.weight)
     return layer(x_NC) if product is None else product(x_NC, layer.weight, layer.bias, False)
@@ -76,14 +77,22 @@ def by_convolution(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu:
         return by_blas(x_NC, weight_DC, bias_D, gelu)
     columns = x_NC.reshape(images, rows // images, 1, channels).movedim(-1, 1)  # rows as cells of long images
     out = F.conv2d(columns, weight_DC[:, :, None, None], bias_D)
-    out_ND = out.movedim(1, -1).reshape(*x_NC.shape[:-1], len(weight_DC))
+    out_ND = as_own(out.movedim(1, -1).contiguous(), x_NC)
     return F.gelu(out_ND) if gelu else out_ND
 
 
 def by_onednn(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
     """Compute oneDNN's linear layer, which has no gradients."""
     after, how = ("gelu", "none") if gelu else ("none", "")  # "none": the exact GELU, not that by tanh
-    return torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how)
+    return as_own(torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how), x_NC)
+
+
+def as_own(out_ND: Tensor, x_NC: Tensor) -> Tensor:
+    """Return the output with the front axes of the input, of no other tensor's memory for autograd.
+
+    A caller may then change it in place, as ReLU can, also with gradients where it was computed without.
+    """
+    return torch.ops.aten._unsafe_view(out_ND, [*x_NC.shape[:-1], out_ND.shape[-1]])
 
 
 PRODUCTS: dict[str, Product] = {"blas": by_blas, "convolution": by_convolution, "onednn": by_onednn}
@@ -127,27 +136,27 @@ def weight_pass(name: str, grad_ND: Tensor, x_NC: Tensor) -> Tensor:
 
 
 class LinearByPasses(torch.autograd.Function):
-    """A linear layer whose three passes are computed by the products of these names."""
+    """A linear layer whose three passes are computed by the products of these names.
+
+    As PyTorch's own layer it keeps the input for the gradient of the weight, and the weight for that of the input.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_DC: Tensor, bias_D: Tensor | None, names: tuple[str, ...]) -> Tensor:
-        ctx.names = names
-        ctx.save_for_backward(x, weight_DC, bias_D)
-        out_ND = output_pass(names[0], x.reshape(-1, x.shape[-1]), weight_DC, bias_D)
-        # of no other tensor's memory for autograd, so that a caller may change the output in place, as ReLU can
-        return torch.ops.aten._unsafe_view(out_ND, [*x.shape[:-1], len(weight_DC)])
+        ctx.names, ctx.shape = names, x.shape
+        wants_input, wants_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if wants_weight else None, weight_DC if wants_input else None)
+        return as_own(output_pass(names[0], x.reshape(-1, x.shape[-1]), weight_DC, bias_D), x)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight_DC, bias_D = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if needs_plain_form(grads[0]):
-            return *of_plain_form(F.linear, (x, weight_DC, bias_D), wanted, grads[0]), None
-        grad_ND = grads[0].reshape(-1, len(weight_DC))
+        x, weight_DC = ctx.saved_tensors
+        _, to_input, to_weight = ("blas",) * 3 if needs_plain_form(grads[0]) else ctx.names  # which is differentiable
+        grad_ND = grads[0].reshape(-1, grads[0].shape[-1])
         return (
-            input_pass(ctx.names[1], grad_ND, weight_DC).view(x.shape) if wanted[0] else None,
-            weight_pass(ctx.names[2], grad_ND, x.reshape(-1, x.shape[-1])) if wanted[1] else None,
-            grad_ND.sum(0) if wanted[2] else None,
+            None if weight_DC is None else input_pass(to_input, grad_ND, weight_DC).reshape(ctx.shape),
+            None if x is None else weight_pass(to_weight, grad_ND, x.reshape(-1, x.shape[-1])),
+            grad_ND.sum(0) if ctx.needs_input_grad[2] else None,
             None,
         )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fourstage.ops.chunks import FEW, by_rows, joined
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.matmul import Product, input_pass, linear, output_pass, passes_of, product_of, weight_pass
+from fourstage.ops.layer_checks import is_linear
+from fourstage.ops.matmul import Product, as_own, input_pass, linear, output_pass, passes_of, product_of, weight_pass
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
@@ -25,12 +26,14 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
     """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
     if not (
         may_run_fast(x_NC, modules=(expand, act, reduce))
-        and isinstance(expand, nn.Linear)
+        and is_linear(expand, x_NC.shape[-1])
         and isinstance(act, nn.GELU)
-        and isinstance(reduce, nn.Linear)
+        and is_linear(reduce, len(expand.weight))
     ):
         return reduce(act(expand(x_NC)))
     if torch.is_grad_enabled() and act.approximate == "none":
+        if not expand.weight.requires_grad:  # then its input need not be kept
+            return gelu_linear(reduce, linear(expand, x_NC))
         first, second = _passes(x_NC, expand, expand.out_features), _passes(x_NC, reduce, expand.out_features)
         if first and second:
             return by_passes(expand, reduce, first, second, x_NC)
@@ -40,11 +43,16 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
 
 def gelu_linear(layer: nn.Module, x_NH: Tensor) -> Tensor:
     """Return `layer(gelu(x))`: (..., H) to (..., D)."""
-    if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and isinstance(layer, nn.Linear):
+    if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and is_linear(layer, x_NH.shape[-1]):
         names = _passes(x_NH, layer, x_NH.shape[-1])
-        if names:
+        if names and not _is_for_bias_alone(layer, x_NH):  # which needs no input kept
             return gelu_by_passes(layer, names, x_NH)
     return linear(layer, F.gelu(x_NH))
+
+
+def _is_for_bias_alone(layer: nn.Linear, x: Tensor) -> bool:
+    wanted = x.requires_grad or layer.weight.requires_grad
+    return not wanted and layer.bias is not None and layer.bias.requires_grad
 
 
 def _passes(x: Tensor, layer: nn.Linear, width: int) -> Names | None:
@@ -89,8 +97,7 @@ class MlpByRows(torch.autograd.Function):
         out = [output_pass(second[0], F.gelu(chunk_NH), reduce_DH, reduce_D) for chunk_NH in hidden]
         ctx.names, ctx.rows = (first, second), rows
         ctx.save_for_backward(x, expand_HC, expand_H, reduce_DH, reduce_D, *hidden)
-        # of no other tensor's memory for autograd, so that a caller may change the output in place
-        return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(reduce_DH)])
+        return as_own(joined(out), x)
 
     @staticmethod
     @without_autocast
@@ -162,7 +169,7 @@ class GeluLinearByRows(torch.autograd.Function):
         ctx.save_for_backward(x, weight_DH, bias_D)
         chunks = x.reshape(-1, x.shape[-1]).split(ctx.rows)
         out = [output_pass(names[0], F.gelu(chunk_NH), weight_DH, bias_D) for chunk_NH in chunks]
-        return torch.ops.aten._unsafe_view(joined(out), [*x.shape[:-1], len(weight_DH)])
+        return as_own(joined(out), x)
 
     @staticmethod
     @without_autocast

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.layer_checks import is_conv
+from fourstage.ops.layer_checks import holds, is_conv
 from fourstage.ops.matmul import product_of
 
 # PyTorch's BLAS library computes a 1x1 convolution of fewer images on one thread, and oneDNN all others
@@ -26,6 +26,7 @@ def convolve(layer: nn.Module, x_BCHW: Tensor) -> Tensor:
         and torch.get_num_threads() <= THREADS
         and is_conv(layer, 1)
         and x_BCHW.ndim == 4
+        and holds(layer, x_BCHW.shape[1], 1, 1)
         and len(x_BCHW) < IMAGES
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)
     ):
@@ -36,4 +37,12 @@ def convolve(layer: nn.Module, x_BCHW: Tensor) -> Tensor:
 def by_linear_layer(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     x_BHWC, weight_DC = x_BCHW.movedim(1, -1), layer.weight.flatten(1)
     product = product_of(x_BHWC, weight_DC)
-    return layer(x_BCHW) if product is None else product(x_BHWC, weight_DC, layer.bias, False).movedim(-1, 1)
+    if product is None:
+        return layer(x_BCHW)
+    out_BDHW = product(x_BHWC, weight_DC, layer.bias, False).movedim(-1, 1)
+    # without gradients no view, so that a caller may change the output in place where gradients are wanted again
+    if torch.is_grad_enabled():
+        return out_BDHW
+    return out_BDHW.new_empty(0).set_(
+        out_BDHW.untyped_storage(), out_BDHW.storage_offset(), out_BDHW.shape, out_BDHW.stride()
+    )

@@ -454,6 +454,12 @@ CONVS: dict[str, dict[str, Any]] = {  # how a user may set up the layer in place
 }
 
 
+def changed(layer: nn.Linear, channels: int, outputs: int, biases: int) -> nn.Linear:
+    """The layer with other tensors, as tools for pruning leave it."""
+    layer.weight, layer.bias = nn.Parameter(torch.randn(outputs, channels)), nn.Parameter(torch.randn(biases))
+    return layer
+
+
 def _misfits() -> Iterator[tuple[str, Misfit]]:
     for name, arguments in CONVS.items():
         yield (
@@ -526,6 +532,32 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
                 ANY_THREADS,
             ),
         )
+    for name, sizes in {"a bias of one number": (12, 1), "no outputs": (0, 0)}.items():
+        for of_layer in (matmul.linear, mlp.gelu_linear):
+            yield (
+                f"linear layer with {name} in {of_layer.__name__}",
+                Misfit(
+                    lambda sizes=sizes, of_layer=of_layer: Operation(of_layer, changed(nn.Linear(8, 12), 8, *sizes)),
+                    of(2, 128, 8),
+                    "onednn,onednn,fused",
+                ),
+            )
+        yield (
+            f"mlp with {name}",
+            Misfit(
+                lambda sizes=sizes: Operation(
+                    mlp.mlp, changed(nn.Linear(8, 12), 8, *sizes), nn.GELU(), changed(nn.Linear(8, 8), sizes[0], 8, 8)
+                ),
+                of(2, 128, 8),
+                "onednn,onednn,fused",
+            ),
+        )
+    yield (
+        "mlp without inputs",
+        Misfit(
+            lambda: Operation(mlp.mlp, changed(nn.Linear(8, 12), 0, 12, 12), nn.GELU(), nn.Linear(12, 8)), of(2, 128, 0)
+        ),
+    )
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
     yield "linear layer after GELU removed", Misfit(lambda: Operation(mlp.gelu_linear, nn.Identity()), of(2, 128, 8))
     yield (

@@ -283,3 +283,56 @@ def test_a_checkpoint_refuses_a_batch_of_gradients_by_vmap() -> None:
     products.use("blas,blas,fused")
     with pytest.raises(CheckpointError, match="different"):
         checkpointed(mapped_gradients)(Mlp(8, 12), [torch.randn(2, 128, 8)])
+
+
+LAYERS = {
+    name: form for name, form in FORMS.items() if form.fast.startswith(("chunks.", "matmul.", "mlp.", "pointwise."))
+}
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in LAYERS.items() if False in modes(form)])
+def test_an_output_without_gradients_is_a_view_only_where_the_plain_one_is(
+    form: Form, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view that was computed without gradients cannot be changed in place with gradients."""
+    module, tensors = form.build(), form.inputs["usual"]()
+    with torch.no_grad():
+        fast = module(*tensors)
+        assert calls
+        monkeypatch.setenv("FOURSTAGE_OPS", "plain")
+        assert not fast._is_view() or module(*tensors)._is_view()
+
+
+def bytes_kept(run: Callable[[], Tensor]) -> int:
+    """Return the bytes that a forward pass keeps for its backward pass, but for single axes such as biases."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes() if tensor.ndim > 1 else 0
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        assert run().requires_grad
+    return sum(kept.values())
+
+
+PASSES = {name: form for name, form in LAYERS.items() if "convolution," not in form.products}
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in PASSES.items() if True in modes(form)])
+@pytest.mark.parametrize("trained", ["input", "biases"])
+def test_frozen_weights_keep_no_more_than_the_plain_form(
+    form: Form, trained: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = form.build()
+    for parameter in module.parameters():
+        parameter.requires_grad_(trained == "biases" and parameter.ndim == 1)
+    leaves = [x.requires_grad_(trained == "input") for x in form.inputs["usual"]()]
+    if trained == "biases" and all(parameter.ndim > 1 for parameter in module.parameters()):
+        leaves = [x.requires_grad_() for x in leaves]  # there are no biases
+    both = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        both.append(bytes_kept(lambda: module(*leaves)))
+    assert both[1] <= both[0]

@@ -156,3 +156,43 @@ def test_parts_of_an_mlp_are_trained(trained: tuple[bool, ...], monkeypatch: pyt
         )
     for ours, plain in zip(*results, strict=True):
         assert_same(ours, plain)
+
+
+@pytest.mark.parametrize("trained", ["biases", "second layer"])
+def test_frozen_layers_take_tensors_of_inference_mode(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd keeps none of them, so that nothing that needs no gradient of its own may be kept."""
+    if not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    products.use("onednn,onednn,fused")
+    expand, reduce = nn.Linear(8, 16), nn.Linear(16, 8)
+    expand.weight.requires_grad_(False)
+    expand.bias.requires_grad_(trained == "biases")
+    with torch.inference_mode():
+        x_NC = torch.randn(48, 8)
+    leaves = [x for x in (*expand.parameters(), *reduce.parameters()) if x.requires_grad]
+    results = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        y = mlp.mlp(expand, nn.GELU(), reduce, x_NC)
+        z = matmul.linear(expand, x_NC)
+        results.append([y, z, *torch.autograd.grad(y.sum() + z.sum(), leaves)])
+    for ours, plain in zip(*results, strict=True):
+        assert_same(ours, plain)
+
+
+def test_a_layers_tensors_may_change_before_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an optimiser's step between the two does, where no gradient depends on them."""
+    if not products.has_onednn():
+        pytest.skip("this PyTorch was built without oneDNN")
+    products.use("onednn,onednn,fused")
+    x_NC = torch.randn(48, 8)
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        layer = nn.Linear(8, 16)
+        y = matmul.linear(layer, x_NC)
+        with torch.no_grad():
+            layer.weight.add_(1)
+            layer.bias.add_(1)
+        y.sum().backward()
+        assert layer.weight.grad is not None
+        torch.testing.assert_close(layer.weight.grad, x_NC.sum(0).expand(16, 8), rtol=1e-4, atol=1e-4)
