@@ -6,7 +6,6 @@ it up in another way, so every fast path also asks for exactly the layers that i
 
 from typing import TypeGuard
 
-import torch
 from torch import nn
 
 
@@ -21,7 +20,7 @@ def holds(layer: nn.Linear | nn.Conv2d, *sizes: int) -> bool:
     PyTorch computes with some others, and for the rest it has a message with their sizes, which its kernels lack.
     """
     weight, bias = layer.weight, layer.bias
-    usual = weight.shape[1:] == torch.Size(sizes) and weight.numel() > 0
+    usual = weight.shape[1:] == sizes and weight.numel() > 0
     return usual and (bias is None or bias.shape == weight.shape[:1])
 
 

@@ -84,7 +84,8 @@ def by_convolution(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu:
 def by_onednn(x_NC: Tensor, weight_DC: Tensor, bias_D: Tensor | None, gelu: bool) -> Tensor:
     """Compute oneDNN's linear layer, which has no gradients."""
     after, how = ("gelu", "none") if gelu else ("none", "")  # "none": the exact GELU, not that by tanh
-    return as_own(torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how), x_NC)
+    out_ND = torch.ops.mkldnn._linear_pointwise(x_NC, weight_DC, bias_D, after, [], how)
+    return as_own(out_ND, x_NC) if out_ND._is_view() else out_ND
 
 
 def as_own(out_ND: Tensor, x_NC: Tensor) -> Tensor:

@@ -43,6 +43,4 @@ def by_linear_layer(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     # without gradients no view, so that a caller may change the output in place where gradients are wanted again
     if torch.is_grad_enabled():
         return out_BDHW
-    return out_BDHW.new_empty(0).set_(
-        out_BDHW.untyped_storage(), out_BDHW.storage_offset(), out_BDHW.shape, out_BDHW.stride()
-    )
+    return torch.ops.aten.set_.source_Tensor(out_BDHW.new_empty(0), out_BDHW)
