@@ -43,6 +43,7 @@ from fourstage.backbones.layers import (
     run_blocks,
     sides,
 )
+from fourstage.ops.conv_gelu import convolve_gelu, convolved_mlp
 from fourstage.ops.pointwise import convolve
 
 
@@ -130,7 +131,7 @@ class Mlp(nn.Module):
         self.reduce = nn.Conv2d(4 * dim, dim, 1, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return convolve(self.reduce, self.act(convolve(self.expand, x_BCHW)))
+        return convolved_mlp(self.expand, self.act, self.reduce, x_BCHW)
 
 
 class SpatialMlp(nn.Module):
@@ -145,8 +146,8 @@ class SpatialMlp(nn.Module):
         self.reduce = nn.Conv2d(hidden, dim, 1, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.act1(convolve(self.expand, x_BCHW))
-        return convolve(self.reduce, self.act2(self.spatial(x_BCHW)))
+        x_BCHW = convolve_gelu(self.expand, self.act1, x_BCHW)
+        return convolved_mlp(self.spatial, self.act2, self.reduce, x_BCHW)
 
 
 class ConvBlock(nn.Module):

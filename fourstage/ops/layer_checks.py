@@ -34,3 +34,13 @@ def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2
         and module.groups == groups
         and module.padding_mode == "zeros"
     )
+
+
+def is_padded_with_zeros(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether this is a convolution that knows how many zeros surround a map of any size."""
+    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def is_exact_gelu(module: nn.Module) -> TypeGuard[nn.GELU]:
+    """Return whether this is a GELU that is not approximated."""
+    return isinstance(module, nn.GELU) and module.approximate == "none"

@@ -15,50 +15,81 @@ from torch import Tensor, nn
 from fourstage.ops.chunks import FEW, by_rows, joined
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import is_linear
-from fourstage.ops.matmul import Product, as_own, input_pass, linear, output_pass, passes_of, product_of, weight_pass
+from fourstage.ops.matmul import (
+    Product,
+    as_own,
+    by_blas,
+    input_pass,
+    linear,
+    output_pass,
+    passes_of,
+    product_of,
+    weight_pass,
+)
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
+Matrix = tuple[Tensor, Tensor | None]  # weight and bias
 Names = tuple[str, ...]  # of the products of the three passes
 
 
 def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> Tensor:
     """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
-    if not (
+    if (
         may_run_fast(x_NC, modules=(expand, act, reduce))
         and is_linear(expand, x_NC.shape[-1])
         and isinstance(act, nn.GELU)
         and is_linear(reduce, len(expand.weight))
     ):
-        return reduce(act(expand(x_NC)))
+        return mlp_of_matrices(matrix(expand), act, matrix(reduce), x_NC)
+    return reduce(act(expand(x_NC)))
+
+
+def mlp_of_matrices(expand: Matrix, act: nn.GELU, reduce: Matrix, x_NC: Tensor) -> Tensor:
+    """The fast path."""
     if torch.is_grad_enabled() and act.approximate == "none":
-        if not expand.weight.requires_grad:  # then its input need not be kept
-            return gelu_linear(reduce, linear(expand, x_NC))
-        first, second = _passes(x_NC, expand, expand.out_features), _passes(x_NC, reduce, expand.out_features)
+        if not expand[0].requires_grad:  # then its input need not be kept
+            return gelu_matrix(*reduce, _product(x_NC, expand[0])(x_NC, *expand, False))
+        first, second = (_passes(x_NC, weight, len(expand[0])) for weight, _ in (expand, reduce))
         if first and second:
             return by_passes(expand, reduce, first, second, x_NC)
-    products = product_of(x_NC, expand.weight), product_of(x_NC, reduce.weight)
-    return by_rows(lambda rows_NC: _one_by_one(expand, act, reduce, *products, rows_NC), x_NC, expand.out_features)
+    first, second = (_product(x_NC, weight) for weight, _ in (expand, reduce))
+    return by_rows(lambda rows_NC: _one_by_one(expand, act, reduce, first, second, rows_NC), x_NC, len(expand[0]))
 
 
 def gelu_linear(layer: nn.Module, x_NH: Tensor) -> Tensor:
     """Return `layer(gelu(x))`: (..., H) to (..., D)."""
     if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and is_linear(layer, x_NH.shape[-1]):
-        names = _passes(x_NH, layer, x_NH.shape[-1])
-        if names and not _is_for_bias_alone(layer, x_NH):  # which needs no input kept
-            return gelu_by_passes(layer, names, x_NH)
+        return gelu_matrix(*matrix(layer), x_NH)
     return linear(layer, F.gelu(x_NH))
 
 
-def _is_for_bias_alone(layer: nn.Linear, x: Tensor) -> bool:
-    wanted = x.requires_grad or layer.weight.requires_grad
-    return not wanted and layer.bias is not None and layer.bias.requires_grad
+def gelu_matrix(weight_DH: Tensor, bias_D: Tensor | None, x_NH: Tensor) -> Tensor:
+    """The fast path with gradients: where each pass of the layer can be computed alone, GELU is part of them."""
+    names = _passes(x_NH, weight_DH, x_NH.shape[-1])
+    if names and not _is_for_bias_alone(weight_DH, bias_D, x_NH):  # which needs no input kept
+        return gelu_by_passes(weight_DH, bias_D, names, x_NH)
+    return _product(x_NH, weight_DH)(F.gelu(x_NH), weight_DH, bias_D, False)
 
 
-def _passes(x: Tensor, layer: nn.Linear, width: int) -> Names | None:
+def _is_for_bias_alone(weight_DH: Tensor, bias_D: Tensor | None, x: Tensor) -> bool:
+    wanted = x.requires_grad or weight_DH.requires_grad
+    return not wanted and bias_D is not None and bias_D.requires_grad
+
+
+def _product(x: Tensor, weight: Tensor) -> Product:
+    return product_of(x, weight) or by_blas
+
+
+def matrix(layer: nn.Linear | nn.Conv2d) -> Matrix:
+    """Return the weight (D, C) and the bias (D) of a linear layer, or of a 1x1 convolution."""
+    return layer.weight.flatten(1), layer.bias
+
+
+def _passes(x: Tensor, weight: Tensor, width: int) -> Names | None:
     """Return the products of a layer's passes for the rows of `x` that are computed at a time; None: by other ways."""
     rows = x.numel() // max(x.shape[-1], 1)
-    return passes_of(min(rows, _rows_at_a_time(width, x)), layer.weight)
+    return passes_of(min(rows, _rows_at_a_time(width, x)), weight)
 
 
 def _rows_at_a_time(width: int, x: Tensor) -> int:
@@ -66,22 +97,16 @@ def _rows_at_a_time(width: int, x: Tensor) -> int:
     return max(FEW, CHUNK // (width * x.element_size()))
 
 
-def _one_by_one(
-    expand: nn.Linear, act: nn.GELU, reduce: nn.Linear, first: Product | None, second: Product | None, x_NC: Tensor
-) -> Tensor:
+def _one_by_one(expand: Matrix, act: nn.GELU, reduce: Matrix, first: Product, second: Product, x_NC: Tensor) -> Tensor:
     """Layer by layer, with GELU in the pass of the first one where its product has that."""
     exact = act.approximate == "none"
-    if first is None:
-        hidden = act(expand(x_NC))
-    else:
-        hidden = first(x_NC, expand.weight, expand.bias, exact)
-        hidden = hidden if exact else act(hidden)
-    return reduce(hidden) if second is None else second(hidden, reduce.weight, reduce.bias, False)
+    hidden = first(x_NC, *expand, exact)
+    return second(hidden if exact else act(hidden), *reduce, False)
 
 
-def by_passes(expand: nn.Linear, reduce: nn.Linear, first: Names, second: Names, x_NC: Tensor) -> Tensor:
+def by_passes(expand: Matrix, reduce: Matrix, first: Names, second: Names, x_NC: Tensor) -> Tensor:
     """With gradients; each pass of each layer has the product that is named for it."""
-    return MlpByRows.apply(x_NC, expand.weight, expand.bias, reduce.weight, reduce.bias, first, second)
+    return MlpByRows.apply(x_NC, *expand, *reduce, first, second)
 
 
 class MlpByRows(torch.autograd.Function):
@@ -155,9 +180,9 @@ def _plain(
 # ------------------------------------------------------------------------------------------- a GELU before the layer
 
 
-def gelu_by_passes(layer: nn.Linear, names: Names, x_NH: Tensor) -> Tensor:
+def gelu_by_passes(weight_DH: Tensor, bias_D: Tensor | None, names: Names, x_NH: Tensor) -> Tensor:
     """With gradients; each pass of the layer has the product that is named for it."""
-    return GeluLinearByRows.apply(x_NH, layer.weight, layer.bias, names)
+    return GeluLinearByRows.apply(x_NH, weight_DH, bias_D, names)
 
 
 class GeluLinearByRows(torch.autograd.Function):

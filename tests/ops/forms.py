@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fourstage.ops import (
     attention,
+    conv_gelu,
     conv_of_class,
     depthwise,
     halo_attention,
@@ -241,6 +242,29 @@ def pointwise_layer(**arguments: Any) -> nn.Module:
     )
 
 
+def convolved(run: Callable[..., Tensor], *layers: nn.Module) -> nn.Module:
+    """An operation on maps, of a (B, H, W, C) map."""
+    return Operation(
+        lambda *given: run(*given[:-1], given[-1].movedim(-1, 1)).movedim(1, -1),
+        *layers,
+    )
+
+
+def conv_gelu_layers(**arguments: Any) -> nn.Module:
+    return convolved(
+        conv_gelu.convolve_gelu, nn.Conv2d(8, 12, **{"kernel_size": 3, "padding": 1, **arguments}), nn.GELU()
+    )
+
+
+def gelu_conv_layers(**arguments: Any) -> nn.Module:
+    return convolved(conv_gelu.gelu_convolve, nn.GELU(), nn.Conv2d(8, 12, 1, **arguments))
+
+
+def conv_mlp_layers(side: int = 1, *, bias: bool = True) -> nn.Module:
+    first = nn.Conv2d(8, 16, side, padding=side // 2, bias=bias)
+    return convolved(conv_gelu.convolved_mlp, first, nn.GELU(), nn.Conv2d(16, 12, 1, bias=bias))
+
+
 SAMPLES: dict[str, Inputs] = {
     "usual": sample_inputs(2, 6, 8),
     "odd": sample_inputs(3, 5, 7, queries=1),
@@ -375,6 +399,23 @@ FORMS: dict[str, Form] = {
         MAPS,
         products="blas/onednn/onednn,onednn,fused",
         limits=ANY_THREADS,
+    ),
+    "convolution and GELU in one pass": Form("conv_gelu.in_one_pass", conv_gelu_layers, MAPS, "without"),
+    "convolution of strides and groups and GELU in one pass": Form(
+        "conv_gelu.in_one_pass",
+        lambda: conv_gelu_layers(bias=False, stride=2, dilation=2, padding=(2, 3), groups=4),
+        MAPS,
+        "without",
+    ),
+    "mlp of 1x1 convolutions in one pass": Form("conv_gelu.in_one_pass", conv_mlp_layers, MAPS, "without"),
+    "mlp of 1x1 convolutions by passes": Form(
+        "mlp.by_passes", conv_mlp_layers, MAPS, "with", "onednn/onednn/blas,blas,fused"
+    ),
+    "mlp of 1x1 convolutions without biases by passes of some rows": Form(
+        "mlp.by_passes", lambda: conv_mlp_layers(bias=False), MAPS, "with", "onednn,blas,fused", limits=SOME_ROWS
+    ),
+    "mlp of a 3x3 and a 1x1 convolution by passes": Form(
+        "mlp.gelu_by_passes", lambda: conv_mlp_layers(3), MAPS, "with", "blas/onednn/blas,blas,fused"
     ),
     "sampling by embedding_bag": Form("sampling.by_embedding_bag", lambda: Operation(sample), SAMPLES, "without"),
     "sampling with the sum of points one by one": Form(
@@ -558,6 +599,27 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
             lambda: Operation(mlp.mlp, changed(nn.Linear(8, 12), 0, 12, 12), nn.GELU(), nn.Linear(12, 8)), of(2, 128, 0)
         ),
     )
+    for name, arguments in (
+        ("circular padding", {"padding_mode": "circular"}),
+        ("padding by name", {"padding": "same"}),
+    ):
+        yield (
+            f"convolution with {name} and GELU",
+            Misfit(lambda arguments=arguments: conv_gelu_layers(**arguments), of(2, 6, 8, 8)),
+        )
+    for name, arguments in (("stride", {"stride": 2}), ("groups", {"groups": 2}), ("padding", {"padding": 1})):
+        yield (
+            f"convolution with {name} after GELU",
+            Misfit(
+                lambda arguments=arguments: gelu_conv_layers(**arguments),
+                of(2, 6, 8, 8),
+            ),
+        )
+    for name, act in (("another GELU", nn.GELU("tanh")), ("ReLU", nn.ReLU())):
+        yield (
+            f"convolution and {name}",
+            Misfit(lambda act=act: convolved(conv_gelu.convolve_gelu, nn.Conv2d(8, 12, 3), act), of(2, 6, 8, 8)),
+        )
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
     yield "linear layer after GELU removed", Misfit(lambda: Operation(mlp.gelu_linear, nn.Identity()), of(2, 128, 8))
     yield (

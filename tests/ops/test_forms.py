@@ -126,11 +126,13 @@ def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.
     for name, value in misfit.limits.items():
         monkeypatch.setattr(f"fourstage.ops.{name}", value)
     torch.manual_seed(0)
-    module, tensors = misfit.build(), misfit.inputs()
-    with torch.no_grad():
-        fast = module(*tensors)
-        monkeypatch.setenv("FOURSTAGE_OPS", "plain")
-        torch.testing.assert_close(fast, module(*tensors), rtol=0, atol=0)
+    module, tensors = misfit.build(), list(misfit.inputs())
+    for gradients in (False, True):
+        both = []
+        for switch in ("plain", "fast"):
+            monkeypatch.setenv("FOURSTAGE_OPS", switch)
+            both.append(results(module, tensors, gradients=gradients))
+        torch.testing.assert_close(*both, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", USUAL)

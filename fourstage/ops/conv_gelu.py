@@ -1,0 +1,78 @@
+"""Convolutions around a GELU, on channels-last memory. Eager on a CPU.
+
+Without gradients, oneDNN computes the GELU in the pass of the convolution before it, while a value is in a register.
+With gradients, a 1x1 convolution behind a GELU is a linear layer that computes the GELU again in its backward pass, so
+that of a network's widest maps only one is kept: see `mlp.py`.
+
+B images, C channels, H x W cells, D output channels.
+"""
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from fourstage.ops import products
+from fourstage.ops.eager import may_run_fast
+from fourstage.ops.layer_checks import holds, is_conv, is_exact_gelu, is_padded_with_zeros
+from fourstage.ops.mlp import gelu_matrix, matrix, mlp_of_matrices
+from fourstage.ops.pointwise import convolve
+
+
+def convolve_gelu(conv: nn.Module, act: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Return `act(conv(x))`: (B, C, H, W) to (B, D, H', W')."""
+    if (
+        not torch.is_grad_enabled()
+        and _may_run_fast(x_BCHW, conv, act)
+        and products.has_onednn()
+        and is_padded_with_zeros(conv)
+        and holds(conv, x_BCHW.shape[1] // conv.groups, *conv.kernel_size)
+        and is_exact_gelu(act)
+    ):
+        return in_one_pass(conv, x_BCHW)
+    return act(convolve(conv, x_BCHW))
+
+
+def in_one_pass(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
+    """Without gradients."""
+    sizes = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    return torch.ops.mkldnn._convolution_pointwise(x_BCHW, conv.weight, conv.bias, *sizes, "gelu", [], "none")
+
+
+def gelu_convolve(act: nn.Module, conv: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Return `conv(act(x))`: (B, C, H, W) to (B, D, H', W')."""
+    if (
+        torch.is_grad_enabled()
+        and _may_run_fast(x_BCHW, conv, act)
+        and is_exact_gelu(act)
+        and _is_1x1(conv, x_BCHW.shape[1])
+    ):
+        return gelu_matrix(*matrix(conv), x_BCHW.movedim(1, -1)).movedim(-1, 1)
+    return convolve(conv, act(x_BCHW))
+
+
+def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Return `second(act(first(x)))`: (B, C, H, W) to (B, D, H', W')."""
+    if not torch.is_grad_enabled():
+        return convolve(second, convolve_gelu(first, act, x_BCHW))
+    if (
+        _may_run_fast(x_BCHW, first, act, second)
+        and _is_1x1(first, x_BCHW.shape[1])
+        and is_exact_gelu(act)
+        and _is_1x1(second, len(first.weight))
+    ):
+        return mlp_of_matrices(matrix(first), act, matrix(second), x_BCHW.movedim(1, -1)).movedim(-1, 1)
+    return gelu_convolve(act, second, convolve(first, x_BCHW))
+
+
+def _may_run_fast(x_BCHW: Tensor, *layers: nn.Module) -> bool:
+    return (
+        may_run_fast(x_BCHW, modules=layers)
+        and x_BCHW.ndim == 4
+        and x_BCHW.numel() > 0
+        and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _is_1x1(module: nn.Module, channels: int) -> TypeGuard[nn.Conv2d]:
+    return is_conv(module, 1) and holds(module, channels, 1, 1)
