@@ -76,10 +76,10 @@ def work(threads: int, *, yielding: bool) -> int:
     import torch.nn.functional as F
 
     import fourstage
-    from fourstage.engine.devices import keep_memory
     from fourstage.engine.waiting import yielding_cores
+    from fourstage.ops.freed_memory import keep_all_freed_memory
 
-    keep_memory()
+    keep_all_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = fourstage.create_model("visformer_digits", num_classes=10).train()

@@ -48,7 +48,7 @@ from fourstage.bench.results import append_jsonl
 from fourstage.bench.timing import Spread, ratio, spread
 from fourstage.data.labels.imagefolder import ImageFolder
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
-from fourstage.engine.devices import keep_memory
+from fourstage.ops.freed_memory import keep_all_freed_memory
 from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.recipe.classification import Classification
@@ -292,7 +292,7 @@ def _serve(line: Connection, method: str, name: str, folder: Path, task: str, op
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-(options.workers + 1) :])
     if name == OURS:
-        keep_memory()  # as every run on a CPU does
+        keep_all_freed_memory()  # as every run on a CPU does
     one_pass = LOADERS[name](folder, task, options)
     while line.recv():
         busy, now = _busy(), time.perf_counter()

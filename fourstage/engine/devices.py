@@ -1,8 +1,6 @@
 """Devices and processes. The only file that names `torch.distributed`."""
 
-import ctypes
 import os
-import sys
 import warnings
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,10 +16,10 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fourstage.engine import slurm
+from fourstage.ops.freed_memory import keep_all_freed_memory
 from fourstage.plurals import plural
 
 T = TypeVar("T")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def join(device: str) -> tuple[Ranks, torch.device]:
     ranks = Ranks(int(os.environ.get("RANK", "0")), size)
     chosen = choose_device(device, local)
     if chosen.type == "cpu":
-        keep_memory()
+        keep_all_freed_memory()
     if size > 1 and not dist.is_initialized():
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
@@ -130,20 +128,6 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
             f"{plural(gpus, 'process', 'processes')}"
         )
     return torch.device("cuda", local_rank)
-
-
-def keep_memory() -> None:
-    """On Linux, let the C library keep freed memory, instead of requesting new pages from the system each step.
-
-    New pages cost a tenth to a fifth of a training step on a CPU. Elsewhere, and with other allocators, nothing
-    changes.
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:

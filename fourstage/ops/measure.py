@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fourstage.ops import attention, kept_choice, matmul, products
 from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switched_on
-from fourstage.ops.large_blocks import keep_freed_blocks
+from fourstage.ops.freed_memory import keep_freed_memory
 from fourstage.ops.products import CLASSES, Products, Ways
 
 SHAPES = {
@@ -55,8 +55,7 @@ def choose_products() -> Products:
     chosen = products.chosen()
     if is_recorded() or is_transformed():
         return chosen or products.current()
-    with on_real_tensors():
-        keep_freed_blocks()
+    keep_freed_memory()
     return chosen or products.use(kept_choice.read() or _measured_and_kept())
 
 
