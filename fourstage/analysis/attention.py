@@ -22,9 +22,10 @@ from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation
 from fourstage.backbones.mixers.reduction import ReductionAttention
 from fourstage.backbones.mixers.scalable import GlobalAttention, InteractiveWindowAttention, ScalableAttention
-from fourstage.backbones.mixers.window import WindowAttention, visible_along, visible_pairs
+from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.ops.sampling import kernel_cells
 from fourstage.ops.shapes import ceil_div, pad_to
+from fourstage.ops.window_masks import Visibility
 
 NONE = -1  # for cells that only fill up a window
 
@@ -146,11 +147,9 @@ def _window(mixer: WindowAttention, x_BHWC: Tensor) -> Attention:
     padded_BHWC = pad_to(x_BHWC, tall, wide).roll((-shift, -shift), (1, 2))
     qkv = _split(mixer.qkv(padded_BHWC), window, window).unflatten(-1, (3, mixer.heads, -1))  # n, N, 3, h, d
     q, k = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)
-    rows_nww, columns_nww = (
-        visible_along(side, window, shift, see_padding=mixer.dense, device=x_BHWC.device) for side in (height, width)
-    )
+    visibility = Visibility(height, width, window, shift, see_padding=mixer.dense)
     products = (q @ k.transpose(-2, -1)) * mixer.scale + mixer.bias(window)
-    hidden_nNN = ~visible_pairs(rows_nww, columns_nww)
+    hidden_nNN = ~visibility.pairs(x_BHWC.device)
     weights = products.masked_fill(hidden_nNN[:, None], torch.finfo(products.dtype).min / 2).softmax(-1)
     return Attention(weights, cells_nN, cells_nN, (height, width), (height, width))
 

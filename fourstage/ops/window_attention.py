@@ -15,6 +15,7 @@ from fourstage.ops.attention import attend
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 from fourstage.ops.softmax import softmax
+from fourstage.ops.window_masks import Visibility
 
 CHUNK = 2**22  # bytes of attention weights that are computed at a time, so that they stay in a cache
 KEPT = 2**22  # bytes of the largest index table that is kept: those of Swin-T at 8192 x 8192 px have 900 MB
@@ -37,25 +38,24 @@ class Windows:
     scale: float
 
 
-def attend_windows(qkv_BHWC: Tensor, windows: Windows, bias_hNN: Tensor, visible_nNN: Tensor | None = None) -> Tensor:
+def attend_windows(
+    qkv_BHWC: Tensor, windows: Windows, bias_hNN: Tensor, visibility: Visibility | None = None
+) -> Tensor:
     """Return (B, H, W, h * d): what each cell takes from the cells of its window.
 
     Args:
         qkv_BHWC: queries, keys and values of each cell one after the other, C = 3 * h * d.
         bias_hNN: is added to the products of queries and keys.
-        visible_nNN: bool: which query of a window sees which key; None: each sees all.
+        visibility: of the cells of a window; None: each sees all.
     """
-    masks = [bias_hNN.to(qkv_BHWC.dtype)]
-    if visible_nNN is not None:
-        # finite, so that a row in which all cells are hidden stays a number
-        hidden = torch.finfo(qkv_BHWC.dtype).min / 2
-        masks.append(torch.zeros_like(visible_nNN, dtype=qkv_BHWC.dtype).masked_fill_(~visible_nNN, hidden)[:, None])
-    if not may_run_fast(qkv_BHWC, *masks):
-        return by_cutting(qkv_BHWC, windows, masks)
-    hidden_n1NN = masks[1] if len(masks) > 1 else None
+    bias_hNN = bias_hNN.to(qkv_BHWC.dtype)
+    if not may_run_fast(qkv_BHWC, bias_hNN):
+        masks = [] if visibility is None else [visibility.hidden(qkv_BHWC.dtype, qkv_BHWC.device)]
+        return by_cutting(qkv_BHWC, windows, [bias_hNN, *masks])
+    hidden_n1NN = None if visibility is None else visibility.kept_hidden()
     if torch.is_grad_enabled() and (qkv_BHWC.requires_grad or bias_hNN.requires_grad):
-        return AttendWindows.apply(qkv_BHWC, masks[0], hidden_n1NN, windows)
-    return by_chunks(qkv_BHWC, windows, masks[0], hidden_n1NN, None)
+        return AttendWindows.apply(qkv_BHWC, bias_hNN, hidden_n1NN, windows)
+    return by_chunks(qkv_BHWC, windows, bias_hNN, hidden_n1NN, None)
 
 
 # ------------------------------------------------------------------------------------------------------ the plain form

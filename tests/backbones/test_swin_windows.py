@@ -14,7 +14,8 @@ from torch import Tensor
 import fourstage
 from fourstage.backbones import swin
 from fourstage.backbones.mixers import window
-from fourstage.backbones.mixers.window import WindowAttention, visible_along, visible_pairs
+from fourstage.backbones.mixers.window import WindowAttention
+from fourstage.ops.window_masks import Visibility
 
 side = st.integers(1, 13)
 
@@ -25,10 +26,7 @@ def test_cells_see_each_other_if_they_share_a_window_that_the_roll_did_not_wrap(
     height: int, width: int, w: int, shift: bool, see_padding: bool
 ) -> None:
     by = w // 2 if shift else 0
-    rows, columns = (
-        visible_along(s, w, by, see_padding=see_padding, device=torch.device("cpu")) for s in (height, width)
-    )
-    visible = visible_pairs(rows, columns)
+    visible = Visibility(height, width, w, by, see_padding).pairs(torch.device("cpu"))
     padded = [s + -s % w for s in (height, width)]
     for n, corner in enumerate(product(range(0, padded[0], w), range(0, padded[1], w))):
         rolled = [(corner[0] + dy, corner[1] + dx) for dy, dx in product(range(w), range(w))]

@@ -25,6 +25,7 @@ from fourstage.ops import (
     scale_weighing,
     window_attention,
 )
+from fourstage.ops.window_masks import Visibility
 
 Inputs = Callable[[], Sequence[Tensor]]
 
@@ -133,29 +134,25 @@ ATTENTION: dict[str, tuple[int, int, int]] = {
 }
 
 
-def windowed(shift: int = 0) -> nn.Module:
-    """Attention of two heads in windows of three cells a side."""
+def windowed(shift: int = 0, *, lacking: int | None = None) -> nn.Module:
+    """Attention of two heads in windows of three cells a side; the map's last `lacking` columns are padding."""
     cut = window_attention.Windows(3, shift, 2, 0.3)
 
-    def attend(qkv_BHWC: Tensor, bias_hNN: Tensor, *visible_nNN: Tensor) -> Tensor:
-        return window_attention.attend_windows(qkv_BHWC, cut, bias_hNN, *(x_nNN > -1 for x_nNN in visible_nNN))
+    def attend(qkv_BHWC: Tensor, bias_hNN: Tensor) -> Tensor:
+        _, height, width, _ = qkv_BHWC.shape
+        visibility = None if lacking is None else Visibility(height, width - lacking, 3, shift, see_padding=False)
+        return window_attention.attend_windows(qkv_BHWC, cut, bias_hNN, visibility)
 
     return Operation(attend)
 
 
-def windowed_inputs(batch: int, height: int, width: int, *, seen: bool) -> Inputs:
-    """A map of queries, keys and values, a bias of each head, and which cells of a window see which."""
-
-    def make() -> list[Tensor]:
-        visible = [torch.randn(height // 3 * (width // 3), 9, 9)] if seen else []
-        return [torch.randn(batch, height, width, 24), torch.randn(2, 9, 9), *visible]
-
-    return make
+def windowed_inputs(batch: int, height: int, width: int) -> Inputs:
+    """A map of queries, keys and values, and a bias of each head."""
+    return lambda: [torch.randn(batch, height, width, 24), torch.randn(2, 9, 9)]
 
 
 WINDOW_MAPS = {"usual": (3, 6, 9), "odd": (3, 3, 3), "one row": (1, 3, 12), "empty": (0, 6, 9)}
-WINDOWS = {name: windowed_inputs(*sizes, seen=False) for name, sizes in WINDOW_MAPS.items()}
-SEEN = {name: windowed_inputs(*sizes, seen=True) for name, sizes in WINDOW_MAPS.items()}
+WINDOWS = {name: windowed_inputs(*sizes) for name, sizes in WINDOW_MAPS.items()}
 
 
 def halo_inputs(batch: int, down: int, across: int, heads: int = 2, block: int = 3, halo: int = 2) -> Inputs:
@@ -336,16 +333,26 @@ FORMS: dict[str, Form] = {
     ),
     "attention in windows": Form("window_attention.by_chunks", windowed, WINDOWS),
     "attention in shifted windows with a large bias": Form(
-        "window_attention.by_chunks", lambda: windowed(shift=1), {"usual": with_large(SEEN["usual"], 1)}
+        "window_attention.by_chunks", lambda: windowed(shift=1, lacking=0), {"usual": with_large(WINDOWS["usual"], 1)}
     ),
-    "attention in shifted windows": Form("window_attention.by_chunks", lambda: windowed(shift=2), SEEN),
+    "attention in shifted windows": Form("window_attention.by_chunks", lambda: windowed(shift=2, lacking=0), WINDOWS),
+    "attention in windows that are not full": Form("window_attention.by_chunks", lambda: windowed(lacking=2), WINDOWS),
+    "attention in shifted windows of a large map": Form(
+        "window_attention.by_chunks",
+        lambda: windowed(shift=1, lacking=1),
+        WINDOWS,
+        limits={"window_masks.KEPT": 0},
+    ),
     "attention in some windows at a time": Form(
-        "window_attention.by_chunks", lambda: windowed(shift=1), SEEN, limits={"window_attention.CHUNK": 2 * 2 * 81 * 4}
+        "window_attention.by_chunks",
+        lambda: windowed(shift=1, lacking=1),
+        WINDOWS,
+        limits={"window_attention.CHUNK": 2 * 2 * 81 * 4},
     ),
     "attention in some windows of a large map at a time": Form(
         "window_attention.by_chunks",
-        lambda: windowed(shift=1),
-        SEEN,
+        lambda: windowed(shift=1, lacking=1),
+        WINDOWS,
         limits={"window_attention.CHUNK": 2 * 2 * 81 * 4, "window_attention.KEPT": 0},
     ),
     "attention in the windows of two images at a time": Form(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 from fourstage.ops.window_attention import Windows, attend_windows
+from fourstage.ops.window_masks import Visibility
 
 
 class WindowAttention(nn.Module):
@@ -75,15 +76,10 @@ class WindowAttention(nn.Module):
         fits = known_true(height % window == 0) and known_true(width % window == 0)
         if not fits:
             x_BHWC = pad_to(x_BHWC, ceil_div(height, window) * window, ceil_div(width, window) * window)
-        visible_nNN = None
-        if shift or not (fits or self.dense):
-            rows_nww, columns_nww = (
-                visible_along(side, window, shift, see_padding=self.dense, device=x_BHWC.device)
-                for side in (height, width)
-            )
-            visible_nNN = visible_pairs(rows_nww, columns_nww)
+        hides = shift or not (fits or self.dense)
+        visibility = Visibility(height, width, window, shift, see_padding=self.dense) if hides else None
         windows = Windows(window, shift, self.heads, self.scale)
-        x_BHWC = attend_windows(linear(self.qkv, x_BHWC), windows, self.bias(window), visible_nNN)
+        x_BHWC = attend_windows(linear(self.qkv, x_BHWC), windows, self.bias(window), visibility)
         if not fits:
             x_BHWC = crop_to(x_BHWC, height, width)
         return linear(self.proj, x_BHWC)
@@ -105,26 +101,3 @@ def relative_positions(window: int) -> Tensor:
     at = torch.arange(window, device="cpu")
     apart_ww = at[:, None] - at[None, :] + window - 1  # query minus key, from 0
     return apart_ww[:, None, :, None] * (2 * window - 1) + apart_ww[None, :, None, :]
-
-
-def visible_along(side: int, window: int, shift: int, *, see_padding: bool, device: torch.device) -> Tensor:
-    """(windows, w, w) bool: which query cells see which key cells, looking along one side of the map.
-
-    The map is padded to whole windows and rolled back by `shift`. The last window then holds cells from both ends;
-    these do not see each other.
-    """
-    windows = ceil_div(side, window)
-    padded = windows * window
-    at = torch.arange(padded, device=device)
-    end = ((at >= padded - shift) if shift else torch.zeros_like(at, dtype=torch.bool)).view(windows, window)
-    visible = end[:, :, None] == end[:, None, :]
-    if not see_padding:
-        real = ((at + shift) % padded < side).view(windows, window)
-        visible = visible & real[:, None, :]
-    return visible
-
-
-def visible_pairs(rows_nww: Tensor, columns_nww: Tensor) -> Tensor:
-    """(windows, N, N) from the visibility along the two sides: a pair of cells is visible if it is along both."""
-    both = rows_nww[:, None, :, None, :, None] & columns_nww[None, :, None, :, None, :]
-    return both.flatten(0, 1).flatten(3, 4).flatten(1, 2)
