@@ -98,7 +98,11 @@ def starting_point(name: str, pretrained: bool, checkpoint_path: str | Path | No
 
 
 def build_network(start: StartingPoint, builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """Build one form of a network with what its weights need and what the user gives; None means the default."""
+    """Build one form of a network with what its weights need and what the user gives; None means the default.
+
+    Raises:
+        ValueError: a file describes a network that cannot be built, or an argument is unknown or wrong.
+    """
     everything = start.all_arguments(builder, arguments)
     if start.file is not None and metadata.arguments_of(start.file.metadata, start.entry.name, start.file.path):
         try:

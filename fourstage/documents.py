@@ -64,7 +64,7 @@ def read_json(path: str | Path, *, most_bytes: int = JSON_BYTES, most_values: in
 def parse_json(
     content: bytes | str, where: str | Path, *, most_bytes: int = JSON_BYTES, most_values: int = JSON_VALUES
 ) -> Any:
-    """Return the content of a JSON text; `where` names it in messages. The rest as `read_json`."""
+    """Return the content of a JSON text; `where` names it in messages. Other arguments and errors as `read_json`."""
     if len(content) > limit(most_bytes):
         raise ValueError(
             f"{where} is {len(content):,} bytes large, and at most {limit(most_bytes):,} are read; {RAISE}"

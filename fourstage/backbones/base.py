@@ -58,6 +58,9 @@ class Backbone(nn.Module):
         levels: channels and stride of each map.
         family: the properties of the family.
         default_cfg: the preparation of images, by timm's names.
+
+    Raises:
+        ValueError: `in_chans` is below 1.
     """
 
     def __init__(
@@ -183,6 +186,9 @@ class Classifier(Backbone):
         head_hidden_size: features that the head takes.
         num_classes: 0: the network returns the pooled features.
         global_pool: "avg", or "" for a network that returns the map without pooling.
+
+    Raises:
+        ValueError: `drop_rate` is not in [0, 1), or `in_chans` is below 1.
     """
 
     def __init__(

@@ -298,7 +298,11 @@ def stages(
     *,
     dense: bool,
 ) -> list[Stage]:
-    """The stages of either form. `img_size` sizes position embeddings, and windows in the classifier's small maps."""
+    """The stages of either form. `img_size` sizes position embeddings, and windows in the classifier's small maps.
+
+    Raises:
+        ValueError: layer scales that begin below 0.
+    """
     if init_values < 0:
         raise ValueError(f"init_values is what layer scales begin with, or 0 for none; got {init_values}")
     mixer = design.mixer if mixer is None else mixer

@@ -31,6 +31,9 @@ class Options:
         dense: measure the network of `create_backbone` instead of the classifier.
         train: measure a training step too.
         clock: "cpu" counts the processor time of this process (all threads together) instead of wall time.
+
+    Raises:
+        ValueError: a value out of its range, or processor time on a GPU.
     """
 
     device: str = "auto"

@@ -93,7 +93,11 @@ def measure_pair(make: Make, mode: str, seconds: float, peaks: Mapping[str, int 
 
 
 def peaks(script: str | Path, mode: str, arguments: Sequence[str]) -> dict[str, int | None]:
-    """Return peak bytes of a step of each side. The script measures each in a separate process by `print_peak`."""
+    """Return peak bytes of a step of each side. The script measures each in a separate process by `print_peak`.
+
+    Raises:
+        ValueError: a process failed; the sentence has its last line.
+    """
     out: dict[str, int | None] = {}
     for side in SIDES:
         done = subprocess.run(

@@ -27,6 +27,9 @@ class Setting:
         seconds: of the training of all six networks together; 0 leaves it out.
         stages: places in which a mixer is tried.
         beside: whether figures beside the built-in mixers are measured.
+
+    Raises:
+        ValueError: `seconds` is negative or not finite.
     """
 
     seconds: float = SECONDS

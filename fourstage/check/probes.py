@@ -124,7 +124,11 @@ def _run_backbone(backbone: nn.Module, image_BCHW: Tensor) -> tuple[Tensor, ...]
 
 
 def build_backbone(candidate: Candidate, side: int) -> nn.Module:
-    """Return the backbone, for images of this side where it takes `img_size`."""
+    """Return the backbone, for images of this side where it takes `img_size`.
+
+    Raises:
+        ValueError: the candidate builds no module.
+    """
     arguments = {"img_size": side} if "img_size" in signature(candidate.build).parameters else {}
     built: object = registry.call(candidate.build, candidate.name, arguments)
     if not isinstance(built, nn.Module):

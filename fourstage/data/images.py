@@ -64,7 +64,11 @@ def read_image(path: str | Path, *, orient: bool = False) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str, *, orient: bool = False) -> np.ndarray:
-    """Decode the bytes of an image file; `name` is its place in an archive or a table. See `read_image`."""
+    """Decode the bytes of an image file; `name` is its place in an archive or a table. See `read_image`.
+
+    Raises:
+        BadImage: as `read_image`.
+    """
     try:
         return _decoded(open_image(BytesIO(data), orient=orient, name=name), orient)
     except BadImage:
@@ -74,7 +78,11 @@ def decode_image(data: bytes, name: str, *, orient: bool = False) -> np.ndarray:
 
 
 def pixels_of(image: "Image", name: str, *, orient: bool = False) -> np.ndarray:
-    """Return a copy of the pixels of a PIL image, as `read_image` returns those of its file. The image stays open."""
+    """Return a copy of the pixels of a PIL image, as `read_image` returns those of its file. The image stays open.
+
+    Raises:
+        BadImage: as `read_image`.
+    """
     from PIL import ImageOps
 
     _check_size(image, name)

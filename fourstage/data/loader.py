@@ -94,6 +94,9 @@ class TrainPlan:
         shard_sizes: see `epoch_order`; empty where any order reads equally fast.
         groups, group_size: see `epoch_order`: landscape and portrait images apart, for less padding. Neighbours in the
             order then go to the same process.
+
+    Raises:
+        ValueError: batches do not split evenly, or there are fewer images than one batch has.
     """
 
     length: int

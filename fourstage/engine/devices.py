@@ -111,7 +111,11 @@ def leave() -> None:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """Return `auto`, `cpu` or `cuda` as a torch device; see `join`."""
+    """Return `auto`, `cpu` or `cuda` as a torch device; see `join`.
+
+    Raises:
+        ValueError: another name, or no GPU for this process.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"there is no device {device!r}; choose auto, cpu or cuda")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

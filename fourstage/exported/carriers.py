@@ -25,7 +25,11 @@ def add_to_onnx(model: Any, description: Description) -> None:
 
 
 def from_onnx(session: Any, path: Path) -> Description:
-    """Return the description of an `onnxruntime.InferenceSession`, which needs no package onnx."""
+    """Return the description of an `onnxruntime.InferenceSession`, which needs no package onnx.
+
+    Raises:
+        ValueError: there is no description, or it is damaged.
+    """
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     if text is None:
         raise no_description(path)
@@ -38,7 +42,11 @@ def add_to_openvino(model: Any, description: Description) -> None:
 
 
 def from_openvino(model: Any, path: Path) -> Description:
-    """Return the description of an `openvino.Model`."""
+    """Return the description of an `openvino.Model`.
+
+    Raises:
+        ValueError: there is no description, or it is damaged.
+    """
     if not model.has_rt_info([KEY]):
         raise no_description(path)
     return Description.from_json(str(model.get_rt_info([KEY]).value), path)
@@ -50,7 +58,11 @@ def torch_extra_files(description: Description) -> dict[str, Any]:
 
 
 def from_torch(archive: zipfile.ZipFile, path: Path) -> Description:
-    """Return the description in a .pt2 archive, which needs no torch."""
+    """Return the description in a .pt2 archive, which needs no torch.
+
+    Raises:
+        ValueError: there is no description, or it is damaged or too large.
+    """
     entry = next((one for one in archive.infolist() if one.filename.endswith(f"/extra/{EXTRA_FILE}")), None)
     if entry is None:
         raise no_description(path)

@@ -44,7 +44,11 @@ def check_weight_files(path: Path) -> None:
 
 
 def weight_files(path: Path) -> Iterator[str]:
-    """Yield the names of files that hold weights of an ONNX file."""
+    """Yield the names of files that hold weights of an ONNX file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     with open_regular(path) as file:
         if not file.seek(0, 2):
             raise _damaged(path)

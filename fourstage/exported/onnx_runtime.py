@@ -40,7 +40,11 @@ class OnnxRuntime(Runtime):
 
 
 def open_file(path: Path) -> OnnxRuntime:
-    """Open an ONNX file; the weights beside it may be in other files of its folder."""
+    """Open an ONNX file; the weights beside it may be in other files of its folder.
+
+    Raises:
+        ValueError: the file is damaged, unsafe or without its description.
+    """
     check_weight_files(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads(), SILENT

@@ -30,7 +30,12 @@ class OpenvinoRuntime(Runtime):
 
 
 def open_file(path: Path) -> OpenvinoRuntime:
-    """Open a .xml file; its weights are in the .bin file of the same name."""
+    """Open a .xml file; its weights are in the .bin file of the same name.
+
+    Raises:
+        ValueError: the file is damaged or without its description.
+        FileNotFoundError: its weights are missing.
+    """
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise FileNotFoundError(f"{path} has its weights in {weights.name}, which is missing; put it beside the file")

@@ -173,7 +173,11 @@ class ExportedSegmentor(ExportedPredictor):
         return [label_map_result(one, self.label_map(one.pixels_HW3), self.class_names, palette) for one in images]
 
     def label_map(self, pixels_HW3: np.ndarray) -> np.ndarray:
-        """Return (H, W) uint8 of an image, (H, W, 3) uint8."""
+        """Return (H, W) uint8 of an image, (H, W, 3) uint8.
+
+        Raises:
+            ValueError: the image needs several windows, and the file returns labels without scores.
+        """
         size = _size(pixels_HW3)
         [view_size] = self.protocol.sizes(size)
         view = self._view(resize_image(np.ascontiguousarray(pixels_HW3), view_size))

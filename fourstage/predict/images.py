@@ -66,7 +66,11 @@ def is_address(text: object) -> bool:
 
 
 def from_address(address: str, *, orient: bool) -> InputImage:
-    """Return the image at an address. It is fetched once, when it is read."""
+    """Return the image at an address. It is fetched once, when it is read.
+
+    Raises:
+        BadAddress: it is not an address.
+    """
     try:
         title = Path(urlsplit(address).path).name or address
     except ValueError as error:

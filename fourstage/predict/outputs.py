@@ -29,6 +29,9 @@ class Rows:
         path: the file; it gets this name when it is complete.
         between: what separates two rows.
         ends: what comes before the first row and after the last one.
+
+    Raises:
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, between: str, ends: tuple[str, str]) -> None:

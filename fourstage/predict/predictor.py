@@ -39,6 +39,9 @@ class Predictor:
         precision: "float32", or "bfloat16" or "float16" for the operations that autocast runs in it.
         show: show a progress bar for the tiles of an image that has several.
         keeper: saves the network; None: it cannot be saved.
+
+    Raises:
+        ValueError: an unknown precision, or a batch of no images.
     """
 
     def __init__(
@@ -58,7 +61,11 @@ class Predictor:
 
     @property
     def network(self) -> Any:
-        """The network itself, a torch module: a classifier, a detector or a segmentor. An exported file has none."""
+        """The network itself, a torch module: a classifier, a detector or a segmentor. An exported file has none.
+
+        Raises:
+            ValueError: the predictor runs an exported file.
+        """
         module = getattr(self.task, "module", None)
         if module is None:
             raise ValueError("an exported file is run by its runtime and has no torch network; load the run instead")

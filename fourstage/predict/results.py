@@ -290,7 +290,11 @@ class LabelMapResult(Result):
         return np.asarray(Image.blend(Image.fromarray(np.ascontiguousarray(self.image)), coloured, OPACITY))
 
     def save_label_map(self, path: str | Path) -> Path:
-        """Write an indexed PNG whose pixels are the labels."""
+        """Write an indexed PNG whose pixels are the labels.
+
+        Raises:
+            ValueError: the name does not end in .png.
+        """
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise ValueError(

@@ -110,7 +110,11 @@ class Writer:
         self._size = (0, 0)
 
     def add(self, frame_HW3: np.ndarray) -> None:
-        """Append an (H, W, 3) uint8 RGB frame."""
+        """Append an (H, W, 3) uint8 RGB frame.
+
+        Raises:
+            OSError: no video can be written there.
+        """
         cv2 = opencv()
         if self._writer is None:
             height, width = frame_HW3.shape[:2]

@@ -186,7 +186,11 @@ def _changed(
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> Resolved:
-    """Return a recipe from the complete values that a run stored."""
+    """Return a recipe from the complete values that a run stored.
+
+    Raises:
+        ValueError: the values are no recipe of this version.
+    """
     try:
         return Resolved(_validated(dict(values)), where)
     except ValueError as error:

@@ -50,7 +50,11 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return the recipe's optimiser over the task's parameters."""
+    """Return the recipe's optimiser over the task's parameters.
+
+    Raises:
+        ValueError: `no_decay` or `lr_multipliers` names no parameter.
+    """
     o = recipe.optimisation
     own: set[str] = set()
     if not o.decay_norms_and_biases:

@@ -117,7 +117,12 @@ class RunFolder:
         return self.last, which
 
     def recipe(self) -> Recipe:
-        """Return the recipe of the run."""
+        """Return the recipe of the run.
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+            ValueError: the recipe is damaged or not of this version.
+        """
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise FileNotFoundError(no_run(self.path))
@@ -126,7 +131,12 @@ class RunFolder:
         return from_mapping(read_yaml(text, str(path)), str(path)).recipe
 
     def begin(self, resolved: Resolved, environment: Mapping[str, Any]) -> None:
-        """Create the folder, or check that it holds a run of this recipe; lock it for this process."""
+        """Create the folder, or check that it holds a run of this recipe; lock it for this process.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: it holds a run of another recipe, or another process trains in it.
+        """
         self._check_links()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

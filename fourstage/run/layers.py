@@ -25,7 +25,11 @@ def layers_of(task: nn.Module, groups: str) -> dict[str, int]:
 
 
 def backbone_of(task: nn.Module) -> tuple[str, nn.Module]:
-    """Return the network inside a task that has a `group_matcher`, with its name in the task."""
+    """Return the network inside a task that has a `group_matcher`, with its name in the task.
+
+    Raises:
+        ValueError: no network in it has one.
+    """
     for where, module in task.named_modules():
         if hasattr(module, "group_matcher"):
             return where, module

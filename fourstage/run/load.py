@@ -106,7 +106,11 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
 
 
 def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyProtocol, AnyTask]:
-    """Build the network that `source` names, with its weights."""
+    """Build the network that `source` names, with its weights.
+
+    Raises:
+        ValueError: there is no such model, recipe or run, it has no weights, or they do not fit.
+    """
     path = Path(source)
     if hub.is_hub_name(source) and not path.exists():
         return _load_from_hub(source, which)
@@ -174,7 +178,11 @@ def _is_saved(folder: Path) -> bool:
 
 
 def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyTask]:
-    """Build the network of a checkpoint that describes itself: of a run, a saved or converted one, or of OpenMMLab."""
+    """Build the network of a checkpoint that describes itself: of a run, a saved or converted one, or of OpenMMLab.
+
+    Raises:
+        ValueError: the file does not say which network it is for, or that network predicts nothing or cannot be built.
+    """
     described = saved.network_of(file) if saved.ENTRY in file.metadata else None
     if described is not None and (stored := saved.recipe_of_file(file)) is not None:
         return _load_saved(file, which, *stored)

@@ -15,6 +15,9 @@ def advice(skips: bool) -> Generator[None]:
 
     Args:
         skips: whether others take the places of such images already; then many in a row cannot be read.
+
+    Raises:
+        ValueError: with that advice, instead of BadImage.
     """
     try:
         yield

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def continue_from(setup: "Setup", folder: RunFolder, training: Training, *, show: bool) -> int:
-    """Restore a training from its last checkpoint, if there is one. Return the position in its log."""
+    """Restore a training from its last checkpoint, if there is one. Return the position in its log.
+
+    Raises:
+        ValueError: the last checkpoint is missing beside the best one, or does not fit this training.
+    """
     newest = folder.newest()
     state = newest.state
     if state is None:

@@ -40,7 +40,11 @@ class Splits:
 
 
 def data_path(data: str | Path) -> str:
-    """Return a data set as a recipe stores it: the name of embedded data, an address, or an absolute path."""
+    """Return a data set as a recipe stores it: the name of embedded data, an address, or an absolute path.
+
+    Raises:
+        ValueError: the text is empty.
+    """
     text = str(data)
     if not text:
         raise ValueError("--data is empty; give a folder, or digits")
@@ -121,7 +125,11 @@ def _is_scan(value: Any) -> TypeGuard[Scan]:
 def readable(
     dataset: Dataset, split: str, recipe: Recipe, ranks: Ranks, known: Scan | None = None, *, show: bool
 ) -> tuple[Dataset, Scan, tuple[str, ...]]:
-    """Return one split without unreadable images, its scan and its notes; see `readable_splits`."""
+    """Return one split without unreadable images, its scan and its notes; see `readable_splits`.
+
+    Raises:
+        ValueError: unreadable images that the recipe does not skip, or no readable one.
+    """
     ids = fingerprint(dataset)
     scan = known if known is not None and known["ids"] == ids else None
     scan = scan or Scan(ids=ids, bad=_bad_images(dataset, split, recipe, ranks, show=show))

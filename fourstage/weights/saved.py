@@ -123,7 +123,11 @@ def network_of(file: Checkpoint) -> "NetworkDescription":
 
 
 def recipe_of_file(file: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the recipe and what the task knows of its data, from a file of `save_pretrained`; None: it has none."""
+    """Return the recipe and what the task knows of its data, from a file of `save_pretrained`; None: it has none.
+
+    Raises:
+        ValueError: one of them is damaged.
+    """
     if ENTRY not in file.metadata or RECIPE not in file.metadata:
         return None
     found = [value_of(file.metadata, key, file.path) if key in file.metadata else {} for key in (RECIPE, ABOUT)]

@@ -48,7 +48,11 @@ def is_voc_export(root: Path) -> bool:
 
 
 def find_voc_export(root: Path, split: Split) -> Pairs:
-    """Read CVAT's "Segmentation mask 1.1", whose `labelmap.txt` gives each class a colour, and its like."""
+    """Read CVAT's "Segmentation mask 1.1", whose `labelmap.txt` gives each class a colour, and its like.
+
+    Raises:
+        NoSplitError: no list for this split.
+    """
     labels = _class_folder(root)
     assert labels is not None
     lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
@@ -125,7 +129,11 @@ def is_roboflow(root: Path) -> bool:
 
 
 def find_roboflow(root: Path, split: Split) -> Pairs:
-    """Read Roboflow's masks, whose values `_classes.csv` names."""
+    """Read Roboflow's masks, whose values `_classes.csv` names.
+
+    Raises:
+        NoSplitError: no folder for this split.
+    """
     there = {one: _split_folder(root, one) for one in ("train", "val")}
     folder = there["val"] or there["train"] if split == "val" else there["train"]
     if folder is None:

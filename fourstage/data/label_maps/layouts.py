@@ -132,7 +132,11 @@ def is_cityscapes(root: Path) -> bool:
 
 
 def find_cityscapes(root: Path, split: Split) -> Pairs:
-    """19 classes; `labelTrainIds` where they are, else `labelIds`."""
+    """19 classes; `labelTrainIds` where they are, else `labelIds`.
+
+    Raises:
+        NoSplitError: no images of this split.
+    """
     above = root / "leftImg8bit"
     held_out = _has_any(above / "train") and not _has_any(above / "val")
     split_name = "train" if held_out else split
@@ -173,7 +177,11 @@ def is_voc(root: Path) -> bool:
 
 
 def find_voc(root: Path, split: Split) -> Pairs:
-    """21 classes with the background; what ImageSets/Segmentation lists."""
+    """21 classes with the background; what ImageSets/Segmentation lists.
+
+    Raises:
+        NoSplitError: no list for this split.
+    """
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listed.is_file():
         raise NoSplitError(f"{listed} does not exist; it lists the images of the split, one name a line")
@@ -199,6 +207,9 @@ def find_folder(root: Path, split: Split) -> Pairs:
     """images/{train,val} with masks/{train,val}, or images with masks.
 
     A tenth of the training images is held out where there is no val.
+
+    Raises:
+        NoSplitError: no training images.
     """
     labels = _label_folder(root)
     assert labels is not None

@@ -42,7 +42,12 @@ def is_huggingface(root: Path) -> bool:
 
 
 def survey_huggingface(root: Path, split: Split) -> Listing:
-    """Return the listing of one split. A tenth is held out of a single table, or of a training table alone."""
+    """Return the listing of one split. A tenth is held out of a single table, or of a training table alone.
+
+    Raises:
+        NoSplitError: no table for this split.
+        ValueError: a file is damaged.
+    """
     found = _files(root)
     names = {s: next((name for name in SPLIT_NAMES[s] if name in found), None) for s in ("train", "val")}
     if names["train"] is None and len(found) == 1:  # a single table, whatever it is called
@@ -135,7 +140,11 @@ def _json(path: Path, key: str) -> list[Any]:
 
 
 class Tables:
-    """The rows of one split, over several files, as a store of images."""
+    """The rows of one split, over several files, as a store of images.
+
+    Raises:
+        ValueError: there are no files, or one is damaged.
+    """
 
     def __init__(self, files: Sequence[Path], name: str, root: Path) -> None:
         self.root = root

@@ -73,7 +73,12 @@ class Layout:
 
 
 def survey(root: Path, layout: Layout, split: Split) -> Listing:
-    """Return the listing of one split; without a validation list, a tenth of the training list is held out."""
+    """Return the listing of one split; without a validation list, a tenth of the training list is held out.
+
+    Raises:
+        NoSplitError: neither the list nor the images of this split.
+        ValueError: images of this split without the list.
+    """
     here, place = {s: path for s, path in layout.lists.items() if path.is_file()}, layout.images.get(split)
     if "val" in here and "train" in here and not read_bytes(here["val"], LIST_BYTES).strip():
         del here["val"]
@@ -252,7 +257,12 @@ def is_kaggle(root: Path) -> bool:
 
 
 def survey_kaggle(root: Path, split: Split) -> Listing:
-    """Return the listing of one split: training images in class folders, validation images labelled by the csv."""
+    """Return the listing of one split: training images in class folders, validation images labelled by the csv.
+
+    Raises:
+        NoSplitError: no images of this split.
+        ValueError: no names of classes, or no labels.
+    """
     folder = root / KAGGLE
     classes = tuple(subfolders(folder / "train")) if (folder / "train").is_dir() else ()
     mapping = root / "LOC_synset_mapping.txt"

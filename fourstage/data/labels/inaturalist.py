@@ -27,7 +27,12 @@ def is_inaturalist(root: Path) -> bool:
 
 
 def survey_inaturalist(root: Path, split: Split) -> Listing:
-    """Return the listing of one split; classes are the categories in the order of their ids."""
+    """Return the listing of one split; classes are the categories in the order of their ids.
+
+    Raises:
+        NoSplitError: no json for this split.
+        ValueError: the json is damaged.
+    """
     found = {s: max(root.glob(f"{s}{YEARS}.json"), default=None) for s in ("train", "val")}
     if found["train"] is not None and found["val"] is not None and not _read(found["val"])["images"]:
         found["val"] = None

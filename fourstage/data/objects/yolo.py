@@ -183,7 +183,11 @@ def label_lines(image: Path) -> list[tuple[int, str]]:
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
-    """Return the lines of a label file that are not empty, with their numbers from 1; none without the file."""
+    """Return the lines of a label file that are not empty, with their numbers from 1; none without the file.
+
+    Raises:
+        ValueError: the file cannot be read, or is not UTF-8 text.
+    """
     try:
         text = read_bytes(path, TEXT_BYTES).decode("utf-8")
     except FileNotFoundError:

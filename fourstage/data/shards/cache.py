@@ -40,6 +40,9 @@ class ShardCache:
 
     Any number of processes may use one folder: each shard is fetched once, under a lock. A shard that is removed while
     it is needed is fetched again.
+
+    Raises:
+        ValueError: the environment's `FOURSTAGE_SHARD_CACHE_GB` is no number.
     """
 
     def __init__(self, folder: Path | None = None, bound: int | None = None) -> None:

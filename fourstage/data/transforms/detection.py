@@ -136,6 +136,9 @@ class CopyPaste:
     The other image is laid on the upper left corner; what it has beyond this image is lost. Objects that the pasted
     ones cover are left out, unless their box hardly moves or enough of their mask stays visible. Every draw follows
     from the seed of the sample, so that the partner is the same on each try.
+
+    Raises:
+        ValueError: the objects of an image have no masks.
     """
 
     dataset: Dataset

@@ -37,6 +37,9 @@ class CamSetting:
         label: class by name or number; None: the best class of each image, of a segmentor the one with most pixels.
         box: of a detector's object, or a segmentor's region: x1, y1, x2, y2 in pixels of the network's image.
         scores: also measure how faithful the maps are, which needs a classifier.
+
+    Raises:
+        ValueError: an unknown method, or a size out of range.
     """
 
     images: int | None = None

@@ -35,6 +35,9 @@ class CkaSetting:
         size: side of the images, pixels, the same for all networks; None: the first network's.
         ceiling: another training of the first network, such as one with another seed; None: for an untrained network,
             the same with another seed.
+
+    Raises:
+        ValueError: a batch that is too small, or a size out of range.
     """
 
     images: int | None = None

@@ -33,6 +33,9 @@ class ErfSetting:
         centre: around which pixel the field is measured.
         power: exponent of the scale-free form.
         untrained: also measure each trained network with fresh weights.
+
+    Raises:
+        ValueError: a size or a power out of range.
     """
 
     size: int = erf.SIZE

@@ -33,6 +33,9 @@ class InvarianceSetting:
         families: the changes.
         directions: of shifts: all eight, or one that is drawn for each image.
         original: the authors' transforms with their quirks.
+
+    Raises:
+        ValueError: an unknown family, or a size out of range.
     """
 
     images: int | None = None

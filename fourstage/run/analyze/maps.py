@@ -33,6 +33,9 @@ class MapsSetting:
         images: their number; None: 1.
         point: (x, y) in pixels of the image as the network takes it; None: the middle.
         size: side of the images, pixels; None: each network's own.
+
+    Raises:
+        ValueError: a size out of range.
     """
 
     images: int | None = None

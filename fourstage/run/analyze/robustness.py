@@ -36,6 +36,9 @@ class RobustnessSetting:
     Attributes:
         images: of a test set; None: all of a published one, 100 of a set that is corrupted here.
         corruptions: that are applied here; none: the fifteen of ImageNet-C.
+
+    Raises:
+        ValueError: no severity, or one that is not 1 to 5.
     """
 
     images: int | None = None

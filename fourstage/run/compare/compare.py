@@ -81,7 +81,11 @@ def plan_comparison(
 
 
 def named(reference: str | None, arms: Sequence[str]) -> str:
-    """Return the reference among the arms: the first one unless it is named."""
+    """Return the reference among the arms: the first one unless it is named.
+
+    Raises:
+        ValueError: it is no arm.
+    """
     if reference is None:
         return arms[0]
     if reference not in arms:
@@ -100,7 +104,11 @@ def check_wishes(planned: Planned, wishes: Wishes, only: int | None = None) -> N
 
 
 def train_cell(planned: Planned, cell: Cell, *, show: bool) -> str | None:
-    """Train one cell, or continue it; return what stopped it. A cell that has ended is left as it is."""
+    """Train one cell, or continue it; return what stopped it. A cell that has ended is left as it is.
+
+    Raises:
+        ValueError: as `train`, with the arm and the seed in front.
+    """
     if is_finished(cell.folder):
         return None
     follow_move(cell)
@@ -144,7 +152,11 @@ def _analyse_cell(cell: Cell, out: Path, wishes: Wishes) -> None:
 
 
 def compare_runs(sources: Sequence[str], out: Path, wishes: Wishes, *, show: bool = True) -> Compared:
-    """Compare finished runs, or those of a comparison that have ended, and write the table and the page."""
+    """Compare finished runs, or those of a comparison that have ended, and write the table and the page.
+
+    Raises:
+        ValueError: a comparison among several sources, or runs that cannot be compared.
+    """
     if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
         table, missing, wishes = _of_comparison(Path(sources[0]), wishes)
         return _written(table, out, wishes, missing=missing, show=show)

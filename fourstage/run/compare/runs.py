@@ -36,7 +36,11 @@ class FinishedRun:
 
     @cached_property
     def records(self) -> dict[str, Any]:
-        """The prediction and the truth of each validation image, by its id."""
+        """The prediction and the truth of each validation image, by its id.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         lines = read_bytes(self.folder / "records.jsonl", RECORD_BYTES).splitlines()
         try:
             records = [json.loads(line) for line in lines]

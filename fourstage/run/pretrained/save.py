@@ -212,6 +212,10 @@ def write(
 
     Args:
         repository: the name on the hub, for the lines of the card; None: the folder's.
+
+    Raises:
+        ValueError: `licence` is no text, or the folder has other files or a saved network.
+        OSError: the folder cannot be written.
     """
     if licence is not None and not isinstance(licence, str):
         raise ValueError(f'licence is a text, such as "mit"; got {licence!r}')

@@ -47,6 +47,9 @@ class ATSSHead(CellHead):
         base_scale: side of the square anchors, in strides.
         anchor_offset: distance of an anchor's centre from the upper left corner of its cell, in strides.
         candidates: see `AdaptiveMatcher`.
+
+    Raises:
+        ValueError: a number out of its range, or an even `kernel`.
     """
 
     def __init__(

@@ -57,6 +57,9 @@ class CascadeMaskRCNN(TwoStage):
         regions: number of regions of an image that train the heads of a stage.
         norm, box_loss, channels, num_outs, conv_channels, fc_channels, mask_channels, mask_convs, training_proposals,
             rpn, finest, selecting: see `MaskRCNN`.
+
+    Raises:
+        ValueError: `stages` is empty, or an argument is wrong.
     """
 
     method = "cascade_mask_rcnn"

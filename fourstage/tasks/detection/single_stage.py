@@ -43,7 +43,11 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class CandidateLimits:
-    """Which pairs of an anchor and a class become detections."""
+    """Which pairs of an anchor and a class become detections.
+
+    Raises:
+        ValueError: a number below 1, or an unknown kind of candidates.
+    """
 
     score_threshold: float = 0.05  # detections score more
     candidates: Candidates = "pairs"  # which of them suppression reads, see `best_pairs` and `pairs_of_best_anchors`

@@ -24,6 +24,9 @@ class Detection(nn.Module):
         limits: detections of one class in one image that count; see `coco_ap`.
         category_ids: the number of each class in the data's own COCO json, for results in that format; None: it has
             none.
+
+    Raises:
+        ValueError: not one name for each class of the detector.
     """
 
     main_metric = "box_map"

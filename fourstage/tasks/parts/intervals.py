@@ -25,6 +25,9 @@ def wilson(right: float, images: int) -> tuple[float, float]:
     Unlike the textbook's normal interval, it has a width where none or all of the images are right.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Raises:
+        ValueError: no images, or `right` is not one of 0 to `images`.
     """
     if not 0 <= right <= images or not images:
         raise ValueError(f"{right} of {images} images is no share; give at least one image")

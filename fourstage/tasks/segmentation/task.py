@@ -35,6 +35,9 @@ class Segmentation(nn.Module):
     Attributes:
         palette: a colour for each class, as bytes of red, green and blue; None: the data has none.
         on_label_map: is called with an image's id and its label map by the single-scale protocol when `predict` has it.
+
+    Raises:
+        ValueError: not one name for each class of the segmentor.
     """
 
     main_metric = "miou_ss"

@@ -114,7 +114,11 @@ def auxiliary_level(levels: Sequence[Level], number: int | None = None) -> int:
 
 
 class UPerDecoder(nn.Module):
-    """Feature maps in descending resolution to logits on the cells of the first."""
+    """Feature maps in descending resolution to logits on the cells of the first.
+
+    Raises:
+        ValueError: fewer than two maps, or a number below 1.
+    """
 
     def __init__(
         self,

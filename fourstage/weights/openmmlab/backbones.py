@@ -18,7 +18,11 @@ UNIFIED = {  # class of the STM study -> prefix of our names
 
 
 def backbone_of(backbone: ConfigSection) -> tuple[str, Values]:
-    """Return the name of our network and its arguments."""
+    """Return the name of our network and its arguments.
+
+    Raises:
+        ValueError: the type of the backbone is not supported.
+    """
     type_name = backbone.type_name
     if type_name == "SwinTransformer":
         name, arguments = _swin(backbone)

@@ -48,7 +48,11 @@ class EvaluationPipeline:
         return [mapping(step) for step in steps] if isinstance(steps, list | tuple) else []
 
     def scale(self) -> list[int] | None:
-        """Return the two limits on a test image's sides in pixels; None where the configuration does not say."""
+        """Return the two limits on a test image's sides in pixels; None where the configuration does not say.
+
+        Raises:
+            ValueError: a scale that is not two numbers of pixels, or a step that is not supported.
+        """
         self._check_steps()
         resize = self.step("Resize")
         if resize is None or resize.get("scale_factor") == 1:
@@ -76,7 +80,11 @@ class EvaluationPipeline:
                 )
 
     def divisor(self) -> int:
-        """Return the number whose multiples the sides of a segmentor's test image are."""
+        """Return the number whose multiples the sides of a segmentor's test image are.
+
+        Raises:
+            ValueError: images are padded before they are normalised.
+        """
         own = mapping(self.model.get("data_preprocessor")) or mapping(self.config.get("data_preprocessor"))
         places = [ConfigSection(own.get("test_cfg"), "data_preprocessor.test_cfg", self.model.source)]
         if (pad := self.step("Pad")) is not None:

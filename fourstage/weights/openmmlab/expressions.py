@@ -66,7 +66,7 @@ class Budget:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn the errors of Python's own parser and of its limits into `NotPlainError`."""
+    """Raise the errors of Python's own parser and of its limits as `NotPlainError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about backslashes in text
@@ -106,7 +106,11 @@ class Evaluator:
         self.used_of_base: set[str] = set()
 
     def value(self, node: ast.expr) -> Any:
-        """Return the value of an expression; `Unread` where it is code."""
+        """Return the value of an expression; `Unread` where it is code.
+
+        Raises:
+            NotPlainError: code in a strict file, or more than the budget allows.
+        """
         self.budget.spend()
         try:
             return self._value(node)

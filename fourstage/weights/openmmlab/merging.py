@@ -7,7 +7,11 @@ DELETE = "_delete_"
 
 
 def merged(below: Any, above: Any, path: Path, where: str) -> Any:
-    """Return a value of a base file with the value of a later file laid over it."""
+    """Return a value of a base file with the value of a later file laid over it.
+
+    Raises:
+        ValueError: a dictionary over a list, without `_delete_`.
+    """
     if not isinstance(above, dict):
         return above
     if above.get(DELETE) is True or not isinstance(below, dict):

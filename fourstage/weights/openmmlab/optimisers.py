@@ -18,7 +18,11 @@ RUNNERS_IN_HALF = ("EpochBasedRunnerAmp", "IterBasedRunnerAmp")  # of Swin's for
 
 
 def optimiser(config: ConfigSection, findings: Findings, network: NetworkDescription) -> Values:
-    """Return the recipe's optimiser and its groups of parameters."""
+    """Return the recipe's optimiser and its groups of parameters.
+
+    Raises:
+        ValueError: there is no optimiser, or a value is wrong.
+    """
     wrapper = config.section("optim_wrapper")
     section = wrapper.section("optimizer") if mapping(wrapper.get("optimizer")) else config.section("optimizer")
     if not section.values:

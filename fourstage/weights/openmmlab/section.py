@@ -27,6 +27,8 @@ class ConfigSection:
         values: the dictionary; anything else counts as an empty one.
         path: of the dictionary in the configuration, such as "model.neck".
         source: name of the file, for messages.
+
+    Methods raise ValueError for an entry that is not as they need it.
     """
 
     def __init__(self, values: object, path: str, source: str) -> None:

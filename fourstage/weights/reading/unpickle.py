@@ -444,20 +444,32 @@ class Machine:
         return values
 
     def count_keys(self, keys: Iterable[Any]) -> None:
-        """Count keys of dictionaries and members of sets that are no text, before they are hashed."""
+        """Count keys of dictionaries and members of sets that are no text, before they are hashed.
+
+        Raises:
+            UnreadableError: more than a checkpoint needs.
+        """
         self.other_keys -= sum(type(key) is not str for key in keys)
         if self.other_keys < 0:
             raise UnreadableError(f"has more than {limit(OTHER_KEYS):,} keys that are no text; {RAISE}")
 
     def pay(self, value: Any) -> None:
-        """Count what was copied: copies of copies turn a small file into terabytes."""
+        """Count what was copied: copies of copies turn a small file into terabytes.
+
+        Raises:
+            UnreadableError: more than the file can hold.
+        """
         if isinstance(value, np.ndarray | list | tuple | set | dict | bytes):
             self.copies -= value.nbytes if isinstance(value, np.ndarray) else len(value)
         if self.copies < 0:
             raise UnreadableError("is damaged: it describes far more than the file can hold")
 
     def storage(self, tag: Any, kind: Any, key: Any = "", _at: Any = None, count: Any = 0, view: Any = None) -> Any:
-        """Return what torch names by a persistent id: a storage, or (beside a source text, not read) a class."""
+        """Return what torch names by a persistent id: a storage, or (beside a source text, not read) a class.
+
+        Raises:
+            UnreadableError: the storage is damaged, or of an unknown type.
+        """
         if tag == "module" and isinstance(kind, Foreign):
             return kind
         if tag != "storage" or not isinstance(kind, Foreign) or not isinstance(key, str | int) or not _natural(count):
