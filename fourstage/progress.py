@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fourstage.streams import steady
 
-STAGE = "FOURSTAGE_STAGE"  # such as "2/3 20,45,35": the second of three commands, and their shares of the time
+STAGE = "FOURSTAGE_STAGE"  # such as "2/3 14,36,50": the second of three commands, and their shares of the time
 
 
 @dataclass(frozen=True)

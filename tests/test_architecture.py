@@ -35,6 +35,12 @@ def test_files_on_the_page_exist() -> None:
     assert not missing, f"docs/architecture.md names {sorted(missing)}, which do not exist"
 
 
+def test_every_operation_is_on_the_page() -> None:
+    named = set(re.findall(r"`ops/(\w+\.py)`", section("Fast paths")))
+    there = {path.name for path in (ROOT / "fourstage" / "ops").glob("[!_]*.py")}
+    assert not there - named, f"docs/architecture.md lacks {sorted(there - named)}"
+
+
 def test_pages_state_the_number_of_test_processes() -> None:
     assert "--maxprocesses=8 " in (ROOT / "Makefile").read_text()
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
