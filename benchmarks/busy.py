@@ -77,7 +77,7 @@ def work(threads: int, *, yielding: bool) -> int:
 
     import fourstage
     from fourstage.engine.waiting import yielding_cores
-    from fourstage.ops.freed_memory import keep_all_freed_memory
+    from fourstage.freed_memory import keep_all_freed_memory
 
     keep_all_freed_memory()
     torch.set_num_threads(threads)

@@ -48,7 +48,7 @@ from fourstage.bench.results import append_jsonl
 from fourstage.bench.timing import Spread, ratio, spread
 from fourstage.data.labels.imagefolder import ImageFolder
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
-from fourstage.ops.freed_memory import keep_all_freed_memory
+from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.progress import Bar
 from fourstage.recipe import resolve
 from fourstage.recipe.classification import Classification

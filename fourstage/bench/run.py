@@ -21,7 +21,7 @@ from fourstage.bench.timing import Step
 from fourstage.bench.workloads import OutOfMemoryError, Setting, free_memory, memory_errors
 from fourstage.engine.devices import choose_device
 from fourstage.exported.runtime import is_exported
-from fourstage.ops.freed_memory import keep_all_freed_memory
+from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.progress import Bar
 
 BATCH = {"cpu": 8, "cuda": 128}

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fourstage.engine import slurm
-from fourstage.ops.freed_memory import keep_all_freed_memory
+from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.plurals import plural
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fourstage.freed_memory import keep_freed_memory
 from fourstage.ops import attention, kept_choice, matmul, products
 from fourstage.ops.eager import is_compiling, is_recorded, is_transformed, switched_on
-from fourstage.ops.freed_memory import keep_freed_memory
 from fourstage.ops.products import CLASSES, Products, Ways
 
 SHAPES = {

@@ -14,17 +14,16 @@ from functools import cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 LARGEST = 2**25  # bytes: the highest threshold that glibc takes for a block
 KEPT = 2**31 - 1  # bytes: the largest number that it takes
-SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+SETTINGS = ("trim_threshold", "top_pad", "mmap_threshold", "mmap_max")
 
 
 @cache
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks of up to 32 MiB, and up to 2 GiB of free memory at the end of its heap.
 
-    Once in a process; not where the environment sets glibc's thresholds. No memory is touched.
+    Once in a process, and not where the environment has settings of glibc for this. No memory is touched.
     """
-    if not is_set_by_user():
-        _set({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT})
+    _set({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT})
 
 
 def keep_all_freed_memory() -> None:
@@ -32,16 +31,16 @@ def keep_all_freed_memory() -> None:
     _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT})
 
 
-def is_set_by_user() -> bool:
-    """Return whether the environment has settings of glibc for the memory that it keeps."""
-    return any(os.environ.get(name) for name in SETTINGS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-
-
 def _set(values: dict[int, int]) -> None:
     """Call glibc's mallopt. Elsewhere, and with other allocators, nothing changes."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or _is_set_by_user():
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         for parameter, value in values.items():
             library.mallopt(parameter, value)
+
+
+def _is_set_by_user() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(os.environ.get(f"MALLOC_{name.upper()}_") or f"glibc.malloc.{name}=" in tunables for name in SETTINGS)
