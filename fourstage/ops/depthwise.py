@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fourstage.ops.eager import is_compiling, is_stock, may_run_fast
 from fourstage.ops.layer_checks import is_conv
+from fourstage.ops.memory_format import without_view
 from fourstage.ops.shapes import known_true
 
 
@@ -36,7 +37,8 @@ def with_itself(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
     """The same in one pass over the map: a kernel that is 1 in the middle gives x itself."""
     itself_1133 = F.pad(conv.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
     kernel_C133 = conv.weight + itself_1133
-    return F.conv2d(x_BHWC.movedim(-1, 1), kernel_C133, conv.bias, padding=1, groups=conv.groups).movedim(1, -1)
+    out_BCHW = F.conv2d(x_BHWC.movedim(-1, 1), kernel_C133, conv.bias, padding=1, groups=conv.groups)
+    return without_view(out_BCHW.movedim(1, -1))
 
 
 def _is_3x3(conv: nn.Module, x_BHWC: Tensor) -> TypeGuard[nn.Conv2d]:

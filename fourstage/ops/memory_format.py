@@ -1,4 +1,4 @@
-"""The order of a map's numbers in memory. B images, C channels, H x W cells."""
+"""The order of a map's numbers in memory, and whose memory it is. B images, C channels, H x W cells."""
 
 import torch
 from torch import Tensor
@@ -17,3 +17,11 @@ def prefer_channels_last(x_BCHW: Tensor) -> Tensor:
 def as_channels_last(x_BCHW: Tensor) -> Tensor:
     """Compute the fast form."""
     return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
+def without_view(x: Tensor) -> Tensor:
+    """Return the same numbers in the same memory; without gradients, as a tensor that is no view.
+
+    A caller may then change it in place, as ReLU can, also with gradients where it was computed without.
+    """
+    return x if torch.is_grad_enabled() else torch.ops.aten.set_.source_Tensor(x.new_empty(0), x)

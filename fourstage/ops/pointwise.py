@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import holds, is_conv
 from fourstage.ops.matmul import product_of
+from fourstage.ops.memory_format import without_view
 
 # PyTorch's BLAS library computes a 1x1 convolution of fewer images on one thread, and oneDNN all others
 IMAGES = 16
@@ -39,8 +40,4 @@ def by_linear_layer(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     product = product_of(x_BHWC, weight_DC)
     if product is None:
         return layer(x_BCHW)
-    out_BDHW = product(x_BHWC, weight_DC, layer.bias, False).movedim(-1, 1)
-    # without gradients no view, so that a caller may change the output in place where gradients are wanted again
-    if torch.is_grad_enabled():
-        return out_BDHW
-    return torch.ops.aten.set_.source_Tensor(out_BDHW.new_empty(0), out_BDHW)
+    return without_view(product(x_BHWC, weight_DC, layer.bias, False).movedim(-1, 1))

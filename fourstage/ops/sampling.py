@@ -239,7 +239,8 @@ def by_embedding_bag(map_BHWhd: Tensor, at_BQhP2: Tensor, weight_BQhP: Tensor, c
     rows, shares = zip(*corners(map_BHWhd, at_BQhP2, weight_BQhP, cells), strict=True)
     row, share = (torch.cat(x, dim=-1).reshape(-1, 4 * points) for x in (rows, shares))
     out = F.embedding_bag(row, ringed(map_BHWhd), per_sample_weights=share, mode="sum")
-    return out.reshape(batch, queries, heads * map_BHWhd.shape[-1])
+    # no view for autograd, so that a caller may change it in place, also with gradients where it was computed without
+    return torch.ops.aten._unsafe_view(out, [batch, queries, heads * map_BHWhd.shape[-1]])
 
 
 def ringed(map_BHWhd: Tensor) -> Tensor:

@@ -234,17 +234,14 @@ MAPS: dict[str, Inputs] = {
 def pointwise_layer(**arguments: Any) -> nn.Module:
     """A convolution of a (B, H, W, C) map."""
     return Operation(
-        lambda layer, x_BHWC: pointwise.convolve(layer, x_BHWC.movedim(-1, 1)).movedim(1, -1),
+        lambda layer, x_BHWC: pointwise.convolve(layer, x_BHWC.movedim(-1, 1)),
         nn.Conv2d(8, 12, **{"kernel_size": 1, **arguments}),
     )
 
 
 def convolved(run: Callable[..., Tensor], *layers: nn.Module) -> nn.Module:
     """An operation on maps, of a (B, H, W, C) map."""
-    return Operation(
-        lambda *given: run(*given[:-1], given[-1].movedim(-1, 1)).movedim(1, -1),
-        *layers,
-    )
+    return Operation(lambda *given: run(*given[:-1], given[-1].movedim(-1, 1)), *layers)
 
 
 def conv_gelu_layers(**arguments: Any) -> nn.Module:
