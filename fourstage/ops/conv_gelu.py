@@ -26,7 +26,8 @@ def convolve_gelu(conv: nn.Module, act: nn.Module, x_BCHW: Tensor) -> Tensor:
         and _may_run_fast(x_BCHW, conv, act)
         and products.has_onednn()
         and is_padded_with_zeros(conv)
-        and holds(conv, x_BCHW.shape[1] // conv.groups, *conv.kernel_size)
+        and holds(conv, *conv.weight.shape[1:])
+        and x_BCHW.shape[1] == conv.groups * conv.weight.shape[1]
         and is_exact_gelu(act)
     ):
         return in_one_pass(conv, x_BCHW)

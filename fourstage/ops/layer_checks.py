@@ -17,11 +17,12 @@ def is_linear(module: nn.Module, channels: int) -> TypeGuard[nn.Linear]:
 def holds(layer: nn.Linear | nn.Conv2d, *sizes: int) -> bool:
     """Return whether a layer's tensors have the usual shapes: a weight of (D, *sizes), none of them 0, and a bias of D.
 
-    PyTorch computes with some others, and for the rest it has a message with their sizes, which its kernels lack.
+    PyTorch computes with some others, and for the rest it has a message with their sizes, which its kernels lack. The
+    numbers of a bias are side by side too: oneDNN reads them so, whatever the strides of the tensor are.
     """
     weight, bias = layer.weight, layer.bias
     usual = weight.shape[1:] == sizes and weight.numel() > 0
-    return usual and (bias is None or bias.shape == weight.shape[:1])
+    return usual and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
 
 
 def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2d]:
@@ -37,8 +38,15 @@ def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2
 
 
 def is_padded_with_zeros(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Return whether this is a convolution that knows how many zeros surround a map of any size."""
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    """Return whether this is a convolution that knows how many zeros surround a map of any size.
+
+    Its sizes are pairs, as its constructor makes them; whoever changes them afterwards may give PyTorch one number.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.padding_mode == "zeros"
+        and all(isinstance(sizes, tuple) for sizes in (module.padding, module.stride, module.dilation))
+    )
 
 
 def is_exact_gelu(module: nn.Module) -> TypeGuard[nn.GELU]:
