@@ -505,12 +505,6 @@ def changed(layer: nn.Linear, channels: int, outputs: int, biases: int) -> nn.Li
     return layer
 
 
-def with_gaps(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """The layer with a bias that is every second number of a tensor."""
-    layer.bias = nn.Parameter(torch.randn(2 * len(layer.weight))[::2])
-    return layer
-
-
 def set_up(conv: nn.Conv2d, **sizes: int) -> nn.Conv2d:
     """The convolution with sizes that were changed after it was built."""
     for name, size in sizes.items():
@@ -647,7 +641,6 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
                 of(2, 6, 8, 8),
             ),
         )
-    yield from _biases_with_gaps()
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))
     yield "linear layer after GELU removed", Misfit(lambda: Operation(mlp.gelu_linear, nn.Identity()), of(2, 128, 8))
     yield (
@@ -657,24 +650,6 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
             of(3, 8, 4, 4),
         ),
     )
-
-
-def _biases_with_gaps() -> Iterator[tuple[str, Misfit]]:
-    for name, build in {
-        "linear layer": lambda: Operation(matmul.linear, with_gaps(nn.Linear(8, 12))),
-        "linear layer after GELU": lambda: Operation(mlp.gelu_linear, with_gaps(nn.Linear(8, 12))),
-        "mlp": lambda: Operation(mlp.mlp, with_gaps(nn.Linear(8, 12)), nn.GELU(), with_gaps(nn.Linear(12, 8))),
-    }.items():
-        yield f"{name} with a bias with gaps", Misfit(build, of(2, 128, 8), "onednn,onednn,fused")
-    for name, build in {
-        "1x1 convolution": lambda: convolved(pointwise.convolve, with_gaps(nn.Conv2d(8, 12, 1))),
-        "convolution and GELU": lambda: convolved(conv_gelu.convolve_gelu, with_gaps(nn.Conv2d(8, 12, 3)), nn.GELU()),
-        "convolution after GELU": lambda: convolved(conv_gelu.gelu_convolve, nn.GELU(), with_gaps(nn.Conv2d(8, 12, 1))),
-        "mlp of convolutions": lambda: convolved(
-            conv_gelu.convolved_mlp, with_gaps(nn.Conv2d(8, 12, 1)), nn.GELU(), with_gaps(nn.Conv2d(12, 8, 1))
-        ),
-    }.items():
-        yield f"{name} with a bias with gaps", Misfit(build, of(2, 6, 8, 8), "onednn,onednn,fused", ANY_THREADS)
 
 
 MISFITS = dict(_misfits())

@@ -152,6 +152,40 @@ def test_memory_that_nothing_has_filled_is_not_read(
             torch.testing.assert_close(filled, usual, rtol=1e-4, atol=1e-5)
 
 
+def with_gaps(tensor: Tensor) -> Tensor:
+    """The same numbers with NaN between them in memory."""
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1)[..., 0]
+
+
+AXES = [
+    pytest.param(form, axes, id=f"{name}-{axes}")
+    for name, form in FORMS.items()
+    for axes in sorted({parameter.ndim for parameter in form.build().parameters()})
+]
+
+
+@pytest.mark.parametrize(("form", "axes"), AXES)
+def test_parameters_with_gaps_in_memory(form: Form, axes: int, calls: list[str]) -> None:
+    """As they are after they were sliced. A kernel may read memory whatever the strides of a tensor are.
+
+    Biases have one axis, the weights of linear layers two, those of convolutions four.
+    """
+    for gradients in modes(form):
+        both = []
+        for gaps in (False, True):
+            torch.manual_seed(0)
+            module, tensors = form.build(), list(form.inputs["usual"]())
+            for layer in module.modules():
+                for name, parameter in layer.named_parameters(recurse=False):
+                    if gaps and parameter.ndim == axes:
+                        setattr(layer, name, nn.Parameter(with_gaps(parameter.detach())))
+            both.append(results(module, tensors, gradients=gradients))
+        assert calls
+        size = max(1.0, *(float(usual.detach().abs().max()) for usual in both[0]))
+        for usual, gapped in zip(*both, strict=True):
+            torch.testing.assert_close(gapped, usual, rtol=1e-4, atol=2e-6 * size)
+
+
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items() if True in modes(form)])
 def test_a_backward_pass_under_autocast(form: Form, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a forward pass without it, as in a training that keeps the backbone out of autocast."""
