@@ -12,7 +12,7 @@ import sys
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
-LARGEST = 2**25  # bytes: the highest threshold that glibc takes for a block
+LARGEST = 2**25  # bytes: the highest threshold for a block that every glibc takes
 KEPT = 2**31 - 1  # bytes: the largest number that it takes
 SETTINGS = ("trim_threshold", "top_pad", "mmap_threshold", "mmap_max")
 

@@ -1,11 +1,15 @@
 """A network's tensors get the memory of those of the pass before, without new pages."""
 
+import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
+
+from fourstage.freed_memory import keep_all_freed_memory, keep_freed_memory
 
 PROGRAM = """
 import resource, sys
@@ -58,3 +62,33 @@ def test_a_step_needs_no_new_pages(mode: str) -> None:
 )
 def test_settings_of_the_user_stay(settings: Mapping[str, str]) -> None:
     assert new_pages("train", settings) > MANY
+
+
+def settings_of(
+    keep: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *, platform: str = "linux", named: str = "mallopt"
+) -> list[int]:
+    """The numbers of the parameters that are set where the C library has one function, of this name."""
+    seen: list[int] = []
+    library = SimpleNamespace(**{named: lambda parameter, value: seen.append(parameter)})
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(sys, "platform", platform)
+    keep()
+    return seen
+
+
+@pytest.fixture
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_no_settings")
+@pytest.mark.parametrize(
+    "keep", [keep_freed_memory.__wrapped__, keep_all_freed_memory], ids=["in a network", "in a run"]
+)
+def test_where_settings_are_made(keep: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(settings_of(keep, monkeypatch)) == 2
+    assert settings_of(keep, monkeypatch, platform="darwin") == []
+    assert settings_of(keep, monkeypatch, named="malloc") == []
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    assert settings_of(keep, monkeypatch) == []
