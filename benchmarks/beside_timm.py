@@ -42,7 +42,7 @@ class Verdict:
     Attributes:
         ratio: the quicker of timm's two forms over ours, round by round.
         memory: our peak memory over timm's; None: it is not known.
-        share: of the products in our time.
+        share: of the products in our time; None: not measured yet.
     """
 
     model: str
@@ -52,18 +52,20 @@ class Verdict:
     channels_last: Spread
     ratio: Spread
     memory: float | None
-    share: Spread
+    share: Spread | None = None
 
     def cells(self) -> list[str]:
         times = [f"{1e3 * spread.median:.0f}" for spread in (self.ours, self.timm, self.channels_last)]
         ratio = [f"{self.ratio.median:.2f}", f"{self.ratio.low:.2f} to {self.ratio.high:.2f}"]
         memory = "-" if self.memory is None else f"{self.memory:.2f}"
-        share = f"{self.share.median:.2f} ({self.share.low:.2f} to {self.share.high:.2f})"
+        share = (
+            "-" if self.share is None else f"{self.share.median:.2f} ({self.share.low:.2f} to {self.share.high:.2f})"
+        )
         return [self.model, WORDS[self.mode], *times, *ratio, memory, share]
 
 
 def judge(model: str, options: Options) -> list[Verdict]:
-    """Compare one network in all modes of the options."""
+    """Compare one network in all modes of the options, without the products' share."""
     setting, channels_last = set_up(options), set_up(replace(options, channels_last=True))
     peaks = peak_ratios(model, options)
     out = []
@@ -71,9 +73,8 @@ def judge(model: str, options: Options) -> list[Verdict]:
         times = rounds_of(model, mode, setting, channels_last)
         quicker = [min(both) for both in zip(*times[1:], strict=True)]
         free_memory(setting.device)
-        share = floor.floor_of(model, mode, setting).share
         ours, timm, last = (timing.spread(one) for one in times)
-        out.append(Verdict(model, mode, ours, timm, last, timing.ratio(quicker, times[0]), peaks[mode], share))
+        out.append(Verdict(model, mode, ours, timm, last, timing.ratio(quicker, times[0]), peaks[mode]))
     return out
 
 
@@ -106,10 +107,14 @@ def peak_ratios(model: str, options: Options) -> dict[str, float | None]:
 def run(models: Sequence[str], options: Options, *, quiet: bool = False) -> list[Verdict]:
     """Compare the networks one after the other."""
     out = []
-    with environment(options), Bar("beside timm", len(models), show=not quiet) as bar:
+    with environment(options), Bar("beside timm", 2 * len(models), show=not quiet) as bar:
         for done, model in enumerate(models):
             bar.update(done, model)
             out += judge(model, options)
+        # all shares come last, since the process keeps more freed memory from the first one on
+        for done, verdict in enumerate(out):
+            bar.update(len(models) + done // len(options.modes()), f"{verdict.model}: products")
+            out[done] = replace(verdict, share=floor.floor_of(verdict.model, verdict.mode, set_up(options)).share)
     return out
 
 

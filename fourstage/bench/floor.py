@@ -23,6 +23,7 @@ from fourstage.bench.results import WORDS
 from fourstage.bench.run import BATCH, environment, load_model, select_models, set_up
 from fourstage.bench.timing import Spread, Step, Watch
 from fourstage.bench.workloads import Setting, memory_errors
+from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.ops import matmul, products
 from fourstage.progress import Bar
 
@@ -96,6 +97,7 @@ def floors(models: Sequence[str], options: Options, *, show: bool = True) -> lis
 
 def floor_of(name: str, mode: str, setting: Setting) -> Floor:
     """Measure one network in one mode, "infer" or "train"."""
+    keep_all_freed_memory()  # as runs on a CPU do; else the time of a large product is mostly that of new pages
     loaded, batch = load_model(name, setting), setting.options.batch_size or BATCH["cpu"]
     model = loaded.model.train(mode == "train")
     counts, watch, seconds = products_of(model, (batch, *loaded.image_CHW)), setting.watch(), setting.options.seconds
