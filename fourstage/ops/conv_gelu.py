@@ -1,8 +1,8 @@
 """Convolutions around a GELU, on channels-last memory. Eager on a CPU.
 
 Without gradients, oneDNN computes the GELU in the pass of the convolution before it, while a value is in a register.
-With gradients, a 1x1 convolution behind a GELU is a linear layer that computes the GELU again in its backward pass, so
-that of a network's widest maps only one is kept: see `mlp.py`.
+With gradients, two 1x1 convolutions around it are linear layers, and of a network's widest maps only one is kept: see
+`mlp.py`. Behind another convolution the GELU's output is kept, since computing it again takes longer there.
 
 B images, C channels, H x W cells, D output channels.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import holds, is_conv, is_exact_gelu, is_padded_with_zeros
-from fourstage.ops.mlp import gelu_matrix, matrix, mlp_of_matrices
+from fourstage.ops.mlp import matrix, mlp_of_matrices
 from fourstage.ops.pointwise import convolve
 
 
@@ -40,18 +40,6 @@ def in_one_pass(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise(x_BCHW, conv.weight, conv.bias, *sizes, "gelu", [], "none")
 
 
-def gelu_convolve(act: nn.Module, conv: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """Return `conv(act(x))`: (B, C, H, W) to (B, D, H', W')."""
-    if (
-        torch.is_grad_enabled()
-        and _may_run_fast(x_BCHW, conv, act)
-        and is_exact_gelu(act)
-        and _is_1x1(conv, x_BCHW.shape[1])
-    ):
-        return gelu_matrix(*matrix(conv), x_BCHW.movedim(1, -1)).movedim(-1, 1)
-    return convolve(conv, act(x_BCHW))
-
-
 def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: Tensor) -> Tensor:
     """Return `second(act(first(x)))`: (B, C, H, W) to (B, D, H', W')."""
     if not torch.is_grad_enabled():
@@ -63,7 +51,7 @@ def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: T
         and _is_1x1(second, len(first.weight))
     ):
         return mlp_of_matrices(matrix(first), act, matrix(second), x_BCHW.movedim(1, -1)).movedim(-1, 1)
-    return gelu_convolve(act, second, convolve(first, x_BCHW))
+    return convolve(second, act(convolve(first, x_BCHW)))
 
 
 def _may_run_fast(x_BCHW: Tensor, *layers: nn.Module) -> bool:
