@@ -1,8 +1,8 @@
 """Convolutions around a GELU, on channels-last memory. Eager on a CPU.
 
 Without gradients, oneDNN computes the GELU in the pass of the convolution before it, while a value is in a register.
-With gradients, two 1x1 convolutions around it are linear layers, and of a network's widest maps only one is kept: see
-`mlp.py`. Behind another convolution the GELU's output is kept, since computing it again takes longer there.
+With gradients, two 1x1 convolutions of small maps around it are linear layers, and of a network's widest maps only one
+is kept: see `mlp.py`. Maps of more cells, and those behind another convolution, are computed sooner by convolutions.
 
 B images, C channels, H x W cells, D output channels.
 """
@@ -17,6 +17,8 @@ from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import holds, is_conv, is_exact_gelu, is_padded_with_zeros
 from fourstage.ops.mlp import matrix, mlp_of_matrices
 from fourstage.ops.pointwise import convolve
+
+CELLS = 1.0  # of all images, for each hidden channel; with more, convolutions are faster than linear layers
 
 
 def convolve_gelu(conv: nn.Module, act: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -49,6 +51,7 @@ def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: T
         and _is_1x1(first, x_BCHW.shape[1])
         and is_exact_gelu(act)
         and _is_1x1(second, len(first.weight))
+        and x_BCHW.numel() < CELLS * first.weight.numel()
     ):
         return mlp_of_matrices(matrix(first), act, matrix(second), x_BCHW.movedim(1, -1)).movedim(-1, 1)
     return convolve(second, act(convolve(first, x_BCHW)))

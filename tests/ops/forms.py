@@ -266,6 +266,7 @@ SAMPLES: dict[str, Inputs] = {
     "empty": sample_inputs(0, 6, 8),
 }
 SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
+MANY_CELLS = {"conv_gelu.CELLS": 1e9}
 ANY_THREADS = {"pointwise.THREADS": 1024}
 CHUNKS = {"chunks.FRESH": 0, "chunks.FEW": 16, "chunks.ROWS": 1024}
 
@@ -413,10 +414,15 @@ FORMS: dict[str, Form] = {
     ),
     "mlp of 1x1 convolutions in one pass": Form("conv_gelu.in_one_pass", conv_mlp_layers, MAPS, "without"),
     "mlp of 1x1 convolutions by passes": Form(
-        "mlp.by_passes", conv_mlp_layers, MAPS, "with", "onednn/onednn/blas,blas,fused"
+        "mlp.by_passes", conv_mlp_layers, MAPS, "with", "onednn/onednn/blas,blas,fused", limits=MANY_CELLS
     ),
     "mlp of 1x1 convolutions without biases by passes of some rows": Form(
-        "mlp.by_passes", lambda: conv_mlp_layers(bias=False), MAPS, "with", "onednn,blas,fused", limits=SOME_ROWS
+        "mlp.by_passes",
+        lambda: conv_mlp_layers(bias=False),
+        MAPS,
+        "with",
+        "onednn,blas,fused",
+        limits=SOME_ROWS | MANY_CELLS,
     ),
     "mlp of a 3x3 and a 1x1 convolution in one pass": Form(
         "conv_gelu.in_one_pass", lambda: conv_mlp_layers(3), MAPS, "without"

@@ -1,4 +1,4 @@
-"""An MLP of convolutions is a linear one only where both convolutions are of 1x1."""
+"""An MLP of convolutions is a linear one only where both convolutions are of 1x1, on a small map."""
 
 from typing import Any
 
@@ -11,17 +11,20 @@ from fourstage.ops.conv_gelu import convolved_mlp
 
 USUAL: dict[str, Any] = {"kernel_size": 1}
 
+CASES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    (USUAL, USUAL, True),
+    (USUAL | {"out_channels": 32}, USUAL | {"in_channels": 32}, False),  # fewer channels than cells
+    ({"kernel_size": 3, "padding": 1}, USUAL, False),
+    (USUAL, {"kernel_size": 3}, False),
+    (USUAL, {"kernel_size": 1, "stride": 2}, False),
+    ({"kernel_size": 1, "padding": 1}, USUAL, False),
+    (USUAL, {"kernel_size": 1, "groups": 2}, False),
+]
+
 
 @pytest.mark.parametrize(
     ("first", "second", "fast"),
-    [
-        (USUAL, USUAL, True),
-        ({"kernel_size": 3, "padding": 1}, USUAL, False),
-        (USUAL, {"kernel_size": 3}, False),
-        (USUAL, {"kernel_size": 1, "stride": 2}, False),
-        ({"kernel_size": 1, "padding": 1}, USUAL, False),
-        (USUAL, {"kernel_size": 1, "groups": 2}, False),
-    ],
+    CASES,
 )
 def test_which_convolutions_are_linear_layers(
     first: dict[str, Any], second: dict[str, Any], *, fast: bool, monkeypatch: pytest.MonkeyPatch
@@ -31,7 +34,8 @@ def test_which_convolutions_are_linear_layers(
     monkeypatch.setattr(mlp, "by_passes", lambda *given: seen.append(None) or by_passes(*given))
     monkeypatch.setattr(products, "_chosen", [])  # PyTorch's own products, whose passes can be computed alone
     torch.manual_seed(0)
-    expand, reduce = nn.Conv2d(8, 12, **first), nn.Conv2d(12, 8, **second)
+    expand = nn.Conv2d(**{"in_channels": 8, "out_channels": 96, **first})
+    reduce = nn.Conv2d(**{"in_channels": 96, "out_channels": 8, **second})
     x_BCHW = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     out_BCHW = convolved_mlp(expand, nn.GELU(), reduce, x_BCHW)
     assert bool(seen) == fast
