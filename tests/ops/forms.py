@@ -266,7 +266,7 @@ SAMPLES: dict[str, Inputs] = {
     "empty": sample_inputs(0, 6, 8),
 }
 SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
-MANY_CELLS = {"conv_gelu.CELLS": 1e9}
+MANY_CELLS = {"conv_gelu.CELLS": 10**9}
 ANY_THREADS = {"pointwise.THREADS": 1024}
 CHUNKS = {"chunks.FRESH": 0, "chunks.FEW": 16, "chunks.ROWS": 1024}
 
