@@ -57,6 +57,11 @@ def may_run_fast(*tensors: Tensor | None, modules: Iterable[nn.Module] = ()) -> 
     return all(map(is_untouched, modules))
 
 
+def has_fast_paths(device: torch.device) -> bool:
+    """Return whether any fast path is for this device, so that its bits depend on the products that were chosen."""
+    return device.type == "cpu"
+
+
 def switched_on() -> bool:
     """Return whether the environment allows fast paths.
 

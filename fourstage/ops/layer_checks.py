@@ -10,7 +10,7 @@ from torch import nn
 
 
 def is_linear(module: nn.Module, channels: int) -> TypeGuard[nn.Linear]:
-    """Return whether this is a linear layer of so many channels."""
+    """Return whether this is a linear layer of an input of this number of channels, with tensors as `holds` asks."""
     return isinstance(module, nn.Linear) and holds(module, channels)
 
 

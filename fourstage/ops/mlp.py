@@ -46,7 +46,7 @@ def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> T
 
 
 def mlp_of_matrices(expand: Matrix, act: nn.GELU, reduce: Matrix, x_NC: Tensor) -> Tensor:
-    """The fast path."""
+    """Compute an MLP of two linear layers by their matrices; x: (..., C)."""
     if torch.is_grad_enabled() and act.approximate == "none":
         if not expand[0].requires_grad:  # then its input need not be kept
             return gelu_matrix(*reduce, _product(x_NC, expand[0])(x_NC, *expand, False))

@@ -17,6 +17,7 @@ from fourstage.engine.devices import Ranks
 from fourstage.engine.threads import keep_threads
 from fourstage.files import write_text
 from fourstage.ops import kept_choice, measure, products
+from fourstage.ops.eager import has_fast_paths
 from fourstage.run.folder import RunFolder
 
 KEY = "computation"  # in a checkpoint
@@ -47,8 +48,8 @@ def current() -> Computation:
 
 
 def entry(device: torch.device) -> dict[str, Any]:
-    """Return what a checkpoint holds of this: the record under `KEY`, or nothing where the device is no CPU."""
-    return {KEY: current().as_plain()} if device.type == "cpu" else {}
+    """Return what a checkpoint holds of this: the record under `KEY`; nothing where the device has no choice."""
+    return {KEY: current().as_plain()} if has_fast_paths(device) else {}
 
 
 def settle(
@@ -64,7 +65,7 @@ def settle(
         state: of the last checkpoint; None: the run has none.
         in_new_run: chooses what else is to be recorded, such as the number of threads.
     """
-    if device.type != "cpu":
+    if not has_fast_paths(device):
         return
     before = (of_checkpoint(state) if state is not None else None) or read(folder.computation)
     _use(before, ranks)

@@ -26,6 +26,7 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
 from fourstage.methods import METHODS
 from fourstage.ops import products
+from fourstage.ops.eager import has_fast_paths
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe, Resolved, resolve, steps
@@ -214,7 +215,7 @@ class Setup:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch": str(torch.__version__),
-            "products": products.description() if self.device.type == "cpu" else "of the device",
+            "products": products.description() if has_fast_paths(self.device) else "of the device",
         }
 
     def batches(self, first: int, last: int) -> Generator[list[Batch]]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from onednn import need_onednn
 from ops.forms import FORMS, MISFITS, Form, Misfit
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -32,10 +33,8 @@ def _unchosen() -> Iterator[None]:
 def calls(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[str]:
     """What a form's fast path computed, after its products were set."""
     form: Form = request.node.callspec.params["form"]
-    try:
-        products.use(form.products)
-    except ValueError:
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn(form.products)
+    products.use(form.products)
     for name, value in form.limits.items():
         monkeypatch.setattr(f"fourstage.ops.{name}", value)
     for name, text in form.environment.items():
@@ -120,8 +119,7 @@ def test_hooks_see_every_layer(form: Form, calls: list[str]) -> None:
 
 @pytest.mark.parametrize("misfit", [pytest.param(misfit, id=name) for name, misfit in MISFITS.items()])
 def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "onednn" in misfit.products and not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn(misfit.products)
     products.use(misfit.products)
     for name, value in misfit.limits.items():
         monkeypatch.setattr(f"fourstage.ops.{name}", value)

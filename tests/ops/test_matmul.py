@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onednn import need_onednn
 from torch import Tensor, nn
 
 from fourstage.ops import attention, matmul, mlp, products
@@ -57,8 +58,7 @@ def test_linear_layers(
 def test_linear_layers_by_passes(
     names: tuple[str, ...], front: list[int], channels: int, out: int, biased: bool, frozen: bool
 ) -> None:
-    if "onednn" in names and not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn("".join(names))
     torch.manual_seed(0)
     tensors = [torch.randn(*front, channels), torch.randn(out, channels), *([torch.randn(out)] if biased else [])]
     results = []
@@ -85,8 +85,7 @@ def test_the_gradient_of_a_weight(rows: int, channels_in: int, channels_out: int
 
 @pytest.mark.parametrize("names", [("blas", "blas", "blas"), ("onednn", "onednn", "onednn")], ids="-".join)
 def test_the_output_by_passes_may_be_changed_in_place(names: tuple[str, ...]) -> None:
-    if "onednn" in names and not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn("".join(names))
     x, weight_DC = torch.randn(2, 5, 8), torch.randn(6, 8)
     results = []
     for run in (matmul.LinearByPasses.apply, lambda x, w, b, names: F.linear(x, w, b)):
@@ -161,8 +160,7 @@ def test_parts_of_an_mlp_are_trained(trained: tuple[bool, ...], monkeypatch: pyt
 @pytest.mark.parametrize("trained", ["biases", "second layer"])
 def test_frozen_layers_take_tensors_of_inference_mode(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd keeps none of them, so that nothing that needs no gradient of its own may be kept."""
-    if not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn()
     products.use("onednn,onednn,fused")
     expand, reduce = nn.Linear(8, 16), nn.Linear(16, 8)
     expand.weight.requires_grad_(False)
@@ -182,8 +180,7 @@ def test_frozen_layers_take_tensors_of_inference_mode(trained: str, monkeypatch:
 
 def test_a_layers_tensors_may_change_before_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an optimiser's step between the two does, where no gradient depends on them."""
-    if not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn()
     products.use("onednn,onednn,fused")
     x_NC = torch.randn(48, 8)
     for switch in ("plain", "fast"):

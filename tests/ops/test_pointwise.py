@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from onednn import need_onednn
 from torch import Tensor, nn
 
 from fourstage.ops import matmul, mlp, pointwise, products
@@ -12,10 +13,8 @@ from fourstage.ops import matmul, mlp, pointwise, products
 @pytest.fixture(autouse=True, params=["onednn,onednn,fused", "convolution,convolution,fused"])
 def _products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = list(products._chosen)
-    try:
-        products.use(request.param)
-    except ValueError:
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn(request.param)
+    products.use(request.param)
     monkeypatch.setattr(pointwise, "THREADS", 1024)
     yield
     products._chosen[:] = before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onednn import need_onednn
 from tiny_networks import tiny
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -135,8 +136,7 @@ def test_a_measurement_computes_without_autocast_and_gradients(monkeypatch: pyte
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
 def test_onednn_obeys_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn()
     products.use("onednn,onednn,fused")
     monkeypatch.setitem(matmul.PRODUCTS, "onednn", None)
     monkeypatch.setattr(matmul, "by_onednn", None)
@@ -164,8 +164,7 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_class_of_shapes_has_its_own_products() -> None:
-    if not products.has_onednn():
-        pytest.skip("this PyTorch was built without oneDNN")
+    need_onednn()
     text = "blas,onednn,plain; few-wide-narrow convolution,blas; most-narrow-wide onednn/onednn/blas,convolution"
     chosen = products.use(text)
     assert str(chosen) == text
