@@ -205,24 +205,34 @@ class GeluLinearByRows(torch.autograd.Function):
             return *of_plain_form(_plain_gelu, (x, weight_DH, bias_D), wanted, grads[0]), None
         pairs = x.reshape(-1, x.shape[-1]).split(ctx.rows), grads[0].reshape(-1, len(weight_DH)).split(ctx.rows)
         sums: list[Tensor | None] = [None] * 2
-        inputs: list[Tensor] = []
-        for chunk_NH, grad_ND in zip(*pairs, strict=True):
-            input_NH, *parts = _gelu_gradients(chunk_NH, grad_ND, weight_DH, ctx.names, wanted)
-            inputs += [] if input_NH is None else [input_NH]
+        inputs = x.new_empty(x.shape if wanted[0] else 0)  # the widest map: filled in place, not joined from parts
+        slots = inputs.view(-1, x.shape[-1]).split(ctx.rows) if wanted[0] else [None] * len(pairs[0])
+        for chunk_NH, grad_ND, slot_NH in zip(*pairs, slots, strict=True):
+            _, *parts = _gelu_gradients(chunk_NH, grad_ND, weight_DH, ctx.names, wanted, slot_NH)
             sums = _added(sums, parts)
-        return joined(inputs).view(x.shape) if wanted[0] else None, *sums, None
+        return inputs if wanted[0] else None, *sums, None
 
 
 def _gelu_gradients(
-    x_NH: Tensor, grad_ND: Tensor, weight_DH: Tensor, names: Names, wanted: Sequence[bool]
+    x_NH: Tensor,
+    grad_ND: Tensor,
+    weight_DH: Tensor,
+    names: Names,
+    wanted: Sequence[bool],
+    slot_NH: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of some rows, and what these rows add to those of weight and bias; None: not wanted."""
+    """Return the gradients of some rows, and what these rows add to those of weight and bias; None: not wanted.
+
+    Args:
+        slot_NH: memory for the gradients of the rows.
+    """
     weight = weight_pass(names[2], grad_ND, F.gelu(x_NH)) if wanted[1] else None
     bias = grad_ND.sum(0) if wanted[2] else None
     if not wanted[0]:
         return None, weight, bias
     grad_NH = input_pass(names[1], grad_ND, weight_DH)
-    return torch.ops.aten.gelu_backward.grad_input(grad_NH, x_NH, grad_input=grad_NH), weight, bias
+    slot_NH = grad_NH if slot_NH is None else slot_NH
+    return torch.ops.aten.gelu_backward.grad_input(grad_NH, x_NH, grad_input=slot_NH), weight, bias
 
 
 def _plain_gelu(x_NH: Tensor, weight_DH: Tensor, bias_D: Tensor | None) -> Tensor:
