@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.mlp import mlp
 from fourstage.ops.shapes import channels_last, known_true
 
@@ -104,28 +105,9 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.reduce = nn.Linear(hidden, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return mlp(self.expand, self.act, self.reduce, x_BHWC)
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a branch, over the last axis of (B, H, W, C).
-
-    Source: https://arxiv.org/abs/2103.17239.
-    """
-
-    def __init__(self, dim: int, value: float) -> None:
-        super().__init__()
-        self.value = value
-        self.scale = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Every factor: `value`."""
-        nn.init.constant_(self.scale, self.value)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return x_BHWC * self.scale
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
+        return mlp(self.expand, self.act, self.reduce, x_BHWC, scale_C)
 
 
 def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
+from fourstage.backbones.layer_scale import LayerScale, scaled, takes_scale
 from fourstage.backbones.layers import (
     ChannelsLast,
     LayerNorm2d,
-    LayerScale,
     Level,
     drop_path,
     drop_path_rates,
@@ -79,9 +79,10 @@ class Mlp(nn.Module):
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.reduce = nn.Linear(hidden, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         x_BHWC = residual_depthwise(self.spatial, linear(self.expand, x_BHWC))
-        return gelu_linear(self.reduce, x_BHWC)
+        return gelu_linear(self.reduce, x_BHWC, scale_C)
 
 
 class Block(nn.Module):
@@ -98,8 +99,8 @@ class Block(nn.Module):
         self.drop_path = drop_path(rate)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = x_BHWC + self.drop_path(self.scale1(self.attn(self.norm1(x_BHWC))))
-        return x_BHWC + self.drop_path(self.scale2(self.mlp(self.norm2(x_BHWC))))
+        x_BHWC = x_BHWC + self.drop_path(scaled(self.attn, self.scale1, self.norm1(x_BHWC)))
+        return x_BHWC + self.drop_path(scaled(self.mlp, self.scale2, self.norm2(x_BHWC)))
 
 
 class Stage(nn.Module):

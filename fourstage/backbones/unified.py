@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Classifier, Dense, Family
+from fourstage.backbones.layer_scale import LayerScale, scaled, takes_scale
 from fourstage.backbones.layers import (
     ChannelsLast,
     LayerNorm2d,
-    LayerScale,
     Level,
     Mlp,
     drop_path,
@@ -32,7 +32,7 @@ from fourstage.backbones.layers import (
     run_blocks,
     sides,
 )
-from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer, check_shape
+from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mixer
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.backbones.swin import PatchEmbed, PatchMerge
@@ -153,9 +153,10 @@ class DepthwiseMlp(nn.Module):
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.reduce = nn.Linear(hidden, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         hidden_BCHW = self.spatial(linear(self.expand, x_BHWC).movedim(-1, 1))
-        return gelu_linear(self.reduce, hidden_BCHW.movedim(1, -1))
+        return gelu_linear(self.reduce, hidden_BCHW.movedim(1, -1), scale_C)
 
 
 @dataclass(frozen=True)
@@ -204,13 +205,11 @@ class Block(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BHWC = x_BHWC + self.mixed(x_BHWC)
-        return x_BHWC + self.drop_path(self.scale2(self.mlp(self.norm2(x_BHWC))))
+        return x_BHWC + self.drop_path(scaled(self.mlp, self.scale2, self.norm2(x_BHWC)))
 
     def mixed(self, x_BHWC: Tensor) -> Tensor:
         """The mixer's branch."""
-        mixed_BHWC = self.mixer(self.norm1(x_BHWC))
-        check_shape(self.mixer, x_BHWC, mixed_BHWC)
-        return self.drop_path(self.scale1(mixed_BHWC))
+        return self.drop_path(scaled(self.mixer, self.scale1, self.norm1(x_BHWC)))
 
 
 class PositionedBlock(Block):
@@ -234,7 +233,7 @@ class PositionedBlock(Block):
         if not self.dense:
             return super().forward(x_BHWC + self.position_at(x_BHWC))
         x_BHWC = x_BHWC + self.mixed(x_BHWC + self.position_at(x_BHWC))
-        return x_BHWC + self.drop_path(self.scale2(self.mlp(self.norm2(x_BHWC))))
+        return x_BHWC + self.drop_path(scaled(self.mlp, self.scale2, self.norm2(x_BHWC)))
 
     def position_at(self, x_BHWC: Tensor) -> Tensor:
         """(1, H, W, C) for a map of this size."""

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import is_linear
+from fourstage.ops.layer_scale import scaled_map, with_scale
 from fourstage.ops.products import Ways
 from fourstage.ops.second_gradients import needs_plain_form, without_autocast
 
 FEW = 16  # rows
 
 
-def linear(layer: nn.Module, x_NC: Tensor) -> Tensor:
-    """Return `layer(x)`: (..., C) to (..., D)."""
-    if not (may_run_fast(x_NC, modules=(layer,)) and is_linear(layer, x_NC.shape[-1])):
-        return layer(x_NC)
-    product = product_of(x_NC, layer.weight)
-    return layer(x_NC) if product is None else product(x_NC, layer.weight, layer.bias, False)
+def linear(layer: nn.Module, x_NC: Tensor, scale_D: Tensor | None = None) -> Tensor:
+    """Return `layer(x)`, times a scale if there is one: (..., C) to (..., D)."""
+    if not (may_run_fast(x_NC, scale_D, modules=(layer,)) and is_linear(layer, x_NC.shape[-1])):
+        return scaled_map(layer(x_NC), scale_D)
+    product = product_of(x_NC, layer.weight) or by_blas
+    rows = x_NC.numel() // x_NC.shape[-1]
+    return with_scale(lambda matrix: product(x_NC, *matrix, False), (layer.weight, layer.bias), scale_D, rows)
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None, bool], Tensor]

@@ -6,6 +6,7 @@ for the backward pass, where PyTorch keeps its output too: it is computed again 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fourstage.ops.chunks import FEW, by_rows, joined
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.layer_checks import is_linear
+from fourstage.ops.layer_scale import Matrix, scaled_map, with_scale
 from fourstage.ops.matmul import (
     Product,
     as_own,
@@ -29,27 +31,31 @@ from fourstage.ops.matmul import (
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
-Matrix = tuple[Tensor, Tensor | None]  # weight and bias
 Names = tuple[str, ...]  # of the products of the three passes
 
 
-def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor) -> Tensor:
-    """Return `reduce(act(expand(x)))`: (..., C) to (..., D). The fast path takes linear layers around a GELU."""
+def mlp(expand: nn.Module, act: nn.Module, reduce: nn.Module, x_NC: Tensor, scale_D: Tensor | None = None) -> Tensor:
+    """Return `reduce(act(expand(x)))`, times a scale if there is one: (..., C) to (..., D).
+
+    The fast path takes linear layers around a GELU.
+    """
     if (
-        may_run_fast(x_NC, modules=(expand, act, reduce))
+        may_run_fast(x_NC, scale_D, modules=(expand, act, reduce))
         and is_linear(expand, x_NC.shape[-1])
         and isinstance(act, nn.GELU)
         and is_linear(reduce, len(expand.weight))
     ):
-        return mlp_of_matrices(matrix(expand), act, matrix(reduce), x_NC)
-    return reduce(act(expand(x_NC)))
+        rows = x_NC.numel() // x_NC.shape[-1]
+        run = partial(mlp_of_matrices, matrix(expand), act, x_NC=x_NC)
+        return with_scale(run, matrix(reduce), scale_D, rows)
+    return scaled_map(reduce(act(expand(x_NC))), scale_D)
 
 
 def mlp_of_matrices(expand: Matrix, act: nn.GELU, reduce: Matrix, x_NC: Tensor) -> Tensor:
     """Compute an MLP of two linear layers by their matrices; x: (..., C)."""
     if torch.is_grad_enabled() and act.approximate == "none":
         if not expand[0].requires_grad:  # then its input need not be kept
-            return gelu_matrix(*reduce, _product(x_NC, expand[0])(x_NC, *expand, False))
+            return gelu_matrix(reduce, _product(x_NC, expand[0])(x_NC, *expand, False))
         first, second = (_passes(x_NC, weight, len(expand[0])) for weight, _ in (expand, reduce))
         if first and second:
             return by_passes(expand, reduce, first, second, x_NC)
@@ -57,15 +63,17 @@ def mlp_of_matrices(expand: Matrix, act: nn.GELU, reduce: Matrix, x_NC: Tensor) 
     return by_rows(lambda rows_NC: _one_by_one(expand, act, reduce, first, second, rows_NC), x_NC, len(expand[0]))
 
 
-def gelu_linear(layer: nn.Module, x_NH: Tensor) -> Tensor:
-    """Return `layer(gelu(x))`: (..., H) to (..., D)."""
-    if torch.is_grad_enabled() and may_run_fast(x_NH, modules=(layer,)) and is_linear(layer, x_NH.shape[-1]):
-        return gelu_matrix(*matrix(layer), x_NH)
-    return linear(layer, F.gelu(x_NH))
+def gelu_linear(layer: nn.Module, x_NH: Tensor, scale_D: Tensor | None = None) -> Tensor:
+    """Return `layer(gelu(x))`, times a scale if there is one: (..., H) to (..., D)."""
+    if torch.is_grad_enabled() and may_run_fast(x_NH, scale_D, modules=(layer,)) and is_linear(layer, x_NH.shape[-1]):
+        rows = x_NH.numel() // x_NH.shape[-1]
+        return with_scale(partial(gelu_matrix, x_NH=x_NH), matrix(layer), scale_D, rows)
+    return linear(layer, F.gelu(x_NH), scale_D)
 
 
-def gelu_matrix(weight_DH: Tensor, bias_D: Tensor | None, x_NH: Tensor) -> Tensor:
+def gelu_matrix(reduce: Matrix, x_NH: Tensor) -> Tensor:
     """The fast path with gradients: where each pass of the layer can be computed alone, GELU is part of them."""
+    weight_DH, bias_D = reduce
     names = _passes(x_NH, weight_DH, x_NH.shape[-1])
     if names and not _is_for_bias_alone(weight_DH, bias_D, x_NH):  # which needs no input kept
         return gelu_by_passes(weight_DH, bias_D, names, x_NH)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourstage.backbones import layer_scale
 from fourstage.ops import (
     attention,
     conv_gelu,
@@ -112,6 +113,26 @@ def linear_layer(**arguments: bool) -> nn.Module:
 
 def mlp_layers(approximate: str = "none", *, bias: bool = True) -> nn.Module:
     return Operation(mlp.mlp, nn.Linear(8, 12, bias), nn.GELU(approximate), nn.Linear(12, 8, bias))
+
+
+class Branch(nn.Module):
+    """A linear layer, or all that an operation takes, as a branch that ends in a linear layer."""
+
+    def __init__(self, run: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        self.layers = nn.ModuleList(layers)
+
+    @layer_scale.takes_scale
+    def forward(self, x_NC: Tensor, scale_D: Tensor | None = None) -> Tensor:
+        return self.run(*self.layers, x_NC, scale_D)
+
+
+def scaled(run: Callable[..., Tensor], *layers: nn.Module, dim: int = 8) -> nn.Module:
+    """A branch and its layer scale, each factor another one."""
+    scale = layer_scale.LayerScale(dim, 1.0)
+    nn.init.normal_(scale.scale)
+    return Operation(layer_scale.scaled, Branch(run, *layers), scale)
 
 
 def attention_inputs(batch: int, cells: int, others: int, *, masks: bool) -> Inputs:
@@ -281,6 +302,27 @@ FORMS: dict[str, Form] = {
     "linear by passes": Form("matmul.output_pass", linear_layer, LINEAR, "with", "onednn/blas/onednn,blas,fused"),
     "linear without a bias by passes": Form(
         "matmul.output_pass", lambda: linear_layer(bias=False), LINEAR, "with", "blas/onednn/onednn,blas,fused"
+    ),
+    "linear with a scale": Form("layer_scale.scaled_matrix", lambda: scaled(matmul.linear, nn.Linear(8, 8)), LINEAR),
+    "linear without a bias, with a scale, by passes": Form(
+        "layer_scale.scaled_matrix",
+        lambda: scaled(matmul.linear, nn.Linear(8, 8, bias=False)),
+        LINEAR,
+        products="onednn/blas/onednn,onednn,fused",
+    ),
+    "mlp with a scale": Form(
+        "layer_scale.scaled_matrix", lambda: scaled(mlp.mlp, nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)), LINEAR
+    ),
+    "mlp with a scale by passes of some rows": Form(
+        "layer_scale.scaled_matrix",
+        lambda: scaled(mlp.mlp, nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)),
+        LINEAR,
+        "with",
+        "onednn,blas,fused",
+        limits=SOME_ROWS,
+    ),
+    "GELU and linear with a scale": Form(
+        "layer_scale.scaled_matrix", lambda: scaled(mlp.gelu_linear, nn.Linear(8, 8)), LINEAR
     ),
     "mlp by passes": Form("mlp.by_passes", mlp_layers, LINEAR, "with", "onednn/onednn/blas,blas,fused"),
     "mlp by PyTorch's own passes": Form("mlp.by_passes", mlp_layers, LINEAR, "with"),
@@ -645,6 +687,17 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
                     conv_gelu.convolve_gelu, set_up(nn.Conv2d(8, 12, 3, padding=1), **{name: 3}), nn.GELU()
                 ),
                 of(2, 6, 8, 8),
+            ),
+        )
+    for name, scale in {"of one number": 1, "of several axes": (1, 12)}.items():
+        yield (
+            f"linear layer with a scale {name}",
+            Misfit(
+                lambda scale=scale: Operation(
+                    lambda layer, x_NC: matmul.linear(layer, x_NC, torch.ones(scale)), nn.Linear(8, 12)
+                ),
+                of(2, 128, 8),
+                "blas,blas,fused",
             ),
         )
     yield "linear layer removed", Misfit(lambda: Operation(matmul.linear, nn.Identity()), of(2, 128, 8))

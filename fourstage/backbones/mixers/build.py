@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fourstage import registry
 from fourstage.backbones.mixers.deformable import DeformableMixer
@@ -16,7 +16,6 @@ from fourstage.backbones.mixers.depthwise import DepthwiseMixer
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.reduction import ReductionAttention
 from fourstage.backbones.mixers.window import WindowAttention
-from fourstage.ops.eager import is_recorded
 
 WINDOW = 7  # cells a side
 REDUCTIONS = (8, 4, 2, 1)  # by stage: cells a side of the squares that become one key
@@ -97,15 +96,6 @@ def _asked_for(build: Callable[..., Any]) -> list[str]:
     except ValueError:  # built in C: it does not say
         return []
     return [name for name in OFFERED if name in parameters and name not in getattr(build, "keywords", ())]
-
-
-def check_shape(mixer: nn.Module, x_BHWC: Tensor, mixed: object) -> None:
-    """Raise ValueError unless a mixer returned a map of the shape of its input."""
-    if is_recorded() or (isinstance(mixed, Tensor) and mixed.shape == x_BHWC.shape):
-        return
-    got = f"{tuple(mixed.shape)}" if isinstance(mixed, Tensor) else _short(mixed)
-    need = f"{tuple(x_BHWC.shape)}, (B, H, W, C), and must return the same"
-    raise ValueError(f"the mixer {type(mixer).__name__} was given {need}; it gave {got}")
 
 
 def _name(build: Callable[..., Any]) -> str:

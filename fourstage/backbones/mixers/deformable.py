@@ -6,6 +6,7 @@ B images, H x W cells, Q = H * W of them; C channels = h heads of d; one level L
 import torch
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.matmul import linear
 from fourstage.ops.sampling import deformable_sample, kernel_cells
 
@@ -44,7 +45,8 @@ class DeformableMixer(nn.Module):
         self.weigh = nn.Linear(dim, heads * kernel**2)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         height, width = x_BHWC.shape[1:3]
         value_BHWhd = linear(self.value, x_BHWC).unflatten(-1, (self.heads, -1))
         look_BHWC = self.act(self.norm(self.look(x_BHWC.movedim(-1, 1)).movedim(1, -1)))
@@ -58,4 +60,4 @@ class DeformableMixer(nn.Module):
             weight.to(precision).softmax(-1),
             cells_BQhLP2=cells_QP2[None, :, None, None],
         )
-        return linear(self.proj, out_BQC.unflatten(1, (height, width)))
+        return linear(self.proj, out_BQC.unflatten(1, (height, width)), scale_C)

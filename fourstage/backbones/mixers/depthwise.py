@@ -5,6 +5,7 @@ B images, H x W cells, C channels. Sources: https://arxiv.org/abs/2201.03545, ht
 
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.matmul import linear
 
 
@@ -25,6 +26,7 @@ class DepthwiseMixer(nn.Module):
         self.spatial = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.after = nn.Linear(dim, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         x_BCHW = self.spatial(linear(self.before, x_BHWC).movedim(-1, 1))
-        return linear(self.after, x_BCHW.movedim(1, -1))
+        return linear(self.after, x_BCHW.movedim(1, -1), scale_C)

@@ -7,6 +7,7 @@ attends to a window of w x w cells, w = b + 2 * halo.
 import torch
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.halo_attention import halo_attention
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
@@ -53,7 +54,8 @@ class HaloMixer(nn.Module):
         for table in (self.height_rel, self.width_rel):
             nn.init.normal_(table, std=self.head_dim**-0.5)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         _, height, width, _ = x_BHWC.shape
         tall, wide = (ceil_div(side, self.block) * self.block for side in (height, width))
         fits = known_true(tall == height) and known_true(wide == width)
@@ -65,7 +67,7 @@ class HaloMixer(nn.Module):
         out = halo_attention(q_BnmhNd, kv_BHWC, rows, columns, self.halo)
         out = out.unflatten(4, (self.block, self.block)).permute(0, 1, 4, 2, 5, 3, 6)
         out_BHWC = out.reshape(x_BHWC.shape)
-        return linear(self.proj, out_BHWC if fits else crop_to(out_BHWC, height, width))
+        return linear(self.proj, out_BHWC if fits else crop_to(out_BHWC, height, width), scale_C)
 
     def blocks(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) to (B, n, m, h, N, d)."""

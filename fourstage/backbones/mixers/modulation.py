@@ -6,6 +6,7 @@ B images, H x W cells, C channels: M scales of G channels each, or h heads of d 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.attention import attend
 from fourstage.ops.depthwise import depthwise
 from fourstage.ops.matmul import linear
@@ -47,12 +48,13 @@ class ScaleAwareModulation(nn.Module):
         self.mix = nn.Conv2d(expand * dim, dim, 1)  # its output is the gate
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         shares_BGHW = linear(self.context, x_BHWC).movedim(-1, 1).chunk(len(self.windows), dim=1)
         views_BHWG = [w(x_BGHW).movedim(1, -1) for w, x_BGHW in zip(self.windows, shares_BGHW, strict=True)]
         weighed_BDHW = weigh_scales(self.weigh, self.norm, views_BHWG)
         gate_BHWC = convolve(self.mix, F.gelu(weighed_BDHW)).movedim(1, -1)
-        return linear(self.proj, gate_BHWC * linear(self.value, x_BHWC))
+        return linear(self.proj, gate_BHWC * linear(self.value, x_BHWC), scale_C)
 
 
 class LocalGlobalAttention(nn.Module):
@@ -79,11 +81,12 @@ class LocalGlobalAttention(nn.Module):
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         height, width = x_BHWC.shape[1:3]
         kv_BHWC = linear(self.kv, x_BHWC)
         qkv = linear(self.q, x_BHWC).flatten(1, 2), *kv_BHWC.flatten(1, 2).chunk(2, dim=-1)
         q, k, v = (x_BNC.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x_BNC in qkv)  # B, h, cells, d
         far_BHWC = attend(q, k, v).transpose(1, 2).flatten(2).unflatten(1, (height, width))
         near_BHWC = depthwise(self.local, kv_BHWC.chunk(2, dim=-1)[1])
-        return linear(self.proj, far_BHWC + near_BHWC)
+        return linear(self.proj, far_BHWC + near_BHWC, scale_C)

@@ -6,6 +6,7 @@ B images, H x W cells, C channels; M cells of the smaller map; h heads of d chan
 
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.attention import attend
 from fourstage.ops.matmul import linear
 
@@ -35,14 +36,15 @@ class ReductionAttention(nn.Module):
             self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction)
             self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         height, width, channels = x_BHWC.shape[1:]
         split = (self.heads, channels // self.heads)
         q_BhNd = linear(self.q, x_BHWC).flatten(1, 2).unflatten(-1, split).transpose(1, 2)
         kv = linear(self.kv, self.reduced(x_BHWC)).flatten(1, 2).unflatten(-1, (2, *split))
         k_BhMd, v_BhMd = kv.permute(2, 0, 3, 1, 4).unbind(0)
         out_BhNd = attend(q_BhNd, k_BhMd, v_BhMd)
-        return linear(self.proj, out_BhNd.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
+        return linear(self.proj, out_BhNd.transpose(1, 2).flatten(2).unflatten(1, (height, width)), scale_C)
 
     def reduced(self, x_BHWC: Tensor) -> Tensor:
         """Return the map from which keys and values come."""

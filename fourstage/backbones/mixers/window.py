@@ -6,6 +6,7 @@ B images, H x W cells, C channels; w cells a window's side, N = w * w; n windows
 import torch
 from torch import Tensor, nn
 
+from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, crop_to, known_true, pad_to
 from fourstage.ops.window_attention import Windows, attend_windows
@@ -70,7 +71,8 @@ class WindowAttention(nn.Module):
             self.offsets_wwww = torch.empty_like(self.offsets_wwww, device=self.table.device)
         self.offsets_wwww.copy_(relative_positions(self.window))
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    @takes_scale
+    def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         _, height, width, _ = x_BHWC.shape
         window, shift = self.layout(height, width)
         fits = known_true(height % window == 0) and known_true(width % window == 0)
@@ -82,7 +84,7 @@ class WindowAttention(nn.Module):
         x_BHWC = attend_windows(linear(self.qkv, x_BHWC), windows, self.bias(window), visibility)
         if not fits:
             x_BHWC = crop_to(x_BHWC, height, width)
-        return linear(self.proj, x_BHWC)
+        return linear(self.proj, x_BHWC, scale_C)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
         """Return the side of the windows and their shift on a map of this size."""
