@@ -91,3 +91,15 @@ def test_hooks_see_the_map_before_and_after_its_scale(watched: str) -> None:
     out = scaled(branch, scale, x_BHWC)
     torch.testing.assert_close(seen, [expected[watched]])
     torch.testing.assert_close(out, expected["scale"])
+
+
+def test_the_scale_of_a_frozen_layer_trains_without_the_layers_input() -> None:
+    branch, scale = Mlp(8, 64).requires_grad_(False), random_scale(8)
+    widths: list[int] = []
+    x_BHWC = torch.randn(2, 9, 9, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: widths.append(x.shape[-1]) or x, lambda x: x):
+        out_BHWC = scaled(branch, scale, x_BHWC)
+    torch.testing.assert_close(
+        torch.autograd.grad(out_BHWC.sum(), scale.scale)[0], branch(x_BHWC).sum((0, 1, 2)), rtol=1e-4, atol=1e-4
+    )
+    assert max(widths) == 8
