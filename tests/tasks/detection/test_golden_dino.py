@@ -205,9 +205,30 @@ def test_losses_without_denoising_are_the_originals(case: Case, monkeypatch: pyt
 
 
 def test_losses_without_padding_are_the_originals(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, batch, _, _ = case
+    """As near as nearly equal scores allow: the golden file does not say in which order the original had them.
+
+    In float64 the exact losses are up to 1.3e-4 from the original's, so other orders give the additional tolerance.
+    """
+    detector, batch, _, golden = case
     monkeypatch.setattr(detector, "denoising", 0)
-    check(case, replace(batch, sizes=((256, 320),) * 2), "loss_nodn_nopad", None)
+    batch = replace(batch, sizes=((256, 320),) * 2)
+    with torch.no_grad():
+        losses = detector(batch)
+        draws = torch.Generator().manual_seed(0)
+        monkeypatch.setattr(dino, "best_cells", lambda scores_BN, count: in_another_order(scores_BN, count, draws))
+        others = [detector(batch) for _ in range(6)]
+    expected = {key: value.sum() for key, value in golden.items() if key.startswith("loss_nodn_nopad/")}
+    assert {f"loss_nodn_nopad/{key}" for key in losses} == expected.keys()
+    for key, value in losses.items():
+        by_order = max(abs(other[key].item() / value.item() - 1) for other in others)
+        assert by_order < (1e-6 if key.startswith("enc_") else 3e-4)  # the encoder's cells are those of every order
+        np.testing.assert_allclose(value.item(), expected[f"loss_nodn_nopad/{key}"], rtol=1e-4 + by_order, err_msg=key)
+
+
+def in_another_order(scores_BN: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """`best_cells` with about half of the pairs of nearly equal neighbours exchanged."""
+    noisy_BN = scores_BN + NEAR / 2 * (torch.rand(scores_BN.shape, generator=draws) - 0.5)
+    return best_cells(noisy_BN, count)
 
 
 @pytest.mark.usefixtures("in_order")
