@@ -57,15 +57,14 @@ class Law:
 
 
 SHAPES, SIZES, GRADIENTS, REPEATS = "shapes", "any size", "gradients", "deterministic"
+OF_DTYPE = "create tensors with dtype=x.dtype, and convert none to float32 alone"
 LAWS = (
     Law(SHAPES, laws.shapes, advice="build it as docs/mixers.md says, and correct this error first"),
     Law(SIZES, laws.sizes, (SHAPES,)),
     Law("batch equals single", laws.batches, (SHAPES, REPEATS)),
     Law(GRADIENTS, laws.gradients, (SHAPES,), "let forward run in training mode, without operations in place"),
-    Law(
-        "bfloat16", numerics.bfloat16, (SHAPES,), "create tensors with dtype=x.dtype, and convert none to float32 alone"
-    ),
-    Law("float16", numerics.float16, (SHAPES,), "create tensors with dtype=x.dtype, and convert none to float32 alone"),
+    Law("bfloat16", numerics.bfloat16, (SHAPES, REPEATS), OF_DTYPE),
+    Law("float16", numerics.float16, (SHAPES, REPEATS), OF_DTYPE),
     Law("compiles", graphs.compiles, (SHAPES, REPEATS)),
     Law("exports", graphs.exports, (SHAPES, SIZES, REPEATS)),
     Law("checkpointing", laws.checkpoints, (SHAPES, REPEATS)),
