@@ -9,13 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fourstage.ops.memory_format import without_view
+
 Matrix = tuple[Tensor, Tensor | None]  # weight (D, C) and bias (D) of a linear layer
 
 
 def with_scale(layer: Callable[[Matrix], Tensor], matrix: Matrix, scale_D: Tensor | None, rows: int) -> Tensor:
     """Return `layer(matrix)` with its channels scaled: (..., D). None: no scale."""
     if scale_D is not None and _pays(scale_D, matrix[0], rows):
-        return layer(scaled_matrix(matrix, scale_D))
+        return without_view(layer(scaled_matrix(matrix, scale_D)))
     return scaled_map(layer(matrix), scale_D)
 
 

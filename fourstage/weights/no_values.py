@@ -9,15 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 UNNEEDED = (  # of the initialisation of a network without values
-    *(
-        Tensor.normal_,
-        Tensor.uniform_,
-        Tensor.erfinv_,
-        Tensor.log,
-        nn.init.normal_,
-        nn.init.uniform_,
-        nn.init.trunc_normal_,
-    ),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.clamp_, Tensor.log),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_),
     *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_),
 )
 
