@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.mlp import mlp
+from fourstage.ops.resize import resize_bicubically
 from fourstage.ops.shapes import channels_last, known_true
 
 
@@ -114,7 +115,7 @@ def resized_position(position_1CHW: Tensor, height: int, width: int) -> Tensor:
     """Return the position embedding for a map of this size, resized bicubically where the size is another."""
     if known_true(position_1CHW.shape[-2] == height) and known_true(position_1CHW.shape[-1] == width):
         return position_1CHW
-    return F.interpolate(position_1CHW, size=(height, width), mode="bicubic", align_corners=False)
+    return resize_bicubically(position_1CHW, (height, width))
 
 
 def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:

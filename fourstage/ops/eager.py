@@ -62,6 +62,13 @@ def has_fast_paths(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def must_repeat_itself(device: torch.device) -> bool:
+    """Return whether only deterministic operators may run (`torch.use_deterministic_algorithms`), on another device
+    than a CPU, whose operators always are. Some of PyTorch's for GPUs raise an error then, forward or backward.
+    """
+    return device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+
+
 def switched_on() -> bool:
     """Return whether the environment allows fast paths.
 

@@ -6,17 +6,17 @@ B images, C channels, H x W cells, S averages a side.
 import torch
 from torch import Tensor, nn
 
-from fourstage.ops.eager import is_exporting
+from fourstage.ops.eager import is_exporting, must_repeat_itself
 
 
 def average_cells(x_BCHW: Tensor, side: int) -> Tensor:
     """Return (B, C, side, side): the averages of adaptive pooling.
 
     PyTorch's own form fixes the cells of each average to those of the size that is traced, so exported graphs of any
-    size do not have it.
+    size do not have it; and its backward pass raises on a GPU that must be deterministic.
     """
     any_size = any(isinstance(cells, torch.SymInt) for cells in x_BCHW.shape[-2:])
-    if any_size and is_exporting():
+    if (any_size and is_exporting()) or must_repeat_itself(x_BCHW.device):
         return by_products(x_BCHW, side)
     return nn.functional.adaptive_avg_pool2d(x_BCHW, side)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourstage.ops.eager import may_run_fast
+from fourstage.ops.eager import may_run_fast, must_repeat_itself
 from fourstage.ops.resize import resize
 
 MANY = 16  # classes from which on strips are faster
@@ -55,6 +55,9 @@ def _are_numbers(logits_BChw: Tensor) -> bool:
 def sum_at_once(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, align_corners: bool) -> Tensor:
     """Compute the plain form."""
     logits_BCHW = resize(logits_BChw, labels_BHW.shape[1:], align_corners)
+    if must_repeat_itself(logits_BCHW.device):  # the operator for maps raises, that for rows does not
+        logits_PC, labels_P = logits_BCHW.movedim(1, -1).flatten(0, 2), labels_BHW.flatten()
+        return F.cross_entropy(logits_PC, labels_P, ignore_index=ignore, reduction="sum")
     return F.cross_entropy(logits_BCHW, labels_BHW, ignore_index=ignore, reduction="sum")
 
 

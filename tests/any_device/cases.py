@@ -5,14 +5,17 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from any_device import pretend_device
 from any_device.pretend_device import PretendTensor, pretended_device
 from backbones.forms import FORMS, build
 from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, small, with_detections
 from torch import Tensor, nn
 
+from fourstage.backbones.layers import resized_position
 from fourstage.data.sample import Batch
 from fourstage.engine.step import Halt, train_step
 from fourstage.engine.training import averaged
@@ -127,6 +130,80 @@ def test_a_segmentor_learns_and_predicts(name: str, device: torch.device) -> Non
         results.append(([*losses, *gradients(network)], task.eval().predict(labelled.to(place))))
     assert_close(results[1][0], results[0][0])
     assert results[0][1].keys() == results[1][1].keys()
+
+
+# PyTorch raises for these on a GPU where only deterministic operators may run; see `torch.use_deterministic_algorithms`
+RAISING = {
+    "_adaptive_avg_pool2d_backward", "adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward",
+    "fractional_max_pool2d_backward", "grid_sampler_2d_backward", "histc", "median", "nll_loss2d_forward", "put_",
+    "reflection_pad2d_backward", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward",
+    "upsample_linear1d_backward",
+}  # fmt: skip
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Generator[set[str]]:
+    """Ask for deterministic operators, and return the names of those that raise on a GPU and ran all the same."""
+    names: set[str] = set()
+    compute = pretend_device._compute
+
+    def spy(func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.overloadpacket.__name__
+        if name in RAISING or (name == "cumsum" and args[0].is_floating_point()):
+            names.add(name)
+        return compute(func, args, kwargs)
+
+    monkeypatch.setattr(pretend_device, "_compute", spy)
+    torch.use_deterministic_algorithms(True)
+    yield names
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_that_must_repeat_itself(form: str, called: set[str], device: torch.device) -> None:
+    image_BCHW = torch.randn(1, 3, 72, 104)
+    results = []
+    for place in (torch.device("cpu"), device):
+        model = build(form).to(place)
+        out = outputs(model(image_BCHW.to(place)))
+        torch.stack([x.square().mean() for x in out]).sum().backward()
+        results.append([*out, *gradients(model)])
+    assert_close(results[1], results[0])
+    assert not called
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_that_must_repeat_itself(name: str, called: set[str], device: torch.device) -> None:
+    losses_on(with_detections(small(name)), device)
+    assert not called
+
+
+@pytest.mark.parametrize("name", SEGMENTORS)
+def test_a_segmentor_that_must_repeat_itself(name: str, called: set[str], device: torch.device) -> None:
+    images_BCHW, labels_BHW = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128)).to(torch.uint8)
+    results = []
+    for place in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        network = SEGMENTORS[name](SmallBackbone(), 5, channels=16, dropout=0.0).to(place)
+        losses = [*network.losses(images_BCHW.to(place), labels_BHW.to(place)).values()]
+        torch.stack(losses).sum().backward()
+        results.append([*losses, *gradients(network)])
+    assert_close(results[1], results[0])
+    assert not called
+
+
+@pytest.mark.parametrize("size", [(3, 4), (9, 5), (6, 8)])
+def test_a_position_embedding_that_must_repeat_itself(
+    size: tuple[int, int], called: set[str], device: torch.device
+) -> None:
+    position_1CHW = torch.randn(1, 3, 6, 8, requires_grad=True)
+    results = []
+    for place in (torch.device("cpu"), device):
+        here = position_1CHW.detach().to(place).requires_grad_()
+        out = resized_position(here, *size)
+        results.append([out, *torch.autograd.grad((out**2).sum(), here)])
+    assert_close(results[1], results[0])
+    assert not called
 
 
 def test_a_training_step_with_mixing_clipping_and_an_average(device: torch.device) -> None:

@@ -5,6 +5,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from fourstage.ops.eager import must_repeat_itself
+
 SMALLEST_SIDE = 1e-6  # cells, is added to a side before something is divided by it
 
 
@@ -32,7 +34,10 @@ def sine_of_cells(
     if padding_BHW is None:
         padding_BHW = torch.zeros((1, *size), dtype=torch.bool, device=device)
     image_BHW = (~padding_BHW).float()
-    y_BHW, x_BHW = image_BHW.cumsum(1), image_BHW.cumsum(2)
+    if must_repeat_itself(image_BHW.device):  # running sums of floats raise, and those of integers are the same here
+        y_BHW, x_BHW = (image_BHW.long().cumsum(axis).float() for axis in (1, 2))
+    else:
+        y_BHW, x_BHW = image_BHW.cumsum(1), image_BHW.cumsum(2)
     y_BHW = (y_BHW + offset) / (y_BHW[:, -1:, :] + SMALLEST_SIDE) * (2 * pi)
     x_BHW = (x_BHW + offset) / (x_BHW[:, :, -1:] + SMALLEST_SIDE) * (2 * pi)
     return torch.cat([_waves(side_BHW, features // 2, temperature) for side_BHW in (y_BHW, x_BHW)], dim=-1)
