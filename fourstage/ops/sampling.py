@@ -260,7 +260,7 @@ def corners(
     at = at_BQhP2.movedim(-1, 0).contiguous()
     low = at.detach().floor()
     x, y = (at - low).unbind(0)  # from the left upper corner
-    low = low.clamp(-FAR, FAR).int()
+    low = low.clamp(-FAR, FAR).nan_to_num(nan=-FAR).int()  # NaN would be 0 on a GPU, a cell of the map
     if cells is not None:
         low = low + cells.movedim(-1, 0).int()
     down = (width + 2 * RING) * heads  # rows from a cell to the one below

@@ -178,6 +178,18 @@ def test_a_place_that_is_no_number_gives_no_number_and_no_crash(form: Form) -> N
         assert out.isnan().all() or not out.any()
 
 
+@pytest.mark.parametrize("form", ["gather", "embedding_bag"])
+def test_a_place_that_is_no_number_reads_outside_of_the_map(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where NaN as an integer is 0, as on a GPU and on Arm: the gradient of no cell is spoilt."""
+    to_int = Tensor.int
+    monkeypatch.setattr(Tensor, "int", lambda x: to_int(x.nan_to_num(nan=0.0)))
+    map_BHWhd = torch.ones(1, 4, 4, 1, 2, requires_grad=True)
+    at = torch.tensor([[float("nan"), 1.0], [1.5, 1.5]]).view(1, 1, 1, 1, 2, 2)
+    out = deformable_sample([map_BHWhd], at, torch.ones(1, 1, 1, 1, 2), form=form)
+    (grad,) = torch.autograd.grad(out.sum(), map_BHWhd)
+    assert grad.isfinite().all()
+
+
 def test_locations_in_half_precision_are_refused_with_a_sentence() -> None:
     *maps, locations, weights = case(0, [(3, 3)])
     with pytest.raises(ValueError, match=r"bfloat16 cannot tell neighbouring cells .* use locations.float\(\)"):
