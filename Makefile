@@ -17,7 +17,7 @@ help:
 	@echo "make demo      train a classifier, a detector and a segmentor on handwritten digits (minutes, CPU)"
 	@echo "make test      lint, types and tests"
 	@echo "make torture   the long reliability tests"
-	@echo "make gpu       tests and tables on a GPU, in MINUTES=8; nothing is installed"
+	@echo "make gpu       tests and tables on a GPU, in MINUTES=8, to a folder RESULTS=...; nothing is installed"
 	@echo "make lock      pin the versions that are installed now"
 
 # A torch that the interpreter already has is used; else torch and torchvision come as a pair from one index.
@@ -67,8 +67,10 @@ torture: $(READY)
 
 # A GPU machine brings its own Python with torch; nothing is installed there.
 MINUTES ?= 8
+RESULTS ?=
 gpu:
-	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --minutes $(MINUTES)
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --minutes $(MINUTES) \
+	  $(if $(RESULTS),--out $(RESULTS))
 
 lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable --exclude fourstage > requirements.lock

@@ -3,8 +3,9 @@
     make gpu MINUTES=8                  what the Makefile runs: benchmarks/gpu.py --minutes 8
     benchmarks/gpu.py --device cpu --tiny --minutes 3        the script as a test of itself
 
-Every step is a process of its own, which is stopped when its time is over; what it wrote until then counts. A step
-for which too little time is left does not start, and the page lists it. The page is rewritten every few seconds.
+Every step is a process of its own, which is stopped when its time is over; what it wrote until then counts. The groups
+of tests run at the same time, so that one that hangs costs no other one. A step for which too little time is left does
+not start, and the page lists it. The page is rewritten every few seconds.
 """
 
 import argparse
@@ -16,10 +17,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,27 +35,34 @@ ROOT = Path(__file__).parents[1]
 LEAST = 10.0  # seconds that a step needs to be worth its start
 GRACE = 5.0  # seconds between the request to stop and the kill
 REFRESH = 10.0  # seconds from page to page, so that a kill costs little
-YARDSTICK = "timm/swin_tiny_patch4_window7_224"
-NETWORKS = (
-    "swin_tiny", "smt_tiny", "scalable_vit_small", "visformer_small", "swin_visformer_tiny_v2", "unified_halo_tiny",
-    "unified_pvt_tiny", "unified_swin_tiny", "unified_convnext_tiny", "unified_dcn_v3_tiny", "unified_pvt_v2_tiny",
-)  # fmt: skip
+POLL = 0.2  # seconds between two looks at the running processes
+LONGEST_TEST = 0.6  # share of the tests' time that one test may take
+KEPT = 2**18  # characters of a step's output that the log keeps, from its end
+GROUPS = ("sampling", "networks", "training", "runs", "compiled")  # of tests: files tests/gpu/test_gpu_*.py
+USED = ("pytest", "pytest_timeout", "pydantic", "timm", "PIL", "sklearn", "rich", "triton")  # that may be missing
 
 TABLES = {"gpu_peak": "peak", "sampling": "sampling", "gpu_tasks": "tasks beside torchvision", "gpu_loader": "loader"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command with a share of the time.
-
-    Attributes:
-        share: of the time, relative to the other steps. What a step leaves over is there for the next ones.
-    """
+    """A command that is a process of its own."""
 
     name: str
     command: tuple[str, ...]
-    share: float
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Steps that run at the same time.
+
+    Attributes:
+        share: of the time, relative to the other turns. What a turn leaves over is there for the next ones.
+    """
+
+    steps: tuple[Step, ...]
+    share: float
 
 
 @dataclass
@@ -63,73 +74,121 @@ class Outcome:
     seconds: float
 
 
-def steps(device: str, out: Path, *, tiny: bool) -> list[Step]:
-    """Return the tests and the tables, the most telling first."""
+def turns(device: str, out: Path, seconds: float, *, tiny: bool) -> list[Turn]:
+    """Return the tests and the tables, the most telling first.
+
+    Args:
+        seconds: for everything.
+    """
     python = sys.executable
-    tests = (python, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider")
+    size = ("--tiny",) if tiny else ()
+    short = ("--seconds", "0.1") if tiny else ("--seconds", "1")
+
+    def table(name: str, script: str, share: float, *more: str) -> Turn:
+        words = (python, f"benchmarks/{script}.py", "--device", device, *size, *more)
+        return Turn((Step(f"table: {name}", (*words, "--out", str(out / f"{script}.jsonl"))),), share)
+
+    def own(script: str, share: float, *more: str) -> Turn:
+        return table(TABLES[script], script, share, *more)
+
+    half = ("--dtype", "bfloat16")
+    rows = [
+        own("gpu_peak", 0.04),
+        table("bfloat16, channels last", "gpu_networks", 0.18, "--train", *half, "--channels-last", *short),
+        own("sampling", 0.08),
+        own("gpu_tasks", 0.14, *short),
+        table("float32", "gpu_networks", 0.12, "--train", *short),
+        own("gpu_loader", 0.07, *(("--images", "16", "--workers", "1", *short) if tiny else ("--seconds", "2"))),
+        table("bfloat16, compiled", "gpu_networks", 0.12, *half, "--compile", *short),
+    ]
+    rows, share = rows[:-1] if tiny else rows, 0.37
+    longest = LONGEST_TEST * seconds * share / (share + sum(row.share for row in rows))
+    return [Turn(tuple(tests(name, device, out, longest, tiny=tiny) for name in GROUPS), share), *rows]
+
+
+def tests(name: str, device: str, out: Path, longest: float, *, tiny: bool) -> Step:
+    """Return the step of a group of tests, each of which may take `longest` seconds."""
+    command = (
+        sys.executable, "-m", "pytest", f"tests/gpu/test_gpu_{name}.py", "-m", "gpu", "-q", "-o", "addopts=",
+        "-p", "no:cacheprovider", "-o", f"timeout={max(1, round(longest))}",
+        "-W", "default",  # a library may warn of the device, such as Inductor of products that are not in TF32
+    )  # fmt: skip
     where = {
         "FOURSTAGE_TEST_DEVICE": device,
         "FOURSTAGE_TEST_TINY": "1" if tiny else "0",
         "FOURSTAGE_TEST_LOG": str(out / "tests.jsonl"),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(GROUPS))),
     }
-    networks = ("visformer_digits",) if tiny else NETWORKS
-    seconds = "0.2" if tiny else "3"
-    bench = (python, "-m", "fourstage", "bench", *networks, "--device", device, "--seconds", seconds)
-    size = ("--img-size", "32", "--batch-size", "2") if tiny else ("--against", YARDSTICK)
-    half = ("--dtype", "bfloat16")
-
-    def script(name: str, share: float, *more: str) -> Step:
-        words = (python, f"benchmarks/{name}.py", "--device", device, *(["--tiny"] if tiny else []), *more)
-        return Step(f"table: {TABLES[name]}", (*words, "--out", str(out / f"{name}.jsonl")), share)
-
-    def table(name: str, share: float, *more: str) -> Step:
-        return Step(f"table: {name}", (*bench, *size, *more, "--jsonl", str(out / "tables.jsonl")), share)
-
-    short = ("--seconds", "0.1") if tiny else ()
-    rows = [
-        script("gpu_peak", 0.03),
-        table("bfloat16, channels last", 0.14, "--train", *half, "--channels-last"),
-        script("sampling", 0.08),
-        script("gpu_tasks", 0.14, *short),
-        table("float32", 0.11, "--train"),
-        script("gpu_loader", 0.06, *short, *(["--images", "16", "--workers", "1"] if tiny else [])),
-        table("bfloat16, compiled", 0.12, *half, "--compile"),
-    ]
-    return [Step("tests", tests, 0.4, where), *(rows[:-1] if tiny else rows)]
+    return Step(f"tests: {name}", command, where)
 
 
-def run(step: Step, out: Path, seconds: float, refresh: Callable[[], None]) -> Outcome:
-    """Run a step for at most `seconds`; what it prints goes to a file in `out`. Call `refresh` again and again."""
-    started = time.monotonic()
-    log = out / f"{step.name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.log"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **step.environment}
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        status = "cut short"
-        try:
-            while (left := started + seconds - time.monotonic()) > 0:
-                with suppress(subprocess.TimeoutExpired):
-                    status = "passed" if process.wait(min(REFRESH, left)) == 0 else "failed"
-                    break
-                refresh()
-        finally:
-            _end(process)
-    return Outcome(step.name, status, time.monotonic() - started)
+def run(
+    steps: Sequence[Step],
+    outcomes: Sequence[Outcome],
+    logs: Path,
+    seconds: float,
+    show: Callable[[Sequence[Outcome]], None],
+) -> None:
+    """Run steps at the same time, for at most `seconds`.
+
+    Args:
+        outcomes: of the steps, which are kept up to date.
+        logs: a folder for what each step prints.
+        show: is called with the outcomes again and again.
+    """
+    started, shown = time.monotonic(), -math.inf
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for step, outcome in zip(steps, outcomes, strict=True):
+            processes.append(_start(step, logs))
+            outcome.status = "running"
+        while any(outcome.status == "running" for outcome in outcomes):
+            taken = time.monotonic() - started
+            for process, outcome in zip(processes, outcomes, strict=True):
+                if outcome.status == "running":
+                    code, outcome.seconds = process.poll(), taken
+                    late = "cut short" if taken > seconds else "running"
+                    outcome.status = late if code is None else "passed" if code == 0 else "failed"
+            if taken > shown + REFRESH:
+                show(outcomes)
+                shown = taken
+            time.sleep(POLL)
+    except (KeyboardInterrupt, SystemExit):
+        for outcome in outcomes:
+            outcome.status = "stopped" if outcome.status == "running" else outcome.status
+        raise
+    finally:
+        _end(processes)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and all that it started."""
+def _start(step: Step, logs: Path) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with (logs / f"{len(list(logs.iterdir())):02} {step.name}").open("wb") as file:
+        return subprocess.Popen(
+            step.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, **step.environment},
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Stop processes and all that they started."""
+    left = list(processes)
     for name in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, name)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            continue
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, name)
+        end = time.monotonic() + GRACE
+        for process in left:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+
+
+def log_of(logs: Path) -> str:
+    """Return what the steps printed, one after the other."""
+    files = sorted(logs.iterdir())
+    return "\n".join(
+        f"===== {path.name.partition(' ')[2]}\n{path.read_text(errors='replace')[-KEPT:]}" for path in files
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ the page
@@ -143,7 +202,7 @@ def page(about: Mapping[str, Any], outcomes: Sequence[Outcome], out: Path) -> st
     parts += ["", "## Tests", "", *_tests(_read(out / "tests.jsonl"))]
     peak = _read(out / "gpu_peak.jsonl")
     parts += ["", "## Peak", "", *_peak(peak)]
-    parts += ["", "## Networks", "", *_networks(_read(out / "tables.jsonl"), peak)]
+    parts += ["", "## Networks", "", *_networks(_read(out / "gpu_networks.jsonl"), peak)]
     parts += ["", "## Detection and segmentation beside torchvision", "", *_tasks(_read(out / "gpu_tasks.jsonl"))]
     parts += ["", "## The loader feeding the device", "", *_loader(_read(out / "gpu_loader.jsonl"))]
     parts += ["", "## Deformable sampling", "", *_sampling(_read(out / "sampling.jsonl"))]
@@ -156,14 +215,29 @@ def _outcome_row(outcome: Outcome) -> tuple[str, ...]:
 
 def _tests(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     if not lines:
-        return ["No test has ended."]
-    counts = {name: sum(line["outcome"] == name for line in lines) for name in ("passed", "failed", "skipped")}
-    failed = [line for line in lines if line["outcome"] == "failed"]
-    text = [", ".join(f"{count} {name}" for name, count in counts.items()) + "."]
-    if failed:
-        rows = ((line["test"].removeprefix("tests/gpu/"), line["reason"].replace("|", "/")[:160]) for line in failed)
-        text += ["", *_table(("failed", "reason"), rows)]
+        return ["No test has begun."]
+    ended = {line["test"]: line for line in lines if line["outcome"] in ("passed", "failed", "skipped")}
+    begun = {line["test"]: line for line in lines if line["outcome"] == "begun"}
+    counts = {name: sum(x["outcome"] == name for x in ended.values()) for name in ("passed", "failed", "skipped")}
+    planned = sum(line["count"] for line in lines if line["outcome"] == "planned")
+    text = [", ".join(f"{count} {name}" for name, count in counts.items()) + f", of {planned}."]
+    rows = [(_short(x), x["outcome"], x["reason"]) for x in ended.values() if x["outcome"] == "failed"]
+    rows += [(_short(x), "not ended", "it ran when its process ended or was stopped, or runs now")
+             for name, x in begun.items() if name not in ended]  # fmt: skip
+    if rows:
+        text += ["", *_table(("test", "how it ended", "reason"), [tuple(map(_cell, row)) for row in rows])]
+    reasons = Counter(x["reason"] for x in ended.values() if x["outcome"] == "skipped")
+    if reasons:
+        text += ["", *_table(("skipped", "reason"), [(str(n), _cell(reason)) for reason, n in reasons.items()])]
     return text
+
+
+def _short(line: Mapping[str, Any]) -> str:
+    return line["test"].removeprefix("tests/gpu/")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")[:200]
 
 
 def _number(value: object, digits: int = 1) -> str:
@@ -186,7 +260,7 @@ def _networks(lines: Sequence[Mapping[str, Any]], peak: Sequence[Mapping[str, An
     head = ("network", "dtype", "layout", "compiled", "images/s", "trained/s", "MiB", "MiB training", "GMAC")
     rows = (
         (
-            str(line["model"]),
+            f"{line['model']}: failed, {line['error']}".replace("|", "/")[:160] if "error" in line else line["model"],
             line["options"]["dtype"],
             "NHWC" if line["options"]["channels_last"] else "NCHW",
             "yes" if line["options"]["compile"] else "no",
@@ -309,42 +383,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("gpu.py: torch sees no GPU; try --device cpu --tiny, which tests the script itself", file=sys.stderr)
         return 2
     start = time.monotonic()
-    about = machine(torch.device(args.device))
+    about = dict(machine(torch.device(args.device)))
     name = re.sub("[^a-z0-9]+", "-", f"gpu {about['gpu'] or about['cpu'] or 'cpu'} {about['date']}".lower())
     out: Path = (args.out or ROOT / "benchmarks" / "results" / name).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         print(f"gpu.py: {out} exists and is not an empty folder; give --out a new one", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-
-    def show(*more: Outcome) -> None:
-        write_text(out / "page.md", page(about, [*outcomes, *more], out))
-
+    about["missing packages"] = ", ".join(name for name in USED if find_spec(name) is None) or None
     signal.signal(signal.SIGTERM, _stop)
-    planned = steps(args.device, out, tiny=args.tiny)
-    seconds, shares = 60 * args.minutes - GRACE, sum(step.share for step in planned)
-    for i, step in enumerate(planned, start=1):
-        end = start + seconds * sum(step.share for step in planned[:i]) / shares
-        begun = time.monotonic()
+    seconds = 60 * args.minutes - GRACE
+    outcomes: list[Outcome] = []
+    with TemporaryDirectory() as logs:
 
-        def now(name: str = step.name, begun: float = begun) -> Outcome:
-            return Outcome(name, "running", time.monotonic() - begun)
+        def show(now: Sequence[Outcome]) -> None:
+            write_text(out / "page.md", page(about, [*outcomes, *now], out))
+            write_text(out / "steps.log", log_of(Path(logs)))
 
-        show(now())
-        outcome = Outcome(step.name, "left out", 0.0)
-        try:
-            if (left := end - begun) >= LEAST:
-                outcome = run(step, out, left, lambda now=now: show(now()))
-        except (KeyboardInterrupt, SystemExit):
-            outcome = Outcome(step.name, "stopped", time.monotonic() - begun)
-            raise
-        finally:
-            outcomes.append(outcome)
-            show()
-        print(f"{outcome.name}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
+        planned = turns(args.device, out, seconds, tiny=args.tiny)
+        _take_turns(planned, Path(logs), start, seconds, outcomes, show)
     print(f"The page is {out / 'page.md'}.")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _take_turns(
+    planned: Sequence[Turn],
+    logs: Path,
+    start: float,
+    seconds: float,
+    outcomes: list[Outcome],
+    show: Callable[[Sequence[Outcome]], None],
+) -> None:
+    """Run all turns within `seconds` from `start`; add how their steps ended to `outcomes`."""
+    shares = sum(turn.share for turn in planned)
+    for i, turn in enumerate(planned, start=1):
+        end = start + seconds * sum(turn.share for turn in planned[:i]) / shares
+        now = [Outcome(step.name, "left out", 0.0) for step in turn.steps]
+        try:
+            if (left := end - time.monotonic()) >= LEAST:
+                run(turn.steps, now, logs, left, show)
+        finally:
+            outcomes += now
+            show([])
+        for outcome in now:
+            print(f"{outcome.name}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

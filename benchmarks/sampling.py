@@ -4,7 +4,8 @@
 
 One work is a DCNv3 layer of `unified_dcn_v3_tiny` in stage 1: 3 x 3 points for each cell, offset by about a cell. The
 other is deformable attention in an encoder: 4 points at each of four levels, for each cell of all levels, in 8 heads of
-32 channels. Triton's form is also timed with other sizes of a program, written as (elements, warps).
+32 channels. At the end, Triton's form is timed with other sizes of a program, written as (elements, warps), which takes
+long to compile.
 The least traffic reads the map, the locations and the weights once and writes the result once.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -129,19 +131,22 @@ def measure(work: Work, name: str, run: Callable[[], Tensor], device: torch.devi
     }
 
 
-def runs(work: Work, *, tiny: bool) -> dict[str, Callable[[], Tensor]]:
+def runs(work: Work) -> dict[str, Callable[[], Tensor]]:
     """Return the forms by name: the plain one first, then those that the device has, and the choice among them."""
     forms: dict[str, Callable[[], Tensor]] = {name: partial(work.by_form, name) for name in FORMS}
     if sampling_choice.may_run_kernel(*work.leaves):
-        forms |= {
-            kernel_name(launch): partial(work.by_form, "triton") for launch in [None, *LAUNCHES][: 1 if tiny else None]
-        }
-    if not tiny:
-        forms["gather, compiled"] = torch.compile(partial(work.by_form, "gather"))
+        forms["triton"] = partial(work.by_form, "triton")
     if work.name == "convolution":
         forms["torchvision"] = work.by_torchvision
     learns = best_form(work.maps, work.locations_BQhLP2, work.weights_BQhLP, work.cells)
     return {**forms, f"chosen to train: {learns}": partial(work.by_form, learns)}
+
+
+def slow_to_compile(work: Work) -> dict[str, Callable[[], Tensor]]:
+    """Return what compiles for many seconds: Triton's form in programs of other sizes, and the compiled gather form."""
+    kernel = sampling_choice.may_run_kernel(*work.leaves)
+    forms = {kernel_name(launch): partial(work.by_form, "triton") for launch in (LAUNCHES if kernel else ())}
+    return {**forms, "gather, compiled": torch.compile(partial(work.by_form, "gather"))}
 
 
 def kernel_name(launch: tuple[int, int] | None) -> str:
@@ -165,10 +170,12 @@ def launched(name: str) -> Generator[None]:
         sampling_kernel.FORWARD, sampling_kernel.BACKWARD = before
 
 
-def lines(work: Work, device: torch.device, *, tiny: bool) -> Iterator[dict[str, object]]:
+def lines(
+    work: Work, forms: Callable[[Work], dict[str, Callable[[], Tensor]]], device: torch.device
+) -> Iterator[dict[str, object]]:
     """Measure every form and yield a line for each; a form that fails costs its line alone."""
     expected = work.by_form("grid_sample").detach().float()
-    for name, run in runs(work, tiny=tiny).items():
+    for name, run in forms(work).items():
         try:
             with launched(name):
                 error = float((run().detach().float() - expected).norm() / expected.norm())
@@ -192,12 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     batch, side = (1, 8) if args.tiny else (64, 56) if device.type == "cuda" else (2, 56)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     failed = False
-    for make, images in ((convolution, batch), (attention, max(1, batch // 8))):
-        for dtype in (torch.float32, torch.bfloat16):
-            for line in lines(make(images, side, dtype, device), device, tiny=args.tiny):
-                append_jsonl(args.out, [line | {"machine": machine(device)}])
-                failed = failed or "failed" in line
-                print(", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
+    makes, dtypes = ((convolution, batch), (attention, max(1, batch // 8))), (torch.float32, torch.bfloat16)
+    for forms, (make, images), dtype in product((runs,) if args.tiny else (runs, slow_to_compile), makes, dtypes):
+        for line in lines(make(images, side, dtype, device), forms, device):
+            append_jsonl(args.out, [line | {"machine": machine(device)}])
+            failed = failed or "failed" in line
+            print(", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
     return 1 if failed else 0
 
 

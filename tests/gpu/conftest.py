@@ -29,14 +29,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*others, *(item for item in here if not (TINY and turn[item]))]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _write({"test": "", "outcome": "planned", "count": len(session.items)})
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Note a test that begins: one that crashes its process or is cut short has no other line."""
+    _write({"test": nodeid, "outcome": "begun"})
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Append how a test ended. A line that is written stays, whatever happens to the process later."""
-    if LOG is None or (report.when != "call" and report.passed):
+    """Note how a test ended."""
+    if report.when != "call" and report.passed:
         return
     why = "" if report.passed else _reason(report)
-    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "reason": why}
-    with Path(LOG).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    _write({"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2), "reason": why})
+
+
+def _write(line: dict[str, object]) -> None:
+    """Append a line to the log. A line that is written stays, whatever happens to the process later."""
+    if LOG is not None:
+        with Path(LOG).open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _reason(report: pytest.TestReport) -> str:

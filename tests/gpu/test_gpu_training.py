@@ -1,16 +1,12 @@
-"""Training steps of every task on the device, and what surrounds them: precision, compiling, memory, whole runs."""
+"""Training steps of every task on the device, and what surrounds them: precision and memory."""
 
-import signal
-import subprocess
-import sys
-import time
+import gc
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from backbones.forms import FORMS, build
+from backbones.forms import build
 from tasks.detection.scenes import NAMES, SOME, SmallBackbone, batch, small
 from torch import nn
 
@@ -62,29 +58,29 @@ def test_a_task_learns(name: str, dtype: torch.dtype, device: torch.device) -> N
     assert all(torch.isfinite(p).all() for p in task.parameters())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_compiled_network_serves_several_sizes(form: str, device: torch.device) -> None:
-    if device.type == "cpu":
-        pytest.skip("tests/backbones/test_export.py compiles on the CPU")
-    model = build(form).to(device)
-    compiled = torch.compile(model, dynamic=True)
-    with torch.inference_mode():
-        for size in ((96, 128), (128, 96), (72, 104)):
-            image_BCHW = torch.randn(2, 3, *size, device=device)
-            torch.testing.assert_close(compiled(image_BCHW), model(image_BCHW), rtol=1e-3, atol=1e-3)
+SPARE = 2**26  # bytes that a network may allocate before memory counts as full
 
 
 def test_memory_is_free_after_an_error(device: torch.device) -> None:
+    """The error comes in the middle of a training step, with maps of earlier layers kept for the backward pass."""
     if device.type != "cuda":
         pytest.skip("the CPU's memory is not limited")
-    before = torch.cuda.memory_allocated(device)
     model = build("swin-classifier").to(device)
-    held = torch.cuda.memory_allocated(device)
-    with pytest.raises(torch.OutOfMemoryError):
-        model(torch.empty(2**16, 3, 1024, 1024, device=device))
+    model(torch.zeros(2, 3, 64, 64, device=device)).sum().backward()  # libraries allocate their work spaces
+    model.zero_grad(set_to_none=True)
+    images_BCHW = torch.zeros(16, 3, 512, 512, device=device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    held, total = torch.cuda.memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + SPARE) / total, device)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            model(images_BCHW).sum().backward()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    gc.collect()
     assert torch.cuda.memory_allocated(device) <= held
-    del model
-    assert torch.cuda.memory_allocated(device) <= before
+    assert model(images_BCHW).isfinite().all()
 
 
 def test_pinned_batches_arrive(device: torch.device) -> None:
@@ -94,54 +90,3 @@ def test_pinned_batches_arrive(device: torch.device) -> None:
     moved = images.pin_memory().to(device)
     assert moved.images_BCHW.device.type == "cuda"
     torch.testing.assert_close(moved.images_BCHW.cpu(), images.images_BCHW)
-
-
-# ------------------------------------------------------------------------------------------------- whole runs
-
-
-def command(out: Path, device: torch.device, *more: str) -> list[str]:
-    pytest.importorskip("pydantic", reason="recipes need pydantic")
-    place = f"device={device.type}:0" if device.type == "cuda" else "device=cpu"
-    changes = [
-        place,
-        "deterministic=true",
-        "optimisation.length=40it",
-        "optimisation.warmup=4it",
-        "checkpoint_every=8it",
-        "evaluate_every=40it",
-    ]
-    return [sys.executable, "-m", "fourstage", "train", "digits_visformer", "--out", str(out), *changes, *more]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True, map_location="cpu")
-    return state["model"]
-
-
-def run(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, device: torch.device) -> None:
-    """Stopped by SIGTERM after the first checkpoint, which the run answers by saving."""
-    run(command(tmp_path / "whole", device))
-    process = subprocess.Popen(command(tmp_path / "stopped", device), stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 240
-    while not (tmp_path / "stopped" / "checkpoints" / "last.pt").exists() and time.monotonic() < end:
-        assert process.poll() is None or process.returncode == 0
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) in (0, 143)
-    run(command(tmp_path / "stopped", device))
-    ours, whole = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
-    assert ours.keys() == whole.keys()
-    assert all(torch.equal(ours[key], whole[key]) for key in whole)
-
-
-def test_one_process_of_torchrun_trains(tmp_path: Path, device: torch.device) -> None:
-    words = command(tmp_path / "run", device)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "fourstage"]
-    place = "device=cuda" if device.type == "cuda" else "device=cpu"
-    run([*launch, *[place if word.startswith("device=") else word for word in words[3:]]])
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
