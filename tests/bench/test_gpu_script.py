@@ -115,6 +115,23 @@ def test_a_step_that_hangs_costs_no_other_one(script: Any, tmp_path: Path) -> No
     assert "===== passes\ndone\n" in script.log_of(tmp_path)
 
 
+def test_steps_find_packages_that_pythonpath_names(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be installed, a folder of packages is brought along."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "brought_along.py").write_text("")
+    outcome = script.Outcome("step", "left out", 0.0)
+    step = script.Step("step", (sys.executable, "-c", "import brought_along, fourstage"))
+    (tmp_path / "logs").mkdir()
+    script.run([step], [outcome], tmp_path / "logs", 30.0, lambda _: None)
+    assert outcome.status == "passed"
+    make = subprocess.run(["make", "-n", "gpu", "RESULTS=here"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} " in make.stdout
+    assert make.stdout.rstrip().endswith("--out here")
+
+
 TESTS = """
 import os, warnings
 def test_a_warning(): warnings.warn("products are not in TF32")

@@ -11,6 +11,7 @@ import torch
 DEVICE = os.environ.get("FOURSTAGE_TEST_DEVICE", "cuda")
 TINY = os.environ.get("FOURSTAGE_TEST_TINY") == "1"  # the first case of each test
 LOG = os.environ.get("FOURSTAGE_TEST_LOG")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products; read by the first product
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

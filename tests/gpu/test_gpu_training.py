@@ -58,6 +58,25 @@ def test_a_task_learns(name: str, dtype: torch.dtype, device: torch.device) -> N
     assert all(torch.isfinite(p).all() for p in task.parameters())
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_that_must_repeat_itself(name: str, device: torch.device) -> None:
+    """No operator raises an error for want of a deterministic form, and two trainings end with the same bits."""
+    images, ends = scenes().to(device), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            torch.manual_seed(0)
+            task = TASKS[name]().to(device).train()
+            optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
+            scaler, autocast = torch.amp.GradScaler(enabled=False), torch.autocast(device.type, enabled=False)
+            for _ in range(2):
+                train_step(task, [images], optimizer, scaler, autocast=autocast, grad_clip=5.0, halt=Halt(device, 0))
+            ends.append([p.detach().clone() for p in task.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 SPARE = 2**26  # bytes that a network may allocate before memory counts as full
 
 
