@@ -60,7 +60,7 @@ def check_memory(name: str, pixels: int, each: float, device: torch.device) -> N
         pixels: that the network reads at once.
         each: bytes for each pixel, see `bytes_per_pixel`.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    free = _free_on_gpu(device) if device.type == "cuda" else free_memory()
     needed = pixels * each
     if free is not None and needed > free:
         raise ValueError(
@@ -68,6 +68,12 @@ def check_memory(name: str, pixels: int, each: float, device: torch.device) -> N
             f"{size_text(needed)} of memory, and {size_text(free)} are free; add tile=640 (predict: --tile 640), or "
             f"use a smaller image"
         )
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    """Return the bytes that torch can still allocate, with those that it keeps from tensors that are gone."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
