@@ -20,7 +20,8 @@ def resize(x_BChw: Tensor, size: Sequence[int], align_corners: bool = False) -> 
 def resize_bicubically(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
     """Return the map at another size, (B, C, H, W), with edges aligned."""
     if must_repeat_itself(x_BChw.device):  # PyTorch's backward pass raises
-        return _taps(x_BChw, 2, size[0]) @ x_BChw @ _taps(x_BChw, 3, size[1]).mT
+        with torch.autocast(x_BChw.device.type, enabled=False):  # resizing keeps the precision
+            return _taps(x_BChw, 2, size[0]) @ x_BChw @ _taps(x_BChw, 3, size[1]).mT
     return F.interpolate(x_BChw, size=tuple(size), mode="bicubic", align_corners=False)
 
 
