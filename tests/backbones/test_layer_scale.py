@@ -30,7 +30,7 @@ def random_scale(dim: int) -> LayerScale:
 def branches(network: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     """One branch of each class in the first stage's blocks, with its number of channels."""
     seen: set[type] = set()
-    for module in network.stages[0].blocks.modules():  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    for module in network.get_submodule("stages.0.blocks").modules():
         norm = getattr(module, "norm1", None)
         if isinstance(norm, nn.LayerNorm):
             for name in ("mixer", "attn", "mlp"):
