@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fourstage.ops.eager import is_recorded, is_watched, may_run_fast
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+MARKED: set[Callable[..., Any]] = set()  # by `takes_scale`
 
 
 class LayerScale(nn.Module):
@@ -36,7 +37,7 @@ def takes_scale(forward: Forward) -> Forward:
 
     A subclass with a `forward` of its own has no mark.
     """
-    forward.takes_scale = True  # pyright: ignore[reportFunctionMemberAccess]
+    MARKED.add(forward)
     return forward
 
 
@@ -55,7 +56,7 @@ def scaled(branch: nn.Module, scale: nn.Module, x_BHWC: Tensor) -> Tensor:
 
 def _may_take(branch: nn.Module, scale: LayerScale, x_BHWC: Tensor) -> bool:
     return (
-        getattr(type(branch).forward, "takes_scale", False)
+        type(branch).forward in MARKED
         and type(scale).forward is LayerScale.forward
         and may_run_fast(x_BHWC, scale.scale)
         and not (is_watched(branch) or is_watched(scale))

@@ -107,8 +107,7 @@ def assert_sampled(
     """Values at the places that the golden file keeps, at its tolerance; of `rows` alone, where they are given.
 
     Args:
-        after_rounding: the original's own rounding in the layers before may have moved one value in 25 further, up to
-            30 times as far. The values to compare are in float64, so that no rounding of ours adds to it.
+        after_rounding: rounding of many layers before may move one value in fifty further, up to 10 times as far.
     """
     if rows is not None:
         _assert_rows(actual, golden, name, rows)
@@ -118,10 +117,9 @@ def assert_sampled(
     ours = actual.detach().reshape(-1)[torch.from_numpy(golden[f"{name}/idx"]).long()]
     expected = torch.from_numpy(golden[f"{name}/val"])
     if after_rounding:
-        assert actual.dtype == torch.float64
         apart = (ours - expected).abs() / (1e-4 * (std + expected.abs()))
-        assert apart.max() <= 30, name
-        assert (apart <= 1).double().mean() >= 24 / 25, name
+        assert apart.max() <= 10, name
+        assert (apart <= 1).float().mean() >= 49 / 50, name
     else:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * std, msg=lambda m: f"{name}: {m}")
     assert abs(float(actual.double().std(correction=0)) - std) < 1e-3 * std, name

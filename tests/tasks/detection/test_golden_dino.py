@@ -205,24 +205,32 @@ def test_losses_without_denoising_are_the_originals(case: Case, monkeypatch: pyt
 
 
 def test_losses_without_padding_are_the_originals(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near as nearly equal scores allow: the golden file does not say in which order the original had them.
+    """In some order of nearly equal scores: the golden file does not say in which one the original had them.
 
-    In float64 the exact losses are up to 1.3e-4 from the original's, so other orders give the additional tolerance.
+    In float64 the losses in the exact order are up to 1.3e-4 from the original's.
     """
     detector, batch, _, golden = case
     monkeypatch.setattr(detector, "denoising", 0)
     batch = replace(batch, sizes=((256, 320),) * 2)
     with torch.no_grad():
-        losses = detector(batch)
-        draws = torch.Generator().manual_seed(0)
-        monkeypatch.setattr(dino, "best_cells", lambda scores_BN, count: in_another_order(scores_BN, count, draws))
-        others = [detector(batch) for _ in range(6)]
+        maps = detector.maps(batch)
+        memory = detector.encode(maps, detector.padding_masks(batch, maps))
+    monkeypatch.setattr(detector, "encode", lambda *_: memory)
     expected = {key: value.sum() for key, value in golden.items() if key.startswith("loss_nodn_nopad/")}
-    assert {f"loss_nodn_nopad/{key}" for key in losses} == expected.keys()
-    for key, value in losses.items():
-        by_order = max(abs(other[key].item() / value.item() - 1) for other in others)
-        assert by_order < (1e-6 if key.startswith("enc_") else 3e-4)  # the encoder's cells are those of every order
-        np.testing.assert_allclose(value.item(), expected[f"loss_nodn_nopad/{key}"], rtol=1e-4 + by_order, err_msg=key)
+    draws = torch.Generator().manual_seed(0)
+    for order in range(ORDERS):
+        with torch.no_grad():
+            losses = {f"loss_nodn_nopad/{key}": value.item() for key, value in detector(batch).items()}
+        assert losses.keys() == expected.keys()
+        off = {key: abs(losses[key] / value - 1) for key, value in expected.items()}
+        assert max(off[key] for key in off if "enc_" in key) < 1e-4, order  # of the same cells in every order
+        if max(off.values()) < 1e-4:
+            return
+        monkeypatch.setattr(dino, "best_cells", lambda scores_BN, count: in_another_order(scores_BN, count, draws))
+    raise AssertionError("no order gives the original's losses")
+
+
+ORDERS = 64
 
 
 def in_another_order(scores_BN: Tensor, count: int, draws: torch.Generator) -> Tensor:
