@@ -127,7 +127,13 @@ def test_steps_find_packages_that_pythonpath_names(
     (tmp_path / "logs").mkdir()
     script.run([step], [outcome], tmp_path / "logs", 30.0, lambda _: None)
     assert outcome.status == "passed"
-    make = subprocess.run(["make", "-n", "gpu", "RESULTS=here"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_make_gpu_keeps_the_packages_of_pythonpath_and_names_the_folder() -> None:
+    # Under `make test` an inner make would take over the outer one's flags and print the folder that it enters.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--dry-run", "gpu", "RESULTS=here"]
+    make = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} " in make.stdout
     assert make.stdout.rstrip().endswith("--out here")
 
