@@ -60,6 +60,7 @@ def _machine() -> dict[str, str | int]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "onednn": products.has_onednn(),  # without it, every choice is PyTorch's own
     }
 
 

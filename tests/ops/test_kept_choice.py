@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onednn import need_onednn
 
 from fourstage.ops import kept_choice, measure, products
 
@@ -91,6 +92,14 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
     (tmp_path / where).write_text("a file, where a folder is needed")
     assert choose(ONE, monkeypatch) == ONE
     assert choose(OTHER, monkeypatch) == OTHER
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
+def test_a_process_without_onednn_chooses_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_onednn()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert choose(OTHER, monkeypatch) == OTHER
+    assert choose(ONE, monkeypatch) == ONE
 
 
 def test_threads_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
