@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fourstage.backbones.layer_scale import takes_scale
+from fourstage.ops.gelu import activated
 from fourstage.ops.mlp import mlp
 from fourstage.ops.resize import resize_bicubically
 from fourstage.ops.shapes import channels_last, known_true
@@ -93,7 +94,7 @@ class ChannelsLast(nn.ModuleList):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = channels_last(x_BCHW)
         for layer in self:
-            x_BCHW = layer(x_BCHW)
+            x_BCHW = activated(layer, x_BCHW) if isinstance(layer, nn.GELU) else layer(x_BCHW)
         return x_BCHW
 
 

@@ -26,9 +26,7 @@ from fourstage.backbones.layers import (
     sides,
 )
 from fourstage.backbones.mixers.modulation import LocalGlobalAttention, ScaleAwareModulation
-from fourstage.ops.depthwise import residual_depthwise
-from fourstage.ops.matmul import linear
-from fourstage.ops.mlp import gelu_linear
+from fourstage.ops.depthwise_mlp import residual_depthwise_mlp
 from fourstage.ops.shapes import ceil_div
 
 HEADS = (0, 0, 8, 16)  # of attention, by stage
@@ -81,8 +79,7 @@ class Mlp(nn.Module):
 
     @takes_scale
     def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
-        x_BHWC = residual_depthwise(self.spatial, linear(self.expand, x_BHWC))
-        return gelu_linear(self.reduce, x_BHWC, scale_C)
+        return residual_depthwise_mlp(self.expand, self.spatial, self.reduce, x_BHWC, scale_C)
 
 
 class Block(nn.Module):

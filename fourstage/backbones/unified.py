@@ -36,8 +36,9 @@ from fourstage.backbones.mixers.build import POSITIONED, Mixer, Place, build_mix
 from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.backbones.swin import PatchEmbed, PatchMerge
+from fourstage.ops.depthwise_mlp import depthwise_mlp
+from fourstage.ops.gelu import gelu
 from fourstage.ops.matmul import linear
-from fourstage.ops.mlp import gelu_linear
 from fourstage.ops.shapes import ceil_div, known_true
 
 HEAD_RATIO = 1.5  # channels of the unified head for each of the last map
@@ -111,7 +112,7 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.gelu(self.norm(linear(self.expand, x_BCHW.movedim(1, -1)).movedim(-1, 1)))
+        return gelu(self.norm(linear(self.expand, x_BCHW.movedim(1, -1)).movedim(-1, 1)))
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,7 @@ class DepthwiseMlp(nn.Module):
 
     @takes_scale
     def forward(self, x_BHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
-        hidden_BCHW = self.spatial(linear(self.expand, x_BHWC).movedim(-1, 1))
-        return gelu_linear(self.reduce, hidden_BCHW.movedim(1, -1), scale_C)
+        return depthwise_mlp(self.expand, self.spatial, self.reduce, x_BHWC, scale_C)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fourstage.ops import products
 from fourstage.ops.eager import may_run_fast
+from fourstage.ops.gelu import activated
 from fourstage.ops.layer_checks import holds, is_conv, is_exact_gelu, is_padded_with_zeros
 from fourstage.ops.mlp import matrix, mlp_of_matrices
 from fourstage.ops.pointwise import convolve
@@ -32,14 +33,14 @@ def convolve_gelu(conv: nn.Module, act: nn.Module, x_BCHW: Tensor) -> Tensor:
         and x_BCHW.shape[1] == conv.groups * conv.weight.shape[1]
         and is_exact_gelu(act)
     ):
-        return in_one_pass(conv, x_BCHW)
-    return act(convolve(conv, x_BCHW))
+        return in_one_pass(conv, conv.weight, x_BCHW)
+    return activated(act, convolve(conv, x_BCHW))
 
 
-def in_one_pass(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """Without gradients."""
+def in_one_pass(conv: nn.Conv2d, weight: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Without gradients. `weight`: that of the convolution, or another one of its shape."""
     sizes = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise(x_BCHW, conv.weight, conv.bias, *sizes, "gelu", [], "none")
+    return torch.ops.mkldnn._convolution_pointwise(x_BCHW, weight, conv.bias, *sizes, "gelu", [], "none")
 
 
 def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def convolved_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x_BCHW: T
         and x_BCHW.numel() < CELLS * first.weight.numel()
     ):
         return mlp_of_matrices(matrix(first), act, matrix(second), x_BCHW.movedim(1, -1)).movedim(-1, 1)
-    return convolve(second, act(convolve(first, x_BCHW)))
+    return convolve(second, activated(act, convolve(first, x_BCHW)))
 
 
 def _may_run_fast(x_BCHW: Tensor, *layers: nn.Module) -> bool:

@@ -18,7 +18,7 @@ def depthwise(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
     and refuse other sizes. So while a graph is traced, the map is padded first and then has more cells for certain.
     """
     x_BCHW = x_BHWC.movedim(-1, 1)
-    if not is_compiling() or not _is_3x3(conv, x_BHWC) or not is_stock(conv):
+    if not is_compiling() or not is_3x3(conv, x_BHWC) or not is_stock(conv):
         return conv(x_BCHW).movedim(1, -1)
     if known_true(x_BHWC.shape[1] > 1) and known_true(x_BHWC.shape[2] > 1):
         return conv(x_BCHW).movedim(1, -1)
@@ -28,19 +28,24 @@ def depthwise(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
 
 def residual_depthwise(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
     """Return `x + conv(x)` of such a convolution: (B, H, W, C) to the same."""
-    if may_run_fast(x_BHWC, modules=(conv,)) and _is_3x3(conv, x_BHWC):
+    if may_run_fast(x_BHWC, modules=(conv,)) and is_3x3(conv, x_BHWC):
         return with_itself(conv, x_BHWC)
     return x_BHWC + depthwise(conv, x_BHWC)
 
 
 def with_itself(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
-    """The same in one pass over the map: a kernel that is 1 in the middle gives x itself."""
-    itself_1133 = F.pad(conv.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-    kernel_C133 = conv.weight + itself_1133
+    """The same in one pass over the map."""
+    kernel_C133 = kernel_with_itself(conv)
     out_BCHW = F.conv2d(x_BHWC.movedim(-1, 1), kernel_C133, conv.bias, padding=1, groups=conv.groups)
     return without_view(out_BCHW.movedim(1, -1))
 
 
-def _is_3x3(conv: nn.Module, x_BHWC: Tensor) -> TypeGuard[nn.Conv2d]:
+def kernel_with_itself(conv: nn.Conv2d) -> Tensor:
+    """Return the kernel of `x + conv(x)`: one that is 1 in the middle gives x itself. (C, 1, 3, 3)."""
+    return conv.weight + F.pad(conv.weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+
+
+def is_3x3(conv: nn.Module, x_BHWC: Tensor) -> TypeGuard[nn.Conv2d]:
+    """Return whether this is a depth-wise convolution of 3 x 3 that keeps the size, for the channels of this map."""
     channels = x_BHWC.shape[-1]
     return is_conv(conv, 3, groups=channels) and conv.in_channels == conv.out_channels == channels

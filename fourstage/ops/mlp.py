@@ -31,6 +31,7 @@ from fourstage.ops.matmul import (
 from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, without_autocast
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
+ALONE = 2**25  # bytes of such rows where the first layer is computed elsewhere; fewer gain nothing
 Names = tuple[str, ...]  # of the products of the three passes
 
 
@@ -56,7 +57,7 @@ def mlp_of_matrices(expand: Matrix, act: nn.GELU, reduce: Matrix, x_NC: Tensor) 
     if torch.is_grad_enabled() and act.approximate == "none":
         if not expand[0].requires_grad:  # then its input need not be kept
             return gelu_matrix(reduce, _product(x_NC, expand[0])(x_NC, *expand, False))
-        first, second = (_passes(x_NC, weight, len(expand[0])) for weight, _ in (expand, reduce))
+        first, second = (_passes(x_NC, weight, len(expand[0]), CHUNK) for weight, _ in (expand, reduce))
         if first and second:
             return by_passes(expand, reduce, first, second, x_NC)
     first, second = (_product(x_NC, weight) for weight, _ in (expand, reduce))
@@ -74,7 +75,7 @@ def gelu_linear(layer: nn.Module, x_NH: Tensor, scale_D: Tensor | None = None) -
 def gelu_matrix(reduce: Matrix, x_NH: Tensor) -> Tensor:
     """The fast path with gradients: where each pass of the layer can be computed alone, GELU is part of them."""
     weight_DH, bias_D = reduce
-    names = _passes(x_NH, weight_DH, x_NH.shape[-1])
+    names = _passes(x_NH, weight_DH, x_NH.shape[-1], ALONE)
     if names and not _is_for_bias_alone(weight_DH, bias_D, x_NH):  # which needs no input kept
         return gelu_by_passes(weight_DH, bias_D, names, x_NH)
     return _product(x_NH, weight_DH)(F.gelu(x_NH), weight_DH, bias_D, False)
@@ -94,15 +95,15 @@ def matrix(layer: nn.Linear | nn.Conv2d) -> Matrix:
     return layer.weight.flatten(1), layer.bias
 
 
-def _passes(x: Tensor, weight: Tensor, width: int) -> Names | None:
+def _passes(x: Tensor, weight: Tensor, width: int, most: int) -> Names | None:
     """Return the products of a layer's passes for the rows of `x` that are computed at a time; None: by other ways."""
     rows = x.numel() // max(x.shape[-1], 1)
-    return passes_of(min(rows, _rows_at_a_time(width, x)), weight)
+    return passes_of(min(rows, _rows_of(most, width, x)), weight)
 
 
-def _rows_at_a_time(width: int, x: Tensor) -> int:
-    """Return how many rows of `width` channels have up to `CHUNK` bytes."""
-    return max(FEW, CHUNK // (width * x.element_size()))
+def _rows_of(most: int, width: int, x: Tensor) -> int:
+    """Return how many rows of `width` channels have up to `most` bytes."""
+    return max(FEW, most // (width * x.element_size()))
 
 
 def _one_by_one(expand: Matrix, act: nn.GELU, reduce: Matrix, first: Product, second: Product, x_NC: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class MlpByRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *layers: Any) -> Tensor:
         """`layers`: weight (H, C) and bias (H) of the first one, of the second one, and the names of their products."""
         expand_HC, expand_H, reduce_DH, reduce_D, first, second = layers
-        rows = _rows_at_a_time(len(expand_HC), x)
+        rows = _rows_of(CHUNK, len(expand_HC), x)
         chunks = x.reshape(-1, x.shape[-1]).split(rows)
         hidden = [output_pass(first[0], chunk_NC, expand_HC, expand_H) for chunk_NC in chunks]
         out = [output_pass(second[0], F.gelu(chunk_NH), reduce_DH, reduce_D) for chunk_NH in hidden]
@@ -198,7 +199,7 @@ class GeluLinearByRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_DH: Tensor, bias_D: Tensor | None, names: Names) -> Tensor:
-        ctx.names, ctx.rows = names, _rows_at_a_time(x.shape[-1], x)
+        ctx.names, ctx.rows = names, _rows_of(ALONE, x.shape[-1], x)
         ctx.save_for_backward(x, weight_DH, bias_D)
         chunks = x.reshape(-1, x.shape[-1]).split(ctx.rows)
         out = [output_pass(names[0], F.gelu(chunk_NH), weight_DH, bias_D) for chunk_NH in chunks]
@@ -239,7 +240,8 @@ def _gelu_gradients(
     if not wanted[0]:
         return None, weight, bias
     grad_NH = input_pass(names[1], grad_ND, weight_DH)
-    slot_NH = grad_NH if slot_NH is None else slot_NH
+    if slot_NH is None:  # in place it would take a third more time
+        return torch.ops.aten.gelu_backward(grad_NH, x_NH), weight, bias
     return torch.ops.aten.gelu_backward.grad_input(grad_NH, x_NH, grad_input=slot_NH), weight, bias
 
 

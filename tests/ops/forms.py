@@ -14,6 +14,8 @@ from fourstage.ops import (
     conv_gelu,
     conv_of_class,
     depthwise,
+    depthwise_mlp,
+    gelu,
     halo_attention,
     matmul,
     memory_format,
@@ -276,6 +278,11 @@ def conv_mlp_layers(side: int = 1, *, bias: bool = True) -> nn.Module:
     return convolved(conv_gelu.convolved_mlp, first, nn.GELU(), nn.Conv2d(16, 12, 1, bias=bias))
 
 
+def depthwise_mlp_layers(run: Callable[..., Tensor] = depthwise_mlp.depthwise_mlp, *, bias: bool = True) -> nn.Module:
+    conv = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=bias)
+    return Operation(run, nn.Linear(8, 12, bias=bias), conv, nn.Linear(12, 8, bias=bias))
+
+
 def relu_mlp_layers(**second: Any) -> nn.Module:
     return convolved(conv_gelu.convolved_mlp, nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 1, **second))
 
@@ -286,8 +293,9 @@ SAMPLES: dict[str, Inputs] = {
     "one row": sample_inputs(1, 1, 5),
     "empty": sample_inputs(0, 6, 8),
 }
-SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
+SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.ALONE": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
 MANY_CELLS = {"conv_gelu.CELLS": 10**9}
+GELU_AS_IT_IS = {"gelu.AXES": 0}
 ANY_THREADS = {"pointwise.THREADS": 1024}
 CHUNKS = {"chunks.FRESH": 0, "chunks.FEW": 16, "chunks.ROWS": 1024}
 
@@ -437,6 +445,20 @@ FORMS: dict[str, Form] = {
         lambda: Operation(depthwise.residual_depthwise, nn.Conv2d(8, 8, 3, padding=1, groups=8)),
         MAPS,
     ),
+    "GELU of a map": Form("gelu.by_memory", lambda: convolved(gelu.gelu), MAPS),
+    "activation of a map": Form("gelu.by_memory", lambda: convolved(gelu.activated, nn.GELU()), MAPS),
+    "another GELU of a map": Form("gelu.by_memory", lambda: convolved(gelu.activated, nn.GELU("tanh")), MAPS),
+    "depth-wise mlp in one pass": Form("depthwise_mlp.in_one_pass", depthwise_mlp_layers, MAPS, "without"),
+    "depth-wise mlp without biases in one pass": Form(
+        "depthwise_mlp.in_one_pass", lambda: depthwise_mlp_layers(bias=False), MAPS, "without", "blas,onednn,fused"
+    ),
+    "residual depth-wise mlp in one pass": Form(
+        "depthwise_mlp.in_one_pass",
+        lambda: depthwise_mlp_layers(depthwise_mlp.residual_depthwise_mlp),
+        MAPS,
+        "without",
+    ),
+    "depth-wise mlp by passes": Form("mlp.gelu_by_passes", depthwise_mlp_layers, MAPS, "with"),
     "1x1 convolution by a linear layer": Form(
         "pointwise.by_linear_layer", pointwise_layer, MAPS, products="onednn,onednn,fused", limits=ANY_THREADS
     ),
@@ -572,6 +594,15 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
             ),
         )
         yield (
+            f"depth-wise mlp with {name}",
+            Misfit(
+                lambda arguments=arguments: Operation(
+                    depthwise_mlp.depthwise_mlp, nn.Identity(), _conv(8, 8, **{"groups": 8, **arguments}), nn.Identity()
+                ),
+                MAPS["usual"],
+            ),
+        )
+        yield (
             f"convolution of resized maps with {name}",
             Misfit(
                 lambda arguments=arguments: Operation(
@@ -664,7 +695,7 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
     ):
         yield (
             f"convolution with {name} and GELU",
-            Misfit(lambda arguments=arguments: conv_gelu_layers(**arguments), of(2, 6, 8, 8)),
+            Misfit(lambda arguments=arguments: conv_gelu_layers(**arguments), of(2, 6, 8, 8), limits=GELU_AS_IT_IS),
         )
     for name, arguments in (("stride", {"stride": 2}), ("groups", {"groups": 2}), ("padding", {"padding": 1})):
         yield (
@@ -677,7 +708,11 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
     for name, act in (("another GELU", nn.GELU("tanh")), ("ReLU", nn.ReLU())):
         yield (
             f"convolution and {name}",
-            Misfit(lambda act=act: convolved(conv_gelu.convolve_gelu, nn.Conv2d(8, 12, 3), act), of(2, 6, 8, 8)),
+            Misfit(
+                lambda act=act: convolved(conv_gelu.convolve_gelu, nn.Conv2d(8, 12, 3), act),
+                of(2, 6, 8, 8),
+                limits=GELU_AS_IT_IS,
+            ),
         )
     for name in ("padding", "stride", "dilation"):
         yield (
@@ -687,6 +722,7 @@ def _misfits() -> Iterator[tuple[str, Misfit]]:
                     conv_gelu.convolve_gelu, set_up(nn.Conv2d(8, 12, 3, padding=1), **{name: 3}), nn.GELU()
                 ),
                 of(2, 6, 8, 8),
+                limits=GELU_AS_IT_IS,
             ),
         )
     for name, scale in {"of one number": 1, "of several axes": (1, 12)}.items():

@@ -141,7 +141,8 @@ def test_products_are_chosen_by_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("trained", list(itertools.product((False, True), repeat=5)), ids=str)
 def test_parts_of_an_mlp_are_trained(trained: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Input, weight and bias of the first layer, and of the second one."""
-    monkeypatch.setattr(mlp, "CHUNK", 2**13)  # three chunks
+    for name in ("CHUNK", "ALONE"):
+        monkeypatch.setattr(mlp, name, 2**13)  # three chunks
     expand, reduce, x_NC = nn.Linear(8, 16), nn.Linear(16, 8), torch.randn(300, 8)
     leaves = [x_NC, *expand.parameters(), *reduce.parameters()]
     for leaf, wanted in zip(leaves, trained, strict=True):

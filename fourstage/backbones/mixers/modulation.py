@@ -3,12 +3,12 @@
 B images, H x W cells, C channels: M scales of G channels each, or h heads of d channels. D = E * C channels, widened.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.layer_scale import takes_scale
 from fourstage.ops.attention import attend
 from fourstage.ops.depthwise import depthwise
+from fourstage.ops.gelu import gelu
 from fourstage.ops.matmul import linear
 from fourstage.ops.pointwise import convolve
 from fourstage.ops.scale_weighing import weigh_scales
@@ -53,7 +53,7 @@ class ScaleAwareModulation(nn.Module):
         shares_BGHW = linear(self.context, x_BHWC).movedim(-1, 1).chunk(len(self.windows), dim=1)
         views_BHWG = [w(x_BGHW).movedim(1, -1) for w, x_BGHW in zip(self.windows, shares_BGHW, strict=True)]
         weighed_BDHW = weigh_scales(self.weigh, self.norm, views_BHWG)
-        gate_BHWC = convolve(self.mix, F.gelu(weighed_BDHW)).movedim(1, -1)
+        gate_BHWC = convolve(self.mix, gelu(weighed_BDHW)).movedim(1, -1)
         return linear(self.proj, gate_BHWC * linear(self.value, x_BHWC), scale_C)
 
 
