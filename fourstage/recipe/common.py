@@ -110,6 +110,8 @@ class Optimisation(Section):
     """Whether weight decay applies to every parameter, including norms, biases and those that the network lists."""
     decay_backbone_norms: bool = True
     """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
+    decayed_norms: tuple[str, ...] = ()
+    """Substrings of names of the backbone's norms to which it applies although decay_backbone_norms is false."""
     no_decay: tuple[str, ...] = ()
     """Substrings of names of further parameters without weight decay."""
     lr_multipliers: dict[str, Factor] = {}

@@ -53,7 +53,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the recipe's optimiser over the task's parameters.
 
     Raises:
-        ValueError: `no_decay` or `lr_multipliers` names no parameter.
+        ValueError: `no_decay`, `decayed_norms` or `lr_multipliers` names no parameter.
     """
     o = recipe.optimisation
     own: set[str] = set()
@@ -64,7 +64,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
             for name in getattr(module, "no_weight_decay", set)()
         }
     if not o.decay_backbone_norms:
-        own |= set(norms_of_backbone(task))
+        own |= {name for name in norms_of_backbone(task) if not any(word in name for word in o.decayed_norms)}
 
     def spared(name: str, parameter: nn.Parameter) -> bool:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)
@@ -73,6 +73,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     names = [name for name, _ in task.named_parameters()]
     for key, words, fits in (
         ("no_decay", o.no_decay, str.__contains__),
+        ("decayed_norms", o.decayed_norms, str.__contains__),
         ("lr_multipliers", o.lr_multipliers, str.startswith),
     ):
         for word in words:

@@ -1,5 +1,6 @@
 """Optimiser, groups of parameters, precision and averages of a configuration's training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fourstage.weights.description import NetworkDescription
@@ -10,8 +11,14 @@ OPTIMISERS = {"AdamW": "adamw", "SGD": "sgd", "Lamb": "lamb", "LAMB": "lamb"}
 WEIGHT_DECAY = {"adamw": 0.01, "sgd": 0.0, "lamb": 0.0}  # where none is given
 NORMS_IN_HEADS = ("dino", "sparse_rcnn")  # whose names contain "norm" there too
 LAYER_DECAY = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
-TABLES = {"swin_": "attn.table", "unified_swin_": "mixer.table"}  # our names of relative_position_bias_table
-POSITIONS = {"swin_": "embed.position"}  # of absolute_pos_embed, where the network has them
+# our names, by the beginning of a backbone's name; longer beginnings first
+TABLES = {"swin_": "attn.table", "unified_swin_": "mixer.table"}  # relative_position_bias_table
+POSITIONS = {"swin_visformer_": None, "swin_": "embed.position"}  # absolute_pos_embed, where the network has it
+NAMELESS = {  # norms whose names lack "norm" in the sources
+    "smt_": ["stem.1", "attn.norm"],
+    "swin_visformer_": ["stem.1"],
+    "unified_": ["stem", "embed.1"],
+}
 HALF = {"float16": "float16", "bfloat16": "bfloat16"}
 EMA_HOOKS = ("EMAHook", "ExpMomentumEMAHook", "LinearMomentumEMAHook")
 RUNNERS_IN_HALF = ("EpochBasedRunnerAmp", "IterBasedRunnerAmp")  # of Swin's forks, by Apex
@@ -81,6 +88,8 @@ def _groups(section: ConfigSection, findings: Findings, network: NetworkDescript
     keys = rules.section("custom_keys")
     for key in keys.values:
         _merge(out, _custom_key(keys, str(key), findings, network))
+    if norms == 0:
+        out.pop("decayed_norms", None)  # they are norms, whatever their names
     return out
 
 
@@ -112,17 +121,18 @@ def _custom_key(keys: ConfigSection, key: str, findings: Findings, network: Netw
         return out
     if key == "norm":
         heads = {"no_decay": ["norm"]} if network.method in NORMS_IN_HEADS else {}
-        if network.method == "dino" and network.backbone.startswith("swin_") and "visformer" not in network.backbone:
-            findings.differs(
-                rule, "decay_mult", "also behind the patch embedding, whose norm DINO's recipes here decay"
-            )
-        return out | {"decay_backbone_norms": False} | heads
+        nameless = _of_backbone(NAMELESS, network.backbone)
+        return out | {"decay_backbone_norms": False} | heads | ({"decayed_norms": nameless} if nameless else {})
     if key == "backbone":
         return out | {"no_decay": ["network.backbone"]}
     tables = TABLES if key == "relative_position_bias_table" else POSITIONS if network.backbone_args.get("ape") else {}
-    found = next((name for prefix, name in tables.items() if network.backbone.startswith(prefix)), None)
-    visformer = network.backbone.startswith("swin_visformer")  # has neither tables nor such embeddings
-    return out | ({"no_decay": [found]} if found and not visformer else {})
+    found = _of_backbone(tables, network.backbone)
+    return out | ({"no_decay": [found]} if found else {})
+
+
+def _of_backbone(by_prefix: Mapping[str, Any], backbone: str) -> Any:
+    """Return the value of the first beginning that a backbone's name has; None: it has none of them."""
+    return next((value for prefix, value in by_prefix.items() if backbone.startswith(prefix)), None)
 
 
 def _layer_decay(rules: ConfigSection, findings: Findings, backbone: str) -> Values:

@@ -37,8 +37,6 @@ ENGINE: list[tuple[str, str, dict[str, Any]]] = [
         ENGINE_DINO,
         {
             **LIMITS,
-            # the key `norm` also names the norm behind the patch embedding, which has another name here
-            "optimisation.decay_backbone_norms": (False, True),
             "evaluate_every": ("7500it", "1ep"),  # an epoch is 7,392 steps; detrex evaluates by steps
             "workers": (None, 4),  # no effect on results
         },
@@ -70,10 +68,14 @@ def test_a_configuration_of_version_3_gives_its_recipe(
     }
 
 
-def test_the_rule_for_norms_of_dino_is_noted(tmp_path: Path) -> None:
-    imported = imported_recipe(write(tmp_path, ENGINE_DINO))
-    [line] = [one for one in imported.left_out if "behind the patch embedding" in one]
-    assert "custom_keys.norm.decay_mult = 0.0" in line
+def test_a_rule_for_norms_by_their_class_reaches_those_of_other_names_too(tmp_path: Path) -> None:
+    text = CONFIGS["mask_rcnn_smt_small_coco_1x"]
+    by_name = imported_recipe(write(tmp_path, text)).recipe.optimisation
+    changed = text.replace("paramwise_cfg=dict(", "paramwise_cfg=dict(norm_decay_mult=0., ")
+    assert changed != text
+    by_class = imported_recipe(write(tmp_path, changed)).recipe.optimisation
+    assert (by_name.decayed_norms, by_class.decayed_norms) == (("stem.1", "attn.norm"), ())
+    assert by_name.decay_backbone_norms is by_class.decay_backbone_norms is False
 
 
 def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
