@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourstage.analysis.invariance import Protocol, standard_view
 from fourstage.analysis.subjects import Preparation, Triple
 from fourstage.data.images import as_picture, as_pixels
 
@@ -28,6 +29,22 @@ def prepared(image_HW3: np.ndarray, side: int, preparation: Preparation, resize:
     picture = functional.resize(picture, size, InterpolationMode.BICUBIC)
     if resize == "short_side":
         picture = functional.center_crop(picture, [side, side])
+    return normalised(as_pixels(picture), preparation.mean, preparation.std)
+
+
+def evaluated(image_HW3: np.ndarray, side: int, preparation: Preparation) -> Tensor:
+    """Return an image as an evaluation of the network prepares it, a normalised (3, S, S) tensor.
+
+    Args:
+        image_HW3: uint8 RGB.
+    """
+    if preparation.crop_mode == "center":
+        return standard_view(image_HW3, Protocol(preparation, side))
+    from torchvision.transforms import functional
+    from torchvision.transforms.functional import InterpolationMode
+
+    picture: Any = as_picture(image_HW3)  # torchvision's types know tensors alone
+    picture = functional.resize(picture, [side, side], InterpolationMode(preparation.interpolation))
     return normalised(as_pixels(picture), preparation.mean, preparation.std)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, create_model, fresh_network, from_checkpoint
-from fourstage.backbones.base import MEAN, STD
+from fourstage.backbones.base import MEAN, STD, crop_mode_of
 from fourstage.extras import install
 from fourstage.registry import find
 from fourstage.run_folders import no_run
@@ -19,6 +19,7 @@ from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 Form = Literal["maps", "logits"]
 Triple = tuple[float, float, float]
+CROP_PCT = 0.875  # also where images are squashed: views of invariance need a margin
 RUN_FILES = ("checkpoints/best.pt", "checkpoints/last.pt")
 
 
@@ -30,13 +31,15 @@ class Preparation:
         mean, std: of pixel values in [0, 1], by channel.
         image_size: height and width of the network's images, pixels.
         crop_pct: share of the resized short side that the centre crop keeps.
+        crop_mode: "squash" evaluates images that were resized straight to the square; see `images.evaluated`.
         interpolation: of the resize.
     """
 
     mean: Triple = MEAN
     std: Triple = STD
     image_size: tuple[int, int] = (224, 224)
-    crop_pct: float = 0.875
+    crop_pct: float = CROP_PCT
+    crop_mode: Literal["center", "squash"] = "center"
     interpolation: str = "bicubic"
 
 
@@ -131,11 +134,13 @@ def preparation_of(network: nn.Module) -> Preparation:
     if not isinstance(cfg, Mapping):
         return Preparation()
     size = cfg.get("input_size") or (3, 224, 224)
+    mode = crop_mode_of(cfg)
     return Preparation(
         mean=_triple(cfg.get("mean"), MEAN),
         std=_triple(cfg.get("std"), STD),
         image_size=(int(size[-2]), int(size[-1])),
-        crop_pct=float(cfg.get("crop_pct") or 0.875),
+        crop_pct=CROP_PCT if mode == "squash" else float(cfg.get("crop_pct") or CROP_PCT),
+        crop_mode=mode,
         interpolation=str(cfg.get("interpolation") or "bicubic"),
     )
 
@@ -224,13 +229,15 @@ def _preparation_of_file(file: Checkpoint, network: nn.Module) -> Preparation:
     recipe = file.content.get("recipe")
     if isinstance(recipe, Mapping):
         evaluation = recipe.get("evaluation")
-        crop = evaluation.get("crop_pct") if isinstance(evaluation, Mapping) else None
+        evaluation = evaluation if isinstance(evaluation, Mapping) else {}
+        crop = evaluation.get("crop_pct")
         side = recipe.get("image_size")
         return Preparation(
             mean=_triple(recipe.get("mean"), known.mean),
             std=_triple(recipe.get("std"), known.std),
             image_size=(side, side) if isinstance(side, int) else known.image_size,
             crop_pct=float(crop) if isinstance(crop, int | float) else known.crop_pct,
+            crop_mode=crop_mode_of(evaluation) if "crop_mode" in evaluation else known.crop_mode,
             interpolation=str(recipe.get("interpolation") or known.interpolation),
         )
     description = describe_network(file)

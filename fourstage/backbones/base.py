@@ -8,7 +8,7 @@ B images, C channels, H x W cells.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Family:
     no_decay: tuple[str, ...] = ()  # last components of the names of parameters without weight decay
     classifier_only: tuple[str, ...] = (r"final\.", r"pre_logits\.", r"head\.")  # keys that the dense form lacks
     dense_only: tuple[str, ...] = (r"norms\.",)  # keys that the classifier lacks
+    squash_from: int | None = None  # pixels a side from which the source's evaluation resizes straight to the square
 
 
 class Stage(Protocol):
@@ -58,10 +59,13 @@ class Backbone(nn.Module):
         levels: channels and stride of each map.
         family: the properties of the family.
         default_cfg: the preparation of images, by timm's names.
+        output_fmt: timm's name of the layout of maps.
 
     Raises:
         ValueError: `in_chans` is below 1.
     """
+
+    output_fmt = "NCHW"
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         choose_products()
+        squash = family.squash_from is not None and min(img_size) >= family.squash_from
         self.register_load_state_dict_post_hook(_init_buffers_after_load)
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *img_size),
@@ -92,7 +97,8 @@ class Backbone(nn.Module):
             "fixed_input_size": False,
             "mean": MEAN,
             "std": STD,
-            "crop_pct": 0.875,
+            "crop_pct": 1.0 if squash else 0.875,
+            "crop_mode": "squash" if squash else "center",
             "interpolation": "bicubic",
             "first_conv": next(name for name, m in self.named_modules() if isinstance(m, nn.Conv2d)),
             "classifier": "head",
@@ -446,6 +452,11 @@ def as_one_node(module: nn.Module, x: Any) -> Any:
         return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
 
     return tracer.call_module(module, node, (x,), {})  # not `node(x)`: torchvision's tracer learns names here
+
+
+def crop_mode_of(cfg: Mapping[str, Any]) -> Literal["center", "squash"]:
+    """Return the crop mode of a `default_cfg`: "center" also for those modes of timm that are not known here."""
+    return "squash" if cfg.get("crop_mode") == "squash" else "center"
 
 
 def check_image(image_BCHW: Tensor, in_chans: int) -> None:

@@ -142,7 +142,7 @@ def init(module: nn.Module) -> None:
 
 
 # the source spares parameters that its networks do not have, so nothing; norms are on the main path in both forms
-FAMILY = Family("smt", init, cells, classifier_only=(r"head\.",), dense_only=())
+FAMILY = Family("smt", init, cells, classifier_only=(r"head\.",), dense_only=(), squash_from=384)
 
 
 def mixer(design: Design, stage: int, block: int) -> nn.Module:

@@ -136,7 +136,7 @@ def init(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-FAMILY = Family("swin", init, ceil_div, no_decay=("table", "position"))
+FAMILY = Family("swin", init, ceil_div, no_decay=("table", "position"), squash_from=384)
 
 
 def stages(

@@ -285,6 +285,7 @@ FAMILY = Family(
     ceil_div,
     no_decay=("table",),
     classifier_only=(r"stages\.\d+\.norm\.", r"final\.", r"head\."),
+    squash_from=384,
 )
 
 

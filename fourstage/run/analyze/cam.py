@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.analysis import cam, cam_scores, cam_targets
-from fourstage.analysis.images import prepared
-from fourstage.analysis.invariance import Protocol, standard_view
+from fourstage.analysis.images import evaluated, prepared
 from fourstage.analysis.subjects import Subject
 from fourstage.data.sample import Sample
 from fourstage.plurals import plural
@@ -142,7 +141,7 @@ def _views(subject: Subject, sample: Sample, setting: CamSetting) -> tuple[Tenso
     if isinstance(subject.network, Detector | Segmentor):
         views = [prepared(sample.image, side, one, "short_side") for one in (subject.preparation, plain)]
     else:
-        views = [standard_view(sample.image, Protocol(one, side)) for one in (subject.preparation, plain)]
+        views = [evaluated(sample.image, side, one) for one in (subject.preparation, plain)]
     shown_HW3 = (views[1] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return views[0], np.ascontiguousarray(shown_HW3)
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.analysis import robustness as rb
-from fourstage.analysis.images import normalised
-from fourstage.analysis.invariance import Protocol, standard_view
+from fourstage.analysis.images import evaluated, normalised
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Subject
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
@@ -181,7 +180,7 @@ def _corrupted_here(
     labelled = [_labelled(dataset, subject, path) for subject in subjects]
     with Bar("measuring robustness", len(positions), show=show) as bar:
         for i, position in enumerate(positions):
-            made: dict[tuple[int, float, str], list[np.ndarray]] = {}
+            made: dict[tuple[int, float, str, str], list[np.ndarray]] = {}
             for subject, own, data in zip(subjects, correct, labelled, strict=True):
                 sample = data.sample(position)
                 crops = _crops(sample, subject, setting, keys, position, made)
@@ -217,16 +216,16 @@ def _crops(
     setting: RobustnessSetting,
     keys: Sequence[tuple[str, int]],
     position: int,
-    made: dict[tuple[int, float, str], list[np.ndarray]],
+    made: dict[tuple[int, float, str, str], list[np.ndarray]],
 ) -> list[np.ndarray]:
     """Return the crop of an image, uint8, without and with each corruption; those of one size are made once."""
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
     p = subject.preparation
     side = setting.size or p.image_size[0]
-    place = (side, p.crop_pct, p.interpolation)
+    place = (side, p.crop_pct, p.crop_mode, p.interpolation)
     if place not in made:
         plain = replace(p, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        view = standard_view(sample.image, Protocol(plain, side))
+        view = evaluated(sample.image, side, plain)
         crop_HW3 = np.ascontiguousarray((view * 255).round().byte().permute(1, 2, 0).numpy())
         seed = setting.seed * 1_000_003 + position
         made[place] = [crop_HW3 if not name else rb.corrupted(crop_HW3, name, s, seed) for name, s in keys]
@@ -250,7 +249,7 @@ def _standard(setting: RobustnessSetting) -> Seen:
     def seen(subject: Subject, sample: Sample) -> Tensor:
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
         side = setting.size or subject.preparation.image_size[0]
-        return standard_view(sample.image, Protocol(subject.preparation, side))
+        return evaluated(sample.image, side, subject.preparation)
 
     return seen
 

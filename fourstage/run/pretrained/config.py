@@ -52,7 +52,7 @@ def _input(one: "Saveable") -> dict[str, Any]:
     """Return how an image reaches the network: its size or resize rule, its interpolation, mean and std."""
     if one.recipe is None:
         cfg = getattr(one.network, "default_cfg", None) or {}
-        names = ("input_size", "mean", "std", "crop_pct", "interpolation")
+        names = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
         return json.loads(json.dumps({name: cfg[name] for name in names if name in cfg}))
     names = ("image_size", *PIXELS, "evaluation")
     return {name: one.recipe[name] for name in names if name in one.recipe}
@@ -67,6 +67,8 @@ def _of_timm(one: "Saveable") -> dict[str, Any]:
     if one.recipe is not None:
         cfg |= {name: one.recipe[name] for name in PIXELS}
         cfg |= {name: one.recipe["evaluation"][name] for name in ("crop_pct", "crop_mode")}
+        if cfg["crop_mode"] == "squash":
+            cfg["crop_pct"] = 1.0  # timm would enlarge the square by its inverse, and cut off the border
     values = {
         "architecture": name_in_timm(described.backbone),
         "num_classes": described.num_classes,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fourstage.api import create_model
+from fourstage.backbones.base import crop_mode_of
 from fourstage.data.formats import find_format
 from fourstage.data.labels import imagenet_variants as imagenet
 from fourstage.data.sample import Dataset, Sample
@@ -74,7 +75,7 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
             "image_size": config["input_size"][-1],
             "mean": config["mean"],
             "std": config["std"],
-            "evaluation": {"crop_pct": config["crop_pct"]},
+            "evaluation": {"crop_pct": config["crop_pct"], "crop_mode": crop_mode_of(config)},
             "optimisation": NO_TRAINING,
         }
         task = Classification(network, tuple(classes or _class_names(network.num_classes)))
