@@ -133,6 +133,15 @@ def test_suppression_happens_within_groups(n: int, groups: int, seed: int) -> No
     assert torch.equal(kept, batched_nms(boxes, scores, group, 0.5))
 
 
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_suppression_spares_an_overlap_of_exactly_the_threshold(tenths: int) -> None:
+    """mmcv compares in float32, so that 6 of 10 cells do not exceed 0.6, the threshold of ATSS."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, tenths]])
+    scores, group = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
+    assert grouped_nms(boxes, scores, group, tenths / 10).tolist() == [0, 1]
+    assert grouped_nms(boxes, scores, group, tenths / 10 - 1e-6).tolist() == [0]
+
+
 @pytest.mark.parametrize("shape", [(7, 5), (2, 6, 4, 3)])
 def test_focal_loss_is_that_of_torchvision(shape: tuple[int, ...]) -> None:
     logits = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()
