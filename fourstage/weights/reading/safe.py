@@ -36,7 +36,7 @@ __all__ = ["Checkpoint", "Foreign", "read_checkpoint"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's format before 1.6 (torch/serialization.py)
 WRAPPERS = {
-    "model": ("model", "state_dict", "model_state_dict"),
+    "model": ("model", "state_dict", "model_state_dict", "module"),  # the last is DeepSpeed's
     "ema": ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "ema_state"),
 }
 TWINS = ("teacher", "student")  # of self-distillation, beside each other

@@ -185,7 +185,7 @@ ONE, TWO, THREE = torch.ones(1), torch.full((1,), 2.0), torch.full((1,), 3.0)
 
 
 @pytest.mark.parametrize("name", ["model_ema", "state_dict_ema", "ema_state_dict", "ema"])
-@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "module"])
 def test_model_and_average_are_told_apart(name: str, wrapper: str, tmp_path: Path) -> None:
     path = saved(tmp_path, **{wrapper: {"a.b": ONE}, name: {"n_averaged": torch.tensor(3), "module.a.b": TWO}})
     assert read_checkpoint(path).weights() == {"a.b": ONE}
