@@ -42,7 +42,8 @@ def backbone_of(task: nn.Module) -> tuple[str, nn.Module]:
 def convnext_group(name: str) -> int:
     """Return the group of a parameter.
 
-    0 is the stem, 1 and 2 are the first two stages, 3 to 11 the third in threes, 12 the last, 13 all that follows.
+    0 is the stem, 1 and 2 are the first two stages, 3 to 11 the third in threes, 12 the last, 13 all that follows. In
+    group 11 are also the blocks of the third stage after the 27th, for which the source has no group.
     Down-sampling belongs to the blocks after it, except before the second and the third stage, where it has the number
     of the stage. Source: ConvNeXt, optim_factory.py, of which the unified models use a copy.
     """
@@ -54,7 +55,7 @@ def convnext_group(name: str) -> int:
     stage = int(match[1])
     if stage == 3:
         return 12
-    return stage + 1 + (int(match[3]) // 3 if stage == 2 and match[3] else 0)
+    return stage + 1 + (min(int(match[3]) // 3, 8) if stage == 2 and match[3] else 0)
 
 
 def freeze(task: nn.Module, stages: int) -> list[str]:

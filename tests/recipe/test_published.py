@@ -50,6 +50,21 @@ def test_what_recipes_expect_is_what_the_catalogue_says() -> None:
     assert checked > 30
 
 
+@pytest.mark.parametrize(
+    "weight", [one for one in WEIGHTS if not one.method and one.metrics], ids=lambda weight: weight.name
+)
+def test_every_published_classifier_with_an_accuracy_has_its_recipe(weight: Any) -> None:
+    """Also where the source publishes weights and an accuracy, but no command."""
+    size = f"_{weight.img_size}" if weight.tag.endswith(f"_{weight.img_size}") else ""
+    model = weight.model.replace("_patch4_window12", "")
+    recipe = resolve(f"{model}{size}_{weight.tag.removesuffix(size)}").recipe
+    assert {name: weight.metrics.get(name) for name in recipe.expect} == recipe.expect
+    assert recipe.expect
+    assert recipe.model_dump()["image_size"] == weight.img_size
+    arguments = recipe.model_dump()["model_args"]
+    assert {name: arguments.get(name) for name in weight.arguments} == weight.arguments
+
+
 @pytest.mark.parametrize("name", list_recipes("*_in*k*"))
 def test_every_recipe_builds(name: str) -> None:
     recipe = resolve(name).recipe

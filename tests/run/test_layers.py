@@ -1,4 +1,4 @@
-"""Frozen stages stay as they are, their norms too."""
+"""Layers of parameters, and frozen stages, which stay as they are, their norms too."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 from tiny_networks import tiny
 from torch import nn
 
+import fourstage
 from fourstage.engine.training import set_training_mode
 from fourstage.run.layers import freeze, layers_of
 from fourstage.tasks.classification import Classification
@@ -35,3 +36,11 @@ def test_too_many_stages_get_a_sentence() -> None:
         freeze(task, 9)
     with pytest.raises(ValueError, match="group_matcher"):
         layers_of(nn.Linear(2, 2), "blocks")
+
+
+def test_groups_of_convnext_rise_from_the_image_to_the_head_however_deep_the_third_stage_is() -> None:
+    with torch.device("meta"):
+        network = fourstage.create_model("unified_pvt_base", num_classes=2)  # 45 blocks in the third stage
+    layers = layers_of(Classification(network, ["a", "b"]), "convnext")
+    order = ["stem.0", *(f"stages.2.blocks.{i}.norm1" for i in (0, 26, 27, 44)), "stages.3.blocks.0.norm1", "head"]
+    assert [layers[f"network.{name}.weight"] for name in order] == [0, 3, 11, 11, 11, 12, 13]
