@@ -23,6 +23,7 @@ FEWEST = 4  # images of a batch; HSIC_1 divides by n - 3
 ENOUGH = 256  # images; below, intervals are wide and the biased form says nothing
 AT_ONCE = 32  # images that a network is given
 COLUMNS = 2**16  # features that are turned into float64 at a time
+FLAT = 1e-12  # of a Gram matrix: what centring leaves of the same features for all images is rounding
 Z = 1.959964  # of a 95 % interval
 
 
@@ -155,6 +156,7 @@ class Sums:
         if count < FEWEST:
             raise ValueError(f"CKA needs at least {FEWEST} images in a batch, and {count} came; give more images")
         hsic = hsic_unbiased if self.estimator == "unbiased" else hsic_biased
+        k_Ann, l_Bnn = _of_centred_features(k_Ann), _of_centred_features(l_Bnn)
         pairs = (hsic(k_Ann, l_Bnn), _diagonal(hsic, k_Ann), _diagonal(hsic, l_Bnn))
         self._terms.append(pairs)
         if self.estimator == "unbiased" and count > FEWEST:
@@ -212,6 +214,16 @@ def hsic_biased(k_Ann: np.ndarray, l_Bnn: np.ndarray) -> np.ndarray:
 def _centred(k_Ann: np.ndarray) -> np.ndarray:
     rows, columns = k_Ann.mean(-1, keepdims=True), k_Ann.mean(-2, keepdims=True)
     return k_Ann - rows - columns + rows.mean(-2, keepdims=True)
+
+
+def _of_centred_features(k_Ann: np.ndarray) -> np.ndarray:
+    """Return the Gram matrices of the features less their means over images; zeros where these are the features.
+
+    No estimator depends on the means, and beside large ones the differences between images would be lost to rounding.
+    """
+    centred_Ann = _centred(k_Ann)
+    size_A, before_A = (np.linalg.norm(one_Ann, axis=(1, 2)) for one_Ann in (centred_Ann, k_Ann))
+    return np.where((size_A <= FLAT * before_A)[:, None, None], 0.0, centred_Ann)
 
 
 def without_diagonal(k_Ann: np.ndarray) -> np.ndarray:

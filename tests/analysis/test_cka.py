@@ -1,6 +1,7 @@
 """CKA: the golden numbers, closed forms, invariances, and intervals that cover."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,3 +132,25 @@ def test_incomplete_batches_are_dropped_and_too_few_images_are_one_sentence(netw
         compare(network, network, in_batches(images[:4], 4), ("stage9",), STAGES)
     constant = np.ones((8, 3))
     assert np.isnan(linear_cka(constant, np.random.default_rng(0).standard_normal((8, 3))))
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("count", [5, 16, 33, 256])
+def test_features_that_are_the_same_for_all_images_are_like_nothing(count: int, estimator: Any) -> None:
+    """Rounding leaves a little of them, which must not be taken for a direction."""
+    rng = np.random.default_rng(count)
+    for value in (0.1, 1 / 3, 0.7, 1e3):
+        same, other = np.full((count, 37), value) * rng.standard_normal(37), rng.standard_normal((count, 20))
+        assert np.isnan(linear_cka(same, other, estimator))
+        assert np.isnan(linear_cka(other, same, estimator))
+        assert np.isnan(linear_cka(same, same, estimator))
+    assert linear_cka(other, other, estimator) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_a_large_mean_of_the_features_changes_nothing(estimator: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 30))
+    y = x + rng.standard_normal((64, 30))
+    plain = linear_cka(x, y, estimator)
+    assert linear_cka(x + 1e4, y - 1e4, estimator) == pytest.approx(plain, abs=1e-6)
