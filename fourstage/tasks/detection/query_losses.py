@@ -14,15 +14,19 @@ from fourstage.tasks.detection.set_criterion import Loss, MatchedPairs, Queries
 
 ALPHA, GAMMA = 0.25, 2.0
 SMALL = 1e-8  # is added to a share before it divides or its logarithm is taken
+CERTAIN = 1e-12  # is added to a probability before its logarithm is taken, in the cost of a class
 UNIT = 1000.0  # of shares, for the generalised IoU: it has no unit, but the floor of its areas is meant for pixels
 
 
 def focal_cost(logits_QC: Tensor, labels_G: Tensor) -> Tensor:
-    """Return (Q, G): the focal loss of a query for the object's class, less that for no object."""
-    logits_QG = as_float32(logits_QC)[:, labels_G]
-    share_QG = logits_QG.sigmoid()
-    positive_QG = ALPHA * F.softplus(-logits_QG) * (1 - share_QG) ** GAMMA
-    return positive_QG - (1 - ALPHA) * F.softplus(logits_QG) * share_QG**GAMMA
+    """Return (Q, G): the focal loss of a query for the object's class, less that for no object.
+
+    It is computed from the probability, as in MMDetection: a certain query costs no more than -log(1e-12), and its
+    rounding decides between queries of high scores. Logarithms of the logits would match other queries.
+    """
+    share_QG = as_float32(logits_QC)[:, labels_G].sigmoid()
+    negative_QG = -(1 - share_QG + CERTAIN).log() * (1 - ALPHA) * share_QG**GAMMA
+    return -(share_QG + CERTAIN).log() * ALPHA * (1 - share_QG) ** GAMMA - negative_QG
 
 
 def giou_of(boxes_N4: Tensor, truth_N4: Tensor) -> Tensor:
