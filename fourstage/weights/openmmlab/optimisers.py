@@ -9,7 +9,8 @@ from fourstage.weights.openmmlab.section import ConfigSection, Values, is_number
 
 OPTIMISERS = {"AdamW": "adamw", "SGD": "sgd", "Lamb": "lamb", "LAMB": "lamb"}
 WEIGHT_DECAY = {"adamw": 0.01, "sgd": 0.0, "lamb": 0.0}  # where none is given
-NORMS_IN_HEADS = ("dino", "sparse_rcnn")  # whose names contain "norm" there too
+NORMS_IN_HEADS = {"dino": ["norm"], "sparse_rcnn": ["norm"]}  # our names of the norms there that the key "norm" meets
+NORMS_OF_DYHEAD = ["coarser.norm", "same.norm", "finer.norm"]  # those of ATSS itself are called gn
 LAYER_DECAY = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
 # our names, by the beginning of a backbone's name; longer beginnings first
 TABLES = {"swin_": "attn.table", "unified_swin_": "mixer.table"}  # relative_position_bias_table
@@ -18,6 +19,7 @@ NAMELESS = {  # norms whose names lack "norm" in the sources
     "smt_": ["stem.1", "attn.norm"],
     "swin_visformer_": ["stem.1"],
     "unified_": ["stem", "embed.1"],
+    "visformer_": ["stem.1"],
 }
 HALF = {"float16": "float16", "bfloat16": "bfloat16"}
 EMA_HOOKS = ("EMAHook", "ExpMomentumEMAHook", "LinearMomentumEMAHook")
@@ -120,9 +122,13 @@ def _custom_key(keys: ConfigSection, key: str, findings: Findings, network: Netw
         findings.differs(rule, "decay_mult", "factor 1 here")
         return out
     if key == "norm":
-        heads = {"no_decay": ["norm"]} if network.method in NORMS_IN_HEADS else {}
+        dyhead = network.method == "atss" and network.method_args.get("dyhead")
+        spared = NORMS_OF_DYHEAD if dyhead else NORMS_IN_HEADS.get(network.method or "", [])
         nameless = _of_backbone(NAMELESS, network.backbone)
-        return out | {"decay_backbone_norms": False} | heads | ({"decayed_norms": nameless} if nameless else {})
+        if network.method == "dino":
+            findings.differs(rule, "decay_mult", "also for the norms of the neck, which MMDetection calls gn")
+        out |= {"decay_backbone_norms": False} | ({"decayed_norms": nameless} if nameless else {})
+        return out | ({"no_decay": spared} if spared else {})
     if key == "backbone":
         return out | {"no_decay": ["network.backbone"]}
     tables = TABLES if key == "relative_position_bias_table" else POSITIONS if network.backbone_args.get("ape") else {}

@@ -4,12 +4,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from weights.openmmlab.config_files import CASCADE_TRAIN, write
-from weights.openmmlab.source_configs import CONFIGS, ENGINE_DINO, ENGINE_MASK_RCNN, ENGINE_UPERNET
+from weights.openmmlab.source_configs import (
+    BOXES,
+    CONFIGS,
+    DET,
+    ENGINE_DINO,
+    ENGINE_MASK_RCNN,
+    ENGINE_UPERNET,
+    NORM,
+    adamw,
+    smt,
+)
 
 from fourstage.cli import main
 from fourstage.recipe import difference, resolve
+from fourstage.run import build
 from fourstage.run.import_config import imported_recipe, write_recipe
+from fourstage.run.task_protocol import protocol_of
+
+OWN = ("weight", "bias")
 
 CHECKPOINTS = {
     "checkpoint_every": ("16000it", "8000it")
@@ -68,6 +83,12 @@ def test_a_configuration_of_version_3_gives_its_recipe(
     }
 
 
+def test_the_rule_for_norms_of_dino_is_noted(tmp_path: Path) -> None:
+    imported = imported_recipe(write(tmp_path, ENGINE_DINO))
+    [line] = [one for one in imported.left_out if "norms of the neck" in one]
+    assert "custom_keys.norm.decay_mult = 0.0" in line
+
+
 def test_a_rule_for_norms_by_their_class_reaches_those_of_other_names_too(tmp_path: Path) -> None:
     text = CONFIGS["mask_rcnn_smt_small_coco_1x"]
     by_name = imported_recipe(write(tmp_path, text)).recipe.optimisation
@@ -76,6 +97,40 @@ def test_a_rule_for_norms_by_their_class_reaches_those_of_other_names_too(tmp_pa
     by_class = imported_recipe(write(tmp_path, changed)).recipe.optimisation
     assert (by_name.decayed_norms, by_class.decayed_norms) == (("stem.1", "attn.norm"), ())
     assert by_name.decay_backbone_norms is by_class.decay_backbone_norms is False
+
+
+def decaying(folder: Path, text: str) -> dict[str, bool]:
+    """Return the names of a configuration's parameters, and whether they decay."""
+    recipe = imported_recipe(write(folder, text)).recipe
+    with torch.device("meta"):
+        task = protocol_of(recipe).build_task(tuple(map(str, range(80))))
+    groups = build.optimizer(task, recipe).param_groups
+    return {name: group["weight_decay"] > 0 for group in groups for name in group["names"]}
+
+
+def test_the_key_for_norms_spares_those_of_a_dyhead_and_no_group_norm_of_atss(tmp_path: Path) -> None:
+    neck = "dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=256, start_level=1, num_outs=5, "
+    neck += "add_extra_convs='on_output'), dict(type='DyHead', in_channels=256, out_channels=256, num_blocks=1)"
+    decays = decaying(
+        tmp_path, smt("atss", BOXES, f"model = dict(neck=[{neck}])\n", adamw("0.0001", keys=NORM), ms=False)
+    )
+    assert {name: decays[name] for name in decays if "norm" in name and "backbone" not in name} == {
+        **{f"network.neck.1.blocks.0.{one}.norm.{own}": False for one in ("coarser", "same", "finer") for own in OWN},
+        **{
+            f"network.dense_head.{tower}_tower.{i}.norm.{own}": True
+            for tower in ("class", "box")
+            for i in range(4)
+            for own in OWN
+        },
+    }
+
+
+def test_norms_by_their_class_are_spared_whatever_their_names(tmp_path: Path) -> None:
+    text = smt("mask_rcnn", DET, "", adamw("0.0002", keys=NORM, delete=False), ms=False)
+    decays = decaying(tmp_path, text.replace("custom_keys={'norm': dict(decay_mult=0.)}", "norm_decay_mult=0.0"))
+    assert not decays["network.backbone.stem.1.weight"]
+    assert not decays["network.backbone.stages.0.blocks.0.attn.norm.bias"]
+    assert decays["network.backbone.stem.0.weight"]
 
 
 def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
