@@ -199,7 +199,8 @@ class SparseRCNN(Detector):
         size_B14 = _sizes(batch, batch.images_BCHW.device)
         layers = [Queries(x.logits_BQC, x.boxes_BQ4 / size_B14) for x in self.refine(batch)]
         pairs = self.criterion.match(layers, truths)
-        count = self.mean_over_ranks(layers[0].logits_BQC.new_tensor(float(len(pairs[0])))).clamp(min=1)
+        count = self.mean_over_ranks(layers[0].logits_BQC.new_tensor(float(len(pairs[0]))))
+        count = torch.where(count > 0, count, 1.0)  # as published: a mean below 1 of several processes stays
         return self.criterion.weighed([f"s{i}." for i in range(len(layers))], layers, pairs, count)
 
     def _shares(self, truths: Sequence[GroundTruth], batch: Batch) -> list[GroundTruth]:
