@@ -135,7 +135,7 @@ def test_suppression_happens_within_groups(n: int, groups: int, seed: int) -> No
 
 @pytest.mark.parametrize("tenths", range(1, 10))
 def test_suppression_spares_an_overlap_of_exactly_the_threshold(tenths: int) -> None:
-    """mmcv compares in float32, so that 6 of 10 cells do not exceed 0.6, the threshold of ATSS."""
+    """Mmcv compares in float32, so that 6 of 10 cells do not exceed 0.6, the threshold of ATSS."""
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, tenths]])
     scores, group = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
     assert grouped_nms(boxes, scores, group, tenths / 10).tolist() == [0, 1]
