@@ -63,12 +63,15 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
             for path, module in task.named_modules()
             for name in getattr(module, "no_weight_decay", set)()
         }
+    norms = set(norms_of_backbone(task)) if o.decayed_norms or not o.decay_backbone_norms else set()
+    decayed = {name for name in norms if any(word in name for word in o.decayed_norms)}
     if not o.decay_backbone_norms:
-        own |= {name for name in norms_of_backbone(task) if not any(word in name for word in o.decayed_norms)}
+        own |= norms
 
     def spared(name: str, parameter: nn.Parameter) -> bool:
         plain = not o.decay_norms_and_biases and norm_or_bias(name, parameter)
-        return plain or name in own or any(substring in name for substring in o.no_decay)
+        listed = name in own or any(substring in name for substring in o.no_decay)
+        return plain or (listed and name not in decayed)
 
     names = [name for name, _ in task.named_parameters()]
     for key, words, fits in (

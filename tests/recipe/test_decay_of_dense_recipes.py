@@ -91,6 +91,15 @@ def test_no_norm_of_dino_decays(name: str) -> None:
     assert {parameter for parameter, value in decay.items() if value == 0} == norms
 
 
+def test_decayed_norms_come_before_a_word_of_no_decay_that_is_for_heads() -> None:
+    _, decay = task_and_groups("dino_smt_small_coco_4scale", **{"optimisation.decayed_norms": ("attn.norm", "stem.1")})
+    inside = {name: value for name, value in decay.items() if ".attn.norm." in name or ".stem.1." in name}
+    assert len(inside) == 2 * 16 + 2  # of all modulations, and of the stem
+    assert all(value > 0 for value in inside.values())
+    assert decay["network.backbone.stages.0.blocks.0.norm1.weight"] == 0
+    assert not any(value for name, value in decay.items() if "norm" in name and ".backbone." not in name)
+
+
 def test_a_decayed_norm_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"decayed_norms has 'attn.bn', but no parameter has such a name"):
         task_and_groups("mask_rcnn_smt_small_coco_1x", **{"optimisation.decayed_norms": ("attn.bn",)})
