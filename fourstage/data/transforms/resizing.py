@@ -41,11 +41,14 @@ def resize_image(image_HW3: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_nearest(cells: np.ndarray, size: Size) -> np.ndarray:
-    """(..., H, W) to (..., *size) by OpenCV's rule for nearest neighbours: cell i comes from floor(i * old / new)."""
+    """(..., H, W) to (..., *size) by OpenCV's rule for nearest neighbours: cell i comes from floor(i * old / new).
+
+    OpenCV divides twice, by new / old and 1 by that, and its rounding moves a row or column of one size in twenty.
+    """
     if cells.shape[-2:] == size:
         return cells
     rows, columns = (
-        np.minimum((np.arange(new) * (old / new)).astype(np.int64), old - 1)
+        np.minimum((np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
         for old, new in zip(cells.shape[-2:], size, strict=True)
     )
     if size[0] < cells.shape[-2]:  # the order that copies less

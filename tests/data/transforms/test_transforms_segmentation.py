@@ -184,6 +184,24 @@ def test_labels_enlarged_by_a_whole_factor_are_repeated(height: int, width: int,
     np.testing.assert_array_equal(large, labels.repeat(factor, 0).repeat(factor, 1))
 
 
+@pytest.mark.parametrize(("old", "new"), [(12, 682), (18, 591), (20, 562), (427, 854), (640, 1199), (375, 800)])
+def test_labels_are_resized_as_opencv_does_it(old: int, new: int) -> None:
+    """In the first three, old / new and 1 / (new / old) differ in the last bit, and that moves a row."""
+    cv2, rows = pytest.importorskip("cv2"), np.arange(old, dtype=np.int32)
+    for labels, size in ((rows[:, None].repeat(3, 1), (new, 5)), (rows[None].repeat(3, 0), (5, new))):
+        expected = cv2.resize(labels.astype(np.float32), size[::-1], interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(resize_nearest(labels, size), expected.astype(np.int32))
+
+
+@given(height=st.integers(1, 300), width=st.integers(1, 300), new=st.tuples(st.integers(1, 300), st.integers(1, 300)))
+@settings(max_examples=200, deadline=None)
+def test_labels_of_any_size_are_resized_as_opencv_does_it(height: int, width: int, new: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    labels = np.random.default_rng(height).integers(0, 256, (height, width), dtype=np.uint8)
+    expected = cv2.resize(labels, new[::-1], interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(resize_nearest(labels, new), expected)
+
+
 def test_the_same_key_draws_the_same_and_another_one_another() -> None:
     transform = pickle.loads(pickle.dumps(train_transform((64, 64), mean=MEAN, std=STD, scale=(160, 80))))
 
