@@ -16,6 +16,7 @@ from skimage import data
 from fourstage.data.loader import seed_everything
 from fourstage.data.objects.coco import decode_mask
 from fourstage.data.sample import Objects, Sample, collate
+from fourstage.data.transforms import detection_steps
 from fourstage.data.transforms.detection import POLICIES, CopyPaste, evaluation_transform, pasted, train_transform
 from fourstage.data.transforms.detection_steps import (
     Crop,
@@ -197,6 +198,19 @@ def made_up(height: int, width: int, count: int, seed: int, *, masks: bool = Tru
     return Sample("made up", image_HW3, (height, width), objects=objects)
 
 
+def factors_of_resizes(patch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """Return a list to which each resize adds its factors of width and height."""
+    factors: list[tuple[float, float]] = []
+
+    def spy(sample: Sample, size: tuple[int, int]) -> Sample:
+        height, width = pixels(sample).shape[:2]
+        factors.append((size[1] / width, size[0] / height))
+        return resized(sample, size)
+
+    patch.setattr(detection_steps, "resized", spy)
+    return factors
+
+
 sides, counts, seeds = st.integers(32, 150), st.integers(0, 6), st.integers(0, 2**31)
 
 
@@ -213,7 +227,9 @@ def test_what_every_policy_keeps(policy: Any, masks: bool, height: int, width: i
     assert before.objects is not None
     boxes = before.objects.boxes_N4.clone()
     seed_everything(2, seed)
-    after = transform(before)
+    with pytest.MonkeyPatch.context() as patch:
+        factors = factors_of_resizes(patch)
+        after = transform(before)
     assert np.array_equal(pixels(before), kept)  # the sample that was given is not written on
     assert torch.equal(before.objects.boxes_N4, boxes)
     assert isinstance(after.image, torch.Tensor)
@@ -232,7 +248,10 @@ def test_what_every_policy_keeps(policy: Any, masks: bool, height: int, width: i
         around = tight_boxes(objects.masks_NHW)
         seen = objects.masks_NHW.flatten(1).any(dim=1)
         beyond = (around - objects.boxes_N4) * torch.tensor([-1, -1, 1, 1])  # of a mask from its box
-        assert (beyond[seen] <= 1 + 2 * max(h / height, w / width)).all()
+        most = torch.zeros(2)
+        for factor in factors:  # each takes the nearest cell, and scales what the one before was beyond
+            most = most * torch.tensor(factor) + 1
+        assert (beyond[seen] <= most.repeat(2) + 1e-3).all()
     seed_everything(2, seed)
     again = transform(before)
     assert isinstance(again.image, torch.Tensor)
