@@ -53,7 +53,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the recipe's optimiser over the task's parameters.
 
     Raises:
-        ValueError: `no_decay`, `decayed_norms` or `lr_multipliers` names no parameter.
+        ValueError: `no_decay` or `lr_multipliers` names no parameter.
     """
     o = recipe.optimisation
     own: set[str] = set()
@@ -76,7 +76,6 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
     names = [name for name, _ in task.named_parameters()]
     for key, words, fits in (
         ("no_decay", o.no_decay, str.__contains__),
-        ("decayed_norms", o.decayed_norms, str.__contains__),
         ("lr_multipliers", o.lr_multipliers, str.startswith),
     ):
         for word in words:
