@@ -37,7 +37,6 @@ from fourstage.backbones.mixers.halo import HaloMixer
 from fourstage.backbones.mixers.window import WindowAttention
 from fourstage.backbones.swin import PatchEmbed, PatchMerge
 from fourstage.ops.depthwise_mlp import depthwise_mlp
-from fourstage.ops.gelu import gelu
 from fourstage.ops.matmul import linear
 from fourstage.ops.shapes import ceil_div, known_true
 
@@ -112,7 +111,7 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return gelu(self.norm(linear(self.expand, x_BCHW.movedim(1, -1)).movedim(-1, 1)))
+        return F.gelu(self.norm(linear(self.expand, x_BCHW.movedim(1, -1)).movedim(-1, 1)))
 
 
 @dataclass(frozen=True)
