@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fourstage.ops.eager import may_run_fast
 from fourstage.ops.memory_format import without_view
 
-AXES = 4
+AXES = 4  # of a map
 
 
 def gelu(x_BCHW: Tensor) -> Tensor:

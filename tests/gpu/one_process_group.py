@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from backbones.forms import build
 from tasks.detection.scenes import SOME, batch
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from fourstage.engine.devices import Ranks, leave, sync_batch_norms, wrap
 from fourstage.engine.step import Halt, train_step
@@ -21,12 +20,12 @@ from fourstage.tasks.classification import Classification
 RANKS = Ranks(0, 2)  # of two, so that each call is made; the group adds up one process
 
 
-def main(name: str) -> None:
+def main(name: str, store: str) -> None:
     device = torch.device("cuda", 0) if name.startswith("cuda") else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
     assert RANKS.any(True)  # on the CPU
     assert not RANKS.any(False)
     assert RANKS.sum(torch.ones(3, device=device)).tolist() == [1.0] * 3
@@ -54,4 +53,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -74,9 +74,9 @@ def test_one_process_of_torchrun_trains(tmp_path: Path, device: torch.device) ->
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
-def test_a_group_of_one_process_trains_as_no_group_does(device: torch.device) -> None:
+def test_a_group_of_one_process_trains_as_no_group_does(tmp_path: Path, device: torch.device) -> None:
     program = Path(__file__).with_name("one_process_group.py")
-    assert run([sys.executable, str(program), str(device)]).startswith("trained over")
+    assert run([sys.executable, str(program), str(device), str(tmp_path / "store")]).startswith("trained over")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

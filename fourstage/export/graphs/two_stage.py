@@ -16,7 +16,6 @@ from fourstage.export.graphs.base import Graph, best, round_up, rows
 from fourstage.exported.description import Suppression
 from fourstage.ops.nms_mask import nms_mask
 from fourstage.tasks.detection.box_head import BoxHead
-from fourstage.tasks.detection.boxes import in_float32
 from fourstage.tasks.detection.cascade_mask_rcnn import CascadeMaskRCNN
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.mask_rcnn import MaskRCNN
@@ -79,7 +78,7 @@ class TwoStageGraph(Graph):
             boxes_BN4 = rpn.coder.decode(anchors_N4[place_BN], deltas_BN4, sizes_B2[:, None])
             has_area_BN = (boxes_BN4[..., 2:] > boxes_BN4[..., :2]).all(dim=2)
             scores_BN = scores_BN.masked_fill(~has_area_BN, NOTHING)
-            kept_BN = nms_mask(boxes_BN4, scores_BN, in_float32(how.iou_threshold), NOTHING / 2, how.per_image)
+            kept_BN = nms_mask(boxes_BN4, scores_BN, how.iou_threshold, NOTHING / 2, how.per_image)
             boxes.append(boxes_BN4)
             scores.append(scores_BN.masked_fill(~kept_BN, NOTHING))
         scores_BP, place_BP = best(torch.cat(scores, dim=1), how.per_image)
@@ -107,8 +106,9 @@ class TwoStageGraph(Graph):
         batch, count, classes = scores_BPC.shape
         boxes_BCP4 = boxes_BPK4.transpose(1, 2).expand(-1, classes, -1, -1)
         scores_BCP = scores_BPC.transpose(1, 2)
-        overlap, scores_GP = in_float32(limits.iou_threshold), scores_BCP.flatten(0, 1)
-        kept_GP = nms_mask(boxes_BCP4.flatten(0, 1), scores_GP, overlap, self.lowest, limits.per_image)
+        kept_GP = nms_mask(
+            boxes_BCP4.flatten(0, 1), scores_BCP.flatten(0, 1), limits.iou_threshold, self.lowest, limits.per_image
+        )
         scores_BCP = scores_BCP.masked_fill(~kept_GP.unflatten(0, (batch, classes)), NOTHING)
         scores_BD, place_BD = best(scores_BCP.flatten(1), limits.per_image)
         labels_BD = torch.div(place_BD, count, rounding_mode="floor")

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,14 +109,6 @@ def _center_size(boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
     return box_centers(boxes_N4), boxes_N4[..., 2:] - boxes_N4[..., :2]
 
 
-def in_float32(threshold: float) -> float:
-    """Return a threshold of overlaps as mmcv compares with it.
-
-    torchvision's kernel compares in double precision, where the float32 overlap of 3 / 5 is above 0.6.
-    """
-    return float(np.float32(threshold))
-
-
 def grouped_nms(boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression within each group (class, level).
 
@@ -133,7 +124,6 @@ def grouped_nms(boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, iou_thresh
     """
     if boxes_N4.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes_N4.device)
-    iou_threshold = in_float32(iou_threshold)
     apart_N4 = boxes_N4 + (groups_N.to(boxes_N4) * (boxes_N4.max() + 1))[:, None]
     if boxes_N4.is_cuda and len(boxes_N4) < ONE_NMS:
         return nms(apart_N4, scores_N, iou_threshold)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from fourstage.backbones.layers import Level
+from fourstage.exported import decoding
+from fourstage.ops.nms_mask import nms_mask
 from fourstage.tasks.detection import masks as masks_module
 from fourstage.tasks.detection import matching
 from fourstage.tasks.detection.anchors import AnchorGrid
@@ -138,8 +140,11 @@ def test_suppression_spares_an_overlap_of_exactly_the_threshold(tenths: int) -> 
     """Mmcv compares in float32, so that 6 of 10 cells do not exceed 0.6, the threshold of ATSS."""
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, tenths]])
     scores, group = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
-    assert grouped_nms(boxes, scores, group, tenths / 10).tolist() == [0, 1]
-    assert grouped_nms(boxes, scores, group, tenths / 10 - 1e-6).tolist() == [0]
+    exported = [one.numpy() for one in (boxes, scores, group)]
+    for threshold, kept in ((tenths / 10, [0, 1]), (tenths / 10 - 1e-6, [0])):
+        assert grouped_nms(boxes, scores, group, threshold).tolist() == kept
+        assert nms_mask(boxes[None], scores[None], threshold, 0.0, 9)[0].nonzero().flatten().tolist() == kept
+        assert decoding.grouped_nms(exported[0], exported[1], exported[2], threshold).tolist() == kept
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 6, 4, 3)])
