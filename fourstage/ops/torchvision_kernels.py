@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourstage.ops.eager import may_run_fast
+from fourstage.ops.eager import may_run_fast, must_repeat_itself, runs_eagerly
 
 LIBRARIES = ("_C_stable.so", "_C.so")  # the name of torchvision's library of today, and of older versions
 
@@ -35,12 +35,17 @@ def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
 
 def roi_align(x_BCHW: Tensor, rois_R5: Tensor, size: int, scale: float, samples: int) -> Tensor:
     """Return (R, C, M, M), aligned by half a cell; see `ops/roi_align.py`."""
-    needs_gradient = torch.is_grad_enabled() and x_BCHW.requires_grad  # its formula is in torchvision's Python modules
-    if not needs_gradient and may_run_fast(x_BCHW, rois_R5) and have_kernels():
+    is_here = may_run_fast(x_BCHW, rois_R5) or (must_repeat_itself(x_BCHW.device) and runs_eagerly())
+    if is_here and not needs_gradient(x_BCHW) and have_kernels():
         return torch.ops.torchvision.roi_align(x_BCHW, rois_R5, scale, size, size, samples, True)
     from torchvision.ops import roi_align as plain
 
     return plain(x_BCHW, rois_R5, size, scale, samples, aligned=True)
+
+
+def needs_gradient(x_BCHW: Tensor) -> bool:
+    """Return whether a gradient is recorded: the formula of RoIAlign's is in torchvision's Python modules."""
+    return torch.is_grad_enabled() and x_BCHW.requires_grad
 
 
 @cache
@@ -56,4 +61,4 @@ def have_kernels() -> bool:
             torch.ops.load_library(str(found[0]))
         except OSError:  # of another version of torch: torchvision's import says so
             return False
-    return all(hasattr(torch.ops.torchvision, name) for name in ("nms", "roi_align"))
+    return all(hasattr(torch.ops.torchvision, name) for name in ("nms", "roi_align", "_roi_align_backward"))

@@ -1,14 +1,18 @@
-"""RoIAlign by several threads is torchvision's, bit for bit."""
+"""RoIAlign by several threads is torchvision's, bit for bit; its gradient by products is so up to rounding."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.ops import roi_align as by_torchvision
 
-from fourstage.ops import roi_align
+from fourstage.ops import roi_align, roi_align_gradient
 
 
 @pytest.fixture(params=[2, 3])
@@ -16,6 +20,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     monkeypatch.setattr(roi_align, "WORTH", 0)
+    monkeypatch.setattr(roi_align, "is_quicker", lambda *_: False)
     calls: list[int] = []
     inner = roi_align._in_threads
     monkeypatch.setattr(roi_align, "_in_threads", lambda *args: calls.append(1) or inner(*args))
@@ -67,7 +72,7 @@ def test_threads_are_as_many_as_pytorch_has(threads: int) -> None:
 
 def test_little_is_not_worth_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(roi_align, "_in_threads", None)
+    monkeypatch.setattr(roi_align, "_pool", None)
     roi_align.roi_align(torch.randn(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 7]]), 3, 1.0, 0)
 
 
@@ -78,11 +83,92 @@ def test_the_plain_form_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(roi_align, "WORTH", 0)
-    monkeypatch.setattr(roi_align, "_in_threads", None)
-    given = torch.randn(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 7], [0.0, 2, 0, 4, 8]])
-    program = torch.export.export(Regions(), given)
+    monkeypatch.setattr(roi_align, "_OwnGradient", None)
+    example = torch.randn(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 7], [0.0, 2, 0, 4, 8]])
+    program = torch.export.export(Regions(), example)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["torchvision.roi_align.default"]
-    Regions()(*(x.double() for x in given))
+    Regions()(*(x.double() for x in example))
     monkeypatch.setenv("FOURSTAGE_OPS", "plain")
-    Regions()(*given)
+    Regions()(*example)
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
+    regions=st.integers(0, 9),
+    size=st.integers(1, 8),
+    samples=st.integers(0, 3),
+    seed=st.integers(0, 2**16),
+)
+def test_products_are_the_gradient(
+    sizes: tuple[int, int, int, int], regions: int, size: int, samples: int, seed: int
+) -> None:
+    """Of any box: within the map, across its borders, far outside, or of no area."""
+    torch.manual_seed(seed)
+    images, _, height, width = sizes
+    corners_R2 = torch.randn(regions, 2) * 2 * torch.tensor([width, height]) + 4
+    sides_R2 = (torch.rand(regions, 2) * 24 - 4).clamp(min=0)
+    rois_R5 = torch.cat([torch.randint(images, (regions, 1)), corners_R2, corners_R2 + sides_R2], dim=1)
+    x_BCHW = torch.randn(sizes, requires_grad=True)
+    out_RCMM = by_torchvision(x_BCHW, rois_R5, size, 0.5, samples, aligned=True)
+    grad_RCMM = torch.randn_like(out_RCMM)
+    (wanted,) = torch.autograd.grad(out_RCMM, x_BCHW, grad_RCMM)
+    found = roi_align_gradient.by_products(grad_RCMM, rois_R5, 0.5, samples, sizes)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6 * max(1.0, float(wanted.abs().max())))
+
+
+def test_channels_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rois_R5 = torch.tensor([[0.0, 1, 1, 6, 7], [0, 0, 2, 4, 9]])
+    args = torch.randn(2, 5, 3, 3), rois_R5, 1.0, 0, (2, 5, 9, 8)
+    whole = roi_align_gradient.by_products(*args)
+    monkeypatch.setattr(roi_align_gradient, "VALUES", 2 * 2 * 3 * 8)
+    torch.testing.assert_close(roi_align_gradient.by_products(*args), whole)
+    assert not whole[1].any()
+
+
+@pytest.mark.parametrize(
+    ("regions", "side", "shape", "wanted"),
+    [
+        (256, 40.0, (8, 64, 32, 32), True),  # digit scenes: 10 for 45 ms
+        (100, 300.0, (2, 256, 50, 76), True),  # 54 for 170 ms
+        (512, 60.0, (2, 256, 200, 304), False),  # COCO's finest map: 3,100 for 1,400 ms
+        (1, 1e30, (1, 64, 32, 32), False),  # never as many points as that
+        (4, 0.0, (1, 64, 32, 32), False),
+        (0, 1.0, (1, 64, 32, 32), False),
+    ],
+)
+def test_products_where_they_are_quicker(
+    regions: int, side: float, shape: tuple[int, int, int, int], wanted: bool
+) -> None:
+    rois_R5 = torch.tensor([[0.0, 0.0, 0.0, side, side]]).repeat(regions, 1)
+    scale = 0.25 if shape[3] != 76 else 1 / 16
+    assert roi_align_gradient.is_quicker(rois_R5, 7, scale, 0, shape) is wanted
+
+
+@pytest.mark.parametrize("quicker", [False, True])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_the_gradient_is_by_products_where_that_is_quicker_or_must_repeat_itself(
+    quicker: bool, repeats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Tensor] = []
+    inner = roi_align_gradient.by_products
+    monkeypatch.setattr(roi_align, "by_products", lambda *args: calls.append(args[0]) or inner(*args))
+    monkeypatch.setattr(roi_align, "is_quicker", lambda *_: quicker)
+    monkeypatch.setattr(roi_align, "must_repeat_itself", lambda _: repeats)
+    x_BCHW = torch.randn(1, 2, 8, 8, requires_grad=True)
+    roi_align.roi_align(x_BCHW, torch.tensor([[0.0, 1, 1, 6, 7]]), 3, 1.0, 0).sum().backward()
+    assert len(calls) == (quicker or repeats)
+
+
+def test_training_imports_no_python_module_of_torchvision() -> None:
+    code = """
+import sys, torch
+from fourstage.ops.roi_align import roi_align
+x_BCHW = torch.ones(1, 2, 16, 16, requires_grad=True)
+roi_align(x_BCHW, torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]]), 7, 1.0, 2).sum().backward()
+assert "torchvision" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
