@@ -5,7 +5,7 @@ not import torch: a family is imported when one of its networks is looked up.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -29,6 +29,8 @@ FAMILIES = {
     "official_": "unified",
     "smt_": "smt",
 }
+
+OF_ALL_NETWORKS = ("in_chans", "img_size", "drop_path_rate", "out_indices")  # arguments
 
 Build = TypeVar("Build", bound=Callable[..., "nn.Module"])
 
@@ -167,10 +169,8 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
     Raises:
         ValueError: `build` has no such argument, or one has the wrong type; the message suggests similar names.
     """
-    parameters = inspect.signature(build).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        # a positional argument that a partial has filled in is not among the parameters
-        known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = _arguments(build)
+    if known is not None:
         for argument in arguments:
             if argument not in known:
                 close = get_close_matches(argument, known, n=1)
@@ -180,6 +180,26 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
         return build(**{key: value for key, value in arguments.items() if value is not None})
     except TypeError as error:
         raise ValueError(f"{name} was given an argument of the wrong type ({error}); correct its value") from error
+
+
+def arguments_of(name: str, *, dense: bool) -> Collection[str] | None:
+    """Return the names of a network's arguments; None: it is not known here, or takes any."""
+    if name.startswith("timm/"):
+        return OF_ALL_NETWORKS
+    try:
+        entry = find(name)
+    except ValueError:
+        return None
+    return _arguments(entry.dense if dense else entry.classifier)
+
+
+def _arguments(build: "Callable[..., nn.Module]") -> list[str] | None:
+    """Return the names that a call takes; None: any."""
+    parameters = inspect.signature(build).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    # a positional argument that a partial has filled in is not among the parameters
+    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _import_family(name: str) -> None:

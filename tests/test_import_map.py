@@ -48,7 +48,7 @@ ROOMS = {  # room -> the rooms that it may import from, beside the leaves
     "build": {"registry", "weights", "progress"},
     "api": {"build", "timm_backbone", "registry", "backbones", "weights", "tasks", "data"},
     "engine": {"progress"},
-    "recipe": set(),
+    "recipe": {"registry"},
     "recipes": {"recipe"},
     "analysis": {"api", "backbones", "data", "ops", "registry", "tasks", "weights"},
     "timm": {"api", "registry"},

@@ -435,7 +435,8 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int) -> tuple[int, .
     kept = sorted(i + count if i < 0 else i for i in out_indices)
     if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= count:
         raise ValueError(
-            f"out_indices {tuple(out_indices)} must name different maps out of 0 to {count - 1}, at least one"
+            f"out_indices {tuple(out_indices)} must name different maps out of 0 to {count - 1}, at least one; "
+            f"out_indices={list(range(count))} are all"
         )
     return tuple(kept)
 

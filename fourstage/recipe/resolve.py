@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from fourstage.documents import YAML_BYTES, in_file, parse_yaml
 from fourstage.files import read_text, real_path
+from fourstage.recipe.other_network import for_other_network
 from fourstage.recipe.schema import TASKS, Recipe
 from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
 from fourstage.user_files import files_to_run
@@ -178,6 +179,7 @@ def _changed(
     changed = _deep_copy(written)
     for key, value in wanted.items():
         _put(changed, key.split("."), value)
+    changed = for_other_network(written, changed, wanted)
     with in_file(source):
         _follow_batch_size(plain, changed, wanted)
     recipe = _validated({**changed, "name": name})
@@ -222,7 +224,9 @@ def _written(source: str) -> tuple[dict[str, Any], str]:
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
         values = _with_files(read_yaml(read_text(path, YAML_BYTES), source), path.parent)
-        return _inherit(values, source, ()), str(values.get("name", path.stem))
+        inherited = _inherit({"base": values.get("base")}, source, ())
+        whole = for_other_network(inherited, _inherit(values, source, ()), flatten(values))
+        return whole, str(values.get("name", path.stem))
     return _inherit(_named(source), source, (source,)), source
 
 

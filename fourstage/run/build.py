@@ -1,7 +1,7 @@
 """Build from a recipe what is the same for every task: optimiser, schedule, precision."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -50,11 +50,7 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return the recipe's optimiser over the task's parameters.
-
-    Raises:
-        ValueError: `no_decay` or `lr_multipliers` names no parameter.
-    """
+    """Return the recipe's optimiser over the task's parameters."""
     o = recipe.optimisation
     own: set[str] = set()
     if not o.decay_norms_and_biases:
@@ -73,16 +69,6 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
         listed = name in own or any(substring in name for substring in o.no_decay)
         return plain or (listed and name not in decayed)
 
-    names = [name for name, _ in task.named_parameters()]
-    for key, words, fits in (
-        ("no_decay", o.no_decay, str.__contains__),
-        ("lr_multipliers", o.lr_multipliers, str.startswith),
-    ):
-        for word in words:
-            if not any(fits(name, word) for name in names):
-                close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; the first parameter is {names[0]}"
-                raise ValueError(f"optimisation.{key} has {word!r}, but no parameter has such a name{hint}")
     groups = param_groups(
         task.named_parameters(),
         weight_decay=o.weight_decay,
@@ -91,6 +77,31 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
         layer_scales=decayed_rates(layers_of(task, o.layer_groups), o.layer_decay) if o.layer_decay < 1 else None,
     )
     return build_optimizer(groups, name=o.optimizer, lr=o.lr, betas=o.betas, eps=o.eps, momentum=o.momentum)
+
+
+def unmatched_names(task: nn.Module, recipe: Recipe, given: Collection[str]) -> list[str]:
+    """Return a note for each word of `no_decay` and `lr_multipliers` that names no parameter of this network.
+
+    Args:
+        given: dotted keys that the user set, whose words have to name one.
+
+    Raises:
+        ValueError: they name none.
+    """
+    o = recipe.optimisation
+    names = [name for name, _ in task.named_parameters()]
+    notes = []
+    for key, words, fits in (
+        ("no_decay", o.no_decay, str.__contains__),
+        ("lr_multipliers", o.lr_multipliers, str.startswith),
+    ):
+        unmatched = [word for word in words if not any(fits(name, word) for name in names)]
+        for word in unmatched if any(one.startswith(f"optimisation.{key}") for one in given) else ():
+            close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; the first parameter is {names[0]}"
+            raise ValueError(f"optimisation.{key} has {word!r}, but no parameter has such a name{hint}")
+        notes += [f"{key}: this network has no parameter {word}" for word in unmatched]
+    return notes
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:

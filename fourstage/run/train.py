@@ -347,6 +347,7 @@ def _prepare(
     metadata = protocol.dataset_metadata(opened.train)
     task = protocol.build_task(opened.train.classes, metadata)
     build.prepare(task, recipe, ranks, device)
+    notes += build.unmatched_names(task, recipe, resolved.given)
     build.optimizer(task, recipe)
     if recipe.weights is not None and start.from_weights:
         notes.append(protocol.load_initial_weights(task, recipe.weights))

@@ -68,6 +68,7 @@ def test_every_dense_recipe_builds(name: str) -> None:
     assert recipe.backbone in [*list_models(), "visformer_digits"]
     with torch.device("meta"):
         task = protocol_of(recipe).build_task(tuple(map(str, range(recipe.num_classes or 11))))
+    assert not build.unmatched_names(task, recipe, ())
     optimizer = build.optimizer(task, recipe)
     frozen = {name for name, p in task.named_parameters() if not p.requires_grad}
     assert all(name.startswith("network.backbone.norms.0.") for name in frozen)  # RetinaNet and ATSS begin at stride 8
