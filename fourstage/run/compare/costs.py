@@ -1,6 +1,6 @@
 """What the networks of arms cost, and widths with which they cost the same."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
@@ -12,6 +12,7 @@ from fourstage.bench.count import count_module
 from fourstage.bench.count_tasks import count_network
 from fourstage.data.sample import Dataset
 from fourstage.recipe import Classification, Detection, Recipe, Segmentation, resolve
+from fourstage.run.build import unmatched_names
 from fourstage.run.compare.grid import Arm, Grid
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import protocol_of
@@ -36,21 +37,22 @@ def costs_of(grid: Grid) -> dict[str, Cost]:
     """Return the cost of each arm's network by the arm's name. Builds them on the meta device.
 
     Raises:
-        ValueError: a network cannot be built.
+        ValueError: a network cannot be built, or lacks what the user names in it.
     """
     datasets: dict[str | None, Dataset] = {}
-    return {arm.name: _cost(arm.recipe, datasets) for arm in grid.arms}
+    return {arm.name: _cost(arm.recipe, datasets, arm.given) for arm in grid.arms}
 
 
-def _cost(recipe: Recipe, datasets: dict[str | None, Dataset]) -> Cost:
+def _cost(recipe: Recipe, datasets: dict[str | None, Dataset], given: Collection[str] = ()) -> Cost:
     import_files(recipe.imports)
     protocol = protocol_of(recipe)
     if recipe.data not in datasets:
         datasets[recipe.data] = open_split(protocol, "train", show=True)
     data = datasets[recipe.data]
     with torch.device("meta"):
-        network = protocol.build_task(data.classes, protocol.dataset_metadata(data)).network
-    return counted(network, image_size(recipe))
+        task = protocol.build_task(data.classes, protocol.dataset_metadata(data))
+    unmatched_names(task, recipe, given)
+    return counted(task.network, image_size(recipe))
 
 
 def image_size(recipe: Recipe) -> tuple[int, int]:

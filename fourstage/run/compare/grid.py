@@ -27,6 +27,7 @@ class Arm:
         source: the recipe by name or file.
         changes: KEY=VALUE, all but the seed.
         recipe: the resolved recipe, with the seed of the source.
+        given: dotted keys that the user set.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arm:
     source: str
     changes: tuple[str, ...]
     recipe: Recipe
+    given: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,18 @@ def plan(
     for source in sources:
         for choice in product(*([(key, value) for value in chosen] for key, chosen in axes)):
             own = list[str]()
+            others = [f"{key}={value}" for key, value in choice if key != "mixer"]
             for key, value in choice:
-                more, note = _mixer(source, value) if key == "mixer" else ([f"{key}={value}"], "")
+                more, note = _mixer(source, value, [*changes, *others]) if key == "mixer" else ([f"{key}={value}"], "")
                 own += more
                 notes |= {note: None} if note else {}
             fixed = [] if _sets("evaluate_every", [*changes, *own]) else ["evaluate_every=null"]
-            recipe = resolve(source, [*fixed, *changes, *own], values, files).recipe
+            resolved = resolve(source, [*fixed, *changes, *own], values, files)
+            recipe = resolved.recipe
             own_name = [recipe.name] if len(sources) > 1 or not choice else []
             name = ", ".join([*own_name, *([arm_name(choice)] if choice else [])])
-            arms.append(Arm(name, folder_name(name), source, (*fixed, *changes, *own, *_data(values)), recipe))
+            words = (*fixed, *changes, *own, *_data(values))
+            arms.append(Arm(name, folder_name(name), source, words, recipe, resolved.given))
     _check_arms(arms)
     return Grid(tuple(arms), tuple(range(seeds)), real_path(out), files, tuple(notes))
 
@@ -157,13 +162,18 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"{out} holds files that do not belong to a comparison; choose another --out")
 
 
-def _mixer(source: str, value: str) -> tuple[list[str], str]:
-    """Return the changes that put a mixer in, and a note where another network than the recipe's has to take it."""
+def _mixer(source: str, value: str, changes: Sequence[str]) -> tuple[list[str], str]:
+    """Return the changes that put a mixer in, and a note where another network than the recipe's has to take it.
+
+    Args:
+        changes: KEY=VALUE that the user gives beside it; the network that they name stays.
+    """
     recipe = resolve(source).recipe
     key = "model" if isinstance(recipe, Classification) else "backbone"
-    network = str(getattr(recipe, key))
+    typed = [change.partition("=")[2] for change in changes if change.startswith(f"{key}=")]
+    network = typed[-1] if typed else str(getattr(recipe, key))
     change = f"{key}_args.mixer={value}"
-    if network.startswith(WITH_MIXERS):
+    if typed or network.startswith(WITH_MIXERS):
         return [change], ""
     note = f"{network} has no token mixer to replace, so every arm trains {PICO} with its own; {key}= names another"
     return [f"{key}={PICO}", change], note

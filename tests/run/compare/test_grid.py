@@ -38,6 +38,22 @@ def test_a_network_with_mixers_keeps_its_name(tmp_path: Path) -> None:
     assert not detection.notes
 
 
+@pytest.mark.parametrize("vary", [[], ["model=unified_pvt_micro"]])
+def test_the_network_that_a_user_names_takes_the_mixers(vary: list[str], tmp_path: Path) -> None:
+    axes = ["mixer=swin,halo", *vary]
+    grid = plan([RECIPE], axes, 1, tmp_path / "out", changes=[] if vary else ["model=unified_pvt_micro"])
+    assert [getattr(arm.recipe, "model", None) for arm in grid.arms] == ["unified_pvt_micro"] * 2
+    assert not grid.notes
+    with pytest.raises(ValueError, match="smt_tiny has no argument mixer"):
+        costs_of(plan([RECIPE], ["mixer=swin,halo"], 1, tmp_path / "out", changes=["model=smt_tiny", "data=digits"]))
+
+
+def test_words_that_a_later_arm_lacks_are_reported_before_the_first_is_trained(tmp_path: Path) -> None:
+    vary, changes = ["model=swin_tiny,smt_tiny"], ["data=digits", "image_size=64", "no_decay=[attn.table]"]
+    with pytest.raises(ValueError, match=r"no_decay has 'attn\.table', but no parameter has such a name"):
+        plan_comparison([RECIPE], vary, 1, tmp_path / "out", changes=changes)
+
+
 def test_recipes_and_lists_as_values(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("base: digits_visformer\nema: null\n")
     grid = plan([RECIPE, str(tmp_path / "other.yaml")], [], 1, tmp_path / "out")
