@@ -182,6 +182,14 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
         raise ValueError(f"{name} was given an argument of the wrong type ({error}); correct its value") from error
 
 
+def name_of_network(name: str) -> str:
+    """Return the first name of a network that has several; a name that is not known here stays as it is."""
+    try:
+        return find(name).name
+    except ValueError:
+        return name
+
+
 def arguments_of(name: str, *, dense: bool) -> Collection[str] | None:
     """Return the names of a network's arguments; None: it is not known here, or takes any."""
     if name.startswith("timm/"):

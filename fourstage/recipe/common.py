@@ -111,8 +111,8 @@ class Optimisation(Section):
     decay_backbone_norms: bool = True
     """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
     decayed_norms: tuple[str, ...] = ()
-    """Substrings of names of backbone norms to which it applies whatever decay_backbone_norms and no_decay say. What
-    another backbone lacks is ignored."""
+    """Substrings of names of backbone norms to which it applies whatever decay_backbone_norms and no_decay say. A
+    run lists those of its recipe that another backbone lacks."""
     no_decay: tuple[str, ...] = ()
     """Substrings of names of further parameters without weight decay."""
     lr_multipliers: dict[str, Factor] = {}

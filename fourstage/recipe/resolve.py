@@ -131,10 +131,8 @@ def resolve(
         ValueError: an unknown name, key or value; suggests the closest correct one.
         FileNotFoundError: there is no file `source`, which ends in .yaml.
     """
-    written, name = _written(str(source))
-    if is_of_run(Path(source)):
-        return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=Path(source).parent)
-    return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=None)
+    of_run = Path(source).parent if is_of_run(Path(source)) else None
+    return _changed(_written(str(source)), source, changes, values or {}, tuple(imports), of_run)
 
 
 def resolve_run(
@@ -145,8 +143,7 @@ def resolve_run(
 ) -> Resolved:
     """Return the recipe of a run folder; arguments and errors as those of `resolve`."""
     source = folder / RUN_RECIPE
-    written, name = _written(str(source))
-    return _changed(written, name, source, changes, values or {}, tuple(imports), of_run=folder)
+    return _changed(_written(str(source)), source, changes, values or {}, tuple(imports), folder)
 
 
 def is_of_run(path: Path) -> bool:
@@ -154,9 +151,18 @@ def is_of_run(path: Path) -> bool:
     return path.name == RUN_RECIPE and any((path.parent / name).exists() for name in RUN_FILES)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A recipe as it is written."""
+
+    name: str
+    values: dict[str, Any]  # on top of those of its bases
+    inherited: dict[str, Any]  # those of the bases of a user's own file; of a recipe of the package, all
+    own: frozenset[str] = frozenset()  # dotted keys that a user's own file has itself
+
+
 def _changed(
-    written: dict[str, Any],
-    name: str,
+    written: _Written,
     source: str | Path,
     changes: Iterable[str],
     values: Mapping[str, Any],
@@ -164,7 +170,7 @@ def _changed(
     of_run: Path | None,
 ) -> Resolved:
     """Return a recipe with changes; see `resolve`. `of_run` is the run folder that the recipe is from."""
-    plain = _validated({**written, "name": name})
+    plain = _validated({**written.values, "name": written.name})
     wanted = _parse_changes(changes, type(plain))
     twice = sorted(wanted.keys() & values.keys())
     if "name" in wanted:
@@ -176,14 +182,16 @@ def _changed(
         wanted["imports"] = files_to_run(plain.imports, imports, str(of_run))
     elif imports:
         wanted["imports"] = [*wanted.get("imports", plain.imports), *(str(real_path(file)) for file in imports)]
-    changed = _deep_copy(written)
+    files = _files(wanted.get("imports", plain.imports))
+    before = for_other_network(written.inherited, written.values, written.own, files)
+    changed = _deep_copy(before)
     for key, value in wanted.items():
         _put(changed, key.split("."), value)
-    changed = for_other_network(written, changed, wanted)
+    changed = for_other_network(before, changed, wanted, files)
     with in_file(source):
         _follow_batch_size(plain, changed, wanted)
-    recipe = _validated({**changed, "name": name})
-    own = frozenset() if of_run is not None else _own_keys(str(source))
+    recipe = _validated({**changed, "name": written.name})
+    own = frozenset() if of_run is not None else written.own
     return Resolved(recipe, str(source), difference(plain, recipe), frozenset(wanted) | own)
 
 
@@ -217,24 +225,21 @@ def flatten(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return out
 
 
-def _written(source: str) -> tuple[dict[str, Any], str]:
-    """Return the values of a recipe on top of those of its bases, and its name."""
-    if source.endswith((".yaml", ".yml")):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
-        values = _with_files(read_yaml(read_text(path, YAML_BYTES), source), path.parent)
-        inherited = _inherit({"base": values.get("base")}, source, ())
-        whole = for_other_network(inherited, _inherit(values, source, ()), flatten(values))
-        return whole, str(values.get("name", path.stem))
-    return _inherit(_named(source), source, (source,)), source
-
-
-def _own_keys(source: str) -> frozenset[str]:
-    """Return the dotted keys that a user's own file has itself, without those of its base."""
+def _written(source: str) -> _Written:
     if not source.endswith((".yaml", ".yml")):
-        return frozenset()
-    return frozenset(flatten(read_yaml(read_text(Path(source), YAML_BYTES), source)))
+        values = _inherit(_named(source), source, (source,))
+        return _Written(source, values, values)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe file {source}; `fourstage recipes` lists the named ones")
+    values = _with_files(read_yaml(read_text(path, YAML_BYTES), source), path.parent)
+    whole, inherited = (_inherit(one, source, ()) for one in (values, {"base": values.get("base")}))
+    return _Written(str(values.get("name", path.stem)), whole, inherited, frozenset(flatten(values)))
+
+
+def _files(imports: object) -> list[str]:
+    """Return the files of `imports` as typed: validation reports later what is wrong with them."""
+    return [str(file) for file in imports] if isinstance(imports, list | tuple) else []
 
 
 def _named(name: str) -> dict[str, Any]:

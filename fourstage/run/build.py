@@ -80,7 +80,7 @@ def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def unmatched_names(task: nn.Module, recipe: Recipe, given: Collection[str]) -> list[str]:
-    """Return a note for each word of `no_decay` and `lr_multipliers` that names no parameter of this network.
+    """Return a note for each word of the optimiser's settings that names no parameter of this network.
 
     Args:
         given: dotted keys that the user set, whose words have to name one.
@@ -89,18 +89,21 @@ def unmatched_names(task: nn.Module, recipe: Recipe, given: Collection[str]) -> 
         ValueError: they name none.
     """
     o = recipe.optimisation
-    names = [name for name, _ in task.named_parameters()]
+    parameters = [name for name, _ in task.named_parameters()]
+    norms = norms_of_backbone(task) if o.decayed_norms else []
     notes = []
-    for key, words, fits in (
-        ("no_decay", o.no_decay, str.__contains__),
-        ("lr_multipliers", o.lr_multipliers, str.startswith),
+    for key, words, fits, names, what in (
+        ("no_decay", o.no_decay, str.__contains__, parameters, "parameter"),
+        ("lr_multipliers", o.lr_multipliers, str.startswith, parameters, "parameter"),
+        ("decayed_norms", o.decayed_norms, str.__contains__, norms, "backbone norm"),
     ):
         unmatched = [word for word in words if not any(fits(name, word) for name in names)]
         for word in unmatched if any(one.startswith(f"optimisation.{key}") for one in given) else ():
             close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; the first parameter is {names[0]}"
-            raise ValueError(f"optimisation.{key} has {word!r}, but no parameter has such a name{hint}")
-        notes += [f"{key}: this network has no parameter {word}" for word in unmatched]
+            first = f"; the first {what} is {names[0]}" if names else "; leave it out"
+            hint = f"; did you mean {close[0]}?" if close else first
+            raise ValueError(f"optimisation.{key} has {word!r}, but no {what} has such a name{hint}")
+        notes += [f"{key}: this network has no {what} {word}" for word in unmatched]
     return notes
 
 
