@@ -13,7 +13,7 @@ from fourstage.recipe import Resolved, list_recipes, resolve
 from fourstage.run import build
 from fourstage.run.task_protocol import protocol_of
 
-OTHERS = ["smt_tiny", "scalable_vit_small", "unified_dcn_v3_micro", "unified_swin_micro", "swin_tiny", "visformer_tiny"]
+OTHERS = ["smt_tiny", "unified_swin_micro", "visformer_tiny"]
 
 
 def built(resolved: Resolved) -> nn.Module:
@@ -23,13 +23,13 @@ def built(resolved: Resolved) -> nn.Module:
 
 
 def one_of_each_kind() -> list[str]:
-    """Return the first recipe of each method, family and data."""
+    """Return the first recipe of each method, family and list of what does not decay."""
     kinds: dict[tuple[Any, ...], str] = {}
     for name in list_recipes():
         recipe: Any = resolve(name).recipe
         method = getattr(recipe, "method", None)
         network = recipe.model if method is None else recipe.backbone
-        kinds.setdefault((method, network.rpartition("_")[0], recipe.data, str(recipe.optimisation.no_decay)), name)
+        kinds.setdefault((method, network.split("_")[0], recipe.optimisation.no_decay), name)
     return list(kinds.values())
 
 
