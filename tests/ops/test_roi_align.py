@@ -172,3 +172,12 @@ assert "torchvision" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    """Kernels have none: it would be lost."""
+    x_BCHW = torch.randn(1, 2, 8, 8, requires_grad=True)
+    out_RCMM = roi_align.roi_align(x_BCHW, torch.tensor([[0.0, 1, 1, 6, 7]]), 3, 1.0, 0)
+    (grad_BCHW,) = torch.autograd.grad(out_RCMM.square().sum(), x_BCHW, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_BCHW.sum().backward()

@@ -68,3 +68,13 @@ print(float(x_BCHW.grad.sum()))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(2 * 7 * 7, rel=1e-4)  # the weights of each of the cells add up to one
+
+
+def test_regions_are_cut_by_the_kernel_where_the_device_must_repeat_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function of torchvision has another form there; float64 stands for a GPU, where no fast path runs."""
+    monkeypatch.setattr("torchvision.ops.roi_align", None)
+    x_BCHW, rois_R5 = torch.randn(1, 2, 16, 16).double(), torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]]).double()
+    with pytest.raises(TypeError, match="not callable"):
+        torchvision_kernels.roi_align(x_BCHW, rois_R5, 7, 1.0, 2)
+    monkeypatch.setattr(torchvision_kernels, "must_repeat_itself", lambda _: True)
+    assert torchvision_kernels.roi_align(x_BCHW, rois_R5, 7, 1.0, 2).shape == (1, 2, 7, 7)
