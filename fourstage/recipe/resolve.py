@@ -438,6 +438,8 @@ def _sentence(error: ValidationError, schema: type[BaseModel]) -> str:
         text = f"{key} must be written {example}; got {given!r}"
     elif first["loc"] and isinstance(first["loc"][-1], int):
         text = f"{key.rpartition('.')[0]}, entry {first['loc'][-1] + 1}: {first['msg'].lower()}; got {given!r}"
+    elif error_type == "string_type":
+        text = f"{key} must be one name or path; got {given!r}; write {key}=..., with one value"
     elif error_type == "missing":
         text = f"the recipe has no {key}; add {key}=..., or a base that has it"
     elif error_type == "value_error":

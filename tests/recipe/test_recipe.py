@@ -152,3 +152,9 @@ def test_difference_is_empty_only_for_equals() -> None:
     a, b = resolve("digits_visformer").recipe, resolve("digits_visformer", ["seed=7"]).recipe
     assert difference(a, a) == {}
     assert difference(a, b) == {"seed": (0, 7)}
+
+
+@pytest.mark.parametrize("value", ["null", "[swin_tiny, smt_tiny]", "3"])
+def test_a_network_is_one_name(value: str) -> None:
+    with pytest.raises(ValueError, match=r"backbone must be one name or path; got .+; write backbone=\.\.\., with one"):
+        resolve("mask_rcnn_swin_tiny_coco_1x", [f"backbone={value}"])
