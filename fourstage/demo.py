@@ -1,4 +1,4 @@
-"""`fourstage demo`: a page in the browser on which one drops an image and sees a network's predictions.
+"""`fourstage demo`: a page in the browser that shows a network's predictions for the images that are dropped on it.
 
 The page is served to this machine alone. It loads nothing from other servers, and reports nothing to them.
 """
