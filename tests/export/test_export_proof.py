@@ -220,7 +220,7 @@ def test_labels_are_of_segmentors() -> None:
 
 
 def test_sides_that_no_detector_reads_are_refused() -> None:
-    with pytest.raises(ValueError, match="a width of 100 pixels is no multiple of 32"):
+    with pytest.raises(ValueError, match="a width of 100 pixels is not a multiple of 32"):
         trace(graph_of(built("retinanet")), (96, 100))
 
 
