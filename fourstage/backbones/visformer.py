@@ -98,7 +98,7 @@ def patch_embed(before: int, width: int, patch: int, *, norm: bool) -> nn.Sequen
 
 
 class Attention(nn.Module):
-    """Every cell looks at every cell. (B, C, H, W) to the same.
+    """Every cell attends to every cell. (B, C, H, W) to the same.
 
     Args:
         head_dim: d.

@@ -1,4 +1,4 @@
-"""How far a mixer looks: the cells whose input moves one output cell. B images, H x W cells, C channels."""
+"""The reach of a mixer: the cells whose input influences one output cell. B images, H x W cells, C channels."""
 
 from collections.abc import Sequence
 

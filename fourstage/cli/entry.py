@@ -136,7 +136,7 @@ def _without_torch(error: Exception) -> str:
         return ""
     from fourstage.extras import install
 
-    return f"torch is missing, and only predictions from .onnx and .xml files do without it; type: {install()}"
+    return f"torch is missing, and only predictions from .onnx and .xml files work without it; type: {install()}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -183,7 +183,7 @@ def _check_empty_words(args: argparse.Namespace) -> None:
         value = getattr(args, field, None)
         if value == "" or (isinstance(value, list) and "" in value):
             option = f"--{field}" if field in ("out", "data", "weights") else f"one of the {field}"
-            raise ValueError(f"{option} is empty, as of a shell variable that is not set; give a path or a name")
+            raise ValueError(f"{option} is empty, perhaps because a shell variable is not set; give a path or a name")
 
 
 def _mute() -> None:

@@ -106,4 +106,4 @@ def _print_verified(found: "Verified") -> None:
             rows.append([metric.name, f"{metric.value:.2f}", interval, published, metric.verdict])
         print_table(["metric", "measured", "95 % interval", "published", "verdict"], rows)
         print(wrapped("\n".join(found.notes)))
-    print("nothing disagrees" if found.agrees else "this is not what its source publishes, see what disagrees above")
+    print("nothing disagrees" if found.agrees else "it differs from what its source publishes: see the lines above")

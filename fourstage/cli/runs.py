@@ -36,7 +36,7 @@ def add_recipes(verbs: Verbs, help: str) -> None:
 def _run_recipes(args: argparse.Namespace) -> int:
     if args.keys is not None:
         if args.pattern is not None:
-            raise ValueError(f"--keys takes no pattern of recipes, and {args.pattern!r} came; leave one of the two out")
+            raise ValueError(f"--keys takes no pattern of recipes; got {args.pattern!r}; leave one of the two out")
         return _print_keys(args.keys)
     from fourstage.recipe import list_recipes, resolve
 
