@@ -72,7 +72,7 @@ def test_a_file_that_its_runtime_cannot_run_fails_its_proof(
         monkeypatch.setattr(onnx_file, "write_onnx", lambda model, path, description: path.write_bytes(b"no model"))
     path = tmp_path / "x.onnx"
     stopped = export(built("semantic_fpn"), path, size=(64, 96)).proof.failure
-    reason = "cannot compute an input of 1 x 3 x 64 x 96 (k is larger" if opens else "is no ONNX file"
+    reason = "cannot compute an input of 1 x 3 x 64 x 96 (k is larger" if opens else "is not an ONNX file"
     assert stopped.startswith(f"{path} {reason}")
     assert not [*tmp_path.iterdir()]
 

@@ -463,12 +463,12 @@ def test_xml_beside_the_images(tmp_path: Path, picture: Picture) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("<annotation>", "no annotation of Pascal VOC"),
+        ("<annotation>", "not an annotation of Pascal VOC"),
         (voc_text(0, head='<!DOCTYPE a [<!ENTITY b "cc">]>'), "a document type or entities"),
         (voc_text(0, head='<!DOCTYPE a SYSTEM "file:///etc/passwd">').encode("utf-16"), "a document type or entities"),
         ("<annotation><object><name>cat</name></object></annotation>", "needs <name> and <bndbox>"),
         (voc_text(0).replace("<xmin>9</xmin>", ""), "it must be xmin, ymin, xmax, ymax"),
-        (b"\xff\xfe\x00", "no annotation of Pascal VOC"),
+        (b"\xff\xfe\x00", "not an annotation of Pascal VOC"),
     ],
 )
 def test_xml_that_is_not_vocs_is_told(text: str | bytes, sentence: str, tmp_path: Path) -> None:
