@@ -76,7 +76,9 @@ def create_model(
         OSError: no such file, or weights that could not be fetched; says how to give them by hand.
     """
     if out_indices is not None and not features_only:
-        raise ValueError(f"out_indices chooses maps; create_model({model_name!r}, features_only=True) gives maps")
+        raise ValueError(
+            "out_indices selects feature maps, which features_only=True returns; add it, or leave out_indices out"
+        )
     start = starting_point(model_name, pretrained, checkpoint_path, "create_model")
     model = build_network(start, start.entry.classifier, arguments)
     if features_only:

@@ -1,6 +1,6 @@
-"""`fourstage demo`: a page in the browser on which one drops an image and sees a network's predictions.
+"""`fourstage demo`: a page in the browser that shows a network's predictions for the images that are dropped on it.
 
-The page is served to this machine alone. It loads nothing from other servers, and reports nothing to them.
+The page is served to this machine alone. It loads nothing from other servers, and sends nothing to them.
 """
 
 import os
@@ -168,11 +168,11 @@ def rows_of(result: Result) -> Rows:
 def check_address(host: str, port: int) -> None:
     """Raise ValueError or OSError where no page can be served at an address."""
     if not 1 <= port <= 65535:
-        raise ValueError(f"--port {port} is no port; give a number from 1 to 65535, such as {PORT}")
+        raise ValueError(f"--port {port} is not a port; give a number from 1 to 65535, such as {PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
-        raise ValueError(f"--host {host} is no address of this machine; leave it out, or give 0.0.0.0") from None
+        raise ValueError(f"--host {host} is not an address of this machine; leave it out, or give 0.0.0.0") from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

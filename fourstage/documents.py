@@ -115,7 +115,7 @@ def _check_events(text: str, where: str | Path, most_values: int) -> None:
         match event:
             case yaml.AliasEvent():
                 if event.anchor not in sizes:  # unknown, or around its own alias
-                    raise ValueError(f"{where}: the alias *{event.anchor} stands for itself or for nothing; correct it")
+                    raise ValueError(f"{where}: the alias *{event.anchor} refers to itself or to nothing; correct it")
                 values += sizes[event.anchor]
             case yaml.CollectionStartEvent():
                 unfinished.append((event.anchor, values))

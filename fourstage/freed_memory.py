@@ -1,7 +1,7 @@
 """The memory of freed tensors on a CPU under Linux.
 
 glibc gives freed memory back to the system: blocks above a threshold at once (at first 128 KiB, later up to 32 MiB),
-and what lies free at the end of its heap above twice that. The next tensors get new pages, which may cost more time
+and the free end of its heap where it is above twice that. The next tensors get new pages, which may cost more time
 than what is computed in them: a ninth of a training step of Swin-T at 8 images of 224 pixels, a seventh of a pass over
 an image of detection.
 """

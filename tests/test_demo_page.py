@@ -102,9 +102,9 @@ def test_a_port_in_use_and_impossible_addresses_are_sentences(
         assert main(["demo", "runs/missing", "--port", str(port)]) == 2
         assert f"127.0.0.1:{port} cannot be used (address already in use)" in capsys.readouterr().err
     assert main(["demo", "runs/missing", "--port", "0"]) == 2
-    assert "--port 0 is no port" in capsys.readouterr().err
+    assert "--port 0 is not a port" in capsys.readouterr().err
     assert main(["demo", "runs/missing", "--host", "no.such.host.invalid"]) == 2
-    assert "--host no.such.host.invalid is no address" in capsys.readouterr().err
+    assert "--host no.such.host.invalid is not an address" in capsys.readouterr().err
     assert main(["demo", "runs/missing", "--port", str(free_port())]) == 2
     assert "runs/missing" in capsys.readouterr().err  # the address is free, and the run does not exist
 

@@ -17,8 +17,8 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 YAML = {
     "laughs": (LAUGHS, "describes more than 100,000 values"),
     "merges": (MERGES, "describes more than 100,000 values"),
-    "itself": ("a: &a [1, *a]", "stands for itself"),
-    "unknown": ("a: *b", "stands for itself or for nothing"),
+    "itself": ("a: &a [1, *a]", "refers to itself"),
+    "unknown": ("a: *b", "refers to itself or to nothing"),
     "deep": ("[" * 5000, "nested too deeply"),
     "deep blocks": ("".join(f"{' ' * i}a:\n" for i in range(500)), "nested too deeply"),
     "values": ("- 1\n" * 150_000, "describes more than 100,000 values"),

@@ -54,7 +54,7 @@ def test_flexible_networks_stay_as_they_are() -> None:
 def test_maps_of_one_stride_are_no_pyramid(method: str) -> None:
     with torch.device("meta"):
         backbone = fourstage.create_backbone(VIT)
-        with pytest.raises(ValueError, match=r"maps of strides 16, 16, 16 are no pyramid, .*out_indices"):
+        with pytest.raises(ValueError, match=r"maps of strides 16, 16, 16 are not a pyramid, .*out_indices"):
             fourstage.create_detector(method, backbone, 3)
 
 

@@ -152,5 +152,5 @@ def test_files_that_have_run_in_this_process_count(run_recipe: Path, tmp_path: P
 def test_a_matcher_takes_the_anchors_of_each_level() -> None:
     import torch
 
-    with pytest.raises(ValueError, match=r"one tensor of shape \(5, 4\) came; give \[anchors\]"):
+    with pytest.raises(ValueError, match=r"got one tensor of shape \(5, 4\); give \[anchors\]"):
         OverlapMatcher(ThresholdMatcher(0.5, 0.4))(torch.zeros(5, 4), torch.zeros(1, 4))  # pyright: ignore

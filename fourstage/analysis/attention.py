@@ -124,7 +124,7 @@ def attention_of(mixer: nn.Module, x_BHWC: Tensor) -> Attention:
             with torch.no_grad():
                 return compute(mixer, x_BHWC[:1])
     names = ", ".join(kind.__name__ for kind in ATTENTION)
-    raise ValueError(f"{type(mixer).__name__} has no attention weights that are known here; known are {names}")
+    raise ValueError(f"{type(mixer).__name__} has no attention weights to read; this works for {names}")
 
 
 def points_of(mixer: DeformableMixer, x_BHWC: Tensor) -> SamplingPoints:

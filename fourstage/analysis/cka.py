@@ -1,4 +1,4 @@
-"""Centred kernel alignment: how alike two networks see the differences between images.
+"""Centred kernel alignment: how similarly two networks represent the differences between images.
 
 n images of a batch, N images of all batches, P features, A and B feature maps of the two networks.
 
@@ -154,7 +154,7 @@ class Sums:
         if l_Bnn.shape[-1] != count:
             raise ValueError(f"both networks need the same images; got {count} and {l_Bnn.shape[-1]}")
         if count < FEWEST:
-            raise ValueError(f"CKA needs at least {FEWEST} images in a batch, and {count} came; give more images")
+            raise ValueError(f"CKA needs at least {FEWEST} images in a batch; got {count}; give more images")
         hsic = hsic_unbiased if self.estimator == "unbiased" else hsic_biased
         k_Ann, l_Bnn = _of_centred_features(k_Ann), _of_centred_features(l_Bnn)
         pairs = (hsic(k_Ann, l_Bnn), _diagonal(hsic, k_Ann), _diagonal(hsic, l_Bnn))
@@ -167,7 +167,7 @@ class Sums:
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return CKA and the ends of its interval, (A, B) each. Raises ValueError where nothing was added."""
         if not self._terms:
-            raise ValueError("CKA needs at least one complete batch of images, and none came")
+            raise ValueError("CKA needs at least one complete batch of images; got none")
         totals = [np.sum([terms[i] for terms in self._terms], axis=0) for i in range(3)]
         value_AB = _ratio(*totals)
         unknown = np.full_like(value_AB, np.nan)

@@ -1,4 +1,4 @@
-"""The effective receptive field: which pixels move the centre unit of a feature map.
+"""The effective receptive field: which pixels influence the centre unit of a feature map.
 
 B images, C channels, H x W pixels, N images of an analysis, R distances.
 
@@ -132,7 +132,7 @@ def receptive_field(
                 map_HW, _ = contributions(network, image_BCHW, tap=tap, unit=unit)
             if map_HW.shape != first.size:
                 raise ValueError(
-                    f"an image of {_by(map_HW.shape)} pixels came after one of {_by(first.size)}; resize all alike"
+                    f"got an image of {_by(map_HW.shape)} pixels after one of {_by(first.size)}; resize all alike"
                 )
             value = float(map_HW.sum())
             if np.isnan(value):
@@ -146,7 +146,7 @@ def receptive_field(
         raise ValueError(
             f"none of {skipped} images gave a finite map; the weights or the images hold NaN"
             if skipped
-            else "a receptive field needs at least one image, and none came"
+            else "a receptive field needs at least one image; got none"
         )
     map_HW = (total_HW / len(sums)).cpu().numpy()
     return Erf(map_HW, np.array(sums), first.cells, first.unit, first.centre, skipped, tap)

@@ -125,7 +125,7 @@ def evaluate_invariance(
                 counts, views = _views_of(image_HW3, family, settings[family], protocol, draw, number)
                 rows[family].append(_image_row(standard, _logits(network, views), counts, label))
     if not rows[families[0]]:
-        raise ValueError("invariance needs at least one image, and none came")
+        raise ValueError("invariance needs at least one image; got none")
     return {family: _curves(family, settings[family], np.stack(rows[family], axis=-1)) for family in families}
 
 

@@ -131,9 +131,7 @@ def corrupted(image_HW3: np.ndarray, name: str, severity: int, seed: int = 0) ->
     """
     if min(image_HW3.shape[:2]) < SMALLEST:
         height, width = image_HW3.shape[:2]
-        raise ValueError(
-            f"corruptions need images of {SMALLEST} pixels a side, and {height} x {width} came; add --size"
-        )
+        raise ValueError(f"corruptions need images of {SMALLEST} pixels a side; got {height} x {width}; add --size")
     corrupt = _package()
     before = np.random.get_state()  # noqa: NPY002 - the package draws from numpy's global generator
     np.random.seed(seed)  # noqa: NPY002

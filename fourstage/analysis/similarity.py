@@ -31,7 +31,7 @@ def unit_vectors(k_Tnn: np.ndarray) -> np.ndarray:
     """
     count = k_Tnn.shape[-1]
     if count < FEWEST:
-        raise ValueError(f"CKA needs at least {FEWEST} images, and {count} came; give more images")
+        raise ValueError(f"CKA needs at least {FEWEST} images; got {count}; give more images")
     k_Tnn = without_diagonal(np.asarray(k_Tnn, np.float64))
     rows_Tn = k_Tnn.sum(-1)
     total_T11 = rows_Tn.sum(-1)[:, None, None] / ((count - 1) * (count - 2))

@@ -101,7 +101,7 @@ def load_subject(
     model, equals, file = text.partition("=")
     if equals:
         if not Path(file).is_file():
-            raise ValueError(f"there is no file {file} for the weights of {model}; NAME=FILE is a model and a file")
+            raise ValueError(f"there is no file {file} for the weights of {model}; write NAME=FILE")
         return _of_name(model, form, file, pretrained=False, seed=seed, shown=name or f"{model}={Path(file).name}")
     if path.suffix in CHECKPOINT_ENDINGS or len(path.parts) > 2 or text.startswith((".", "/")):
         raise ValueError(f"there is no checkpoint or run folder {text}; give an existing one, or the name of a model")
@@ -118,7 +118,7 @@ def untrained_twin(subject: Subject, seed: int = 0) -> Subject:
     """
     if subject.rebuild is None:
         raise ValueError(
-            f"{subject.name} came as a module, which cannot be built again; build an untrained one yourself, and "
+            f"{subject.name} was given as a module, which cannot be built again; build an untrained one yourself, and "
             "analyse it beside the first"
         )
     torch.manual_seed(seed)

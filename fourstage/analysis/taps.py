@@ -184,7 +184,7 @@ def as_map(x: Tensor, image_BCHW: Tensor) -> Tensor:
             if rows and tokens % rows == 0 and _misfit(rows, tokens // rows, height, width) <= ONE_CELL:
                 return x[:, skipped:].movedim(-1, 1).unflatten(2, (rows, tokens // rows))
     raise ValueError(
-        f"a layer returned a tensor of shape {tuple(x.shape)} for images of {height} x {width} pixels, which is no "
+        f"a layer returned a tensor of shape {tuple(x.shape)} for images of {height} x {width} pixels, which is not a "
         "feature map; name a layer that returns (B, C, H, W), (B, H, W, C) or (B, H * W, C)"
     )
 

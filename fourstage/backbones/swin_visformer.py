@@ -1,7 +1,7 @@
 """SwinVisformer (danczs/Visformer's second version of https://arxiv.org/abs/2104.12533): a Visformer of four stages,
 the last two of which attend inside shifted windows, with a bias for each relative position.
 
-B images, C channels, H x W cells. All maps are (B, C, H, W) and lie channels-last in memory.
+B images, C channels, H x W cells. All maps are (B, C, H, W) and are channels-last in memory.
 
 Maps have the sizes that the convolutions give: floor at every patch embedding. At 224 pixels a window is the whole map.
 The source's recipes for V2, to which its accuracies belong, and all its detectors have qk_scale_factor=-0.5.

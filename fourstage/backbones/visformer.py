@@ -1,6 +1,6 @@
 """Visformer (https://arxiv.org/abs/2104.12533, danczs/Visformer): first convolutions, then attention, on BatchNorm.
 
-B images, C channels, H x W cells; h heads of d channels. All maps are (B, C, H, W) and lie channels-last in memory, so
+B images, C channels, H x W cells; h heads of d channels. All maps are (B, C, H, W) and are channels-last in memory, so
 that attention reads cells without a copy.
 
 Maps have the sizes that the convolutions give: floor at every patch embedding. Position embeddings are as large as the
@@ -98,7 +98,7 @@ def patch_embed(before: int, width: int, patch: int, *, norm: bool) -> nn.Sequen
 
 
 class Attention(nn.Module):
-    """Every cell looks at every cell. (B, C, H, W) to the same.
+    """Every cell attends to every cell. (B, C, H, W) to the same.
 
     Args:
         head_dim: d.

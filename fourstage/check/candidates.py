@@ -37,7 +37,7 @@ def find_candidate(source: str) -> Candidate:
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file {file}; give a Python file with your mixer or backbone")
     if Path(file).suffix != ".py":
-        raise ValueError(f"{file} is no Python file; give the file.py that defines your mixer or backbone")
+        raise ValueError(f"{file} is not a Python file; give the file.py that defines your mixer or backbone")
     import_files([file])
     module = modules_by_name()[module_name(file)]
     if wanted:

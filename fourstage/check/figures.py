@@ -150,4 +150,4 @@ def field(entrants: Sequence[Entrant], table: Table) -> Finding:
         table[entrant.name] = replace(table[entrant.name], field_px=profile(erf, centre="unit").deviation)
     own, *five = (figures.field_px or 0.0 for figures in table.values())
     found = f"deviation {own:.1f} px of the last map at {FIELD_SIDE} px; the five {min(five):.1f} to {max(five):.1f}"
-    return passed(found) if own > 0 else failed(found, "no pixel moves the last map: look for a detach or a zero")
+    return passed(found) if own > 0 else failed(found, "no pixel influences the last map: look for a detach or a zero")

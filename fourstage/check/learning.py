@@ -111,5 +111,5 @@ def translation(entrants: Sequence[Entrant], trained: Trained, table: Table) -> 
     own, *five = (figures.consistent or 0.0 for figures in table.values())
     found = f"{own:.0f} % of predictions stay under shifts; the five {min(five):.0f} to {max(five):.0f} %"
     if own < min(five) - NEAR:
-        return warned(found, "absolute positions and fixed windows cost this; test without them")
+        return warned(found, "absolute positions and fixed windows may be the cause; test without them")
     return passed(found)

@@ -1,4 +1,4 @@
-"""How far a mixer looks: the cells whose input moves one output cell. B images, H x W cells, C channels."""
+"""The reach of a mixer: the cells whose input influences one output cell. B images, H x W cells, C channels."""
 
 from collections.abc import Sequence
 
@@ -20,4 +20,4 @@ def reach(probes: Sequence[Probe]) -> Finding:
     found = "; ".join(f"{seen} of {cells}" for seen, cells in shares)
     if all(seen <= 1 for seen, _ in shares):
         return warned(f"{found} cells", "a cell depends on itself alone: a token mixer exchanges information of cells")
-    return passed(f"{found} cells move the centre one")
+    return passed(f"{found} cells influence the centre cell")

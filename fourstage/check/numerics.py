@@ -44,7 +44,7 @@ def _finite_in(dtype: torch.dtype, probes: Sequence[Probe]) -> Finding:
     return passed(f"finite; within {worst:.1%} of float32")
 
 
-_ADVICE = "scale before a product or a sum (q / sqrt(d), mean in place of sum), or compute that step in float32"
+_ADVICE = "scale before a product or a sum (q / sqrt(d), mean instead of sum), or compute that step in float32"
 
 
 def _under_autocast(probe: Probe, dtype: torch.dtype) -> str:

@@ -98,7 +98,7 @@ def _run_mixer(mixer: nn.Module, x_BHWC: Tensor) -> tuple[Tensor, ...]:
 
 
 class WrongShapeError(ValueError):
-    """A mixer or a backbone returned something of another shape than it must."""
+    """A mixer or a backbone returned an output of the wrong shape."""
 
 
 def _backbone_probe(candidate: Candidate) -> Probe:

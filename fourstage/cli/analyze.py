@@ -1,4 +1,4 @@
-"""`analyze`: what networks look at, how alike they are, and what they do on changed images."""
+"""`analyze`: receptive fields, similarity, activation maps, attention, invariance and robustness of networks."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fourstage.run.analyze.outputs import Outcome
 
 ROBUSTNESS_IMAGES = "all of a published set, 100 of one that is corrupted here"
-SUBJECT_HELP = "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run"
+NETWORK_HELP = "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run"
 
 
 def add_analyze(verbs: Verbs, help: str) -> None:
@@ -24,7 +24,7 @@ def add_analyze(verbs: Verbs, help: str) -> None:
 
 def _add_common(verb: argparse.ArgumentParser, what: str, images: int | str, data: str) -> None:
     """Add what all analyses take. `images` is the default number of images, or its description."""
-    verb.add_argument("networks", nargs="+", metavar="SUBJECT", help=SUBJECT_HELP)
+    verb.add_argument("networks", nargs="+", metavar="NETWORK", help=NETWORK_HELP)
     verb.add_argument("--data", metavar="PATH", required=True, help=data)
     verb.add_argument(
         "--out", metavar="FOLDER",
@@ -82,7 +82,7 @@ def _add_erf(verbs: Verbs) -> None:
         "--order", choices=("first", "spread"), default="first",
         help="the first images of the data, or evenly spread ones; default: first",
     )  # fmt: skip
-    verb.add_argument("--power", type=float, default=0.2, metavar="P", help="of the scale-free form; default: 0.2")
+    verb.add_argument("--power", type=float, default=0.2, metavar="P", help="exponent of the power form; default: 0.2")
     verb.add_argument("--untrained", action="store_true", help="add each trained network with fresh weights")
 
 
@@ -120,7 +120,7 @@ def _add_invariance(verbs: Verbs) -> None:
         "--directions", choices=("all", "one"), default="all",
         help="shift each image in all eight directions, or in a drawn one; default: all",
     )  # fmt: skip
-    verb.add_argument("--original", action="store_true", help="the transforms of STM-Evaluation with their quirks")
+    verb.add_argument("--original", action="store_true", help="transform images as the code of STM-Evaluation does")
     verb.add_argument(
         "--order", choices=("first", "spread"), default="spread",
         help="the first images of the data, or evenly spread ones; default: spread",
@@ -157,9 +157,9 @@ def _add_cka(verbs: Verbs) -> None:
         "--pooling", choices=("flatten", "gap"), default="flatten",
         help="compare maps position by position, or their means over positions; default: flatten",
     )  # fmt: skip
-    verb.add_argument("--biased", action="store_true", help="the biased estimator, which is 1 for few images")
+    verb.add_argument("--biased", action="store_true", help="use the biased estimator; few images bring it close to 1")
     verb.add_argument("--size", type=int, metavar="PX", help="side of the images; default: that of the first network")
-    verb.add_argument("--ceiling", metavar="SUBJECT", help="the first network, trained with another seed")
+    verb.add_argument("--ceiling", metavar="NETWORK", help="the first network, trained with another seed")
 
 
 def _run_cka(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ def add_check(verbs: Verbs, help: str) -> None:
     verb.add_argument("source", metavar="FILE.py[:NAME]", help="your file, and the mixer or backbone in it")
     verb.add_argument(
         "--seconds", type=float, default=30.0, metavar="S",
-        help="time to train all networks on the digits; 0 leaves it out; default: 30",
+        help="time to train all networks on the digits; 0: no training; default: 30",
     )  # fmt: skip
     verb.add_argument("--json", action="store_true", help="print the card as JSON")
 

@@ -45,7 +45,7 @@ def add_compare(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "--match-cost",
         choices=("parameters", "macs"),
-        help="search widths by which all arms cost as much as the reference",
+        help="search widths with which all arms cost as much as the reference",
     )
     verb.add_argument(
         "--tuning", action="append", default=[], metavar="ARM=WORDS",
@@ -53,11 +53,11 @@ def add_compare(verbs: Verbs, help: str) -> None:
     )  # fmt: skip
     verb.add_argument(
         "--seconds", type=float, default=3.0, metavar="S",
-        help="measure throughput and memory of each arm for so long; 0: not at all; default: 3",
+        help="time to measure throughput and memory of each arm; 0: not measured; default: 3",
     )  # fmt: skip
     verb.add_argument(
         "--analyses", default=ANALYSES, metavar="LIST",
-        help="columns on what the networks do: of erf, invariance, cka; none: no such column; default: all",
+        help="analyses of the trained networks: of erf, invariance, cka; or none; default: all",
     )  # fmt: skip
     verb.add_argument("--dry-run", action="store_true", help="print the plan and its warnings, and train nothing")
     verb.add_argument("--cell", type=int, metavar="I", help="train this cell of the grid alone, counted from 0")

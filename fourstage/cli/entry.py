@@ -35,19 +35,19 @@ VERBS = (  # in the order of `--help`
     Verb("train", "train from a recipe, or resume a stopped run", "runs:add_train"),
     Verb("evaluate", "score a checkpoint on the validation split", "runs:add_evaluate"),
     Verb("predict", "predict images and videos with a trained network", "runs:add_predict"),
-    Verb("demo", "open a page on which one drops an image and sees the prediction", "demo:add_demo"),
+    Verb("demo", "open a page in the browser that predicts the images dropped on it", "demo:add_demo"),
     Verb("report", "compare several runs on one page", "runs:add_report"),
     Verb("data", "check, shard and show data sets", "data:add_data"),
     Verb("bench", "measure throughput, latency, memory and cost of models side by side", "tools:add_bench"),
     Verb(
         "analyze",
-        "analyse networks: what they look at, how alike they are, how they react to changed images",
+        "analyse networks: receptive fields, similarity, activation maps, attention, robustness",
         "analyze:add_analyze",
     ),
-    Verb("compare", "train arms over several seeds, or compare finished runs, fairly", "compare:add_compare"),
+    Verb("compare", "train variants of a recipe over seeds and compare them, or finished runs", "compare:add_compare"),
     Verb("check", "check a token mixer or backbone of your own, beside the built-in mixers", "check:add_check"),
     Verb("convert", "convert a checkpoint of any source to .safetensors with our names", "tools:add_convert"),
-    Verb("export", "write a network as a file for ONNX Runtime, OpenVINO or torch, and prove it", "export:add_export"),
+    Verb("export", "write a file for ONNX Runtime, OpenVINO or torch, and compare outputs", "export:add_export"),
     Verb("verify", "check a checkpoint against what its source publishes", "hub:add_verify"),
     Verb("push", "upload a trained network with its model card to Hugging Face's hub", "hub:add_push"),
     Verb(
@@ -136,7 +136,7 @@ def _without_torch(error: Exception) -> str:
         return ""
     from fourstage.extras import install
 
-    return f"torch is missing, and only predictions from .onnx and .xml files do without it; type: {install()}"
+    return f"torch is missing, and only predictions from .onnx and .xml files work without it; type: {install()}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -183,7 +183,7 @@ def _check_empty_words(args: argparse.Namespace) -> None:
         value = getattr(args, field, None)
         if value == "" or (isinstance(value, list) and "" in value):
             option = f"--{field}" if field in ("out", "data", "weights") else f"one of the {field}"
-            raise ValueError(f"{option} is empty, as of a shell variable that is not set; give a path or a name")
+            raise ValueError(f"{option} is empty, perhaps because a shell variable is not set; give a path or a name")
 
 
 def _mute() -> None:

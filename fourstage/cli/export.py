@@ -31,7 +31,7 @@ def add_export(verbs: Verbs, help: str) -> None:
         default="",
         help="axes of any size, separated by commas: batch,height,width; default: one image of a fixed size",
     )
-    verb.add_argument("--half", action="store_true", help="store large weights in float16; all is computed in float32")
+    verb.add_argument("--half", action="store_true", help="store large weights in float16; compute in float32")
     verb.add_argument(
         "--output", metavar="WHAT", default="logits", help="of a segmentor: logits, or labels for a label map"
     )

@@ -21,14 +21,14 @@ def add_push(verbs: Verbs, help: str) -> None:
         ["fourstage push runs/mine USER/NAME --licence mit"],
     )
     verb.add_argument(
-        "source", metavar="RUN|FILE|FOLDER", help="a run folder, or what else `fourstage predict` takes as a network"
+        "source", metavar="RUN|FILE|FOLDER", help="a run folder, or any other network that `fourstage predict` takes"
     )
-    verb.add_argument("repository", metavar="USER/NAME", help="the repository, which is created")
+    verb.add_argument("repository", metavar="USER/NAME", help="the repository to create")
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
-    verb.add_argument("--licence", metavar="NAME", help="of the weights, for the model card, such as mit")
-    verb.add_argument("--private", action="store_true", help="only you can see the repository")
+    verb.add_argument("--licence", metavar="NAME", help="licence of the weights for the model card, such as mit")
+    verb.add_argument("--private", action="store_true", help="create a repository that only you can see")
     verb.add_argument(
-        "--update", action="store_true", help="the repository may exist: replace its network and its card"
+        "--update", action="store_true", help="replace the network and the card of a repository that exists"
     )
     add_imports(verb, "a file that registers what the network of a checkpoint is built from; may be repeated")
 
@@ -106,4 +106,4 @@ def _print_verified(found: "Verified") -> None:
             rows.append([metric.name, f"{metric.value:.2f}", interval, published, metric.verdict])
         print_table(["metric", "measured", "95 % interval", "published", "verdict"], rows)
         print(wrapped("\n".join(found.notes)))
-    print("nothing disagrees" if found.agrees else "this is not what its source publishes, see what disagrees above")
+    print("nothing disagrees" if found.agrees else "it differs from what its source publishes: see the lines above")

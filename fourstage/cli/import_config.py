@@ -15,7 +15,7 @@ def add_import_config(verbs: Verbs, help: str) -> None:
     )
     verb.add_argument("config", metavar="CONFIG.py", help="the configuration; no code in it is run")
     verb.add_argument("--out", metavar="FILE.yaml", help="the recipe to write; default: print it")
-    verb.add_argument("--gpus", type=int, metavar="N", help="devices of its training; default: as it says, or 8")
+    verb.add_argument("--gpus", type=int, metavar="N", help="GPUs of that training; default: as it says, else 8")
     verb.add_argument("--mmdet", metavar="VERSION", help="version of MMDetection, such as 2.11; default: a guess")
     verb.add_argument(
         "--configs",

@@ -36,7 +36,7 @@ def add_recipes(verbs: Verbs, help: str) -> None:
 def _run_recipes(args: argparse.Namespace) -> int:
     if args.keys is not None:
         if args.pattern is not None:
-            raise ValueError(f"--keys takes no pattern of recipes, and {args.pattern!r} came; leave one of the two out")
+            raise ValueError(f"--keys takes no pattern of recipes; got {args.pattern!r}; leave one of the two out")
         return _print_keys(args.keys)
     from fourstage.recipe import list_recipes, resolve
 
@@ -154,7 +154,7 @@ def add_evaluate(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "--weights",
         metavar="FILE",
-        help="the checkpoint, or published weights: pretrained, smt_tiny.in1k; default: the best of the run",
+        help="a checkpoint, or published weights (pretrained, smt_tiny.in1k); default: the run's best checkpoint",
     )
     verb.add_argument("--which", choices=("model", "ema"), default="model", help="which weights of the checkpoint")
     verb.add_argument("--data", metavar="PATH", help="folder of the data set, or `digits`; default: that of the recipe")
@@ -162,7 +162,7 @@ def add_evaluate(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "--results",
         metavar="PATH",
-        help="write the predictions: FILE.json of COCO's format, FILE.csv of classes, or a FOLDER of label maps",
+        help="write the predictions: FILE.json in COCO's format, FILE.csv of classes, or a FOLDER of label maps",
     )
     verb.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_imports(verb, OWN_FILES)
@@ -238,7 +238,7 @@ def add_predict(verbs: Verbs, help: str) -> None:
         "images",
         nargs="+",
         metavar="IMAGE|VIDEO|FOLDER",
-        help="image or video files, patterns in quotes, or folders with them and folders",
+        help="image or video files, patterns in quotes, or folders, with all folders in them",
     )
     verb.add_argument(
         "--weights", metavar="FILE", help="the checkpoint for a named model or recipe; default: the published one"
@@ -248,7 +248,7 @@ def add_predict(verbs: Verbs, help: str) -> None:
         "--out", metavar="DIR", default="predictions", help="folder for pictures and results; default: predictions"
     )
     verb.add_argument(
-        "--ids", metavar="FILE.json", help="a COCO json that lists the images: a detector's results have its ids"
+        "--ids", metavar="FILE.json", help="a COCO json that lists the images; a detector's results get its ids"
     )
     verb.add_argument(
         "--threshold", type=float, metavar="SCORE", help="lowest score of objects; default: 0.3 in pictures, 0 in files"
@@ -256,7 +256,7 @@ def add_predict(verbs: Verbs, help: str) -> None:
     verb.add_argument(
         "--tile", type=int, metavar="PIXELS", help="predict large images in tiles of this side, such as 640"
     )
-    verb.add_argument("--overlap", type=float, metavar="SHARE", help="of neighbouring tiles; default: 0.2")
+    verb.add_argument("--overlap", type=float, metavar="SHARE", help="overlap of neighbouring tiles; default: 0.2")
     verb.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time; default: 1")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     verb.add_argument(

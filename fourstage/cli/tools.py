@@ -69,7 +69,7 @@ def add_bench(verbs: Verbs, help: str) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="images per step; default: 8 on a CPU, 128 on a GPU; for a METHOD 1, in training 2",
+        help="images per step; default: 8 on a CPU, 128 on a GPU; detectors and segmentors: 1, in training 2",
     )
     verb.add_argument(
         "--seconds", type=float, default=10.0, metavar="S", help="time for each model and mode; default: 10"

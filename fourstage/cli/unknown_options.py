@@ -71,7 +71,7 @@ def check_files(words: Sequence[str], verb: argparse.ArgumentParser, arguments: 
             continue
         write, note = _instead(f"--{assignment[1]}", [assignment[2]], verb, arguments)
         end = _write([(write, note)]) if write else f"; {note}" if note else ", options are written --NAME VALUE"
-        verb.error(f"{word!r} is no file and not expected here{end}")
+        verb.error(f"{word!r} is not a file and not expected here{end}")
 
 
 def _instead(

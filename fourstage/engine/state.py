@@ -57,7 +57,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             if is_intact(file) is False:
-                raise ValueError("its bytes do not have their sum")
+                raise ValueError("its checksum does not match its bytes")
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:

@@ -51,7 +51,7 @@ def trace(graph: Graph, size: tuple[int, int], axes: Collection[str] = ()) -> Tr
     for axis, side in zip(AXES[1:], size, strict=True):
         if axis not in axes and side % graph.multiple:
             raise ValueError(
-                f"a {axis} of {side} pixels is no multiple of {graph.multiple}, to which this detector fills images "
+                f"a {axis} of {side} pixels is not a multiple of {graph.multiple}, to which this detector fills images "
                 f"up; give --size in multiples of {graph.multiple}, or --dynamic height,width"
             )
     from torch._dynamo.exc import UserError

@@ -262,7 +262,7 @@ class Description:
             if values is not None and len(values) != len(self.classes):
                 return f"{name} has {plural(len(values), 'value')} for {plural(len(self.classes), 'class', 'classes')}"
         if self.palette is not None and any(not 0 <= level <= 255 for colour in self.palette for level in colour):
-            return "palette has a colour that is no bytes"
+            return "palette has a colour that is not three bytes"
         return ""
 
     def to_json(self) -> str:
@@ -315,7 +315,7 @@ def _scale_problem(scale: tuple[int, int]) -> str:
 def _built(of: type[Any], values: object, name: str) -> Any:
     """Return the dataclass that JSON values describe. Raises ValueError where one has another type."""
     if not isinstance(values, dict):
-        raise ValueError(f"{name or 'it'} is no mapping")
+        raise ValueError(f"{name or 'it'} is not a mapping")
     known, hints = {one.name: one for one in fields(of)}, get_type_hints(of)
     if unknown := next((key for key in values if key not in known), None):
         raise ValueError(f"{name}{unknown:.40} is unknown")
@@ -339,7 +339,7 @@ def _checked(hint: Any, value: object, name: str) -> Any:
     if origin is Mapping:
         if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
             return value
-        raise ValueError(f"{name} is no mapping of texts")
+        raise ValueError(f"{name} is not a mapping of texts")
     if hasattr(hint, "__dataclass_fields__"):
         return _built(hint, value, f"{name}.")
     return _plain(hint, value, name)
@@ -361,7 +361,7 @@ def _of_union(choices: tuple[Any, ...], value: object, name: str) -> Any:
 
 def _tuple(arguments: tuple[Any, ...], value: object, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{name} is no list")
+        raise ValueError(f"{name} is not a list")
     if arguments[-1] is Ellipsis:
         return tuple(_checked(arguments[0], one, name) for one in value)
     if len(value) != len(arguments):

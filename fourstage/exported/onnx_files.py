@@ -1,7 +1,7 @@
 """The other files that an ONNX file names for its weights, read from its bytes without the package onnx.
 
-An ONNX file is a message of Protocol Buffers: fields, each with a number and a wire type. Only those are followed here
-that may hold a tensor. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has the numbers.
+An ONNX file is a message of Protocol Buffers: fields, each with a number and a wire type. Only fields that may hold a
+tensor are followed. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has the numbers.
 """
 
 import mmap
@@ -108,4 +108,4 @@ def _varint(content: mmap.mmap, place: int) -> tuple[int, int]:
 
 
 def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} is no ONNX file, or is damaged; export the network again")
+    return ValueError(f"{path} is not an ONNX file, or is damaged; export the network again")

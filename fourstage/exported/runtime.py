@@ -100,7 +100,7 @@ def open_runtime(path: str | Path) -> Runtime:
     """
     path = Path(path)
     if not is_exported(path):
-        raise ValueError(f"{path} is no exported file; give one whose name ends in {', '.join(RUNTIMES)}")
+        raise ValueError(f"{path} is not an exported file; give one whose name ends in {', '.join(RUNTIMES)}")
     module, package = RUNTIMES[path.suffix.lower()]
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}; check the path, or export a network with fourstage export")

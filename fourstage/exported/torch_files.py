@@ -135,7 +135,7 @@ def _check_payloads(config: Any, kind: str, entries: dict[str, zipfile.ZipInfo],
             raise _refused(path, f"a pickle among its {kind}")
         name = f"data/{kind}/{row.get('path_name')}"
         if not PAYLOAD.fullmatch(name):
-            raise _refused(path, f"an object {name:.80}, which is no tensor")
+            raise _refused(path, f"an object {name:.80}, which is not a tensor")
         meta = row.get("tensor_meta")
         if name not in entries or not isinstance(meta, dict) or not isinstance(meta.get("sizes"), list):
             raise _damaged(path, f"{name:.80} has no size")
@@ -235,5 +235,5 @@ def _refused(path: Path, what: str) -> ValueError:
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{path} is no .pt2 file of torch.export, or is damaged ({reason:.200}); export the network again"
+        f"{path} is not a .pt2 file of torch.export, or is damaged ({reason:.200}); export the network again"
     )

@@ -36,7 +36,7 @@ def resized_cross_entropy(logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, 
     """
     if len(logits_BChw) != len(labels_BHW):
         raise ValueError(
-            f"logits of {len(logits_BChw)} images came with {len(labels_BHW)} label maps; give one label map per image"
+            f"got logits of {len(logits_BChw)} images and {len(labels_BHW)} label maps; give one label map per image"
         )
     strips = (
         may_run_fast(logits_BChw)

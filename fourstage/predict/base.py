@@ -117,10 +117,12 @@ def check_options(task: str, threshold: float | None, tiling: Tiling | None) -> 
     """
     check_threshold(threshold)
     if threshold is not None and task != "detection":
-        raise ValueError("threshold is for the scores of a detector, and this network finds no objects; leave it out")
+        raise ValueError(
+            "threshold is for the scores of a detector, and this network does not detect objects; leave it out"
+        )
     if tiling is not None and task == "classification":
         raise ValueError(
-            "tile is for detectors and segmentors, and a classifier sees an image as a whole; leave it out"
+            "tile is for detectors and segmentors, and a classifier reads the complete image; leave it out"
         )
     return SHOWN_SCORE if threshold is None else threshold
 

@@ -69,7 +69,7 @@ def _paths(text: str) -> list[Path]:
         ValueError, FileNotFoundError: nothing matches, or the text is empty or an address.
     """
     if not text:
-        raise ValueError("an empty path came; give an image, a video or a folder")
+        raise ValueError("a path is empty; give an image, a video or a folder")
     if is_address(text):
         raise ValueError(f"{text} is an address, and files are needed; download it, or use fourstage.load in Python")
     if Path(text).exists() or not has_magic(text):

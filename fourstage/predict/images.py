@@ -150,7 +150,9 @@ def _numbered(number: int) -> str:
 
 def _refused(value: "np.ndarray | Tensor", needed: str, hint: str) -> ValueError:
     kind, dtype = ("a tensor" if is_tensor(value) else "an array"), str(value.dtype).removeprefix("torch.")
-    return ValueError(f"{kind} of shape {tuple(value.shape)} and type {dtype} came, and an image is {needed}; {hint}")
+    return ValueError(
+        f"{kind} of shape {tuple(value.shape)} and type {dtype} is not an image, which is {needed}; {hint}"
+    )
 
 
 def _fetched(address: str, orient: bool) -> np.ndarray:

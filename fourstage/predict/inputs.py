@@ -110,7 +110,7 @@ def _single(one: object, number: int, orient: bool) -> InputImage:
     if isinstance(one, Image):
         return from_pil(one, number, orient=orient)
     raise ValueError(
-        f"an object of type {type(one).__name__} is no image; give a path, an address, an image of PIL, an array "
+        f"an object of type {type(one).__name__} is not an image; give a path, an address, an image of PIL, an array "
         f"(H, W, 3) uint8, a tensor (3, H, W), or a list of these"
     )
 

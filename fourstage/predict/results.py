@@ -330,7 +330,7 @@ def in_a_line(words: Sequence[str]) -> str:
 def _ids(classes: tuple[str, ...], given: Sequence[int | str | None] | None) -> Sequence[int | str | None]:
     if given is not None and len(given) != len(classes):
         raise ValueError(
-            f"{plural(len(given), 'category id')} came for {plural(len(classes), 'class', 'classes')}; give one for "
+            f"got {plural(len(given), 'category id')} for {plural(len(classes), 'class', 'classes')}; give one for "
             "each class"
         )
     return given or category_ids(classes)

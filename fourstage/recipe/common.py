@@ -109,10 +109,10 @@ class Optimisation(Section):
     decay_norms_and_biases: bool = False
     """Whether weight decay applies to every parameter, including norms, biases and those that the network lists."""
     decay_backbone_norms: bool = True
-    """Whether, with decay_norms_and_biases, it also applies to the gains and biases of the backbone's norms."""
+    """Whether decay_norms_and_biases also covers the gains and biases of the backbone's norms."""
     decayed_norms: tuple[str, ...] = ()
-    """Substrings of names of backbone norms to which it applies whatever decay_backbone_norms and no_decay say. A
-    run lists those of its recipe that another backbone lacks."""
+    """Substrings of names of backbone norms that always have weight decay, whatever decay_backbone_norms and no_decay
+    say. A run lists those of its recipe that another backbone lacks."""
     no_decay: tuple[str, ...] = ()
     """Substrings of names of further parameters without weight decay."""
     lr_multipliers: dict[str, Factor] = {}
@@ -227,7 +227,7 @@ class Recipe(Section):
     def _known_metrics(cls, expect: dict[str, float]) -> dict[str, float]:
         unknown = [name for name in expect if name not in cls.METRICS]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no metric of this task; its metrics are {', '.join(cls.METRICS)}")
+            raise ValueError(f"{unknown[0]!r} is not a metric of this task; its metrics are {', '.join(cls.METRICS)}")
         return expect
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class DetectionAugmentation(Section):
     crop_prob: Fraction = 0.5
     """Probability of the crop of policy=multi_scale."""
     crop: Sides = (384, 600)
-    """Smallest and largest side of that crop, in pixels."""
+    """Smallest and largest side of the crop of policy=multi_scale, in pixels."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest multiple of scale for policy=large_scale_jitter."""
     hflip: Fraction = 0.5

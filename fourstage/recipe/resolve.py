@@ -66,7 +66,9 @@ class _Loader(yaml.SafeLoader):
         merge = "tag:yaml.org,2002:merge"  # <<: *other
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         if others := [key for key in keys if not isinstance(key, str | int | float | None)]:
-            raise ValueError(f"a key is {others[0]!r:.60}, near line {node.start_mark.line + 1}; a key is a word")
+            raise ValueError(
+                f"the key {others[0]!r:.60}, near line {node.start_mark.line + 1}, is not a word; keys are words"
+            )
         twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
         if twice:
             raise ValueError(f"the key {twice[0]!r:.60} is given twice, near line {node.start_mark.line + 1}")

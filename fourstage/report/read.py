@@ -282,7 +282,7 @@ def _object(line: bytes) -> dict[str, Any]:
     """Return the JSON object in a line of a log. Raises ValueError for anything else."""
     content = json.loads(line)
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return content
 
 

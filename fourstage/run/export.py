@@ -184,7 +184,7 @@ def _loaded(
     if recipe.task == "classification" and options.size is not None and len({*options.size}) > 1:
         height, width = options.size
         raise ValueError(
-            f"--size {height}x{width} is no square, and a classifier reads the middle square of an image; give "
+            f"--size {height}x{width} is not a square, and a classifier reads the middle square of an image; give "
             f"--size {max(height, width)}"
         )
     graph = graph_of(task.network, options.output)

@@ -83,7 +83,7 @@ def load(
 def tiling_of(tile: int | None, overlap: float | None, batch_size: int) -> Tiling | None:
     """Return how large images are cut; None: they are not. Raises ValueError for impossible tiles."""
     if tile is None and overlap is not None:
-        raise ValueError("overlap is of tiles, and no tile came; add tile=640, or leave overlap out")
+        raise ValueError("overlap is that of tiles, and no tile size was given; add tile=640, or leave overlap out")
     check_batch_size(batch_size)
     batch_size = max(batch_size, TILES_AT_ONCE)
     return None if tile is None else Tiling(tile, OVERLAP if overlap is None else overlap, batch_size)

@@ -149,7 +149,7 @@ def _results_file(
     """
     if predicts.gives != "objects":
         if known is not None:
-            raise ValueError("--ids is for the results of a detector, and this network finds no boxes; remove --ids")
+            raise ValueError("--ids is for the results of a detector, and this network predicts no boxes; remove --ids")
         images = any(not one.is_video for one in inputs)
         return ClassResults(out / CLASS_RESULTS) if predicts.gives == "classes" and images and out is not None else None
     ids = known.of_classes(predicts.class_names) if known is not None else predicts.category_ids

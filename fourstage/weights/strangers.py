@@ -57,7 +57,7 @@ def recognise_stranger(keys: Collection[str]) -> str:
     for stranger in STRANGERS:
         if all(any(re.match(pattern, key) for key in keys) for pattern in stranger.patterns):
             return (
-                f"it is a {stranger.name}, and no network here is the same function ({stranger.similar}); as a "
+                f"it is a {stranger.name}, and no network here computes the same ({stranger.similar}); as a "
                 f"backbone use timm's own, such as create_backbone('timm/{stranger.peer}', pretrained=True)"
             )
     return ""

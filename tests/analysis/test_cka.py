@@ -124,7 +124,7 @@ def test_incomplete_batches_are_dropped_and_too_few_images_are_one_sentence(netw
     network, images = networks["resnet18"], blocks()
     found = compare(network, network, in_batches(images[:20], 8), STAGES[-1:], STAGES[-1:])
     assert (found.images, found.batch, found.dropped, found.few) == (16, 8, 4, True)
-    with pytest.raises(ValueError, match="at least 4 images in a batch, and 3 came"):
+    with pytest.raises(ValueError, match="at least 4 images in a batch; got 3"):
         compare(network, network, in_batches(images[:3], 3), STAGES[-1:], STAGES[-1:])
     with pytest.raises(ValueError, match="at least one complete batch"):
         compare(network, network, [], STAGES[-1:], STAGES[-1:])

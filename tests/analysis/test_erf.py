@@ -165,7 +165,7 @@ def test_layers_of_any_layout_have_a_field() -> None:
     [
         ("stages.9", "has no layer 'stages.9'; did you mean stages"),
         ("stage7", "there is no stage7; the network has the stages stage1 to stage"),
-        ("head", "is no feature map"),
+        ("head", "is not a feature map"),
     ],
 )
 def test_a_map_that_is_not_there_is_one_sentence(tap: str, words: str) -> None:

@@ -30,7 +30,7 @@ def test_maps_without_differences_have_no_direction() -> None:
     flat, own = np.ones((8, 5)), features(1, 8)
     assert np.isnan(units(flat)).all()
     assert np.isnan(alike(units(flat)[None], units(own)[None])[0].mean)
-    with pytest.raises(ValueError, match="CKA needs at least 4 images, and 3 came"):
+    with pytest.raises(ValueError, match="CKA needs at least 4 images; got 3"):
         units(features(0, 3))
 
 

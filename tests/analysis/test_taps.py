@@ -120,7 +120,7 @@ def test_subjects_come_by_name_file_run_and_module(tmp_path: Path) -> None:
     assert (twin.trained, twin.name) == (False, named.name)
     assert load_subject("timm/resnet18", form="logits").classes[:2] == ("class 0", "class 1")
     assert load_subject(network, name="mine").name == "mine"
-    with pytest.raises(ValueError, match="came as a module, which cannot be built again"):
+    with pytest.raises(ValueError, match="was given as a module, which cannot be built again"):
         untrained_twin(load_subject(network))
 
 

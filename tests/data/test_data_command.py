@@ -28,7 +28,7 @@ def test_shard_then_check(photos: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(words) == 2
     assert "already holds these shards, complete" in capsys.readouterr().err
     assert main([*words[:4], "--max-size", "much"]) == 2
-    assert "'much' is no size" in capsys.readouterr().err
+    assert "'much' is not a size" in capsys.readouterr().err
 
 
 def test_training_reads_shards(photos: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_file_that_its_runtime_cannot_run_fails_its_proof(
         monkeypatch.setattr(onnx_file, "write_onnx", lambda model, path, description: path.write_bytes(b"no model"))
     path = tmp_path / "x.onnx"
     stopped = export(built("semantic_fpn"), path, size=(64, 96)).proof.failure
-    reason = "cannot compute an input of 1 x 3 x 64 x 96 (k is larger" if opens else "is no ONNX file"
+    reason = "cannot compute an input of 1 x 3 x 64 x 96 (k is larger" if opens else "is not an ONNX file"
     assert stopped.startswith(f"{path} {reason}")
     assert not [*tmp_path.iterdir()]
 
@@ -220,7 +220,7 @@ def test_labels_are_of_segmentors() -> None:
 
 
 def test_sides_that_no_detector_reads_are_refused() -> None:
-    with pytest.raises(ValueError, match="a width of 100 pixels is no multiple of 32"):
+    with pytest.raises(ValueError, match="a width of 100 pixels is not a multiple of 32"):
         trace(graph_of(built("retinanet")), (96, 100))
 
 

@@ -103,7 +103,7 @@ def test_a_newer_format_is_said_to_be_newer_whatever_else_it_holds() -> None:
         ({key: value for key, value in changed().items() if key != "classes"}, "classes is missing"),
         (changed(task="tracking"), "task is 'tracking'"),
         (changed(kind="label_map"), "kind is 'label_map' for classification"),
-        (changed(classes="cat"), "classes is no list"),
+        (changed(classes="cat"), "classes is not a list"),
         (changed(classes=[]), "classes are 0"),
         (changed(classes=["cat", 2]), "classes is 2"),
         (changed(outputs=["boxes"]), "outputs lack 'logits'"),

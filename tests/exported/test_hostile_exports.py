@@ -205,7 +205,7 @@ def test_constants_that_are_objects_and_sizes_without_bytes(archive: Path, tmp_p
         return change
 
     object_ = {"path_name": "custom_obj_0", "use_pickle": False, "tensor_meta": None}
-    with pytest.raises(ValueError, match="which is no tensor"):
+    with pytest.raises(ValueError, match="which is not a tensor"):
         open_runtime(rewritten(archive, tmp_path / "a.pt2", changed(object_, "constants")))
     huge = {"tensor_meta": {"sizes": [{"as_int": 10**12}]}}
     with pytest.raises(ValueError, match="is smaller than its size"):

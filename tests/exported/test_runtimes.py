@@ -130,7 +130,7 @@ def test_names_of_exported_files() -> None:
     assert is_exported("x.onnx")
     assert is_exported(Path("runs") / "X.PT2")
     assert not any(is_exported(name) for name in ("x.pt", "runs/mine", "swin_tiny", "recipe.yaml", 3))
-    with pytest.raises(ValueError, match=r"x\.pt is no exported file; .* ends in \.onnx, \.xml, \.pt2"):
+    with pytest.raises(ValueError, match=r"x\.pt is not an exported file; .* ends in \.onnx, \.xml, \.pt2"):
         open_runtime("x.pt")
 
 

@@ -92,15 +92,15 @@ def test_the_command_line(place: Path) -> None:
     [
         (
             ["predict", "runs/mine", "photo.png"],
-            "torch is missing, and only predictions from .onnx and .xml files do without it; type: ",
+            "torch is missing, and only predictions from .onnx and .xml files work without it; type: ",
         ),
         (["evaluate", "x.onnx", "--data", "y"], "torch is missing"),
         (["predict", "x.xml", "photo.png"], "is run by openvino, which is missing"),
         (["predict", "x.pt2", "photo.png"], "is run by torch, which is missing"),
         (["predict", "y.onnx", "photo.png"], "there is no file y.onnx"),
         (["predict", "x.onnx", "photo.png", "--precision", "float16"], "leave precision out"),
-        (["predict", "x.onnx", "photo.png", "--threshold", "0.5"], "finds no objects"),
-        (["predict", "x.onnx", "photo.png", "--tile", "640"], "a classifier sees an image as a whole"),
+        (["predict", "x.onnx", "photo.png", "--threshold", "0.5"], "does not detect objects"),
+        (["predict", "x.onnx", "photo.png", "--tile", "640"], "a classifier reads the complete image"),
     ],
     ids=str,
 )

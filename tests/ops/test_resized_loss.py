@@ -95,7 +95,7 @@ def test_labels_may_be_bytes_and_one_of_the_classes_ignored(ignore: int) -> None
 
 def test_one_label_map_for_each_image() -> None:
     logits_BChw, labels_BHW = drawn((3, 3), (6, 6), 16)
-    with pytest.raises(ValueError, match="logits of 2 images came with 1 label maps; give one label map per image"):
+    with pytest.raises(ValueError, match="got logits of 2 images and 1 label maps; give one label map per image"):
         resized_cross_entropy(logits_BChw, labels_BHW[:1], IGNORE)
 
 

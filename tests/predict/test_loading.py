@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(run: Path) -> No
         fourstage.load("absent", device="gpu")
     with pytest.raises(ValueError, match="no run folder, checkpoint, model or recipe 'absent'"):
         fourstage.load("absent")
-    with pytest.raises(ValueError, match="this network finds no objects; leave it out"):
+    with pytest.raises(ValueError, match="this network does not detect objects; leave it out"):
         fourstage.load(run, threshold=0.5)
 
 
@@ -164,7 +164,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(
     assert line.startswith("fourstage: hf-hub:someone/digits could not be fetched (")
     assert "\n" not in line
     for name in ("hf-hub:digits", "hf-hub:a/b/c", "hf-hub:"):
-        with pytest.raises(ValueError, match="is no name of a repository; write hf-hub:USER/NAME"):
+        with pytest.raises(ValueError, match="is not the name of a repository; write hf-hub:USER/NAME"):
             fourstage.load(name)
     with pytest.raises(ValueError, match="has its own weights; leave the other ones out"):
         fourstage.load("hf-hub:someone/digits", weights=tmp_path / "a.png")

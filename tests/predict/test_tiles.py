@@ -246,7 +246,7 @@ def test_windows_of_a_segmentor() -> None:
         ({"tile": 10}, "a whole number from 64 on; got 10"),
         ({"tile": 64.5}, "got 64.5"),
         ({"tile": 640, "overlap": 1.0}, "from 0 to 0.9; got 1.0"),
-        ({"overlap": 0.3}, "no tile came; add tile=640"),
+        ({"overlap": 0.3}, "no tile size was given; add tile=640"),
     ],
 )
 def test_impossible_tiles_are_refused(options: dict[str, Any], message: str) -> None:
@@ -256,7 +256,7 @@ def test_impossible_tiles_are_refused(options: dict[str, Any], message: str) -> 
 
 def test_a_classifier_has_no_tiles() -> None:
     classifier: Any = predictor("classification").task
-    with pytest.raises(ValueError, match="a classifier sees an image as a whole"):
+    with pytest.raises(ValueError, match="a classifier reads the complete image"):
         image_predictor(classifier.task, classifier.transform, tiling=Tiling(640))
 
 

@@ -102,7 +102,7 @@ def test_rows_are_what_coco_tools_read(tmp_path: Path) -> None:
     assert [row["category_id"] for row in objects().to_coco(category_ids=["a", None, "c"])] == ["c", "a"]
     assert [row["category_id"] for row in objects(training_ids=(7, 8, 40)).to_coco()] == [40, 7, 8]
     assert objects(class_names=COCO, labels=np.array([79, 0, 1])).to_coco()[0]["category_id"] == COCO_IDS[79]
-    with pytest.raises(ValueError, match="2 category ids came for 3 classes"):
+    with pytest.raises(ValueError, match="got 2 category ids for 3 classes"):
         objects().to_coco(category_ids=[1, 2])
 
 

@@ -61,7 +61,7 @@ def test_the_command_prints_the_keys_of_one_task_or_of_all(capsys: pytest.Captur
     assert "did you mean detection" in refused
     assert "classification, detection, segmentation" in refused
     assert main(["recipes", "*_in1k", "--keys"]) == 2
-    assert "--keys takes no pattern of recipes, and '*_in1k' came" in capsys.readouterr().err
+    assert "--keys takes no pattern of recipes; got '*_in1k'" in capsys.readouterr().err
 
 
 def test_it_needs_no_torch() -> None:

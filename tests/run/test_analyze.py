@@ -114,7 +114,10 @@ def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_tol
         (["erf", "swin_tinny", "--data", "digits"], "did you mean swin_tiny"),
         (["erf", NETWORK, "--data", "digits", "--images", "9999"], "9999 are needed; type --images"),
         (["erf", NETWORK, "--data", "digits", "--images", "0"], "at least one image"),
-        (["erf", NETWORK, "--data", "digits", "--images", "1", "--size", "32", "--map", "head"], "is no feature map"),
+        (
+            ["erf", NETWORK, "--data", "digits", "--images", "1", "--size", "32", "--map", "head"],
+            "is not a feature map",
+        ),
         (
             ["erf", NETWORK, "--data", "digits", "--images", "1", "--size", "32", "--map", "stage9"],
             "there is no stage9",
@@ -127,7 +130,7 @@ def test_a_folder_of_images_needs_no_labels_and_two_networks_of_one_name_are_tol
         (["cka", NETWORK, "--data", "digits", "--images", "9999"], "has 360 images and 9999 are needed"),
         (["cka", NETWORK, "--data", "digits", "--images", "8", "--batch-size", "3"], "at least 4 images"),
         (["cka", NETWORK, "--data", "digits", "--images", "8", "--batch-size", "9"], "type --batch-size 8"),
-        (["cka", NETWORK, "--data", "digits", "--images", "2"], "at least 4 images, and 2 came"),
+        (["cka", NETWORK, "--data", "digits", "--images", "2"], "at least 4 images; got 2"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--class", "cat"], "has no class 'cat'"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,3"], "--box is X1,Y1,X2,Y2"),
         (["cam", NETWORK, "--data", "digits", "--images", "1", "--box", "1,2,30,40"], "--box is for detectors"),
@@ -268,7 +271,7 @@ def test_a_later_image_takes_the_place_of_one_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("what", "readable", "words"),
     [("erf", 0, "no image of {data} can be read: {data}/0_damaged"),
-     ("cka", 3, "CKA needs at least 4 images, and 3 came; give more images")],
+     ("cka", 3, "CKA needs at least 4 images; got 3; give more images")],
 )  # fmt: skip
 def test_too_few_images_that_can_be_read(
     what: str, readable: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

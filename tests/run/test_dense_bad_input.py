@@ -220,7 +220,7 @@ def test_more_objects_than_queries_end_the_run_with_a_sentence(
     change(data, five_hundred, "train")
     assert main(words("dino", data, tmp_path / "run")) == 2
     printed = capsys.readouterr()
-    assert "has 500 objects, and each of 120 queries finds one" in printed.out
+    assert "has 500 objects, and each of 120 queries detects one" in printed.out
     assert "500 objects, and this detector 120 queries" in printed.err
     assert "Traceback" not in printed.err
 
@@ -532,8 +532,8 @@ def test_weights_of_a_classifier_do_not_evaluate_a_detector(
     [
         ("retinanet", "swin_tiny_patch4_window7_224", ""),
         ("upernet", "vit_tiny_patch16_224", ""),
-        ("retinanet", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are no pyramid"),
-        ("semantic_fpn", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are no pyramid"),
+        ("retinanet", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are not a pyramid"),
+        ("semantic_fpn", "vit_tiny_patch16_224", "maps of strides 16, 16, 16 are not a pyramid"),
         ("upernet", "maxvit_pico_rw_256", r"cannot take images of 64 x 64 pixels \(.*give its own size as img_size"),
         ("retinanet", "hiera_tiny_224", r"cannot take images of 64 x 64 pixels"),
     ],

@@ -69,7 +69,7 @@ def test_a_deviation_ends_the_command_with_1(
         (["--out", "x.bin"], "must end in .onnx"),
         (["--out", "taken.onnx"], "taken.onnx exists: add --force"),
         (["--size", "16"], "too small"),
-        (["--size", "64x96"], "--size 64x96 is no square, and a classifier reads"),
+        (["--size", "64x96"], "--size 64x96 is not a square, and a classifier reads"),
         (["--data", "nowhere"], "there is no data nowhere"),
     ],
 )

@@ -151,7 +151,7 @@ def test_patterns_that_no_shell_has_resolved(weights: Path, tmp_path: Path, caps
     for image, sentence in (
         (str(tmp_path / "*.gif"), "no file matches"),
         ("http://localhost/x.png", "http://localhost/x.png is an address, and files are needed; download it"),
-        ("", "is empty, as of a shell variable that is not set"),
+        ("", "is empty, perhaps because a shell variable is not set"),
     ):
         assert main(words(weights, tmp_path / "none", image)) == 2
         assert sentence in capsys.readouterr().err

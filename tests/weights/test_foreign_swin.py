@@ -190,10 +190,10 @@ def test_timms_visformer_is_the_same_function() -> None:
 @pytest.mark.parametrize(
     ("peer", "sentence"),
     [
-        ("pvt_v2_b0", "official_pvt_v2_b0: it is a PVTv2, and no network here is the same function"),
+        ("pvt_v2_b0", "official_pvt_v2_b0: it is a PVTv2, and no network here computes the same"),
         (
             "convnext_atto",
-            "it is a ConvNeXt, and no network here is the same function .*create_backbone.'timm/convnext",
+            "it is a ConvNeXt, and no network here computes the same .*create_backbone.'timm/convnext",
         ),
         ("swinv2_cr_tiny_ns_224", "does not fit official_pvt_v2_b0, nor any other network here"),
         ("swinv2_tiny_window8_256", "it is a Swin V2"),

@@ -12,7 +12,7 @@ from fourstage.ops.sampling import deformable_sample, kernel_cells
 
 
 class DeformableMixer(nn.Module):
-    """Each head of each cell reads values at `kernel` x `kernel` points around it that it moves and weighs itself.
+    """Each head of each cell reads `kernel` x `kernel` points around the cell, with offsets and weights of its own.
 
     What moves and weighs them is a look at the neighbourhood: a depth-wise convolution, LayerNorm and GELU. Points move
     by any number of cells, the weights of a head's points add up to 1, and a point that leaves the map reads 0.

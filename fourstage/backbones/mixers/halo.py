@@ -87,7 +87,7 @@ class HaloMixer(nn.Module):
         return down.flatten(4, 5).contiguous(), across.flatten(4, 5).contiguous()
 
     def terms_by_query(self, offsets: Tensor, axis: int) -> Tensor:
-        """Of products with every row of a table, (..., 2w - 1), the w that stand for cells of the window.
+        """Return, of the products with all rows of a table, (..., 2w - 1), the w that belong to cells of the window.
 
         Which these are depends on where in its block a query is, along `axis`: at i, from row w - 1 - i on.
         """

@@ -58,7 +58,7 @@ class ScaleAwareModulation(nn.Module):
 
 
 class LocalGlobalAttention(nn.Module):
-    """Every cell looks at every cell; a depth-wise convolution of the values adds what is near.
+    """Every cell attends to every cell; a depth-wise convolution of the values adds the neighbourhood.
 
     Args:
         dim: C, a multiple of `heads`.

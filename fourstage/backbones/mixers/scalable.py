@@ -1,7 +1,7 @@
 """The two mixers that take turns in ScalableViT (https://arxiv.org/abs/2203.10790).
 
 B images, H x W cells, C channels; h heads of d channels. Windows of w x w cells hold N cells, n windows fill a map.
-N cells ask and M cells answer where the two differ.
+Queries are N cells, keys M cells where the two differ.
 """
 
 import torch
@@ -82,7 +82,7 @@ class InteractiveWindowAttention(nn.Module):
 
 
 class ScalableAttention(nn.Module):
-    """Every cell asks a smaller map, in a space of another width than the values have.
+    """Attention of every cell to a smaller map; queries and keys have another width than values.
 
     Squares of cells that would reach over the right or the lower border give no key, as in the source. A side shorter
     than a square would leave no key at all: there zeros complete it to one square, as those around a padded
@@ -126,7 +126,7 @@ class ScalableAttention(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """Scalable attention as the source has it where nothing is reduced: every cell asks every cell at full width.
+    """Scalable attention as the source has it where nothing is reduced: every cell attends to every cell at full width.
 
     Args:
         dim: C.
@@ -151,7 +151,7 @@ class GlobalAttention(nn.Module):
 
 
 def attention(q_BHWC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor, heads: int, scale: float | None = None) -> Tensor:
-    """Every cell of one map asks every cell of another. (B, H, W, C): H and W of the queries, C of the values.
+    """Every cell of one map attends to every cell of another. (B, H, W, C): H and W of the queries, C of the values.
 
     Where heads of queries and values differ in width, zeros make them equal and change nothing: for equal widths there
     is a kernel that never holds all products in memory.

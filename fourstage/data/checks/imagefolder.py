@@ -47,7 +47,9 @@ def _folders(layout: Layout, split: Split) -> tuple[dict[str, list[str]], list[F
     classes = subfolders(layout.train or folder)
     findings = layouts.layout_problems(layout, split, classes, files)
     findings += [
-        Finding("warning", "other file", str(folder / path), "is no image by its name", "it is not read; move it away")
+        Finding(
+            "warning", "other file", str(folder / path), "is not an image by its name", "it is not read; move it away"
+        )
         for path in all_files(folder)
         if not is_image_name(path.rsplit("/", 1)[-1])
     ]

@@ -44,7 +44,7 @@ class AnnotationFiles(ABC):
     def _label(self, position: int, name: str) -> int:
         if name not in self._labels:
             names = ", ".join(self.classes)
-            raise ValueError(f"{self._files[position]} has a {name!r}, which is no class of {names}")
+            raise ValueError(f"{self._files[position]} has a {name!r}, which is not a class of {names}")
         return self._labels[name]
 
     @abstractmethod

@@ -124,7 +124,7 @@ def left_out_note(root: Path, read: Sequence[Labelled]) -> str:
     """Return the sentence about shapes that are no objects; empty where there are none."""
     counts: Counter[str] = sum((Counter(one.left_out) for one in read), Counter())
     listed = ", ".join(f"{count:,} of type {name!r}" for name, count in sorted(counts.items()))
-    return f"{root} has shapes that are no objects, and are left out: {listed}." if counts else ""
+    return f"{root} has shapes that are not objects; they are left out: {listed}." if counts else ""
 
 
 def read_labelled(path: Path, root: Path) -> Labelled:
@@ -134,14 +134,14 @@ def read_labelled(path: Path, root: Path) -> Labelled:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise ValueError(f"{path} is no annotation of labelme: it has no list called 'shapes'")
+        raise ValueError(f"{path} is not an annotation of labelme: it has no list called 'shapes'")
     groups: dict[Any, list[tuple[float, ...]]] = {}
     left_out: Counter[str] = Counter()
     for number, shape in enumerate(content["shapes"], 1):
         try:
             name, kind, polygon = _shape(shape)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is no annotation of labelme: shape {number}: {error}") from error
+            raise ValueError(f"{path} is not an annotation of labelme: shape {number}: {error}") from error
         if polygon is None:
             left_out[kind] += 1
             continue

@@ -145,7 +145,7 @@ def read_annotation(path: Path) -> Annotation:
     except (ExpatError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path} is no annotation of Pascal VOC: {error}") from error
+        raise ValueError(f"{path} is not an annotation of Pascal VOC: {error}") from error
 
 
 def _parse(data: bytes) -> Element:

@@ -138,7 +138,7 @@ def parse_line(
         if CLASS_NUMBER.fullmatch(words[0]) is None:
             raise ValueError("it must begin with the number of a class")
         if (odd := next((word for word in words[1:] if NUMBER.fullmatch(word) is None), None)) is not None:
-            raise ValueError(f"{odd:.40} is no number")
+            raise ValueError(f"{odd:.40} is not a number")
         label, numbers = int(float(words[0])), [float(word) for word in words[1:]]
     except ValueError as error:
         raise ValueError(f"{text[:60]!r} is not a class and numbers") from error

@@ -104,7 +104,7 @@ def parse_size(text: str) -> int:
     """Bytes: `500000000`, or with KB, MB or GB. Raises ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMG]?)B?", text.strip(), re.IGNORECASE)
     if found is None:
-        raise ValueError(f"{text!r:.60} is no size; write a number of bytes, or for example 500MB")
+        raise ValueError(f"{text!r:.60} is not a size; write a number of bytes, or for example 500MB")
     return int(float(found[1]) * 1000 ** ("", "K", "M", "G").index(found[2].upper()))
 
 

@@ -76,7 +76,7 @@ def train_transform(
         )  # fmt: skip
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(
-            f"auto_augment {auto_augment!r:.80} is no policy that timm reads; the recipes use rand-m9-mstd0.5-inc1, "
+            f"auto_augment {auto_augment!r:.80} is not a policy that timm reads; the recipes use rand-m9-mstd0.5-inc1, "
             "and null switches policies off"
         ) from error
     _replace_posterize(change.transforms)

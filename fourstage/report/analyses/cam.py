@@ -103,8 +103,8 @@ def _means(name: str, found: Sequence[Explained]) -> list[tuple[str, ...]]:
 _REMARKS = (
     "A map is cut at zero, scaled to [0, 1] for its image, and enlarged from the layer's cells. Its colours compare "
     "positions of one image, and not images or methods.",
-    "The layer is the last map before the global pooling, of networks that norm before they pool the norm's output. "
-    "Before a LayerNorm, gradients are orthogonal to the map, and products of both vanish.",
+    "The layer is the last map before the global pooling, or the output of the final norm where a network norms before "
+    "it pools. Before a LayerNorm, gradients are orthogonal to the map, and products of both vanish.",
     "Eigen-CAM does not depend on the class. Its sign is chosen such that the largest absolute value is positive.",
     "ROAD is (LeRF - MoRF) / 2: how much more the probability falls when the most relevant pixels are replaced by "
     "their neighbours than when the least relevant ones are. Higher is better, as for insertion; for deletion, lower "

@@ -128,12 +128,12 @@ def _with_interval(found: Cka, i: int, j: int) -> str:
 
 
 _REMARKS = (
-    "1 means that both maps see the same differences between images, up to rotations of their features and one factor; "
-    "0 means that they share none (https://arxiv.org/abs/1905.00414).",
+    "1 means that both maps represent the same differences between images, up to a rotation of their features and a "
+    "scale factor; 0 means that they share nothing (https://arxiv.org/abs/1905.00414).",
     "Compare with the ceiling: two trainings of the same network with other seeds are rarely at 1.",
     "The unbiased estimator may be slightly negative. The biased one tends to 1 where maps have more features than "
     "there are images, also for unrelated networks.",
     "Intervals are 95 % by the jackknife over images. They leave out the variation between seeds of a training.",
-    "A low value does not prove another function: a few directions of large variance dominate CKA "
+    "A low value does not prove that two networks differ: a few directions of large variance dominate CKA "
     "(https://arxiv.org/abs/2210.16156).",
 )

@@ -43,7 +43,7 @@ def erf_page(fields: Sequence[Field], images: str) -> str:
         f"Contribution of each pixel to the centre of the map {tap!r}; {images}.",
         [
             section("RepLKNet's form", _maps(fields, "replknet")),
-            section("A form without scale", _maps(fields, "power")),
+            section("A form that does not depend on scale", _maps(fields, "power")),
             section("By distance from the centre", _profiles(fields)),
             section("Numbers", _table(fields), _widths(fields)),
             section("How to read this", notes(_REMARKS)),
@@ -142,10 +142,10 @@ _REMARKS = (
     "over the colours and averaged over the images (RepLKNet, https://arxiv.org/abs/2203.06717).",
     "A square shows the smallest centred area that holds 20, 30, 50 or 99 % of a panel's sum. A uniform map has "
     "areas of 20, 30, 50 and 99 %.",
-    "RepLKNet's form depends on the scale of the gradient: a constant factor in the network's normalisation moves "
-    "its ratios. Compare networks by the raw map or by the power form, which have no scale.",
-    "The size of the images matters as well. At 224 pixels most networks cover the picture, and the area of 99 % "
-    "saturates one pixel below the image.",
+    "RepLKNet's form depends on the scale of the gradient: a constant factor in the network's normalisation changes "
+    "its ratios. Compare networks by the raw map or by the power form, which do not depend on scale.",
+    "The size of the images matters as well. At 224 pixels the field of most networks covers the image. Squares end "
+    "one pixel before its border, so the 99 % square then has 223 pixels a side.",
     "Untrained networks may have larger fields than trained ones; each row says which of the two it is.",
     "Gaussian px is the width of the Gaussian that fits the radial profile, deviation px the map's own standard "
     "deviation along one axis, Luo px the square root of the number of pixels above 4.55 % of the largest value.",

@@ -36,7 +36,7 @@ class Invariance:
 
 def invariance_page(found: Sequence[Invariance], images: str, *, original: bool) -> str:
     """Return the page: for each measure one chart per family, all with the same vertical axis, and a table."""
-    how = "the authors' transforms with their quirks" if original else "content leaves the view, and black comes in"
+    how = "the transforms of the authors' code" if original else "content leaves the view, and black comes in"
     sections = [_measure(found, measure) for measure in MEASURES]
     return analysis_page(
         "Invariance",

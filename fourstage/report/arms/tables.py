@@ -94,7 +94,7 @@ def summary_line(comparison: Comparison) -> str:
     """Return what was compared in one sentence."""
     images = f" on {plural(comparison.images, 'validation image')}" if comparison.images else ""
     seeds = plural(len(comparison.seeds), "seed")
-    lower = "" if comparison.higher_is_better else ", of which less is better"
+    lower = "" if comparison.higher_is_better else ", lower is better"
     unit = " in per cent" if comparison.percent else ""
     return f"{comparison.label}{unit}{lower}; {seeds}{images}; mean ± standard deviation over seeds."
 

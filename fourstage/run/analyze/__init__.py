@@ -1,1 +1,1 @@
-"""`fourstage analyze`: joins subjects, data, an analysis and its page; one file for each analysis."""
+"""`fourstage analyze`: joins networks, data, an analysis and its page; one file for each analysis."""

@@ -51,7 +51,7 @@ class CkaSetting:
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < cka.FEWEST:
-            raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA, and {self.batch} came")
+            raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA; got {self.batch}")
         if self.size is not None and not 32 <= self.size <= 4096:
             raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
 
@@ -114,7 +114,7 @@ def _batch_size(setting: CkaSetting, images: int) -> int:
         fitting = max(images, cka.FEWEST)
         raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {fitting}")
     if images < cka.FEWEST:
-        raise ValueError(f"CKA needs at least {cka.FEWEST} images, and {images} came; give more images")
+        raise ValueError(f"CKA needs at least {cka.FEWEST} images; got {images}; give more images")
     return setting.batch or min(cka.ENOUGH, images)
 
 

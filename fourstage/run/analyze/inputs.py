@@ -134,7 +134,7 @@ def choose(dataset: Dataset, count: int | None, order: Order, data: str | Path, 
         count = max(1, min(default, len(dataset)))
         few = f"{data} has {plural(len(dataset), 'image')}, all of which are taken; the default is {default}."
     if count < 1:
-        raise ValueError(f"an analysis needs at least one image, and --images {count} came; give a number from 1 on")
+        raise ValueError(f"an analysis needs at least one image; got --images {count}; give a number from 1 on")
     if len(dataset) < count:
         raise ValueError(
             f"{data} has {plural(len(dataset), 'image')} and {count} are needed; type --images {len(dataset)}, or give "

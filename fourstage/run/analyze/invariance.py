@@ -32,7 +32,7 @@ class InvarianceSetting:
         size: side of the views, pixels; None: each network's own.
         families: the changes.
         directions: of shifts: all eight, or one that is drawn for each image.
-        original: the authors' transforms with their quirks.
+        original: the transforms of the authors' code.
 
     Raises:
         ValueError: an unknown family, or a size out of range.

@@ -82,7 +82,10 @@ def analyze_maps(
         rows=list(_rows(found)),
         page=maps_page(found, f"{plural(len(chosen.positions), 'image')} of {Path(data).name}"),
     )
-    notes = ("px is how far cells look on average, weighted by attention, sampling weights or absolute kernels.",)
+    notes = (
+        "px is the mean distance of the cells that a cell reads, weighted by attention, sampling weights or absolute "
+        "kernels.",
+    )
     return Outcome(_HEAD, tuple(_printed(found)), (*notes, *chosen.notes), files)
 
 

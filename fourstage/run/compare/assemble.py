@@ -154,7 +154,7 @@ def too_few_seeds(pairs: int, seeds: int) -> list[str]:
 def check_tuning(tuning: Mapping[str, str], arms: Sequence[str]) -> None:
     """Raise ValueError where a tuning budget is of an arm that is not there."""
     if unknown := next((name for name in tuning if name not in arms), None):
-        raise ValueError(f"--tuning names {unknown}, which is no arm; the arms are {', '.join(arms)}")
+        raise ValueError(f"--tuning names {unknown}, which is not an arm; the arms are {', '.join(arms)}")
 
 
 def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
@@ -164,10 +164,12 @@ def _metric(table: Table, seeds: Sequence[int], asked: str | None) -> str:
     name = asked or runs[0].main_metric
     known = [one for one in runs[0].metrics if all(one in run.metrics for run in runs)]
     if name not in known:
-        raise ValueError(f"{name} is no metric of all these runs; they share {', '.join(known) or 'none'}")
+        raise ValueError(f"{name} is not a metric of all these runs; they share {', '.join(known) or 'none'}")
     wrong = next((run for run in runs if _is_unknown(run, name)), None)
     if wrong is not None:
-        raise ValueError(f"{name} of {wrong.folder} is no number; train this run again with --fresh, or leave it out")
+        raise ValueError(
+            f"{name} of {wrong.folder} is not a number; train this run again with --fresh, or leave it out"
+        )
     return name
 
 

@@ -94,7 +94,7 @@ def check_analyses(text: str) -> tuple[Analysis, ...]:
     unknown = next((word for word in words if word not in ANALYSES), None)
     if unknown is not None:
         raise ValueError(
-            f"--analyses names {unknown!r}, which is no analysis; choose from {', '.join(ANALYSES)}, or none"
+            f"--analyses names {unknown!r}, which is not an analysis; choose from {', '.join(ANALYSES)}, or none"
         )
     return tuple(one for one in ANALYSES if one in words)
 

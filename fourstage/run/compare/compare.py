@@ -89,7 +89,7 @@ def named(reference: str | None, arms: Sequence[str]) -> str:
     if reference is None:
         return arms[0]
     if reference not in arms:
-        raise ValueError(f"--reference {reference} is no arm of this comparison; its arms are {', '.join(arms)}")
+        raise ValueError(f"--reference {reference} is not an arm of this comparison; its arms are {', '.join(arms)}")
     return reference
 
 

@@ -86,7 +86,10 @@ def unequal(costs: Mapping[str, Cost], reference: str) -> list[str]:
         ]
         if words:
             what = "parameters" if "parameters" in words[0] else "macs"
-            out.append(f"{name} has {' and '.join(words)} against {reference}; --match-cost {what} searches equal ones")
+            out.append(
+                f"{name} has {' and '.join(words)} against {reference}; --match-cost {what} searches widths of equal "
+                "cost"
+            )
     return out
 
 

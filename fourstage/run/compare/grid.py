@@ -133,7 +133,7 @@ def _check(
         raise ValueError(f"--seeds is a number of trainings for each arm, from 1 to 1000; got {seeds}")
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise ValueError(f"--vary {twice} came twice; give all its values at once: --vary {twice}=A,B,C")
+        raise ValueError(f"--vary {twice} was given twice; give all its values at once: --vary {twice}=A,B,C")
     if _sets("seed", [*changes, *(f"{key}=" for key in keys)]):
         raise ValueError("every arm is trained with the same seeds, 0, 1, 2 ...; leave seed out and set --seeds")
     if both := next((key for key in keys if _sets(key.rpartition(".")[2], changes)), None):

@@ -31,7 +31,7 @@ def check_metric(name: str | None, recipe: Recipe, arm: str) -> None:
         return
     known = [metric for metric in METRICS if re.search(METRICS_OF[recipe.task], metric)] + _recalls(recipe)
     if name not in known:
-        raise ValueError(f"--metric {name} is no metric of {recipe.task}; choose from {', '.join(known)}")
+        raise ValueError(f"--metric {name} is not a metric of {recipe.task}; choose from {', '.join(known)}")
     if (missing := _missing(name, recipe)) is not None:
         reason, instead = missing
         raise ValueError(f"{arm} will have no {name}: {reason}; {instead}")

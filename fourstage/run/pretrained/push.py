@@ -98,7 +98,7 @@ def _as_sentences(repository: str) -> Iterator[None]:
 def check_name(repository: str) -> str:
     """Return the name of a repository. Raises ValueError unless it is `user/name`."""
     if not NAME.fullmatch(repository.removeprefix("hf-hub:")):
-        raise ValueError(f"{repository!r} is no name of a repository; write {FORM}")
+        raise ValueError(f"{repository!r} is not the name of a repository; write {FORM}")
     return repository.removeprefix("hf-hub:")
 
 

@@ -50,13 +50,13 @@ class Chosen(NamedTuple):
 
 
 class DINO(Detector):
-    """Detector without anchors and suppression: each query finds at most one object.
+    """Detector without anchors and suppression: each query detects at most one object.
 
     Args:
         backbone: with `levels`; its maps from stride 8 on are used, with five scales or more those from stride 4 on.
-        queries: number Q of queries, at most as many as there are cells; each finds at most one object. In a recipe
-            also "auto": ten for each object of the fullest training image, from 100 to 900, or twice as many as its
-            objects where those are more than 450.
+        queries: number Q of queries, at most as many as there are cells; each detects at most one object. In a
+            recipe also "auto": ten for each object of the fullest training image, from 100 to 900, or twice as many as
+            its objects where those are more than 450.
         scales: number L of maps that the encoder reads; those beyond the backbone's come from convolutions of stride 2.
         channels: width C of neck, encoder and decoder, a multiple of 4 and of `heads`.
         encoder_layers: number of layers of the encoder.
@@ -64,15 +64,15 @@ class DINO(Detector):
         heads: number of heads of attention.
         points: number of places that each head of deformable attention reads on each map.
         hidden: width between the two linear layers of a block.
-        denoising: largest number of queries with little noise of an image in a training step; 0: none. An image with
-            more objects teaches as many of them, at random.
+        denoising: largest number of queries with little noise of an image in a training step; 0: none. If an image
+            has more objects, that many of them are drawn at random.
         label_noise: twice the share of queries with noise whose label is replaced by any.
         box_noise: largest shift of a corner of the queries with little noise, in halves of a side.
         neck_bias: whether the neck's convolutions have a bias, as in detrex and the original.
         position_temperature: ratio of the longest wavelength to the shortest, roughly, of the sines of cells.
         position_offset: number of cells that is added to a place before the sines are computed; places count from 1.
         per_image: largest number of detections in an image.
-        pad_to: images are padded to multiples of it, in pixels; 1, as the originals have it: not at all.
+        pad_to: number of pixels that sides are padded to a multiple of; 1, as in the originals: no padding.
         stable: whether a matched query learns its overlap as its score, and matching weighs classes by overlaps, as in
             Stable-DINO (https://arxiv.org/abs/2304.04742). It changes training alone.
 

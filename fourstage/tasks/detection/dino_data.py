@@ -29,11 +29,11 @@ def notes_on_objects(arguments: Mapping[str, Any], data: str, most: int) -> list
     notes = []
     if isinstance(queries, int) and most > queries:
         notes.append(
-            f"an image of {data} has {most} objects, and each of {queries} queries finds one: training stops there; "
+            f"an image of {data} has {most} objects, and each of {queries} queries detects one: training stops there; "
             f"add method_args.queries=auto."
         )
     if 0 < denoising < most:
         notes.append(
-            f"denoising learns from {plural(denoising, 'object')} of an image, and one has {most}; see denoising."
+            f"denoising learns from {plural(denoising, 'object')} of an image, and one has {most}: it draws from these."
         )
     return notes

@@ -26,7 +26,7 @@ class MaskRCNN(TwoStage):
         masks: whether masks are predicted; False: boxes alone, as in Faster R-CNN.
         heads: "2fc": two linear layers, L1 loss. "4conv1fc": four convolutions with norm and a linear layer, GIoU loss
             on the boxes.
-        norm: what builds the norm of the box head's convolutions from their width, in Python alone; a norm over all
+        norm: builds the norm of the box head's convolutions from their width; only from Python. A norm over all
             processes is better where batches are small.
         class_agnostic: whether a region has one box for all classes instead of a box for each.
         box_loss: loss of the boxes; None: that of `heads`.

@@ -151,8 +151,8 @@ def _joined(anchors: Sequence[Tensor]) -> Tensor:
     """Return (N, 4), the anchors of all levels. Raises ValueError for one tensor: levels matter to some matchers."""
     if isinstance(anchors, Tensor):
         raise ValueError(
-            f"a matcher takes a list with the anchors of each level, and one tensor of shape "
-            f"{tuple(anchors.shape)} came; give [anchors]"
+            f"a matcher takes a list with the anchors of each level; got one tensor of shape "
+            f"{tuple(anchors.shape)}; give [anchors]"
         )
     return torch.cat([*anchors])
 

@@ -111,7 +111,7 @@ class RetinaNet(SingleStage):
         score_threshold: score that every detection exceeds.
         candidates: what suppression reads of each level: the best (anchor, class) "pairs", as in MMDetection since
             2.19, or all classes of the best "anchors", as before.
-        per_level: number of those pairs or anchors.
+        per_level: number of candidates of each level, pairs or anchors.
         iou_threshold: overlap above which non-maximum suppression drops the box that scores less.
         per_image: largest number of detections in an image.
 

@@ -41,7 +41,7 @@ class Detection(nn.Module):
         super().__init__()
         if len(classes) != network.num_classes:
             raise ValueError(
-                f"the detector has {plural(network.num_classes, 'class', 'classes')}, and {len(classes)} names came; "
+                f"the detector has {plural(network.num_classes, 'class', 'classes')}; got {len(classes)} names; "
                 "name each class"
             )
         self.network, self.classes, self.limits = network, tuple(classes), tuple(limits)

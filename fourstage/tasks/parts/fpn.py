@@ -48,11 +48,14 @@ class FPN(nn.Module):
         super().__init__()
         used = tuple(levels)[start_level:]
         if not used or num_outs < len(used):
-            raise ValueError(f"{len(used)} maps come in and {num_outs} go out; give num_outs of at least that, from 1")
+            raise ValueError(
+                f"the pyramid reads {len(used)} maps; got num_outs={num_outs}; give at least one map, and num_outs of "
+                "at least as many"
+            )
         strides = [level.stride for level in used]
         if any(b <= a for a, b in pairwise(strides)):
             raise ValueError(
-                f"maps of strides {', '.join(map(str, strides))} are no pyramid, in which each map is coarser than the "
+                f"maps of strides {', '.join(map(str, strides))} are not a pyramid, where each map is coarser than the "
                 "one before; choose a backbone whose strides grow, or one of these maps with backbone_args.out_indices"
             )
         self.start_level, self.extra = start_level, extra

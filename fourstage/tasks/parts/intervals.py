@@ -30,7 +30,7 @@ def wilson(right: float, images: int) -> tuple[float, float]:
         ValueError: no images, or `right` is not one of 0 to `images`.
     """
     if not 0 <= right <= images or not images:
-        raise ValueError(f"{right} of {images} images is no share; give at least one image")
+        raise ValueError(f"{right} of {images} images is not a share; give at least one image")
     share, z2 = right / images, NORMAL**2 / images
     middle = (share + z2 / 2) / (1 + z2)
     half = NORMAL / (1 + z2) * math.sqrt(share * (1 - share) / images + z2 / (4 * images))

@@ -155,7 +155,7 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
         return layer
     if len(prior) != num_classes or min(prior) <= 0:
         raise ValueError(
-            f"prior is the share of pixels of each of {num_classes} classes, above 0, and {list(prior)} came; give "
+            f"prior is the share of pixels of each of {num_classes} classes, above 0; got {list(prior)}; give "
             f"{num_classes} numbers, or none: method_args.prior=null in a recipe, prior=None in Python"
         )
     layer.bias.data = torch.tensor(prior, dtype=layer.bias.dtype).log()

@@ -57,7 +57,7 @@ class Segmentation(nn.Module):
         super().__init__()
         if len(classes) != network.num_classes:
             raise ValueError(
-                f"{len(classes)} class names came for a segmentor of {network.num_classes} classes; give one for each"
+                f"got {len(classes)} class names for a segmentor of {network.num_classes} classes; give one for each"
             )
         self.network, self.classes = network, tuple(classes)
         self.normalise = Normalise.of(mean, std)

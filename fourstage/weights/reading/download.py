@@ -105,7 +105,7 @@ def download(address: str, path: Path, *, sha256: str | None = None, progress: P
         here = _size(incomplete)
         tries, most = (1, here) if here > most else (tries + 1, most)
         if tries == TRIES or _is_final(error):
-            kept = f"; the {here:,} bytes that came are kept, and the same call continues" if here else ""
+            kept = f"; the {here:,} bytes that arrived are kept, and the same call continues" if here else ""
             raise FailedError(f"{path.name} could not be fetched from {address} ({_reason(error)}){kept}") from error
         time.sleep(PAUSE * 2 ** (tries - 1))
     _version_file(incomplete).unlink(missing_ok=True)
@@ -151,7 +151,7 @@ def _continue(address: str, incomplete: Path, progress: Progress | None) -> None
 def _span(answer: HTTPResponse, here: int) -> tuple[int, int | None]:
     """Return the position of the first byte that comes, and the size of the file; None: chunks say where it ends."""
     if answer.headers.get_content_type() == "text/html":
-        raise _UselessError("a web page came instead")
+        raise _UselessError("the server sent a web page instead")
     if answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers["Content-Range"] or "")
         if match is None or int(match[1]) != here:
@@ -211,5 +211,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, TimeoutError):
-        return f"nothing came for {TIMEOUT:g} seconds"
+        return f"nothing arrived for {TIMEOUT:g} seconds"
     return str(error.reason if isinstance(error, URLError) else error) or type(error).__name__

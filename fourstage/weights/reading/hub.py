@@ -62,7 +62,7 @@ def _parsed(source: str) -> tuple[str, str | None]:
     name = source.partition(":")[2]
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if match is None:
-        raise ValueError(f"{source} is no name of a repository; write {FORM}")
+        raise ValueError(f"{source} is not the name of a repository; write {FORM}")
     return match[1], match[2]
 
 

@@ -237,7 +237,7 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
             metadata = {key: value for key, value in (file.metadata() or {}).items() if key != ENTRY}
             return {name: file.get_tensor(name) for name in names}, metadata
     except SafetensorError as error:
-        raise UnreadableError(f"({size:,} bytes) is no complete .safetensors file ({error}): {AGAIN}") from None
+        raise UnreadableError(f"({size:,} bytes) is not a complete .safetensors file ({error}): {AGAIN}") from None
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
@@ -266,7 +266,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
             raise UnreadableError(f"is damaged, storage {_short(key)} is not of the size it should have: {AGAIN}")
         _read_entry(file, entry, memory.numpy())
         if intact is None and zlib.crc32(memory.numpy().data) != entry.CRC:
-            raise UnreadableError(f"is damaged, storage {_short(key)} does not have its sum: {AGAIN}")
+            raise UnreadableError(f"is damaged, the checksum of storage {_short(key)} does not match: {AGAIN}")
 
     if (length := entries[f"{root}data.pkl"].file_size) > limit(PICKLE_BYTES):
         raise UnreadableError(

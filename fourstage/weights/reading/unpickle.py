@@ -28,7 +28,7 @@ from fourstage.files import RAISE, limit
 PICKLE_BYTES = 64 * 2**20  # of all instructions with their texts and numbers; tensors are outside of them
 INSTRUCTIONS = 1_500_000  # an honest file of 10,000 tensors has 300,000; each can make an object of 216 bytes
 LEVELS = 64  # containers in each other; honest files have ten
-OTHER_KEYS = 30_000  # keys that are no text: integers can be chosen so that each collides with all before it
+OTHER_KEYS = 30_000  # keys that are not text: integers can be chosen so that each collides with all before it
 MOST_EXPANDED = 2**24  # elements that a tensor may show beyond what its storage holds (stride 0); more is a memory bomb
 
 
@@ -437,7 +437,9 @@ class Machine:
             case _:
                 if name == "INST":
                     _named(*argument.split(" ", 1))  # a better sentence where it names os.system
-                raise UnreadableError(f"is no checkpoint: it holds the pickle instruction {name}, which none needs")
+                raise UnreadableError(
+                    f"is not a checkpoint: it holds the pickle instruction {name}, which no checkpoint needs"
+                )
 
     def since_mark(self) -> list:
         values, self.stack = self.stack, self.outer.pop()
@@ -451,7 +453,7 @@ class Machine:
         """
         self.other_keys -= sum(type(key) is not str for key in keys)
         if self.other_keys < 0:
-            raise UnreadableError(f"has more than {limit(OTHER_KEYS):,} keys that are no text; {RAISE}")
+            raise UnreadableError(f"has more than {limit(OTHER_KEYS):,} keys that are not text; {RAISE}")
 
     def pay(self, value: Any) -> None:
         """Count what was copied: copies of copies turn a small file into terabytes.

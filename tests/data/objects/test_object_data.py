@@ -455,7 +455,7 @@ def test_xml_beside_the_images(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "classes.txt").write_text("thing 1\nthing 0\n")
     assert Voc(tmp_path, "val").classes == ("thing 1", "thing 0")
     (tmp_path / "classes.txt").write_text("thing 1\n")
-    with pytest.raises(ValueError, match="has a 'thing 0', which is no class of thing 1"):
+    with pytest.raises(ValueError, match="has a 'thing 0', which is not a class of thing 1"):
         Voc(tmp_path, "val")
     assert "unknown category" in {finding.title for finding in check(tmp_path).findings}
 
@@ -463,12 +463,12 @@ def test_xml_beside_the_images(tmp_path: Path, picture: Picture) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("<annotation>", "no annotation of Pascal VOC"),
+        ("<annotation>", "not an annotation of Pascal VOC"),
         (voc_text(0, head='<!DOCTYPE a [<!ENTITY b "cc">]>'), "a document type or entities"),
         (voc_text(0, head='<!DOCTYPE a SYSTEM "file:///etc/passwd">').encode("utf-16"), "a document type or entities"),
         ("<annotation><object><name>cat</name></object></annotation>", "needs <name> and <bndbox>"),
         (voc_text(0).replace("<xmin>9</xmin>", ""), "it must be xmin, ymin, xmax, ymax"),
-        (b"\xff\xfe\x00", "no annotation of Pascal VOC"),
+        (b"\xff\xfe\x00", "not an annotation of Pascal VOC"),
     ],
 )
 def test_xml_that_is_not_vocs_is_told(text: str | bytes, sentence: str, tmp_path: Path) -> None:
@@ -497,7 +497,10 @@ def test_a_broken_voc_folder_is_told(layouts: dict[str, Path], picture: Picture)
 
 def test_a_broken_annotation_is_named_once(layouts: dict[str, Path]) -> None:
     path = layouts["voc"] / "Annotations/0.xml"
-    for text, what in (("<annotation>", "is no annotation of Pascal VOC: no element found"), (None, "is listed, but")):
+    for text, what in (
+        ("<annotation>", "is not an annotation of Pascal VOC: no element found"),
+        (None, "is listed, but"),
+    ):
         path.write_text(text) if text else path.unlink()
         [told] = {str(one) for one in check(layouts["voc"]).findings if one.title == "broken annotation"}
         assert told.startswith(f"{path} {what}")

@@ -192,7 +192,7 @@ def test_sizes(size: int) -> None:
 def test_sizes_that_are_none() -> None:
     assert parse_size("1.5GB") == 1_500_000_000
     for wrong in ("much", "-1", "1TB2", ""):
-        with pytest.raises(ValueError, match="is no size; write a number of bytes"):
+        with pytest.raises(ValueError, match="is not a size; write a number of bytes"):
             parse_size(wrong)
 
 

@@ -203,8 +203,8 @@ def test_pixels_that_must_not_be_written_to_are_read() -> None:
 @pytest.mark.parametrize(
     ("make", "arguments", "sentence"),
     [
-        (train_transform, {"auto_augment": "randd-m9"}, "'randd-m9' is no policy that timm reads"),
-        (train_transform, {"auto_augment": "rand-q9"}, "'rand-q9' is no policy that timm reads"),
+        (train_transform, {"auto_augment": "randd-m9"}, "'randd-m9' is not a policy that timm reads"),
+        (train_transform, {"auto_augment": "rand-q9"}, "'rand-q9' is not a policy that timm reads"),
         (train_transform, {"remode": "noise"}, "remode 'noise' is unknown; it is one of pixel, rand, const"),
         (train_transform, {"interpolation": "cubic"}, "interpolation 'cubic' is unknown; it is one of bicubic"),
         (eval_transform, {"interpolation": "random"}, "'random' is for training"),

@@ -89,9 +89,9 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "folder": ([runs[0], str(tmp_path / "empty")], "is neither a run folder nor one of `fourstage compare`"),
         "missing": ([runs[0], "runs/nothere"], "there is no folder runs/nothere"),
         "mixed": ([runs[0], "digits_visformer"], "is a folder and digits_visformer a recipe"),
-        "metric": ([*runs, "--metric", "box_map"], "box_map is no metric of all these runs; they share top1"),
-        "reference": ([*runs, "--reference", "halo"], "--reference halo is no arm of this comparison; its arms"),
-        "tuning": ([*runs, "--tuning", "halo=3"], "--tuning names halo, which is no arm; the arms are swin, pvt"),
+        "metric": ([*runs, "--metric", "box_map"], "box_map is not a metric of all these runs; they share top1"),
+        "reference": ([*runs, "--reference", "halo"], "--reference halo is not an arm of this comparison; its arms"),
+        "tuning": ([*runs, "--tuning", "halo=3"], "--tuning names halo, which is not an arm; the arms are swin, pvt"),
         "words": ([*runs, "--tuning", "much"], "--tuning is ARM=WORDS, such as 'swin=12 trials'; got 'much'"),
         "vary": ([*runs, "--vary", "lr=1,2"], "--vary is for trainings, and folders name runs that have ended; leave"),
         "change": ([*runs, "lr=1"], "lr=1 is for trainings"),
@@ -208,4 +208,4 @@ def test_an_average_precision_without_objects_is_no_number(tmp_path: Path, capsy
         for lr in ("1e-3", "2e-3")
     ]
     assert main(["compare", *runs, "--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]) == 2
-    assert "/1e-3 is no number" in capsys.readouterr().err
+    assert "/1e-3 is not a number" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_recipes_and_lists_as_values(tmp_path: Path) -> None:
         ([RECIPE], ["mixer"], 6, [], "--vary is KEY=VALUE,VALUE, such as mixer=swin,pvt"),
         ([RECIPE], ["mixer="], 6, [], "--vary is KEY=VALUE,VALUE"),
         ([RECIPE], ["mixer=swin,swin"], 6, [], "--vary mixer has the value swin twice"),
-        ([RECIPE], ["mixer=swin,pvt", "mixer=halo,pvt"], 6, [], "--vary mixer came twice; give all its values at once"),
+        ([RECIPE], ["mixer=swin,pvt", "mixer=halo,pvt"], 6, [], "--vary mixer was given twice; give all its values"),
         ([RECIPE], ["lr=1e-3,,2e-3"], 6, [], "--vary is KEY=VALUE,VALUE"),
         ([RECIPE], ["lr=1e-3,2e-3,"], 6, [], "--vary is KEY=VALUE,VALUE"),
         ([RECIPE], ["lr=1e-3,0.001"], 6, [], "the arms lr=1e-3 and lr=0.001 are the same recipe"),
@@ -98,9 +98,9 @@ def test_mistakes(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric", "nope"], "--metric nope is no metric of classification; choose from top1, top5, loss"),
-        (["--metric", "box_map"], "--metric box_map is no metric of classification"),
-        (["--tuning", "fast=3 trials"], "--tuning names fast, which is no arm; the arms are lr=1e-3, lr=2e-3"),
+        (["--metric", "nope"], "--metric nope is not a metric of classification; choose from top1, top5, loss"),
+        (["--metric", "box_map"], "--metric box_map is not a metric of classification"),
+        (["--tuning", "fast=3 trials"], "--tuning names fast, which is not an arm; the arms are lr=1e-3, lr=2e-3"),
         (["--cell", "12"], "--cell 12 is outside of this grid; its cells are 0 to 11"),
     ],
 )
@@ -128,7 +128,7 @@ def test_warnings_before_anything_is_trained(tmp_path: Path) -> None:
     assert any("5 seeds cannot decide 1 pair" in text and "6 seeds are the fewest" in text for text in planned.warnings)
     assert any(text.startswith("swin has −13 % parameters and +24 % MACs against pvt") for text in planned.warnings)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="--reference halo is no arm of this comparison; its arms are swin, pvt"):
+    with pytest.raises(ValueError, match="--reference halo is not an arm of this comparison; its arms are swin, pvt"):
         plan_comparison([RECIPE], ["mixer=swin,pvt"], 6, tmp_path / "out", reference="halo")
     with pytest.raises(ValueError, match="no mixer is called 'swim'"):
         plan_comparison([RECIPE], ["mixer=swin,swim"], 6, tmp_path / "out")
@@ -196,7 +196,7 @@ def test_a_metric_of_objects_of_a_size_that_the_data_lacks(tmp_path: Path, capsy
         size = {"l": "large", "m": "medium"}[metric[-1]]
         assert f"will have no {metric}: no object in val of {root} is {size}; choose --metric {instead}" in said
     assert main([*words, "box_recall7"]) == 2  # no limit on detections of this recipe
-    assert "box_recall7 is no metric of detection" in capsys.readouterr().err
+    assert "box_recall7 is not a metric of detection" in capsys.readouterr().err
     file = root / "annotations" / "instances_val.json"
     content = json.loads(file.read_text())
     for one in content["annotations"]:

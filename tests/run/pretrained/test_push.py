@@ -122,9 +122,9 @@ def test_an_upload_that_failed_is_repeated(server: Hub, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("repository", "token", "message"),
     [
-        ("digits", TOKEN, "'digits' is no name of a repository; write USER/NAME"),
-        ("a/b/c", TOKEN, "'a/b/c' is no name of a repository"),
-        ("../up", TOKEN, "is no name of a repository"),
+        ("digits", TOKEN, "'digits' is not the name of a repository; write USER/NAME"),
+        ("a/b/c", TOKEN, "'a/b/c' is not the name of a repository"),
+        ("../up", TOKEN, "is not the name of a repository"),
         (NAME, None, "there is no token to write to someone/digits with; log in with `hf auth login`"),
         (NAME, "hf_wrong", "the hub does not let this token write to someone/digits"),
         ("else/digits", TOKEN, "the hub does not let this token write to else/digits; check the name of the user"),

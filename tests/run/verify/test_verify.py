@@ -152,7 +152,7 @@ def test_another_sum_and_other_keys_disagree(
     assert main(["verify", str(path), "--data", "digits"]) == 1  # no evaluation of what does not fit
     out = capsys.readouterr().out
     assert "keys: disagrees: the file lacks head.bias: " in out
-    assert "this is not what its source publishes" in out
+    assert "it differs from what its source publishes" in out
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

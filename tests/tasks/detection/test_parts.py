@@ -330,7 +330,7 @@ def test_a_pyramid_that_starts_later_is_one_of_fewer_maps() -> None:
     for a, b in zip(later(maps), fewer(maps[1:]), strict=True):
         assert torch.equal(a, b)
     assert later.levels == fewer.levels
-    with pytest.raises(ValueError, match="3 maps come in and 2 go out"):
+    with pytest.raises(ValueError, match="the pyramid reads 3 maps; got num_outs=2; give at least one map, and"):
         FPN(LEVELS[1:], 7, 2)
 
 

@@ -34,7 +34,7 @@ def test_wilson_is_that_of_scipy() -> None:
 
 @pytest.mark.parametrize(("right", "images"), [(1, 0), (-1, 5), (6, 5)])
 def test_a_share_of_nothing_has_no_interval(right: int, images: int) -> None:
-    with pytest.raises(ValueError, match="is no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         wilson(right, images)
 
 

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said() -> None:
     for count in (1, 256, True):
         with pytest.raises(ValueError, match="from 2 to 255"):
             upernet(Patches((4, 6, 8, 10)), count)
-    with pytest.raises(ValueError, match="2 class names came for a segmentor of 3 classes; give one for each"):
+    with pytest.raises(ValueError, match="got 2 class names for a segmentor of 3 classes; give one for each"):
         Segmentation(network(), NAMES[:2], mean=MEAN, std=STD)
 
 

@@ -92,7 +92,7 @@ def test_a_server_without_ranges_sends_all_again(server: Server) -> None:
 def test_another_call_continues_what_one_left(server: Server, cache: Path) -> None:
     server.cuts = [500_000] + [0] * download.TRIES
     with pytest.raises(
-        OSError, match=r"ended after 500,000 of 3,072,000 bytes\); the 500,000 bytes that came are kept"
+        OSError, match=r"ended after 500,000 of 3,072,000 bytes\); the 500,000 bytes that arrived are kept"
     ):
         download.fetch(row(server.address))
     assert left(cache) == {"weights.pth.part", "weights.pth.part.version"}
@@ -133,7 +133,7 @@ def test_progress_counts_as_a_reason_to_go_on(server: Server) -> None:
     [
         ({"codes": [404] * 9}, r"\(HTTP 404 Not Found\)", 1),
         ({"codes": [500] * 9}, r"\(HTTP 500 Internal Server Error\)", download.TRIES),
-        ({"kind": "text/html; charset=utf-8"}, r"\(a web page came instead\)", 1),
+        ({"kind": "text/html; charset=utf-8"}, r"\(the server sent a web page instead\)", 1),
         ({"length": False}, r"\(the server does not say how long the file is\)", 1),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_silent_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     monkeypatch.setattr(download, "TRIES", 1)
     server.cuts, server.stalls = [1000], True
-    with pytest.raises(OSError, match=r"\(nothing came for 0.1 seconds\); the 1,000 bytes"):
+    with pytest.raises(OSError, match=r"\(nothing arrived for 0.1 seconds\); the 1,000 bytes"):
         download.fetch(row(server.address))
 
 

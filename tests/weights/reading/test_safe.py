@@ -271,7 +271,7 @@ def whole(tmp_path: Path) -> bytes:
 def test_files_of_another_kind_are_named(data: bytes, words: str, suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"a.{suffix}").write_bytes(data)
     sentence = refusal(tmp_path / f"a.{suffix}")
-    assert words in sentence or (suffix == "safetensors" and "no complete .safetensors file" in sentence)
+    assert words in sentence or (suffix == "safetensors" and "not a complete .safetensors file" in sentence)
 
 
 @pytest.mark.parametrize("path", [5, None, ["a.pth"]])
