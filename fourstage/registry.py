@@ -174,7 +174,7 @@ def call(build: "Callable[..., nn.Module]", name: str, arguments: Mapping[str, A
         for argument in arguments:
             if argument not in known:
                 close = get_close_matches(argument, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known) or 'none'}"
                 raise ValueError(f"{name} has no argument {argument}; {hint}")
     try:
         return build(**{key: value for key, value in arguments.items() if value is not None})

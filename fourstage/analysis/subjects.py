@@ -13,8 +13,10 @@ from fourstage.backbones.base import MEAN, STD, crop_mode_of
 from fourstage.extras import install
 from fourstage.registry import find
 from fourstage.run_folders import no_run
+from fourstage.weights import saved
 from fourstage.weights.description import describe_network
 from fourstage.weights.load import head_classes
+from fourstage.weights.reading.hub import is_hub_name
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 Form = Literal["maps", "logits"]
@@ -80,7 +82,7 @@ def load_subject(
 
     Args:
         source: the name of a model, `timm/NAME`, `NAME=FILE` for a model with the weights of a file, a checkpoint that
-            describes its network, the folder of a run, or a module.
+            describes its network, the folder of a run or of `save_pretrained`, `hf-hub:user/name`, or a module.
         form: what the analysis needs of a network given by name: its feature maps, or its logits.
         pretrained: give a model by name its published weights; they are downloaded once.
         which: "model", or "ema" for the averaged weights of a checkpoint.
@@ -94,10 +96,10 @@ def load_subject(
         return _of_module(source, name or type(source).__name__)
     text = str(source)
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not saved.is_folder(path):
         return _of_file(_checkpoint_of_run(path, which), which, seed, name or _short(text))
-    if path.is_file():
-        return _of_file(path, which, seed, name or _short(text))
+    if path.exists() or is_hub_name(text):
+        return _of_file(source, which, seed, name or _short(text))
     model, equals, file = text.partition("=")
     if equals:
         if not Path(file).is_file():
@@ -208,10 +210,9 @@ def _checkpoint_of_run(folder: Path, which: str) -> Path:
     return best
 
 
-def _of_file(path: Path, which: str, seed: int, name: str) -> Subject:
-    file = read_checkpoint(path)
-    content_which = "model" if file.content.get("which") == which == "ema" else which
-    network: Any = from_checkpoint(path, which=content_which)
+def _of_file(source: str | Path, which: str, seed: int, name: str) -> Subject:
+    file = read_checkpoint(source)
+    network: Any = from_checkpoint(file.path, which=which)
     description = describe_network(file)
     assert description is not None, "from_checkpoint has built it"
     preparation = _preparation_of_file(file, network)
@@ -224,9 +225,9 @@ def _of_file(path: Path, which: str, seed: int, name: str) -> Subject:
 
 
 def _preparation_of_file(file: Checkpoint, network: nn.Module) -> Preparation:
-    """Return the preparation by the recipe of a run's checkpoint, by a foreign configuration, else by the network."""
+    """Return the preparation by the recipe in a file, by a foreign configuration, else by the network."""
     known = preparation_of(network)
-    recipe = file.content.get("recipe")
+    recipe = saved.stored_recipe(file)
     if isinstance(recipe, Mapping):
         evaluation = recipe.get("evaluation")
         evaluation = evaluation if isinstance(evaluation, Mapping) else {}

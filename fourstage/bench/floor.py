@@ -26,6 +26,7 @@ from fourstage.bench.workloads import Setting, memory_errors
 from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.ops import matmul, products
 from fourstage.progress import Bar
+from fourstage.user_files import import_files
 
 TURNS = 5  # in which the products of one shape take turns; the shortest time of each counts
 aten = torch.ops.aten
@@ -81,6 +82,7 @@ def floors(models: Sequence[str], options: Options, *, show: bool = True) -> lis
     Raises:
         ValueError: a name is unknown, or the options are not float32 on a CPU without a compiler.
     """
+    import_files(options.imports)
     names, _ = select_models(models, None)
     setting = set_up(options)
     if setting.device.type != "cpu" or options.dtype != "float32" or options.compile:

@@ -120,7 +120,8 @@ def main() -> int:
     """Read a request from the standard input; print one JSON line per mode that fits."""
     request = json.load(sys.stdin)
     size = request["options"]["img_size"]
-    options = Options(**{**request["options"], "img_size": tuple(size) if size else None})
+    lists = {"img_size": tuple(size) if size else None, "imports": tuple(request["options"]["imports"])}
+    options = Options(**{**request["options"], **lists})
     from fourstage.bench.workloads import OutOfMemoryError, memory_errors
 
     try:
@@ -137,10 +138,12 @@ def _peaks(name: str, options: Options, modes: Sequence[str], batch: int) -> Ite
 
     from fourstage.bench.networks import build, expand, image_for
     from fourstage.bench.workloads import Setting
+    from fourstage.user_files import import_files
 
     if options.threads:
         torch.set_num_threads(options.threads)
     setting = Setting(options, torch.device("cpu"))
+    import_files(options.imports)
     expand([name])  # imports what the name needs
     _wake_engines()
     base = _start()

@@ -31,6 +31,7 @@ class Options:
         dense: measure the network of `create_backbone` instead of the classifier.
         train: measure a training step too.
         clock: "cpu" counts the processor time of this process (all threads together) instead of wall time.
+        imports: Python files that register networks, which the process that measures memory runs too.
 
     Raises:
         ValueError: a value out of its range, or processor time on a GPU.
@@ -47,6 +48,7 @@ class Options:
     dense: bool = False
     train: bool = False
     clock: Clock = "wall"
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -23,6 +23,7 @@ from fourstage.engine.devices import choose_device
 from fourstage.exported.runtime import is_exported
 from fourstage.freed_memory import keep_freed_memory
 from fourstage.progress import Bar
+from fourstage.user_files import import_files
 
 BATCH = {"cpu": 8, "cuda": 128}
 GROUP = 8  # models that are in memory together and take turns
@@ -76,6 +77,7 @@ def bench(
         ValueError: a name is unknown, an option is impossible, or memory is too small for a single image.
     """
     options = options or Options()
+    import_files(options.imports)
     names, baseline = select_models(models, against)
     if files := [name for name in (*names, baseline) if is_exported(name)]:
         check_options([str(file) for file in files], options)

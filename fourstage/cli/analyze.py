@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from fourstage.run.analyze.outputs import Outcome
 
 ROBUSTNESS_IMAGES = "all of a published set, 100 of one that is corrupted here"
-NETWORK_HELP = "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run"
+NETWORK_HELP = (
+    "a model by name, timm/NAME, NAME=FILE with its weights, a checkpoint, or the folder of a run or a saved network"
+)
 
 
 def add_analyze(verbs: Verbs, help: str) -> None:

@@ -149,7 +149,9 @@ def add_evaluate(verbs: Verbs, help: str) -> None:
         ["fourstage evaluate runs/mine", "fourstage evaluate runs/mine --csv classes.csv --json"],
     )
     verb.add_argument(
-        "recipe", metavar="RECIPE|RUN|FILE", help="a recipe by name or FILE.yaml, a run folder, or an exported file"
+        "recipe",
+        metavar="RECIPE|RUN|FILE",
+        help="a recipe by name or FILE.yaml, a run folder, a checkpoint, hf-hub:USER/NAME, or an exported file",
     )
     verb.add_argument(
         "--weights",

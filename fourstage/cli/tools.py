@@ -8,6 +8,8 @@ from fourstage.cli.parsing import Verbs, add_imports, add_verb, print_table
 if TYPE_CHECKING:
     from fourstage.bench.options import Options
 
+OWN_NETWORKS = "a Python file that registers networks of your own; may be repeated"
+
 
 def add_models(verbs: Verbs, help: str) -> None:
     verb = add_verb(
@@ -78,6 +80,7 @@ def add_bench(verbs: Verbs, help: str) -> None:
     verb.add_argument("--cpu-time", action="store_true", help="count processor seconds, for a machine that is shared")
     verb.add_argument("--csv", metavar="FILE", help="write a table with the columns of timm's result files")
     verb.add_argument("--jsonl", metavar="FILE", help="append one line per model, with all rounds and the machine")
+    add_imports(verb, OWN_NETWORKS)
 
 
 def _run_bench(args: argparse.Namespace) -> int:
@@ -95,6 +98,7 @@ def _run_bench(args: argparse.Namespace) -> int:
         dense=args.dense,
         train=args.train,
         clock="cpu" if args.cpu_time else "wall",
+        imports=tuple(args.imports),
     )
     if args.floor:
         return _print_floors(args, options)

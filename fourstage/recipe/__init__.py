@@ -11,6 +11,7 @@ from fourstage.recipe.resolve import (
     read_yaml,
     resolve,
     resolve_run,
+    resolve_stored,
 )
 from fourstage.recipe.schema import (
     FREE,
@@ -47,6 +48,7 @@ __all__ = [
     "read_yaml",
     "resolve",
     "resolve_run",
+    "resolve_stored",
     "steps",
     "unknown_option",
 ]

@@ -148,6 +148,24 @@ def resolve_run(
     return _changed(_written(str(source)), source, changes, values or {}, tuple(imports), folder)
 
 
+def resolve_stored(
+    stored: Mapping[str, Any],
+    source: str | Path,
+    changes: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    imports: Iterable[str | Path] = (),
+) -> Resolved:
+    """Return the recipe that a checkpoint has, with changes; other arguments and errors as those of `resolve`.
+
+    Args:
+        stored: its values.
+        source: the checkpoint.
+    """
+    name = from_mapping(stored, str(source)).recipe.name
+    written = _Written(name, {key: value for key, value in stored.items() if key != "name"}, {})
+    return _changed(written, source, changes, values or {}, tuple(imports), Path(source))
+
+
 def is_of_run(path: Path) -> bool:
     """Return whether a file is the recipe in a run folder."""
     return path.name == RUN_RECIPE and any((path.parent / name).exists() for name in RUN_FILES)

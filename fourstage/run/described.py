@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from fourstage.api import CHECKPOINT_ENDINGS
 from fourstage.data.class_names import names_of
 from fourstage.recipe import Recipe, from_mapping
-from fourstage.weights.description import NetworkDescription
+from fourstage.weights import saved
+from fourstage.weights.description import NetworkDescription, describe_network
+from fourstage.weights.reading.hub import is_hub_name
 from fourstage.weights.reading.metadata import check_numbers
-from fourstage.weights.reading.safe import Checkpoint
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 MOST_EVALUATED = 8192  # pixels, of a side of the images that a recipe in a file evaluates
 OF_IMAGES = ("input_size", "mean", "std", "crop_pct")  # keys of `default_cfg`
@@ -38,6 +41,45 @@ def recipe_of(description: NetworkDescription, source: Path) -> Recipe:
     values |= {key: value for key in ("mean", "std") if (value := getattr(description, key)) is not None}
     values |= {"over_valid": description.over_valid} if description.task == "segmentation" else {}
     return from_mapping(values, str(source)).recipe
+
+
+def checkpoint_of(source: str | Path, weights: str | Path | None) -> Checkpoint | None:
+    """Return the checkpoint that a user names where a recipe or a run folder may be named; None: it is none.
+
+    Raises:
+        ValueError: it cannot be read, or `weights` names another one.
+    """
+    path = Path(source)
+    if path.suffix in CHECKPOINT_ENDINGS and not path.exists() and not is_hub_name(str(source)):
+        raise FileNotFoundError(f"there is no checkpoint {source}; check the path")
+    is_file = path.is_file() and path.suffix not in (".yaml", ".yml")
+    if not (is_file or (path.is_dir() and saved.is_folder(path)) or (is_hub_name(str(source)) and not path.exists())):
+        return None
+    if weights is not None:
+        raise ValueError(f"{source} has its own weights; leave the other ones out, or name a recipe before them")
+    return read_checkpoint(source)
+
+
+def stored_values(file: Checkpoint, described: NetworkDescription | None = None) -> dict[str, Any]:
+    """Return the values of the recipe by which a checkpoint is evaluated: its own, or one of its description.
+
+    Args:
+        described: the network, where it is known already.
+
+    Raises:
+        ValueError: it has none; says what to type.
+    """
+    stored = saved.stored_recipe(file)
+    if stored is None:
+        described = described or describe_network(file)
+    if stored is None and described is not None and described.method is not None:
+        stored = recipe_of(described, file.path).model_dump(mode="json")
+    if stored is None:
+        raise ValueError(
+            f"{file.path} has no recipe that says how to evaluate it; type fourstage evaluate RECIPE --weights "
+            f"{file.path} --data PATH"
+        )
+    return {**stored, "weights": None}
 
 
 def is_training(recipe: Recipe) -> bool:

@@ -27,9 +27,10 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.exported.runtime import is_exported
 from fourstage.files import csv_cell, real_path, write_text
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, list_recipes, resolve, resolve_run
+from fourstage.recipe import Recipe, list_recipes, resolve, resolve_run, resolve_stored
 from fourstage.resources import sentences
 from fourstage.run import build, computation
+from fourstage.run.described import check_recipe_of_file, checkpoint_of, stored_values
 from fourstage.run.folder import RunFolder
 from fourstage.run.published import published_weights
 from fourstage.run.results import Results, check_new_file
@@ -38,6 +39,7 @@ from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_o
 from fourstage.run_folders import names_a_run, no_run
 from fourstage.tasks.parts.intervals import Intervals
 from fourstage.user_files import import_files
+from fourstage.weights import saved
 from fourstage.weights.reading.safe import read_checkpoint
 
 
@@ -145,7 +147,8 @@ def evaluate(
     `data.labels.imagenet_variants`.
 
     Args:
-        recipe: a run folder, a name from `list_recipes()`, a YAML file, or an exported file.
+        recipe: a run folder, a checkpoint that describes its network, a folder of `save_pretrained`,
+            `hf-hub:user/name`, a name from `list_recipes()`, a YAML file, or an exported file.
         weights: the checkpoint, or the name of published weights: `pretrained`, `smt_tiny.in1k`; default: the best one
             of the run, or what the recipe starts from.
         data: folder of the data set; default: the one that the recipe names.
@@ -166,9 +169,14 @@ def evaluate(
         return evaluate_exported(recipe, data=data, changes=changes, csv=csv, results=results, show=show)
     if names_a_run(str(recipe), list_recipes()):
         raise FileNotFoundError(no_run(Path(recipe)))
-    run = RunFolder(Path(recipe)) if Path(recipe).is_dir() else None
     values = {} if data is None else {"data": data_path(data)}
-    if run is not None:
+    file = checkpoint_of(recipe, weights)
+    run = RunFolder(Path(recipe)) if file is None and Path(recipe).is_dir() else None
+    if file is not None:
+        resolved = resolve_stored(stored_values(file), file.path, changes, values, imports)
+        check_recipe_of_file(resolved.recipe, file)
+        recipe = weights = file.path
+    elif run is not None:
         run.recipe()  # raises its own message where the folder is no run folder
         resolved = resolve_run(run.path, changes, values, imports)
     else:
@@ -219,13 +227,13 @@ def _evaluate(
     show: bool,
 ) -> Evaluated:
     opened = protocol.open_evaluation(weights, which, show=show)
-    content = read_checkpoint(weights).content
-    metadata = content.get("about")
-    if not isinstance(metadata, dict):
+    file = read_checkpoint(weights)
+    metadata = saved.stored_about(file)
+    if metadata is None:
         metadata = protocol.dataset_metadata(opened.dataset)
     task = protocol.build_task(opened.dataset.classes, metadata)
     protocol.load_weights(task, weights, which)
-    computation.take(content, run, ranks)
+    computation.take(metadata if computation.KEY in metadata else file.content, run, ranks)
     opened.prepare(task)
     val, _, notes = readable(opened.dataset, "val", protocol.recipe, ranks, show=show)
     task = task.to(device).eval()

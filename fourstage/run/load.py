@@ -114,7 +114,7 @@ def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyP
     path = Path(source)
     if hub.is_hub_name(source) and not path.exists():
         return _load_from_hub(source, which)
-    if path.is_dir() and weights is None and _is_saved(path):
+    if path.is_dir() and weights is None and saved.is_folder(path):
         return _load_saved_by_any(read_checkpoint(path), hub.architecture_in(path / saved.CONFIG), which)
     if path.is_dir():
         run = RunFolder(path)
@@ -170,11 +170,6 @@ def _task_of_recipe(source: str) -> str:
 def _stored(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
     path, name = run.kept(which)
     return read_checkpoint(path), name
-
-
-def _is_saved(folder: Path) -> bool:
-    """Return whether `save_pretrained` wrote a folder, or a program that names its files in the same way."""
-    return not (folder / "recipe.yaml").exists() and (folder / "model.safetensors").is_file()
 
 
 def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyTask]:

@@ -7,6 +7,7 @@ enough, and its sum covers both the weights and what they are for.
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourstage.documents import read_json
@@ -135,6 +136,27 @@ def recipe_of_file(file: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]] | 
         if not isinstance(value, dict):
             raise damaged(file.path, f"{key} is {value!r:.40}")
     return found[0], found[1]
+
+
+def stored_recipe(file: Checkpoint) -> Mapping[str, Any] | None:
+    """Return the recipe that a run's checkpoint or a file of `save_pretrained` has; None: it has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = file.content.get(RECIPE)
+    return found if isinstance(found, Mapping) else (recipe_of_file(file) or (None,))[0]
+
+
+def stored_about(file: Checkpoint) -> Mapping[str, Any] | None:
+    """Return what the task of a file knows of its data; None: the file does not say. Errors as `stored_recipe`."""
+    found = file.content.get(ABOUT)
+    return found if isinstance(found, Mapping) else (recipe_of_file(file) or (None, None))[1]
+
+
+def is_folder(folder: Path) -> bool:
+    """Return whether `save_pretrained` wrote a folder, or a program that names its files in the same way."""
+    return not (folder / "recipe.yaml").exists() and (folder / "model.safetensors").is_file()
 
 
 def _check_numbers_in(file: Checkpoint, values: Mapping[str, Any]) -> None:

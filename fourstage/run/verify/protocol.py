@@ -10,11 +10,10 @@ import yaml
 
 from fourstage.plurals import plural
 from fourstage.recipe import list_recipes, resolve
-from fourstage.run.described import recipe_of
+from fourstage.run.described import stored_values
 from fourstage.run.evaluate import Evaluated, evaluate
 from fourstage.run.pretrained.facts import Facts
 from fourstage.run.published import needed_arguments
-from fourstage.weights import saved
 from fourstage.weights.catalog import Weight
 
 if TYPE_CHECKING:
@@ -78,16 +77,9 @@ def _recipe(found: "Identified", folder: Path) -> tuple[str | Path, list[str]]:
         name = _name_of_recipe(weight)
         needed = needed_arguments(resolve(name).recipe, weight)
         return name, [f"{key}={value}" for key, value in needed.items()]
-    stored = found.file.content.get("recipe") or (saved.recipe_of_file(found.file) or (None, None))[0]
-    if not isinstance(stored, dict) and found.is_complete:
-        stored = recipe_of(found.described, found.file.path).model_dump(mode="json")
-    if not isinstance(stored, dict):
-        raise ValueError(
-            f"{found.file.path} has no recipe that says how to evaluate it; type fourstage evaluate RECIPE --weights "
-            f"{found.file.path} --data PATH"
-        )
+    stored = stored_values(found.file, found.described)
     path = folder / "recipe.yaml"  # without files to import: the recipe may come from anyone
-    path.write_text(yaml.safe_dump({**stored, "imports": [], "weights": None, "expect": {}}))
+    path.write_text(yaml.safe_dump({**stored, "imports": [], "expect": {}}))
     return path, []
 
 

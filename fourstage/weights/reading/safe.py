@@ -85,7 +85,8 @@ class Checkpoint:
 
         Args:
             which: "model" is what the writer's own loader reads, "ema" the moving average of the weights.
-                mmengine swaps the two when it saves: its `state_dict` holds the average, so it answers to both.
+                mmengine swaps the two when it saves: its `state_dict` holds the average, so it answers to both. So
+                does the best checkpoint of a run whose average was the better one.
                 mmcv 1 keeps copies inside the state dict, `ema_a_weight` beside `a.weight`: those are the average.
 
         Raises:
@@ -107,8 +108,12 @@ class Checkpoint:
         return {key: value for key, value in state.items() if key not in copies}
 
     def _find(self, which: str) -> tuple[str, Mapping]:
-        swapped = which == "ema" and {"message_hub", "ema_state_dict"} <= self.content.keys()
-        for name in ("state_dict",) if swapped else WRAPPERS[which]:
+        names = WRAPPERS[which]
+        if which == "ema" and {"message_hub", "ema_state_dict"} <= self.content.keys():  # swapped
+            names = ("state_dict",)
+        elif which == "ema" and self.content.get("fourstage") == 1 and self.content.get("which") == "ema":
+            names = ("model",)
+        for name in names:
             found = self.content.get(name)
             if isinstance(found, Mapping):
                 return repr(name), found

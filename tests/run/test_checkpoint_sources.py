@@ -1,0 +1,102 @@
+"""A trained network by its checkpoint, by its saved folder and by the recipe: every verb reads all of them alike."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fourstage
+from fourstage.analysis.subjects import load_subject
+from fourstage.data.embedded.digit_scenes import write_digit_scenes
+from fourstage.engine.state import save_state
+from fourstage.recipe import resolve
+from fourstage.run import evaluate
+from fourstage.run.splits import open_split
+from fourstage.run.task_protocol import protocol_of
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]  # not those of the network
+CHANGES = [f"mean={MEAN}", f"std={STD}", "ema=0.5", "workers=0"]
+DENSE = ["evaluation.scale=[64,64]"]
+RECIPES = {  # with changes that make it small
+    "digits_visformer": [],
+    "digit_scenes_mask_rcnn": ["method_args={channels: 16, fc_channels: 32, mask_channels: 16}", *DENSE],
+    "digit_scenes_upernet": ["method_args={channels: 16, auxiliary_channels: 16}"],
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digit_scenes(tmp_path_factory.mktemp("scenes") / "data", train=2, val=3, size=64)
+
+
+def best_of_run(folder: Path, name: str, scenes: Path, which: str = "model") -> tuple[Path, str]:
+    """Write the best checkpoint of a run, whose weights are random; return it and the data."""
+    data = "digits" if name == "digits_visformer" else str(scenes)
+    recipe = resolve(name, [*CHANGES, *RECIPES[name]], {"data": data}).recipe
+    protocol = protocol_of(recipe)
+    dataset = open_split(protocol, "val", show=False)
+    about = protocol.dataset_metadata(dataset)
+    task = protocol.build_task(dataset.classes, about)
+    values = {"fourstage": 1, "recipe": recipe.model_dump(mode="json"), "classes": list(dataset.classes)}
+    save_state(folder / "best.pt", {**values, "about": about, "which": which, "model": task.state_dict()})
+    return folder / "best.pt", data
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_evaluate_takes_a_checkpoint_and_a_saved_network_as_it_takes_their_recipe(
+    name: str, scenes: Path, tmp_path: Path
+) -> None:
+    file, data = best_of_run(tmp_path, name, scenes)
+    folder = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved")
+    by_recipe = evaluate(name, weights=file, data=data, changes=[*CHANGES, *RECIPES[name]], show=False)
+    assert evaluate(file, show=False).records == by_recipe.records  # the recipe in the file names the data
+    for source in (folder, folder / "model.safetensors"):
+        assert evaluate(source, data=data, show=False).records == by_recipe.records
+    if name == "digits_visformer":  # others hardly predict anything with random weights
+        assert evaluate(file, changes=["mean=[0, 0, 0]"], show=False).metrics != by_recipe.metrics
+
+
+def test_what_evaluate_cannot_do_with_a_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    file, _ = best_of_run(tmp_path, "digit_scenes_upernet", scenes)
+    folder = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved")
+    network = fourstage.create_model("visformer_digits", num_classes=10)
+    alone = fourstage.save_pretrained(network, tmp_path / "alone")
+    with pytest.raises(ValueError, match="has its own weights; leave the other ones out"):
+        evaluate(file, weights=folder)
+    with pytest.raises(ValueError, match="the recipe names no data; add --data"):
+        evaluate(folder)
+    with pytest.raises(ValueError, match=r"has no recipe that .*; type fourstage evaluate RECIPE --weights .*alone"):
+        evaluate(alone, data="digits")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        evaluate(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_analyses_prepare_images_for_a_saved_network_as_for_its_run(name: str, scenes: Path, tmp_path: Path) -> None:
+    file, _ = best_of_run(tmp_path, name, scenes)
+    folder = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved")
+    of_run = load_subject(file)
+    assert (of_run.preparation.mean, of_run.preparation.std) == (tuple(MEAN), tuple(STD))
+    for source in (folder, folder / "model.safetensors"):
+        subject = load_subject(source)
+        assert (subject.preparation, subject.classes) == (of_run.preparation, of_run.classes)
+        expected, state = of_run.network.state_dict(), subject.network.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in expected.items())
+
+
+def test_a_best_checkpoint_that_is_the_average_is_read_as_such_everywhere(scenes: Path, tmp_path: Path) -> None:
+    file, _ = best_of_run(tmp_path, "digits_visformer", scenes, which="ema")
+    (tmp_path / "plain").mkdir()
+    plain, _ = best_of_run(tmp_path / "plain", "digits_visformer", scenes)
+    networks: list[Any] = [
+        fourstage.from_checkpoint(file),
+        fourstage.from_checkpoint(file, which="ema"),
+        fourstage.load(file, which="ema", show=False).network,
+        load_subject(file, which="ema").network,
+    ]
+    first, *others = (network.state_dict() for network in networks)
+    assert all(torch.equal(value, other[key]) for other in others for key, value in first.items())
+    assert evaluate(file, which="ema", show=False).metrics == evaluate(file, show=False).metrics
+    with pytest.raises(ValueError, match="holds no EMA weights"):
+        fourstage.from_checkpoint(plain, which="ema")
