@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -54,7 +55,12 @@ def build_optimizer(
 
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)  # the training loop clips
     assert name == "sgd", name
-    return SGD(groups, lr=lr, momentum=momentum, fused=True)
+    optimizer = SGD(groups, lr=lr, momentum=momentum, fused=True)
+    if momentum:  # torch allocates them without a value, which they keep where the first step is skipped
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def decayed_rates(layers: Mapping[str, int], decay: float) -> dict[str, float]:
