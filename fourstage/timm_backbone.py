@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fourstage.backbones.base import WrappedBackbone, chosen_levels
 from fourstage.backbones.layers import Level
 from fourstage.extras import install
+from fourstage.weights.wrapped import name_in
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones
 # arguments that let networks of a fixed image size take any: those of ViTs, of Swin, of both in one class
@@ -73,13 +74,52 @@ class TimmBackbone(WrappedBackbone):
         cells = [[-(-side // level.stride) for side in (height, width)] for level in self.levels]
         return [x_BCHW[..., :h, :w] for x_BCHW, (h, w) in zip(maps, cells, strict=True)]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, as timm's network does.
+
+        Raises:
+            ValueError: timm's network cannot.
+        """
+        inner: Any = self.model if hasattr(self.model, "set_grad_checkpointing") else self.model.get_submodule("model")
+        try:
+            inner.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(
+                f"timm/{self.name} cannot recompute activations in the backward pass; leave grad_checkpointing out"
+            ) from error
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int]]:
+        """Return the function from a parameter's name to its layer, that of timm's classifier.
+
+        Raises:
+            ValueError: timm's classifier does not name its layers.
+        """
+        from timm.models import group_parameters
+
+        classifier: Any = self._classifier()
+        if not hasattr(classifier, "group_matcher"):
+            raise ValueError(
+                f"timm/{self.name} does not name its layers; leave layer_decay and frozen_stages out of the recipe"
+            )
+        groups: Any = group_parameters(classifier, classifier.group_matcher(coarse=coarse), reverse=True)
+        return lambda name: (groups[name_in(groups, name)],)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay, those of timm's classifier."""
+        listed = set(getattr(self._classifier(), "no_weight_decay", set)())
+        return {name for name, _ in self.named_parameters() if name_in(listed, name) is not None}
+
     def classifier_names(self) -> frozenset[str]:
         """Return the names of all parameters and buffers of timm's classifier."""
+        return frozenset(self._classifier().state_dict())
+
+    def _classifier(self) -> nn.Module:
+        """Return timm's classifier, without memory."""
         import timm
 
         with torch.device("meta"):
             headed = {**self.arguments, "num_classes": 2}  # some networks of timm have no head unless it is asked for
-            return frozenset(timm.create_model(self.name, **headed).state_dict())
+            return timm.create_model(self.name, **headed)
 
     def stem_names(self) -> tuple[str, ...]:
         """Return the names of the weights in timm's classifier that read the image."""

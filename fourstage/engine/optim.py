@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -46,7 +47,7 @@ def norm_or_bias(name: str, parameter: nn.Parameter) -> bool:
 def build_optimizer(
     groups: list[dict], *, name: str, lr: float, betas: tuple[float, float], eps: float, momentum: float
 ) -> Optimizer:
-    """Return an optimiser in torch's fused form: one kernel for all parameters, on CPUs and GPUs."""
+    """Return an optimiser in torch's fused form where there is one: one kernel for all parameters, on CPUs and GPUs."""
     if name == "adamw":
         return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     if name == "lamb":
@@ -54,7 +55,13 @@ def build_optimizer(
 
         return Lamb(groups, lr=lr, betas=betas, eps=eps, max_grad_norm=None)  # the training loop clips
     assert name == "sgd", name
-    return SGD(groups, lr=lr, momentum=momentum, fused=True)
+    sharded = any(hasattr(parameter, "placements") for group in groups for parameter in group["params"])
+    optimizer = SGD(groups, lr=lr, momentum=momentum, fused=not sharded)  # torch has no fused form for shards
+    if momentum:  # torch allocates them without a value, which they keep where the first step is skipped
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def decayed_rates(layers: Mapping[str, int], decay: float) -> dict[str, float]:

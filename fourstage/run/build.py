@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias,
 from fourstage.engine.schedule import Schedule, cosine
 from fourstage.plurals import plural
 from fourstage.recipe import Recipe, steps
-from fourstage.run.layers import backbone_of, freeze, layers_of, norms_of_backbone
+from fourstage.run.layers import freeze, layers_of, norms_of_backbone, recompute
 from fourstage.run.task_protocol import AnyTask
 from fourstage.tasks.detection.task import Detection
 
@@ -38,7 +37,7 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
     if recipe.channels_last:
         task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if recipe.grad_checkpointing:
-        cast(Any, backbone_of(task)[1]).set_grad_checkpointing(True)
+        recompute(task)
     if recipe.frozen_stages:
         freeze(task, recipe.frozen_stages)
     if isinstance(task, Detection) and task.network.counts_over_ranks:

@@ -5,6 +5,10 @@ from typing import Any, cast
 
 from torch import nn
 
+from fourstage.backbones.base import Backbone
+
+AFTER_CONVNEXT = 13  # group of what follows the twelve groups and the stem
+
 
 def layers_of(task: nn.Module, groups: str) -> dict[str, int]:
     """Return the layer of each parameter by name. Parameters outside the backbone, such as heads, have the last layer.
@@ -14,11 +18,16 @@ def layers_of(task: nn.Module, groups: str) -> dict[str, int]:
             in the code of ConvNeXt and of the unified models, with three blocks of the third stage in each group.
 
     Raises:
-        ValueError: the network has no `group_matcher`.
+        ValueError: the network has no `group_matcher`, or no layer of the twelve groups.
     """
     where, network = backbone_of(task)
     own = [name for name, _ in network.named_parameters()]
     layers = {name: convnext_group(name) for name in own} if groups == "convnext" else _by_matcher(network)
+    if groups == "convnext" and min(layers.values()) == AFTER_CONVNEXT:
+        raise ValueError(
+            "layer_groups=convnext is for networks with stem and stages, as the unified models have them, and this "
+            "network has neither; write layer_groups=blocks"
+        )
     last = max(layers.values()) + 1
     prefix = f"{where}." if where else ""
     return {name: layers.get(name.removeprefix(prefix), last) for name, _ in task.named_parameters()}
@@ -39,6 +48,21 @@ def backbone_of(task: nn.Module) -> tuple[str, nn.Module]:
     )
 
 
+def recompute(task: nn.Module) -> None:
+    """Recompute the activations of the task's network in the backward pass.
+
+    Raises:
+        ValueError: no network in it can.
+    """
+    network: Any = next((module for module in task.modules() if hasattr(module, "set_grad_checkpointing")), None)
+    if network is None:
+        raise ValueError(
+            "grad_checkpointing needs a network with set_grad_checkpointing(enable), which recomputes activations in "
+            "the backward pass; give your network one in the form of timm's models, or leave it out of the recipe"
+        )
+    network.set_grad_checkpointing(True)
+
+
 def convnext_group(name: str) -> int:
     """Return the group of a parameter.
 
@@ -51,7 +75,7 @@ def convnext_group(name: str) -> int:
         return 0
     match = re.match(r"stages\.(\d)\.(embed|blocks\.(\d+))\.", name)
     if match is None:
-        return 13
+        return AFTER_CONVNEXT
     stage = int(match[1])
     if stage == 3:
         return 12
@@ -64,15 +88,18 @@ def freeze(task: nn.Module, stages: int) -> list[str]:
     Frozen norms use their stored statistics while the rest trains.
 
     Raises:
-        ValueError: the network has fewer stages.
+        ValueError: the network has fewer stages, or nothing but these.
     """
     where, network = backbone_of(task)
-    groups, count = _by_matcher(network, coarse=True), len(cast(Any, network).feature_info)
+    groups = _by_matcher(network, coarse=True)
+    count = len(network.strides) if isinstance(network, Backbone) else max(groups.values())
     if stages > count:
         raise ValueError(f"frozen_stages={stages}, but the network has {count} stages; choose at most {count}")
     frozen = [name for name, group in groups.items() if group <= stages]
     for name in frozen:
         network.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise ValueError(f"frozen_stages={stages} freezes every parameter; choose a smaller number")
     return [f"{where}.{name}" if where else name for name in frozen]
 
 

@@ -1,7 +1,7 @@
 """Fill a network of another library from the checkpoints that this library writes of its classifiers."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,7 +33,7 @@ def filling(model: WrappedBackbone, state: Mapping[str, Tensor]) -> Filling:
     wanted = model.state_dict()
 
     def is_known(inner: Mapping[str, Tensor]) -> bool:
-        return 2 * sum(_name_in(inner, key) is not None for key in wanted) > len(wanted)
+        return 2 * sum(name_in(inner, key) is not None for key in wanted) > len(wanted)
 
     found = [_filling(model, wanted, reading) for reading in readings(state, is_known)]
     return next((one for one in found if not one.wrong), found[0])
@@ -43,7 +43,7 @@ def _filling(model: WrappedBackbone, wanted: Mapping[str, Tensor], reading: Read
     out, state, used, stems = Filling(reading), reading.state, set[str](), model.stem_names()
     resized: Mapping[str, Tensor] | None = None
     for key, ours in wanted.items():
-        name = _name_in(state, key)
+        name = name_in(state, key)
         if name is None:
             if re.fullmatch(COMPUTED, key):
                 out.fresh.append(key)
@@ -80,9 +80,9 @@ def _shapes(name: str, theirs: Tensor, ours: Tensor) -> str:
     return f"{name} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the network"
 
 
-def _name_in(state: Mapping[str, Tensor], key: str) -> str | None:
-    """Return the name in a file of a parameter that is called `key` here; None where the file lacks it."""
-    return next((name for name in _names(key) if name in state), None)
+def name_in(names: Container[str], key: str) -> str | None:
+    """Return the name, among those of a classifier, of a parameter that is called `key` here; None: there is none."""
+    return next((name for name in _names(key) if name in names), None)
 
 
 def _names(key: str) -> Iterator[str]:

@@ -315,6 +315,27 @@ def test_the_average_of_an_index_is_the_index() -> None:
     assert 0 < ema.module.get_parameter("head.bias").mean() < 1e-3
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+def test_a_first_step_that_float16_skips_leaves_nothing_behind(name: str) -> None:
+    def updated(*sizes: float) -> Tensor:
+        task = training().task.eval()
+        groups = param_groups(task.named_parameters(), weight_decay=0.1, spared=norm_or_bias)
+        optimizer = build_optimizer(groups, name=name, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, momentum=0.9)
+        off, halt = torch.autocast("cpu", torch.bfloat16, enabled=False), Halt(CPU, 0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+        for size in sizes:
+            batch = Numbers(("a", "b"), torch.full((2, 8), size))
+            logged = train_step(task, [batch], optimizer, scaler, autocast=off, grad_clip=1.0, halt=halt)
+            assert logged["skipped"].item() == (size > 1)
+        return torch.cat([p.detach().flatten() for p in task.parameters()])
+
+    torch.use_deterministic_algorithms(True)  # fills what is allocated without a value with NaN
+    try:
+        assert torch.equal(updated(1e10, 1e-3, 1e-2), updated(1e-3, 1e-2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_float16_counts_what_the_scaler_skips() -> None:
     at = training()
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)

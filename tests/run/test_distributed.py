@@ -74,6 +74,17 @@ def test_fsdp_averages_batch_norms_as_ddp_does(alone: Path) -> None:
     assert all(not torch.equal(found["ema"][key], found["model"][key]) for key in means)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
+def test_fsdp_takes_every_optimiser(optimizer: str, alone: Path) -> None:
+    folders = {way: alone.with_name(f"{optimizer}-{way}") for way in ("ddp", "fsdp")}
+    for way, out in folders.items():
+        wait(
+            torchrun(2, out, f"parallel={way}", f"optimizer={optimizer}", "length=4it", "evaluate_every=4it"),
+            timeout=300,
+        )
+    assert_same(folders["fsdp"], folders["ddp"])
+
+
 def until(out: Path, lines: int, agents: Agents) -> None:
     """Wait until a run has so many lines in its log."""
     while not (out / "log.jsonl").is_file() or (out / "log.jsonl").read_text().count("\n") < lines:

@@ -36,7 +36,7 @@ def giou_of(boxes_N4: Tensor, truth_N4: Tensor) -> Tensor:
 
 def set_cost(logits_QC: Tensor, boxes_Q4: Tensor, truth: GroundTruth) -> Tensor:
     """Return the cost of matching: classes, boxes and overlaps, with weights 2, 5 and 2."""
-    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
+    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4.to(boxes_Q4.dtype)), p=1)
     giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
     return focal_cost(logits_QC, truth.labels_G) * 2.0 + distance_QG * 5.0 - giou_QG * 2.0
 
@@ -50,7 +50,7 @@ def position_modulated_cost(layers: int, logits_QC: Tensor, boxes_Q4: Tensor, tr
     Args:
         layers: whose queries come one after the other.
     """
-    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4), p=1)
+    distance_QG = torch.cdist(boxes_Q4, center_form(truth.boxes_G4.to(boxes_Q4.dtype)), p=1)
     giou_QG = giou_of(boxes_Q4[:, None], truth.boxes_G4[None])
     if not giou_QG.numel():
         return distance_QG

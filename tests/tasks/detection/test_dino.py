@@ -370,6 +370,18 @@ def test_layers_are_modulated_one_by_one() -> None:
     torch.testing.assert_close(both_QG, torch.cat(apart))
 
 
+@pytest.mark.parametrize("stable", [False, True])
+def test_losses_in_double_precision_are_those_in_float32(stable: bool) -> None:
+    data: Batch = batch([SOME, []])
+    single, double = tiny(stable=stable), tiny(stable=stable).double()
+    wanted = single.losses(data, seed=1)
+    found = double.losses(replace(data, images_BCHW=data.images_BCHW.double()), seed=1)
+    assert {loss.dtype for loss in found.values()} == {torch.float64}
+    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(
+        {name: loss.item() for name, loss in wanted.items()}, rel=1e-4
+    )
+
+
 def test_stable_changes_training_alone() -> None:
     data: Batch = batch([SOME, []])
     usual, stable = tiny(), tiny(stable=True)
