@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fourstage.engine.devices import Ranks, sync_batch_norms
+from fourstage.engine.narrow_maps import widen_narrow_maps
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
 from fourstage.plurals import plural
@@ -34,6 +35,8 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
     """
     if recipe.precision == "float64":
         task.double()
+    if recipe.precision == "bfloat16" and device.type == "cpu":
+        widen_narrow_maps(task)
     if recipe.channels_last:
         task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if recipe.grad_checkpointing:
