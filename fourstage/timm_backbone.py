@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.backbones.base import WrappedBackbone, chosen_levels
+from fourstage.backbones.classifier_names import name_in
 from fourstage.backbones.layers import Level
 from fourstage.extras import install
-from fourstage.weights.wrapped import name_in
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones
 # arguments that let networks of a fixed image size take any: those of ViTs, of Swin, of both in one class

@@ -1,12 +1,13 @@
 """Fill a network of another library from the checkpoints that this library writes of its classifiers."""
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fourstage.backbones.base import WrappedBackbone
+from fourstage.backbones.classifier_names import name_in
 from fourstage.weights.adapt import adapt_stem, is_adaptable
 from fourstage.weights.prefixes import Reading, readings
 
@@ -78,21 +79,3 @@ def _filling(model: WrappedBackbone, wanted: Mapping[str, Tensor], reading: Read
 
 def _shapes(name: str, theirs: Tensor, ours: Tensor) -> str:
     return f"{name} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the network"
-
-
-def name_in(names: Container[str], key: str) -> str | None:
-    """Return the name, among those of a classifier, of a parameter that is called `key` here; None: there is none."""
-    return next((name for name in _names(key) if name in names), None)
-
-
-def _names(key: str) -> Iterator[str]:
-    """Yield the names that the complete classifier may have for a feature extractor's parameter.
-
-    The extractor is in one or two modules called `model`, and timm joins the first two names of a Sequential:
-    `layers_0.blocks` is `layers.0.blocks` in the classifier.
-    """
-    bare = re.sub(r"^(?:model\.){1,2}", "", key)
-    yield bare
-    first = bare.partition(".")[0]
-    for match in re.finditer("_", first):
-        yield f"{bare[: match.start()]}.{bare[match.end() :]}"
