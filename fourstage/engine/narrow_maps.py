@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def widen_narrow_maps(task: nn.Module) -> None:
-    """Pad narrow inputs of a task's convolutions with zeros to the width of the stride, where the output stays equal."""
+    """Pad narrow inputs of a task's convolutions with zeros to the width of a stride, where outputs stay equal."""
     for conv in _strided(task):
         conv.register_forward_pre_hook(_widen)
 
