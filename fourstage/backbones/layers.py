@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fourstage.backbones.layer_scale import takes_scale
@@ -167,7 +168,7 @@ class _Uncounted(AbstractContextManager[None]):
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
     """Keep the second forward pass of checkpointing from moving the running statistics again."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
     for norm in norms:  # as many tensors as in the first pass, but none of them changes
         norm.momentum = 0.0

@@ -1,7 +1,8 @@
 """Everything that changes while a network learns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Training:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Fill all from a state. Raises ValueError where its optimiser has other groups of parameters."""
+        for group, before in zip_longest(self.optimizer.param_groups, state["optimizer"]["param_groups"], fillvalue={}):
+            now, then = group.get("names"), before.get("names")
+            if now != then:
+                raise ValueError(_regrouped(now or (), then or ()))
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], dict(state["best"])
         self.seconds, self.logged = state["seconds"], state["logged"]
         fill(self.task, state["model"])
@@ -70,6 +76,12 @@ class Training:
             f"targets is 0, not left out"
         )
         self.window = {name: self.window[name] + value if self.window else value for name, value in logged.items()}
+
+
+def _regrouped(now: Sequence[str], then: Sequence[str]) -> str:
+    moved = set(now) ^ set(then)  # empty where only the order is another
+    name = next((name for name in (*now, *then) if name in moved or not moved), "a parameter")
+    return f"{name} has another place among the optimiser's groups of parameters"
 
 
 def fill(task: nn.Module, state: Mapping[str, Tensor]) -> None:

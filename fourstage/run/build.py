@@ -39,8 +39,6 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
         widen_narrow_maps(task)
     if recipe.channels_last:
         task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if recipe.grad_checkpointing:
-        recompute(task)
     if recipe.frozen_stages:
         freeze(task, recipe.frozen_stages)
     if isinstance(task, Detection) and task.network.counts_over_ranks:
@@ -49,6 +47,8 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
         # Published detectors and segmentors synchronise the norms of their heads, not those of the backbone.
         plain = None if recipe.task == "classification" else task.network.get_submodule("backbone")
         sync_batch_norms(task, ranks, device, but=plain)
+    if recipe.grad_checkpointing:
+        recompute(task)  # after the norms have been replaced
 
 
 def optimizer(task: nn.Module, recipe: Recipe) -> Optimizer:

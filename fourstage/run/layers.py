@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from fourstage.backbones.base import Backbone
+from fourstage.backbones.base import Backbone, FeatureMaps
+from fourstage.engine.statistics import count_statistics_once
 
 AFTER_CONVNEXT = 13  # group of what follows the twelve groups and the stem
 
@@ -49,7 +50,7 @@ def backbone_of(task: nn.Module) -> tuple[str, nn.Module]:
 
 
 def recompute(task: nn.Module) -> None:
-    """Recompute the activations of the task's network in the backward pass.
+    """Recompute the activations of the task's network in the backward pass, which changes no number.
 
     Raises:
         ValueError: no network in it can.
@@ -60,7 +61,14 @@ def recompute(task: nn.Module) -> None:
             "grad_checkpointing needs a network with set_grad_checkpointing(enable), which recomputes activations in "
             "the backward pass; give your network one in the form of timm's models, or leave it out of the recipe"
         )
-    network.set_grad_checkpointing(True)
+    try:
+        network.set_grad_checkpointing(True)
+    except (AssertionError, NotImplementedError) as error:  # timm's way to refuse
+        raise ValueError(
+            f"{type(network).__name__} cannot recompute activations in the backward pass; leave grad_checkpointing out"
+        ) from error
+    if not isinstance(network, Backbone | FeatureMaps):  # those count batch statistics once
+        count_statistics_once(network)
 
 
 def convnext_group(name: str) -> int:

@@ -56,8 +56,8 @@ def _restore(training: Training, state: Mapping[str, Any], folder: RunFolder) ->
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise ValueError(
-            f"{folder.last} does not fit the network that the recipe builds ({reason:.200}); restore the files and "
-            f"packages that the run was started with, or add --fresh"
+            f"{folder.last} does not fit the network that the recipe builds, or its optimiser ({reason:.200}); restore "
+            f"the files and packages that the run was started with, or add --fresh"
         ) from error
 
 
@@ -88,8 +88,7 @@ def check_same_data(state: Mapping[str, Any], setup: "Setup") -> list[str]:
         f"{key} {before.get(key)} before, {value} now" for key, value in after.items() if before.get(key) != value
     ]
     recomputed = state["recipe"].get("grad_checkpointing", False), setup.recipe.grad_checkpointing
-    # Our own blocks are recomputed bit for bit; compilers fuse other kernels, and timm counts batch statistics twice.
-    if recomputed[0] != recomputed[1] and (setup.recipe.compile or "timm/" in setup.recipe.network_name):
+    if recomputed[0] != recomputed[1] and setup.recipe.compile:  # which fuses other kernels; else bit for bit
         changed.append(f"grad_checkpointing {recomputed[0]} before, {recomputed[1]} now")
     if setup.device.type == "cuda" and not setup.recipe.deterministic:
         changed.append("GPU kernels are not deterministic; deterministic=true selects those that are")

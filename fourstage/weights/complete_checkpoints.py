@@ -5,7 +5,7 @@ which the method's own table renames. A training may start with the backbone of 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ WRITERS = (  # a pattern of a key of a detector or segmentor -> the program that
     (r"((bbox|roi|rpn|decode|auxiliary)_head|neck\.\w+_convs)\..*", "MMDetection or MMSegmentation"),
 )
 AUXILIARY = "auxiliary."  # a head for training only: a file or a network may be without it
+MASKS = ("mask_head.", "mask_heads.")  # a training may start from a file with or without them
 
 
 def load_dense_state(
@@ -40,8 +41,9 @@ def load_dense_state(
             as built.
         method: the method whose table of names is used, such as "upernet".
         source: the file's name, for messages.
-        fresh_head: layers for another number of classes stay as they were built, and of another method's network the
-            backbone is taken alone; without this, both are errors.
+        fresh_head: layers for another number of classes stay as they were built, as do heads for masks where the file
+            has none, which else are left out where the model has none; of another method's network the backbone is
+            taken alone. Without this, all are errors.
 
     Raises:
         ValueError: the file holds another network, another method or another number of classes.
@@ -64,7 +66,9 @@ def load_dense_state(
         fresh = [key for key in own if not re.fullmatch(COUNTER, key)]
         return _joined(report, source, {}, (*reading.outside, *(around if inner else ())), fresh=fresh, reading=reading)
     renamed, gone = _our_names(around, own, method, source)
-    filled, fresh, left, other_rows = _fit(renamed, own, method, source)
+    filled, fresh, left, other_rows = _fit(
+        renamed, own, method, source, but=(AUXILIARY, *MASKS) if fresh_head else (AUXILIARY,)
+    )
     if other_rows and not fresh_head:
         _refuse_rows(other_rows[0], renamed, own, method, source, same_classes=_has_classes_of(model, method, state))
     report = _load_backbone(backbone, inner, source)
@@ -235,10 +239,15 @@ def _our_names(
 
 
 def _fit(
-    renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str
+    renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], method: str, source: str, but: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
-    """Return what is filled, the keys that stay as built, the file's keys without use, and keys with other rows."""
-    left = [key for key in renamed if key not in own and key.startswith(AUXILIARY)]
+    """Return what is filled, the keys that stay as built, the file's keys without use, and keys with other rows.
+
+    Args:
+        but: beginnings of names that either side may lack altogether.
+    """
+    left = [key for key in renamed if key.startswith(AUXILIARY) and key not in own]
+    left += [key for key in renamed if key not in left and _lacks(key, own, but)]
     wrong = [f"{key} is not in it" for key in renamed if key not in own and key not in left]
     filled, other_rows = dict[str, Tensor](), list[str]()
     for key, value in renamed.items():
@@ -251,7 +260,11 @@ def _fit(
         else:
             wrong.append(f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network")
     missing = [key for key in own if key not in renamed]
-    wrong += [f"{key} is missing from the file" for key in missing if not _may_lack(key, renamed)]
+    wrong += [
+        f"{key} is missing from the file"
+        for key in missing
+        if not (re.fullmatch(COUNTER, key) or _lacks(key, renamed, but))
+    ]
     if wrong:
         more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
         raise ValueError(f"{source} does not fit this {method}: {wrong[0]}{more}; build it as the file was trained")
@@ -277,9 +290,10 @@ def _refuse_rows(
     )
 
 
-def _may_lack(key: str, renamed: Mapping[str, Tensor]) -> bool:
-    lacks_auxiliary = key.startswith(AUXILIARY) and not any(other.startswith(AUXILIARY) for other in renamed)
-    return lacks_auxiliary or bool(re.fullmatch(COUNTER, key))
+def _lacks(key: str, names: Iterable[str], beginnings: tuple[str, ...]) -> bool:
+    """Return whether a key has one of these beginnings, and none of the names has the same."""
+    first = next((one for one in beginnings if key.startswith(one)), None)
+    return first is not None and not any(name.startswith(first) for name in names)
 
 
 def _joined(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fourstage import registry
 from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps, WrappedBackbone
-from fourstage.weights import foreign_swin, imagenet22k, scalablevit, smt, swin, unified, visformer
+from fourstage.weights import foreign_swin, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
+from fourstage.weights.heads import HEAD, fit_head, head_names
 from fourstage.weights.no_values import without_memory
 from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
@@ -45,7 +46,6 @@ FAMILIES: dict[str, tuple[Table, ...]] = {
 }
 OURS = "fourstage"  # who else names parameters
 
-HEAD = ("head.weight", "head.bias")
 END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
 COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
 
@@ -116,9 +116,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
         )
     if not fresh_head:
         _check_end(plan, source)
-    head, note = fit_head(named.state, wanted, source, fresh_head)
-    filled = _filled(model, plan, wanted, named.state) | head
-    fresh = [*plan.fresh, *(key for key in HEAD if key in wanted and key not in head and key not in plan.fresh)]
+    names = head_names(network, wanted, named.state)
+    head, note = fit_head(named.state, wanted, names, source, fresh_head)
+    filled = {**_filled(model, plan, wanted, named.state, but=names), **head}
+    fresh = [*plan.fresh, *(key for key in names if key in wanted and key not in head and key not in plan.fresh)]
     check_complete(filled, wanted, fresh)
     network.load_state_dict({**wanted, **filled})
     return Report(
@@ -146,10 +147,10 @@ def _check_end(plan: Plan, source: str) -> None:
 
 
 def _filled(
-    model: nn.Module, plan: Plan, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    model: nn.Module, plan: Plan, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], but: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return the tensors of a plan in the network's shapes, all but those of the head."""
-    filled = {key: state[key] for key in plan.take if not key.startswith("head.")}
+    filled = {key: state[key] for key in plan.take if key not in but}
     for key in plan.resize:
         rule = resize_rule(_family(model), key)
         assert rule is not None, key
@@ -251,7 +252,7 @@ def _shares_names(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Plan:
     """Compare names and shapes. `fit_head` compares the numbers of classes."""
-    plan = Plan()
+    plan, head = Plan(), head_names(_network(model), wanted, state)
     from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
     stem, without_end = _first_convolution(model), _is_without_end(model, state)
     for key, value in state.items():
@@ -260,7 +261,7 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
                 plan.leave.append(key)
             else:
                 plan.wrong.append(f"{key} is not in it")
-        elif _same_shape(key, value, wanted[key]):
+        elif value.shape == wanted[key].shape or (key in head and value.shape[1:] == wanted[key].shape[1:]):
             plan.take.append(key)
         elif (rule := resize_rule(_family(model), key)) and rule.fits(value, wanted[key]):
             plan.resize.append(key)
@@ -292,12 +293,6 @@ def _is_without_end(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return isinstance(model, Classifier) and not any(matches(key, (*END, *model.family.dense_only)) for key in state)
 
 
-def _same_shape(key: str, theirs: Tensor, ours: Tensor) -> bool:
-    if key.startswith("head."):  # `fit_head` compares the number of classes
-        return theirs.shape[1:] == ours.shape[1:]
-    return theirs.shape == ours.shape
-
-
 def _other_form(model: nn.Module, key: str) -> bool:
     """Return whether a key is of a module that this form of the network does not have and does not need."""
     if isinstance(model, FeatureMaps):
@@ -320,38 +315,6 @@ def _other_form(model: nn.Module, key: str) -> bool:
 def matches(key: str, patterns: Sequence[str]) -> bool:
     """Return whether one of the patterns matches the beginning of a key."""
     return any(re.match(pattern, key) for pattern in patterns)
-
-
-def fit_head(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str, fresh_head: bool
-) -> tuple[dict[str, Tensor], str]:
-    """Return what fills our head, and a note where that is not the file's own head.
-
-    A head for ImageNet-22K also fills one for ImageNet-1K, as in the originals: the rows of the same classes are taken.
-
-    Raises:
-        ValueError: the numbers of classes differ in another way, and `fresh_head` is not given.
-    """
-    head = {key: state[key] for key in HEAD if key in state}
-    theirs = len(head["head.weight"]) if "head.weight" in head else None
-    if "head.weight" not in wanted:
-        return {}, f"head left out: this network has none, the file one for {theirs} classes" if theirs else ""
-    ours = len(wanted["head.weight"])
-    if theirs == ours:
-        return head, ""
-    if (theirs, ours) == (imagenet22k.CLASSES, len(imagenet22k.ROWS)):
-        return {
-            key: value[[*imagenet22k.ROWS]] for key, value in head.items()
-        }, f"head mapped: {theirs} to {ours} classes"
-    if fresh_head:
-        return {}, f"head dropped: {theirs} to {ours} classes" if theirs else "head new: the file has none"
-    if theirs is None:
-        raise ValueError(f"{source} has no head: give load_checkpoint fresh_head=True to keep the new one")
-    counts = f"{theirs} or, mapped, {len(imagenet22k.ROWS)}" if theirs == imagenet22k.CLASSES else theirs
-    raise ValueError(
-        f"{source} predicts {theirs} classes and the network {ours}: use data or num_classes={counts}; to train on "
-        f"from it with a new head, give a recipe weights={source}, or load_checkpoint fresh_head=True"
-    )
 
 
 def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: list[str] | None = None) -> str:

@@ -79,6 +79,20 @@ def test_a_state_dict_brings_the_numbers_back(form: str) -> None:
             assert torch.equal(a, b)
 
 
+def test_checkpointing_counts_the_statistics_of_synchronised_norms_once() -> None:
+    results = []
+    for enable in (False, True):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(build("visformer-classifier", seed=3)).train()
+        assert isinstance(model, Classifier)
+        model.set_grad_checkpointing(enable)
+        torch.manual_seed(4)
+        model(torch.randn(2, 3, 64, 64)).sum().backward()
+        results.append(dict(model.named_buffers()))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
 @every_form
 def test_checkpointing_changes_nothing(form: str) -> None:
     results = []

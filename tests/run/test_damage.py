@@ -213,3 +213,15 @@ def test_a_state_of_another_network_is_a_sentence(stopped: Path, capsys: pytest.
         state["model"] = {"other": torch.ones(3)}
         torch.save(state, stopped / "checkpoints" / name)
     refused(train(stopped), capsys, "does not fit the network that the recipe builds", "--fresh")
+
+
+def test_a_state_with_other_groups_of_the_optimiser_is_a_sentence(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where the groups have the same sizes: moments would belong to other parameters."""
+    for name in ("last.pt", "previous.pt"):
+        state = load_state(stopped / "checkpoints" / name)
+        groups = state["optimizer"]["param_groups"]
+        groups[0]["names"] = [*groups[0]["names"][1:], groups[0]["names"][0]]
+        torch.save(state, stopped / "checkpoints" / name)
+    refused(train(stopped), capsys, "or its optimiser", "another place among the optimiser's groups", "--fresh")

@@ -82,6 +82,39 @@ def test_networks_of_timm_have_the_layers_of_their_classifiers(name: str) -> Non
     assert backbone.no_weight_decay() == {key for key, name in names.items() if name in listed}
 
 
+@pytest.mark.parametrize("form", ["backbone", "classifier"])
+@pytest.mark.parametrize("name", [*TIMM, "test_convnext"])
+def test_recomputed_activations_of_timm_change_nothing(name: str, form: str) -> None:
+    timm = pytest.importorskip("timm")
+    results = []
+    for enable in (False, True):
+        torch.manual_seed(3)
+        words = {"img_size": 64} if "swin" in name else {}
+        build = (
+            timm.create_model
+            if form == "classifier"
+            else lambda name, **k: fourstage.create_backbone(f"timm/{name}", **k)
+        )
+        network: Any = build(name, drop_path_rate=0.5, **words).train()
+        if enable:
+            recompute(nn.ModuleDict({"network": network}))
+        for _ in range(2):
+            out = network(torch.randn(2, 3, 64, 64))
+            loss = torch.stack([x.square().mean() for x in (out if isinstance(out, list) else [out])]).sum()
+            loss.backward(retain_graph=True)
+            loss.backward()  # computes the blocks once more
+        gradients = {f"grad {key}": p.grad for key, p in network.named_parameters() if p.grad is not None}
+        results.append({**network.state_dict(), **gradients})
+    assert results[0].keys() == results[1].keys()
+    assert [key for key, value in results[0].items() if not torch.equal(value, results[1][key])] == []
+
+
+def test_a_classifier_of_timm_that_cannot_recompute_gets_a_sentence() -> None:
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="CoaT cannot recompute activations in the backward pass; leave grad_check"):
+        recompute(timm.create_model("coat_tiny", img_size=32))
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_networks_of_timm_are_frozen_and_recomputed(name: str) -> None:
     pytest.importorskip("timm")

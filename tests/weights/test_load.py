@@ -8,7 +8,7 @@ import torch
 from foreign import MICROSOFT, renamed
 from golden.fill import original_state, read_manifest
 from tiny_networks import SWIN, tiny, tiny_dense
-from torch import Tensor
+from torch import Tensor, nn
 
 import fourstage
 from fourstage.backbones import swin
@@ -221,3 +221,48 @@ def test_running_at_another_size_is_loading_for_that_size(visformer_state: dict[
     image_BCHW = torch.randn(1, 3, 128, 128)
     with torch.inference_mode():
         torch.testing.assert_close(here(image_BCHW), there(image_BCHW), rtol=1e-5, atol=1e-5)
+
+
+class Sorter(nn.Module):
+    """A classifier of a user's own, whose head has other names than ours."""
+
+    def __init__(self, classes: int, head: str) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 4)
+        layers = {"fc": nn.Linear(8, classes), "pixels": nn.Conv2d(8, classes, 1)}
+        layers["head"] = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, classes))
+        self.add_module(head, layers[head])
+
+
+@pytest.mark.parametrize("head", ["fc", "pixels", "head"])
+def test_heads_of_own_classifiers_are_filled_or_as_built(head: str) -> None:
+    file, same = Sorter(4, head).state_dict(), Sorter(4, head)
+    assert "4 read" in str(load_state(same, {**file}, source="f.pt")) or head == "head"
+    assert all(torch.equal(value, file[key]) for key, value in same.state_dict().items())
+    other = Sorter(7, head)
+    built = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"f.pt predicts 4 classes and the network 7: .*fresh_head=True"):
+        load_state(other, file, source="f.pt")
+    report = load_state(other, file, source="f.pt", fresh_head=True)
+    assert report.head == "head dropped: 4 to 7 classes"
+    ends = tuple(key for key in built if built[key].shape != file[key].shape)
+    assert len(ends) == 2
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, built[key] if key in ends else file[key]), key
+
+
+def test_what_is_no_head_of_an_own_classifier_is_never_left_as_built() -> None:
+    """A width that another layer reads, and a row per place."""
+
+    class Places(Sorter):
+        def __init__(self, rows: int) -> None:
+            super().__init__(4, "fc")
+            self.places = nn.Parameter(torch.zeros(rows, 3))
+
+    class Wide(nn.Sequential):
+        def __init__(self, width: int) -> None:
+            super().__init__(nn.Linear(3, width), nn.Linear(width, 4))
+
+    for build in (Places, Wide):
+        with pytest.raises(ValueError, match=r"f.pt does not fit this network"):
+            load_state(build(9), build(16).state_dict(), source="f.pt", fresh_head=True)
