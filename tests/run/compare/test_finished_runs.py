@@ -209,3 +209,18 @@ def test_an_average_precision_without_objects_is_no_number(tmp_path: Path, capsy
     ]
     assert main(["compare", *runs, "--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]) == 2
     assert "/1e-3 is not a number" in capsys.readouterr().err
+
+
+def test_arms_are_not_named_by_the_files_of_their_imports(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a/mine.py", "b/mine.py", "other.py")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    runs = [
+        classified_run(tmp_path / f"{name}{seed}", 0.5, seed, f"imports=[{file}]", f"optimisation.lr={lr}")
+        for name, lr, own in (("low", 0.001, files[:2]), ("high", 0.002, files[1:]))
+        for seed, file in enumerate(own)
+    ]
+    assert list(grouped(runs[:3])) == ["lr=0.001", "lr=0.002"]  # runs that differ in the folder of a file are one arm
+    alone = classified_run(tmp_path / "alone", 0.5, 0, f"imports=[{files[2]}]", "optimisation.lr=0.001")
+    assert list(grouped([runs[0], alone])) == ["imports=mine.py", "imports=other.py"]
