@@ -12,6 +12,7 @@ from fourstage.files import read_bytes
 from fourstage.recipe import FREE, Recipe, difference
 from fourstage.run.compare.grid import arm_name
 from fourstage.run.folder import RunFolder
+from fourstage.user_files import files_to_run
 
 RECORD_BYTES = 2**30
 NO_SETTING = FREE | {"seed", "weights"}  # keys that make no arm of their own: each seed may begin from a file
@@ -83,12 +84,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_finished(folder: Path) -> FinishedRun:
-    """Read a run folder.
+    """Read a run folder. The files that its recipe imports are not run; those of their names that have run are taken.
 
     Raises:
-        ValueError, OSError: it is no run folder, its training has not ended, or a file is damaged.
+        ValueError, OSError: it is no run folder, its training has not ended, a file is damaged, or a file that the
+            recipe imports has not run in this process.
     """
     recipe = RunFolder(folder).recipe()
+    recipe = recipe.model_copy(update={"imports": tuple(files_to_run(recipe.imports, (), str(folder)))})
     if not is_finished(folder):
         raise ValueError(f"{folder} has not ended its training; continue it with `fourstage train`, or leave it out")
     evaluation = read_json(folder / "evaluation.json")
