@@ -2,13 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import fourstage
-from fourstage import registry
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 
@@ -36,12 +36,10 @@ SMALL = ["--data", "digits", "--size", "32"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield tmp_path
-    for name in ("plain_stem", "plain_blocks"):
-        registry._entries.pop(name, None)
+    return tmp_path
 
 
 def own(folder: Path, name: str, stride: int = 2) -> list[str]:
@@ -142,3 +140,27 @@ def test_predict_says_which_addresses_are_read(folder: Path, capsys: pytest.Capt
         assert f"{address} is an address, and files are needed" in refused(["predict", "saved", address], capsys)
     with pytest.raises(FileNotFoundError, match="no image or video nothing; check the path"):
         predict("nothing")
+
+
+def test_cka_of_less_data_than_it_needs_offers_no_smaller_number(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digit_scenes(folder / "few", train=4, val=3, size=64)
+    cka = ["analyze", "cka", "visformer_digits", "--data", "few", "--size", "64", "--out", "cka"]
+    for images in ([], ["--images", "4"], ["--images", "9"]):
+        assert refused([*cka, *images], capsys).endswith("few has 3 images and 4 are needed; give more data")
+    write_digit_scenes(folder / "enough", train=4, val=4, size=64)
+    cka = [*cka[:4], "enough", *cka[5:]]
+    sentence = refused([*cka, "--images", "9"], capsys)
+    assert main([*cka, *re.findall(r"(--images) (\d+)", sentence)[0]]) == 0
+
+
+def test_stages_are_asked_for_by_the_name_of_the_argument() -> None:
+    network: Any = fourstage.create_model("visformer_digits", num_classes=2).eval()
+    images = torch.zeros(1, 3, 32, 32)
+    for wrong in (4, 0, -1):
+        with pytest.raises(ValueError, match=f"indices={wrong} asks .* give a number from 1 to 3"):
+            network.forward_intermediates(images, indices=wrong)
+    with pytest.raises(ValueError, match=r"^indices \(0, 3\) must name .*; indices=\[0, 1, 2\] are all"):
+        network.forward_intermediates(images, indices=(0, 3))
+    assert len(network.forward_intermediates(images, indices=3, intermediates_only=True)) == 3

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis.unsuitable import UnsuitableNetwork
 from fourstage.tasks.detection.detector import Detector
+from fourstage.tasks.segmentation.segmentor import Segmentor
 
 
 def logits_of(network: nn.Module, images_BCHW: Tensor, analysis: str) -> Tensor:
@@ -15,6 +16,8 @@ def logits_of(network: nn.Module, images_BCHW: Tensor, analysis: str) -> Tensor:
     """
     if isinstance(network, Detector):
         raise UnsuitableNetwork(network, "is a detector", f"{analysis} is for classifiers")
+    if isinstance(network, Segmentor):
+        raise UnsuitableNetwork(network, "is a segmentor", f"{analysis} is for classifiers")
     like = next(iter(network.parameters()), torch.empty(0))
     logits_BK = network(images_BCHW.to(like.device, like.dtype))
     if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2:

@@ -38,6 +38,9 @@ def naming(name: str, hint_for: Callable[[UnsuitableNetwork], str] | None = None
 
     Args:
         hint_for: returns what the user can type.
+
+    Raises:
+        ValueError: an analysis cannot read the network.
     """
     try:
         yield

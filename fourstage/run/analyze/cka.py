@@ -76,7 +76,7 @@ def analyze_cka(
     """
     setting, folder, loading = setting or CkaSetting(), check_folder(out), loading or Loading()
     dataset = open_images(data)
-    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
+    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES, fewest=cka.FEWEST)
     positions = _shuffled(chosen.positions)
     batch = _batch_size(setting, len(positions))
     first, *others = load_subjects(sources, "maps", loading)
@@ -113,11 +113,10 @@ def analyze_cka(
 
 def _batch_size(setting: CkaSetting, images: int) -> int:
     """Return the images of a batch. Raises ValueError where they fill no batch, or are fewer than CKA needs."""
-    if setting.batch is not None and images < setting.batch:
-        fitting = max(images, cka.FEWEST)
-        raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {fitting}")
     if images < cka.FEWEST:
         raise ValueError(f"CKA needs at least {cka.FEWEST} images; got {images}; give more images")
+    if setting.batch is not None and images < setting.batch:
+        raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {images}")
     return setting.batch or min(cka.ENOUGH, images)
 
 
