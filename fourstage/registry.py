@@ -128,8 +128,11 @@ def registered_in(
     return mixers, {name: entry.dense for name, entry in _entries.items() if entry.place[0] == path}
 
 
-def find(name: str) -> Entry:
+def find(name: str, own: str = OWN) -> Entry:
     """Return the entry called `name`, importing only its family.
+
+    Args:
+        own: for the message: what to do about a network of one's own.
 
     Raises:
         ValueError: no model has this name; the message suggests similar names.
@@ -143,7 +146,7 @@ def find(name: str) -> Entry:
         hint = f"did you mean {' or '.join(close)}?" if close else "`fourstage models` and list_models() list all names"
         if name.startswith("timm/"):
             hint = "networks of timm are backbones of detectors and segmentors, and no classifiers; " + hint
-        raise ValueError(f"no model is called {name!r}; {hint} ({OWN})")
+        raise ValueError(f"no model is called {name!r}; {hint} ({own})")
     return _entries[name]
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, outputs_of, stage_number
+from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork
 
 EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
 EPS_SCALE = 1e-7
@@ -265,7 +266,11 @@ def choose_tap(network: nn.Module, image_BCHW: Tensor, run: Callable[[Tensor], A
             stack.callback(module.register_forward_hook(hook).remove)
         (run or network)(image_BCHW)
     if not order:
-        raise ValueError(f"no layer of {type(network).__name__} returns a feature map; name one with its taps")
+        raise UnsuitableNetwork(
+            network,
+            "has no layer that returns a feature map",
+            "class activation maps need one, such as that of a convolution",
+        )
     return order[-1]
 
 
@@ -294,7 +299,7 @@ def layer_name(network: nn.Module, tap: str) -> str:
         prefix, inner = f"{prefix}model.", inner.model
     info: Any = getattr(inner, "feature_info", None)
     if info is None:
-        raise ValueError(f"the stages of {type(network).__name__} are not known; name a layer")
+        raise UnknownStages(network)
     rows = [row for row in (info.info if hasattr(info, "info") else info) if row["reduction"] >= 4]
     if number == 0 or number > len(rows):
         raise ValueError(f"there is no {tap}; the network has the stages stage1 to stage{len(rows)}, and last")

@@ -21,6 +21,7 @@ from fourstage.analysis.attention import (
     points_of,
 )
 from fourstage.analysis.taps import frozen
+from fourstage.analysis.unsuitable import UnsuitableNetwork
 from fourstage.backbones.base import Backbone
 from fourstage.backbones.mixers.deformable import DeformableMixer
 from fourstage.backbones.mixers.modulation import ScaleAwareModulation
@@ -94,9 +95,10 @@ def mixer_maps(
     backbone: Any = getattr(network, "backbone", network)
     mixers = {name: module for name, module in backbone.named_modules() if isinstance(module, MIXERS)}
     if not isinstance(backbone, Backbone) or not mixers:
-        raise ValueError(
-            f"{type(backbone).__name__} has none of this package's mixers; maps are for swin, scalable_vit, smt and "
-            "unified networks"
+        raise UnsuitableNetwork(
+            backbone,
+            "has none of this package's mixers",
+            "maps are for swin, scalable_vit, smt and unified networks",
         )
     height, width = image_BCHW.shape[-2:]
     x, y = point or (width / 2, height / 2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork
 from fourstage.backbones.base import Backbone
 from fourstage.tasks.parts.levels import feature_maps
 
@@ -65,9 +66,7 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
     close = get_close_matches(name, modules, n=3, cutoff=0.5)
     top = [child for child, _ in network.named_children()]
     hint = f"did you mean {', '.join(close)}?" if close else f"its modules are {', '.join(top)}, and those within them"
-    raise ValueError(
-        f"{type(network).__name__} has no layer {name!r}; {hint}; its stages are stage1, stage2, ..., last"
-    )
+    raise UnsuitableNetwork(network, f"has no layer {name!r}", f"{hint}; its stages are stage1, stage2, ..., last")
 
 
 def stage_maps(network: nn.Module, image_BCHW: Tensor, count: int | None = None) -> list[Tensor]:
@@ -93,10 +92,7 @@ def stage_maps(network: nn.Module, image_BCHW: Tensor, count: int | None = None)
         return list(feature_maps(network, image_BCHW))
     if hasattr(network, "forward_intermediates"):
         return _maps_of_timm(network, image_BCHW)
-    raise ValueError(
-        f"{type(network).__name__} has no `levels`, so its stages are not known; name a layer of it, such as "
-        f"{next(iter(dict(network.named_children())), 'features')}"
-    )
+    raise UnknownStages(network)
 
 
 def _maps_of_timm(network: Any, image_BCHW: Tensor) -> list[Tensor]:
@@ -209,7 +205,5 @@ def block_taps(network: nn.Module) -> tuple[str, ...]:
         if isinstance(module, nn.Sequential | nn.ModuleList) and (last == "blocks" or is_stage):
             names += [f"{name}.{child}" for child, _ in module.named_children()]
     if not names:
-        raise ValueError(
-            f"{type(network).__name__} has no modules called `blocks`; take its stages, or name its layers"
-        )
+        raise UnsuitableNetwork(network, "has no modules called `blocks`", "take its stages, or name its layers")
     return tuple(names)

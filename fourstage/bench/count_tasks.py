@@ -52,7 +52,8 @@ def network_of_recipe(name: str) -> nn.Module:
     if isinstance(recipe, Detection):
         build, classes = create_detector, recipe.num_classes or COCO
     elif isinstance(recipe, Segmentation):
-        build, classes = create_segmentor, recipe.num_classes or ADE20K
+        prior = recipe.method_args.get("prior")  # a share for each class
+        build, classes = create_segmentor, recipe.num_classes or (len(prior) if isinstance(prior, list) else ADE20K)
     else:
         raise ValueError(f"{name} trains a classifier; name its model, {recipe.network_name}")
     arguments: dict[str, Any] = dict(recipe.method_args)

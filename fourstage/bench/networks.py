@@ -5,11 +5,13 @@ is `METHOD:BACKBONE`, where the backbone is one of ours or of timm's, or the nam
 network of that recipe, of any task, and FILE.onnx, FILE.xml or FILE.pt2 the graph of an exported file.
 """
 
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,8 +23,10 @@ from fourstage.bench.exported import build_exported
 from fourstage.exported.runtime import is_exported
 from fourstage.extras import install
 from fourstage.methods import list_methods
+from fourstage.run_folders import CHECKPOINTS, RECIPE
 
 ELSEWHERE = ("timm", "torchvision")
+NAMES = "give a model of ours, timm/NAME or torchvision/NAME"
 # layer classes that drop activations at random in training, and the attribute that holds the rate
 DROPOUT_RATES = {"Dropout": "p", "Dropout2d": "p", "StochasticDepth": "p", "DropPath": "drop_prob"}
 
@@ -47,6 +51,8 @@ def _matches(pattern: str) -> list[str]:
     if is_task_network(pattern):
         return [pattern]
     home, slash, name = pattern.partition("/")
+    if home not in ELSEWHERE and (hint := _of_trained(pattern)) and pattern not in registry.list_models():
+        raise ValueError(f"bench measures networks by name, with random weights, and {pattern} is {hint}")
     if slash:
         known = _known_elsewhere(home)
         base = name.partition(".")[0] if home == "timm" else name  # timm's names may end in a tag of weights
@@ -65,6 +71,21 @@ def _matches(pattern: str) -> list[str]:
     if not matches:
         raise ValueError(f"no model is called {pattern!r}{hint}")
     return matches
+
+
+def _of_trained(pattern: str) -> str:
+    """Return what a path is and what to type instead; empty: it is no run, checkpoint or saved network."""
+    path = Path(pattern)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    if (folder / RECIPE).is_file():
+        return f"a trained one; type fourstage bench {shlex.quote(str(folder / RECIPE))}"
+    if path.is_dir() or path.suffix in CHECKPOINTS:
+        return (
+            "a folder or a file of weights; name its network, or the file that fourstage export makes of it"
+            if path.exists()
+            else f"not there; {NAMES}"
+        )
+    return ""
 
 
 def _task_matches(pattern: str) -> list[str]:
@@ -104,7 +125,7 @@ def is_recipe_file(name: str) -> bool:
 def _known_elsewhere(home: str) -> list[str]:
     if home not in ELSEWHERE:
         named = repr(home) if home else "network by the path of a file"
-        raise ValueError(f"there is no {named}; give a model of ours, timm/NAME or torchvision/NAME")
+        raise ValueError(f"there is no {named}; {NAMES}, or an exported file")
     try:
         import_module(home)
     except ImportError as error:
@@ -134,7 +155,8 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
     elif is_recipe_file(name):
         model = classifier_of_recipe(name, img_size, dense=dense)
     elif not slash:
-        model = create_backbone(name, img_size=img_size) if dense else create_model(name, img_size=img_size)
+        create = create_backbone if dense else create_model
+        model = create(name, **size_argument(name, img_size, dense=dense))
     elif home == "timm":
         model = _of_timm(base, img_size, dense=dense)
     else:
@@ -154,10 +176,17 @@ def classifier_of_recipe(file: str, img_size: tuple[int, int] | None, *, dense: 
     recipe = resolve(file).recipe
     assert isinstance(recipe, Classification)
     import_files(recipe.imports)
-    arguments = {**recipe.model_args, "img_size": img_size or (recipe.image_size, recipe.image_size)}
+    size = img_size or (recipe.image_size, recipe.image_size)
+    arguments = {**recipe.model_args, **size_argument(recipe.model, size, dense=dense)}
     if dense:
         return create_backbone(recipe.model, **arguments)
     return create_model(recipe.model, num_classes=recipe.num_classes, **arguments)
+
+
+def size_argument(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> dict[str, Any]:
+    """Return `img_size` as an argument of a network; a user's own that takes any size may have none."""
+    known = registry.arguments_of(name, dense=dense)
+    return {"img_size": img_size} if known is None or "img_size" in known else {}
 
 
 def build_workload(name: str, img_size: tuple[int, int] | None) -> nn.Module:

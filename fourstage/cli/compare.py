@@ -90,7 +90,7 @@ def _compare(args: argparse.Namespace) -> int:
         raise ValueError("name a recipe, such as digits_visformer, or the folders of finished runs")
     if are_runs(sources):
         _check_runs(args, changes)
-        return _print(compare_runs(sources, _out(args, sources), wishes))
+        return _print(compare_runs(sources, _out(args, sources), wishes, imports=args.imports))
     planned = _plan(args, sources, changes)
     check_wishes(planned, wishes, args.cell)
     if args.partition is not None:
@@ -120,7 +120,7 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
 def _check_runs(args: argparse.Namespace, changes: list[str]) -> None:
     """Raise ValueError for options that only a training has."""
     given = {"--vary": args.vary, "--data": args.data, "--match-cost": args.match_cost, "--partition": args.partition}
-    given |= {"--seeds": args.seeds is not None, "--dry-run": args.dry_run, "--imports": args.imports}
+    given |= {"--seeds": args.seeds is not None, "--dry-run": args.dry_run}
     given |= {"--cell": args.cell is not None, changes[0] if changes else "KEY=VALUE": changes}
     for option, value in given.items():
         if value:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fourstage.data.images import is_image_name
 from fourstage.data.walk import all_files
 from fourstage.files import real_path
-from fourstage.predict.images import is_address
+from fourstage.predict.images import is_address, is_other_address
 from fourstage.predict.videos import is_video_name
 
 LABELS = "_labels"  # ending of the names of pictures whose pixels are labels
@@ -72,6 +72,8 @@ def _paths(text: str) -> list[Path]:
         raise ValueError("a path is empty; give an image, a video or a folder")
     if is_address(text):
         raise ValueError(f"{text} is an address, and files are needed; download it, or use fourstage.load in Python")
+    if is_other_address(text) and not Path(text).exists():
+        raise ValueError(f"{text} is an address, and files are needed; download it")
     if Path(text).exists() or not has_magic(text):
         return [Path(text)]
     return matching(text)

@@ -1,5 +1,6 @@
 """Images on their way into a network: files, addresses, and the images of PIL, numpy and torch. H x W pixels."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 WAIT = 30.0  # seconds without a byte from a server
 SCHEMES = ("http://", "https://")
+ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def in_memory(pixels_HW3: np.ndarray) -> Callable[[], np.ndarray]:
 def is_address(text: object) -> bool:
     """Return whether a text is the address of a file on a web server."""
     return isinstance(text, str) and text.lower().startswith(SCHEMES)
+
+
+def is_other_address(text: str) -> bool:
+    """Return whether a text is an address of another kind than those that are read, such as ftp://."""
+    return not is_address(text) and ANY_SCHEME.match(text) is not None
 
 
 def from_address(address: str, *, orient: bool) -> InputImage:

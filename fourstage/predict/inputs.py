@@ -19,6 +19,7 @@ from fourstage.predict.images import (
     from_tensor,
     in_memory,
     is_address,
+    is_other_address,
     is_tensor,
 )
 
@@ -69,6 +70,8 @@ def find_images(given: Given, *, orient: bool) -> Inputs:
 
 def _of_path(text: str, orient: bool) -> Inputs:
     path = Path(text)
+    if is_other_address(text) and not path.exists():
+        raise ValueError(f"{text} is an address that is not read; give one of http:// or https://, or a file")
     if path.is_dir() or not text or (not path.exists() and has_magic(text)):
         return _of_files([text], orient)
     if not path.is_file():

@@ -68,7 +68,7 @@ def convert(
     file, sha256 = read_checkpoint(source), hash_of(source)
     state = file.weights(which)
     bare, tag = catalog.split(model)
-    name = find(bare).name
+    name = find(bare, "networks of your own are not converted").name
     weight, known_by = _published(name, tag, file, sha256)
     usual = {**(weight.network if weight else {}), **arguments_of(file.metadata, name, source)}
     if "arguments" in file.metadata:  # which may ask for any size

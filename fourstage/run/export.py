@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fourstage.api import create_backbone, list_models
+from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, list_models
 from fourstage.data.sample import BadImage, Sample
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.export.graphs.base import Graph
@@ -28,11 +29,13 @@ from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.resources import sentences
 from fourstage.run.described import images_of
+from fourstage.run.folder import RunFolder
 from fourstage.run.load import begin, load_task
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.user_files import import_files
-from fourstage.weights import catalog
+from fourstage.weights import catalog, saved
+from fourstage.weights.description import describe_network
 from fourstage.weights.reading.safe import read_checkpoint
 
 IMAGES = 5  # on which a file is proved
@@ -177,6 +180,8 @@ def _loaded(
     if dense:
         import_files(imports)
         return _dense(source, options, weights)
+    if weights is None and (hint := _of_checkpoint(source, "dense")):
+        raise ValueError(f"{source} holds a dense backbone, which predicts nothing; {hint}")
     name, _ = begin(source, weights, which, "cpu", imports)
     protocol, task = load_task(name, weights, which)
     task.eval()
@@ -196,7 +201,8 @@ def _dense(source: str, options: Options, weights: str | Path | None) -> _Networ
     """Return a model as a dense backbone."""
     model, tag = catalog.split(source)
     if model not in list_models():
-        raise ValueError(f"--dense exports a model by its name, and {source} is none; `fourstage models` lists them")
+        hint = _of_checkpoint(source) or "`fourstage models` lists them"
+        raise ValueError(f"--dense exports a model by its name, and {source} is none; {hint}")
     if weights is None:
         catalog.find(find(model).name, tag)  # raises where none is published
     backbone: Any = create_backbone(source, weights is None, checkpoint_path=weights).eval()
@@ -218,6 +224,23 @@ def _dense(source: str, options: Options, weights: str | Path | None) -> _Networ
 
     _, height, width = config["input_size"]
     return _Network(graph, backbone, describe, (height, width), config["mean"], config["std"])
+
+
+def _of_checkpoint(source: str, form: str | None = None) -> str:
+    """Return what to type to export the network of a checkpoint as a dense backbone; empty: it is not known.
+
+    Args:
+        form: give that for a file of this form alone, as its metadata names it.
+    """
+    path = Path(source)
+    path = path / saved.WEIGHTS if saved.is_folder(path) else RunFolder(path).best if path.is_dir() else path
+    if not path.is_file() or path.suffix not in CHECKPOINT_ENDINGS:
+        return ""
+    file = read_checkpoint(path)
+    described = describe_network(file)
+    if described is None or described.backbone not in list_models() or form not in (None, file.metadata.get("form")):
+        return ""
+    return f"type fourstage export {described.backbone} --dense --weights {shlex.quote(str(path))}"
 
 
 def _size(recipe: Any) -> tuple[int, int]:

@@ -34,7 +34,7 @@ FIELDS: Mapping[str, tuple[type, ...]] = {  # of a description, and what JSON ma
     "palette": (list, type(None)),
     "imports": (list,),
 }
-CONFIG = "config.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CONFIG_BYTES = 16 * 2**20  # it has the names of all classes
 OURS = "fourstage"  # the key of config.json with our own values
 
@@ -156,7 +156,7 @@ def stored_about(file: Checkpoint) -> Mapping[str, Any] | None:
 
 def is_folder(folder: Path) -> bool:
     """Return whether `save_pretrained` wrote a folder, or a program that names its files in the same way."""
-    return not (folder / "recipe.yaml").exists() and (folder / "model.safetensors").is_file()
+    return not (folder / "recipe.yaml").exists() and (folder / WEIGHTS).is_file()
 
 
 def _check_numbers_in(file: Checkpoint, values: Mapping[str, Any]) -> None:

@@ -238,7 +238,7 @@ WRONG = [
     (["zzz*"], "`fourstage models` lists all"),
     (["timm/visformer_tni"], "did you mean timm/visformer_tiny?"),
     (["elsewhere/x"], "there is no 'elsewhere'"),
-    (["/some/x.pt"], "there is no network by the path of a file; give a model of ours"),
+    (["/some/x.pt"], "is not there; give a model of ours"),
     (["torchvision/swin_t", "--dense"], "has no dense form"),
     (["swin_tiny", "--against", "visformer*"], "a comparison needs one"),
     (["swin_tiny", "--against", "swin_tiny"], "nothing but swin_tiny"),

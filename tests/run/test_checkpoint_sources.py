@@ -1,13 +1,17 @@
 """A trained network by its checkpoint, by its saved folder and by the recipe: every verb reads all of them alike."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import fourstage
+from fourstage import user_files
 from fourstage.analysis.subjects import load_subject
+from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.engine.state import save_state
 from fourstage.recipe import resolve
@@ -100,3 +104,33 @@ def test_a_best_checkpoint_that_is_the_average_is_read_as_such_everywhere(scenes
     assert evaluate(file, which="ema", show=False).metrics == evaluate(file, show=False).metrics
     with pytest.raises(ValueError, match="holds no EMA weights"):
         fourstage.from_checkpoint(plain, which="ema")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "erf", "cka", "invariance", "cam", "bench"])
+def test_a_checkpoint_runs_no_file_that_its_recipe_imports(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mark, file = tmp_path / "executed", tmp_path / "evil.py"
+    file.write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    recipe = resolve("digits_visformer", ["workers=0"], {"data": "digits"}).recipe
+    recipe = recipe.model_copy(update={"imports": (str(file),)})
+    task = protocol_of(recipe).build_task(tuple("0123456789"), {})
+    values = {"fourstage": 1, "recipe": recipe.model_dump(mode="json"), "classes": list("0123456789"), "about": {}}
+    Path("run/checkpoints").mkdir(parents=True)
+    save_state(Path("run/checkpoints/best.pt"), {**values, "which": "model", "model": task.state_dict()})
+    Path("run/recipe.yaml").write_text(yaml.safe_dump(values["recipe"]))
+    saved = fourstage.load("run/checkpoints/best.pt", show=False).save_pretrained("saved")
+    for source in ("run/checkpoints/best.pt", str(saved), "run/recipe.yaml" if verb == "bench" else "run"):
+        if verb == "evaluate":
+            words = ["evaluate", source, "--data", "digits"]
+        elif verb == "bench":
+            words = ["bench", source, "--batch-size", "1", "--seconds", "0.01"]
+        else:
+            words = ["analyze", verb, source, "--data", "digits", "--images", "4", "--size", "32", "--out", "out"]
+        main(words)  # it may end with a message
+        assert not mark.exists(), source
+        main([*words, "--imports", str(file)])
+        assert mark.exists(), source
+        mark.unlink()
+        sys.modules.pop(user_files.module_name(file), None)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from fourstage.analysis import cam, cam_scores, cam_targets
 from fourstage.analysis.images import evaluated, prepared
 from fourstage.analysis.subjects import Subject
+from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Sample
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.cam import Explained, cam_page
 from fourstage.resources import sentences
+from fourstage.run.analyze.erf import with_map
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read, side_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.detector import Detector
@@ -81,7 +83,8 @@ def analyze_cam(
     with Bar("explaining", len(subjects) * len(chosen.positions), show=show) as bar:
         for subject in subjects:
             for sample in read(dataset, chosen.positions):
-                found.append(explain(subject, sample, setting))
+                with naming(subject.name, with_map):
+                    found.append(explain(subject, sample, setting))
                 bar.update(len(found))
     layers = {f"The layer of {one.name} is {' and '.join(one.taps)}.": None for one in found}
     notes = (*layers, *dict.fromkeys(f"{note[0].upper()}{note[1:]}." for one in found for note in one.notes))

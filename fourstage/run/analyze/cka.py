@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from fourstage.analysis import cka
 from fourstage.analysis.images import prepared
 from fourstage.analysis.subjects import Subject, untrained_twin
 from fourstage.analysis.taps import block_taps, stage_maps
+from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
 from fourstage.progress import Bar
@@ -21,6 +23,7 @@ from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
+_OWN_STAGES = "CKA compares stages, so give your network `levels` and let it return its maps (docs/backbones.md)"
 IMAGES = 512  # where the data has as many
 
 
@@ -73,7 +76,7 @@ def analyze_cka(
     """
     setting, folder, loading = setting or CkaSetting(), check_folder(out), loading or Loading()
     dataset = open_images(data)
-    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
+    chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES, fewest=cka.FEWEST)
     positions = _shuffled(chosen.positions)
     batch = _batch_size(setting, len(positions))
     first, *others = load_subjects(sources, "maps", loading)
@@ -110,11 +113,10 @@ def analyze_cka(
 
 def _batch_size(setting: CkaSetting, images: int) -> int:
     """Return the images of a batch. Raises ValueError where they fill no batch, or are fewer than CKA needs."""
-    if setting.batch is not None and images < setting.batch:
-        fitting = max(images, cka.FEWEST)
-        raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {fitting}")
     if images < cka.FEWEST:
         raise ValueError(f"CKA needs at least {cka.FEWEST} images; got {images}; give more images")
+    if setting.batch is not None and images < setting.batch:
+        raise ValueError(f"{plural(images, 'image')} fill no batch of {setting.batch}; type --batch-size {images}")
     return setting.batch or min(cka.ENOUGH, images)
 
 
@@ -136,11 +138,21 @@ def _ceiling(first: Subject, setting: CkaSetting, loading: Loading) -> Subject |
 
 def _taps(subject: Subject, setting: CkaSetting, side: int) -> tuple[str, ...]:
     if setting.by == "block":
-        return block_taps(subject.network)
+        with naming(subject.name, lambda _: "leave --by block out, so that stages are compared"):
+            return block_taps(subject.network)
     device = device_of(subject.network)
-    with torch.inference_mode():
+    with torch.inference_mode(), naming(subject.name, partial(_without_stages, subject.network)):
         count = len(stage_maps(subject.network, torch.zeros(1, 3, side, side, device=device)))
     return tuple(f"stage{i + 1}" for i in range(count))
+
+
+def _without_stages(network: nn.Module, _: UnsuitableNetwork) -> str:
+    """Return what to type for a network whose stages are not known."""
+    try:
+        block_taps(network)
+    except ValueError:
+        return _OWN_STAGES
+    return "add --by block, which compares its blocks"
 
 
 def _batches(

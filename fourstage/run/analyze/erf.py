@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fourstage.analysis import erf
 from fourstage.analysis.images import Resize, prepared
 from fourstage.analysis.subjects import Subject
+from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork, naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
 from fourstage.progress import Bar
@@ -79,7 +80,8 @@ def analyze_erf(
     with Bar("measuring receptive fields", len(subjects) * count, show=show) as bar:
         for i, subject in enumerate(subjects):
             images = _counted(_images(dataset, (*chosen.positions, *later), subject, setting), bar, i * count)
-            found = erf.receptive_field(subject.network, images, tap=setting.tap, count=count)
+            with naming(subject.name, with_map):
+                found = erf.receptive_field(subject.network, images, tap=setting.tap, count=count)
             fields.append(_field(subject, found, setting))
     files = write(
         folder,
@@ -90,6 +92,11 @@ def analyze_erf(
         page=erf_page(fields, setting_words(setting, data, max(field.erf.images for field in fields))),
     )
     return Outcome(_HEAD, tuple(_printed(fields)), (*_notes(fields, count), *chosen.notes, *few_words(count)), files)
+
+
+def with_map(error: UnsuitableNetwork) -> str:
+    """Return what to type for a network that an analysis with --map cannot read."""
+    return f"name a layer of it, such as --map {error.layer}" if isinstance(error, UnknownStages) else error.hint
 
 
 def setting_words(setting: ErfSetting, data: str | Path, count: int) -> str:

@@ -120,11 +120,14 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
-def choose(dataset: Dataset, count: int | None, order: Order, data: str | Path, *, default: int) -> Chosen:
+def choose(
+    dataset: Dataset, count: int | None, order: Order, data: str | Path, *, default: int, fewest: int = 1
+) -> Chosen:
     """Return `count` images, the first ones or evenly spread over the data, without those that cannot be read.
 
     Args:
         count: None: `default`, or all where the data has fewer.
+        fewest: that the analysis needs.
 
     Raises:
         ValueError: the data has fewer images than requested, or none of them can be read.
@@ -135,6 +138,8 @@ def choose(dataset: Dataset, count: int | None, order: Order, data: str | Path, 
         few = f"{data} has {plural(len(dataset), 'image')}, all of which are taken; the default is {default}."
     if count < 1:
         raise ValueError(f"an analysis needs at least one image; got --images {count}; give a number from 1 on")
+    if len(dataset) < fewest:
+        raise ValueError(f"{data} has {plural(len(dataset), 'image')} and {fewest} are needed; give more data")
     if len(dataset) < count:
         raise ValueError(
             f"{data} has {plural(len(dataset), 'image')} and {count} are needed; type --images {len(dataset)}, or give "

@@ -11,6 +11,7 @@ from torch import nn
 from fourstage.analysis.invariance import FAMILIES, Family, Protocol, evaluate_invariance
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Subject
+from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
 from fourstage.progress import Bar
@@ -79,7 +80,8 @@ def analyze_invariance(
             usable, note = labelled_for(dataset, subject, data)
             notes += [note] if note else []
             images = _images(usable if usable is not None else dataset, positions, usable is not None, bar, i)
-            curves = evaluate_invariance(subject.network, images, setting.families, _protocol(subject, setting))
+            with naming(subject.name):
+                curves = evaluate_invariance(subject.network, images, setting.families, _protocol(subject, setting))
             found.append(Invariance(subject.name, subject.weights, curves))
     which = {"first": "the first", "spread": "evenly spread"}[setting.order]
     words = f"{plural(len(positions), 'image')} ({which} of {Path(data).name})"

@@ -11,6 +11,7 @@ from torch import nn
 from fourstage.analysis.images import prepared
 from fourstage.analysis.maps import GRID, MixerMaps, check_point, mixer_maps
 from fourstage.analysis.subjects import Subject
+from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Batch, Sample
 from fourstage.plurals import plural
 from fourstage.progress import Bar
@@ -105,7 +106,8 @@ def look(subject: Subject, sample: Sample, setting: MapsSetting, grid: int = 0) 
     check_point(point, (side, side))  # first: a DINO has points of its own, whatever its backbone
     looks = _looks(subject.network, image_BCHW, subject) if isinstance(subject.network, DINO) else None
     try:
-        every = mixer_maps(subject.network, image_BCHW, point, grid=grid)
+        with naming(subject.name):
+            every = mixer_maps(subject.network, image_BCHW, point, grid=grid)
     except ValueError:
         if looks is None:  # the points of a DINO are there whatever its backbone
             raise

@@ -12,6 +12,7 @@ from fourstage.analysis import robustness as rb
 from fourstage.analysis.images import evaluated, normalised
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.subjects import Subject
+from fourstage.analysis.unsuitable import naming
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
 from fourstage.plurals import plural
@@ -186,7 +187,8 @@ def _corrupted_here(
                 crops = _crops(sample, subject, setting, keys, position, made)
                 p = subject.preparation
                 images_BCHW = torch.stack([normalised(crop, p.mean, p.std) for crop in crops])
-                own.append(rb.best_classes(subject.network, images_BCHW) == sample.label)
+                with naming(subject.name):
+                    own.append(rb.best_classes(subject.network, images_BCHW) == sample.label)
             bar.update(i + 1)
     found = []
     for subject, own in zip(subjects, correct, strict=True):
@@ -278,7 +280,8 @@ def _best(
         samples = list(read(data, positions[begin : begin + AT_ONCE]))
         for subject, own in zip(subjects, out, strict=True):
             images_BCHW = torch.stack([seen(subject, sample) for sample in samples])
-            own.append(rb.best_classes(subject.network, images_BCHW, among))
+            with naming(subject.name):
+                own.append(rb.best_classes(subject.network, images_BCHW, among))
     return [np.concatenate(own) for own in out]
 
 

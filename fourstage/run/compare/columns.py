@@ -20,6 +20,7 @@ from fourstage.analysis.invariance import Family, Protocol, evaluate_invariance
 from fourstage.analysis.similarity import unit_vectors
 from fourstage.analysis.subjects import Subject, load_subject
 from fourstage.analysis.taps import stage_maps
+from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.checksums import sum_of_file
 from fourstage.data.sample import BadImage
 from fourstage.engine.devices import choose_device
@@ -179,7 +180,7 @@ def analyse(
         return RunAnalyses(out.found, {**out.reasons, **dict.fromkeys(missing, str(error))})
     for analysis in missing:
         try:
-            with sentences("leave this analysis out of --analyses"):
+            with sentences("leave this analysis out of --analyses"), naming(run.recipe.network_name, _without):
                 own = _spread(chosen.images, IMAGES[run.recipe.task][analysis])
                 found = {**_measure(analysis, subject, run.recipe, own), **_names(own, chosen)}
         except ValueError as error:
@@ -188,6 +189,10 @@ def analyse(
         _keep(_file(place, analysis), _key(run.recipe, analysis, total), found)
         out.found[analysis] = found
     return out
+
+
+def _without(_: UnsuitableNetwork) -> str:
+    return "leave this analysis out of --analyses"
 
 
 class Images:

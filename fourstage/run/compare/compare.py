@@ -22,6 +22,7 @@ from fourstage.run.compare.runs import Table, common_seeds, grouped, is_finished
 from fourstage.run.folder import RunFolder
 from fourstage.run.train import train
 from fourstage.streams import say
+from fourstage.user_files import import_files
 
 FILE = "comparison.json"
 
@@ -151,12 +152,18 @@ def _analyse_cell(cell: Cell, out: Path, wishes: Wishes) -> None:
     analyse(read_finished(cell.folder), place_of(out, cell.arm.name, cell.seed), wishes.analyses, Images())
 
 
-def compare_runs(sources: Sequence[str], out: Path, wishes: Wishes, *, show: bool = True) -> Compared:
+def compare_runs(
+    sources: Sequence[str], out: Path, wishes: Wishes, *, imports: Iterable[str | Path] = (), show: bool = True
+) -> Compared:
     """Compare finished runs, or those of a comparison that have ended, and write the table and the page.
+
+    Args:
+        imports: Python files that the networks of the runs are built from; those in their recipes are not run.
 
     Raises:
         ValueError: a comparison among several sources, or runs that cannot be compared.
     """
+    import_files(imports)
     if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
         table, missing, wishes = _of_comparison(Path(sources[0]), wishes)
         return _written(table, out, wishes, missing=missing, show=show)

@@ -12,6 +12,7 @@ from fourstage.files import read_bytes
 from fourstage.recipe import FREE, Recipe, difference
 from fourstage.run.compare.grid import arm_name
 from fourstage.run.folder import RunFolder
+from fourstage.user_files import files_to_run
 
 RECORD_BYTES = 2**30
 NO_SETTING = FREE | {"seed", "weights"}  # keys that make no arm of their own: each seed may begin from a file
@@ -83,12 +84,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_finished(folder: Path) -> FinishedRun:
-    """Read a run folder.
+    """Read a run folder. The files that its recipe imports are not run; those of their names that have run are taken.
 
     Raises:
-        ValueError, OSError: it is no run folder, its training has not ended, or a file is damaged.
+        ValueError, OSError: it is no run folder, its training has not ended, a file is damaged, or a file that the
+            recipe imports has not run in this process.
     """
     recipe = RunFolder(folder).recipe()
+    recipe = recipe.model_copy(update={"imports": tuple(files_to_run(recipe.imports, (), str(folder)))})
     if not is_finished(folder):
         raise ValueError(f"{folder} has not ended its training; continue it with `fourstage train`, or leave it out")
     evaluation = read_json(folder / "evaluation.json")
@@ -113,7 +116,7 @@ def grouped(folders: Sequence[str | Path]) -> Table:
     groups: list[list[FinishedRun]] = []
     for folder in folders:
         run = read_finished(Path(folder))
-        same = (group for group in groups if not difference(group[0].recipe, run.recipe, ignore=NO_SETTING))
+        same = (group for group in groups if not setting_difference(group[0].recipe, run.recipe))
         group = next(same, None)
         if group is None:
             groups.append([run])
@@ -141,12 +144,23 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
     """Return a name for each recipe: its own where all differ, else the values by which it differs from the first."""
     if len({recipe.name for recipe in recipes}) == len(recipes):
         return [recipe.name for recipe in recipes]
-    keys = list(dict.fromkeys(key for one in recipes[1:] for key in difference(recipes[0], one, ignore=NO_SETTING)))
+    keys = list(dict.fromkeys(key for one in recipes[1:] for key in setting_difference(recipes[0], one)))
+    if len(keys) > 1 and "imports" in keys:  # the files of networks that other keys name
+        keys.remove("imports")
     names = []
     for recipe in recipes:
         values = recipe.model_dump(mode="json")
+        values["imports"] = " ".join(Path(file).name for file in recipe.imports) or "none"
         names.append(arm_name([(key, _value(values, key)) for key in keys[:3]]))
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def setting_difference(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that make two recipes two arms. Files of imports are known by their names, as in a checkpoint."""
+    found = difference(a, b, ignore=NO_SETTING)
+    if [Path(file).name for file in a.imports] == [Path(file).name for file in b.imports]:
+        found.pop("imports", None)
+    return found
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:

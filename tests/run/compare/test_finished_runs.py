@@ -15,6 +15,7 @@ from fourstage.run.compare.image_scores import drawn_metrics
 from fourstage.run.compare.runs import grouped, read_finished
 from fourstage.tasks.detection import coco_ap
 from fourstage.tasks.segmentation import miou
+from fourstage.user_files import import_files
 
 PICO = ("model=unified_pico", "evaluate_every=null")
 
@@ -97,7 +98,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "change": ([*runs, "lr=1"], "lr=1 is for trainings"),
         "more": ([*runs, "--seeds", "6"], "--seeds is for trainings"),
         "plan": ([*runs, "--dry-run"], "--dry-run is for trainings"),
-        "file": ([*runs, "--imports", "mixer.py"], "--imports is for trainings"),
+        "file": ([*runs, "--imports", "mixer.py"], "there is no Python file mixer.py to import"),
     }  # fmt: skip
     for name, (words, message) in cases.items():
         capsys.readouterr()
@@ -209,3 +210,36 @@ def test_an_average_precision_without_objects_is_no_number(tmp_path: Path, capsy
     ]
     assert main(["compare", *runs, "--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]) == 2
     assert "/1e-3 is not a number" in capsys.readouterr().err
+
+
+def test_arms_are_not_named_by_the_files_of_their_imports(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a/mine.py", "b/mine.py", "other.py")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    import_files(files)
+    runs = [
+        classified_run(tmp_path / f"{name}{seed}", 0.5, seed, f"imports=[{file}]", f"optimisation.lr={lr}")
+        for name, lr, own in (("low", 0.001, files[:2]), ("high", 0.002, files[1:]))
+        for seed, file in enumerate(own)
+    ]
+    assert list(grouped(runs[:3])) == ["lr=0.001", "lr=0.002"]  # runs that differ in the folder of a file are one arm
+    alone = classified_run(tmp_path / "alone", 0.5, 0, f"imports=[{files[2]}]", "optimisation.lr=0.001")
+    assert list(grouped([runs[0], alone])) == ["imports=mine.py", "imports=other.py"]
+
+
+def test_runs_are_compared_without_running_what_their_recipes_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, mark = tmp_path / "mine.py", tmp_path / "executed"
+    file.write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    runs = [
+        str(classified_run(tmp_path / lr, 0.5, 0, f"imports=[{file}]", f"optimisation.lr={lr}"))
+        for lr in ("0.001", "0.002")
+    ]
+    words = ["compare", *runs, "--out", str(tmp_path / "out"), "--seconds", "0"]
+    assert main(words) == 2
+    assert f"if you trust them, add --imports {file}" in capsys.readouterr().err
+    assert not mark.exists()
+    assert main([*words, "--imports", str(file)]) == 0
+    assert mark.exists()
