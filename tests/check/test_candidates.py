@@ -101,5 +101,5 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="there is no file"):
             find_candidate(str(source))
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="no Python file"):
+    with pytest.raises(ValueError, match="is not a Python file"):
         find_candidate(str(tmp_path / "notes.txt"))
