@@ -109,7 +109,12 @@ def test_the_process_says_by_its_exit_code_that_memory_ran_out(
         yield "infer", 11
         torch.empty(10**15)
 
-    request = {"name": "a", "options": {"img_size": [32, 64], "imports": ["mine.py"]}, "modes": ["infer", "train"], "batch": 4}
+    request = {
+        "name": "a",
+        "options": {"img_size": [32, 64], "imports": ["mine.py"]},
+        "modes": ["infer", "train"],
+        "batch": 4,
+    }
     monkeypatch.setattr("sys.stdin", StringIO(json.dumps(request)))
     monkeypatch.setattr(memory, "_peaks", peaks)
     assert memory.main() == memory.NO_MEMORY
