@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.base import WrappedBackbone, chosen_levels
+from fourstage.backbones.base import WrappedBackbone
+from fourstage.backbones.chosen_maps import chosen_levels
 from fourstage.backbones.classifier_names import name_in
 from fourstage.backbones.layers import Level
 from fourstage.extras import install

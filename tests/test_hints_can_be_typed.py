@@ -161,6 +161,8 @@ def test_stages_are_asked_for_by_the_name_of_the_argument() -> None:
     for wrong in (4, 0, -1):
         with pytest.raises(ValueError, match=f"indices={wrong} asks .* give a number from 1 to 3"):
             network.forward_intermediates(images, indices=wrong)
+        with pytest.raises(ValueError, match=f"indices={wrong} asks .* give a number from 1 to 3"):
+            network.prune_intermediate_layers(indices=wrong)
     with pytest.raises(ValueError, match=r"^indices \(0, 3\) must name .*; indices=\[0, 1, 2\] are all"):
         network.forward_intermediates(images, indices=(0, 3))
     assert len(network.forward_intermediates(images, indices=3, intermediates_only=True)) == 3

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from fourstage.backbones.chosen_maps import chosen_levels, chosen_stages
 from fourstage.backbones.layers import Level
 from fourstage.ops.chunks import by_images
 from fourstage.ops.measure import choose_products
@@ -265,7 +266,7 @@ class Classifier(Backbone):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is 'NCHW': every map is (B, C, H, W); got {output_fmt!r}")
         count = len(self.stages)
-        kept = _chosen_stages(indices, count)
+        kept = chosen_stages(indices, count)
         maps = self.forward_maps(x, count=kept[-1] + 1 if stop_early and intermediates_only else None)
         chosen = [self.final(maps[i]) if norm and i == count - 1 else maps[i] for i in kept]
         return chosen if intermediates_only else (self.final(maps[-1]), chosen)
@@ -279,9 +280,12 @@ class Classifier(Backbone):
             indices: stages; an int: that many of the last ones.
             prune_norm: remove the last norm.
             prune_head: remove the pooling and the head.
+
+        Raises:
+            ValueError: an index without a stage.
         """
         count = len(self.stages)
-        kept = chosen_levels(range(count - indices, count) if isinstance(indices, int) else indices, count)
+        kept = chosen_stages(indices, count)
         self.stages = self.stages[: kept[-1] + 1]
         if prune_norm:
             self.final = nn.Identity()
@@ -414,43 +418,6 @@ class FeatureMaps(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.model.set_grad_checkpointing(enable)
-
-
-def _chosen_stages(indices: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Return the stages that timm's `indices` name: some of them, or that many of the last.
-
-    Raises:
-        ValueError: there are no such stages.
-    """
-    if isinstance(indices, int) and not 1 <= indices <= count:
-        raise ValueError(f"indices={indices} asks for that many of the last stages; give a number from 1 to {count}")
-    return chosen_levels(range(count - indices, count) if isinstance(indices, int) else indices, count, "indices")
-
-
-def chosen_levels(out_indices: Sequence[int] | None, count: int, argument: str = "out_indices") -> tuple[int, ...]:
-    """Return `out_indices` as positions from 0 in ascending order.
-
-    Args:
-        out_indices: positions of maps; negative ones count from the end; None: all.
-        count: the number of maps.
-        argument: its name, for messages.
-
-    Raises:
-        ValueError: the list is empty, or has a position twice or one without a map.
-    """
-    if out_indices is None:
-        return tuple(range(count))
-    if isinstance(out_indices, int):
-        raise ValueError(f"{argument} must be a sequence of integers, such as ({out_indices},); got {out_indices}")
-    if not all(isinstance(i, int) for i in out_indices):
-        raise ValueError(f"{argument} must be integers, such as (1, 3); got {out_indices!r}")
-    kept = sorted(i + count if i < 0 else i for i in out_indices)
-    if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(
-            f"{argument} {tuple(out_indices)} must name different maps out of 0 to {count - 1}, at least one; "
-            f"{argument}={list(range(count))} are all"
-        )
-    return tuple(kept)
 
 
 def as_one_node(module: nn.Module, x: Any) -> Any:

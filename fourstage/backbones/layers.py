@@ -1,16 +1,14 @@
 """Modules that two families or more share. B images, C channels, H x W cells; BCHW maps are often views of BHWC."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from fourstage.backbones.layer_scale import takes_scale
+from fourstage.backbones.recomputation import recomputed
 from fourstage.ops.gelu import activated
 from fourstage.ops.mlp import mlp
 from fourstage.ops.resize import resize_bicubically
@@ -140,45 +138,6 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Te
     for block in blocks:
         x = recomputed(block, x) if recompute and torch.is_grad_enabled() else block(x)
     return x
-
-
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """Return `block(x)` under activation checkpointing, bitwise the same: batch statistics are counted once."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _Uncounted(block)
-
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-
-
-class _Uncounted(AbstractContextManager[None]):
-    """`_uncounted`, entered once in each backward pass through the same graph."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
-        self.entered = ExitStack()
-
-    def __enter__(self) -> None:
-        self.entered.enter_context(_uncounted(self.block))
-
-    def __exit__(self, *error: object) -> None:
-        self.entered.close()
-
-
-@contextmanager
-def _uncounted(block: nn.Module) -> Iterator[None]:
-    """Keep the second forward pass of checkpointing from moving the running statistics again."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
-    before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
-    for norm in norms:  # as many tensors as in the first pass, but none of them changes
-        norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, counter in before:
-            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def init_linear(module: nn.Module) -> None:

@@ -18,7 +18,8 @@ from fourstage.bench.options import Options, check_compiler
 from fourstage.bench.results import Comparison, Result, Speed
 from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step
-from fourstage.bench.workloads import TOO_FEW_VALUES, OutOfMemoryError, Setting, free_memory, memory_errors
+from fourstage.bench.workloads import MORE_VALUES, OutOfMemoryError, Setting, free_memory, memory_errors
+from fourstage.engine.batch_statistics import NEED
 from fourstage.engine.devices import choose_device
 from fourstage.exported.runtime import is_exported
 from fourstage.freed_memory import keep_freed_memory
@@ -283,8 +284,8 @@ def find_batches(loaded: LoadedModel, setting: Setting, say: Callable[[str], Non
         try:
             return memory.peaks_on_cpu(name, options, modes, batch)
         except ValueError as error:
-            if TOO_FEW_VALUES in str(error):
-                raise ValueError(f"{name}: {TOO_FEW_VALUES}") from error
+            if NEED in str(error):
+                raise ValueError(f"{name}: {NEED}; {MORE_VALUES}") from error
             report(f"peak memory is not known: {error}")
             return dict.fromkeys(modes)
 

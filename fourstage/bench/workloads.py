@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from fourstage.bench.options import Options
 from fourstage.bench.task_workloads import TaskWorkload
 from fourstage.bench.timing import Step, Watch
+from fourstage.engine.batch_statistics import enough_values
 from fourstage.resources import is_out_of_memory
 
-TOO_FEW_VALUES = (
-    "a training step needs more than one value per channel in each batch norm; give --batch-size 2 or more, or a "
-    "larger --img-size"
-)
+MORE_VALUES = "give --batch-size 2 or more, or a larger --img-size"  # for the statistics of batch norms
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,7 +73,7 @@ class Setting:
         classes_B = torch.arange(len(images_BCHW), device=self.device)
 
         def step() -> None:
-            with self.autocast(), enough_values():
+            with self.autocast(), enough_values(MORE_VALUES):
                 loss = loss_of(run(images_BCHW), classes_B)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -112,17 +110,6 @@ def loss_of(out: Any, classes_B: Tensor) -> Tensor:
     if isinstance(out, Tensor):
         return F.cross_entropy(out, classes_B % out.shape[1])
     return torch.stack([x_BCHW.float().mean() for x_BCHW in out]).sum()
-
-
-@contextmanager
-def enough_values() -> Iterator[None]:
-    """Raise ValueError with `TOO_FEW_VALUES` where torch refuses to normalise a single value per channel."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        if "more than 1 value per channel" in str(error):
-            raise ValueError(TOO_FEW_VALUES) from error
-        raise
 
 
 @contextmanager

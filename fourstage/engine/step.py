@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from fourstage.engine.batch_statistics import enough_values
 from fourstage.engine.devices import gather_shards, unsynced
 
 RESERVED = {"total", "grad_norm", "skipped"}
@@ -41,7 +42,7 @@ def train_step(
     logged: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         with nullcontext() if i == len(batches) - 1 else unsynced(task):
-            with autocast:
+            with autocast, enough_values():
                 losses: dict[str, Tensor] = task(batch)
             total = torch.stack([_float(loss) for loss in losses.values()]).sum()
             scaler.scale(total / len(batches)).backward()

@@ -69,6 +69,11 @@ def must_repeat_itself(device: torch.device) -> bool:
     return device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
 
 
+def uses_onednn(device: torch.device) -> bool:
+    """Return whether oneDNN computes the convolutions on a device."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
 def switched_on() -> bool:
     """Return whether the environment allows fast paths.
 
@@ -98,6 +103,11 @@ def _is_recorded_or_changed() -> bool:
         or torch._C._len_torch_function_stack()
         or is_transformed()
     )
+
+
+def runs_within_backward() -> bool:
+    """Return whether a backward pass calls this, without a compiler, which computes such a part only once."""
+    return not is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def is_compiled() -> bool:

@@ -12,6 +12,7 @@ from fourstage.engine.devices import Ranks, sync_batch_norms
 from fourstage.engine.narrow_maps import widen_narrow_maps
 from fourstage.engine.optim import build_optimizer, decayed_rates, norm_or_bias, param_groups
 from fourstage.engine.schedule import Schedule, cosine
+from fourstage.ops.eager import uses_onednn
 from fourstage.plurals import plural
 from fourstage.recipe import Recipe, steps
 from fourstage.run.layers import freeze, layers_of, norms_of_backbone, recompute
@@ -35,7 +36,7 @@ def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -
     """
     if recipe.precision == "float64":
         task.double()
-    if recipe.precision == "bfloat16" and device.type == "cpu":
+    if recipe.precision == "bfloat16" and uses_onednn(device):
         widen_narrow_maps(task)
     if recipe.channels_last:
         task.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

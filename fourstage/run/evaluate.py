@@ -27,7 +27,7 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.exported.runtime import is_exported
 from fourstage.files import csv_cell, real_path, write_text
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, list_recipes, resolve, resolve_run, resolve_stored
+from fourstage.recipe import Recipe, Resolved, list_recipes, resolve, resolve_run, resolve_stored
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.described import check_recipe_of_file, checkpoint_of, stored_values
@@ -40,7 +40,7 @@ from fourstage.run_folders import names_a_run, no_run
 from fourstage.tasks.parts.intervals import Intervals
 from fourstage.user_files import import_files
 from fourstage.weights import saved
-from fourstage.weights.reading.safe import read_checkpoint
+from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,9 @@ def evaluate(
     values = {} if data is None else {"data": data_path(data)}
     file = checkpoint_of(recipe, weights)
     run = RunFolder(Path(recipe)) if file is None and Path(recipe).is_dir() else None
+    resolved = _resolved(recipe, file, run, changes, values, imports)
     if file is not None:
-        resolved = resolve_stored(stored_values(file), file.path, changes, values, imports)
-        check_recipe_of_file(resolved.recipe, file)
         recipe = weights = file.path
-    elif run is not None:
-        run.recipe()  # raises its own message where the folder is no run folder
-        resolved = resolve_run(run.path, changes, values, imports)
-    else:
-        resolved = resolve(recipe, changes, values, imports)
     weights, which = _weights(weights, which, run, resolved.recipe)
     ranks, device = join(resolved.recipe.device)
     try:
@@ -196,6 +190,25 @@ def evaluate(
         return evaluated
     finally:
         leave()
+
+
+def _resolved(
+    recipe: str | Path,
+    file: Checkpoint | None,
+    run: RunFolder | None,
+    changes: Iterable[str],
+    values: Mapping[str, Any],
+    imports: Iterable[str | Path],
+) -> Resolved:
+    """Return the recipe of a checkpoint, of a run, or of a name or YAML file, with changes."""
+    if file is not None:
+        resolved = resolve_stored(stored_values(file), file.path, changes, values, imports)
+        check_recipe_of_file(resolved.recipe, file)
+        return resolved
+    if run is None:
+        return resolve(recipe, changes, values, imports)
+    run.recipe()  # raises its own message where the folder is not a run folder
+    return resolve_run(run.path, changes, values, imports)
 
 
 def _weights(weights: str | Path | None, which: str, run: RunFolder | None, recipe: Recipe) -> tuple[str | Path, str]:

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from fourstage.backbones.base import Backbone, FeatureMaps
-from fourstage.engine.statistics import count_statistics_once
+from fourstage.backbones.recomputation import count_statistics_once
 
 AFTER_CONVNEXT = 13  # group of what follows the twelve groups and the stem
 
@@ -63,7 +63,7 @@ def recompute(task: nn.Module) -> None:
         )
     try:
         network.set_grad_checkpointing(True)
-    except (AssertionError, NotImplementedError) as error:  # timm's way to refuse
+    except AssertionError as error:  # what timm's networks raise
         raise ValueError(
             f"{type(network).__name__} cannot recompute activations in the backward pass; leave grad_checkpointing out"
         ) from error

@@ -15,6 +15,7 @@ from torch import nn
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan, train_batches
 from fourstage.data.sample import Batch, Dataset
+from fourstage.engine.batch_statistics import enough_values
 from fourstage.engine.devices import Ranks, join, leave, shard
 from fourstage.engine.log import RunLog, epoch_text
 from fourstage.engine.loop import Loop, Plan
@@ -283,7 +284,7 @@ class Setup:
                 batches.append(self.batches_of(0)[0].to(self.device))
             set_training_mode(task)
             before = [buffer.clone() for buffer in task.buffers()]
-            with build.autocast(self.recipe, self.device):
+            with build.autocast(self.recipe, self.device), enough_values():
                 losses = task(batches[0])
             torch.stack([loss.float() for loss in losses.values()]).sum().backward()
             task.zero_grad(set_to_none=True)

@@ -13,8 +13,8 @@ HEAD = ("head.weight", "head.bias")  # of our networks
 def head_names(network: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the names of the weights with one row per class.
 
-    In a network of a user's own, these are the linear layers and convolutions of other shapes than in the file, if only
-    the rows differ, and those of all in the same way. Where none differs, the file has as many classes.
+    In a network of a user's own, these are the linear layers and convolutions of other shapes than in the file, if the
+    rows of all differ in the same way. Where none differs, the file has as many classes.
     """
     if isinstance(network, Backbone) or hasattr(network, "levels"):  # ours, or a backbone without a head
         return HEAD
@@ -22,8 +22,7 @@ def head_names(network: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[
     own = [key for key in wanted if key in state and key.rpartition(".")[0] in layers]
     differing = [key for key in own if state[key].shape != wanted[key].shape]
     counts = {(state[key].shape[:1], wanted[key].shape[:1]) for key in differing}
-    alone = all(state[key].shape[1:] == wanted[key].shape[1:] for key in differing)
-    return tuple(differing) if alone and len(counts) == 1 else HEAD
+    return tuple(differing) if len(counts) == 1 else HEAD
 
 
 def fit_head(

@@ -35,6 +35,16 @@ def test_both_sides_of_the_table_are_there(script: ModuleType) -> None:
         assert timm.is_model(theirs.removeprefix("timm/"))
 
 
+def test_timms_quicker_format_is_that_of_the_lower_median(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, noisy, other, slow = [1.0] * 3, [2.0, 6.0, 2.5], [3.0, 2.2, 3.0], [4.0] * 3
+    monkeypatch.setattr(script, "peak_ratios", lambda *_: {"infer": None})
+    for timm, channels_last, expected in ((noisy, other, 2.5), (other, noisy, 2.5), (other, slow, 3.0)):
+        times = [ours, timm, channels_last]
+        monkeypatch.setattr(script, "rounds_of", lambda *_, times=times: times)
+        (verdict,) = script.judge("swin_tiny", Options(device="cpu", seconds=1))
+        assert verdict.ratio.median == expected
+
+
 def test_a_run_prints_ratio_memory_and_share(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,3 +55,10 @@ def test_what_needs_no_zeros_gets_none() -> None:
     network[2](torch.ones(1, 2, 1, 2))
     network[2](torch.ones(1, 2, 2, 1))
     assert widths == [3, 3, 2, 2]
+
+
+def test_a_map_as_wide_as_the_stride_is_not_cut() -> None:
+    conv = nn.Conv2d(2, 2, kernel_size=2, stride=3, padding=1)  # over 3, 4 and 5 columns, the output has 2
+    widen_narrow_maps(nn.Sequential(conv))
+    x_BCHW = torch.randn(1, 2, 3, 5)
+    assert torch.equal(conv(x_BCHW), conv._conv_forward(x_BCHW, conv.weight, conv.bias))

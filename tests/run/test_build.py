@@ -66,6 +66,16 @@ def test_detectors_and_segmentors_keep_plain_norms_in_their_backbones() -> None:
         assert inner == (set() if name == "digits_visformer" else {nn.BatchNorm2d})
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_narrow_maps_are_widened_for_bfloat16_on_a_cpu_alone(precision: str) -> None:
+    for device in ("cpu", "meta"):  # the second stands for any other device
+        own = recipe(f"precision={precision}")
+        task = build_task(own, ("a", "b"))
+        build.prepare(task, own, Ranks(0, 1), torch.device(device))
+        hooks = {bool(conv._forward_pre_hooks) for conv in task.modules() if isinstance(conv, nn.Conv2d)}
+        assert (True in hooks) == (precision == "bfloat16" and device == "cpu")
+
+
 def test_sgd_and_adamw_are_what_they_are_called() -> None:
     for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         chosen = recipe(f"optimizer={name}", "momentum=0.7")

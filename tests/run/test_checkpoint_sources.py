@@ -61,6 +61,22 @@ def test_evaluate_takes_a_checkpoint_and_a_saved_network_as_it_takes_their_recip
         assert evaluate(file, changes=["mean=[0, 0, 0]"], show=False).metrics != by_recipe.metrics
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_evaluate_builds_the_network_that_suited_the_data_of_its_training(
+    saved: bool, scenes: Path, tmp_path: Path
+) -> None:
+    method = "{queries: auto, channels: 16, encoder_layers: 1, decoder_layers: 1, hidden: 16}"
+    recipe = resolve("digit_scenes_dino", [f"method_args={method}", "workers=0", *DENSE], {"data": str(scenes)}).recipe
+    protocol, about = protocol_of(recipe), {"queries": 17, "masks": False}
+    classes = open_split(protocol, "val", show=False).classes
+    assert protocol.dataset_metadata(open_split(protocol, "val", show=False))["queries"] != about["queries"]
+    values = {"fourstage": 1, "recipe": recipe.model_dump(mode="json"), "classes": list(classes), "about": about}
+    file: Path = tmp_path / "best.pt"
+    save_state(file, {**values, "which": "model", "model": protocol.build_task(classes, about).state_dict()})
+    source = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved") if saved else file
+    assert evaluate(source, data=str(scenes), show=False).images == 3
+
+
 def test_what_evaluate_cannot_do_with_a_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
     file, _ = best_of_run(tmp_path, "digit_scenes_upernet", scenes)
     folder = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved")
