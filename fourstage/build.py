@@ -203,7 +203,7 @@ def _progress(weight: Weight) -> Iterator["Progress"]:
             if bar is None:
                 show = os.environ.get("RANK", "0") == "0"
                 bar = stack.enter_context(Bar(f"{weight.file}, MB", end, now, show=show))
-                bar.say(f"fetching {weight.address}  (licence: {weight.licence})")
+                bar.print_line(f"fetching {weight.address}  (licence: {weight.licence})")
             bar.resize(end)
             bar.update(now)
 

@@ -46,8 +46,8 @@ class Method:
             `queries=auto` stands for; None: it has no such argument.
         data_notes: address of a function from the method's arguments, the data's name and the objects of its fullest
             image to sentences about what the detector cannot learn of that image.
-        looks: address of a function from a network, a batch of one image and a number of queries to the places that
-            these queries read, for a picture.
+        query_points: address of a function from a network, a batch of one image and a number of queries to the points
+            that the best queries sample, for a picture.
         place: the place of what registered it.
     """
 
@@ -64,7 +64,7 @@ class Method:
     without_masks: str | None = None
     auto_queries: str | None = None
     data_notes: str | None = None
-    looks: str | None = None
+    query_points: str | None = None
     place: Place = BUILT_IN
 
     @property
@@ -143,7 +143,7 @@ METHODS = {
             describe="fourstage.weights.dino:arguments_of_state",
             auto_queries=f"{DETECTION}.dino_data:queries_for",
             data_notes=f"{DETECTION}.dino_data:notes_on_objects",
-            looks=f"{DETECTION}.dino_looks:best_looks",
+            query_points=f"{DETECTION}.dino_query_points:best_query_points",
         ),
         Method(
             "upernet",

@@ -58,7 +58,7 @@ class Bar:
         self._in_all = main
         what = f"{self.stage}  {what}" if self.stage else what
         self.what, self.total, self.done, self.first = what, total, done, done
-        self._show, self._every, self._started, self._said = show, every, time.monotonic(), time.monotonic()
+        self._show, self._every, self._started, self._last_printed = show, every, time.monotonic(), time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -89,8 +89,10 @@ class Bar:
         self.done = done
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
-        elif self._show and (time.monotonic() - self._said > self._every or (done == self.total and self.total > 1)):
-            self._said = time.monotonic()
+        elif self._show and (
+            time.monotonic() - self._last_printed > self._every or (done == self.total and self.total > 1)
+        ):
+            self._last_printed = time.monotonic()
             _print(f"{self.what} {done}/{self.total}  {self.left()}  {note}".rstrip())
 
     def resize(self, total: int) -> None:
@@ -116,7 +118,7 @@ class Bar:
         before = spent / finished * self.first  # a run that continues
         return f"{clock(self.stage.left_in_all(left, spent + before))} left in all"
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the bar."""
         if not self._show:
             return

@@ -89,7 +89,7 @@ def steady(stream: TextIO | None) -> Any:
     return Stream(stream if stream is not None else open(os.devnull, "w"), steady=True)  # noqa: PTH123
 
 
-def say(text: str) -> None:
+def print_lines(text: str) -> None:
     """Print lines on the standard output, wrapped; a stream that cannot be written loses them."""
     out = steady(sys.stdout)
     out.write(f"{wrapped(text)}\n")

@@ -19,7 +19,7 @@ from test_cli import image_folder
 from fourstage import streams
 from fourstage.cli import main
 from fourstage.progress import Bar
-from fourstage.streams import OutputLost, Stream, prepared, say, steady, unattended, wrapped
+from fourstage.streams import OutputLost, Stream, prepared, print_lines, steady, unattended, wrapped
 
 FAST = ["length=6it", "batch_size=16", "warmup=0it", "evaluate_every=3it", "log_every=1", "device=cpu"]
 FULL = Path("/dev/full")
@@ -152,7 +152,7 @@ def test_names_that_a_terminal_does_not_know_are_escaped(encoding: str, monkeypa
     monkeypatch.setattr(sys, "stdout", terminal)
     with prepared():
         print(ODD)
-        say(ODD)
+        print_lines(ODD)
     terminal.flush()
     first, second = terminal.kept.getvalue().decode(encoding).splitlines()
     assert first == second
@@ -195,7 +195,7 @@ def test_bars_of_terminals(environment: dict[str, str], shows: str, monkeypatch:
     monkeypatch.setattr(sys, "stderr", terminal)
     with Bar("reading", 9) as bar:
         bar.update(9, "note")
-        bar.say("a line")
+        bar.print_line("a line")
     assert shows in terminal.text()
     assert "a line" in terminal.text()
     assert ("\x1b" in terminal.text()) == (environment["TERM"] == "xterm")
@@ -234,10 +234,10 @@ def test_a_steady_stream_loses_what_it_cannot_write(error: Exception, monkeypatc
     stream.writelines(["a", "b"])
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Broken(error))
-    say("lost")
+    print_lines("lost")
     with Bar("reading", 9) as bar:  # also where Python alone is used
         bar.update(9)
-        bar.say("lost")
+        bar.print_line("lost")
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=str)
@@ -263,7 +263,7 @@ def test_a_program_without_streams_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(streams, "open", lambda *_: io.StringIO(), raising=False)
     assert main(["--version"]) == 0
-    say("lost")
+    print_lines("lost")
 
 
 def test_long_lines_break_between_words_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fourstage.analysis.invariance import Protocol, standard_view
-from fourstage.analysis.subjects import Preparation, Triple
+from fourstage.analysis.networks import Preparation, Triple
 from fourstage.data.images import as_picture, as_pixels
 
 Resize = Literal["exact", "short_side"]

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fourstage.analysis.logits import logits_of
+from fourstage.analysis.networks import Preparation
 from fourstage.analysis.statistics import bootstrap_means
-from fourstage.analysis.subjects import Preparation
 from fourstage.analysis.taps import frozen
 from fourstage.data.images import as_picture
 

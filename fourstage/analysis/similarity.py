@@ -13,7 +13,7 @@ from fourstage.analysis.cka import FEWEST, without_diagonal
 
 
 @dataclass(frozen=True)
-class Alike:
+class Similarity:
     """The CKA of pairs of trainings: mean and standard deviation over the pairs. NaN where there is no pair."""
 
     mean: float
@@ -43,7 +43,7 @@ def unit_vectors(k_Tnn: np.ndarray) -> np.ndarray:
     return np.where(flat_T1, np.nan, vectors_TP / np.where(flat_T1, 1.0, length_T1)).astype(np.float32)
 
 
-def alike(a_STP: np.ndarray, b_STP: np.ndarray | None = None) -> list[Alike]:
+def similarity_of_trainings(a_STP: np.ndarray, b_STP: np.ndarray | None = None) -> list[Similarity]:
     """Return the CKA of same maps between trainings of two arms, or within one arm: its ceiling.
 
     The seeds of a pair differ, in both cases: trainings of one seed share the order of images and initial weights,
@@ -64,5 +64,5 @@ def alike(a_STP: np.ndarray, b_STP: np.ndarray | None = None) -> list[Alike]:
         value_P = value_SS[chosen_SS]
         mean = float(value_P.mean()) if len(value_P) else float("nan")
         sd = float(value_P.std(ddof=1)) if len(value_P) > 1 else float("nan")
-        out.append(Alike(mean, sd, len(value_P)))
+        out.append(Similarity(mean, sd, len(value_P)))
     return out

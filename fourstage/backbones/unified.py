@@ -455,7 +455,10 @@ DESIGNS = {
     "official_swin_tiny": replace(_swin(96, (2, 2, 6, 2)), shell=SWIN),
     "official_pvt_v2_b0": replace(PVT_V2_MICRO, depths=(2, 2, 2, 2), shell=PVT_V2),
 }
-CHECKPOINTS_SAY = {"unified_halo": "unified_halonet", "unified_dcn_v3": "unified_internimage"}  # of the same networks
+NAMES_IN_CHECKPOINTS = {
+    "unified_halo": "unified_halonet",
+    "unified_dcn_v3": "unified_internimage",
+}  # of the same networks
 
 for _name, _design in DESIGNS.items():
     _begin, _, _size = _name.rpartition("_")
@@ -463,5 +466,5 @@ for _name, _design in DESIGNS.items():
         _name,
         classifier=partial(classifier, _design),
         dense=partial(dense, _design),
-        aliases=(f"{CHECKPOINTS_SAY[_begin]}_{_size}",) if _begin in CHECKPOINTS_SAY else (),
+        aliases=(f"{NAMES_IN_CHECKPOINTS[_begin]}_{_size}",) if _begin in NAMES_IN_CHECKPOINTS else (),
     )

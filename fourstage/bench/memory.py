@@ -32,12 +32,12 @@ class Fit:
     peak: int | None
 
 
-def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], None]) -> dict[str, Fit]:
+def fit(probe: Probe, modes: Sequence[str], batch: int, report: Callable[[str], None]) -> dict[str, Fit]:
     """Return the batch for each mode, halved until it fits.
 
     Args:
         probe: tries modes at a batch, and returns the peak bytes of those that fit.
-        say: is called with a sentence when a batch is halved.
+        report: is called with a sentence when a batch is halved.
 
     Raises:
         ValueError: not even one image fits.
@@ -53,7 +53,7 @@ def fit(probe: Probe, modes: Sequence[str], batch: int, say: Callable[[str], Non
             return fits
         if batch == 1:
             raise ValueError("memory is not enough for a single image; give a smaller --img-size or another --device")
-        say(f"memory is not enough for {batch} images ({left[0]}); continuing with {batch // 2}")
+        report(f"memory is not enough for {batch} images ({left[0]}); continuing with {batch // 2}")
         batch //= 2
 
 

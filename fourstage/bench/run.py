@@ -176,9 +176,9 @@ class Progress:
         timed = modes + 1  # the latency of single images is timed too
         bar.resize(models * (1 + timed * self.UNITS))
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.say(text)
+        self.bar.print_line(text)
 
     def note(self, text: str) -> None:
         """Replace the text beside the bar."""
@@ -212,7 +212,7 @@ def measure(names: Sequence[str], setting: Setting, progress: Progress) -> list[
             models = [load_model(name, setting) for name in names]
             for loaded in models:
                 progress.note(f"{loaded.name}: memory")
-                find_batches(loaded, setting, progress.say)
+                find_batches(loaded, setting, progress.print_line)
                 progress.model()
             rates = {mode: throughput(models, mode, setting, progress) for mode in setting.options.modes()}
             latencies = latency(models, setting, progress)
@@ -261,13 +261,13 @@ def cost_of(model: nn.Module, image_CHW: tuple[int, int, int]) -> Count:
     return count_module(model, image_CHW)
 
 
-def find_batches(loaded: LoadedModel, setting: Setting, say: Callable[[str], None]) -> None:
+def find_batches(loaded: LoadedModel, setting: Setting, print_line: Callable[[str], None]) -> None:
     """Find the batch of each mode that fits into memory, and its peak memory."""
     options, name = setting.options, loaded.name
 
     def report(text: str) -> None:
         loaded.notes.append(text)
-        say(f"{name}: {text}")
+        print_line(f"{name}: {text}")
 
     def on_cuda(modes: Sequence[str], batch: int) -> Mapping[str, int | None]:
         free_memory(setting.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis.images import prepared
 from fourstage.analysis.invariance import PUBLISHED_SIDE, Protocol, evaluate_invariance
-from fourstage.analysis.subjects import Preparation
+from fourstage.analysis.networks import Preparation
 from fourstage.check.entrants import CLASSES, Entrant
 from fourstage.check.figures import Table
 from fourstage.check.findings import Finding, failed, passed, warned

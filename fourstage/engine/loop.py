@@ -222,7 +222,7 @@ class Loop:
         line = {"kind": "evaluation", "step": step, "epoch": epoch, "which": which, "metrics": dict(metrics)}
         if self.log is not None:
             self.log.write({**line, "timing": {"seconds": seconds}})
-        bar.say(f"epoch {epoch_text(epoch)}  {which:5}  {self.describe(metrics)}")
+        bar.print_line(f"epoch {epoch_text(epoch)}  {which:5}  {self.describe(metrics)}")
 
     def _keep_best(self, which: str, task: nn.Module, metrics: Mapping[str, float]) -> None:
         """Save the best checkpoint if these metrics are better. A metric is NaN where there was nothing to measure."""

@@ -90,7 +90,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 @contextmanager
-def whole(path: Path) -> Generator[None]:
+def reporting_damage(path: Path) -> Generator[None]:
     """Raise ValueError where an entry of an archive cannot be read."""
     try:
         yield

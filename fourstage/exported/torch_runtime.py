@@ -14,7 +14,7 @@ import fourstage.ops.nms_mask  # noqa: F401 - registers an operator
 from fourstage.exported.carriers import from_torch
 from fourstage.exported.description import Description
 from fourstage.exported.runtime import Runtime
-from fourstage.exported.torch_files import open_archive, read_safely, whole
+from fourstage.exported.torch_files import open_archive, read_safely, reporting_damage
 from fourstage.ops.torchvision_kernels import have_kernels
 
 
@@ -39,7 +39,7 @@ class TorchRuntime(Runtime):
 
 def open_file(path: Path) -> TorchRuntime:
     """Open a .pt2 file. Raises ValueError where it is damaged, or where something in it could run code."""
-    with open_archive(path) as archive, whole(path):
+    with open_archive(path) as archive, reporting_damage(path):
         description = from_torch(archive, path)
         copy = read_safely(path, archive)
     have_kernels()  # registers the operators of torchvision, which graphs of detectors name

@@ -145,9 +145,9 @@ class MlpByRows(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * 4
         inputs: list[Tensor] = []
         for chunk_NC, grad_ND, chunk_NH in zip(*pairs, hidden, strict=True):
-            input_NC, *parts = _gradients(chunk_NC, chunk_NH, grad_ND, expand_HC, reduce_DH, ctx.names, wanted)
+            input_NC, *row_grads = _gradients(chunk_NC, chunk_NH, grad_ND, expand_HC, reduce_DH, ctx.names, wanted)
             inputs += [] if input_NC is None else [input_NC]
-            sums = _added(sums, parts)
+            sums = _added(sums, row_grads)
         return joined(inputs).view(x.shape) if wanted[0] else None, *sums, None, None
 
 
@@ -173,10 +173,10 @@ def _gradients(
     )
 
 
-def _added(sums: Sequence[Tensor | None], parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _added(sums: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Add the gradients of some rows to the sums over the rows before."""
     return [
-        part if total is None or part is None else total.add_(part) for total, part in zip(sums, parts, strict=True)
+        term if total is None or term is None else total.add_(term) for total, term in zip(sums, terms, strict=True)
     ]
 
 
@@ -214,11 +214,11 @@ class GeluLinearByRows(torch.autograd.Function):
             return *of_plain_form(_plain_gelu, (x, weight_DH, bias_D), wanted, grads[0]), None
         pairs = x.reshape(-1, x.shape[-1]).split(ctx.rows), grads[0].reshape(-1, len(weight_DH)).split(ctx.rows)
         sums: list[Tensor | None] = [None] * 2
-        inputs = x.new_empty(x.shape if wanted[0] else 0)  # the widest map: filled in place, not joined from parts
+        inputs = x.new_empty(x.shape if wanted[0] else 0)  # the widest map: filled in place, not joined from chunks
         slots = inputs.view(-1, x.shape[-1]).split(ctx.rows) if wanted[0] else [None] * len(pairs[0])
         for chunk_NH, grad_ND, slot_NH in zip(*pairs, slots, strict=True):
-            _, *parts = _gelu_gradients(chunk_NH, grad_ND, weight_DH, ctx.names, wanted, slot_NH)
-            sums = _added(sums, parts)
+            _, *row_grads = _gelu_gradients(chunk_NH, grad_ND, weight_DH, ctx.names, wanted, slot_NH)
+            sums = _added(sums, row_grads)
         return inputs if wanted[0] else None, *sums, None
 
 

@@ -94,7 +94,7 @@ def convs_by_joined_kernel(
 ) -> Tensor:
     """Compute the fast form.
 
-    The joined convolution differs at the edges alone: between the two lies a map that ends there, with zeros beyond.
+    The joined convolution differs at the edges alone: between the two is a map that ends there, with zeros beyond.
     """
     weight_DC, bias_D = _lateral(lateral)
     near_DCyx = torch.einsum("edyx,dc->ecyx", output.weight, weight_DC)

@@ -205,54 +205,54 @@ class Group:
     shape: torch.Size
     large: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
-    def sizes(self, parts: int) -> tuple[int, int, int, int]:
-        """Return (parts, B, n, h * N): the rows of d channels in the order of the windows."""
+    def sizes(self, tensors: int) -> tuple[int, int, int, int]:
+        """Return (tensors, B, n, h * N): the rows of d channels in the order of the windows."""
         batch, height, width = self.shape
         side = self.windows.side
-        return parts, batch, (height // side) * (width // side), self.windows.heads * side**2
+        return tensors, batch, (height // side) * (width // side), self.windows.heads * side**2
 
-    def read(self, x_BHWC: Tensor, parts: int, some: slice) -> tuple[Tensor, ...]:
-        """Return each part of the channels as (windows * h, N, d), of some windows of each image."""
-        dim, order = x_BHWC.shape[-1] // (parts * self.windows.heads), self.table(to_windows, parts)[:, :, some]
+    def read(self, x_BHWC: Tensor, tensors: int, some: slice) -> tuple[Tensor, ...]:
+        """Return the tensors that the channels join, each as (windows * h, N, d), of some windows of each image."""
+        dim, order = x_BHWC.shape[-1] // (tensors * self.windows.heads), self.table(to_windows, tensors)[:, :, some]
         rows = x_BHWC.reshape(-1, dim).index_select(0, order.reshape(-1))
-        return rows.view(parts, -1, self.windows.side**2, dim).unbind(0)
+        return rows.view(tensors, -1, self.windows.side**2, dim).unbind(0)
 
-    def write(self, rows: Tensor, x_BHWC: Tensor, parts: int) -> None:
-        """Fill the map with (parts, B, n, h * N, d), the rows in the order of the windows."""
+    def write(self, rows: Tensor, x_BHWC: Tensor, tensors: int) -> None:
+        """Fill the map with (tensors, B, n, h * N, d), the rows in the order of the windows."""
         dim = rows.shape[-1]
-        torch.index_select(rows.view(-1, dim), 0, self.table(to_map, parts), out=x_BHWC.view(-1, dim))
+        torch.index_select(rows.view(-1, dim), 0, self.table(to_map, tensors), out=x_BHWC.view(-1, dim))
 
-    def table(self, make: MakeTable, parts: int) -> Tensor:
-        """Return `make(self, parts)`, computed once for this group, or once for all groups like it."""
-        if self.shape.numel() * self.windows.heads * parts * torch.int32.itemsize <= KEPT:
-            return kept_table(make, self.windows, self.shape, parts)
-        if (make, parts) not in self.large:
-            self.large[make, parts] = make(self, parts)
-        return self.large[make, parts]
+    def table(self, make: MakeTable, tensors: int) -> Tensor:
+        """Return `make(self, tensors)`, computed once for this group, or once for all groups like it."""
+        if self.shape.numel() * self.windows.heads * tensors * torch.int32.itemsize <= KEPT:
+            return kept_table(make, self.windows, self.shape, tensors)
+        if (make, tensors) not in self.large:
+            self.large[make, tensors] = make(self, tensors)
+        return self.large[make, tensors]
 
 
 @lru_cache(maxsize=128)
-def kept_table(make: MakeTable, windows: Windows, shape: torch.Size, parts: int) -> Tensor:
-    return make(Group(windows, shape), parts)  # a group of its own, since another one may hold large tables too
+def kept_table(make: MakeTable, windows: Windows, shape: torch.Size, tensors: int) -> Tensor:
+    return make(Group(windows, shape), tensors)  # a group of its own, since another one may hold large tables too
 
 
-def to_windows(group: Group, parts: int) -> Tensor:
-    """Return (parts, B, n, h * N) int32: the row of the map at each place of the windows."""
+def to_windows(group: Group, tensors: int) -> Tensor:
+    """Return (tensors, B, n, h * N) int32: the row of the map at each place of the windows."""
     batch, height, width = group.shape
     side, heads, shift = group.windows.side, group.windows.heads, group.windows.shift
     with torch.inference_mode(False):  # these tensors serve trainings too
-        rows = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
-        rows = rows.view(batch, height, width, parts * heads).roll((-shift, -shift), dims=(1, 2))
-        rows = rows.view(batch, height // side, side, width // side, side, parts, heads)
-        return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(group.sizes(parts))
+        rows = torch.arange(batch * height * width * tensors * heads, dtype=torch.int32, device="cpu")
+        rows = rows.view(batch, height, width, tensors * heads).roll((-shift, -shift), dims=(1, 2))
+        rows = rows.view(batch, height // side, side, width // side, side, tensors, heads)
+        return rows.permute(5, 0, 1, 3, 6, 2, 4).reshape(group.sizes(tensors))
 
 
-def to_map(group: Group, parts: int) -> Tensor:
-    """Return (B * H * W * parts * h) int32: the place in the windows of each row of the map."""
+def to_map(group: Group, tensors: int) -> Tensor:
+    """Return (B * H * W * tensors * h) int32: the place in the windows of each row of the map."""
     batch, height, width = group.shape
     side, heads, shift = group.windows.side, group.windows.heads, group.windows.shift
     with torch.inference_mode(False):
-        places = torch.arange(batch * height * width * parts * heads, dtype=torch.int32, device="cpu")
-        places = places.view(parts, batch, height // side, width // side, heads, side, side)
-        places = places.permute(1, 2, 5, 3, 6, 0, 4).reshape(batch, height, width, parts * heads)
+        places = torch.arange(batch * height * width * tensors * heads, dtype=torch.int32, device="cpu")
+        places = places.view(tensors, batch, height // side, width // side, heads, side, side)
+        places = places.permute(1, 2, 5, 3, 6, 0, 4).reshape(batch, height, width, tensors * heads)
         return places.roll((shift, shift), dims=(1, 2)).flatten()

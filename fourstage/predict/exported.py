@@ -29,26 +29,26 @@ class ExportedPredictor(ImagePredictor):
     """What the predictors of exported files share."""
 
     runtime: Runtime
-    _said: frozenset[str] = frozenset()
+    _warned: frozenset[str] = frozenset()
 
-    def say_once(self, what: str) -> None:
+    def warn_of_fixed_sides(self, what: str) -> None:
         """Print that images reach the graph in another way than in the network's evaluation, at the first of them."""
         height, width = self.runtime.description.input.height, self.runtime.description.input.width
-        self._say_once(f"reads {height or 'any height'} x {width or 'any width'} pixels alone: {what}")
+        self._warn_once(f"reads {height or 'any height'} x {width or 'any width'} pixels alone: {what}")
 
-    def say_if_small(self, size: Size) -> None:
+    def warn_if_small(self, size: Size) -> None:
         """Print once that images of `size` (H, W), which the network in PyTorch reads as they are, are filled up."""
         input = self.runtime.description.input
         sides = zip((input.height, input.width), size, strict=True)
         if any(fixed is None and side < input.smallest for fixed, side in sides):
-            self._say_once(
+            self._warn_once(
                 f"reads sides of {input.smallest} pixels and more: smaller images are filled up, which changes "
                 f"predictions near the border; export it with fixed sides for them"
             )
 
-    def _say_once(self, what: str) -> None:
-        if what not in self._said:
-            self._said |= {what}
+    def _warn_once(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned |= {what}
             print(f"fourstage: {self.runtime.path} {what}", file=sys.stderr)
 
     @property
@@ -113,7 +113,7 @@ class ExportedDetector(ExportedPredictor, ObjectPredictor):
         if any(
             size != keep_ratio(_size(one), description.resize.scale) for one, size in zip(images, sizes, strict=True)
         ):
-            self.say_once("images that do not fit are shrunk more than in the network's evaluation")
+            self.warn_of_fixed_sides("images that do not fit are shrunk more than in the network's evaluation")
         by_size: dict[Size, list[int]] = defaultdict(list)
         for i, size in enumerate(sizes):
             by_size[size].append(i)
@@ -127,7 +127,7 @@ class ExportedDetector(ExportedPredictor, ObjectPredictor):
         description = self.runtime.description
         assert description.suppression is not None, "a description of a detector has it"
         extent = padded_size(size, description.input)
-        self.say_if_small(padded_size(size, replace(description.input, smallest=1)))
+        self.warn_if_small(padded_size(size, replace(description.input, smallest=1)))
         outputs = self.runtime.run(as_input([resized(one, size) for one in images], extent, description), size)
         return [
             decode({name: value[i] for name, value in outputs.items()}, description.suppression, size, _size(image))
@@ -197,13 +197,13 @@ class ExportedSegmentor(ExportedPredictor):
         height, width = (-(-side // protocol.divisor) * protocol.divisor for side in size)
         fixed = description.input.height or height, description.input.width or width
         if protocol.window is None and (height > fixed[0] or width > fixed[1]):
-            self.say_once("larger images are read in windows of this size, whose scores are averaged")
+            self.warn_of_fixed_sides("larger images are read in windows of this size, whose scores are averaged")
             protocol = replace(protocol, window=fixed, stride=(-(-2 * fixed[0] // 3), -(-2 * fixed[1] // 3)))
         window = protocol.window or (height, width)
         least = max(SMALLEST, description.input.smallest)
         extent = padded_size((max(least, min(window[0], height)), max(least, min(window[1], width))), description.input)
         corners = protocol.windows((height, width))
-        self.say_if_small((max(SMALLEST, min(window[0], height)), max(SMALLEST, min(window[1], width))))
+        self.warn_if_small((max(SMALLEST, min(window[0], height)), max(SMALLEST, min(window[1], width))))
 
         def run(some: Sequence[tuple[int, int]]) -> np.ndarray:
             windows = [pixels_HW3[top : top + window[0], left : left + window[1]] for top, left in some]

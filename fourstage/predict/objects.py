@@ -65,13 +65,14 @@ class ObjectPredictor(ImagePredictor):
     def _joined(self, one: ReadImage, tiling: Tiling) -> Result:
         grid = Grid.of(one.size, tiling.side, tiling.overlap)
         tiles = self._each_tile(one, grid, tiling)
-        parts = [_in_the_image(found.scoring(self.threshold), box) for box, found in tiles]
-        numbers_N = np.repeat(np.arange(len(parts)), [len(part.labels_N) for part in parts])
+        of_tiles = [_in_the_image(found.scoring(self.threshold), box) for box, found in tiles]
+        numbers_N = np.repeat(np.arange(len(of_tiles)), [len(detections.labels_N) for detections in of_tiles])
         boxes_N4, labels_N, scores_N = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes_N4", "labels_N", "scores_N")
+            np.concatenate([getattr(detections, name) for detections in of_tiles])
+            for name in ("boxes_N4", "labels_N", "scores_N")
         )
         objects = join(grid, TileObjects(boxes_N4, labels_N, scores_N, numbers_N))
-        pieces = [part.masks for part in parts if part.masks is not None]
+        pieces = [detections.masks for detections in of_tiles if detections.masks is not None]
         masks = ObjectMasks(pieces[0].joined(pieces, one.size), objects.members) if pieces else None
         return self._result(one, objects.labels_N, objects.scores_N, objects.boxes_N4, masks)
 

@@ -58,22 +58,22 @@ def draw_objects(
     return picture
 
 
-def draw_looks(picture: Image.Image, looks: Sequence[Mapping[str, Any]], width: int, classes: int) -> None:
-    """Draw dots at the places that queries read into a picture, larger for those that weigh more.
+def draw_query_points(picture: Image.Image, queries: Sequence[Mapping[str, Any]], width: int, classes: int) -> None:
+    """Draw the points that queries sample into a picture, larger where their weight is.
 
     Args:
-        looks: of each query `label`, `places` (x, y in pixels of the original image) and `weights` from 0 to 1.
+        queries: of each `label`, `points` (x, y in pixels of the original image) and `weights` from 0 to 1.
         width: of the original image, pixels.
         classes: how many there are.
     """
     draw, scale, colours = ImageDraw.Draw(picture), picture.width / max(width, 1), colours_of(classes)
     largest = max(2.0, picture.width / 90)
-    for look in looks:
-        strongest = max(look["weights"], default=1.0) or 1.0
-        for (x, y), weight in zip(look["places"], look["weights"], strict=True):
+    for query in queries:
+        strongest = max(query["weights"], default=1.0) or 1.0
+        for (x, y), weight in zip(query["points"], query["weights"], strict=True):
             radius = largest * (weight / strongest) ** 0.5
             spot = (x * scale - radius, y * scale - radius, x * scale + radius, y * scale + radius)
-            draw.ellipse(spot, fill=_bright(colours[look["label"]]), outline=(0, 0, 0))
+            draw.ellipse(spot, fill=_bright(colours[query["label"]]), outline=(0, 0, 0))
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

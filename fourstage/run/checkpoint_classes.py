@@ -67,8 +67,8 @@ def in_imagenet(dataset: Dataset, where: str) -> Mapped:
     position = {name: label for label, name in enumerate(wnids())}
     table_C = np.array([position[name] for name in own]) if by_name else np.arange(len(own))
     listed = tuple(table_C.tolist()) if by_name else _numbers_of(dataset)
-    said = f"{where} has {len(listed):,} of ImageNet's {CLASSES:,} classes: labels are matched by their "
-    mapped = by_table(dataset, table_C, wnids(), f"{said}{'names' if by_name else 'numbers'}.")
+    beginning = f"{where} has {len(listed):,} of ImageNet's {CLASSES:,} classes: labels are matched by their "
+    mapped = by_table(dataset, table_C, wnids(), f"{beginning}{'names' if by_name else 'numbers'}.")
     mapped.listed = tuple(sorted(listed))
     return mapped
 

@@ -157,7 +157,7 @@ def _results_file(
 
 
 def _frames(one: Input) -> int:
-    """Return the frames of a video, 1 for an image, and 0 for a video that cannot be read, which is said later."""
+    """Return the frames of a video, 1 for an image, and 0 for a video that cannot be read, which is reported later."""
     try:
         return videos.read_properties(one.path).frames if one.is_video else 1
     except videos.BadVideo:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fourstage.data.loader import TrainPlan
 from fourstage.data.sample import BadImage, Batch, Dataset
-from fourstage.streams import say
+from fourstage.streams import print_lines
 
 
 @contextmanager
@@ -30,21 +30,21 @@ def advice(skips: bool) -> Generator[None]:
 
 
 def report_replaced(
-    batches: Generator[list[Batch]], first: int, order: TrainPlan, dataset: Dataset
+    steps: Generator[list[Batch]], first: int, order: TrainPlan, dataset: Dataset
 ) -> Generator[list[Batch]]:
     """Yield the batches of each step from `first` on, and print once for each image which one took its place."""
     reported: set[int] = set()
-    with closing(batches):
-        for step, parts in enumerate(batches, first):
-            for index, id in _replaced(parts, step, order, dataset):
+    with closing(steps):
+        for step, batches in enumerate(steps, first):
+            for index, id in _replaced(batches, step, order, dataset):
                 if index not in reported:
-                    say(f"{dataset.id(index)} cannot be read; {id} takes its place.")
+                    print_lines(f"{dataset.id(index)} cannot be read; {id} takes its place.")
                     reported.add(index)
-            yield parts
+            yield batches
 
 
-def _replaced(parts: Sequence[Batch], step: int, order: TrainPlan, dataset: Dataset) -> Iterable[tuple[int, Any]]:
-    for number, batch in enumerate(parts):
+def _replaced(batches: Sequence[Batch], step: int, order: TrainPlan, dataset: Dataset) -> Iterable[tuple[int, Any]]:
+    for number, batch in enumerate(batches):
         for index, id in zip(order.request(step, number).indices, batch.ids, strict=True):
             if id != dataset.id(index):
                 yield index, id

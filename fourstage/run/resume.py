@@ -12,7 +12,7 @@ from fourstage.files import shown_path
 from fourstage.plurals import plural
 from fourstage.run.folder import RunFolder
 from fourstage.run.states import best_problem, damaged_line
-from fourstage.streams import say
+from fourstage.streams import print_lines
 
 if TYPE_CHECKING:
     from fourstage.run.train import Setup
@@ -45,7 +45,7 @@ def continue_from(setup: "Setup", folder: RunFolder, training: Training, *, show
     training.window = {name: value.to(setup.device) for name, value in window_of(state["windows"], setup.ranks).items()}
     if show:
         first = f"Continuing {shown_path(folder.path)} at step {training.step} of {setup.plan.total}."
-        say("\n".join([first, *warnings]))
+        print_lines("\n".join([first, *warnings]))
     return state["log"]
 
 

@@ -42,7 +42,7 @@ from fourstage.run.replaced_images import advice, report_replaced
 from fourstage.run.resume import continue_from
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
-from fourstage.streams import say
+from fourstage.streams import print_lines
 from fourstage.user_files import import_files, where_raised
 
 CURVE_POINTS = 20  # points that the curve of the training loss has at least, in a training of as many steps
@@ -113,12 +113,12 @@ def train(
                 batches = setup.batches_of(0)
                 setup.try_losses(task, batches)
                 setup.try_smallest_image(task, batches[0])
-                say("Dry run: everything is in place, and nothing was written.")
+                print_lines("Dry run: everything is in place, and nothing was written.")
                 return Trained(folder.path, 0, setup.plan.total)
             if fresh and ranks.first:
                 aside = folder.set_aside()
                 if aside and show:
-                    say(f"The earlier run is now in {aside}.")
+                    print_lines(f"The earlier run is now in {aside}.")
             ranks.wait()
             with advice(resolved.recipe.skip_bad_images):
                 return _fit(setup, folder, task.to(device), show=show and ranks.first)
@@ -359,7 +359,7 @@ def _prepare(
     order = _order(protocol, splits.train, ranks, protocol.batch_groups(splits.train))
     setup = Setup(resolved, protocol, splits, order, metadata, ranks, device)
     if show:
-        say("\n".join([*_summary(setup, task), *notes]))
+        print_lines("\n".join([*_summary(setup, task), *notes]))
     return setup, task
 
 

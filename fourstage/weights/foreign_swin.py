@@ -63,22 +63,22 @@ TORCHVISION = Table(
     writer="torchvision",
 )
 
-PARTS = ("q", "k", "v")
+QKV = ("q", "k", "v")
 ATTENTION = re.compile(r"(.*\.attention)\.(?:self\.(query|key|value)|([qkv])_proj)\.(weight|bias)")
 
 
 def with_joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict whose queries, keys and values are one matrix each; others stay as they are."""
-    out, parts = dict[str, Tensor](), dict[str, dict[str, Tensor]]()
+    out, separate = dict[str, Tensor](), dict[str, dict[str, Tensor]]()
     for key, value in state.items():
         if match := ATTENTION.fullmatch(key):
-            parts.setdefault(f"{match[1]}.qkv.{match[4]}", {})[(match[2] or match[3])[0]] = value
+            separate.setdefault(f"{match[1]}.qkv.{match[4]}", {})[(match[2] or match[3])[0]] = value
         else:
             out[key] = value
-    for key, found in parts.items():
-        if found.keys() != set(PARTS) or len({part.shape for part in found.values()}) > 1 or not found["q"].ndim:
+    for key, found in separate.items():
+        if found.keys() != set(QKV) or len({value.shape for value in found.values()}) > 1 or not found["q"].ndim:
             return dict(state)  # no attention of this kind: no rule will match its keys
-        out[key] = torch.cat([found[part] for part in PARTS])
+        out[key] = torch.cat([found[name] for name in QKV])
     return out
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fourstage import create_backbone, create_model
 from fourstage.analysis.erf import Erf, Scale, luo_size, profile, receptive_field, scaled, square, squares
 from fourstage.analysis.images import prepared
+from fourstage.analysis.networks import Preparation
 from fourstage.analysis.positions import strided_layers, unit_centre
-from fourstage.analysis.subjects import Preparation
 
 FORMS: dict[Scale, str] = {"replknet": "r_log10p1", "raw": "r_raw", "power": "r_pow0.2"}
 

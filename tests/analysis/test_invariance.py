@@ -23,8 +23,8 @@ from fourstage.analysis.invariance import (
     shifted_view,
     standard_view,
 )
+from fourstage.analysis.networks import Preparation
 from fourstage.analysis.statistics import bootstrap_means, resamples
-from fourstage.analysis.subjects import Preparation
 
 RECIPES = Path(__file__).parents[1] / "golden" / "recipes"
 ORIGINAL = Protocol(original=True)

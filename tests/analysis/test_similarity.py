@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fourstage.analysis.cka import gram, linear_cka
-from fourstage.analysis.similarity import alike, unit_vectors
+from fourstage.analysis.similarity import similarity_of_trainings, unit_vectors
 
 
 def features(seed: int, images: int = 24, width: int = 40) -> np.ndarray:
@@ -29,7 +29,7 @@ def test_products_of_unit_vectors_are_the_unbiased_cka(images: int) -> None:
 def test_maps_without_differences_have_no_direction() -> None:
     flat, own = np.ones((8, 5)), features(1, 8)
     assert np.isnan(units(flat)).all()
-    assert np.isnan(alike(units(flat)[None], units(own)[None])[0].mean)
+    assert np.isnan(similarity_of_trainings(units(flat)[None], units(own)[None])[0].mean)
     with pytest.raises(ValueError, match="CKA needs at least 4 images; got 3"):
         units(features(0, 3))
 
@@ -39,7 +39,7 @@ def test_seeds_of_a_pair_differ() -> None:
     a = [base + 0.2 * features(seed, 40) for seed in range(3)]
     b = [own + 0.05 * features(20 + seed, 40) for seed, own in enumerate(a)]  # the same seeds are the most alike
     a_STP, b_STP = (np.stack([units(one) for one in arm]) for arm in (a, b))
-    [between], [within] = alike(a_STP, b_STP), alike(a_STP)
+    [between], [within] = similarity_of_trainings(a_STP, b_STP), similarity_of_trainings(a_STP)
     cross = [linear_cka(a[i], b[j]) for i in range(3) for j in range(3) if i != j]
     assert between.mean == pytest.approx(np.mean(cross), abs=1e-6)
     assert between.sd == pytest.approx(np.std(cross, ddof=1), abs=1e-6)
@@ -52,7 +52,10 @@ def test_seeds_of_a_pair_differ() -> None:
 
 def test_one_seed_has_no_ceiling() -> None:
     a, b = features(1), features(2)
-    [between], [within] = alike(units(a)[None], units(b)[None]), alike(units(a)[None])
+    [between], [within] = (
+        similarity_of_trainings(units(a)[None], units(b)[None]),
+        similarity_of_trainings(units(a)[None]),
+    )
     assert between.mean == pytest.approx(linear_cka(a, b), abs=1e-6)
     assert np.isnan([between.sd, within.mean, within.sd]).all()
     assert (between.pairs, within.pairs) == (1, 0)

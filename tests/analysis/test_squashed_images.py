@@ -12,7 +12,7 @@ from test_from_checkpoint import run_checkpoint
 import fourstage
 from fourstage.analysis.images import evaluated
 from fourstage.analysis.invariance import Protocol, standard_view
-from fourstage.analysis.subjects import load_subject, preparation_of
+from fourstage.analysis.networks import load_network, preparation_of
 from fourstage.data.sample import Sample
 from fourstage.data.transforms.classification import eval_transform
 from fourstage.run.tasks import classification
@@ -55,7 +55,7 @@ def test_timm_prepares_images_for_such_a_network_as_we_do() -> None:
 @pytest.mark.parametrize("mode", ["center", "squash"])
 def test_an_analysis_prepares_images_as_the_evaluation_of_the_run_does(mode: Any, tmp_path: Path) -> None:
     path, _ = run_checkpoint(tmp_path / "best.pt", evaluation={"crop_pct": 0.75, "crop_mode": mode})
-    known = load_subject(path).preparation
+    known = load_network(path).preparation
     expected = eval_transform(
         32, mean=known.mean, std=known.std, crop_pct=0.75, crop_mode=mode, interpolation="bicubic"
     )

@@ -1,4 +1,4 @@
-"""Feature maps of every kind of network, and subjects by name, file, run and module."""
+"""Feature maps of every kind of network, and networks by name, file, run and module."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage import create_backbone, create_detector, create_model, create_segmentor
-from fourstage.analysis.subjects import load_subject, untrained_twin
+from fourstage.analysis.networks import load_network, untrained_twin
 from fourstage.analysis.taps import as_map, block_taps, features, stage_maps
 from fourstage.backbones.layers import Level
 
@@ -100,43 +100,43 @@ def test_layouts_become_channels_first(shape: tuple[int, ...], expected: tuple[i
     assert tuple(as_map(torch.zeros(shape), torch.zeros(1, 3, 64, 96)).shape[1:]) == expected
 
 
-def test_subjects_come_by_name_file_run_and_module(tmp_path: Path) -> None:
+def test_networks_come_by_name_file_run_and_module(tmp_path: Path) -> None:
     network = create_model("visformer_digits", num_classes=10)
     path = tmp_path / "weights.pth"
     torch.save({"model": network.state_dict()}, path)
-    named = load_subject(f"visformer_digits={path}", form="logits")
+    named = load_network(f"visformer_digits={path}", form="logits")
     assert (named.trained, named.weights, named.name) == (True, "trained", "visformer_digits=weights.pth")
     torch.testing.assert_close(named.network.state_dict(), network.state_dict())
-    fresh, again, other = (load_subject("visformer_digits", seed=seed) for seed in (0, 0, 1))
+    fresh, again, other = (load_network("visformer_digits", seed=seed) for seed in (0, 0, 1))
     assert not fresh.trained
     torch.testing.assert_close(fresh.network.state_dict(), again.network.state_dict())
     assert any((a != b).any() for a, b in zip(fresh.network.parameters(), other.network.parameters(), strict=True))
     few = create_model("visformer_digits", num_classes=3)
     torch.save({"model": few.state_dict()}, tmp_path / "few.pth")
-    of_three = load_subject(f"visformer_digits={tmp_path / 'few.pth'}", form="logits")
+    of_three = load_network(f"visformer_digits={tmp_path / 'few.pth'}", form="logits")
     assert len(of_three.classes) == 3
     torch.testing.assert_close(of_three.network.state_dict(), few.state_dict())
     twin = untrained_twin(named)
     assert (twin.trained, twin.name) == (False, named.name)
-    assert load_subject("timm/resnet18", form="logits").classes[:2] == ("class 0", "class 1")
-    assert load_subject(network, name="mine").name == "mine"
+    assert load_network("timm/resnet18", form="logits").classes[:2] == ("class 0", "class 1")
+    assert load_network(network, name="mine").name == "mine"
     with pytest.raises(ValueError, match="was given as a module, which cannot be built again"):
-        untrained_twin(load_subject(network))
+        untrained_twin(load_network(network))
 
 
 def test_files_of_timms_classifiers_fill_them_or_are_refused_in_one_sentence(tmp_path: Path) -> None:
     network, path = of_timm("resnet18"), tmp_path / "resnet18.pth"
     torch.save(network.state_dict(), path)
-    filled = load_subject(f"timm/resnet18={path}", form="logits")
+    filled = load_network(f"timm/resnet18={path}", form="logits")
     torch.testing.assert_close(filled.network.state_dict(), network.state_dict())
     torch.save(of_timm("resnet18", num_classes=7).state_dict(), path)
     with pytest.raises(ValueError, match=r"fc.weight is \(7, 512\) there and \(1000, 512\) here"):
-        load_subject(f"timm/resnet18={path}", form="logits")
+        load_network(f"timm/resnet18={path}", form="logits")
     with pytest.raises(ValueError, match="does not fit timm/resnet34: "):
-        load_subject(f"timm/resnet34={path}", form="logits")
+        load_network(f"timm/resnet34={path}", form="logits")
 
 
-def test_what_is_no_subject_is_one_sentence(tmp_path: Path) -> None:
+def test_what_is_no_network_is_one_sentence(tmp_path: Path) -> None:
     for source, words in {
         "swin_tinny": "did you mean swin_tiny",
         "timm/resnett18": "timm has no model called",
@@ -145,6 +145,6 @@ def test_what_is_no_subject_is_one_sentence(tmp_path: Path) -> None:
         "swin_tiny=none.pth": "there is no file none.pth",
     }.items():
         with pytest.raises(ValueError, match=words):
-            load_subject(source)
+            load_network(source)
     with pytest.raises(ValueError, match="has no `levels`, so its stages are not known; name a layer of it, such as 0"):
         stage_maps(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGES)

@@ -71,7 +71,7 @@ def test_defaults_of_proposals_are_those_that_the_detector_sets(method: str) -> 
 def test_a_reference_leads_to_the_meaning() -> None:
     assert of("atss")["per_image"].meaning == of("retinanet")["per_image"].meaning
     assert of("cascade_mask_rcnn")[
-        "finest"
+        "finest_scale"
     ].meaning == "Side in pixels; boxes of less than twice this side are read " + ("from the first map.")
     assert "null: that of `heads`" in of("cascade_mask_rcnn")["box_loss"].meaning
 

@@ -17,7 +17,7 @@ from fourstage.analysis import maps as analysis_maps
 from fourstage.analysis.attention import Attention, attention_of
 from fourstage.analysis.maps import MixerMaps, attention_grid, mixer_maps
 from fourstage.backbones.mixers.reduction import ReductionAttention
-from fourstage.report.analyses.maps import Looked, maps_page
+from fourstage.report.analyses.maps import ImageMaps, maps_page
 from fourstage.report.colour_scales import coloured
 from fourstage.report.heat_maps import palette_url
 
@@ -38,7 +38,7 @@ def mixers() -> list[MixerMaps]:
 
 def page_of(mixers: list[MixerMaps]) -> str:
     image_HW3 = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    return maps_page([Looked("net", "untrained", "a.jpg", image_HW3, (50, 20), tuple(mixers), None)], "1 image")
+    return maps_page([ImageMaps("net", "untrained", "a.jpg", image_HW3, (50, 20), tuple(mixers), None)], "1 image")
 
 
 def attention_of_8_x_8_cells() -> Attention:

@@ -9,12 +9,12 @@ import pytest
 from torch import nn
 
 import fourstage
-from fourstage.analysis.subjects import Subject, load_subject
+from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
 from fourstage.data.sample import Sample
 from fourstage.run.analyze.labels import labelled_for
-from fourstage.run.analyze.maps import MapsSetting, look
+from fourstage.run.analyze.maps import MapsSetting, maps_of
 
 NETWORK = "visformer_digits"
 CALLS = {
@@ -24,7 +24,7 @@ CALLS = {
     "cam": ["--images", "2", "--scores", "--method", "gradcam", "--method", "scorecam"],
     "maps": ["--size", "64", "--point", "10,50"],
 }
-SUBJECTS = {"maps": ["smt_tiny", "unified_dcn_v3_micro"]}
+NETWORKS = {"maps": ["smt_tiny", "unified_dcn_v3_micro"]}
 ROWS = {"erf": 3 * 4, "invariance": 17 + 15, "cka": 2 * 9, "cam": 2 * 2}
 
 
@@ -37,10 +37,10 @@ def test_an_analysis_prints_a_table_and_writes_three_files(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    subjects = SUBJECTS.get(what, [NETWORK])
-    assert run("analyze", what, *subjects, "--data", "digits", "--out", tmp_path, *CALLS[what]) == 0
+    networks = NETWORKS.get(what, [NETWORK])
+    assert run("analyze", what, *networks, "--data", "digits", "--out", tmp_path, *CALLS[what]) == 0
     printed = capsys.readouterr().out
-    assert subjects[0] in printed
+    assert networks[0] in printed
     assert f"wrote {tmp_path / what}.html" in printed
     with np.load(tmp_path / f"{what}.npz") as arrays:
         assert len(arrays.files)
@@ -75,7 +75,7 @@ class Numbered:
 
 def labels_for(dataset: Numbered, *classes: str) -> list[int | None] | str:
     """Return the labels of a data set in these classes, or the remark that there are none."""
-    usable, note = labelled_for(dataset, Subject("net", nn.Identity(), True, classes=classes), "data")
+    usable, note = labelled_for(dataset, LoadedNetwork("net", nn.Identity(), True, classes=classes), "data")
     return note if usable is None else [usable.sample(i).label for i in range(len(dataset))]
 
 
@@ -336,7 +336,7 @@ def test_a_point_is_in_the_image_also_for_a_detector_with_points_of_its_own() ->
     draw = np.random.default_rng(0)
     sample = Sample("a", draw.integers(0, 256, (64, 64, 3)).astype(np.uint8), (64, 64))
     dino = fourstage.create_detector("dino", backbone="visformer_digits", num_classes=3)
-    subject = load_subject(dino)
-    assert look(subject, sample, MapsSetting(size=64)).looks is not None
+    loaded = load_network(dino)
+    assert maps_of(loaded, sample, MapsSetting(size=64)).query_points is not None
     with pytest.raises(ValueError, match="the point 64,3 is outside of the image of 64 x 64 pixels"):
-        look(subject, sample, MapsSetting(size=64, point=(64, 3)))
+        maps_of(loaded, sample, MapsSetting(size=64, point=(64, 3)))

@@ -10,7 +10,7 @@ import yaml
 
 import fourstage
 from fourstage import user_files
-from fourstage.analysis.subjects import load_subject
+from fourstage.analysis.networks import load_network
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.engine.state import save_state
@@ -96,12 +96,12 @@ def test_what_evaluate_cannot_do_with_a_checkpoint_is_one_sentence(scenes: Path,
 def test_analyses_prepare_images_for_a_saved_network_as_for_its_run(name: str, scenes: Path, tmp_path: Path) -> None:
     file, _ = best_of_run(tmp_path, name, scenes)
     folder = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved")
-    of_run = load_subject(file)
+    of_run = load_network(file)
     assert (of_run.preparation.mean, of_run.preparation.std) == (tuple(MEAN), tuple(STD))
     for source in (folder, folder / "model.safetensors"):
-        subject = load_subject(source)
-        assert (subject.preparation, subject.classes) == (of_run.preparation, of_run.classes)
-        expected, state = of_run.network.state_dict(), subject.network.state_dict()
+        loaded = load_network(source)
+        assert (loaded.preparation, loaded.classes) == (of_run.preparation, of_run.classes)
+        expected, state = of_run.network.state_dict(), loaded.network.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in expected.items())
 
 
@@ -113,7 +113,7 @@ def test_a_best_checkpoint_that_is_the_average_is_read_as_such_everywhere(scenes
         fourstage.from_checkpoint(file),
         fourstage.from_checkpoint(file, which="ema"),
         fourstage.load(file, which="ema", show=False).network,
-        load_subject(file, which="ema").network,
+        load_network(file, which="ema").network,
     ]
     first, *others = (network.state_dict() for network in networks)
     assert all(torch.equal(value, other[key]) for other in others for key, value in first.items())

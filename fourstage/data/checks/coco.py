@@ -83,9 +83,9 @@ def _ids(place: Annotated, content: Content) -> Iterator[Finding]:
 def _images(place: Annotated, content: Content, inspected: list[Inspected]) -> Iterator[Finding]:
     yield from image_findings(inspected)
     for image, one in zip(content["images"], inspected, strict=True):
-        said = (image["height"], image["width"])
-        if one.size is not None and one.size != said:
-            what = f"is {one.size[1]} x {one.size[0]}, but {place.annotations.name} says {said[1]} x {said[0]}"
+        stated = (image["height"], image["width"])
+        if one.size is not None and one.size != stated:
+            what = f"is {one.size[1]} x {one.size[0]}, but {place.annotations.name} says {stated[1]} x {stated[0]}"
             do = "correct the json, or undo the resizing or turning of the image"
             yield Finding("error", "image of another size", str(one.path), what, do)
 

@@ -20,34 +20,34 @@ def check_yolo(root: Path, progress: Progress) -> Checked:
     findings: list[Finding] = []
     summary = Summary("YOLO", counted="objects")
     try:
-        said = describe(root)
+        description = describe(root)
     except ValueError as error:
         return Checked([Finding("error", "description", str(root), "cannot be used", str(error))], summary)
-    if said.keypoints:
-        findings.append(Finding("note", "keypoints", str(said.path), "has kpt_shape", LEFT_OUT))
+    if description.keypoints:
+        findings.append(Finding("note", "keypoints", str(description.path), "has kpt_shape", LEFT_OUT))
     images: dict[Split, list[Path]] = {}
     for split in ("train", "val"):
         try:
-            images[split], note = said.find(split)
+            images[split], note = description.find(split)
             if note:
                 findings.append(Finding("note", "layout", str(root), "is usable", note))
         except (NoSplitError, ValueError) as error:
-            findings.append(Finding("error", "images", str(said.path), f"({split}) cannot be used", str(error)))
+            findings.append(Finding("error", "images", str(description.path), f"({split}) cannot be used", str(error)))
     results = iter(inspect_images([path for of_split in images.values() for path in of_split], progress, orient=True))
     inspected = {split: [next(results) for _ in of_split] for split, of_split in images.items()}
     for split, of_split in inspected.items():
         findings += image_findings(of_split)
         counts = SplitSummary(images=len(of_split), sizes=[one.size for one in of_split if one.size is not None])
-        counts.per_class.update(dict.fromkeys(said.classes, 0))
-        findings += _lines(said, of_split, counts)
-        findings += _classes(said, split, counts)
+        counts.per_class.update(dict.fromkeys(description.classes, 0))
+        findings += _lines(description, of_split, counts)
+        findings += _classes(description, split, counts)
         summary.splits[split] = counts
-    findings += _unused(said, [path for of_split in images.values() for path in of_split])
+    findings += _unused(description, [path for of_split in images.values() for path in of_split])
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(findings, summary)
 
 
-def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) -> Iterator[Finding]:
+def _lines(description: Description, inspected: list[Inspected], counts: SplitSummary) -> Iterator[Finding]:
     polygons = 0
     for one in inspected:
         path = label_file(one.path)
@@ -61,41 +61,45 @@ def _lines(said: Description, inspected: list[Inspected], counts: SplitSummary) 
             what, do = "has no objects", "that is fine where it shows none; it counts as background"
             yield Finding("note", "image without objects", str(one.path), what, do)
         try:
-            check_masks(0 if said.keypoints else sum(len(text.split()) > 5 for _, text in lines), one.size or (0, 0))
+            check_masks(
+                0 if description.keypoints else sum(len(text.split()) > 5 for _, text in lines), one.size or (0, 0)
+            )
         except ValueError as error:
             yield Finding("error", "too many masks", str(one.path), "cannot be used", str(error))
             continue
         for number, text in lines:
             where = f"{path}, line {number}"
             try:
-                label, box, polygon = parse_line(text, len(said.classes), said.keypoints)
+                label, box, polygon = parse_line(text, len(description.classes), description.keypoints)
             except ValueError as error:
                 kind = "unknown category" if "is not one of" in str(error) else "broken line"
                 yield Finding("error", kind, where, "cannot be used", f"{error}; correct or delete it")
                 continue
-            counts.per_class[said.classes[label]] += 1
+            counts.per_class[description.classes[label]] += 1
             polygons += polygon is not None
             if one.size is not None:
                 yield from _object(where, box, polygon, one.size)
     total = sum(counts.per_class.values())
     if 0 < polygons < total:
         what = f"has polygons for {polygons:,} of {total:,} objects"
-        yield Finding("warning", "masks for some", str(said.path), what, "the others train and score boxes alone")
+        yield Finding(
+            "warning", "masks for some", str(description.path), what, "the others train and score boxes alone"
+        )
 
 
-def _unused(said: Description, images: list[Path]) -> Iterator[Finding]:
+def _unused(description: Description, images: list[Path]) -> Iterator[Finding]:
     """Report label files without an image; the folder may hold other texts too."""
     for folder in sorted({path.parent for path in images if path.is_file()}):
         there = {path.stem for path in folder.iterdir() if is_image_name(path.name)}
         for path in sorted(label_file(folder / "any").parent.glob("*.txt")):
-            if path.stem not in there and path.name != CLASSES and _holds_objects(path, said):
+            if path.stem not in there and path.name != CLASSES and _holds_objects(path, description):
                 do = "add the image, or delete the label file"
                 yield Finding("warning", "label file without image", str(path), "has no image", do)
 
 
-def _holds_objects(path: Path, said: Description) -> bool:
+def _holds_objects(path: Path, description: Description) -> bool:
     try:
-        return any(parse_line(text, len(said.classes), said.keypoints) for _, text in lines_of(path))
+        return any(parse_line(text, len(description.classes), description.keypoints) for _, text in lines_of(path))
     except ValueError:
         return False
 
@@ -110,8 +114,8 @@ def _object(
         yield from mask_findings(where, [pixels], size)
 
 
-def _classes(said: Description, split: str, counts: SplitSummary) -> Iterator[Finding]:
+def _classes(description: Description, split: str, counts: SplitSummary) -> Iterator[Finding]:
     for name, count in counts.per_class.items():
         if not count:
             what, do = f"has no object of the class {name!r} for {split}", "it still counts as a class"
-            yield Finding("note", "category without objects", str(said.path), what, do)
+            yield Finding("note", "category without objects", str(description.path), what, do)

@@ -89,11 +89,11 @@ def _pairs(root: Path, labels: Path, listed: Path | None) -> Pairs:
 
 def _with_classes(root: Path, pairs: Pairs) -> Pairs:
     if (root / LABEL_MAP).is_file():
-        said = read_label_map(root / LABEL_MAP)
-        _check_count(root / LABEL_MAP, len(said))
-        colours = {colour: label for label, colour in enumerate(said.values()) if colour is not None}
-        palette = tuple(colour or (0, 0, 0) for colour in said.values())
-        return replace(pairs, classes=tuple(said), colours=colours, palette=palette)
+        colour_of = read_label_map(root / LABEL_MAP)
+        _check_count(root / LABEL_MAP, len(colour_of))
+        colours = {colour: label for label, colour in enumerate(colour_of.values()) if colour is not None}
+        palette = tuple(colour or (0, 0, 0) for colour in colour_of.values())
+        return replace(pairs, classes=tuple(colour_of), colours=colours, palette=palette)
     listed = find_class_list(pairs.maps[0].parent if pairs.maps else root, root)
     if listed is not None:
         return replace(pairs, classes=listed.names, values=listed.values)
@@ -138,9 +138,9 @@ def find_roboflow(root: Path, split: Split) -> Pairs:
     folder = there["val"] or there["train"] if split == "val" else there["train"]
     if folder is None:
         raise NoSplitError(f"{root} has no folder {split} with {ROBOFLOW}")
-    said = _classes(folder / ROBOFLOW)
-    values = {value: label for label, value in enumerate(said)}
-    pairs = replace(paired("Roboflow masks", folder, folder, tuple(said.values())), values=values)
+    classes = _classes(folder / ROBOFLOW)
+    values = {value: label for label, value in enumerate(classes)}
+    pairs = replace(paired("Roboflow masks", folder, folder, tuple(classes.values())), values=values)
     return held_apart(pairs, split, root) if there["val"] is None else pairs
 
 

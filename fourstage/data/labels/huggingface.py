@@ -76,7 +76,7 @@ def survey_huggingface(root: Path, split: Split) -> Listing:
 def _in_classes(own: "Tables", first: "Tables", source: str) -> np.ndarray:
     """Return the labels of a split in the classes of the training split, by name where both tables name theirs."""
     classes, names = first.classes(), own.classes()
-    if names == classes or not own.names_said or not first.names_said:
+    if names == classes or not own.has_names or not first.has_names:
         return own.labels(classes)
     labels_N = own.labels(names)
     inside_N = (labels_N >= 0) & (labels_N < len(names))
@@ -169,8 +169,8 @@ class Tables:
         return self._open[file]
 
     def _column(self, feature: str, usual: tuple[str, ...]) -> str:
-        said = [name for name, one in self.features.items() if isinstance(one, dict) and one.get("_type") == feature]
-        known = [name for name in usual if name in said] or said
+        of_type = [name for name, one in self.features.items() if isinstance(one, dict) and one.get("_type") == feature]
+        known = [name for name in usual if name in of_type] or of_type
         known = known or [name for name in usual if name in self.schema.names]
         if not known:
             what = "images" if feature == "Image" else "labels"
@@ -181,17 +181,17 @@ class Tables:
         return known[0]
 
     @property
-    def names_said(self) -> bool:
+    def has_names(self) -> bool:
         """Whether the file names the classes of its numbers."""
-        said = self.features.get(self.label)
-        return isinstance(said, dict) and isinstance(said.get("names"), list)
+        feature = self.features.get(self.label)
+        return isinstance(feature, dict) and isinstance(feature.get("names"), list)
 
     def classes(self) -> tuple[str, ...]:
         """Return the names that the file gives, else the texts in the column, else numbers."""
-        said, source = self.features.get(self.label), self._named[0]
-        if isinstance(said, dict) and isinstance(said.get("names"), list):
-            check_classes(len(said["names"]), source)
-            return tuple(f"{name!s:.1000}" for name in said["names"])
+        feature, source = self.features.get(self.label), self._named[0]
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+            check_classes(len(feature["names"]), source)
+            return tuple(f"{name!s:.1000}" for name in feature["names"])
         values = self._labels()
         if any(isinstance(value, str) for value in values):
             names = {value for value in values if isinstance(value, str)}

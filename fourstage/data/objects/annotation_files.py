@@ -34,10 +34,10 @@ class AnnotationFiles(ABC):
         self.with_reference, self.note = split == "val", ""
         self._labels = {name: label for label, name in enumerate(classes)}
 
-    def _hold(self, rows: Iterable[Row], said: Sequence[tuple[int, int] | None]) -> None:
+    def _hold(self, rows: Iterable[Row], stated: Sequence[tuple[int, int] | None]) -> None:
         """Keep the objects of all images, and the (H, W) that files say; None: a file says none."""
-        self._said = said
-        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in said], dtype=np.int64).reshape(-1, 2))
+        self._stated = stated
+        self._sizes = HeaderSizes(np.array([size or (-1, -1) for size in stated], dtype=np.int64).reshape(-1, 2))
         self._table = ObjectTable.of(rows, len(self._files))
         self.has_masks = self._table.has_masks
 
@@ -75,10 +75,10 @@ class AnnotationFiles(ABC):
 
     def sample(self, index: int) -> Sample:
         """Read one image and its objects. Raises BadImage, also when its size is not the one that its file says."""
-        image_HW3, said = read_image(self.path(index), orient=True), self._said[index]
+        image_HW3, stated = read_image(self.path(index), orient=True), self._stated[index]
         size = (image_HW3.shape[0], image_HW3.shape[1])
-        if said not in (None, size):
-            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {said[1]} x {said[0]}"
+        if stated not in (None, size):
+            reason = f"it is {size[1]} x {size[0]}, but {self._files[index]} says {stated[1]} x {stated[0]}"
             raise BadImage(str(self.path(index)), reason)
         with as_bad_objects(self.path(index)):
             reference = self._table.reference(index, size, partial(self._where, index)) if self.with_reference else None

@@ -74,18 +74,18 @@ class Coco:
 
     def __init__(self, root: str | Path, split: Split) -> None:
         place = find_split(Path(root), split)
-        said = _read(place.annotations)
-        self.place, self._found = find_images(place, said.names)
-        self.classes, self.category_ids, self.truths = said.classes, said.category_ids, ("objects",)
-        self.image_ids, self._names = said.image_ids, said.names
-        self._sizes_I2, self._table, self.has_masks = said.sizes_I2, said.table, said.table.has_masks
+        content = _read(place.annotations)
+        self.place, self._found = find_images(place, content.names)
+        self.classes, self.category_ids, self.truths = content.classes, content.category_ids, ("objects",)
+        self.image_ids, self._names = content.image_ids, content.names
+        self._sizes_I2, self._table, self.has_masks = content.sizes_I2, content.table, content.table.has_masks
         self.with_reference = split == "val"
-        self.note = found_note(place.annotations, said.names, self._found)
+        self.note = found_note(place.annotations, content.names, self._found)
         if self.has_masks and (lacking := self._table.without_mask):
             self.note = joined_notes(self.note, without_mask(lacking, str(place.annotations)))
         if place.held_out:
-            self.note = joined_notes(self.note, held_out_note(place.annotations, said.names))
-            self._keep(split_positions(said.names, split))
+            self.note = joined_notes(self.note, held_out_note(place.annotations, content.names))
+            self._keep(split_positions(content.names, split))
 
     def _keep(self, positions: Sequence[int]) -> None:
         """Leave out all images but those at these positions."""
@@ -127,13 +127,13 @@ class Coco:
     def sample(self, index: int) -> Sample:
         """Read one image and its objects. Raises BadImage, also for a size that is not the json's and broken masks."""
         image_HW3 = read_image(self.path(index), orient=True)
-        (height, width), said = image_HW3.shape[:2], self.size(index)
-        if said != (height, width):
-            reason = f"it is {width} x {height}, but {self.place.annotations} says {said[1]} x {said[0]}"
+        (height, width), stated = image_HW3.shape[:2], self.size(index)
+        if stated != (height, width):
+            reason = f"it is {width} x {height}, but {self.place.annotations} says {stated[1]} x {stated[0]}"
             raise BadImage(str(self.path(index)), reason)
         with as_bad_objects(self.path(index)):
             reference = self.reference(index) if self.with_reference else None
-            return Sample(self.id(index), image_HW3, said, objects=self.objects(index), reference=reference)
+            return Sample(self.id(index), image_HW3, stated, objects=self.objects(index), reference=reference)
 
     def objects(self, index: int) -> Objects:
         """Return the objects of one image without reading it. Raises ValueError for a mask that cannot be decoded."""

@@ -194,10 +194,10 @@ def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
     return height, width
 
 
-def _image_of(path: Path, root: Path, said: Any) -> Path:
+def _image_of(path: Path, root: Path, stated: Any) -> Path:
     """Return the image of a json: where it says, or in its folder or that of the images, called as it or the json."""
     try:
-        name = as_name(said.replace("\\", "/")) if isinstance(said, str) and said else ""
+        name = as_name(stated.replace("\\", "/")) if isinstance(stated, str) and stated else ""
     except ValueError as error:
         raise ValueError(f"{path}: imagePath: {error}; correct it") from error
     last = name.rsplit("/", 1)[-1]

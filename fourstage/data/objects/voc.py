@@ -113,8 +113,8 @@ def image_of(annotation: Path) -> Path:
             if (path := folder / f"{annotation.stem}{ending}").is_file():
                 return path
     with suppress(ValueError):  # a broken file is reported where its boxes are read
-        said = read_annotation(annotation).filename
-        if said and (path := next((p for f in places if (p := f / said).is_file()), None)) is not None:
+        stated = read_annotation(annotation).filename
+        if stated and (path := next((p for f in places if (p := f / stated).is_file()), None)) is not None:
             return path
     return places[0] / f"{annotation.stem}.jpg"
 

@@ -40,17 +40,17 @@ class Yolo:
 
     def __init__(self, root: str | Path, split: Split) -> None:
         self._root = Path(root)
-        said = describe(self._root)
-        self.classes, self.truths = said.classes, ("objects",)
-        self._paths, self.note = said.find(split)
-        if said.keypoints:
-            self.note = joined_notes(self.note, left_out(said))
-        self._table = ObjectTable.of(self._rows(said.keypoints), len(self._paths))
+        description = describe(self._root)
+        self.classes, self.truths = description.classes, ("objects",)
+        self._paths, self.note = description.find(split)
+        if description.keypoints:
+            self.note = joined_notes(self.note, left_out(description))
+        self._table = ObjectTable.of(self._rows(description.keypoints), len(self._paths))
         self.has_masks = self._table.has_masks
         self._sizes = HeaderSizes(np.full((len(self._paths), 2), -1))
         self.with_reference = split == "val"
         if self.has_masks and (lacking := self._table.without_mask):
-            self.note = joined_notes(self.note, without_mask(lacking, f"the {split} split of {said.path}"))
+            self.note = joined_notes(self.note, without_mask(lacking, f"the {split} split of {description.path}"))
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -162,9 +162,9 @@ def describe(root: Path) -> Description:
         return Description(path, _classes(path, content), folders, base, root, _keypoints(path, content))
 
 
-def left_out(said: Description) -> str:
+def left_out(description: Description) -> str:
     """Return the sentence on keypoints."""
-    return f"{said.path} has kpt_shape: {LEFT_OUT}."
+    return f"{description.path} has kpt_shape: {LEFT_OUT}."
 
 
 def _keypoints(path: Path, content: dict[str, Any]) -> int:
@@ -188,8 +188,8 @@ def _darknet(root: Path) -> Description:
     """Read lines such as `train = data/train.txt`; https://docs.cvat.ai/docs/dataset_management/formats/format-yolo."""
     path = root / DARKNET[1]
     pairs = (line.partition("=") for line in text_lines(read_bytes(path, TEXT_BYTES), path))
-    said = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    folders = {key: (_path(path, said[key]),) for key in ("train", "valid", "val") if said.get(key)}
+    entries = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    folders = {key: (_path(path, entries[key]),) for key in ("train", "valid", "val") if entries.get(key)}
     there = {key: texts for key, texts in folders.items() if key == "train" or _is_listed(root, texts[0])}
     return Description(path, read_class_file(root / DARKNET[0]), there, root, root)
 

@@ -142,8 +142,8 @@ def _row(
         except ValueError:
             content = None
         note = content if isinstance(content, dict) else {}
-    said = next((_text(archive, members[one]) for one in LABELS if one in members), None)
-    label = said.decode("utf-8", "surrogateescape").strip() if said is not None else note.get("label")
+    label_file = next((_text(archive, members[one]) for one in LABELS if one in members), None)
+    label = label_file.decode("utf-8", "surrogateescape").strip() if label_file is not None else note.get("label")
     if label is None or label == "":
         what = f"holds no label for the sample {key!r}"
         raise BrokenShardError(name, what, f"a member {key}.cls with the number of its class is needed")

@@ -16,7 +16,7 @@ COLOURS = 0.999  # quantile of a map that gets the last colour: single large wei
 
 
 @dataclass(frozen=True)
-class DetectorLooks:
+class QueryPoints:
     """The best queries of a DINO: their boxes, and the points that they read, in pixels of the image."""
 
     boxes_Q4: np.ndarray
@@ -27,7 +27,7 @@ class DetectorLooks:
 
 
 @dataclass(frozen=True)
-class Looked:
+class ImageMaps:
     """All maps of one image by one network."""
 
     name: str
@@ -36,7 +36,7 @@ class Looked:
     image_HW3: np.ndarray
     point: tuple[float, float]
     mixers: tuple[MixerMaps, ...]
-    looks: DetectorLooks | None
+    query_points: QueryPoints | None
 
     def last_of_stages(self) -> list[MixerMaps]:
         """Return of each stage the last mixer of each kind."""
@@ -44,7 +44,7 @@ class Looked:
         return [maps for maps in self.mixers if any(maps is one for one in last.values())]
 
 
-def maps_page(found: Sequence[Looked], images: str) -> str:
+def maps_page(found: Sequence[ImageMaps], images: str) -> str:
     """Return the page: for each network and image one row of figures per layer, then distances over depth."""
     sections = [_section(i, one) for i, one in enumerate(found)]
     return analysis_page(
@@ -58,18 +58,18 @@ def maps_page(found: Sequence[Looked], images: str) -> str:
     )
 
 
-def _section(number: int, one: Looked) -> Markup:
+def _section(number: int, one: ImageMaps) -> Markup:
     x, y = one.point
     photograph = picture_map(f"photo{number}", one.image, one.image_HW3, points=[(y - 0.5, x - 0.5)])
     chosen = tag("bdi", f"{x:g},{y:g}", class_="point")  # the page's script writes a clicked one into it
     rows = [panels([figure(photograph, one.image, join(["the cross is the point ", chosen]))])]
-    if one.looks is not None:
-        rows.append(panels(_queries(f"dino{number}", one, one.looks), wide=True))
+    if one.query_points is not None:
+        rows.append(panels(_queries(f"dino{number}", one, one.query_points), wide=True))
     rows += [_layer(f"m{number}x{i}", one, maps) for i, maps in enumerate(one.last_of_stages())]
     return section(f"{one.name} ({one.weights})", *rows)
 
 
-def _layer(key: str, one: Looked, maps: MixerMaps) -> Markup:
+def _layer(key: str, one: ImageMaps, maps: MixerMaps) -> Markup:
     size = f"{maps.size[0]} x {maps.size[1]} cells"
     title = tag("h3", maps.name, tag("span", f" {maps.kind}, {size}", class_="quiet"))
     if maps.points_hP2 is not None and maps.weights_hP is not None:
@@ -99,7 +99,7 @@ def _layer(key: str, one: Looked, maps: MixerMaps) -> Markup:
     return Markup(title + panels(figures) + panels(bars))
 
 
-def _chosen(key: str, one: Looked, maps: MixerMaps, grid: AttentionGrid, labels: Sequence[str]) -> Markup:
+def _chosen(key: str, one: ImageMaps, maps: MixerMaps, grid: AttentionGrid, labels: Sequence[str]) -> Markup:
     """Draw the attention of the given point, with that of the other points of a grid to be chosen by a click."""
     high = max(float(np.quantile(own, COLOURS)) for own in grid.weights_gRSHW)
     cells, (x, y), extent = (grid.rows_R.tolist(), grid.columns_S.tolist()), one.point, one.image_HW3.shape[:2]
@@ -114,7 +114,7 @@ def _chosen(key: str, one: Looked, maps: MixerMaps, grid: AttentionGrid, labels:
     return Markup(panels(figures) + panels([colour_bar(0.0, high, "attention weight")]))
 
 
-def _map(key: str, one: Looked, label: str, map_HW: np.ndarray, high: float) -> Markup:
+def _map(key: str, one: ImageMaps, label: str, map_HW: np.ndarray, high: float) -> Markup:
     x, y = one.point
     drawing = heat_map(
         key,
@@ -129,7 +129,7 @@ def _map(key: str, one: Looked, label: str, map_HW: np.ndarray, high: float) -> 
     return figure(drawing, label)
 
 
-def _points(key: str, one: Looked, points_hP2: np.ndarray, weights_hP: np.ndarray) -> list[Markup]:
+def _points(key: str, one: ImageMaps, points_hP2: np.ndarray, weights_hP: np.ndarray) -> list[Markup]:
     """Draw the sampling points of the first heads; a dot's area is its weight."""
     x, y = one.point
     out = []
@@ -142,15 +142,15 @@ def _points(key: str, one: Looked, points_hP2: np.ndarray, weights_hP: np.ndarra
     return out
 
 
-def _queries(key: str, one: Looked, looks: DetectorLooks) -> list[Markup]:
+def _queries(key: str, one: ImageMaps, best: QueryPoints) -> list[Markup]:
     out = []
-    for q, name in enumerate(looks.names):
-        left, top, right, bottom = (float(v) for v in looks.boxes_Q4[q])
+    for q, name in enumerate(best.names):
+        left, top, right, bottom = (float(v) for v in best.boxes_Q4[q])
         box = Outline(left, top, right, bottom)
-        dots = _dots(looks.points_QS2[q], looks.weights_QS[q])
+        dots = _dots(best.points_QS2[q], best.weights_QS[q])
         drawing = picture_map(f"{key}q{q}", f"points of {name}", one.image_HW3, [box], dots=dots)
         out.append(
-            figure(drawing, f"{name} {looks.scores_Q[q]:.2f}", "points of all heads and levels of the last layer")
+            figure(drawing, f"{name} {best.scores_Q[q]:.2f}", "points of all heads and levels of the last layer")
         )
     return out
 
@@ -160,13 +160,13 @@ def _dots(points_S2: np.ndarray, weights_S: np.ndarray) -> list[Dot]:
     return [Dot(float(x), float(y), float(w) / largest) for (x, y), w in zip(points_S2, weights_S, strict=True)]
 
 
-def _outside(points_P2: np.ndarray, one: Looked) -> str:
+def _outside(points_P2: np.ndarray, one: ImageMaps) -> str:
     height, width = one.image_HW3.shape[:2]
     out = ((points_P2 < -0.5) | (points_P2 > np.array([width, height]) - 0.5)).any(axis=1).sum()
     return f"{out} of {len(points_P2)} points outside of the image read zeros" if out else ""
 
 
-def _distances(found: Sequence[Looked]) -> Markup:
+def _distances(found: Sequence[ImageMaps]) -> Markup:
     """Draw the mean distance of each layer, and the range of its heads, for each network; means over images."""
     curves = []
     for name in dict.fromkeys((one.name, one.weights) for one in found):

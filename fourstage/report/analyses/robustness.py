@@ -12,7 +12,7 @@ from fourstage.report.markup import Markup, table
 
 
 @dataclass(frozen=True)
-class Robust:
+class NetworkRobustness:
     """One network on one test set.
 
     Attributes:
@@ -29,7 +29,7 @@ class Robust:
     errors: CorruptionErrors | None
 
 
-def robustness_page(found: Sequence[Robust], data: str, remarks: Sequence[str]) -> str:
+def robustness_page(found: Sequence[NetworkRobustness], data: str, remarks: Sequence[str]) -> str:
     """Return the page: the table, and accuracy over severity for each corruption, all on the same axis."""
     corrupted = [one for one in found if one.by_corruption]
     return analysis_page(
@@ -46,7 +46,7 @@ def robustness_page(found: Sequence[Robust], data: str, remarks: Sequence[str]) 
     )
 
 
-def _table(found: Sequence[Robust]) -> Markup:
+def _table(found: Sequence[NetworkRobustness]) -> Markup:
     rows = []
     for one in found:
         if one.plain is not None:
@@ -62,7 +62,7 @@ def _table(found: Sequence[Robust]) -> Markup:
     return table(head, rows, caption="Top-1 accuracy", class_="numbers")
 
 
-def _charts(found: Sequence[Robust]) -> Markup:
+def _charts(found: Sequence[NetworkRobustness]) -> Markup:
     names = list(dict.fromkeys(name for one in found for name, _ in one.by_corruption))
     drawn = []
     for i, name in enumerate(names):
@@ -75,7 +75,7 @@ def _charts(found: Sequence[Robust]) -> Markup:
     return panels(drawn)
 
 
-def _curve(one: Robust, name: str) -> Curve:
+def _curve(one: NetworkRobustness, name: str) -> Curve:
     known = {severity: accuracy for (own, severity), accuracy in one.by_corruption.items() if own == name}
     if one.plain is not None:
         known = {0: one.plain, **known}
@@ -85,7 +85,7 @@ def _curve(one: Robust, name: str) -> Curve:
     return Curve(f"{one.name}, {one.weights}", np.array(severities, float), values, ends[:, 0], ends[:, 1])
 
 
-def _by_corruption(found: Sequence[Robust]) -> Markup:
+def _by_corruption(found: Sequence[NetworkRobustness]) -> Markup:
     measured = any(one.errors and one.errors.ce for one in found)
     rows = []
     for one in found:

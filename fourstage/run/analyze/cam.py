@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis import cam, cam_scores, cam_targets
 from fourstage.analysis.images import evaluated, prepared
-from fourstage.analysis.subjects import Subject
+from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Sample
 from fourstage.plurals import plural
@@ -19,7 +19,7 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.cam import Explained, cam_page
 from fourstage.resources import sentences
 from fourstage.run.analyze.erf import with_map
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read, side_for
+from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read, side_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -77,14 +77,14 @@ def analyze_cam(
     setting, folder = setting or CamSetting(), check_folder(out)
     dataset = open_images(data)
     chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
-    subjects = load_subjects(sources, "logits", loading or Loading())
-    _check_scores(subjects, setting)
+    networks = load_networks(sources, "logits", loading or Loading())
+    _check_scores(networks, setting)
     found: list[Explained] = []
-    with Bar("explaining", len(subjects) * len(chosen.positions), show=show) as bar:
-        for subject in subjects:
+    with Bar("explaining", len(networks) * len(chosen.positions), show=show) as bar:
+        for loaded in networks:
             for sample in read(dataset, chosen.positions):
-                with naming(subject.name, with_map):
-                    found.append(explain(subject, sample, setting))
+                with naming(loaded.name, with_map):
+                    found.append(explain(loaded, sample, setting))
                 bar.update(len(found))
     layers = {f"The layer of {one.name} is {' and '.join(one.taps)}.": None for one in found}
     notes = (*layers, *dict.fromkeys(f"{note[0].upper()}{note[1:]}." for one in found for note in one.notes))
@@ -103,13 +103,13 @@ def analyze_cam(
     return Outcome(_HEAD, tuple(_printed(found)), notes, files)
 
 
-def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
+def explain(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> Explained:
     """Return all maps of one image."""
-    image_3HW, shown_HW3 = _views(subject, sample, setting)
-    network, device = subject.network, device_of(subject.network)
+    image_3HW, shown_HW3 = _views(loaded, sample, setting)
+    network, device = loaded.network, device_of(loaded.network)
     image_BCHW = image_3HW[None].to(device)
     run = cam_targets.run_of(network)
-    target, words, box = _target(subject, run, image_BCHW, setting)
+    target, words, box = _target(loaded, run, image_BCHW, setting)
     activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)
     maps = {}
     for method in setting.methods:
@@ -122,8 +122,8 @@ def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
         score = _probability(target, run)
         scores = {m: cam_scores.faithfulness(score, image_BCHW[0], one.map_BHW[0]) for m, one in maps.items()}
     return Explained(
-        subject.name,
-        subject.weights,
+        loaded.name,
+        loaded.weights,
         sample.id,
         shown_HW3,
         words,
@@ -136,42 +136,42 @@ def explain(subject: Subject, sample: Sample, setting: CamSetting) -> Explained:
     )
 
 
-def _views(subject: Subject, sample: Sample, setting: CamSetting) -> tuple[Tensor, np.ndarray]:
+def _views(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> tuple[Tensor, np.ndarray]:
     """Return the image as the network takes it, (3, H, W), and the same crop as (H, W, 3) uint8."""
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-    plain = replace(subject.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    side = side_for(subject, sample.image, setting.size)
-    if isinstance(subject.network, Detector | Segmentor):
-        views = [prepared(sample.image, side, one, "short_side") for one in (subject.preparation, plain)]
+    plain = replace(loaded.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    side = side_for(loaded, sample.image, setting.size)
+    if isinstance(loaded.network, Detector | Segmentor):
+        views = [prepared(sample.image, side, one, "short_side") for one in (loaded.preparation, plain)]
     else:
-        views = [evaluated(sample.image, side, one) for one in (subject.preparation, plain)]
+        views = [evaluated(sample.image, side, one) for one in (loaded.preparation, plain)]
     shown_HW3 = (views[1] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return views[0], np.ascontiguousarray(shown_HW3)
 
 
 def _target(
-    subject: Subject, run: Callable[[Tensor], Any], image_BCHW: Tensor, setting: CamSetting
+    loaded: LoadedNetwork, run: Callable[[Tensor], Any], image_BCHW: Tensor, setting: CamSetting
 ) -> tuple[cam.Target, str, cam_targets.Box | None]:
     """Return what is explained, in words as well, and the box of the object."""
-    label = None if setting.label is None else label_of(setting.label, subject)
+    label = None if setting.label is None else label_of(setting.label, loaded)
     with torch.no_grad():
         output = run(image_BCHW)
-    if isinstance(subject.network, Detector):
+    if isinstance(loaded.network, Detector):
         chosen = cam_targets.chosen_detection(output[0], setting.box, label)
         x1, y1, x2, y2 = output[0].boxes_N4[chosen].tolist()
         own = int(output[0].labels_N[chosen])
-        return cam_targets.box_target((x1, y1, x2, y2), own), _name(subject, own), (x1, y1, x2, y2)
-    if isinstance(subject.network, Segmentor):
+        return cam_targets.box_target((x1, y1, x2, y2), own), _name(loaded, own), (x1, y1, x2, y2)
+    if isinstance(loaded.network, Segmentor):
         best = int(output.argmax(dim=1).flatten().bincount().argmax()) if label is None else label
         region_HW = _region(setting.box, image_BCHW)
         where = "its pixels" if region_HW is None else "the box"
-        return cam_targets.region_target(best, region_HW), f"{_name(subject, best)} in {where}", setting.box
+        return cam_targets.region_target(best, region_HW), f"{_name(loaded, best)} in {where}", setting.box
     if setting.box is not None:
-        raise ValueError(f"{subject.name} is a classifier, and --box is for detectors and segmentors; remove --box")
+        raise ValueError(f"{loaded.name} is a classifier, and --box is for detectors and segmentors; remove --box")
     target = cam_targets.class_target(label)
     target(output)  # raises its sentence for another kind of network
     best = int(output[0].argmax()) if label is None else label
-    return cam_targets.class_target(best), _name(subject, best), None
+    return cam_targets.class_target(best), _name(loaded, best), None
 
 
 def _region(box: cam_targets.Box | None, image_BCHW: Tensor) -> Tensor | None:
@@ -186,32 +186,32 @@ def _region(box: cam_targets.Box | None, image_BCHW: Tensor) -> Tensor | None:
     return region_HW
 
 
-def label_of(text: str, subject: Subject) -> int:
+def label_of(text: str, loaded: LoadedNetwork) -> int:
     """Return the class that a name or a number stands for.
 
     Raises:
         ValueError: the network has no such class.
     """
-    if text in subject.classes:
-        return subject.classes.index(text)
-    if text.isdecimal() and (not subject.classes or int(text) < len(subject.classes)):
+    if text in loaded.classes:
+        return loaded.classes.index(text)
+    if text.isdecimal() and (not loaded.classes or int(text) < len(loaded.classes)):
         return int(text)
-    shown = ", ".join(subject.classes[:5]) + (", ..." if len(subject.classes) > 5 else "")
-    raise ValueError(f"{subject.name} has no class {text!r}; its classes are {shown}; give one of them or its number")
+    shown = ", ".join(loaded.classes[:5]) + (", ..." if len(loaded.classes) > 5 else "")
+    raise ValueError(f"{loaded.name} has no class {text!r}; its classes are {shown}; give one of them or its number")
 
 
-def _name(subject: Subject, label: int) -> str:
-    return subject.classes[label] if label < len(subject.classes) else f"class {label}"
+def _name(loaded: LoadedNetwork, label: int) -> str:
+    return loaded.classes[label] if label < len(loaded.classes) else f"class {label}"
 
 
-def _check_scores(subjects: Sequence[Subject], setting: CamSetting) -> None:
-    for subject in subjects:
-        if not isinstance(subject.network, Detector | Segmentor):
+def _check_scores(networks: Sequence[LoadedNetwork], setting: CamSetting) -> None:
+    for loaded in networks:
+        if not isinstance(loaded.network, Detector | Segmentor):
             continue
         if setting.scores:
-            raise ValueError(f"--scores measures classifiers, and {subject.name} is none; remove --scores")
+            raise ValueError(f"--scores measures classifiers, and {loaded.name} is none; remove --scores")
         if cam.SCORE_CAM in setting.methods:
-            raise ValueError(f"--method {cam.SCORE_CAM} is for classifiers, and {subject.name} is none; remove it")
+            raise ValueError(f"--method {cam.SCORE_CAM} is for classifiers, and {loaded.name} is none; remove it")
 
 
 def _probability(target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis import cka
 from fourstage.analysis.images import prepared
-from fourstage.analysis.subjects import Subject, untrained_twin
+from fourstage.analysis.networks import LoadedNetwork, untrained_twin
 from fourstage.analysis.taps import block_taps, stage_maps
 from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.data.sample import Dataset
@@ -20,7 +20,7 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.cka import Pair, cka_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
 _OWN_STAGES = "CKA compares stages, so give your network `levels` and let it return its maps (docs/backbones.md)"
@@ -79,16 +79,16 @@ def analyze_cka(
     chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES, fewest=cka.FEWEST)
     positions = _shuffled(chosen.positions)
     batch = _batch_size(setting, len(positions))
-    first, *others = load_subjects(sources, "maps", loading)
+    first, *others = load_networks(sources, "maps", loading)
     ceiling = _ceiling(first, setting, loading)
     compared = [(first, "itself"), *([(ceiling, "ceiling")] if ceiling else []), *((one, "other") for one in others)]
     side = setting.size or first.preparation.image_size[0]
-    subjects = [one for one, _ in compared]
+    networks = [one for one, _ in compared]
     with Bar("comparing", len(positions), show=show) as bar:
         found = cka.compare_with_first(
-            [one.network for one in subjects],
-            _batches(dataset, positions, subjects, side, batch, bar),
-            [_taps(one, setting, side) for one in subjects],
+            [one.network for one in networks],
+            _batches(dataset, positions, networks, side, batch, bar),
+            [_taps(one, setting, side) for one in networks],
             estimator=setting.estimator,
             pooling=setting.pooling,
         )
@@ -125,9 +125,9 @@ def _shuffled(positions: Sequence[int]) -> list[int]:
     return [positions[i] for i in np.random.default_rng(0).permutation(len(positions))]
 
 
-def _ceiling(first: Subject, setting: CkaSetting, loading: Loading) -> Subject | None:
+def _ceiling(first: LoadedNetwork, setting: CkaSetting, loading: Loading) -> LoadedNetwork | None:
     if setting.ceiling is not None:
-        [given] = load_subjects([setting.ceiling], "maps", loading)
+        [given] = load_networks([setting.ceiling], "maps", loading)
         return given
     if first.trained or first.rebuild is None:
         return None
@@ -136,13 +136,13 @@ def _ceiling(first: Subject, setting: CkaSetting, loading: Loading) -> Subject |
     return replace(twin, name=f"{first.name}, seed {loading.seed + 1}")
 
 
-def _taps(subject: Subject, setting: CkaSetting, side: int) -> tuple[str, ...]:
+def _taps(loaded: LoadedNetwork, setting: CkaSetting, side: int) -> tuple[str, ...]:
     if setting.by == "block":
-        with naming(subject.name, lambda _: "leave --by block out, so that stages are compared"):
-            return block_taps(subject.network)
-    device = device_of(subject.network)
-    with torch.inference_mode(), naming(subject.name, partial(_without_stages, subject.network)):
-        count = len(stage_maps(subject.network, torch.zeros(1, 3, side, side, device=device)))
+        with naming(loaded.name, lambda _: "leave --by block out, so that stages are compared"):
+            return block_taps(loaded.network)
+    device = device_of(loaded.network)
+    with torch.inference_mode(), naming(loaded.name, partial(_without_stages, loaded.network)):
+        count = len(stage_maps(loaded.network, torch.zeros(1, 3, side, side, device=device)))
     return tuple(f"stage{i + 1}" for i in range(count))
 
 
@@ -156,14 +156,14 @@ def _without_stages(network: nn.Module, _: UnsuitableNetwork) -> str:
 
 
 def _batches(
-    dataset: Dataset, positions: Sequence[int], subjects: Sequence[Subject], side: int, size: int, bar: Bar
+    dataset: Dataset, positions: Sequence[int], networks: Sequence[LoadedNetwork], side: int, size: int, bar: Bar
 ) -> Iterator[list[Tensor]]:
     """Yield batches of the same crops, normalised for each of the networks."""
     for begin in range(0, len(positions), size):
         images = [sample.image for sample in read(dataset, positions[begin : begin + size])]
         arrays = [image for image in images if isinstance(image, np.ndarray)]
         yield [
-            torch.stack([prepared(image, side, one.preparation, "short_side") for image in arrays]) for one in subjects
+            torch.stack([prepared(image, side, one.preparation, "short_side") for image in arrays]) for one in networks
         ]
         bar.update(begin + len(images))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fourstage.analysis import erf
 from fourstage.analysis.images import Resize, prepared
-from fourstage.analysis.subjects import Subject
+from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork, naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
@@ -17,7 +17,7 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.erf import FORMS, Field, erf_page
 from fourstage.report.number_format import significant
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, readable
+from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_networks, open_images, readable
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
 SMALLEST, LARGEST = 32, 4096  # pixels a side
@@ -75,14 +75,14 @@ def analyze_erf(
     chosen = choose(dataset, setting.images, setting.order, data, default=erf.IMAGES)
     later = _later(dataset, chosen, setting)
     count = min(chosen.requested, len(chosen.positions) + len(later))
-    subjects = load_subjects(sources, "maps", loading or Loading(), untrained=setting.untrained)
+    networks = load_networks(sources, "maps", loading or Loading(), untrained=setting.untrained)
     fields = []
-    with Bar("measuring receptive fields", len(subjects) * count, show=show) as bar:
-        for i, subject in enumerate(subjects):
-            images = _counted(_images(dataset, (*chosen.positions, *later), subject, setting), bar, i * count)
-            with naming(subject.name, with_map):
-                found = erf.receptive_field(subject.network, images, tap=setting.tap, count=count)
-            fields.append(_field(subject, found, setting))
+    with Bar("measuring receptive fields", len(networks) * count, show=show) as bar:
+        for i, loaded in enumerate(networks):
+            images = _counted(_images(dataset, (*chosen.positions, *later), loaded, setting), bar, i * count)
+            with naming(loaded.name, with_map):
+                found = erf.receptive_field(loaded.network, images, tap=setting.tap, count=count)
+            fields.append(_field(loaded, found, setting))
     files = write(
         folder,
         "erf",
@@ -111,10 +111,10 @@ def _later(dataset: Dataset, chosen: Chosen, setting: ErfSetting) -> Sequence[in
     return range(chosen.positions[-1] + 1, len(dataset)) if setting.order == "first" else ()
 
 
-def _images(dataset: Dataset, positions: Sequence[int], subject: Subject, setting: ErfSetting) -> Iterator[Tensor]:
+def _images(dataset: Dataset, positions: Sequence[int], loaded: LoadedNetwork, setting: ErfSetting) -> Iterator[Tensor]:
     for sample in readable(dataset, positions):
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-        yield prepared(sample.image, setting.size, subject.preparation, setting.resize)
+        yield prepared(sample.image, setting.size, loaded.preparation, setting.resize)
 
 
 def _counted(images: Iterator[Tensor], bar: Bar, before: int) -> Iterator[Tensor]:
@@ -123,13 +123,13 @@ def _counted(images: Iterator[Tensor], bar: Bar, before: int) -> Iterator[Tensor
         yield image
 
 
-def _field(subject: Subject, found: erf.Erf, setting: ErfSetting) -> Field:
+def _field(loaded: LoadedNetwork, found: erf.Erf, setting: ErfSetting) -> Field:
     ratios: dict[erf.Scale, Mapping[float, erf.Square | None]] = {
         scale: erf.squares(found, scale, centre=setting.centre, power=setting.power) for scale in erf.SCALES
     }
     return Field(
-        subject.name,
-        subject.weights,
+        loaded.name,
+        loaded.weights,
         found,
         ratios,
         erf.profile(found, centre=setting.centre),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fourstage.analysis.subjects import Form, Subject, load_subject, untrained_twin
+from fourstage.analysis.networks import Form, LoadedNetwork, load_network, untrained_twin
 from fourstage.data.bad_images import find_bad_images
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import is_image_name, read_image
@@ -33,7 +33,7 @@ LARGEST = 640  # pixels a side, of images for detectors and segmentors, unless a
 
 @dataclass(frozen=True)
 class Loading:
-    """How the networks of a call are loaded; see `load_subject`."""
+    """How the networks of a call are loaded; see `load_network`."""
 
     pretrained: bool = False
     which: str = "model"
@@ -42,9 +42,9 @@ class Loading:
     imports: tuple[str, ...] = ()
 
 
-def load_subjects(
+def load_networks(
     sources: Sequence[str | Path | nn.Module], form: Form, loading: Loading, *, untrained: bool = False
-) -> list[Subject]:
+) -> list[LoadedNetwork]:
     """Return the networks on the device, each under a name of its own.
 
     Args:
@@ -52,9 +52,9 @@ def load_subjects(
     """
     device = choose_device(loading.device)
     import_files(loading.imports)
-    found: list[Subject] = []
+    found: list[LoadedNetwork] = []
     for source in sources:
-        one = load_subject(source, form=form, pretrained=loading.pretrained, which=loading.which, seed=loading.seed)
+        one = load_network(source, form=form, pretrained=loading.pretrained, which=loading.which, seed=loading.seed)
         found.append(one)
         if untrained and one.trained:
             found.append(untrained_twin(one, loading.seed))
@@ -63,12 +63,12 @@ def load_subjects(
     return _named_apart(found)
 
 
-def _named_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Return the subjects with numbers behind names that come more than once with the same kind of weights."""
-    times = Counter((one.name, one.trained) for one in subjects)
+def _named_apart(networks: Sequence[LoadedNetwork]) -> list[LoadedNetwork]:
+    """Return the networks with numbers behind names that come more than once with the same kind of weights."""
+    times = Counter((one.name, one.trained) for one in networks)
     seen: Counter[tuple[str, bool]] = Counter()
     out = []
-    for one in subjects:
+    for one in networks:
         key = (one.name, one.trained)
         seen[key] += 1
         out.append(replace(one, name=f"{one.name} ({seen[key]})") if times[key] > 1 else one)
@@ -184,13 +184,13 @@ def readable(dataset: Dataset, positions: Iterable[int]) -> Iterator[Sample]:
             continue
 
 
-def side_for(subject: Subject, image_HW3: np.ndarray, size: int | None) -> int:
+def side_for(loaded: LoadedNetwork, image_HW3: np.ndarray, size: int | None) -> int:
     """Return the side of square views: as requested, else the network's own, else of dense tasks the image's.
 
     Views of detectors and segmentors have multiples of 32 pixels, to which detectors pad.
     """
-    if not isinstance(subject.network, Detector | Segmentor):
-        return size or subject.preparation.image_size[0]
+    if not isinstance(loaded.network, Detector | Segmentor):
+        return size or loaded.preparation.image_size[0]
     side = size or min(LARGEST, *image_HW3.shape[:2])
     return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
 

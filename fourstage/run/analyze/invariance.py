@@ -9,15 +9,15 @@ import numpy as np
 from torch import nn
 
 from fourstage.analysis.invariance import FAMILIES, Family, Protocol, evaluate_invariance
+from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.statistics import bootstrap_means
-from fourstage.analysis.subjects import Subject
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.invariance import MEASURES, Invariance, invariance_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, few_words, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Loading, Order, choose, few_words, load_networks, open_images, read
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
@@ -73,16 +73,16 @@ def analyze_invariance(
     dataset = open_images(data)
     chosen = choose(dataset, setting.images, setting.order, data, default=IMAGES)
     positions = chosen.positions
-    subjects = load_subjects(sources, "logits", loading or Loading())
+    networks = load_networks(sources, "logits", loading or Loading())
     found, notes = [], []
-    with Bar("measuring invariance", len(subjects) * len(positions), show=show) as bar:
-        for i, subject in enumerate(subjects):
-            usable, note = labelled_for(dataset, subject, data)
+    with Bar("measuring invariance", len(networks) * len(positions), show=show) as bar:
+        for i, loaded in enumerate(networks):
+            usable, note = labelled_for(dataset, loaded, data)
             notes += [note] if note else []
             images = _images(usable if usable is not None else dataset, positions, usable is not None, bar, i)
-            with naming(subject.name):
-                curves = evaluate_invariance(subject.network, images, setting.families, _protocol(subject, setting))
-            found.append(Invariance(subject.name, subject.weights, curves))
+            with naming(loaded.name):
+                curves = evaluate_invariance(loaded.network, images, setting.families, _protocol(loaded, setting))
+            found.append(Invariance(loaded.name, loaded.weights, curves))
     which = {"first": "the first", "spread": "evenly spread"}[setting.order]
     words = f"{plural(len(positions), 'image')} ({which} of {Path(data).name})"
     files = write(
@@ -106,9 +106,9 @@ def analyze_invariance(
     )
 
 
-def _protocol(subject: Subject, setting: InvarianceSetting) -> Protocol:
-    side = setting.size or subject.preparation.image_size[0]
-    return Protocol(subject.preparation, side, setting.directions, setting.original, setting.seed)
+def _protocol(loaded: LoadedNetwork, setting: InvarianceSetting) -> Protocol:
+    side = setting.size or loaded.preparation.image_size[0]
+    return Protocol(loaded.preparation, side, setting.directions, setting.original, setting.seed)
 
 
 def _images(

@@ -10,17 +10,17 @@ from torch import nn
 
 from fourstage.analysis.images import prepared
 from fourstage.analysis.maps import GRID, MixerMaps, check_point, mixer_maps
-from fourstage.analysis.subjects import Subject
+from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Batch, Sample
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.report.analyses.maps import DetectorLooks, Looked, maps_page
+from fourstage.report.analyses.maps import ImageMaps, QueryPoints, maps_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_subjects, open_images, read, side_for
+from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read, side_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.dino import DINO
-from fourstage.tasks.detection.dino_looks import best_looks
+from fourstage.tasks.detection.dino_query_points import best_query_points
 
 CLICKABLE = 4  # images whose pictures show the attention of a clicked point; the networks share them, one each at least
 QUERIES = 3  # of a DINO that are drawn
@@ -67,13 +67,13 @@ def analyze_maps(
     setting, folder = setting or MapsSetting(), check_folder(out)
     dataset = open_images(data)
     chosen = choose(dataset, setting.images, setting.order, data, default=1)
-    subjects = load_subjects(sources, "maps", loading or Loading())
-    found: list[Looked] = []
-    clickable = max(1, CLICKABLE // len(subjects))
-    with Bar("reading maps", len(subjects) * len(chosen.positions), show=show) as bar:
-        for subject in subjects:
+    networks = load_networks(sources, "maps", loading or Loading())
+    found: list[ImageMaps] = []
+    clickable = max(1, CLICKABLE // len(networks))
+    with Bar("reading maps", len(networks) * len(chosen.positions), show=show) as bar:
+        for loaded in networks:
             for i, sample in enumerate(read(dataset, chosen.positions)):
-                found.append(look(subject, sample, setting, GRID if i < clickable else 0))
+                found.append(maps_of(loaded, sample, setting, GRID if i < clickable else 0))
                 bar.update(len(found))
     files = write(
         folder,
@@ -90,40 +90,40 @@ def analyze_maps(
     return Outcome(_HEAD, tuple(_printed(found)), (*notes, *chosen.notes), files)
 
 
-def look(subject: Subject, sample: Sample, setting: MapsSetting, grid: int = 0) -> Looked:
+def maps_of(loaded: LoadedNetwork, sample: Sample, setting: MapsSetting, grid: int = 0) -> ImageMaps:
     """Return the maps of one image: of all mixers the distances, and of the last of each stage the pictures.
 
     Args:
         grid: points a side whose attention a reader can choose; 0: that of the given point alone.
     """
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-    side = side_for(subject, sample.image, setting.size)
-    plain = replace(subject.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    image_BCHW = prepared(sample.image, side, subject.preparation, "short_side")[None].to(device_of(subject.network))
+    side = side_for(loaded, sample.image, setting.size)
+    plain = replace(loaded.preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    image_BCHW = prepared(sample.image, side, loaded.preparation, "short_side")[None].to(device_of(loaded.network))
     shown_3HW = prepared(sample.image, side, plain, "short_side")
     shown_HW3 = np.ascontiguousarray((shown_3HW * 255).round().byte().permute(1, 2, 0).numpy())
     point = setting.point or (side / 2, side / 2)
     check_point(point, (side, side))  # first: a DINO has points of its own, whatever its backbone
-    looks = _looks(subject.network, image_BCHW, subject) if isinstance(subject.network, DINO) else None
+    query_points = _query_points(loaded.network, image_BCHW, loaded) if isinstance(loaded.network, DINO) else None
     try:
-        with naming(subject.name):
-            every = mixer_maps(subject.network, image_BCHW, point, grid=grid)
+        with naming(loaded.name):
+            every = mixer_maps(loaded.network, image_BCHW, point, grid=grid)
     except ValueError:
-        if looks is None:  # the points of a DINO are there whatever its backbone
+        if query_points is None:  # the points of a DINO are there whatever its backbone
             raise
         every = []
-    return Looked(subject.name, subject.weights, sample.id, shown_HW3, point, tuple(every), looks)
+    return ImageMaps(loaded.name, loaded.weights, sample.id, shown_HW3, point, tuple(every), query_points)
 
 
-def _looks(network: DINO, image_BCHW: torch.Tensor, subject: Subject) -> DetectorLooks:
+def _query_points(network: DINO, image_BCHW: torch.Tensor, loaded: LoadedNetwork) -> QueryPoints:
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-    found = best_looks(network, Batch(("image",), image_BCHW, (size,), (size,)), QUERIES)
-    names = [subject.classes[i] if i < len(subject.classes) else f"class {i}" for i in found.labels_Q.tolist()]
-    return DetectorLooks(
+    found = best_query_points(network, Batch(("image",), image_BCHW, (size,), (size,)), QUERIES)
+    names = [loaded.classes[i] if i < len(loaded.classes) else f"class {i}" for i in found.labels_Q.tolist()]
+    return QueryPoints(
         found.boxes_Q4.cpu().numpy(),
         tuple(names),
         found.scores_Q.cpu().numpy(),
-        found.places_QS2.cpu().numpy(),
+        found.points_QS2.cpu().numpy(),
         found.weights_QS.cpu().numpy(),
     )
 
@@ -131,7 +131,7 @@ def _looks(network: DINO, image_BCHW: torch.Tensor, subject: Subject) -> Detecto
 _HEAD = ("network", "layer", "mixer", "cells", "px", "of heads")
 
 
-def _printed(found: Sequence[Looked]) -> Iterator[tuple[str, ...]]:
+def _printed(found: Sequence[ImageMaps]) -> Iterator[tuple[str, ...]]:
     """Yield a row for the last mixer of each kind in each stage, for each network's first image."""
     shown: set[str] = set()
     for one in found:
@@ -152,8 +152,8 @@ def _printed(found: Sequence[Looked]) -> Iterator[tuple[str, ...]]:
                 heads,
             )
             name = ""
-        if one.looks is not None:
-            for found_name, score in zip(one.looks.names, one.looks.scores_Q, strict=True):
+        if one.query_points is not None:
+            for found_name, score in zip(one.query_points.names, one.query_points.scores_Q, strict=True):
                 yield (name, "decoder", f"DINO: {found_name} {score:.2f}", "", "", "")
                 name = ""
 
@@ -163,7 +163,7 @@ def _short(layer: str) -> str:
     return layer.removeprefix("backbone.").removeprefix("stages.").replace("blocks.", "")
 
 
-def _rows(found: Sequence[Looked]) -> Iterator[tuple[object, ...]]:
+def _rows(found: Sequence[ImageMaps]) -> Iterator[tuple[object, ...]]:
     for one in found:
         for maps in one.mixers:
             for head, distance in enumerate(maps.distances_h):
@@ -171,7 +171,7 @@ def _rows(found: Sequence[Looked]) -> Iterator[tuple[object, ...]]:
                 yield (*start, head, float(distance))
 
 
-def _arrays(found: Sequence[Looked]) -> dict[str, np.ndarray]:
+def _arrays(found: Sequence[ImageMaps]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for one in found:
         key = f"{one.name} {one.weights}__{one.image.replace('/', '|')}"
@@ -179,9 +179,12 @@ def _arrays(found: Sequence[Looked]) -> dict[str, np.ndarray]:
         for maps in one.mixers:
             for name, value in _maps_of(maps).items():
                 out[f"{key}__{maps.name}__{name}"] = value
-        if one.looks is not None:
-            out |= {f"{key}__dino__boxes": one.looks.boxes_Q4, f"{key}__dino__points": one.looks.points_QS2}
-            out[f"{key}__dino__weights"] = one.looks.weights_QS
+        if one.query_points is not None:
+            out |= {
+                f"{key}__dino__boxes": one.query_points.boxes_Q4,
+                f"{key}__dino__points": one.query_points.points_QS2,
+            }
+            out[f"{key}__dino__weights"] = one.query_points.weights_QS
     return out
 
 

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from fourstage.analysis import robustness as rb
 from fourstage.analysis.images import evaluated, normalised
+from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.statistics import bootstrap_means
-from fourstage.analysis.subjects import Subject
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.report.analyses.robustness import Robust, robustness_page
+from fourstage.report.analyses.robustness import NetworkRobustness, robustness_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_subjects, open_images, read
+from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_networks, open_images, read
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
 SIDE_C = 224  # pixels of ImageNet-C's images, of which the centre is taken without a resize
 AT_ONCE = 32  # images in memory
 FEW = 100  # images that are corrupted here unless --images says more
-Seen = Callable[[Subject, Sample], Tensor]
+Seen = Callable[[LoadedNetwork, Sample], Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def analyze_robustness(
     variant = None if published else find_variant(Path(data))
     if not published and variant is None:
         rb.check_corruptions(setting.corruptions)
-    subjects = load_subjects(sources, "logits", loading or Loading())
+    networks = load_networks(sources, "logits", loading or Loading())
     if published:
-        found, notes = _imagenet_c(subjects, published, setting, show)
+        found, notes = _imagenet_c(networks, published, setting, show)
     elif variant is not None:
-        found, notes = _variant(subjects, Variant(variant), Path(data), setting, show)
+        found, notes = _variant(networks, Variant(variant), Path(data), setting, show)
     else:
-        found, notes = _corrupted_here(subjects, data, setting, show)
+        found, notes = _corrupted_here(networks, data, setting, show)
     files = write(
         folder,
         "robustness",
@@ -111,25 +111,25 @@ def folders_of_imagenet_c(root: Path) -> dict[tuple[str, int], Path]:
 
 
 def _imagenet_c(
-    subjects: Sequence[Subject], folders: dict[tuple[str, int], Path], setting: RobustnessSetting, show: bool
-) -> tuple[list[Robust], tuple[str, ...]]:
+    networks: Sequence[LoadedNetwork], folders: dict[tuple[str, int], Path], setting: RobustnessSetting, show: bool
+) -> tuple[list[NetworkRobustness], tuple[str, ...]]:
     """Measure the published images: the centre of 224 pixels, without a resize."""
-    _check_imagenet(subjects)
-    accuracies: list[dict[tuple[str, int], rb.Accuracy]] = [{} for _ in subjects]
+    _check_imagenet(networks)
+    accuracies: list[dict[tuple[str, int], rb.Accuracy]] = [{} for _ in networks]
     notes = ["ImageNet-C's images are taken as published: the centre of 224 pixels, without a resize."]
     with Bar("measuring robustness", len(folders), show=show) as bar:
         for i, (key, folder) in enumerate(folders.items()):
             data = Variant(folder)
             chosen = _chosen(data, setting.images, setting, folder)
             notes += chosen.notes
-            correct = _correct(subjects, data, chosen.positions, _centre, data.among)
+            correct = _correct(networks, data, chosen.positions, _centre, data.among)
             for known, right_N in zip(accuracies, correct, strict=True):
                 known[key] = rb.Accuracy(right_N)
             bar.update(i + 1)
     found = []
-    for subject, known in zip(subjects, accuracies, strict=True):
+    for loaded, known in zip(networks, accuracies, strict=True):
         errors = rb.corruption_errors({key: one.error for key, one in known.items()})
-        found.append(Robust(subject.name, subject.weights, "ImageNet-C", None, known, errors))
+        found.append(NetworkRobustness(loaded.name, loaded.weights, "ImageNet-C", None, known, errors))
         if errors.missing:
             notes.append(f"There is no mCE: these corruptions are missing: {'; '.join(errors.missing)}.")
     if setting.images is not None:
@@ -141,21 +141,23 @@ def _imagenet_c(
 
 
 def _variant(
-    subjects: Sequence[Subject], data: Variant, root: Path, setting: RobustnessSetting, show: bool
-) -> tuple[list[Robust], tuple[str, ...]]:
+    networks: Sequence[LoadedNetwork], data: Variant, root: Path, setting: RobustnessSetting, show: bool
+) -> tuple[list[NetworkRobustness], tuple[str, ...]]:
     """Measure a test set whose folders are ImageNet's classes."""
-    _check_imagenet(subjects)
+    _check_imagenet(networks)
     chosen = _chosen(data, setting.images, setting, root)
     positions = chosen.positions
     real = read_real(root, data)
     found = []
     notes = [*chosen.notes, *([f"{data.note[0].upper()}{data.note[1:]}."] if data.note else [])]
-    with Bar("measuring robustness", len(subjects), show=show) as bar:
-        for i, subject in enumerate(subjects):
-            best_N = _best([subject], data, positions, _standard(setting), data.among)[0]
+    with Bar("measuring robustness", len(networks), show=show) as bar:
+        for i, loaded in enumerate(networks):
+            best_N = _best([loaded], data, positions, _standard(setting), data.among)[0]
             correct_N = best_N == data.labels_N[positions]
             found.append(
-                Robust(subject.name, subject.weights, root.name, rb.Accuracy(correct_N.astype(float)), {}, None)
+                NetworkRobustness(
+                    loaded.name, loaded.weights, root.name, rb.Accuracy(correct_N.astype(float)), {}, None
+                )
             )
             if real is not None:
                 valid = [
@@ -163,39 +165,39 @@ def _variant(
                 ]
                 hits_N = np.array([float(best in labels) for best, labels in valid])
                 own = rb.Accuracy(hits_N)
-                found.append(Robust(subject.name, subject.weights, f"{root.name}, ReaL", own, {}, None))
+                found.append(NetworkRobustness(loaded.name, loaded.weights, f"{root.name}, ReaL", own, {}, None))
             bar.update(i + 1)
     return found, tuple(notes)
 
 
 def _corrupted_here(
-    subjects: Sequence[Subject], path: str | Path, setting: RobustnessSetting, show: bool
-) -> tuple[list[Robust], tuple[str, ...]]:
+    networks: Sequence[LoadedNetwork], path: str | Path, setting: RobustnessSetting, show: bool
+) -> tuple[list[NetworkRobustness], tuple[str, ...]]:
     """Corrupt the validation crops of a labelled set; all networks of one size see the same corrupted images."""
     dataset = open_images(path)
     names, severities = setting.corruptions or rb.CORRUPTIONS, setting.severities
     chosen = choose(dataset, setting.images, setting.order, path, default=FEW)
     positions = chosen.positions
     keys = [("", 0), *((name, severity) for name in names for severity in severities)]
-    correct: list[list[np.ndarray]] = [[] for _ in subjects]
-    labelled = [_labelled(dataset, subject, path) for subject in subjects]
+    correct: list[list[np.ndarray]] = [[] for _ in networks]
+    labelled = [_labelled(dataset, loaded, path) for loaded in networks]
     with Bar("measuring robustness", len(positions), show=show) as bar:
         for i, position in enumerate(positions):
-            made: dict[tuple[int, float, str, str], list[np.ndarray]] = {}
-            for subject, own, data in zip(subjects, correct, labelled, strict=True):
+            kept: dict[tuple[int, float, str, str], list[np.ndarray]] = {}
+            for loaded, own, data in zip(networks, correct, labelled, strict=True):
                 sample = data.sample(position)
-                crops = _crops(sample, subject, setting, keys, position, made)
-                p = subject.preparation
+                crops = _crops(sample, loaded, setting, keys, position, kept)
+                p = loaded.preparation
                 images_BCHW = torch.stack([normalised(crop, p.mean, p.std) for crop in crops])
-                with naming(subject.name):
-                    own.append(rb.best_classes(subject.network, images_BCHW) == sample.label)
+                with naming(loaded.name):
+                    own.append(rb.best_classes(loaded.network, images_BCHW) == sample.label)
             bar.update(i + 1)
     found = []
-    for subject, own in zip(subjects, correct, strict=True):
+    for loaded, own in zip(networks, correct, strict=True):
         by_key = np.stack(own, axis=1).astype(float)
         known = {key: rb.Accuracy(by_key[k]) for k, key in enumerate(keys)}
         clean = known.pop(("", 0))
-        found.append(Robust(subject.name, subject.weights, "corrupted here", clean, known, None))
+        found.append(NetworkRobustness(loaded.name, loaded.weights, "corrupted here", clean, known, None))
     notes = (
         f"{plural(len(positions), 'image')} were corrupted here after the crop, by imagecorruptions-imaug. They are "
         "not the images of ImageNet-C, so there is no mCE.",
@@ -205,8 +207,8 @@ def _corrupted_here(
     return found, notes
 
 
-def _labelled(dataset: Dataset, subject: Subject, path: str | Path) -> Dataset:
-    usable, note = labelled_for(dataset, subject, path)
+def _labelled(dataset: Dataset, loaded: LoadedNetwork, path: str | Path) -> Dataset:
+    usable, note = labelled_for(dataset, loaded, path)
     if usable is None:
         raise ValueError(f"{note[:-1]}; give a data set with the network's classes")
     return usable
@@ -214,81 +216,81 @@ def _labelled(dataset: Dataset, subject: Subject, path: str | Path) -> Dataset:
 
 def _crops(
     sample: Sample,
-    subject: Subject,
+    loaded: LoadedNetwork,
     setting: RobustnessSetting,
     keys: Sequence[tuple[str, int]],
     position: int,
-    made: dict[tuple[int, float, str, str], list[np.ndarray]],
+    kept: dict[tuple[int, float, str, str], list[np.ndarray]],
 ) -> list[np.ndarray]:
-    """Return the crop of an image, uint8, without and with each corruption; those of one size are made once."""
+    """Return the crop of an image, uint8, without and with each corruption; each size is corrupted once."""
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-    p = subject.preparation
+    p = loaded.preparation
     side = setting.size or p.image_size[0]
-    place = (side, p.crop_pct, p.crop_mode, p.interpolation)
-    if place not in made:
+    prepared_as = (side, p.crop_pct, p.crop_mode, p.interpolation)
+    if prepared_as not in kept:
         plain = replace(p, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         view = evaluated(sample.image, side, plain)
         crop_HW3 = np.ascontiguousarray((view * 255).round().byte().permute(1, 2, 0).numpy())
         seed = setting.seed * 1_000_003 + position
-        made[place] = [crop_HW3 if not name else rb.corrupted(crop_HW3, name, s, seed) for name, s in keys]
-    return made[place]
+        kept[prepared_as] = [crop_HW3 if not name else rb.corrupted(crop_HW3, name, s, seed) for name, s in keys]
+    return kept[prepared_as]
 
 
 def _chosen(dataset: Dataset, images: int | None, setting: RobustnessSetting, data: str | Path) -> Chosen:
     return choose(dataset, images, setting.order, data, default=len(dataset))
 
 
-def _check_imagenet(subjects: Sequence[Subject]) -> None:
-    for subject in subjects:
-        if len(subject.classes) != CLASSES:
+def _check_imagenet(networks: Sequence[LoadedNetwork]) -> None:
+    for loaded in networks:
+        if len(loaded.classes) != CLASSES:
             raise ValueError(
-                f"{subject.name} has {len(subject.classes)} classes, and this test set is for ImageNet's {CLASSES}; "
+                f"{loaded.name} has {len(loaded.classes)} classes, and this test set is for ImageNet's {CLASSES}; "
                 "give a network of these, or a data set of yours"
             )
 
 
 def _standard(setting: RobustnessSetting) -> Seen:
-    def seen(subject: Subject, sample: Sample) -> Tensor:
+    def seen(loaded: LoadedNetwork, sample: Sample) -> Tensor:
         assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-        side = setting.size or subject.preparation.image_size[0]
-        return evaluated(sample.image, side, subject.preparation)
+        side = setting.size or loaded.preparation.image_size[0]
+        return evaluated(sample.image, side, loaded.preparation)
 
     return seen
 
 
-def _centre(subject: Subject, sample: Sample) -> Tensor:
+def _centre(loaded: LoadedNetwork, sample: Sample) -> Tensor:
     from torchvision.transforms.functional import center_crop
 
     assert isinstance(sample.image, np.ndarray), "data sets give arrays"
-    image_3HW = normalised(sample.image, subject.preparation.mean, subject.preparation.std)
+    image_3HW = normalised(sample.image, loaded.preparation.mean, loaded.preparation.std)
     return center_crop(image_3HW, [SIDE_C, SIDE_C])
 
 
 def _correct(
-    subjects: Sequence[Subject], data: Variant, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
+    networks: Sequence[LoadedNetwork], data: Variant, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
 ) -> list[np.ndarray]:
-    best = _best(subjects, data, positions, seen, among)
+    best = _best(networks, data, positions, seen, among)
     return [(one == data.labels_N[list(positions)]).astype(float) for one in best]
 
 
 def _best(
-    subjects: Sequence[Subject], data: Dataset, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
+    networks: Sequence[LoadedNetwork], data: Dataset, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
 ) -> list[np.ndarray]:
     """Return the best class of each image for each network; each image is read once."""
-    out: list[list[np.ndarray]] = [[] for _ in subjects]
+    out: list[list[np.ndarray]] = [[] for _ in networks]
     for begin in range(0, len(positions), AT_ONCE):
         samples = list(read(data, positions[begin : begin + AT_ONCE]))
-        for subject, own in zip(subjects, out, strict=True):
-            images_BCHW = torch.stack([seen(subject, sample) for sample in samples])
-            with naming(subject.name):
-                own.append(rb.best_classes(subject.network, images_BCHW, among))
+        for loaded, own in zip(networks, out, strict=True):
+            images_BCHW = torch.stack([seen(loaded, sample) for sample in samples])
+            with naming(loaded.name):
+                own.append(rb.best_classes(loaded.network, images_BCHW, among))
     return [np.concatenate(own) for own in out]
 
 
 _HEAD = ("network", "test set", "images", "top-1 %", "interval", "mCE")
 
 
-def _printed(found: Sequence[Robust]) -> Iterator[tuple[str, ...]]:
+def _printed(found: Sequence[NetworkRobustness]) -> Iterator[tuple[str, ...]]:
     for one in found:
         mce = "-" if one.errors is None or one.errors.mce is None else f"{one.errors.mce:.1f}"
         if one.plain is not None:
@@ -304,7 +306,7 @@ def _printed(found: Sequence[Robust]) -> Iterator[tuple[str, ...]]:
             yield (start, f"{one.test_set}, mean", count, f"{mean:.1f}", interval, mce)
 
 
-def mean_accuracy(one: Robust) -> tuple[float, float, float]:
+def mean_accuracy(one: NetworkRobustness) -> tuple[float, float, float]:
     """Return the mean over corruptions and severities, and its interval over images where all have the same ones."""
     rows = [accuracy.correct_N for accuracy in one.by_corruption.values()]
     mean = 100 * float(np.mean([row.mean() for row in rows]))
@@ -314,7 +316,7 @@ def mean_accuracy(one: Robust) -> tuple[float, float, float]:
     return mean, float(low_1[0]), float(high_1[0])
 
 
-def _rows(found: Sequence[Robust]) -> Iterator[tuple[object, ...]]:
+def _rows(found: Sequence[NetworkRobustness]) -> Iterator[tuple[object, ...]]:
     for one in found:
         if one.plain is not None:
             count = len(one.plain.correct_N)
@@ -324,7 +326,7 @@ def _rows(found: Sequence[Robust]) -> Iterator[tuple[object, ...]]:
             yield (*start, accuracy.top1, *accuracy.interval)
 
 
-def _arrays(found: Sequence[Robust]) -> dict[str, np.ndarray]:
+def _arrays(found: Sequence[NetworkRobustness]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for one in found:
         key = f"{one.name} {one.weights}__{one.test_set}"

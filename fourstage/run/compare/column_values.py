@@ -9,7 +9,7 @@ from fourstage.analysis import erf
 from fourstage.analysis.comparison import Column, Consistency, FieldMap, Pictures
 from fourstage.analysis.invariance import Family
 from fourstage.analysis.seeds import Summary, summarise
-from fourstage.analysis.similarity import Alike, alike
+from fourstage.analysis.similarity import Similarity, similarity_of_trainings
 from fourstage.plurals import plural
 from fourstage.recipe import Recipe
 from fourstage.run.analyze.inputs import NAMED
@@ -185,10 +185,10 @@ def _similarity(found: dict[str, list[Arrays]], reference: str) -> dict[str, lis
     out = {}
     for arm in found:
         own = units.get(arm)
-        ceiling = [] if own is None else alike(own)
-        with_base: list[Alike] = []
+        ceiling = [] if own is None else similarity_of_trainings(own)
+        with_base: list[Similarity] = []
         if own is not None and base is not None and own.shape[1:] == base.shape[1:] and arm != reference:
-            with_base = alike(base, own)
+            with_base = similarity_of_trainings(base, own)
         out[arm] = [
             *(_of_pairs(f"cka_stage{i + 1}", f"stage {i + 1}", with_base, i) for i in range(stages)),
             *(_of_pairs(f"cka_ceiling_stage{i + 1}", f"stage {i + 1}", ceiling, i) for i in range(stages)),
@@ -196,7 +196,7 @@ def _similarity(found: dict[str, list[Arrays]], reference: str) -> dict[str, lis
     return out
 
 
-def _of_pairs(key: str, label: str, values: Sequence[Alike], i: int) -> Column:
+def _of_pairs(key: str, label: str, values: Sequence[Similarity], i: int) -> Column:
     if i >= len(values) or not np.isfinite(values[i].mean):
         return Column(key, label, 3, (), None)
     one = values[i]
@@ -215,6 +215,6 @@ def _matrix(found: dict[str, list[Arrays]], reference: str) -> tuple[tuple[str, 
     matrix_TAA = np.full((shape[0], len(arms), len(arms)), np.nan)
     for i, a in enumerate(arms):
         for j, b in enumerate(arms[: i + 1]):
-            values = alike(units[a]) if a == b else alike(units[b], units[a])
+            values = similarity_of_trainings(units[a]) if a == b else similarity_of_trainings(units[b], units[a])
             matrix_TAA[:, i, j] = matrix_TAA[:, j, i] = [one.mean for one in values]
     return arms, matrix_TAA

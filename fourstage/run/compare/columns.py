@@ -17,8 +17,8 @@ import torch
 from fourstage.analysis import cka, erf
 from fourstage.analysis.images import prepared
 from fourstage.analysis.invariance import Family, Protocol, evaluate_invariance
+from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.analysis.similarity import unit_vectors
-from fourstage.analysis.subjects import Subject, load_subject
 from fourstage.analysis.taps import stage_maps
 from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.checksums import sum_of_file
@@ -174,15 +174,15 @@ def analyse(
     try:
         import_files(run.recipe.imports)
         chosen = images.of(run.recipe)
-        subject = load_subject(run.folder)
-        subject.network.to(choose_device("cpu" if run.recipe.device == "cpu" else "auto"))
+        loaded = load_network(run.folder)
+        loaded.network.to(choose_device("cpu" if run.recipe.device == "cpu" else "auto"))
     except (ValueError, OSError) as error:
         return RunAnalyses(out.found, {**out.reasons, **dict.fromkeys(missing, str(error))})
     for analysis in missing:
         try:
             with sentences("leave this analysis out of --analyses"), naming(run.recipe.network_name, _without):
                 own = _spread(chosen.images, IMAGES[run.recipe.task][analysis])
-                found = {**_measure(analysis, subject, run.recipe, own), **_names(own, chosen)}
+                found = {**_measure(analysis, loaded, run.recipe, own), **_names(own, chosen)}
         except ValueError as error:
             out.reasons[analysis] = str(error)
             continue
@@ -248,7 +248,7 @@ def side_of(recipe: Recipe, analysis: Analysis) -> int:
     return max(MULTIPLE, min(LARGEST[analysis], side) // MULTIPLE * MULTIPLE)
 
 
-def _measure(analysis: Analysis, subject: Subject, recipe: Recipe, images: Sequence[_Image]) -> Arrays:
+def _measure(analysis: Analysis, loaded: LoadedNetwork, recipe: Recipe, images: Sequence[_Image]) -> Arrays:
     """Return the arrays of one analysis.
 
     erf: the map over its sum, (H, W); `unit_centre`, `cells`. invariance: for each family its settings (V,), and
@@ -256,20 +256,20 @@ def _measure(analysis: Analysis, subject: Subject, recipe: Recipe, images: Seque
     """
     side = side_of(recipe, analysis)
     if analysis == "erf":
-        return _field(subject, images, side)
+        return _field(loaded, images, side)
     if analysis == "invariance":
-        return _invariance(subject, images, side)
-    device = device_of(subject.network)
+        return _invariance(loaded, images, side)
+    device = device_of(loaded.network)
     with torch.inference_mode():
-        count = len(stage_maps(subject.network, torch.zeros(1, 3, side, side, device=device)))
-    batch_BCHW = torch.stack([prepared(one.pixels_HW3, side, subject.preparation, "short_side") for one in images])
+        count = len(stage_maps(loaded.network, torch.zeros(1, 3, side, side, device=device)))
+    batch_BCHW = torch.stack([prepared(one.pixels_HW3, side, loaded.preparation, "short_side") for one in images])
     stages = [f"stage{i + 1}" for i in range(count)]
-    return {"units": unit_vectors(cka.grams_of(subject.network, batch_BCHW, stages, "flatten"))}
+    return {"units": unit_vectors(cka.grams_of(loaded.network, batch_BCHW, stages, "flatten"))}
 
 
-def _field(subject: Subject, images: Sequence[_Image], side: int) -> Arrays:
-    tensors = (prepared(one.pixels_HW3, side, subject.preparation, "short_side") for one in images)
-    found = erf.receptive_field(subject.network, tensors)
+def _field(loaded: LoadedNetwork, images: Sequence[_Image], side: int) -> Arrays:
+    tensors = (prepared(one.pixels_HW3, side, loaded.preparation, "short_side") for one in images)
+    found = erf.receptive_field(loaded.network, tensors)
     total = float(found.map_HW.sum())
     if not total > 0:
         raise ValueError("the field is zero everywhere: no pixel moves the last map")
@@ -280,9 +280,9 @@ def _field(subject: Subject, images: Sequence[_Image], side: int) -> Arrays:
     }
 
 
-def _invariance(subject: Subject, images: Sequence[_Image], side: int) -> Arrays:
-    protocol = Protocol(subject.preparation, side, directions="one")
-    curves = evaluate_invariance(subject.network, [(one.pixels_HW3, one.label) for one in images], FAMILIES, protocol)
+def _invariance(loaded: LoadedNetwork, images: Sequence[_Image], side: int) -> Arrays:
+    protocol = Protocol(loaded.preparation, side, directions="one")
+    curves = evaluate_invariance(loaded.network, [(one.pixels_HW3, one.label) for one in images], FAMILIES, protocol)
     out = dict[str, np.ndarray]()
     for family, one in curves.items():
         out[f"{family}_settings"] = one.settings_S

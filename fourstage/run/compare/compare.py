@@ -21,7 +21,7 @@ from fourstage.run.compare.metrics import check_metric
 from fourstage.run.compare.runs import Table, common_seeds, grouped, is_finished, read_finished
 from fourstage.run.folder import RunFolder
 from fourstage.run.train import train
-from fourstage.streams import say
+from fourstage.streams import print_lines
 from fourstage.user_files import import_files
 
 FILE = "comparison.json"
@@ -136,7 +136,7 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
     chosen = grid.cells if only is None else [grid.cells[only]]
     for number, cell in enumerate(chosen, 1):
         if show and not is_finished(cell.folder):
-            say(f"\n{number} of {len(chosen)}: {cell.arm.name}, seed {cell.seed}")
+            print_lines(f"\n{number} of {len(chosen)}: {cell.arm.name}, seed {cell.seed}")
         stopped_by = train_cell(planned, cell, show=show)
         if stopped_by is not None:
             return Compared(grid.out, stopped_by=stopped_by)

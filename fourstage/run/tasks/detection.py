@@ -26,7 +26,7 @@ from fourstage.tasks.detection.task import Detection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LOOKS = 4  # queries whose places a picture shows
+DRAWN_QUERIES = 4  # queries whose points a picture shows
 AUTO = "auto"  # instead of a number of queries: as many as suit the data
 SHOWN = 12  # images whose detections a run folder keeps: a quarter of them the worst
 
@@ -147,27 +147,30 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             right = draw_objects(image_HW3, detections, task.classes)
             counts = {"true": len(truth["labels"]), "found": len(detections["labels"])}
             sheet = side_by_side(left, right)
-            looks = find_method(self.recipe.method, "detection").looks
-            if looks is not None:
-                sheet = side_by_side(sheet, self._draw_looks(resolve_name(looks), task, sample, image_HW3))
+            query_points = find_method(self.recipe.method, "detection").query_points
+            if query_points is not None:
+                drawn = self._draw_query_points(resolve_name(query_points), task, sample, image_HW3)
+                sheet = side_by_side(sheet, drawn)
             return sheet, {**counts, **_mistakes(errors[sample.id], record)}
 
         keep(folder, val, worst_and_others(worst, records, SHOWN), draw)
 
-    def _draw_looks(
-        self, best_looks: Callable[..., Any], task: Detection, sample: Sample, image_HW3: np.ndarray
+    def _draw_query_points(
+        self, best_query_points: Callable[..., Any], task: Detection, sample: Sample, image_HW3: np.ndarray
     ) -> "Image":
-        """Draw where the queries of the best detections look, with their boxes."""
-        from fourstage.report.objects import draw_looks, draw_objects
+        """Draw the points that the queries of the best detections sample, with their boxes."""
+        from fourstage.report.objects import draw_objects, draw_query_points
 
         batch = collate([self.evaluation_transform()(sample)]).to(next(task.parameters()).device)
-        looks = best_looks(task.network, batch, LOOKS)
-        shown = [i for i, score in enumerate(looks.scores_Q.tolist()) if score >= SHOWN_SCORE]
-        objects = {"boxes": looks.boxes_Q4[shown].tolist(), "labels": looks.labels_Q[shown].tolist()}
+        best = best_query_points(task.network, batch, DRAWN_QUERIES)
+        shown = [i for i, score in enumerate(best.scores_Q.tolist()) if score >= SHOWN_SCORE]
+        objects = {"boxes": best.boxes_Q4[shown].tolist(), "labels": best.labels_Q[shown].tolist()}
         picture = draw_objects(image_HW3, {**objects, "scores": None}, task.classes)
-        names = ("label", "places", "weights")
-        rows = zip(objects["labels"], looks.places_QS2[shown].tolist(), looks.weights_QS[shown].tolist(), strict=True)
-        draw_looks(picture, [dict(zip(names, row, strict=True)) for row in rows], image_HW3.shape[1], len(task.classes))
+        names = ("label", "points", "weights")
+        rows = zip(objects["labels"], best.points_QS2[shown].tolist(), best.weights_QS[shown].tolist(), strict=True)
+        draw_query_points(
+            picture, [dict(zip(names, row, strict=True)) for row in rows], image_HW3.shape[1], len(task.classes)
+        )
         return picture
 
 

@@ -13,7 +13,7 @@ from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, BoxHead, Detectio
 from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.mask_head import MaskHead
 from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
-from fourstage.tasks.detection.rois import FINEST, to_rois
+from fourstage.tasks.detection.rois import FINEST_SCALE, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, RegionHeads, TwoStage
 from fourstage.tasks.parts.settings import settings_from
@@ -56,7 +56,7 @@ class CascadeMaskRCNN(TwoStage):
         stages: settings of the box heads, one after the other.
         regions: number of regions of an image that train the heads of a stage.
         norm, box_loss, channels, num_outs, conv_channels, fc_channels, mask_channels, mask_convs, training_proposals,
-            rpn, finest, selecting: see `MaskRCNN`.
+            rpn, finest_scale, selecting: see `MaskRCNN`.
 
     Raises:
         ValueError: `stages` is empty, or an argument is wrong.
@@ -84,7 +84,7 @@ class CascadeMaskRCNN(TwoStage):
         mask_convs: int = 4,
         training_proposals: ProposalLimits | Mapping[str, Any] = PROPOSALS,
         rpn: Mapping[str, Any] | None = None,
-        finest: float = FINEST,
+        finest_scale: float = FINEST_SCALE,
         regions: int = 512,
         selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
@@ -105,7 +105,7 @@ class CascadeMaskRCNN(TwoStage):
             channels=channels,
             num_outs=num_outs,
             rpn={"training_proposals": training_proposals, **(rpn or {})},
-            finest=finest,
+            finest_scale=finest_scale,
             regions=regions,
             selecting=selecting,
         )

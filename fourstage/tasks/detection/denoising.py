@@ -63,15 +63,15 @@ def draw_noise(
     truths: Sequence[GroundTruth], ids: Sequence[str], repetitions: int, classes: int, draws: Draws
 ) -> Noise:
     """Draw noise for each image by its id, so that it does not depend on the others in the batch."""
-    parts: list[list[np.ndarray]] = [[], [], [], []]
+    drawn: list[list[np.ndarray]] = [[], [], [], []]
     for truth, id in zip(truths, ids, strict=True):
         shape = (repetitions, len(truth.labels_G))
-        parts[0].append(draws.stream(id, LABEL).random(shape, dtype=np.float32))
-        parts[1].append(draws.stream(id, NEW).integers(classes, size=shape))
-        parts[2].append(draws.stream(id, SIGN).integers(2, size=(*shape, 4)).astype(np.float32) * 2 - 1)
-        parts[3].append(draws.stream(id, SIZE).random((*shape, 4), dtype=np.float32))
+        drawn[0].append(draws.stream(id, LABEL).random(shape, dtype=np.float32))
+        drawn[1].append(draws.stream(id, NEW).integers(classes, size=shape))
+        drawn[2].append(draws.stream(id, SIGN).integers(2, size=(*shape, 4)).astype(np.float32) * 2 - 1)
+        drawn[3].append(draws.stream(id, SIZE).random((*shape, 4), dtype=np.float32))
     device = truths[0].boxes_G4.device
-    return Noise(*(torch.from_numpy(np.concatenate(part, axis=1)).to(device) for part in parts))
+    return Noise(*(torch.from_numpy(np.concatenate(rows, axis=1)).to(device) for rows in drawn))
 
 
 def add_noise(truths: Sequence[GroundTruth], noise: Noise, *, label_rate: float, box_scale: float) -> Denoising:

@@ -220,16 +220,16 @@ class DINO(Detector):
             padding_BN = torch.cat([mask.flatten(1) for mask in masks], dim=1)
             valid_BL2 = torch.stack([_valid_share(mask) for mask in masks], dim=1)
         memory = Memory(cells_BNC, sizes, padding_BN, valid_BL2)
-        place_BNC = self._places(memory, masks).to(cells_BNC.dtype)
+        place_BNC = self._positions(memory, masks).to(cells_BNC.dtype)
         references_BNL2 = _references(memory)
         for layer in self.encoder:
             memory = layer(memory, place_BNC, references_BNL2)
         return memory
 
-    def _places(self, memory: Memory, masks: Sequence[Tensor] | None) -> Tensor:
-        parts = []
+    def _positions(self, memory: Memory, masks: Sequence[Tensor] | None) -> Tensor:
+        positions = []
         for i, size in enumerate(memory.sizes):
-            place_BHWC = sine_of_cells(
+            position_BHWC = sine_of_cells(
                 size,
                 self.level_embed.shape[1],
                 temperature=self.temperature,
@@ -237,8 +237,8 @@ class DINO(Detector):
                 padding_BHW=None if masks is None else masks[i],
                 device=memory.cells_BNC.device,
             )
-            parts.append(place_BHWC.flatten(1, 2) + self.level_embed[i])
-        return torch.cat(parts, dim=1)
+            positions.append(position_BHWC.flatten(1, 2) + self.level_embed[i])
+        return torch.cat(positions, dim=1)
 
     def choose(self, memory: Memory) -> Chosen:
         """Return the cells whose best class scores best."""

@@ -10,7 +10,7 @@ from fourstage.data.sample import Batch
 from fourstage.tasks.detection.box_head import DEFAULT_LIMITS, DetectionLimits, regions_of
 from fourstage.tasks.detection.detector import Detections, ground_truths
 from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdMatcher
-from fourstage.tasks.detection.rois import FINEST, to_rois
+from fourstage.tasks.detection.rois import FINEST_SCALE, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, RegionHeads, TwoStage
 
@@ -37,7 +37,7 @@ class MaskRCNN(TwoStage):
         mask_convs: number of 3x3 convolutions of the mask head.
         training_proposals: how many proposals of an image the heads can train with.
         rpn: further settings of the proposals, arguments of `RPNHead`.
-        finest, regions, selecting: see `TwoStage`.
+        finest_scale, regions, selecting: see `TwoStage`.
     """
 
     method = "mask_rcnn"
@@ -60,7 +60,7 @@ class MaskRCNN(TwoStage):
         mask_convs: int = 4,
         training_proposals: ProposalLimits | Mapping[str, Any] = PROPOSALS,
         rpn: Mapping[str, Any] | None = None,
-        finest: float = FINEST,
+        finest_scale: float = FINEST_SCALE,
         regions: int = 512,
         selecting: DetectionLimits | Mapping[str, Any] = DEFAULT_LIMITS,
     ) -> None:
@@ -80,7 +80,7 @@ class MaskRCNN(TwoStage):
             channels=channels,
             num_outs=num_outs,
             rpn={"training_proposals": training_proposals, **(rpn or {})},
-            finest=finest,
+            finest_scale=finest_scale,
             regions=regions,
             selecting=selecting,
         )

@@ -10,7 +10,7 @@ from fourstage.ops.eager import is_exporting
 from fourstage.ops.roi_align import roi_align
 from fourstage.tasks.detection.boxes import as_float32, box_areas
 
-FINEST = 56.0  # pixels; boxes of less than twice this side are read from the first map
+FINEST_SCALE = 56.0  # pixels; boxes of less than twice this side are read from the first map
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -32,18 +32,20 @@ class RoIPool(nn.Module):
         levels: of the maps, each half as large as the one before.
         size: M.
         samples: points a side in each cell of the grid; 0: as many as the box has cells there.
-        finest: boxes of less than twice this side, pixels, are read from the first map, whatever its stride is.
+        finest_scale: boxes of less than twice this side, pixels, are read from the first map, whatever its stride is.
     """
 
-    def __init__(self, levels: Sequence[Level], size: int, samples: int = 0, finest: float = FINEST) -> None:
+    def __init__(
+        self, levels: Sequence[Level], size: int, samples: int = 0, finest_scale: float = FINEST_SCALE
+    ) -> None:
         super().__init__()
         self.strides = tuple(level.stride for level in levels)
-        self.size, self.samples, self.finest = size, samples, finest
+        self.size, self.samples, self.finest_scale = size, samples, finest_scale
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
-        """Return (R,) index of a map: the first for boxes below twice `finest`, one coarser for each doubling."""
+        """Return (R,) index of a map: the first for boxes below twice `finest_scale`, one coarser for each doubling."""
         side_R = box_areas(boxes_R4).clamp(min=0).sqrt()
-        return torch.log2(side_R / self.finest + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
+        return torch.log2(side_R / self.finest_scale + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
 
     def forward(self, maps: Sequence[Tensor], rois_R5: Tensor) -> Tensor:
         """Return (R, C, M, M) from one (B, C, H_i, W_i) map per level, averaged in float32; further maps are unused."""
@@ -78,4 +80,4 @@ class RoIPool(nn.Module):
         return out_RCMM
 
     def extra_repr(self) -> str:
-        return f"strides={self.strides}, size={self.size}, samples={self.samples}, finest={self.finest}"
+        return f"strides={self.strides}, size={self.size}, samples={self.samples}, finest_scale={self.finest_scale}"

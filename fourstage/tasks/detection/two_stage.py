@@ -83,7 +83,7 @@ class TwoStage(Detector):
         channels: width of the neck.
         num_outs: number of maps of the neck; None: one more than the backbone's. Proposals come from all of them.
         rpn: settings of the proposals, see `RPNHead`.
-        finest: side in pixels; boxes of less than twice this side are read from the first map.
+        finest_scale: side in pixels; boxes of less than twice this side are read from the first map.
         regions: number of regions of an image that train the heads.
         selecting: which pairs of a region and a class become detections.
 
@@ -102,18 +102,20 @@ class TwoStage(Detector):
         channels: int,
         num_outs: int | None,
         rpn: Mapping[str, Any],
-        finest: float,
+        finest_scale: float,
         regions: int,
         selecting: DetectionLimits | Mapping[str, Any],
     ) -> None:
         check_counts(channels=channels, num_outs=num_outs, regions=regions)
-        check_sizes(finest=finest)
+        check_sizes(finest_scale=finest_scale)
         levels = levels_of(backbone)
         super().__init__(backbone, FPN(levels, channels, num_outs or len(levels) + 1), num_classes)
         check_given(RPNHead, "rpn", rpn, but=("levels",))
         self.rpn = RPNHead(self.neck.levels, **{**self.rpn_defaults, **rpn})
         used = self.neck.levels[: len(levels)]
-        self.box_pool, self.mask_pool = (RoIPool(used, size, finest=finest) for size in (BOX_REGION, MASK_REGION))
+        self.box_pool, self.mask_pool = (
+            RoIPool(used, size, finest_scale=finest_scale) for size in (BOX_REGION, MASK_REGION)
+        )
         self.sampler, self.limits = Sampler(regions, 0.25), settings_from(DetectionLimits, "selecting", selecting)
 
     @torch.no_grad()

@@ -203,7 +203,7 @@ def _two_stage(model: ConfigSection, heads: ConfigSection) -> Values:
         "masks": masks,
         **unusual({"num_outs": (outs, maps + 1)}),
         **({"rpn": proposals} if proposals else {}),
-        **unusual({"finest": (finest_scale, 56)}),
+        **unusual({"finest_scale": (finest_scale, 56)}),
         **(_mask_arguments(heads.sections("mask_head")[0]) if masks else {}),
     }
 

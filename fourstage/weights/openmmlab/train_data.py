@@ -143,7 +143,7 @@ def _resize(step: ConfigSection, findings: Findings) -> Values:
 
 
 def _check_ratio_is_kept(step: ConfigSection, findings: Findings) -> None:
-    """Note a resize that changes the aspect ratio. MMDetection 3 does so where nothing is said."""
+    """Note a resize that changes the aspect ratio. MMDetection 3 does so by default."""
     usual = "img_scale" in step.values or step.type_name != "Resize"
     if not step.flag("keep_ratio", usual):
         if "keep_ratio" in step.values:

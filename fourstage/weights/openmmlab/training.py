@@ -181,7 +181,7 @@ def _backbone_settings(config: ConfigSection, network: NetworkDescription, findi
     backbone = config.section("model").section("backbone")
     out: Values = {"backbone_args": dict(network.backbone_args)}
     if backbone.type_name == "SwinTransformer" and backbone.get("drop_path_rate") is None:
-        # mmdet's and mmseg's own class has 0.1 where nothing is said; that of Microsoft's forks 0.2
+        # mmdet's and mmseg's own class defaults to 0.1; that of Microsoft's forks 0.2
         out["backbone_args"]["drop_path_rate"] = 0.1 if "embed_dims" in backbone.values else 0.2
     for name in ("drop_rate", "attn_drop_rate"):
         findings.expect(backbone, name, 0.0)

@@ -14,7 +14,7 @@ from run.compare.fake_comparisons import CLASSES, classified_run, finished_run
 from fourstage.analysis import cka, erf
 from fourstage.analysis.images import prepared
 from fourstage.analysis.invariance import Protocol, evaluate_invariance
-from fourstage.analysis.subjects import load_subject
+from fourstage.analysis.networks import load_network
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.data.formats import open_dataset
@@ -64,7 +64,7 @@ def test_columns_are_those_of_the_analyses(grid: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "ERF width, px" in printed
     assert "pvt with swin" in printed
-    runs = {(arm, seed): load_subject(grid / arm / f"seed-{seed}") for arm in ("swin", "pvt") for seed in (0, 1)}
+    runs = {(arm, seed): load_network(grid / arm / f"seed-{seed}") for arm in ("swin", "pvt") for seed in (0, 1)}
     one = runs["pvt", 1]
     pixels = {count: [prepared(image, 64, one.preparation, "short_side") for image, _ in images(count)]
               for count in (2, 12)}  # fmt: skip

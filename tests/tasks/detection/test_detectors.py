@@ -407,7 +407,7 @@ TINY: dict[str, Any] = {"channels": 8, "conv_channels": 8, "fc_channels": 16, "m
 OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ("mask_rcnn", {"heads": "4conv1fc", **TINY}),
     ("mask_rcnn", {"class_agnostic": True, "box_loss": "smooth_l1", "mask_convs": 1, **TINY}),
-    ("mask_rcnn", {"num_outs": 4, "finest": 28, "rpn": {"scales": [4, 8], "channels": 12, "convs": 2}, **TINY}),
+    ("mask_rcnn", {"num_outs": 4, "finest_scale": 28, "rpn": {"scales": [4, 8], "channels": 12, "convs": 2}, **TINY}),
     (
         "cascade_mask_rcnn",
         {"class_agnostic": False, "stages": [{"iou": 0.5, "stds": (1, 1, 1, 1), "weight": 1}], **TINY},
@@ -462,7 +462,7 @@ def test_limits_come_as_mappings_too() -> None:
         ({"num_outs": 0}, "num_outs must be an integer of at least"),
         ({"fc_channels": "many"}, "fc_channels must be an integer of at least.*got 'many'"),
         ({"mask_convs": -1}, "mask_convs must be an integer of at least 0; got -1"),
-        ({"finest": 0}, "finest is a number above 0; got 0"),
+        ({"finest_scale": 0}, "finest_scale is a number above 0; got 0"),
         ({"rpn": {"scales": []}}, r"scales is a list of numbers above 0, at least one; got \[\]"),
         ({"rpn": {"ratios": [1, 0]}}, r"ratios is a list .* got \[1, 0\]"),
         ({"rpn": {"proposals": {"per_level": 0, "per_image": 1}}}, "per_level must be an integer of at least"),

@@ -19,7 +19,7 @@ from fourstage.tasks.detection.denoising import add_noise, cap_objects, draw_noi
 from fourstage.tasks.detection.detector import GroundTruth
 from fourstage.tasks.detection.dino import DINO, best_cells
 from fourstage.tasks.detection.dino_data import queries_for
-from fourstage.tasks.detection.dino_looks import best_looks
+from fourstage.tasks.detection.dino_query_points import best_query_points
 from fourstage.tasks.detection.matching import Draws
 from fourstage.tasks.detection.query_losses import (
     position_modulated_cost,
@@ -288,20 +288,20 @@ def test_without_denoising_its_losses_are_missing_and_its_embedding_is_frozen() 
 
 
 def test_queries_look_around_their_boxes() -> None:
-    """A fresh network looks in a ring around the centre of each box, in pixels of the original image."""
+    """A fresh network samples a ring around the centre of each box, in pixels of the original image."""
     detector = tiny(points=1, heads=4).eval()
-    looks = best_looks(detector, batch([SOME]), 5)
-    assert looks.places_QS2.shape == (5, 4 * 4, 2)
-    centers_Q2 = (looks.boxes_Q4[:, :2] + looks.boxes_Q4[:, 2:]) / 2
-    sides_Q2 = looks.boxes_Q4[:, 2:] - looks.boxes_Q4[:, :2]
-    away_QS2 = (looks.places_QS2 - centers_Q2[:, None]) / sides_Q2[:, None]
+    best = best_query_points(detector, batch([SOME]), 5)
+    assert best.points_QS2.shape == (5, 4 * 4, 2)
+    centers_Q2 = (best.boxes_Q4[:, :2] + best.boxes_Q4[:, 2:]) / 2
+    sides_Q2 = best.boxes_Q4[:, 2:] - best.boxes_Q4[:, :2]
+    away_QS2 = (best.points_QS2 - centers_Q2[:, None]) / sides_Q2[:, None]
     torch.testing.assert_close(away_QS2.abs().amax(dim=2), torch.full((5, 16), 0.5), rtol=0, atol=1e-3)
-    torch.testing.assert_close(looks.weights_QS.sum(dim=1), torch.full((5,), 4.0))
-    assert looks.scores_Q.tolist() == looks.scores_Q.sort(descending=True).values.tolist()
+    torch.testing.assert_close(best.weights_QS.sum(dim=1), torch.full((5,), 4.0))
+    assert best.scores_Q.tolist() == best.scores_Q.sort(descending=True).values.tolist()
 
 
 @pytest.mark.parametrize("pad_to", [1, 32])
-def test_looks_have_the_boxes_of_detections(pad_to: int) -> None:
+def test_best_queries_have_the_boxes_of_detections(pad_to: int) -> None:
     """In a batch that is padded to more than the detector needs."""
     torch.manual_seed(0)
     detector = tiny(pad_to=pad_to, per_image=200).eval()
@@ -309,9 +309,9 @@ def test_looks_have_the_boxes_of_detections(pad_to: int) -> None:
         parameter.data += 0.05 * torch.randn_like(parameter)
     padded = replace(batch([SOME]), sizes=((41, 35),), original_sizes=((41, 35),))
     assert padded.images_BCHW.shape[2] >= 64
-    looks, [found] = best_looks(detector, padded, 3), detector.detect(padded)
-    torch.testing.assert_close(looks.scores_Q[0], found.scores_N[0])
-    torch.testing.assert_close(clip_boxes(looks.boxes_Q4, torch.tensor([[41, 35]]))[0], found.boxes_N4[0])
+    best, [found] = best_query_points(detector, padded, 3), detector.detect(padded)
+    torch.testing.assert_close(best.scores_Q[0], found.scores_N[0])
+    torch.testing.assert_close(clip_boxes(best.boxes_Q4, torch.tensor([[41, 35]]))[0], found.boxes_N4[0])
 
 
 # -------------------------------------------------------------------------------------------------------- Stable-DINO

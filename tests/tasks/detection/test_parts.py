@@ -275,7 +275,7 @@ def test_the_map_of_a_box_follows_from_its_size_whatever_the_first_stride() -> N
     four, three = (RoIPool([Level(1, s) for s in strides], 7) for strides in ((4, 8, 16, 32), (8, 16, 32)))
     assert four.level_of(boxes).tolist() == [0, 0, 1, 2, 3, 3]
     assert three.level_of(boxes).tolist() == [0, 0, 1, 2, 2, 2]
-    small = RoIPool([Level(1, s) for s in (2, 4, 8)], 7, finest=14)
+    small = RoIPool([Level(1, s) for s in (2, 4, 8)], 7, finest_scale=14)
     assert small.level_of(boxes).tolist() == [0, 2, 2, 2, 2, 2]
 
 

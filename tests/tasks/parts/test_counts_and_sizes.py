@@ -21,13 +21,13 @@ def test_these_are_counts() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "4", True, None])
 def test_these_are_no_sizes(value: object) -> None:
-    with pytest.raises(ValueError, match="finest is a number above 0; got "):
-        check_sizes(finest=value)
+    with pytest.raises(ValueError, match="finest_scale is a number above 0; got "):
+        check_sizes(finest_scale=value)
     with pytest.raises(ValueError, match="scales is a list of numbers above 0, at least one; got "):
         check_sizes(scales=[8, value])
 
 
 def test_these_are_sizes() -> None:
-    check_sizes(finest=56, base_scale=0.5, scales=[8, 2.5], ratios=(1,))
+    check_sizes(finest_scale=56, base_scale=0.5, scales=[8, 2.5], ratios=(1,))
     with pytest.raises(ValueError, match=r"scales is a list .* got \[\]"):
         check_sizes(scales=[])

@@ -172,7 +172,7 @@ def test_boxes_are_read_from_maps_as_the_configuration_says() -> None:
         model = changed(model, f"roi_head.{name}_roi_extractor.finest_scale", 28)
     found = network_of_config(configs.of_mmengine(model), "m.pth", classes=CLASSES)
     network: Any = fourstage.create_detector("mask_rcnn", "swin_mini", 3, **found.method_args)
-    assert (network.box_pool.finest, network.mask_pool.finest) == (28, 28)
+    assert (network.box_pool.finest_scale, network.mask_pool.finest_scale) == (28, 28)
     with pytest.raises(ValueError, match="finest_scale 56 is not"):
         network_of_config(configs.of_mmengine(changed(model, "roi_head.mask_roi_extractor.finest_scale", 56)), "m.pth")
 

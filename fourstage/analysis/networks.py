@@ -46,7 +46,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedNetwork:
     """A network in evaluation mode, and what an analysis must know about it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Subject:
         return "trained" if self.trained else "untrained"
 
 
-def load_subject(
+def load_network(
     source: str | Path | nn.Module,
     *,
     form: Form = "maps",
@@ -77,7 +77,7 @@ def load_subject(
     which: str = "model",
     seed: int = 0,
     name: str | None = None,
-) -> Subject:
+) -> LoadedNetwork:
     """Return a network to analyse.
 
     Args:
@@ -112,19 +112,19 @@ def load_subject(
     return _of_name(text, form, None, pretrained=pretrained, seed=seed, shown=name or text)
 
 
-def untrained_twin(subject: Subject, seed: int = 0) -> Subject:
+def untrained_twin(loaded: LoadedNetwork, seed: int = 0) -> LoadedNetwork:
     """Return the same network with fresh weights.
 
     Raises:
         ValueError: it is not known how the network is built.
     """
-    if subject.rebuild is None:
+    if loaded.rebuild is None:
         raise ValueError(
-            f"{subject.name} was given as a module, which cannot be built again; build an untrained one yourself, and "
+            f"{loaded.name} was given as a module, which cannot be built again; build an untrained one yourself, and "
             "analyse it beside the first"
         )
     torch.manual_seed(seed)
-    return replace(subject, network=subject.rebuild().eval(), trained=False)
+    return replace(loaded, network=loaded.rebuild().eval(), trained=False)
 
 
 def preparation_of(network: nn.Module) -> Preparation:
@@ -147,12 +147,12 @@ def preparation_of(network: nn.Module) -> Preparation:
     )
 
 
-def _of_module(network: nn.Module, name: str) -> Subject:
+def _of_module(network: nn.Module, name: str) -> LoadedNetwork:
     classes = tuple(map(str, getattr(network, "class_names", ())))
-    return Subject(name, network.eval(), trained=True, preparation=preparation_of(network), classes=classes)
+    return LoadedNetwork(name, network.eval(), trained=True, preparation=preparation_of(network), classes=classes)
 
 
-def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed: int, shown: str) -> Subject:
+def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed: int, shown: str) -> LoadedNetwork:
     def build(*, filled: bool = False) -> nn.Module:
         start: dict[str, Any] = {"pretrained": pretrained, "checkpoint_path": file} if filled else {}
         if not name.startswith("timm/"):
@@ -164,7 +164,7 @@ def _of_name(name: str, form: Form, file: str | None, *, pretrained: bool, seed:
     classes: dict[str, Any] = {} if file is None or name.startswith("timm/") else _classes_in(file, name)
     torch.manual_seed(seed)
     network = build(filled=True).eval()
-    return Subject(
+    return LoadedNetwork(
         shown, network, pretrained or file is not None, preparation_of(network), _class_names(network), build
     )
 
@@ -210,7 +210,7 @@ def _checkpoint_of_run(folder: Path, which: str) -> Path:
     return best
 
 
-def _of_file(source: str | Path, which: str, seed: int, name: str) -> Subject:
+def _of_file(source: str | Path, which: str, seed: int, name: str) -> LoadedNetwork:
     file = read_checkpoint(source)
     network: Any = from_checkpoint(file.path, which=which)
     description = describe_network(file)
@@ -221,7 +221,7 @@ def _of_file(source: str | Path, which: str, seed: int, name: str) -> Subject:
         torch.manual_seed(seed)
         return fresh_network(description)
 
-    return Subject(name, network.eval(), True, preparation, tuple(network.class_names), build)
+    return LoadedNetwork(name, network.eval(), True, preparation, tuple(network.class_names), build)
 
 
 def _preparation_of_file(file: Checkpoint, network: nn.Module) -> Preparation:

@@ -1,4 +1,4 @@
-"""Where the queries of a DINO look: the places that its last decoder layer reads. Q queries, S places a query."""
+"""The points that the last decoder layer of a DINO samples for its best queries. Q queries, S points a query."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,19 @@ from fourstage.tasks.detection.dino import DINO
 
 
 @dataclass(frozen=True)
-class Looks:
+class QueryPoints:
     """The best queries of one image, best score first, in pixels of the original image."""
 
     boxes_Q4: Tensor
     labels_Q: Tensor
     scores_Q: Tensor
-    places_QS2: Tensor  # x and y
-    weights_QS: Tensor  # of each place; they add up to 1 for each head
+    points_QS2: Tensor  # x and y
+    weights_QS: Tensor  # of each point; they add up to 1 for each head
 
 
 @torch.no_grad()
-def best_looks(detector: DINO, batch: Batch, queries: int) -> Looks:
-    """Return where the best `queries` of a batch of one image look, of all heads and levels together."""
+def best_query_points(detector: DINO, batch: Batch, queries: int) -> QueryPoints:
+    """Return the points that the best `queries` of a batch of one image sample, of all heads and levels together."""
     seen: list[tuple[Any, ...]] = []
     batch = detector.without_excess(batch)  # as `detect` does
     last = detector.decoder.layers[-1].get_submodule("cross_attn")
@@ -48,7 +48,7 @@ def best_looks(detector: DINO, batch: Batch, queries: int) -> Looks:
     pixels_QS2 = ((places + 0.5) / size_L2[:, None] * padded_2)[0].flatten(1, 3)
     height, width = batch.sizes[0]
     boxes_Q4 = corner_form(predicted.boxes_BQ4[0, best_Q]) * predicted.boxes_BQ4.new_tensor([width, height] * 2)
-    return Looks(
+    return QueryPoints(
         to_original(boxes_Q4, batch, 0),
         labels_Q[best_Q],
         scores_Q[best_Q],
