@@ -16,6 +16,8 @@ from fourstage.user_files import BUILT_IN, OWN, Place, name_of, place_of
 NETWORKS = {"detection": "detector", "segmentation": "segmentor"}  # task -> what its networks are called
 DETECTION, SEGMENTATION = "fourstage.tasks.detection", "fourstage.tasks.segmentation"
 FOREIGN = "fourstage.weights.openmmlab"
+AUTO = "auto"  # in a recipe, instead of the value of one of these arguments, which then follows from the data
+BY_DATA = ("queries", "prior")
 
 Builder: TypeAlias = Callable[..., Any]  # of an nn.Module; this file imports no torch
 Build = TypeVar("Build", bound=Builder)

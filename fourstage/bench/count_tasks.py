@@ -5,14 +5,13 @@ each mask head. Segmentors get one of 512 x 2048, without their auxiliary heads.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.api import create_detector, create_segmentor
 from fourstage.bench.count import Count, count_module
-from fourstage.methods import list_methods
+from fourstage.methods import AUTO, BY_DATA, list_methods
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.padding import padded
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -56,7 +55,7 @@ def network_of_recipe(name: str) -> nn.Module:
         build, classes = create_segmentor, recipe.num_classes or (len(prior) if isinstance(prior, list) else ADE20K)
     else:
         raise ValueError(f"{name} trains a classifier; name its model, {recipe.network_name}")
-    arguments: dict[str, Any] = dict(recipe.method_args)
+    arguments = {name: value for name, value in recipe.method_args.items() if name not in BY_DATA or value != AUTO}
     return build(recipe.method, recipe.backbone, classes, backbone_args=recipe.backbone_args, **arguments)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fourstage.methods import get_method
+from fourstage.methods import AUTO, BY_DATA, get_method
 from fourstage.weights import saved
 from fourstage.weights.reading import metadata
 from fourstage.weights.reading.safe import Checkpoint
@@ -130,13 +130,15 @@ def _of_run(file: Checkpoint) -> NetworkDescription:
 
 
 def _method_args(file: Checkpoint, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a run's method. Data without masks made a network of boxes alone."""
+    """Return the arguments of a run's method. Data without masks trained a network of boxes alone.
+
+    Where the recipe has "auto", the value followed from the run's data, and the checkpoint has it.
+    """
     written = _mapping(file, recipe.get("method_args", {}), "recipe.method_args")
-    given = {name: value for name, value in written.items() if value is not None}  # null stands for a default
+    chosen = {name: about.get(name) for name in BY_DATA if written.get(name) == AUTO}
+    given = {name: value for name, value in {**written, **chosen}.items() if value is not None}  # null: the default
     method = get_method(_text(file, recipe, "method"))
     maskable = method is not None and method.without_masks is not None
-    if given.get("queries") == "auto" and "queries" in about:  # as many as suited the run's data
-        given = {**given, "queries": about["queries"]}
     return {"masks": False, **given} if maskable and about and not about.get("masks", True) else given
 
 

@@ -13,7 +13,7 @@ from fourstage.data.bad_images import with_replacements
 from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Dataset, Sample, collate
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
-from fourstage.methods import find_method
+from fourstage.methods import AUTO, find_method
 from fourstage.recipe import Detection as DetectionRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import keep, worst_and_others
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DRAWN_QUERIES = 4  # queries whose points a picture shows
-AUTO = "auto"  # instead of a number of queries: as many as suit the data
 SHOWN = 12  # images whose detections a run folder keeps: a quarter of them the worst
 
 

@@ -13,11 +13,13 @@ import torch
 from fourstage.api import create_segmentor
 from fourstage.data.sample import BadImage, Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
+from fourstage.methods import AUTO
 from fourstage.recipe import Segmentation as SegmentationRecipe
 from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import keep, worst_and_others
 from fourstage.run.results import LabelMapFolder
 from fourstage.run.task_protocol import EvaluationData, Record, Records, TaskProtocol, Transform
+from fourstage.run.tasks.class_shares import class_shares
 from fourstage.streams import wrapped
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -48,9 +50,12 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
 
     def build_task(self, classes: tuple[str, ...], metadata: Mapping[str, Any] | None = None) -> Segmentation:
         recipe = self.recipe
+        arguments = dict(recipe.method_args)
+        if arguments.get("prior") == AUTO:
+            arguments["prior"] = (metadata or {}).get("prior")
         torch.manual_seed(recipe.seed)
         network: Any = create_segmentor(
-            recipe.method, recipe.backbone, len(classes), backbone_args=recipe.backbone_args, **recipe.method_args
+            recipe.method, recipe.backbone, len(classes), backbone_args=recipe.backbone_args, **arguments
         )
         task = Segmentation(
             network,
@@ -67,7 +72,10 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
 
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         palette = getattr(dataset, "palette", None)
-        return {"palette": [list(colour) for colour in palette]} if palette is not None else {}
+        known: dict[str, Any] = {} if palette is None else {"palette": [list(colour) for colour in palette]}
+        if self.recipe.method_args.get("prior") == AUTO:
+            known["prior"] = class_shares(dataset)
+        return known
 
     def train_transform(self) -> Transform:
         a = self.recipe.augmentation

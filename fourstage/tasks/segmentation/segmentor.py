@@ -141,7 +141,8 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
     Args:
         prior: the approximate share of pixels of each class; the untrained layer predicts these probabilities. Where
             one class covers nearly everything, a decoder that starts with equal probabilities first learns to suppress
-            all its features wherever that class is absent, and the other classes stay alike for long. None: equal.
+            all its features wherever that class is absent, and the other classes stay alike for long. None: equal. In a
+            recipe also "auto": the shares in some label maps of the training data.
 
     Raises:
         ValueError: a number of classes that label maps cannot hold, a wrong prior.
@@ -153,10 +154,12 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
     if prior is None:
         nn.init.zeros_(layer.bias)
         return layer
+    if isinstance(prior, str):
+        raise ValueError(f"prior is a list of {num_classes} numbers or None, or in a recipe auto; got {prior!r}")
     if len(prior) != num_classes or min(prior) <= 0:
         raise ValueError(
             f"prior is the share of pixels of each of {num_classes} classes, above 0; got {list(prior)}; give "
-            f"{num_classes} numbers, or none: method_args.prior=null in a recipe, prior=None in Python"
+            f"{num_classes} numbers, or type method_args.prior=auto in a recipe, prior=None in Python"
         )
     layer.bias.data = torch.tensor(prior, dtype=layer.bias.dtype).log()
     return layer

@@ -195,8 +195,9 @@ def test_maps_that_are_not_there_are_refused(maps: tuple[int, ...]) -> None:
         ({"pool_scales": 3}, r"upernet cannot be built with pool_scales=3 \(.*not iterable\); correct them"),
         ({"auxiliary_channels": 0}, "auxiliary_channels must be an integer of at least"),
         ({"auxiliary_convs": -1}, "auxiliary_convs must be an integer of at least 0"),
-        ({"prior": [0.5, 0.5]}, r"of each of 5 classes.*got \[0.5, 0.5\]; .*method_args.prior=null in a recipe"),
+        ({"prior": [0.5, 0.5]}, r"of each of 5 classes.*got \[0.5, 0.5\]; .*method_args.prior=auto in a recipe"),
         ({"prior": [1, 1, 1, 1, 0]}, "above 0"),
+        ({"prior": "auto"}, "prior is a list of 5 numbers or None, or in a recipe auto; got 'auto'"),
         ({"prior": 3}, r"cannot be built with prior=3"),
     ],
 )
