@@ -5,6 +5,7 @@ import torch
 from scenes import small
 
 from fourstage.data.sample import Batch
+from fourstage.tasks.detection.mask_rcnn import MaskRCNN
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.single_stage import first_best
 
@@ -28,6 +29,7 @@ def test_scores_that_are_no_numbers_are_chosen_once_each() -> None:
 def test_proposals_of_a_padded_image_are_the_first_of_equal_ones() -> None:
     """All cells of the padding score the same, and more of them reach into the image than there are places."""
     detector = small("faster_rcnn").eval()
+    assert isinstance(detector, MaskRCNN)
     images_BCHW = torch.zeros(1, 3, 128, 160)
     batch = Batch(("a",), images_BCHW, ((64, 64),), ((64, 64),))
     with torch.no_grad():
