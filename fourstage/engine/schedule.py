@@ -41,8 +41,8 @@ class Schedule:
         """Return the rate of update number `step`, counted from 0."""
         step = max(0, step // self.every * self.every - self.lag)
         if self.spans == "whole":
-            share = 1 - (1 - self.warmup_lr / self.peak) * max(0.0, 1 - step / max(1, self.warmup))
-            return self._plain(step, 0) * share
+            missing = 1 - step / self.warmup if step < self.warmup else 0.0  # the share of warm-up that is to come
+            return self._plain(step, 0) * (1 - (1 - self.warmup_lr / self.peak) * missing)
         if step < self.warmup:
             return self.warmup_lr + (self.peak - self.warmup_lr) * step / max(1, self.warmup - self.inclusive)
         return self._plain(step, 0 if self.spans == "behind" else self.warmup)

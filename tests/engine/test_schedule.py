@@ -1,7 +1,7 @@
 """Rates by the step."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -50,3 +50,10 @@ def test_a_curve_over_all_steps_has_warm_up_as_a_factor() -> None:
         regular = 6e-5 * (1 - step / 160)
         share = 1 - (1 - step / 15) * (1 - 1e-6) if step < 15 else 1.0
         assert schedule.lr(step) == pytest.approx(regular * share)
+
+
+@pytest.mark.parametrize("spans", ["rest", "whole", "behind"])
+@pytest.mark.parametrize("curve", ["cosine", "linear", "poly", "step", "constant"])
+def test_without_warm_up_the_first_step_has_the_peak(spans: Any, curve: Any) -> None:
+    schedule = Schedule(peak=1e-4, total=12, curve=curve, milestones=(8,), spans=spans)
+    assert schedule.lr(0) == 1e-4

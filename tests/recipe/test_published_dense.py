@@ -92,3 +92,13 @@ def test_sparse_rcnns_are_trained_as_their_configurations_say(name: str) -> None
     assert (optimisation.lr, optimisation.weight_decay, optimisation.grad_clip) == (2.5e-5, 1e-4, 1.0)
     assert recipe.method_args["proposals"] == (300 if name.endswith("3x") else 100)
     assert recipe.augmentation.policy == ("multi_scale" if name.endswith("3x") else "resize")
+
+
+@pytest.mark.parametrize("name", [*list_recipes("*_coco_*"), *list_recipes("*_ade20k_*")])
+def test_the_first_update_of_a_dense_recipe_learns(name: str) -> None:
+    """The warm-up starts at a share of the peak, and without one the first update has the peak."""
+    recipe = resolve(name).recipe
+    o = recipe.optimisation
+    first = build.schedule(recipe, 7329).lr(0)
+    assert first == pytest.approx(o.lr if o.warmup == "0it" else o.warmup_lr)
+    assert first > 0

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log
+from math import inf, log
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.data.sample import Batch
+from fourstage.ops.eager import is_exporting
 from fourstage.tasks.detection.anchors import AnchorGrid
 from fourstage.tasks.detection.boxes import BoxCoder, as_float32, grouped_nms, have_area
 from fourstage.tasks.detection.detector import (
@@ -142,11 +143,21 @@ def targets_of_maps(
 def first_best(scores_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` best scores of each row and where they are, best first, and of equal ones the first first.
 
-    Sigmoid leaves many scores near 1 equal, and which of two equal boxes suppresses the other changes what follows.
+    Sigmoid leaves many scores near 1 equal, padding gives all its cells the same score, and which of two equal boxes is
+    chosen or suppresses the other changes what follows.
     """
-    place_BN = scores_BN.topk(count).indices.sort().values
+    chosen_BN = scores_BN if is_exporting() else _among_the_best(scores_BN, count)  # graphs have the same rule
+    place_BN = chosen_BN.topk(count).indices.sort().values
     scores_BN, order_BN = scores_BN.gather(1, place_BN).sort(descending=True, stable=True)
     return scores_BN, place_BN.gather(1, order_BN)
+
+
+def _among_the_best(scores_BN: Tensor, count: int) -> Tensor:
+    """Return 1 for the `count` best scores of each row, of those equal to the last one the first ones, 0 elsewhere."""
+    last_B1 = scores_BN.nan_to_num(nan=inf).topk(count).values[:, -1:]
+    better_BN, equal_BN = ~(scores_BN <= last_B1), scores_BN == last_B1
+    room_B1 = count - better_BN.sum(dim=1, keepdim=True)
+    return (better_BN | (equal_BN & (equal_BN.cumsum(dim=1) <= room_B1))).to(scores_BN.dtype)
 
 
 def best_pairs(scores_NC: Tensor, threshold: float, count: int, factor_N: Tensor | None = None) -> Pairs:
