@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,6 +50,7 @@ OURS = "fourstage"  # who else names parameters
 
 END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
 COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
+SCALE = r".*\b(gamma_?[12]|scale[12]\.scale)"  # layer scales, by the originals' names and ours
 
 
 @dataclass(frozen=True)
@@ -325,25 +328,39 @@ def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: li
     if stranger := recognise_stranger(state):
         return f"{source} does not fit {mine}: {stranger}"
     misfits = _listed(wrong or list(state)) if state else "it holds no tensors"
-    fits = which_models(state, mine)
-    if mine in fits:
+    built = ({}, *_other_arguments(state))
+    arguments, fits = next(((a, names) for a in built if (names := which_models(state, mine, a))), ({}, []))
+    if mine in fits and not arguments:
         return (
             f"{source} is a {mine}, but this network was built with other arguments ({misfits}): build it without them"
         )
     if fits:
         headless = not any(key.startswith("head") for key in state)
-        call = "create_backbone" if isinstance(model, Dense) or headless else "create_model"
-        names = " or ".join(fits)
-        return f"{source} is a checkpoint of {names}, not of {mine}: type {call}({fits[0]!r}) or give another file"
+        create = "create_backbone" if isinstance(model, Dense) or headless else "create_model"
+        given = "".join(f", {key}={value}" for key, value in arguments.items())
+        call = f"type {create}({(mine if mine in fits else fits[0])!r}{given})"
+        if mine in fits:
+            return f"{source} is a {mine} that was built with other arguments ({misfits}): {call}"
+        return f"{source} is a checkpoint of {' or '.join(fits)}, not of {mine}: {call} or give another file"
     return f"{source} does not fit {mine}, nor any other network here ({misfits}); give a checkpoint of {mine}"
 
 
-def which_models(state: Mapping[str, Tensor], first: str = "") -> list[str]:
+def _other_arguments(state: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return arguments that add parameters to networks or remove them, each such that `state` may be of its network."""
+    position = any(key.endswith(("absolute_pos_embed", "embed.position")) for key in state)
+    scales = any(re.fullmatch(SCALE, key) for key in state)
+    return [*([{"ape": True}] if position else []), {"init_values": 1e-4 if scales else 0}]
+
+
+def which_models(state: Mapping[str, Tensor], first: str = "", arguments: Mapping[str, Any] | None = None) -> list[str]:
     """Return the names of our networks that `state` would fill, in either form, whatever its number of classes.
 
     Those that it fills as it is, else those that it fills resized. Since networks take time to build, those of
     families whose names the keys are not are left alone, and so are all others where the family of `first`, a network's
     name, has the answer.
+
+    Args:
+        arguments: build the networks with these; a network that does not take them fits nothing.
     """
     named = {family for family in FAMILIES if _from_an_original(family, state)}
     if not named and not any(key.startswith("stages.") for key in state):
@@ -356,7 +373,7 @@ def which_models(state: Mapping[str, Tensor], first: str = "") -> list[str]:
     for file, names in sorted(files.items(), key=lambda item: item[0] != _file_of(first)):
         if named and not named & _families_in(file):
             continue
-        plans = {name: _plan_of_either_form(registry.find(name), state) for name in names}
+        plans = {name: _plan_of_either_form(registry.find(name), state, arguments or {}) for name in names}
         if exact := [name for name, plan in plans.items() if plan is not None and not plan.resize]:
             return exact
         resized += [name for name, plan in plans.items() if plan is not None]
@@ -375,17 +392,21 @@ def _families_in(file: str) -> set[str]:
     return {value.name for value in vars(module).values() if isinstance(value, Family)}
 
 
-def _plan_of_either_form(entry: registry.Entry, state: Mapping[str, Tensor]) -> Plan | None:
+def _plan_of_either_form(
+    entry: registry.Entry, state: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> Plan | None:
     for build in (entry.classifier, entry.dense):
+        if not arguments.keys() <= signature(build).parameters.keys():
+            return None
         with without_memory():
-            model = build()
+            model = build(**arguments)
         named = our_names(model, state)
         if not isinstance(model, Backbone) or named is None:
             return None  # neither form has these names
         shown = model
         if isinstance(model, Dense) and (maps := _maps_with_norms(named[0], model)):
             with without_memory():
-                shown = entry.dense(out_indices=maps)
+                shown = entry.dense(out_indices=maps, **arguments)
         if (plan := _plan(shown, named[0])) is not None:
             return plan
         if not _of_dense_form(model.family, named[0]):

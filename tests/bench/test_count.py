@@ -46,7 +46,9 @@ def test_a_model_costs_what_the_original_does(row: dict[str, Any]) -> None:
     model = on_meta(row["model"], json.dumps(row["arguments"]), row["dense"])
     assert sum(p.numel() for p in model.parameters()) == row["params"]
     if "gmacs" in row:
-        assert cost_of(model).macs / 1e9 == pytest.approx(row["gmacs"], rel=0.01)
+        filled_up = row["model"].startswith("scalable_vit")  # zeros in heads are counted
+        error = 0.003 * row["gmacs"] if filled_up else 6e-4  # of the last digit
+        assert cost_of(model).macs / 1e9 == pytest.approx(row["gmacs"], abs=error)
     for counter, gmacs in row.get("other", {}).items():
         cost = cost_of(model)
         if counter in MORE_THAN_LAYERS:

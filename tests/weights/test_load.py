@@ -1,6 +1,7 @@
 """Files of every kind fill the networks they are for, and are refused by the others with a sentence."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,40 @@ def test_a_strange_file_is_refused_with_what_is_strange(change, sentence, visfor
     change(state)
     with pytest.raises(ValueError, match=sentence):
         load_state(fourstage.create_model("visformer_tiny"), state, source="v.pth")
+
+
+def with_scales(state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if key.endswith(".norm1.weight")]:
+        state |= {key.replace("norm1.weight", f"gamma_{i}"): torch.ones_like(state[key]) for i in (1, 2)}
+
+
+def without_scales(state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if "gamma" in key]:
+        del state[key]
+
+
+def with_position(state: dict[str, Tensor]) -> None:
+    state["absolute_pos_embed"] = torch.zeros(1, 56 * 56, 96)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "network", "sentence"),
+    [
+        ("smt/smt_tiny_224", with_scales, "smt_tiny", r"type create_model\('smt_tiny', init_values=0\.0001\)"),
+        ("stm/unified_pvt_micro", without_scales, "unified_pvt_micro", r"\('unified_pvt_micro', init_values=0\)"),
+        ("swin/swin_tiny_patch4_window7_224", with_position, "swin_tiny", r"create_model\('swin_tiny', ape=True\)"),
+        ("smt/smt_tiny_224", with_scales, "smt_base", r"of smt_tiny, .*: type .*'smt_tiny', init_values=0\.0001\)"),
+    ],
+)
+def test_a_file_with_other_parameters_names_the_argument_that_makes_them(
+    file: str, change: Callable[[dict[str, Tensor]], None], network: str, sentence: str
+) -> None:
+    state = original(file)
+    change(state)
+    with torch.device("meta"):
+        model = fourstage.create_model(network)
+    with pytest.raises(ValueError, match=sentence):
+        load_state(model, state, source="x.pth")
 
 
 def test_every_key_of_ours_comes_from_exactly_one_rule(swin_state: dict[str, Tensor]) -> None:
