@@ -164,7 +164,8 @@ def _seeds(args: argparse.Namespace) -> int:
 def _print_plan(planned: "Planned") -> None:
     from fourstage.files import shown_path
 
-    grid, arms = planned.grid, ", ".join(arm.name for arm in planned.grid.arms)
+    grid, names = planned.grid, [arm.name for arm in planned.grid.arms]
+    arms = ("; " if any(", " in name for name in names) else ", ").join(names)
     print(
         wrapped(
             f"{plural(len(grid.cells), 'training')} in {shown_path(grid.out)}: {plural(len(grid.seeds), 'seed')} of "

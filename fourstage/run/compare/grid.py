@@ -9,6 +9,8 @@ from pathlib import Path
 from fourstage.files import real_path
 from fourstage.plurals import plural
 from fourstage.recipe import Classification, Recipe, resolve
+from fourstage.recipe.other_network import ARGUMENTS
+from fourstage.recipe.resolve import Resolved
 from fourstage.run.splits import data_path
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none
@@ -103,9 +105,19 @@ def plan(
             own_name = [recipe.name] if len(sources) > 1 or not choice else []
             name = ", ".join([*own_name, *([arm_name(choice)] if choice else [])])
             words = (*fixed, *changes, *own, *_data(values))
+            notes |= dict.fromkeys(_without(name, resolved))
             arms.append(Arm(name, folder_name(name), source, words, recipe, resolved.given))
     _check_arms(arms)
     return Grid(tuple(arms), tuple(range(seeds)), real_path(out), files, tuple(notes))
+
+
+def _without(arm: str, resolved: Resolved) -> list[str]:
+    """Return a sentence on arguments of the recipe's own network that the arm's network does not take."""
+    gone = [
+        key.split(".") for key, (_, value) in resolved.changes.items() if value is None and key not in resolved.given
+    ]
+    lacking = dict.fromkeys(f"{section}.{name}" for section, name, *_ in gone if section in ARGUMENTS.values())
+    return [f"{arm} trains without {', '.join(lacking)}: its network has no such arguments"] if lacking else []
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

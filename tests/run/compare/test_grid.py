@@ -122,6 +122,20 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         plan([RECIPE], ["mixer=swin,pvt"], 2, tmp_path / "thesis.tex")
 
 
+def test_arguments_that_an_arm_lacks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the recipe alone: what the user typed must fit each arm."""
+    words = ["compare", "digit_scenes_mask_rcnn", "--vary", "method=mask_rcnn,retinanet", "--vary", "lr=1e-3,2e-3"]
+    assert main([*words, "--seeds", "1", "--dry-run", "--out", str(tmp_path / "out"), "method_args.channels=32"]) == 0
+    first, *notes = capsys.readouterr().out.splitlines()
+    arms = "mask_rcnn, lr=1e-3; mask_rcnn, lr=2e-3; retinanet, lr=1e-3; retinanet, lr=2e-3"
+    assert first.endswith(f"1 seed of {arms}")
+    lacking = "fc_channels mask_channels regions rpn training_proposals".split()
+    listed = ", ".join(f"method_args.{name}" for name in lacking)
+    for arm in arms.split("; ")[2:]:
+        assert f"note: {arm} trains without {listed}: its network has no such arguments" in notes
+    assert sum("trains without" in note for note in notes) == 2
+
+
 def test_warnings_before_anything_is_trained(tmp_path: Path) -> None:
     planned = plan_comparison([RECIPE], ["mixer=swin,pvt"], 5, tmp_path / "out", reference="pvt")
     assert planned.reference.name == "pvt"
