@@ -66,7 +66,16 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
     close = get_close_matches(name, modules, n=3, cutoff=0.5)
     top = [child for child, _ in network.named_children()]
     hint = f"did you mean {', '.join(close)}?" if close else f"its modules are {', '.join(top)}, and those within them"
-    raise UnsuitableNetwork(network, f"has no layer {name!r}", f"{hint}; its stages are stage1, stage2, ..., last")
+    stages = "; its stages are stage1, stage2, ..., last" if _has_stages(network) else ""
+    raise UnsuitableNetwork(network, f"has no layer {name!r}", f"{hint}{stages}")
+
+
+def _has_stages(network: nn.Module) -> bool:
+    """Return whether `stage_maps` takes a network."""
+    if isinstance(backbone := getattr(network, "backbone", None), nn.Module):
+        return _has_stages(backbone)
+    known = getattr(network, "levels", None) or hasattr(network, "forward_intermediates")
+    return isinstance(network, Backbone) or bool(known)
 
 
 def stage_maps(network: nn.Module, image_BCHW: Tensor, count: int | None = None) -> list[Tensor]:

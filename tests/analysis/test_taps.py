@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fourstage import create_backbone, create_detector, create_model, create_segmentor
 from fourstage.analysis.networks import load_network, untrained_twin
-from fourstage.analysis.taps import as_map, block_taps, features, stage_maps
+from fourstage.analysis.taps import as_map, block_taps, features, find_module, stage_maps
 from fourstage.backbones.layers import Level
 
 IMAGES = torch.randn(2, 3, 64, 96)
@@ -148,3 +148,12 @@ def test_what_is_no_network_is_one_sentence(tmp_path: Path) -> None:
             load_network(source)
     with pytest.raises(ValueError, match="has no `levels`, so its stages are not known; name a layer of it, such as 0"):
         stage_maps(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["visformer_digits", "timm/resnet18", "own"])
+def test_an_unknown_layer_names_stages_where_there_are_some(name: str) -> None:
+    own = name == "own"
+    network = nn.Sequential(nn.Conv2d(3, 4, 3)) if own else load_network(name, form="logits").network
+    with pytest.raises(ValueError, match="has no layer 'nothing'") as error:
+        find_module(network, "nothing")
+    assert ("its stages are stage1" in str(error.value)) is not own

@@ -129,7 +129,7 @@ def test_arguments_that_an_arm_lacks_are_listed(tmp_path: Path, capsys: pytest.C
     first, *notes = capsys.readouterr().out.splitlines()
     arms = "mask_rcnn, lr=1e-3; mask_rcnn, lr=2e-3; retinanet, lr=1e-3; retinanet, lr=2e-3"
     assert first.endswith(f"1 seed of {arms}")
-    lacking = "fc_channels mask_channels regions rpn training_proposals".split()
+    lacking = ["fc_channels", "mask_channels", "regions", "rpn", "training_proposals"]
     listed = ", ".join(f"method_args.{name}" for name in lacking)
     for arm in arms.split("; ")[2:]:
         assert f"note: {arm} trains without {listed}: its network has no such arguments" in notes
