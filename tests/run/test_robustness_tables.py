@@ -47,7 +47,7 @@ def ranks(weights: Path, paths: list[Path], classes: int | None) -> torch.Tensor
     network.load_state_dict(torch.load(weights))
     cfg = network.default_cfg
     steps = [transforms.Resize(int(32 / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"]))]
-    view = transforms.Compose(
+    view: Any = transforms.Compose(
         [*steps, transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(cfg["mean"], cfg["std"])]
     )
     with torch.no_grad():
