@@ -368,7 +368,24 @@ class Classifier(Backbone):
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 
 
-class Dense(Backbone):
+class ChosenMaps:
+    """What networks that return some of their maps have in common, by the names of transformers' backbones."""
+
+    levels: tuple[Level, ...]
+    out_indices: tuple[int, ...]
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of each returned map."""
+        return [level.channels for level in self.levels]
+
+    @property
+    def out_features(self) -> list[str]:
+        """The stage of each returned map: "stage1" to "stage4"."""
+        return [f"stage{i + 1}" for i in self.out_indices]
+
+
+class Dense(ChosenMaps, Backbone):
     """A network from an image to a list of maps: the backbone of detectors and segmentors.
 
     Each map has a norm of its own, unless the family norms its main path.
@@ -437,7 +454,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [row["module"] for row in self]
 
 
-class FeatureMaps(nn.Module):
+class FeatureMaps(ChosenMaps, nn.Module):
     """A classifier that returns its list of maps, (B, C, H, W) each: timm's `features_only=True`.
 
     It takes over the classifier, and removes the head and the stages that no chosen map needs.

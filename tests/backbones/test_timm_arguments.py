@@ -139,3 +139,16 @@ def test_a_saved_classifier_is_built_by_the_name_of_its_folder(name: str, tmp_pa
         fourstage.create_model(f"local-dir:{tmp_path / 'maps'}")
     with pytest.raises(ValueError, match="has weights of its own; leave checkpoint_path out"):
         fourstage.create_model(there, checkpoint_path=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_are_described_by_the_names_of_transformers(name: str) -> None:
+    images = torch.empty(1, 3, 64, 64, device="meta")
+    for network in (
+        fourstage.create_backbone(name, out_indices=(1, -1), device="meta"),
+        fourstage.create_model(name, features_only=True, out_indices=(1, -1), device="meta"),
+    ):
+        described: Any = network.eval()
+        last = len(fourstage.create_backbone(name, device="meta").get_submodule("stages")._modules)
+        assert described.channels == [x.shape[1] for x in described(images)]
+        assert described.out_features == ["stage2", f"stage{last}"]
