@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from fourstage.backbones.base import Classifier, FeatureMaps
-from fourstage.build import build_network, check_levels, fill, starting_point, try_on_meta
+from fourstage.build import Device, build_network, check_levels, fill, placed, starting_point, try_on_meta
 from fourstage.data.class_names import names_of
 from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
@@ -20,6 +21,7 @@ from fourstage.user_files import where_raised
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network, description_of, remember
 from fourstage.weights.load import Report
+from fourstage.weights.reading.hub import PREFIXES
 from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -37,6 +39,9 @@ __all__ = [
     "register_segmentor",
 ]
 
+SAVED_HERE = "local-dir:"  # a folder, as timm writes it
+SAVED = (*PREFIXES, SAVED_HERE)
+PLACES = ("device", "dtype")  # arguments of a network alone
 STARTING_WEIGHTS = ("pretrained", "checkpoint_path")  # arguments that make a network start from another file
 FORMS = {**NETWORKS, "classification": "classifier", "backbone": "dense backbone"}  # a task -> its network
 CHECKPOINT_ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
@@ -49,6 +54,8 @@ def create_model(
     checkpoint_path: str | Path | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build an image classifier.
@@ -56,7 +63,7 @@ def create_model(
     Args:
         model_name: one of `list_models()`. With the tag of a published weight behind it, `smt_large.in22k`, the network
             is the one that this file is for: its image size, its number of classes and its other arguments, unless you
-            give them.
+            give them. `hf-hub:user/name` and `local-dir:folder` are classifiers of `save_pretrained`, in the same way.
         pretrained: start from the published weights, which are fetched once; docs/checkpoints.md says which a name
             without a tag means.
         checkpoint_path: start from this file, ours or the original code's. A head for another number of classes is left
@@ -65,6 +72,8 @@ def create_model(
         features_only: return the list of maps instead of logits, as timm does: `.feature_info.channels()`,
             `.reduction()`.
         out_indices: with `features_only`, which maps come out.
+        device: where the network is built; "meta": without memory.
+        dtype: of its numbers, such as torch.bfloat16.
         **arguments: of the model: num_classes, in_chans, img_size, drop_rate, drop_path_rate and those of its family.
             None means the default.
 
@@ -72,13 +81,46 @@ def create_model(
         A network from (B, in_chans, H, W) to (B, num_classes), or to a list of maps; H and W at least 32.
 
     Raises:
-        ValueError: an unknown name or argument, a checkpoint that does not fit, no weights to download.
+        ValueError: an unknown name or argument, a checkpoint that does not fit, no weights to download, no such device.
         OSError: no such file, or weights that could not be fetched; says how to give them by hand.
     """
     if out_indices is not None and not features_only:
         raise ValueError(
             "out_indices selects feature maps, which features_only=True returns; add it, or leave out_indices out"
         )
+    if isinstance(model_name, str) and model_name.startswith(SAVED):
+        if checkpoint_path is not None:
+            raise ValueError(f"{model_name} has weights of its own; leave checkpoint_path out, or name the model")
+        model_name, file, arguments = _of_saved(model_name, arguments)
+        pretrained, checkpoint_path = False, file if pretrained else None
+    with placed(device, dtype) as place:
+        return place(_classifier(model_name, pretrained, checkpoint_path, features_only, out_indices, arguments))
+
+
+def _of_saved(name: str, arguments: Mapping[str, Any]) -> tuple[str, Path, dict[str, Any]]:
+    """Return the name, the file and the arguments of a classifier of `save_pretrained`.
+
+    Raises:
+        ValueError: it is no classifier, or cannot be built here.
+    """
+    file = read_checkpoint(name.removeprefix(SAVED_HERE))
+    described = describe_network(file)
+    if described is None or described.task != "classification":
+        form = "a file that does not describe its network" if described is None else f"a {FORMS[described.task]}"
+        raise ValueError(f"{name} holds {form}, and create_model builds classifiers; type from_checkpoint({name!r})")
+    check_described(described, file)
+    given = {key: value for key, value in arguments.items() if value is not None}
+    return described.backbone, file.path, {**described.backbone_args, "num_classes": described.num_classes, **given}
+
+
+def _classifier(
+    model_name: str,
+    pretrained: bool,
+    checkpoint_path: str | Path | None,
+    features_only: bool,
+    out_indices: Sequence[int] | None,
+    arguments: Mapping[str, Any],
+) -> nn.Module:
     start = starting_point(model_name, pretrained, checkpoint_path, "create_model")
     model = build_network(start, start.entry.classifier, arguments)
     if features_only:
@@ -99,6 +141,8 @@ def create_backbone(
     *,
     checkpoint_path: str | Path | None = None,
     out_indices: Sequence[int] | None = None,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a dense backbone: image in, list of maps out, as the source's detection code has it.
@@ -109,6 +153,7 @@ def create_backbone(
         pretrained: start from the published weights, as in `create_model`. A detector's tag is for its backbone.
         checkpoint_path: start from this file: a classifier's or a detector's, ours or the original code's.
         out_indices: which maps come out, finest first; None: all.
+        device, dtype: as in `create_model`.
         **arguments: of the model: in_chans, img_size, drop_path_rate and those of its family. None means the default.
 
     Returns:
@@ -119,9 +164,21 @@ def create_backbone(
         OSError: as `create_model`.
     """
     if isinstance(backbone, nn.Module):
-        if pretrained or checkpoint_path is not None or out_indices is not None or arguments:
+        others = (checkpoint_path, out_indices, device, dtype)
+        if pretrained or arguments or any(value is not None for value in others):
             raise ValueError("the backbone is built already; give its arguments and weights where it is built")
         return check_levels(backbone, type(backbone).__name__)
+    with placed(device, dtype) as place:
+        return place(_dense(backbone, pretrained, checkpoint_path, out_indices, arguments))
+
+
+def _dense(
+    backbone: str,
+    pretrained: bool,
+    checkpoint_path: str | Path | None,
+    out_indices: Sequence[int] | None,
+    arguments: dict[str, Any],
+) -> nn.Module:
     if isinstance(backbone, str) and backbone.startswith("timm/"):
         from fourstage.timm_backbone import TimmBackbone
 
@@ -132,7 +189,7 @@ def create_backbone(
         maps = {} if out_indices is None else {"out_indices": out_indices}
         return remember(wrapped, NetworkDescription("backbone", backbone, 0, {**arguments, **maps}))
     if out_indices is not None:
-        arguments["out_indices"] = out_indices
+        arguments = {**arguments, "out_indices": out_indices}
     start = starting_point(backbone, pretrained, checkpoint_path, "create_backbone")
     model = check_levels(build_network(start, start.entry.dense, arguments), backbone)
     if (file := start.read("create_backbone")) is not None:
@@ -264,6 +321,11 @@ def _create(
         raise ValueError(f"a {method} needs a backbone and num_classes, such as 'swin_tiny' and 80")
     given = {key: value for key, value in arguments.items() if value is not None}
     _check_arguments(builder, method, given, num_classes)
+    if placed_alone := [key for key in PLACES if (backbone_args or {}).get(key) is not None]:
+        raise ValueError(
+            f"backbone_args has {placed_alone[0]}, and the other layers of a {NETWORKS[task]} would be elsewhere; move "
+            f"the complete network, as create_{NETWORKS[task]}(...).to({placed_alone[0]}=...)"
+        )
     maps_network = create_backbone(backbone, **(backbone_args or {}))
     network = _built(method, task, builder, maps_network, num_classes, given)
     if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
@@ -366,11 +428,16 @@ def build_of_file(described: NetworkDescription, file: Checkpoint) -> nn.Module:
     Raises:
         ValueError: it cannot be built here.
     """
+    check_described(described, file)
+    return fresh_network(described)
+
+
+def check_described(described: NetworkDescription, file: Checkpoint) -> None:
+    """Raise ValueError where the network that a file describes cannot be built here."""
     for values in (described.backbone_args, described.method_args, {"num_classes": described.num_classes}):
         check_numbers(values, file.path)
     try:
         try_on_meta(lambda: fresh_network(described), file)
-        return fresh_network(described)
     except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
         # such as sizes that do not fit in memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -381,7 +448,8 @@ def build_of_file(described: NetworkDescription, file: Checkpoint) -> nn.Module:
 
 def fresh_network(described: NetworkDescription) -> nn.Module:
     """Build a network from its description, with fresh weights: its file is the only one that is read."""
-    arguments = {key: value for key, value in described.backbone_args.items() if key not in STARTING_WEIGHTS}
+    left_out = (*STARTING_WEIGHTS, *PLACES)
+    arguments = {key: value for key, value in described.backbone_args.items() if key not in left_out}
     if described.task == "backbone":
         return create_backbone(described.backbone, **arguments)
     if described.method is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 MOST_MODULES = 20_000  # of a network that a file describes; the largest here has 2,000
 SPARE_NUMBERS = 2**26  # beyond four times those in the file: buffers that are no part of it
+
+
+Device = str | int | torch.device
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,35 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
         if start.weight is not None:
             cfg |= {"tag": start.weight.tag, "license": start.weight.licence, "origin_url": start.weight.origin}
     return model
+
+
+@contextmanager
+def placed(device: Device | None, dtype: torch.dtype | None) -> Iterator[Callable[[nn.Module], nn.Module]]:
+    """Give a function that puts a network in its place; networks for the meta device are built there.
+
+    Others are built in float32 on the CPU first, so that a seed means the same numbers everywhere.
+
+    Raises:
+        ValueError: there is no such device, or the type is not one of real numbers.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is a type of real numbers, such as torch.bfloat16; got {dtype!r:.80}")
+    try:
+        where = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is a name such as 'cpu', 'cuda:0' or 'meta'; got {device!r:.80}") from error
+
+    def place(network: nn.Module) -> nn.Module:
+        try:
+            return network if where is None and dtype is None else network.to(device=where, dtype=dtype)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"the network cannot be on the device {where} ({reason:.200}); choose another") from error
+
+    with ExitStack() as stack:
+        if where is not None and where.type == "meta":
+            stack.enter_context(where)
+        yield place
 
 
 def fill(model: nn.Module, file: Checkpoint, which: str = "model", *, fresh_head: bool) -> Report:

@@ -4,6 +4,7 @@ B images, C channels, H x W pixels, P removed pixels.
 
 ROAD (https://arxiv.org/abs/2202.00449) replaces pixels by noisy linear imputation, deletion by the mean colour, and
 insertion restores them on a blurred image (https://arxiv.org/abs/1806.07421). Blurry maps score better than sharp ones.
+Drop and increase compare the score of the image times its map with that of the image (https://arxiv.org/abs/1710.11063).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +34,16 @@ class Faithfulness:
     Attributes:
         morf, lerf: mean change of the score when the most, or the least, relevant pixels are imputed (ROAD).
         insertion, deletion: areas below the score while pixels are restored, or removed, the most relevant first.
+        drop: how much the score falls where the normalised image is multiplied by the map; 0 where it rises.
+        increase: 1 where it rises, else 0; the mean over images is their share.
     """
 
     morf: float
     lerf: float
     insertion: float
     deletion: float
+    drop: float
+    increase: float
 
     @property
     def road(self) -> float:
@@ -47,17 +52,25 @@ class Faithfulness:
 
 
 def faithfulness(score: Score, image_CHW: Tensor, map_HW: Tensor, *, steps: int = STEPS, seed: int = 0) -> Faithfulness:
-    """Return all scores of a map of one image; NaN for a map that marks nothing."""
+    """Return all scores of a map, in [0, 1], of one image; NaN for a map that marks nothing."""
     values = map_HW.detach().cpu().double().numpy()
     if values.max() <= values.min():
-        return Faithfulness(*[float("nan")] * 4)
+        return Faithfulness(*[float("nan")] * 6)
     morf, lerf = (road(score, image_CHW, relevance, seed=seed) for relevance in (values, 1 - values))
     return Faithfulness(
         morf,
         lerf,
         area(score, image_CHW, values, insert=True, steps=steps),
         area(score, image_CHW, values, steps=steps),
+        *drop_and_increase(score, image_CHW, map_HW),
     )
+
+
+def drop_and_increase(score: Score, image_CHW: Tensor, map_HW: Tensor) -> tuple[float, float]:
+    """Return how much the score falls, or 0, and 1 where it rises, or 0, for an image times its map."""
+    with torch.no_grad():
+        own, seen = score(torch.stack([image_CHW, image_CHW * map_HW.to(image_CHW)])).double().tolist()
+    return max(0.0, own - seen), float(seen > own)
 
 
 def road(

@@ -302,9 +302,11 @@ def _gaussian(squared_R: np.ndarray, value_R: np.ndarray, weight_R: np.ndarray) 
     return best, amplitude
 
 
-def luo_size(erf: Erf) -> float:
+def luo_size(erf: Erf, *, centre: Centre = "image") -> float:
     """Return the size by Luo et al.: the square root of the number of pixels above 1 - 0.9545 of the centre's value.
 
-    The centre's value is the map's largest one. Source: https://arxiv.org/abs/1701.04128.
+    A centre between pixels has the mean of the pixels around it. Source: https://arxiv.org/abs/1701.04128.
     """
-    return float(np.sqrt((erf.map_HW > (1 - 0.9545) * erf.map_HW.max()).sum()))
+    rows, columns = ({int(np.floor(c)), int(np.ceil(c))} for c in erf.centre(centre))
+    value = np.mean([erf.map_HW[row, column] for row in rows for column in columns])
+    return float(np.sqrt((erf.map_HW > (1 - 0.9545) * value).sum()))

@@ -187,7 +187,8 @@ def rotated_view(image_HW3: np.ndarray, angle: float, protocol: Protocol, *, bef
 def shifted_view(image_HW3: np.ndarray, pixels: int, direction: tuple[int, int], protocol: Protocol) -> Tensor:
     """Return a crop whose centre is moved by `pixels` down and right times `direction`; the outside is black.
 
-    In the original the crop is clipped to the image and padded on both sides alike, so that its content is centred.
+    In the original the crop is clipped to the image and padded on both sides alike, so that its content is centred. A
+    crop that ends above the image, or left of it, ends there as Python's negative indices do: counted from its far end.
     """
     side = protocol.side
     near = side // 2
@@ -197,6 +198,8 @@ def shifted_view(image_HW3: np.ndarray, pixels: int, direction: tuple[int, int],
     for length, step in zip(image_3HW.shape[1:], direction, strict=True):
         middle = length // 2 + step * pixels
         begin, end = max(middle - near, 0), min(middle + far, length)
+        if protocol.original and end < 0:
+            end += length
         missing = side - max(end - begin, 0)
         ahead = missing // 2 if protocol.original else min(max(near - middle, 0), missing)
         spans.append((min(begin, length), max(end, 0), ahead, missing - ahead))

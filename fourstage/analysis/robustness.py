@@ -42,18 +42,25 @@ SMALLEST = 32  # pixels a side that the corruptions need
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many images of one test set have the right class first.
+    """How many images of one test set have the right class first, or among the first five.
 
     Attributes:
         correct_N: 0 or 1 for each image, in the order of the data.
+        among_five_N: the same for the best five classes; None: not measured.
     """
 
     correct_N: np.ndarray
+    among_five_N: np.ndarray | None = None
 
     @property
     def top1(self) -> float:
         """Per cent."""
         return 100 * float(self.correct_N.mean())
+
+    @property
+    def top5(self) -> float | None:
+        """Per cent; None: not measured."""
+        return None if self.among_five_N is None else 100 * float(self.among_five_N.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -105,12 +112,25 @@ def best_classes(
     Raises:
         ValueError: the network returns no logits.
     """
+    return best_five(network, images_BCHW, among, at_once)[:, 0]
+
+
+def best_five(
+    network: nn.Module, images_BCHW: Tensor, among: Sequence[int] | None = None, at_once: int = 32
+) -> np.ndarray:
+    """Return (B, 5) best classes, the best one first; fewer columns where there are fewer classes.
+
+    Raises:
+        ValueError: the network returns no logits.
+    """
     kept = None if among is None else torch.tensor(list(among))
     out = []
     with frozen(network), torch.inference_mode():
         for chunk_BCHW in images_BCHW.split(at_once):
             logits_BK = logits_of(network, chunk_BCHW, "robustness").cpu()
-            out.append(logits_BK.argmax(dim=1) if kept is None else kept[logits_BK[:, kept].argmax(dim=1)])
+            chosen_BK = logits_BK if kept is None else logits_BK[:, kept]
+            best_B5 = chosen_BK.argsort(dim=1, descending=True, stable=True)[:, :5]
+            out.append(best_B5 if kept is None else kept[best_B5])
     return torch.cat(out).numpy()
 
 

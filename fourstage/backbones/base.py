@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from fourstage.backbones.chosen_maps import chosen_levels, chosen_stages
-from fourstage.backbones.layers import Level
+from fourstage.backbones.layers import Level, sides
 from fourstage.ops.chunks import by_images
 from fourstage.ops.measure import choose_products
 
@@ -89,20 +89,26 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         choose_products()
-        squash = family.squash_from is not None and min(img_size) >= family.squash_from
         self.register_load_state_dict_post_hook(_init_buffers_after_load)
         self.default_cfg: dict[str, Any] = {
-            "input_size": (in_chans, *img_size),
-            "pool_size": tuple(family.cells(side, levels[-1].stride) for side in img_size),
+            **self._at_size(img_size),
             "min_input_size": (in_chans, SMALLEST, SMALLEST),
             "fixed_input_size": False,
             "mean": MEAN,
             "std": STD,
-            "crop_pct": 1.0 if squash else 0.875,
-            "crop_mode": "squash" if squash else "center",
             "interpolation": "bicubic",
             "first_conv": next(name for name, m in self.named_modules() if isinstance(m, nn.Conv2d)),
             "classifier": "head",
+        }
+
+    def _at_size(self, img_size: tuple[int, int]) -> dict[str, Any]:
+        """Return the entries of `default_cfg` that depend on the size of images."""
+        squash = self.family.squash_from is not None and min(img_size) >= self.family.squash_from
+        return {
+            "input_size": (self.in_chans, *img_size),
+            "pool_size": tuple(self.family.cells(side, self.strides[-1]) for side in img_size),
+            "crop_pct": 1.0 if squash else 0.875,
+            "crop_mode": "squash" if squash else "center",
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -157,6 +163,44 @@ class Backbone(nn.Module):
         for module in self.modules():
             if module is not self and isinstance(module, HasNonPersistentBuffers):
                 module.init_non_persistent_buffers()
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Give all parameters and buffers new values, as timm's networks do: after `to_empty`, or to start again.
+
+        Args:
+            mode: "", the family's own initialisation.
+            needs_reset: first reset each layer as torch does; False: only what the family changes after that.
+
+        Raises:
+            ValueError: another mode.
+        """
+        if mode:
+            raise ValueError(f"mode is '', the initialisation of {self.family.name}; got {mode!r}")
+        for module in self.modules() if needs_reset else ():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        self.apply(self.family.init)
+        self.init_non_persistent_buffers()
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Record another size of images in `default_cfg`. No parameter changes: networks take images of any size.
+
+        Args:
+            img_size: pixels, a side or (H, W); None: no change.
+            patch_size, window_size: timm's other arguments; None.
+
+        Raises:
+            ValueError: a side below 32 pixels, or another size of patches or windows.
+        """
+        if patch_size is not None or window_size is not None:
+            raise ValueError("patches and windows keep the size that they were built with; give img_size alone")
+        if img_size is not None:
+            self.default_cfg = {**self.default_cfg, **self._at_size(sides(img_size))}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the input of each block for the backward pass, which computes the rest again.
@@ -324,7 +368,24 @@ class Classifier(Backbone):
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 
 
-class Dense(Backbone):
+class ChosenMaps:
+    """What networks that return some of their maps have in common, by the names of transformers' backbones."""
+
+    levels: tuple[Level, ...]
+    out_indices: tuple[int, ...]
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of each returned map."""
+        return [level.channels for level in self.levels]
+
+    @property
+    def out_features(self) -> list[str]:
+        """The stage of each returned map: "stage1" to "stage4"."""
+        return [f"stage{i + 1}" for i in self.out_indices]
+
+
+class Dense(ChosenMaps, Backbone):
     """A network from an image to a list of maps: the backbone of detectors and segmentors.
 
     Each map has a norm of its own, unless the family norms its main path.
@@ -393,7 +454,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [row["module"] for row in self]
 
 
-class FeatureMaps(nn.Module):
+class FeatureMaps(ChosenMaps, nn.Module):
     """A classifier that returns its list of maps, (B, C, H, W) each: timm's `features_only=True`.
 
     It takes over the classifier, and removes the head and the stages that no chosen map needs.

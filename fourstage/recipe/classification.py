@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fourstage.recipe.common import Fraction, Recipe, Section
+from fourstage.recipe.common import PLACES, Fraction, Recipe, Section
 
 LEAST_ALPHA = 0.001
 LONG_NUMBER = re.compile(r"-([nwd][\d_]{4,})")  # timm makes a list of so many operations
@@ -113,7 +113,7 @@ class Classification(Recipe):
                 f"mixing pairs images, but a micro-batch has {micro_batch}, an odd number; choose an even batch_size, "
                 f"or turn mixing off with augmentation.mixup=0 augmentation.cutmix=0"
             )
-        for theirs, ours in (("num_classes", "num_classes"), ("img_size", "image_size"), ("in_chans", None)):
+        for theirs, ours in (("num_classes", "num_classes"), ("img_size", "image_size"), ("in_chans", None), *PLACES):
             if theirs in self.model_args:
                 hint = f"write {ours}=..." if ours else "images have three"
                 raise ValueError(f"model_args must not contain {theirs}, which follows from the recipe; {hint}")

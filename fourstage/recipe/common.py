@@ -41,6 +41,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0)]
 Images = Annotated[int, Field(gt=0, le=1_000_000)]  # more than that in a batch is a mistake of typing
 Side = Annotated[int, Field(gt=0, le=2**14)]  # pixels
+PLACES = (("device", "device"), ("dtype", "precision"))  # arguments of networks -> keys of a recipe
 
 
 def steps(length: str, steps_per_epoch: int) -> int:

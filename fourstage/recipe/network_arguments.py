@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationInfo
 
 from fourstage.methods import find_method
-from fourstage.recipe.common import Recipe, Side
+from fourstage.recipe.common import PLACES, Recipe, Side
 
 Sides = tuple[Side, Side]
 
@@ -25,7 +25,10 @@ def check_network(recipe: Recipe, method_args: dict[str, Any], backbone_args: di
         raise ValueError(
             "parallel=fsdp works only for classification; detectors and segmentors fit one device, so leave it out"
         )
-    named = {"method_args": (method_args, ("num_classes", "backbone")), "backbone_args": (backbone_args, ("in_chans",))}
+    named = {
+        "method_args": (method_args, ("num_classes", "backbone")),
+        "backbone_args": (backbone_args, ("in_chans", *dict(PLACES))),
+    }
     for section, (arguments, theirs) in named.items():
         for name in theirs:
             if name in arguments:

@@ -224,6 +224,11 @@ def test_scores_prefer_the_map_that_marks_the_evidence() -> None:
     assert good.deletion < bad.deletion
     assert good.insertion > bad.insertion
     assert good.morf < bad.morf
+    own, seen = (float(Spot()(one[None])[0]) for one in (picture, picture * right / 2))
+    dimmed = faithfulness(Spot(), picture, right / 2, steps=4)
+    assert (dimmed.drop, dimmed.increase) == (pytest.approx(own - seen), 0.0)
+    raised = faithfulness(lambda x: 2 - Spot()(x), picture, right / 2, steps=4)
+    assert (raised.drop, raised.increase) == (0.0, 1.0)
 
 
 def test_maps_of_few_values_can_be_scored_and_empty_ones_have_no_score() -> None:

@@ -113,6 +113,15 @@ def test_the_profile_of_a_gaussian_has_its_width(sigma: float) -> None:
         assert luo_size(field_of(np.exp(-(x**2 + y**2) / (2 * sigma**2)))) ** 2 == pytest.approx(expected, rel=0.03)
 
 
+def test_the_size_by_luo_is_measured_against_the_centre_and_not_the_largest_value() -> None:
+    map_HW = np.full((32, 32), 0.02)
+    map_HW[3, 5], map_HW[16, 16], map_HW[15, 15] = 100.0, 1.0, 0.5
+    assert luo_size(field_of(map_HW)) == pytest.approx(3**0.5)  # the largest value alone would give 1
+    between = field_of(map_HW, (15.5, 15.5))
+    mean = (1.0 + 0.5 + 2 * 0.02) / 4
+    assert luo_size(between, centre="unit") == pytest.approx(float((map_HW > (1 - 0.9545) * mean).sum()) ** 0.5) == 32
+
+
 @pytest.mark.parametrize(
     ("name", "centre"),
     [("swin_tiny", 111.5), ("timm/resnet18", 96.0), ("timm/convnext_atto", 111.5), ("timm/pvt_v2_b0", 96.0)],

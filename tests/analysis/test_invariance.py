@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden.fill import fill
 from torch import Tensor, nn
 
@@ -64,6 +66,25 @@ def test_a_view_is_that_of_the_original_code(name: str) -> None:
     np.testing.assert_allclose(view.reshape(-1)[at], np.load(RECIPES / "stm_invariance.npz")[name], atol=1e-5)
     assert view.mean() == pytest.approx(manifest()[name]["mean"], abs=1e-5)
     assert view.std() == pytest.approx(manifest()[name]["std"], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [32, 33, 57, 97, 224])
+@pytest.mark.parametrize("mode", range(7))
+def test_a_shift_is_the_slice_of_the_original_code_at_any_side(side: int, mode: int) -> None:
+    protocol = Protocol(RAW, side=side, original=True)
+    square_HW3 = photograph()[:, :300]
+    resized_3HW = standard_view(square_HW3, replace(protocol, side=protocol.resized), 1.0)
+    down, right = DIRECTIONS[mode]
+    near, middle = side // 2, protocol.resized // 2
+    for pixels in range(0, 65, 16):
+        y, x = middle + down * pixels, middle + right * pixels
+        rows = slice(max(y - near, 0), min(y + near, protocol.resized))  # a negative end counts from the other side
+        columns = slice(max(x - near, 0), min(x + near, protocol.resized))
+        crop_3HW = resized_3HW[:, rows, columns]
+        missing = [side - length for length in crop_3HW.shape[1:]]
+        (above, left), (below, behind) = ([n // 2 for n in missing], [(n + 1) // 2 for n in missing])
+        expected_3HW = F.pad(crop_3HW, (left, behind, above, below))
+        assert torch.equal(shifted_view(square_HW3, pixels, (down, right), protocol), expected_3HW)
 
 
 def test_measures_are_those_of_the_original_code() -> None:

@@ -17,6 +17,8 @@ from fourstage.report.number_format import significant
 
 STRENGTH = 0.55  # of the colours over the grey image
 
+SCORES = ("road", "morf", "lerf", "insertion", "deletion", "drop", "increase")  # attributes of `Faithfulness`
+
 
 @dataclass(frozen=True)
 class Explained:
@@ -80,11 +82,11 @@ def _scores(found: Sequence[Explained]) -> Markup:
     rows = []
     for one in found:
         for method, scores in one.scores.items():
-            values = (scores.road, scores.morf, scores.lerf, scores.insertion, scores.deletion)
+            values = (getattr(scores, key) for key in SCORES)
             rows.append((one.name, one.image, NAMES[method], *(f"{value:.3f}" for value in values)))
     for name in dict.fromkeys(one.name for one in found if one.scores):
         rows += _means(name, [one for one in found if one.name == name and one.scores])
-    head = ("network", "image", "method", "ROAD", "MoRF", "LeRF", "insertion", "deletion")
+    head = ("network", "image", "method", "ROAD", "MoRF", "LeRF", "insertion", "deletion", "drop", "increase")
     return table(head, rows, caption="Scores of the maps", class_="numbers")
 
 
@@ -92,10 +94,7 @@ def _means(name: str, found: Sequence[Explained]) -> list[tuple[str, ...]]:
     rows = []
     for method in found[0].scores:
         scores = [one.scores[method] for one in found]
-        means = [
-            np.mean([getattr(score, key) for score in scores])
-            for key in ("road", "morf", "lerf", "insertion", "deletion")
-        ]
+        means = [np.mean([getattr(score, key) for score in scores]) for key in SCORES]
         rows.append((name, "mean", NAMES[method], *(f"{value:.3f}" for value in means)))
     return rows
 
@@ -109,4 +108,6 @@ _REMARKS = (
     "ROAD is (LeRF - MoRF) / 2: how much more the probability falls when the most relevant pixels are replaced by "
     "their neighbours than when the least relevant ones are. Higher is better, as for insertion; for deletion, lower "
     "is better. Blurry maps score better than sharp ones.",
+    "Drop is how much the probability falls where the normalised image is multiplied by the map, and increase the "
+    "share of images whose probability rises.",
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fourstage.analysis.erf import Erf, Profile, Scale, Square, luo_size, scaled
+from fourstage.analysis.erf import Erf, Profile, Scale, Square, scaled
 from fourstage.plurals import plural
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section
 from fourstage.report.curves import Curve, curve_chart
@@ -33,6 +33,7 @@ class Field:
     profile: Profile
     centre: tuple[float, float]
     power: float
+    luo_size: float
 
 
 def erf_page(fields: Sequence[Field], images: str) -> str:
@@ -127,7 +128,7 @@ def _widths(fields: Sequence[Field]) -> Markup:
                 field.weights,
                 significant(field.profile.sigma, 3),
                 significant(field.profile.deviation, 3),
-                significant(luo_size(field.erf), 3),
+                significant(field.luo_size, 3),
                 f"{row:g}, {column:g}",
                 f"{unit_row:g}, {unit_column:g}",
                 f"{field.erf.images} + {field.erf.skipped} with NaN",
@@ -148,7 +149,7 @@ _REMARKS = (
     "one pixel before its border, so the 99 % square then has 223 pixels a side.",
     "Untrained networks may have larger fields than trained ones; each row says which of the two it is.",
     "Gaussian px is the width of the Gaussian that fits the radial profile, deviation px the map's own standard "
-    "deviation along one axis, Luo px the square root of the number of pixels above 4.55 % of the largest value.",
+    "deviation along one axis, Luo px the square root of the number of pixels above 4.55 % of the centre's value.",
     "The cross marks the pixel on which the unit is centred. It is not always the centre of the image, around "
     "which RepLKNet measures.",
 )

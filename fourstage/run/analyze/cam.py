@@ -16,7 +16,7 @@ from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Sample
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.report.analyses.cam import Explained, cam_page
+from fourstage.report.analyses.cam import SCORES, Explained, cam_page
 from fourstage.resources import sentences
 from fourstage.run.analyze.erf import with_map
 from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read, side_for
@@ -95,7 +95,7 @@ def analyze_cam(
         arrays=_arrays(found),
         columns=(
             *("network", "weights", "image", "explained", "score", "method", "layers"),
-            *("road", "morf", "lerf", "insertion", "deletion"),
+            *SCORES,
         ),
         rows=list(_rows(found)),
         page=cam_page(found, f"{plural(len(chosen.positions), 'image')} of {Path(data).name}", notes),
@@ -243,7 +243,7 @@ def _rows(found: Sequence[Explained]) -> Iterator[tuple[object, ...]]:
     for one in found:
         for method in one.maps:
             scores = one.scores.get(method)
-            ends = (scores.road, scores.morf, scores.lerf, scores.insertion, scores.deletion) if scores else (None,) * 5
+            ends = (None if scores is None else getattr(scores, key) for key in SCORES)
             start = (one.name, one.weights, one.image, one.explained, one.score)
             yield (*start, cam.NAMES[method], "+".join(one.taps), *ends)
 

@@ -135,6 +135,7 @@ def _field(loaded: LoadedNetwork, found: erf.Erf, setting: ErfSetting) -> Field:
         erf.profile(found, centre=setting.centre),
         found.centre(setting.centre),
         setting.power,
+        erf.luo_size(found, centre=setting.centre),
     )
 
 
@@ -156,7 +157,7 @@ def _rows(field: Field) -> Iterator[tuple[object, ...]]:
         found.images,
         found.skipped,
     )
-    ends = (field.profile.sigma, field.profile.deviation, erf.luo_size(found))
+    ends = (field.profile.sigma, field.profile.deviation, field.luo_size)
     for scale, by_share in field.squares.items():
         for share, square in by_share.items():
             side, ratio = (None, None) if square is None else (square.side, square.ratio)

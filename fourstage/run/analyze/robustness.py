@@ -15,13 +15,14 @@ from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
+from fourstage.files import write_text
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import NetworkRobustness, robustness_page
 from fourstage.resources import sentences
 from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_networks, open_images, read
 from fourstage.run.analyze.labels import labelled_for
-from fourstage.run.analyze.outputs import Outcome, check_folder, write
+from fourstage.run.analyze.outputs import Outcome, as_csv, check_folder, write
 
 SIDE_C = 224  # pixels of ImageNet-C's images, of which the centre is taken without a resize
 AT_ONCE = 32  # images in memory
@@ -88,10 +89,24 @@ def analyze_robustness(
         folder,
         "robustness",
         arrays=_arrays(found),
-        columns=("network", "weights", "test_set", "corruption", "severity", "images", "top1", "low", "high"),
+        columns=(
+            "network",
+            "weights",
+            "test_set",
+            "corruption",
+            "severity",
+            "images",
+            "top1",
+            "low",
+            "high",
+            "top5",
+            "ce",
+        ),
         rows=list(_rows(found)),
         page=robustness_page(found, Path(data).name, notes),
     )
+    if variant is not None:
+        files = (*files, *_write_for_timm(folder, networks, found, setting))
     return Outcome(_HEAD, tuple(_printed(found)), notes, files)
 
 
@@ -123,8 +138,8 @@ def _imagenet_c(
             chosen = _chosen(data, setting.images, setting, folder)
             notes += chosen.notes
             correct = _correct(networks, data, chosen.positions, _centre, data.among)
-            for known, right_N in zip(accuracies, correct, strict=True):
-                known[key] = rb.Accuracy(right_N)
+            for known, right in zip(accuracies, correct, strict=True):
+                known[key] = right
             bar.update(i + 1)
     found = []
     for loaded, known in zip(networks, accuracies, strict=True):
@@ -152,20 +167,14 @@ def _variant(
     notes = [*chosen.notes, *([f"{data.note[0].upper()}{data.note[1:]}."] if data.note else [])]
     with Bar("measuring robustness", len(networks), show=show) as bar:
         for i, loaded in enumerate(networks):
-            best_N = _best([loaded], data, positions, _standard(setting), data.among)[0]
-            correct_N = best_N == data.labels_N[positions]
-            found.append(
-                NetworkRobustness(
-                    loaded.name, loaded.weights, root.name, rb.Accuracy(correct_N.astype(float)), {}, None
-                )
-            )
+            best_N5 = _best([loaded], data, positions, _standard(setting), data.among)[0]
+            own = _accuracy(best_N5, [[label] for label in data.labels_N[positions].tolist()])
+            found.append(NetworkRobustness(loaded.name, loaded.weights, root.name, own, {}, None))
             if real is not None:
-                valid = [
-                    (best, real[data.id(p)]) for best, p in zip(best_N, positions, strict=True) if real[data.id(p)]
-                ]
-                hits_N = np.array([float(best in labels) for best, labels in valid])
-                own = rb.Accuracy(hits_N)
-                found.append(NetworkRobustness(loaded.name, loaded.weights, f"{root.name}, ReaL", own, {}, None))
+                labels = [real[data.id(position)] for position in positions]
+                if any(labels):
+                    own = _accuracy(best_N5[[bool(one) for one in labels]], [one for one in labels if one])
+                    found.append(NetworkRobustness(loaded.name, loaded.weights, f"{root.name}, ReaL", own, {}, None))
             bar.update(i + 1)
     return found, tuple(notes)
 
@@ -268,22 +277,28 @@ def _centre(loaded: LoadedNetwork, sample: Sample) -> Tensor:
 
 def _correct(
     networks: Sequence[LoadedNetwork], data: Variant, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
-) -> list[np.ndarray]:
-    best = _best(networks, data, positions, seen, among)
-    return [(one == data.labels_N[list(positions)]).astype(float) for one in best]
+) -> list[rb.Accuracy]:
+    labels = [[label] for label in data.labels_N[list(positions)].tolist()]
+    return [_accuracy(best_N5, labels) for best_N5 in _best(networks, data, positions, seen, among)]
+
+
+def _accuracy(best_N5: np.ndarray, labels: Sequence[Sequence[int]]) -> rb.Accuracy:
+    """Return the accuracy of the best classes of each image against its valid labels."""
+    hits_N5 = np.array([np.isin(best_5, own) for best_5, own in zip(best_N5, labels, strict=True)], dtype=float)
+    return rb.Accuracy(hits_N5[:, 0], hits_N5.max(axis=1))
 
 
 def _best(
     networks: Sequence[LoadedNetwork], data: Dataset, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
 ) -> list[np.ndarray]:
-    """Return the best class of each image for each network; each image is read once."""
+    """Return the best five classes (N, 5) of the images for each network; each image is read once."""
     out: list[list[np.ndarray]] = [[] for _ in networks]
     for begin in range(0, len(positions), AT_ONCE):
         samples = list(read(data, positions[begin : begin + AT_ONCE]))
         for loaded, own in zip(networks, out, strict=True):
             images_BCHW = torch.stack([seen(loaded, sample) for sample in samples])
             with naming(loaded.name):
-                own.append(rb.best_classes(loaded.network, images_BCHW, among))
+                own.append(rb.best_five(loaded.network, images_BCHW, among))
     return [np.concatenate(own) for own in out]
 
 
@@ -316,14 +331,52 @@ def mean_accuracy(one: NetworkRobustness) -> tuple[float, float, float]:
     return mean, float(low_1[0]), float(high_1[0])
 
 
+_COLUMNS = (
+    *("network", "weights", "test_set", "corruption", "severity", "images"),
+    *("top1", "low", "high", "top5", "ce"),
+)
+
+
 def _rows(found: Sequence[NetworkRobustness]) -> Iterator[tuple[object, ...]]:
+    """Yield a row for each severity, with the CE of its corruption, and a row of means with the mCE."""
     for one in found:
         if one.plain is not None:
-            count = len(one.plain.correct_N)
-            yield (one.name, one.weights, one.test_set, "", 0, count, one.plain.top1, *one.plain.interval)
+            count, top5 = len(one.plain.correct_N), one.plain.top5
+            yield (one.name, one.weights, one.test_set, "", 0, count, one.plain.top1, *one.plain.interval, top5, None)
         for (name, severity), accuracy in one.by_corruption.items():
             start = (one.name, one.weights, one.test_set, name, severity, len(accuracy.correct_N))
-            yield (*start, accuracy.top1, *accuracy.interval)
+            ce = one.errors.ce.get(name) if one.errors else None
+            yield (*start, accuracy.top1, *accuracy.interval, accuracy.top5, ce)
+        if one.errors is not None and one.errors.mce is not None:
+            count = len(next(iter(one.by_corruption.values())).correct_N)
+            start = (one.name, one.weights, one.test_set, "mean of all", "", count)
+            yield (*start, *mean_accuracy(one), None, one.errors.mce)
+
+
+TIMM = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
+
+
+def _write_for_timm(
+    folder: Path, networks: Sequence[LoadedNetwork], found: Sequence[NetworkRobustness], setting: RobustnessSetting
+) -> Iterator[Path]:
+    """Write the columns of timm's tables of results, a file for each kind of labels; yield their paths."""
+    by_name = {loaded.name: loaded for loaded in networks}
+    for file, is_real in (("timm.csv", False), ("timm-real.csv", True)):
+        own = [one for one in found if one.test_set.endswith(", ReaL") == is_real]
+        if own:
+            write_text(folder / file, as_csv(TIMM, [_row_for_timm(by_name[one.name], one, setting) for one in own]))
+            yield folder / file
+
+
+def _row_for_timm(loaded: LoadedNetwork, one: NetworkRobustness, setting: RobustnessSetting) -> tuple[object, ...]:
+    assert one.plain is not None, "published test sets have no other"
+    assert one.plain.top5 is not None, "nor lack the best five"
+    p, shares = loaded.preparation, (one.plain.top1, one.plain.top5)
+    numbers = [round(value, 4) for share in shares for value in (share, 100 - share)]
+    millions = round(sum(parameter.numel() for parameter in loaded.network.parameters()) / 1e6, 2)
+    size = setting.size or p.image_size[0]
+    name = loaded.name.removeprefix("timm/").partition("=")[0]  # of NAME=FILE
+    return (name, size, *numbers, millions, p.crop_pct, p.interpolation)
 
 
 def _arrays(found: Sequence[NetworkRobustness]) -> dict[str, np.ndarray]:

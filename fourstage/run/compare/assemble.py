@@ -1,5 +1,7 @@
 """From finished runs to the result of a comparison: statistics, costs, speeds, verdicts in words."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from fourstage.analysis.comparison import ArmResult, Comparison, PairResult
 from fourstage.analysis.paired import Pair, Verdict, compare_pairs, decide
 from fourstage.analysis.seeds import fewest_seeds, smallest_p, summarise
 from fourstage.plurals import plural
-from fourstage.recipe import Recipe, difference
+from fourstage.recipe import Recipe, difference, flatten
 from fourstage.report.number_format import metric as metric_format
 from fourstage.report.number_format import signed
 from fourstage.run.compare.column_values import columns_of, pictures_of, remarks_of
@@ -89,7 +91,7 @@ def assemble(
         pairs=pairs,
         missing=tuple(missing),
         warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=draws is not None)),
-        conditions=tuple(_conditions(table, seeds)),
+        conditions=tuple(_conditions(table, seeds, results)),
         remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
         pictures=pictures_of(measured, wishes.analyses, reference),
     )
@@ -268,8 +270,8 @@ def _warnings(
     return out
 
 
-def _conditions(table: Table, seeds: Sequence[int]) -> list[tuple[str, str]]:
-    """Return what the runs have in common."""
+def _conditions(table: Table, seeds: Sequence[int], arms: Sequence[ArmResult]) -> list[tuple[str, str]]:
+    """Return what the runs have in common, and how the numbers of the table were made."""
     runs = [runs[seed] for runs in table.values() for seed in seeds]
     first = runs[0]
     once = all(run.evaluations <= 1 for run in runs)
@@ -284,13 +286,33 @@ def _conditions(table: Table, seeds: Sequence[int]) -> list[tuple[str, str]]:
     def where(run: FinishedRun, *keys: str) -> str:
         return ", ".join(str(run.environment.get(key, "unknown")) for key in keys)
 
+    def averaged(run: FinishedRun) -> str:
+        return "none" if run.recipe.ema is None else f"decay {run.recipe.ema:g}"
+
     rows = {
+        "seeds": {", ".join(map(str, seeds))},
+        "recipe, without what the arms vary": {_common_recipe(runs)},
         "data": {str(run.recipe.data) for run in runs},
         "image size": {" x ".join(map(str, image_size(run.recipe))) for run in runs},
         "length": {str(run.recipe.optimisation.length) for run in runs},
         "optimiser": {trained(run) for run in runs},
         "checkpoint": {rule},
+        "averaged weights": {averaged(run) for run in runs},
         "trained on": {where(run, "machine", "device") for run in runs},
         "fourstage and torch": {where(run, "fourstage", "torch") for run in runs},
     }
+    if any(arm.macs is not None for arm in arms):
+        rows["MACs"] = {"counted by `fourstage bench`, a multiplication and its addition as one"}
+    if batches := sorted({speed.batch for arm in arms for speed in (arm.infer, arm.train) if speed is not None}):
+        batch = " or ".join(map(str, batches))
+        rows["speed and memory"] = {f"where `compare` ran, float32, not compiled, NCHW, batch {batch}"}
     return [(name, " or ".join(sorted(values))) for name, values in rows.items()]
+
+
+def _common_recipe(runs: Sequence[FinishedRun]) -> str:
+    """Return the number of the keys with one value in all runs: equal numbers stand for equal recipes."""
+    flat = [flatten(run.recipe.model_dump(mode="json")) for run in runs]
+    names = [name for name in flat[0] if name.split(".")[0] not in NO_SETTING]
+    common = {name: flat[0][name] for name in names if all(one.get(name) == flat[0][name] for one in flat)}
+    digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
+    return f"{digest[:12]} ({plural(len(common), 'key')})"

@@ -16,7 +16,7 @@ from fourstage.run.analyze.inputs import NAMED
 from fourstage.run.compare.columns import FAMILIES, IMAGES, LEFT_OUT, Analysis, Arrays, Measured, side_of
 
 HALF = 0.5  # share of a field whose area is a column
-WIDTH, AREA = "erf_width_px", "erf_area50_percent"  # keys of columns
+WIDTH, AREA, LOG_AREA = "erf_width_px", "erf_area50_percent", "erf_area50_log_percent"  # keys of columns
 MOST_SIMILAR = 12  # arms; with more, each is compared with the reference alone
 CHANGES: dict[Family, str] = {"translation": "shifted", "pre_rotation": "rotated", "scale": "resized"}
 
@@ -89,7 +89,7 @@ def _unknown(measured: Measured, columns: Mapping[str, Sequence[Column]]) -> lis
     fields = [arm for arm in measured if _found(measured, arm, "erf")]
     maps = [arm for arm in measured if _found(measured, arm, "cka")]
     out = list[str]()
-    if wide := [arm for arm in fields if (arm, AREA) in missing]:
+    if wide := [arm for arm in fields if {(arm, AREA), (arm, LOG_AREA)} & missing]:
         out.append(
             f"the area of half the ERF of {', '.join(wide)} is not known: no square around the cell's centre that is "
             "inside of the image holds half of the map, so the field is larger than these images"
@@ -121,7 +121,8 @@ def _left_out(measured: Measured) -> list[str]:
 _NAMES: dict[Analysis, str] = {"erf": "the receptive field", "invariance": "invariance", "cka": "CKA"}
 _HOW: dict[Analysis, str] = {
     "erf": "receptive fields are of the last map's middle cell, the gradient by the pixels: the width is the standard "
-    "deviation of the Gaussian that fits the radial profile, the area that of the smallest square with half of the map",
+    "deviation of the Gaussian that fits the radial profile, the areas those of the smallest squares with half of the "
+    "map A, and of RepLKNet's log10(A + 1), which depends on the scale of a network's gradient",
     "invariance": "consistency is the share of changed images with the best class of the standard view, the mean over "
     "shifts in one drawn direction, rotations before the crop, and crop ratios of the published protocol",
     "cka": "CKA is linear and unbiased, where there are several seeds the mean over pairs of trainings whose seeds "
@@ -145,19 +146,24 @@ def _fields(found: dict[str, list[Arrays]]) -> dict[str, list[Column]]:
     for arm, runs in found.items():
         fields = [_as_erf(run) for run in runs]
         widths = [erf.profile(one, centre="unit").sigma for one in fields]
-        squares = [erf.square(one.map_HW, HALF, one.unit_centre) for one in fields]
-        areas = [nan if one is None else 100 * one.ratio for one in squares]
         out[arm] = [
             _over_seeds(WIDTH, "ERF width, px", 1, widths),
-            _over_seeds(AREA, "area of half the ERF, %", 1, areas),
+            _over_seeds(AREA, "area of half the ERF, %", 1, [_area(one, "raw") for one in fields]),
+            _over_seeds(LOG_AREA, "of its logarithm, %", 1, [_area(one, "replknet") for one in fields]),
         ]
     return out
+
+
+def _area(field: erf.Erf, scale: erf.Scale) -> float:
+    """Return the area of half a field in per cent of the image; NaN where no square holds it."""
+    found = erf.square(erf.scaled(field.map_HW, scale), HALF, field.unit_centre)
+    return nan if found is None else 100 * found.ratio
 
 
 def _as_erf(run: Arrays) -> erf.Erf:
     rows, columns = (int(one) for one in run["cells"])
     row, column = (float(one) for one in run["unit_centre"])
-    map_HW = run["map"].astype(np.float64)
+    map_HW = run["map"].astype(np.float64) * float(run["sum"])
     return erf.Erf(map_HW, np.ones(1), (rows, columns), (rows // 2, columns // 2), (row, column), 0, erf.LAST)
 
 

@@ -39,7 +39,7 @@ from fourstage.user_files import import_files
 Analysis = Literal["erf", "invariance", "cka"]
 ANALYSES: tuple[Analysis, ...] = ("erf", "invariance", "cka")
 FOLDER = "analyses"  # in the folder of a comparison
-FORMAT = 2  # of the kept files
+FORMAT = 3  # of the kept files
 KEPT_BYTES = 2**28
 FAMILIES: tuple[Family, ...] = ("translation", "pre_rotation", "scale")
 IMAGES: dict[str, dict[Analysis, int]] = {  # of the validation split, evenly spread; by task
@@ -251,8 +251,9 @@ def side_of(recipe: Recipe, analysis: Analysis) -> int:
 def _measure(analysis: Analysis, loaded: LoadedNetwork, recipe: Recipe, images: Sequence[_Image]) -> Arrays:
     """Return the arrays of one analysis.
 
-    erf: the map over its sum, (H, W); `unit_centre`, `cells`. invariance: for each family its settings (V,), and
-    consistency, top-1 and loss as means over images (V,). cka: the unit vectors of the stages' Gram matrices (T, P).
+    erf: the map over its sum, (H, W), and the `sum`; `unit_centre`, `cells`. invariance: for each family its settings
+    (V,), and consistency, top-1 and loss as means over images (V,). cka: the unit vectors of the stages' Gram matrices
+    (T, P).
     """
     side = side_of(recipe, analysis)
     if analysis == "erf":
@@ -275,6 +276,7 @@ def _field(loaded: LoadedNetwork, images: Sequence[_Image], side: int) -> Arrays
         raise ValueError("the field is zero everywhere: no pixel moves the last map")
     return {
         "map": (found.map_HW / total).astype(np.float32),
+        "sum": np.array(total),
         "unit_centre": np.array(found.unit_centre),
         "cells": np.array(found.cells),
     }

@@ -73,6 +73,10 @@ def test_columns_are_those_of_the_analyses(grid: Path, capsys: pytest.CaptureFix
     assert width["values"][1] == pytest.approx(erf.profile(field, centre="unit").sigma, rel=1e-3)
     assert width["summary"]["mean"] == pytest.approx(np.mean(width["values"]))
     assert width["summary"]["sd"] == pytest.approx(np.std(width["values"], ddof=1))
+    for key, map_HW in (("erf_area50_percent", field.map_HW), ("erf_area50_log_percent", np.log10(field.map_HW + 1))):
+        square = erf.square(map_HW, 0.5, field.unit_centre)
+        assert square is not None
+        assert found["pvt"][key]["values"][1] == pytest.approx(100 * square.ratio)
     curves = evaluate_invariance(one.network, images(3), ["scale"], Protocol(one.preparation, 64, "one"))["scale"]
     assert found["pvt"]["consistency_resized_percent"]["values"][1] == pytest.approx(
         curves.values("consistency").mean()
@@ -89,6 +93,26 @@ def test_columns_are_those_of_the_analyses(grid: Path, capsys: pytest.CaptureFix
     ceiling = similarity(("pvt", 0), ("pvt", 1))
     assert found["pvt"]["cka_ceiling_stage3"]["summary"]["mean"] == pytest.approx(ceiling, abs=1e-5)
     assert found["swin"]["cka_stage3"]["summary"] is None  # the reference itself
+
+
+def test_conditions_say_how_every_number_was_made(grid: Path) -> None:
+    conditions = dict(table(grid)["conditions"])
+    assert conditions["seeds"] == "0, 1"
+    assert conditions["averaged weights"] == "none"
+    assert conditions["MACs"] == "counted by `fourstage bench`, a multiplication and its addition as one"
+    number = conditions["recipe, without what the arms vary"]
+    runs = [str(grid / arm / f"seed-{seed}") for arm in ("swin", "pvt") for seed in (0, 1)]
+    out = grid.parent / "again"
+    assert main(["compare", *runs, "--seconds", "0", "--analyses", "none", "--out", str(out)]) == 0
+    assert (
+        dict(json.loads((out / "table.json").read_text())["conditions"])["recipe, without what the arms vary"] == number
+    )
+    longer = [word if word != "length=2it" else "length=3it" for word in GRID if word not in ("2", "--seeds")]
+    out = grid.parent / "longer"
+    assert main([*longer, "--seeds", "1", "--out", str(out), "--analyses", "none"]) == 0
+    assert (
+        dict(json.loads((out / "table.json").read_text())["conditions"])["recipe, without what the arms vary"] != number
+    )
 
 
 def test_columns_are_in_every_file(grid: Path) -> None:

@@ -1,0 +1,154 @@
+"""Arguments and methods that timm's networks have, beside those that timm's own suite asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forms import FORMS
+from torch import Tensor, nn
+
+import fourstage
+from fourstage.recipe import resolve
+
+FAMILIES = (
+    "smt_tiny",
+    "scalable_vit_small",
+    "unified_dcn_v3_micro",
+    "visformer_tiny",
+    "swin_visformer_tiny_v2",
+    "swin_tiny",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("create", [fourstage.create_model, fourstage.create_backbone])
+def test_a_network_is_built_on_a_device_and_in_a_type(name: str, create: Any) -> None:
+    on_meta = create(name, device="meta")
+    assert all(tensor.is_meta for tensor in on_meta.state_dict().values())
+    half = create(name, device="meta", dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in half.state_dict().values()} <= {torch.bfloat16, torch.int64}
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_values_do_not_depend_on_where_a_network_is_built_and_weights_are_filled_first(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain = fourstage.create_model("visformer_digits")
+    torch.manual_seed(3)
+    placed = fourstage.create_model("visformer_digits", device=torch.device("cpu"), dtype=torch.float64)
+    torch.save(plain.state_dict(), tmp_path / "weights.pth")
+    filled = fourstage.create_model(
+        "visformer_digits", checkpoint_path=tmp_path / "weights.pth", dtype=torch.float64, features_only=True
+    )
+    assert next(filled.parameters()).dtype == torch.float64
+    for key, value in plain.state_dict().items():
+        assert torch.equal(placed.state_dict()[key], value.double() if value.is_floating_point() else value)
+        if key.startswith("stages"):
+            assert torch.equal(filled.state_dict()[f"model.{key}"].to(value.dtype), value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"device": "nowhere"}, r"device is a name such as 'cpu', 'cuda:0' or 'meta'; got 'nowhere'"),
+        ({"device": 1.5}, "device is a name"),
+        ({"dtype": torch.int64}, r"dtype is a type of real numbers, such as torch.bfloat16; got torch.int64"),
+        ({"dtype": "bfloat16"}, "dtype is a type of real numbers"),
+    ],
+)
+def test_a_wrong_device_or_type_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    for create in (fourstage.create_model, fourstage.create_backbone):
+        with pytest.raises(ValueError, match=sentence):
+            create("visformer_digits", **arguments)
+
+
+def test_a_detector_is_not_built_in_two_places() -> None:
+    with pytest.raises(
+        ValueError, match=r"backbone_args has device, and the other layers of a detector would be elsewhere"
+    ):
+        fourstage.create_detector("retinanet", "visformer_digits", 3, backbone_args={"device": "meta"})
+    built = fourstage.create_backbone("visformer_digits")
+    with pytest.raises(ValueError, match="the backbone is built already"):
+        fourstage.create_backbone(built, device="meta")
+
+
+def test_a_recipe_has_its_own_keys_for_both() -> None:
+    for key, theirs in (("device", "device"), ("dtype", "precision")):
+        with pytest.raises(ValueError, match=f"model_args must not contain {key}, which follows .*; write {theirs}="):
+            resolve("digits_visformer", [f"model_args.{key}=meta"])
+        with pytest.raises(ValueError, match=f"backbone_args must not contain {key}, which follows from the recipe"):
+            resolve("digit_scenes_mask_rcnn", [f"backbone_args.{key}=meta"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_new_values_are_those_of_a_new_network(form: str) -> None:
+    torch.manual_seed(0)
+    new, network = FORMS[form](), FORMS[form]()
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 77)
+    network.init_weights()
+    pairs = zip((*new.parameters(), *new.buffers()), (*network.parameters(), *network.buffers()), strict=True)
+    for expected, value in pairs:
+        check_same_kind(expected.detach(), value.detach())
+    with pytest.raises(ValueError, match="mode is ''"):
+        network.init_weights("jax")
+
+
+def check_same_kind(expected: Tensor, value: Tensor) -> None:
+    """Constants are equal, and random numbers have the same spread."""
+    if not expected.is_floating_point() or not expected.numel() or expected.min() == expected.max():
+        assert torch.equal(value, expected)
+    else:
+        assert torch.isfinite(value).all()
+        if expected.numel() >= 500:
+            assert 0.7 < float(value.std() / expected.std()) < 1.4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_size_is_recorded_as_if_the_network_were_built_for_it(name: str) -> None:
+    model: Any = fourstage.create_model(name, device="meta").eval()
+    names = list(model.state_dict())
+    model.set_input_size((384, 448))
+    built: Any = fourstage.create_model(name, img_size=(384, 448), device="meta")
+    assert model.default_cfg == model.pretrained_cfg == built.default_cfg
+    assert list(model.state_dict()) == names
+    assert model(torch.empty(1, 3, 384, 448, device="meta")).shape == (1, 1000)
+    model.set_input_size()
+    assert model.default_cfg["input_size"] == (3, 384, 448)
+    with pytest.raises(ValueError, match="give img_size alone"):
+        model.set_input_size(224, window_size=12)
+    with pytest.raises(ValueError, match="below the smallest image"):
+        model.set_input_size(16)
+
+
+@pytest.mark.parametrize("name", ["visformer_digits", "unified_pico"])
+def test_a_saved_classifier_is_built_by_the_name_of_its_folder(name: str, tmp_path: Path) -> None:
+    network: nn.Module = fourstage.create_model(name, num_classes=4, in_chans=1).eval()
+    fourstage.save_pretrained(network, tmp_path / "saved")
+    images = torch.randn(2, 1, 32, 32)
+    there = f"local-dir:{tmp_path / 'saved'}"
+    assert torch.equal(fourstage.create_model(there, pretrained=True).eval()(images), network(images))
+    assert not torch.equal(fourstage.create_model(there).eval()(images), network(images))
+    assert fourstage.create_model(there, pretrained=True, num_classes=9)(images).shape == (2, 9)
+    maps = fourstage.create_model(there, pretrained=True, features_only=True, out_indices=(0,)).eval()(images)
+    forward_maps: Any = getattr(network, "forward_maps")  # noqa: B009
+    assert torch.equal(maps[0], forward_maps(images)[0])
+    fourstage.save_pretrained(fourstage.create_backbone(name), tmp_path / "maps")
+    with pytest.raises(ValueError, match=r"holds a dense backbone, and create_model builds classifiers; type from_ch"):
+        fourstage.create_model(f"local-dir:{tmp_path / 'maps'}")
+    with pytest.raises(ValueError, match="has weights of its own; leave checkpoint_path out"):
+        fourstage.create_model(there, checkpoint_path=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_are_described_by_the_names_of_transformers(name: str) -> None:
+    images = torch.empty(1, 3, 64, 64, device="meta")
+    for network in (
+        fourstage.create_backbone(name, out_indices=(1, -1), device="meta"),
+        fourstage.create_model(name, features_only=True, out_indices=(1, -1), device="meta"),
+    ):
+        described: Any = network.eval()
+        last = len(fourstage.create_backbone(name, device="meta").get_submodule("stages")._modules)
+        assert described.channels == [x.shape[1] for x in described(images)]
+        assert described.out_features == ["stage2", f"stage{last}"]

@@ -1,0 +1,123 @@
+"""Tables of robustness: top-5, CE and mCE, and timm's columns, against numbers that are computed here."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from fourstage.analysis.robustness import ALEXNET
+from fourstage.cli import main
+from fourstage.data.labels.imagenet_variants import wnids
+
+NETWORK = "timm/resnet10t"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that prefers a few classes, so that some of its predictions are right."""
+    torch.manual_seed(0)
+    state = timm.create_model("resnet10t").state_dict()
+    state["fc.weight"] = 30 * torch.randn(state["fc.weight"].shape)
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
+    torch.save(state, path)
+    return path
+
+
+def write_images(root: Path, classes: int) -> list[Path]:
+    out = []
+    for i, wnid in enumerate(wnids()[:classes]):
+        (root / wnid).mkdir(parents=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (2, 2, 3)).astype(np.uint8)
+        path = root / wnid / f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.NEAREST).save(path, quality=95)
+        out.append(path)
+    return out
+
+
+def ranks(weights: Path, paths: list[Path], classes: int | None) -> torch.Tensor:
+    network: Any = timm.create_model("resnet10t").eval()
+    network.load_state_dict(torch.load(weights))
+    cfg = network.default_cfg
+    steps = [transforms.Resize(int(32 / cfg["crop_pct"]), transforms.InterpolationMode(cfg["interpolation"]))]
+    view: Any = transforms.Compose(
+        [*steps, transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(cfg["mean"], cfg["std"])]
+    )
+    with torch.no_grad():
+        logits = network(torch.stack([view(Image.open(path).convert("RGB")) for path in paths]))
+    return logits[:, :classes].argsort(dim=1, descending=True)[:, :5]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def analyse(weights: Path, data: Path, out: Path, *words: str) -> None:
+    command = ["analyze", "robustness", f"{NETWORK}={weights}", "--data", str(data), "--out", str(out), *words]
+    assert main(command) == 0
+
+
+def test_a_test_set_of_some_classes_has_timms_columns(weights: Path, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "imagenet-a", 12)
+    analyse(weights, tmp_path / "imagenet-a", tmp_path / "out", "--size", "32")
+    best = ranks(weights, paths, 12)
+    hits = best == torch.arange(12)[:, None]
+    top1, top5 = 100 * float(hits[:, 0].float().mean()), 100 * float(hits.any(dim=1).float().mean())
+    assert 0 < top5 < 100
+    [row] = rows(tmp_path / "out" / "timm.csv")
+    assert (row["model"], row["img_size"]) == ("resnet10t", "32")
+    cfg: Any = timm.create_model("resnet10t").default_cfg
+    assert (float(row["crop_pct"]), row["interpolation"]) == (cfg["crop_pct"], cfg["interpolation"])
+    for key, value in (("top1", top1), ("top1_err", 100 - top1), ("top5", top5), ("top5_err", 100 - top5)):
+        assert float(row[key]) == pytest.approx(value, abs=1e-4)
+    count = sum(parameter.numel() for parameter in timm.create_model("resnet10t").parameters())
+    assert float(row["param_count"]) == round(count / 1e6, 2)
+    [own] = rows(tmp_path / "out" / "robustness.csv")
+    assert float(own["top5"]) == pytest.approx(top5)
+    assert not (tmp_path / "out" / "timm-real.csv").exists()
+
+
+def test_real_labels_have_a_table_of_their_own(weights: Path, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "val", 1000)
+    valid = [[] if i % 3 == 0 else [i, (7 * i) % 1000, 5] for i in range(1000)]
+    (tmp_path / "real.json").write_text(json.dumps(valid))
+    analyse(weights, tmp_path / "val", tmp_path / "out", "--size", "32", "--images", "40")
+    [row] = rows(tmp_path / "out" / "timm-real.csv")
+    with np.load(tmp_path / "out" / "robustness.npz") as kept:
+        count = len(next(kept[key] for key in kept.files if "ReaL" in key))
+    chosen = [i * 1000 // 40 for i in range(40)]
+    labelled = [i for i in chosen if valid[i]]
+    assert count == len(labelled)
+    best = ranks(weights, [paths[i] for i in labelled], None)
+    hits = torch.tensor([[int(one) in valid[i] for one in line] for line, i in zip(best, labelled, strict=True)])
+    assert float(row["top1"]) == pytest.approx(100 * float(hits[:, 0].float().mean()), abs=1e-4)
+    assert float(row["top5"]) == pytest.approx(100 * float(hits.any(dim=1).float().mean()), abs=1e-4)
+
+
+def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(weights: Path, tmp_path: Path) -> None:
+    first = tmp_path / "c" / "fog" / "1"
+    paths = write_images(first, 4)
+    for path in paths:
+        Image.open(path).resize((224, 224)).save(path)
+    for name in ALEXNET:
+        for severity in "12345":
+            if (folder := tmp_path / "c" / name / severity) != first:
+                shutil.copytree(first, folder)
+    analyse(weights, tmp_path / "c", tmp_path / "out", "--images", "2")
+    table = rows(tmp_path / "out" / "robustness.csv")
+    assert len(table) == 15 * 5 + 1
+    ces = {}
+    for name, alexnet in ALEXNET.items():
+        own = [row for row in table if row["corruption"] == name]
+        ces[name] = 100 * sum(1 - float(row["top1"]) / 100 for row in own) / sum(alexnet)
+        assert [float(row["ce"]) for row in own] == pytest.approx([ces[name]] * 5)
+    assert table[-1]["corruption"] == "mean of all"
+    assert float(table[-1]["ce"]) == pytest.approx(np.mean(list(ces.values())))
