@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fourstage.backbones.base import Classifier, FeatureMaps
+from fourstage.backbones.base import Classifier
+from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.build import Device, build_network, check_levels, fill, placed, starting_point, try_on_meta
 from fourstage.data.class_names import names_of
 from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, register_detector, register_segmentor

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.base import WrappedBackbone
 from fourstage.backbones.chosen_maps import chosen_levels
 from fourstage.backbones.classifier_names import name_in
 from fourstage.backbones.layers import Level
+from fourstage.backbones.wrapped import WrappedBackbone
 from fourstage.extras import install
 
 FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer ones

@@ -5,7 +5,6 @@ family builds stem and stages and describes its differences in a `Family`. The m
 B images, C channels, H x W cells.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from fourstage.backbones.chosen_maps import chosen_levels, chosen_stages
+from fourstage.backbones.chosen_maps import ChosenMaps, chosen_levels, chosen_stages
 from fourstage.backbones.layers import Level, sides
 from fourstage.ops.chunks import by_images
 from fourstage.ops.measure import choose_products
@@ -368,23 +367,6 @@ class Classifier(Backbone):
         self.num_classes = self.default_cfg["num_classes"] = num_classes
 
 
-class ChosenMaps:
-    """What networks that return some of their maps have in common, by the names of transformers' backbones."""
-
-    levels: tuple[Level, ...]
-    out_indices: tuple[int, ...]
-
-    @property
-    def channels(self) -> list[int]:
-        """The channels of each returned map."""
-        return [level.channels for level in self.levels]
-
-    @property
-    def out_features(self) -> list[str]:
-        """The stage of each returned map: "stage1" to "stage4"."""
-        return [f"stage{i + 1}" for i in self.out_indices]
-
-
 class Dense(ChosenMaps, Backbone):
     """A network from an image to a list of maps: the backbone of detectors and segmentors.
 
@@ -441,46 +423,6 @@ class Dense(ChosenMaps, Backbone):
         return [norm(maps[int(i)]) for i, norm in self.norms.items()]
 
 
-class FeatureInfo(list[dict[str, Any]]):
-    """A list of maps' properties with the methods of timm's `feature_info`."""
-
-    def channels(self) -> list[int]:
-        return [row["num_chs"] for row in self]
-
-    def reduction(self) -> list[int]:
-        return [row["reduction"] for row in self]
-
-    def module_name(self) -> list[str]:
-        return [row["module"] for row in self]
-
-
-class FeatureMaps(ChosenMaps, nn.Module):
-    """A classifier that returns its list of maps, (B, C, H, W) each: timm's `features_only=True`.
-
-    It takes over the classifier, and removes the head and the stages that no chosen map needs.
-    """
-
-    def __init__(self, classifier: Classifier, out_indices: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.out_indices = chosen_levels(out_indices, len(classifier.levels))
-        self.feature_info = FeatureInfo(classifier.feature_info[i] for i in self.out_indices)
-        self.levels = tuple(classifier.levels[i] for i in self.out_indices)
-        self.default_cfg = classifier.default_cfg
-        self.model = classifier
-        classifier.stages = classifier.stages[: self.out_indices[-1] + 1]
-        classifier.final = nn.Identity()
-        classifier.pre_logits = nn.Identity()
-        classifier.reset_classifier(0)
-
-    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """Return one (B, C_i, H_i, W_i) per chosen level of (B, in_chans, H, W)."""
-        maps = self.model.forward_maps(image_BCHW)
-        return [maps[i] for i in self.out_indices]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.model.set_grad_checkpointing(enable)
-
-
 def as_one_node(module: nn.Module, x: Any) -> Any:
     """Record `module(x)` as one node of a symbolic trace, which cannot follow decisions on image sizes.
 
@@ -518,21 +460,3 @@ def check_image(image_BCHW: Tensor, in_chans: int) -> None:
             f"images of {height} x {width} pixels are below the smallest size, {SMALLEST} x {SMALLEST}; "
             "resize them or pad them"
         )
-
-
-class WrappedBackbone(nn.Module, ABC):
-    """A network of another library as a dense backbone, for the loader of checkpoints."""
-
-    name: str
-
-    @abstractmethod
-    def classifier_names(self) -> frozenset[str]:
-        """Return the names of all parameters and buffers of the library's classifier."""
-
-    @abstractmethod
-    def stem_names(self) -> tuple[str, ...]:
-        """Return the names of the weights in the library's classifier that read the image."""
-
-    def resized(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors of a classifier's file, its positions resized by the library; empty where it does not."""
-        return {}

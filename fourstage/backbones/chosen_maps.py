@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from fourstage.backbones.layers import Level
+
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Return the stages that timm's `indices` name: some of them, or that many of the last.
@@ -38,3 +40,20 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int, argument: str =
             f"{argument}={list(range(count))} are all"
         )
     return tuple(kept)
+
+
+class ChosenMaps:
+    """What networks that return some of their maps have in common, by the names of transformers' backbones."""
+
+    levels: tuple[Level, ...]
+    out_indices: tuple[int, ...]
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of each returned map."""
+        return [level.channels for level in self.levels]
+
+    @property
+    def out_features(self) -> list[str]:
+        """The stage of each returned map: "stage1" to "stage4"."""
+        return [f"stage{i + 1}" for i in self.out_indices]

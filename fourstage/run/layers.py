@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from fourstage.backbones.base import Backbone, FeatureMaps
+from fourstage.backbones.base import Backbone
+from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.backbones.recomputation import count_statistics_once
 
 AFTER_CONVNEXT = 13  # group of what follows the twelve groups and the stem

@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fourstage import registry
-from fourstage.backbones.base import Backbone, Classifier, Dense, Family, FeatureMaps, WrappedBackbone
+from fourstage.backbones.base import Backbone, Classifier, Dense, Family
+from fourstage.backbones.feature_maps import FeatureMaps
+from fourstage.backbones.wrapped import WrappedBackbone
 from fourstage.weights import foreign_swin, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
 from fourstage.weights.heads import HEAD, fit_head, head_names

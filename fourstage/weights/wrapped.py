@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fourstage.backbones.base import WrappedBackbone
 from fourstage.backbones.classifier_names import name_in
+from fourstage.backbones.wrapped import WrappedBackbone
 from fourstage.weights.adapt import adapt_stem, is_adaptable
 from fourstage.weights.prefixes import Reading, readings
 

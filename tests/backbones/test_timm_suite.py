@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fourstage
 from fourstage import registry
-from fourstage.backbones.base import FeatureMaps
+from fourstage.backbones.feature_maps import FeatureMaps
 
 NAMES = [name for name in fourstage.list_models() if registry.find(name).name == name]
 QUICK = ("micro", "tiny", "tiny_v2", "small_0", "net1", "net7", "b0", "digits")  # the others in `make torture`

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fourstage
 from fourstage import registry
-from fourstage.backbones.base import FeatureMaps
+from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.weights.adapt import adapt_stem
 from fourstage.weights.load import load_state
 

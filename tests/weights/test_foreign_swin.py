@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fourstage
 from fourstage import registry
 from fourstage.backbones import swin
-from fourstage.backbones.base import FeatureMaps
+from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.weights.load import load_state, unwrap, which_models
 
 DESIGN = swin.Design(width=8, depths=(1, 2, 1, 2), heads=(1, 2, 4, 8), window=2, img_size=64)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fourstage.api import fresh_network
-from fourstage.backbones.base import FeatureMaps
+from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.files import check_no_links, is_unfinished, real_path, write_file, write_text
 from fourstage.plurals import plural
 from fourstage.predict.predictor import Predictor
