@@ -35,6 +35,7 @@ from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
 from fourstage.run import build, computation
+from fourstage.run.compilation import compiled, plain_evaluation
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.published import settled_weights
@@ -403,7 +404,8 @@ def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Train
         ranks.wait()  # a launcher may end all processes when one leaves, while the first one still writes
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=stop.name)
-    metrics = finish(folder, evaluator, training)
+    with plain_evaluation(setup.recipe):
+        metrics = finish(folder, evaluator, training)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics, classes=len(setup.splits.train.classes))
 
@@ -413,13 +415,18 @@ def _loop(
 ) -> Loop:
     recipe, device, plan, task = setup.recipe, setup.device, setup.plan, training.task
     assert isinstance(task, AnyTask)
+
+    def evaluate(task: nn.Module, stop: StopRequest) -> dict[str, float] | None:
+        with plain_evaluation(recipe):
+            return evaluator.metrics(task, stop, keep=training.step == plan.total)
+
     return Loop(
         training=training,
         plan=plan,
         schedule=build.schedule(recipe, plan.steps_per_epoch),
         batches=batches,
         batches_of=setup.batches_of,
-        evaluate=lambda task, stop: evaluator.metrics(task, stop, keep=training.step == plan.total),
+        evaluate=evaluate,
         main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
         keep=_kept_in_checkpoints(setup),
@@ -429,7 +436,7 @@ def _loop(
         grad_clip=recipe.optimisation.grad_clip,
         seed=recipe.seed,
         weight_decay=build.weight_decay(recipe, plan.total),
-        forward=_compiled if recipe.compile else _plain,
+        forward=compiled if recipe.compile else _plain,
         describe=partial(brief_text, classes=len(setup.splits.train.classes)),
     )
 
@@ -463,12 +470,6 @@ def _choose_threads(setup: Setup, task: AnyTask, *, show: bool) -> None:
 
 
 def _plain(task: nn.Module) -> nn.Module:
-    return task
-
-
-def _compiled(task: nn.Module) -> nn.Module:
-    """Compile the task's forward; its parameters keep their names."""
-    task.compile()
     return task
 
 
