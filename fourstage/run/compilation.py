@@ -21,6 +21,11 @@ def compiled(task: nn.Module) -> nn.Module:
     return task
 
 
+def unchanged(task: nn.Module) -> nn.Module:
+    """Return the task as it is, where nothing is compiled."""
+    return task
+
+
 def plain_evaluation(recipe: Recipe) -> AbstractContextManager[object]:
     """Return a context in which what is compiled for training runs in its plain form, as in other commands."""
     return torch.compiler.set_stance("force_eager") if recipe.compile else nullcontext()

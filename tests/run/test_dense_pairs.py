@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run.runs import stop_before
+from run.runs import refused, stop_before
 
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
@@ -94,3 +94,15 @@ def test_copy_paste_takes_objects_of_images_that_train(filter_empty: bool, data:
     transform = protocol_of(recipe).train_transform()
     partners = transform.steps[0].dataset  # pyright: ignore[reportFunctionMemberAccess]
     assert len(partners) == (2 if filter_empty else 8)
+
+
+def test_single_images_that_a_norm_cannot_take_are_refused_before_anything_is_written(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """UPerNet pools an image to one cell; the same folder then takes a training with other micro-batches."""
+    words = ["train", "digit_scenes_upernet", "--data", str(scenes), "--out", str(tmp_path / "run"), *SHORT]
+    words += ["method_args={channels: 16, auxiliary_channels: 16}", "augmentation.crop=[64,64]"]
+    for more in (["--dry-run"], []):
+        refused(main([*words, "accumulation=4", *more]), capsys, "train with two images or more at a time")
+        assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert main([*words, "accumulation=2", "--dry-run"]) == 0
