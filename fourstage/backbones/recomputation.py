@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from fourstage.ops.eager import runs_within_backward
+from fourstage.ops.eager import is_compiled, runs_within_backward
 
 Statistics = tuple[float | None, Tensor | None]  # momentum and counter of a norm
 HELD = "held_statistics"  # attribute of a norm of another library, while it runs again
@@ -15,6 +15,8 @@ HELD = "held_statistics"  # attribute of a norm of another library, while it run
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """Return `block(x)` under activation checkpointing, bitwise the same."""
+    if is_compiled():  # the graph moves running statistics once, and may hold no contexts
+        return checkpoint(block, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _Uncounted(block)

@@ -1,6 +1,7 @@
 """Everything that changes while a network learns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -97,6 +98,16 @@ def set_training_mode(task: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+@contextmanager
+def unchanged_buffers(task: nn.Module) -> Generator[None]:
+    """Give the buffers of a task, such as the statistics of its norms, their values from before the context."""
+    before = [buffer.clone() for buffer in task.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(task.buffers(), before, strict=True):
+            buffer.copy_(value)
 
 
 def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:

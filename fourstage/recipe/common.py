@@ -175,7 +175,7 @@ class Recipe(Section):
     channels_last: bool = False
     """Whether weights and images have the channels-last memory format."""
     compile: bool = False
-    """Whether torch.compile compiles the training step's forward."""
+    """Whether torch.compile compiles the training step's forward; of a detector, its backbone and neck."""
     grad_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass to save memory; results are equal."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -22,7 +22,7 @@ from fourstage.engine.loop import Loop, Plan
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.threads import choose_threads, limited_threads, loader_workers
 from fourstage.engine.tracker import check_tracker
-from fourstage.engine.training import Training, averaged, set_training_mode
+from fourstage.engine.training import Training, averaged, set_training_mode, unchanged_buffers
 from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
 from fourstage.methods import METHODS
@@ -35,6 +35,7 @@ from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
 from fourstage.run import build, computation
+from fourstage.run.compilation import compiled, plain_evaluation, unchanged
 from fourstage.run.evaluate import Evaluator, finish
 from fourstage.run.folder import RunFolder, environment, installed
 from fourstage.run.published import settled_weights
@@ -112,9 +113,13 @@ def train(
                 folder.check_writable()
                 batches = setup.batches_of(0)
                 setup.try_losses(task, batches)
+                setup.try_single_image(task)
                 setup.try_smallest_image(task, batches[0])
                 print_lines("Dry run: everything is in place, and nothing was written.")
                 return Trained(folder.path, 0, setup.plan.total)
+            if start.from_weights:
+                with advice(resolved.recipe.skip_bad_images):
+                    setup.try_single_image(task)
             if fresh and ranks.first:
                 aside = folder.set_aside()
                 if aside and show:
@@ -275,6 +280,19 @@ class Setup:
                 f"{reason}, at {where_raised(error)}); correct it, or choose another network"
             ) from error
 
+    def try_single_image(self, task: AnyTask) -> None:
+        """Compute the losses of one image where a micro-batch has no more, and leave the task as it is.
+
+        Raises:
+            ValueError: a batch norm needs more values than one image has.
+        """
+        if self.order.micro_batch > 1:
+            return
+        batch = self.batches_of(0)[0].to(self.device)
+        set_training_mode(task.to(self.device))
+        with torch.no_grad(), unchanged_buffers(task), build.autocast(self.recipe, self.device), enough_values():
+            task(batch)
+
     def trial_step(self, task: AnyTask) -> Callable[[], None]:
         """Return what computes the gradients of the first step and leaves the task as it is."""
         batches: list[Batch] = []
@@ -283,14 +301,11 @@ class Setup:
             if not batches:
                 batches.append(self.batches_of(0)[0].to(self.device))
             set_training_mode(task)
-            before = [buffer.clone() for buffer in task.buffers()]
-            with build.autocast(self.recipe, self.device), enough_values():
-                losses = task(batches[0])
-            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-            task.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, value in zip(task.buffers(), before, strict=True):
-                    buffer.copy_(value)
+            with unchanged_buffers(task):
+                with build.autocast(self.recipe, self.device), enough_values():
+                    losses = task(batches[0])
+                torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+                task.zero_grad(set_to_none=True)
 
         return step
 
@@ -403,7 +418,8 @@ def _fit(setup: Setup, folder: RunFolder, task: AnyTask, *, show: bool) -> Train
         ranks.wait()  # a launcher may end all processes when one leaves, while the first one still writes
     if not finished:
         return Trained(folder.path, training.step, plan.total, stopped_by=stop.name)
-    metrics = finish(folder, evaluator, training)
+    with plain_evaluation(setup.recipe):
+        metrics = finish(folder, evaluator, training)
     ranks.wait()
     return Trained(folder.path, training.step, plan.total, metrics=metrics, classes=len(setup.splits.train.classes))
 
@@ -413,13 +429,18 @@ def _loop(
 ) -> Loop:
     recipe, device, plan, task = setup.recipe, setup.device, setup.plan, training.task
     assert isinstance(task, AnyTask)
+
+    def evaluate(task: nn.Module, stop: StopRequest) -> dict[str, float] | None:
+        with plain_evaluation(recipe):
+            return evaluator.metrics(task, stop, keep=training.step == plan.total)
+
     return Loop(
         training=training,
         plan=plan,
         schedule=build.schedule(recipe, plan.steps_per_epoch),
         batches=batches,
         batches_of=setup.batches_of,
-        evaluate=lambda task, stop: evaluator.metrics(task, stop, keep=training.step == plan.total),
+        evaluate=evaluate,
         main_metric=task.main_metric,
         checkpoints=folder.checkpoints,
         keep=_kept_in_checkpoints(setup),
@@ -429,7 +450,7 @@ def _loop(
         grad_clip=recipe.optimisation.grad_clip,
         seed=recipe.seed,
         weight_decay=build.weight_decay(recipe, plan.total),
-        forward=_compiled if recipe.compile else _plain,
+        forward=compiled if recipe.compile else unchanged,
         describe=partial(brief_text, classes=len(setup.splits.train.classes)),
     )
 
@@ -460,16 +481,6 @@ def _choose_threads(setup: Setup, task: AnyTask, *, show: bool) -> None:
     chosen = choose_threads(setup.trial_step(task))
     if chosen is not None and show:
         print(chosen, flush=True)
-
-
-def _plain(task: nn.Module) -> nn.Module:
-    return task
-
-
-def _compiled(task: nn.Module) -> nn.Module:
-    """Compile the task's forward; its parameters keep their names."""
-    task.compile()
-    return task
 
 
 def _summary(setup: Setup, task: AnyTask) -> list[str]:

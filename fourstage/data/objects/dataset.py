@@ -100,21 +100,26 @@ class ObjectSubset(Subset):
         return self._objects.reference(int(self._indices_n[index]))
 
 
-def trainable(dataset: ObjectDataset, *, filter_empty: bool = True, min_size: int = 32) -> ObjectDataset:
+def trainable(
+    dataset: ObjectDataset, *, filter_empty: bool = True, min_size: int = 32, skip_bad_images: bool = False
+) -> ObjectDataset:
     """Return the data set without the images that MMDetection does not train on either.
 
     Args:
         filter_empty: leave out images without annotations. Those that have only crowd regions or broken boxes stay.
         min_size: leave out images with a shorter side below it, pixels; 0 keeps all.
+        skip_bad_images: keep images whose header cannot be read, in whose place others come.
 
     Raises:
         ValueError: nothing is left.
+        BadImage: the header of a file cannot be read.
     """
     kept_I = np.ones(len(dataset), dtype=bool)
     if filter_empty:
         kept_I &= dataset.counts() > 0
     if min_size > 0:
-        kept_I &= dataset.sizes().min(axis=1, initial=2**62) >= min_size
+        shorter_I = _sizes(dataset, skip_bad_images).min(axis=1, initial=2**62)
+        kept_I &= (shorter_I >= min_size) | (shorter_I < 0)
     if len(dataset) and not kept_I.any():
         raise ValueError(
             f"none of the {len(dataset):,} images is left to train on: all are without objects or below {min_size} "
@@ -123,10 +128,32 @@ def trainable(dataset: ObjectDataset, *, filter_empty: bool = True, min_size: in
     return dataset if kept_I.all() else ObjectSubset(dataset, np.flatnonzero(kept_I))
 
 
-def portrait_flags(dataset: ObjectDataset) -> bytes:
-    """Return a byte for each image: 1 where it is higher than wide, else 0; `TrainPlan` groups by them."""
-    height_I, width_I = dataset.sizes().T
+def portrait_flags(dataset: ObjectDataset, *, skip_bad_images: bool = False) -> bytes:
+    """Return a byte for each image: 1 where it is higher than wide, else 0; `TrainPlan` groups by them.
+
+    Args:
+        skip_bad_images: return 0 for images whose header cannot be read; otherwise they raise BadImage.
+    """
+    height_I, width_I = _sizes(dataset, skip_bad_images).T
     return (width_I < height_I).astype(np.uint8).tobytes()
+
+
+def _sizes(dataset: ObjectDataset, skip_bad_images: bool) -> np.ndarray:
+    """(I, 2) int64: height and width of each image; where bad images are skipped, -1 for unreadable headers."""
+    try:
+        return dataset.sizes()
+    except BadImage:
+        if not skip_bad_images:
+            raise
+    return np.array([_known_size(dataset, index) for index in range(len(dataset))], dtype=np.int64)
+
+
+def _known_size(dataset: ObjectDataset, index: int) -> tuple[int, int]:
+    try:
+        height, width = dataset.sizes([index])[0].tolist()
+    except BadImage:
+        return -1, -1
+    return height, width
 
 
 class HeaderSizes:

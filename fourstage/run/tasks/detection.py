@@ -95,10 +95,13 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         return with_objects if self.recipe.filter_empty and with_objects else len(dataset)
 
     def training_data(self, dataset: Dataset) -> Dataset:
-        return trainable(cast(ObjectDataset, dataset), filter_empty=self.recipe.filter_empty)
+        skip, objects = self.recipe.skip_bad_images, cast(ObjectDataset, dataset)
+        return trainable(objects, filter_empty=self.recipe.filter_empty, skip_bad_images=skip)
 
     def batch_groups(self, dataset: Dataset) -> bytes:
-        return portrait_flags(cast(ObjectDataset, dataset)) if self.recipe.group_by_aspect else b""
+        if not self.recipe.group_by_aspect:
+            return b""
+        return portrait_flags(cast(ObjectDataset, dataset), skip_bad_images=self.recipe.skip_bad_images)
 
     def train_transform(self) -> Transform:
         recipe, a = self.recipe, self.recipe.augmentation
@@ -117,9 +120,16 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         )
 
     def _pasted(self) -> Dataset:
-        """Return the images whose objects copy-paste takes."""
-        dataset = open_split(self, "train", show=False)
-        return with_replacements(dataset) if self.recipe.skip_bad_images else dataset
+        """Return the images whose objects copy-paste takes: those that train. Raises ValueError for boxes alone."""
+        recipe, dataset = self.recipe, open_split(self, "train", show=False)
+        if not getattr(dataset, "has_masks", False):
+            raise ValueError(
+                f"augmentation.copy_paste=true pastes objects by their masks, but no object of {recipe.data} has one; "
+                f"write augmentation.copy_paste=false"
+            )
+        # Headers that cannot be read are reported with all other faults of the images.
+        dataset = trainable(cast(ObjectDataset, dataset), filter_empty=recipe.filter_empty, skip_bad_images=True)
+        return with_replacements(dataset) if recipe.skip_bad_images else dataset
 
     def evaluation_transform(self) -> Transform:
         return evaluation_transform(self.recipe.evaluation.scale, mean=self.recipe.mean, std=self.recipe.std)
