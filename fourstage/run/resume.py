@@ -15,7 +15,7 @@ from fourstage.run.states import best_problem, damaged_line
 from fourstage.streams import print_lines
 
 if TYPE_CHECKING:
-    from fourstage.run.train import Setup
+    from fourstage.run.setup import Setup
 
 
 def continue_from(setup: "Setup", folder: RunFolder, training: Training, *, show: bool) -> int:

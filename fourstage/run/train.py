@@ -1,8 +1,7 @@
 """`fourstage train`: train by a recipe, in a run folder."""
 
-import hashlib
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,40 +12,35 @@ import torch
 from torch import nn
 
 from fourstage.data.bad_images import with_replacements
-from fourstage.data.loader import TrainPlan, train_batches
+from fourstage.data.loader import TrainPlan
 from fourstage.data.sample import Batch, Dataset
-from fourstage.engine.batch_statistics import enough_values
-from fourstage.engine.devices import Ranks, join, leave, shard
+from fourstage.engine.devices import Ranks, join, leave
 from fourstage.engine.log import RunLog, epoch_text
-from fourstage.engine.loop import Loop, Plan
+from fourstage.engine.loop import Loop
 from fourstage.engine.stop import StopRequest
 from fourstage.engine.threads import choose_threads, limited_threads, loader_workers
 from fourstage.engine.tracker import check_tracker
-from fourstage.engine.training import Training, averaged, set_training_mode, unchanged_buffers
+from fourstage.engine.training import Training
 from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
-from fourstage.methods import METHODS
-from fourstage.ops import products
-from fourstage.ops.eager import has_fast_paths
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, Resolved, resolve, steps
+from fourstage.recipe import Recipe, Resolved, resolve
 from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
-from fourstage.run import build, computation
+from fourstage.run import build, computation, trial
 from fourstage.run.compilation import compiled, plain_evaluation, unchanged
 from fourstage.run.evaluate import Evaluator, finish
-from fourstage.run.folder import RunFolder, environment, installed
+from fourstage.run.folder import RunFolder, environment
 from fourstage.run.published import settled_weights
-from fourstage.run.replaced_images import advice, report_replaced
+from fourstage.run.replaced_images import advice
 from fourstage.run.resume import continue_from
+from fourstage.run.setup import Setup
 from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import print_lines
-from fourstage.user_files import import_files, where_raised
-
-CURVE_POINTS = 20  # points that the curve of the training loss has at least, in a training of as many steps
+from fourstage.user_files import import_files
 
 
 @dataclass(frozen=True)
@@ -112,14 +106,14 @@ def train(
             if dry_run:
                 folder.check_writable()
                 batches = setup.batches_of(0)
-                setup.try_losses(task, batches)
-                setup.try_single_image(task)
-                setup.try_smallest_image(task, batches[0])
+                trial.try_losses(setup, task, batches)
+                trial.try_single_image(setup, task)
+                trial.try_smallest_image(setup, task, batches[0])
                 print_lines("Dry run: everything is in place, and nothing was written.")
                 return Trained(folder.path, 0, setup.plan.total)
             if start.from_weights:
                 with advice(resolved.recipe.skip_bad_images):
-                    setup.try_single_image(task)
+                    trial.try_single_image(setup, task)
             if fresh and ranks.first:
                 aside = folder.set_aside()
                 if aside and show:
@@ -176,148 +170,6 @@ def _finished(folder: RunFolder) -> Trained | None:
         already_finished=True,
         classes=len(state["classes"]),
     )
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything that is settled before the first step."""
-
-    resolved: Resolved
-    protocol: AnyProtocol
-    splits: Splits
-    order: TrainPlan
-    metadata: dict[str, Any]  # see `TaskProtocol.dataset_metadata`
-    ranks: Ranks
-    device: torch.device
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.resolved.recipe
-
-    @property
-    def plan(self) -> Plan:
-        recipe, per_epoch = self.recipe, self.order.steps_per_epoch
-        total = max(1, steps(recipe.optimisation.length, per_epoch))
-        every = recipe.evaluate_every
-        return Plan(
-            total=total,
-            steps_per_epoch=per_epoch,
-            evaluate_every=total if every is None else max(1, steps(every, per_epoch)),
-            checkpoint_every=max(1, steps(recipe.checkpoint_every, per_epoch)),
-            log_every=max(1, min(recipe.log_every, total // CURVE_POINTS)),
-        )
-
-    @property
-    def conditions(self) -> dict[str, str | int]:
-        """Return all, beside the recipe, that must stay the same for a continued run to end with the same bits."""
-        imports = [Path(name).read_bytes() for name in self.recipe.imports]
-        return {
-            "training images": len(self.splits.train),
-            "validation images": len(self.splits.val),
-            "data": "".join(str(scan["ids"])[:8] for scan in self.splits.scans.values()),
-            "imports": hashlib.sha256(b"".join(imports)).hexdigest()[:8] if imports else "none",
-            **{name: installed(name) or "none" for name in ("numpy", "pillow", "timm", "torchvision")},
-            "processes": self.ranks.size,
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "torch": str(torch.__version__),
-            "products": products.description() if has_fast_paths(self.device) else "of the device",
-        }
-
-    def batches(self, first: int, last: int) -> Generator[list[Batch]]:
-        batches = train_batches(
-            self.splits.train,
-            self.order,
-            self.protocol.train_transform(),
-            first_step=first,
-            last_step=last,
-            mix=self.protocol.mixing(len(self.splits.train.classes), self.order.micro_batch),
-            workers=loader_workers(self.recipe.workers, self.device),
-            pin_memory=self.device.type == "cuda",
-            divisor=self.protocol.size_divisor,
-        )
-        if not self.recipe.skip_bad_images:
-            return batches
-        return report_replaced(batches, first, self.order, self.splits.train)
-
-    def batches_of(self, step: int) -> list[Batch]:
-        with closing(self.batches(step, step + 1)) as batches:
-            return next(batches)
-
-    def try_losses(self, task: AnyTask, batches: Sequence[Batch]) -> None:
-        """Compute the losses of one batch with a user's own method. Raises ValueError where it fails."""
-        method = getattr(self.recipe, "method", None)
-        if method is None or method in METHODS:
-            return
-        set_training_mode(task.to(self.device))
-        try:
-            with torch.no_grad(), build.autocast(self.recipe, self.device):
-                task(batches[0].to(self.device))
-        except ValueError:
-            raise
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"{method} failed on a batch of the training data ({type(error).__name__}: {reason}, at "
-                f"{where_raised(error)}); correct it"
-            ) from error
-
-    def try_smallest_image(self, task: AnyTask, batch: Batch) -> None:
-        """Run the smallest image of a batch through the backbone. Raises ValueError where it fails."""
-        network = getattr(task.network, "backbone", task.network)
-        height, width = min(batch.sizes, key=lambda size: size[0] * size[1])
-        index, divisor = batch.sizes.index((height, width)), self.protocol.size_divisor
-        height, width = (-(-side // divisor) * divisor for side in (height, width))
-        image_1CHW = batch.images_BCHW[index : index + 1, :, :height, :width].to(self.device)
-        task.to(self.device).eval()
-        try:
-            with torch.no_grad(), build.autocast(self.recipe, self.device):
-                network(image_1CHW)
-        except (AssertionError, LookupError, TypeError) as error:  # of a user's own network, or of timm's
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"{self.recipe.network_name} failed on an image of {height} x {width} pixels ({type(error).__name__}: "
-                f"{reason}, at {where_raised(error)}); correct it, or choose another network"
-            ) from error
-
-    def try_single_image(self, task: AnyTask) -> None:
-        """Compute the losses of one image where a micro-batch has no more, and leave the task as it is.
-
-        Raises:
-            ValueError: a batch norm needs more values than one image has.
-        """
-        if self.order.micro_batch > 1:
-            return
-        batch = self.batches_of(0)[0].to(self.device)
-        set_training_mode(task.to(self.device))
-        with torch.no_grad(), unchanged_buffers(task), build.autocast(self.recipe, self.device), enough_values():
-            task(batch)
-
-    def trial_step(self, task: AnyTask) -> Callable[[], None]:
-        """Return what computes the gradients of the first step and leaves the task as it is."""
-        batches: list[Batch] = []
-
-        def step() -> None:
-            if not batches:
-                batches.append(self.batches_of(0)[0].to(self.device))
-            set_training_mode(task)
-            with unchanged_buffers(task):
-                with build.autocast(self.recipe, self.device), enough_values():
-                    losses = task(batches[0])
-                torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-                task.zero_grad(set_to_none=True)
-
-        return step
-
-    def training(self, task: AnyTask) -> Training:
-        recipe = self.recipe
-        fp16 = recipe.precision == "float16"
-        scaler = torch.amp.GradScaler(self.device.type, init_scale=recipe.loss_scale, enabled=fp16)
-        ema = averaged(task, recipe.ema)
-        if recipe.parallel == "fsdp":
-            for module in (task, *([ema.module] if ema is not None else [])):
-                shard(module, self.ranks, self.device)
-        return Training(task, build.optimizer(task, recipe), scaler, ema)
 
 
 @dataclass(frozen=True)
@@ -478,7 +330,7 @@ def _choose_threads(setup: Setup, task: AnyTask, *, show: bool) -> None:
     """Use fewer threads if other programs keep cores busy and steps are faster then; not where processes share them."""
     if setup.ranks.size > 1 or setup.recipe.compile:
         return
-    chosen = choose_threads(setup.trial_step(task))
+    chosen = choose_threads(trial.trial_step(setup, task))
     if chosen is not None and show:
         print(chosen, flush=True)
 

@@ -20,10 +20,10 @@ from fourstage.backbones import smt, swin, unified, visformer
 from fourstage.data.embedded import digit_scenes
 from fourstage.recipe.resolve import named_recipes
 from fourstage.run.compare import columns
+from fourstage.run.setup import Setup
 from fourstage.weights import catalog
 from fourstage.weights.reading import download
 
-run_train = import_module("fourstage.run.train")  # the package names a function the same
 resolving = import_module("fourstage.recipe.resolve")
 
 STEPS = 2
@@ -64,8 +64,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digit_scenes, "CACHED", {"train": 24, "val": 6, "size": 96, "seed": 0})
     few = {"erf": 2, "invariance": 2, "cka": 8}
     monkeypatch.setattr(columns, "IMAGES", {**columns.IMAGES, "classification": few})
-    plan = run_train.Setup.plan.fget
-    monkeypatch.setattr(run_train.Setup, "plan", property(lambda setup: _two_steps(plan(setup))))
+    plan: Any = Setup.plan.fget
+    monkeypatch.setattr(Setup, "plan", property(lambda setup: _two_steps(plan(setup))))
 
 
 def publish() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fourstage.data.sample import Batch
+from fourstage.run import setup as run_setup
 
 run_train = import_module("fourstage.run.train")  # the package names a function the same
 
@@ -29,7 +30,7 @@ def losses(out: Path) -> list[tuple[int, Any]]:
 
 def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM reaches this process when the batch of `step` is asked for."""
-    real = run_train.train_batches
+    real = run_setup.train_batches
 
     def batches(*args: Any, first_step: int, **named: Any) -> Generator[list[Batch]]:
         for number, parts in enumerate(real(*args, first_step=first_step, **named), first_step):
@@ -37,7 +38,7 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield parts
 
-    monkeypatch.setattr(run_train, "train_batches", batches)
+    monkeypatch.setattr(run_setup, "train_batches", batches)
 
 
 def refused(code: int, capsys: pytest.CaptureFixture[str], *expected: str) -> None:

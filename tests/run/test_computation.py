@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run.exact import NETWORK
-from run.runs import losses, run_train
+from run.runs import losses, run_setup, run_train
 from torch import Tensor
 
 from fourstage.cli.entry import main
@@ -81,7 +81,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_has_the_same_bits(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    real = run_train.train_batches
+    real = run_setup.train_batches
 
     def killed(*args: Any, **named: Any) -> Iterator[Any]:
         for number, batch in enumerate(real(*args, **named)):
@@ -90,13 +90,13 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_has_the_same_bits(
             yield batch
 
     stopwatch(ONE, monkeypatch)
-    monkeypatch.setattr(run_train, "train_batches", killed)
+    monkeypatch.setattr(run_setup, "train_batches", killed)
     with pytest.raises(KeyError, match="killed"):
         train(finished, out)
     assert not (out / "checkpoints" / "last.pt").exists()
     assert json.loads((out / "computation.json").read_text())["products"] == ONE
 
-    monkeypatch.setattr(run_train, "train_batches", real)
+    monkeypatch.setattr(run_setup, "train_batches", real)
     monkeypatch.setenv("FOURSTAGE_PRODUCTS", OTHER)
     stopwatch(OTHER, monkeypatch)
     assert train(finished, out) == 0

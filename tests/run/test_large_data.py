@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run.runs import losses, refused, run_train, stop_before
+from run.runs import losses, refused, run_setup, stop_before
 
 from fourstage.cli import main
 from fourstage.data.embedded.digits import Digits
@@ -63,13 +63,13 @@ def test_a_run_over_shards_that_was_stopped_ends_with_the_same_bits(
 def test_an_epoch_passes_over_the_shards_once(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order that a run computes is the one for shards: it keeps their sizes."""
     seen: list[tuple[int, ...]] = []
-    real = run_train.train_batches
+    real = run_setup.train_batches
 
     def batches(dataset: Any, plan: Any, *args: Any, **named: Any) -> Generator[list[Batch]]:
         seen.append(plan.shard_sizes)
         yield from real(dataset, plan, *args, **named)
 
-    monkeypatch.setattr(run_train, "train_batches", batches)
+    monkeypatch.setattr(run_setup, "train_batches", batches)
     assert main(words(shards, tmp_path / "run", "--dry-run")) == 0
     assert seen == [(7, 7, 7, 7, 7, 5)]
 

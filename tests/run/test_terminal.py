@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from run.runs import logged, run_train, stop_before
+from run.runs import logged, run_setup, stop_before
 from run.test_dense_runs import SMALL
 
 from fourstage.cli import main
@@ -63,17 +63,17 @@ def test_an_interrupted_line_of_the_log_is_the_mean_of_all_its_steps(
     words = ["train", "digits_visformer", *SHORT, "length=8it", "batch_size=64", "evaluate_every=8it"]
     totals = {}
     for every in (1, 4):
-        monkeypatch.setattr(run_train, "CURVE_POINTS", 8 // every)
+        monkeypatch.setattr(run_setup, "CURVE_POINTS", 8 // every)
         assert main([*words, f"log_every={every}", "--out", str(tmp_path / f"every{every}")]) == 0
         totals[every] = {line["step"]: line["total"] for line in logged(tmp_path / f"every{every}", "train")}
     each = [totals[1][step] for step in range(1, 9)]
     assert totals[4] == pytest.approx({4: sum(each[:4]) / 4, 8: sum(each[4:]) / 4}, rel=1e-6)
-    monkeypatch.setattr(run_train, "CURVE_POINTS", 2)
+    monkeypatch.setattr(run_setup, "CURVE_POINTS", 2)
     with monkeypatch.context() as patch:
         stop_before(5, patch)
         main([*words, "log_every=4", "--out", str(tmp_path / "parts")])
     assert load_state(tmp_path / "parts" / "checkpoints" / "last.pt")["logged"] == 4
-    monkeypatch.setattr(run_train, "CURVE_POINTS", 8)
+    monkeypatch.setattr(run_setup, "CURVE_POINTS", 8)
     assert main([*words, "log_every=4", "--out", str(tmp_path / "parts")]) == 0
     lines = {line["step"]: line["total"] for line in logged(tmp_path / "parts", "train")}
     assert lines == pytest.approx({4: sum(each[:4]) / 4, 7: sum(each[4:7]) / 3, 8: each[7]}, rel=1e-6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from run.runs import losses, refused, run_train, stop_before
+from run.runs import losses, refused, run_setup, stop_before
 
 from fourstage.cli import main
 from fourstage.data import bad_images
@@ -43,14 +43,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ids_of_steps(monkeypatch: pytest.MonkeyPatch) -> Ids:
     """The images of each step that is trained."""
     seen: Ids = {}
-    real = run_train.train_batches
+    real = run_setup.train_batches
 
     def batches(*args: Any, first_step: int, **named: Any) -> Generator[list[Batch]]:
         for step, parts in enumerate(real(*args, first_step=first_step, **named), first_step):
             seen[step] = [id for batch in parts for id in batch.ids]
             yield parts
 
-    monkeypatch.setattr(run_train, "train_batches", batches)
+    monkeypatch.setattr(run_setup, "train_batches", batches)
     return seen
 
 
