@@ -89,29 +89,44 @@ def create_model(
         raise ValueError(
             "out_indices selects feature maps, which features_only=True returns; add it, or leave out_indices out"
         )
+    saved = None
     if isinstance(model_name, str) and model_name.startswith(SAVED):
         if checkpoint_path is not None:
             raise ValueError(f"{model_name} has weights of its own; leave checkpoint_path out, or name the model")
-        model_name, file, arguments = _of_saved(model_name, arguments)
-        pretrained, checkpoint_path = False, file if pretrained else None
-    with placed(device, dtype) as place:
-        return place(_classifier(model_name, pretrained, checkpoint_path, features_only, out_indices, arguments))
+        saved, file = _saved_classifier(model_name)
+        given = {key: value for key, value in arguments.items() if value is not None}
+        model_name, arguments = saved.backbone, {**saved.backbone_args, "num_classes": saved.num_classes, **given}
+        pretrained, checkpoint_path = False, file.path if pretrained else None
+    with placed(device, dtype, filled=pretrained or checkpoint_path is not None) as place:
+        model = place(_classifier(model_name, pretrained, checkpoint_path, features_only, out_indices, arguments))
+    return model if saved is None else _with_classes(model, saved)
 
 
-def _of_saved(name: str, arguments: Mapping[str, Any]) -> tuple[str, Path, dict[str, Any]]:
-    """Return the name, the file and the arguments of a classifier of `save_pretrained`.
+def _saved_classifier(name: str) -> tuple[NetworkDescription, Checkpoint]:
+    """Return the description and the file of a classifier of `save_pretrained`.
 
     Raises:
         ValueError: it is no classifier, or cannot be built here.
     """
-    file = read_checkpoint(name.removeprefix(SAVED_HERE))
-    described = describe_network(file)
-    if described is None or described.task != "classification":
-        form = "a file that does not describe its network" if described is None else f"a {FORMS[described.task]}"
-        raise ValueError(f"{name} holds {form}, and create_model builds classifiers; type from_checkpoint({name!r})")
+    source = name.removeprefix(SAVED_HERE)
+    file = read_checkpoint(source)
+    described = _description_in(file)
+    if described.task != "classification":
+        raise ValueError(
+            f"{source} holds a {FORMS[described.task]}, and create_model builds classifiers; type "
+            f"from_checkpoint({source!r})"
+        )
     check_described(described, file)
-    given = {key: value for key, value in arguments.items() if value is not None}
-    return described.backbone, file.path, {**described.backbone_args, "num_classes": described.num_classes, **given}
+    return described, file
+
+
+def _with_classes(model: nn.Module, saved: NetworkDescription) -> nn.Module:
+    """Return a classifier with the class names of the file that it was built from, if it has as many classes."""
+    own, names = description_of(model), _class_names(saved)
+    if own is None or own.num_classes != saved.num_classes:
+        return model
+    cast(Any, model).class_names = names
+    return remember(model, replace(own, classes=names or None))
 
 
 def _classifier(
@@ -169,7 +184,13 @@ def create_backbone(
         if pretrained or arguments or any(value is not None for value in others):
             raise ValueError("the backbone is built already; give its arguments and weights where it is built")
         return check_levels(backbone, type(backbone).__name__)
-    with placed(device, dtype) as place:
+    if isinstance(backbone, str) and backbone.startswith(SAVED):
+        file = backbone.removeprefix(SAVED_HERE)
+        raise ValueError(
+            f"create_backbone builds networks by name, and {backbone} is a saved one; type create_backbone(NAME, "
+            f"checkpoint_path={file!r}), or from_checkpoint({file!r}) for a saved dense backbone"
+        )
+    with placed(device, dtype, filled=pretrained or checkpoint_path is not None) as place:
         return place(_dense(backbone, pretrained, checkpoint_path, out_indices, arguments))
 
 
@@ -409,9 +430,7 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
     Args:
         task: that of the network; None: any.
     """
-    described = describe_network(file)
-    if described is None:
-        raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
+    described = _description_in(file)
     if task not in (None, described.task):
         raise ValueError(f"{file.path} contains a {FORMS[described.task]}, not a {FORMS[str(task)]}")
     network = build_of_file(described, file)
@@ -421,6 +440,13 @@ def _build_described(file: Checkpoint, which: str = "model", task: str | None = 
         fill_completely(network, file, which)
     cast(Any, network).class_names = _class_names(described)
     return remember(network, replace(described, classes=_class_names(described) or None)).eval()
+
+
+def _description_in(file: Checkpoint) -> NetworkDescription:
+    """Return the network that a file describes. Raises ValueError where it describes none."""
+    if (described := describe_network(file)) is None:
+        raise ValueError(f"{file.path} does not say which network it is for; {_how_to_build(file)}")
+    return described
 
 
 def build_of_file(described: NetworkDescription, file: Checkpoint) -> nn.Module:

@@ -122,13 +122,18 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
 
 
 @contextmanager
-def placed(device: Device | None, dtype: torch.dtype | None) -> Iterator[Callable[[nn.Module], nn.Module]]:
+def placed(
+    device: Device | None, dtype: torch.dtype | None, *, filled: bool
+) -> Iterator[Callable[[nn.Module], nn.Module]]:
     """Give a function that puts a network in its place; networks for the meta device are built there.
 
     Others are built in float32 on the CPU first, so that a seed means the same numbers everywhere.
 
+    Args:
+        filled: whether weights are read, which the meta device cannot hold.
+
     Raises:
-        ValueError: there is no such device, or the type is not one of real numbers.
+        ValueError: there is no such device, it cannot hold the weights, or the type is not one of real numbers.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is a type of real numbers, such as torch.bfloat16; got {dtype!r:.80}")
@@ -136,13 +141,19 @@ def placed(device: Device | None, dtype: torch.dtype | None) -> Iterator[Callabl
         where = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is a name such as 'cpu', 'cuda:0' or 'meta'; got {device!r:.80}") from error
+    if filled and where is not None and where.type == "meta":
+        raise ValueError(
+            "a network on the meta device has no memory for weights; leave out pretrained and checkpoint_path, or fill "
+            "the network later with to_empty(device='cpu') and load_checkpoint"
+        )
 
     def place(network: nn.Module) -> nn.Module:
         try:
             return network if where is None and dtype is None else network.to(device=where, dtype=dtype)
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the network cannot be on the device {where} ({reason:.200}); choose another") from error
+            asked = " and ".join(f"{key}={value}" for key, value in (("device", where), ("dtype", dtype)) if value)
+            raise ValueError(f"the network cannot have {asked} ({reason:.200}); choose another") from error
 
     with ExitStack() as stack:
         if where is not None and where.type == "meta":

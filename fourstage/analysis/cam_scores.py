@@ -4,7 +4,8 @@ B images, C channels, H x W pixels, P removed pixels.
 
 ROAD (https://arxiv.org/abs/2202.00449) replaces pixels by noisy linear imputation, deletion by the mean colour, and
 insertion restores them on a blurred image (https://arxiv.org/abs/1806.07421). Blurry maps score better than sharp ones.
-Drop and increase compare the score of the image times its map with that of the image (https://arxiv.org/abs/1710.11063).
+Drop and increase compare the score of the image times its map with that of the image (https://arxiv.org/abs/1710.11063),
+as a difference, where the paper divides it by the score of the image.
 """
 
 from collections.abc import Callable, Sequence

@@ -104,10 +104,12 @@ def set_training_mode(task: nn.Module) -> None:
 def unchanged_buffers(task: nn.Module) -> Generator[None]:
     """Give the buffers of a task, such as the statistics of its norms, their values from before the context."""
     before = [buffer.clone() for buffer in task.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(task.buffers(), before, strict=True):
-            buffer.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(task.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:

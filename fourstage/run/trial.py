@@ -21,7 +21,7 @@ def try_losses(setup: Setup, task: AnyTask, batches: Sequence[Batch]) -> None:
         return
     set_training_mode(task.to(setup.device))
     try:
-        with torch.no_grad(), build.autocast(setup.recipe, setup.device):
+        with torch.no_grad(), build.autocast(setup.recipe, setup.device), enough_values():
             task(batches[0].to(setup.device))
     except ValueError:
         raise

@@ -9,6 +9,7 @@ from forms import FORMS
 from torch import Tensor, nn
 
 import fourstage
+from fourstage.backbones.base import Classifier
 from fourstage.recipe import resolve
 
 FAMILIES = (
@@ -135,10 +136,74 @@ def test_a_saved_classifier_is_built_by_the_name_of_its_folder(name: str, tmp_pa
     forward_maps: Any = getattr(network, "forward_maps")  # noqa: B009
     assert torch.equal(maps[0], forward_maps(images)[0])
     fourstage.save_pretrained(fourstage.create_backbone(name), tmp_path / "maps")
-    with pytest.raises(ValueError, match=r"holds a dense backbone, and create_model builds classifiers; type from_ch"):
-        fourstage.create_model(f"local-dir:{tmp_path / 'maps'}")
+    maps_file = str(tmp_path / "maps")
+    with pytest.raises(
+        ValueError, match=rf"a dense backbone, and create_model .*; type from_checkpoint\('{maps_file}'\)"
+    ):
+        fourstage.create_model(f"local-dir:{maps_file}")
+    assert isinstance(fourstage.from_checkpoint(maps_file), nn.Module)
     with pytest.raises(ValueError, match="has weights of its own; leave checkpoint_path out"):
         fourstage.create_model(there, checkpoint_path=tmp_path / "weights.pth")
+
+
+def test_a_classifier_by_the_name_of_its_folder_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    names = ("ant", "bee", "cow")
+    first, second = tmp_path / "first", tmp_path / "second"
+    fourstage.save_pretrained(fourstage.create_model("visformer_digits", num_classes=3), first, class_names=names)
+    network: Any = fourstage.create_model(f"local-dir:{first}", pretrained=True)
+    assert network.class_names == names
+    fourstage.save_pretrained(network, second)
+    again: Any = fourstage.from_checkpoint(second)
+    assert again.class_names == names
+    other = fourstage.create_model(f"local-dir:{first}", pretrained=True, num_classes=5)
+    assert not hasattr(other, "class_names")
+
+
+def test_a_file_that_does_not_describe_its_network_is_refused_with_what_builds_it(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(fourstage.create_model("visformer_digits").state_dict(), file)
+    call = rf"type create_model\('visformer_digits', checkpoint_path='{file}'\)"
+    with pytest.raises(ValueError, match=call):
+        fourstage.create_model(f"local-dir:{file}")
+    for name, source in ((f"local-dir:{tmp_path}", str(tmp_path)), ("hf-hub:user/name", "hf-hub:user/name")):
+        with pytest.raises(ValueError, match=rf"type create_backbone\(NAME, checkpoint_path='{source}'\)"):
+            fourstage.create_detector("retinanet", name, 3)
+
+
+@pytest.mark.parametrize("create", [fourstage.create_model, fourstage.create_backbone])
+def test_weights_are_not_read_for_a_network_without_memory(create: Any, tmp_path: Path) -> None:
+    torch.save(create("visformer_digits").state_dict(), tmp_path / "weights.pth")
+    for start in ({"checkpoint_path": tmp_path / "weights.pth"}, {"pretrained": True}):
+        with pytest.raises(ValueError, match="on the meta device has no memory for weights; leave out pretrained"):
+            create("visformer_digits", device="meta", **start)
+
+
+def test_a_type_that_layers_cannot_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(*_: object, **__: object) -> None:
+        raise RuntimeError('"copy_kernel" not implemented for it')
+
+    monkeypatch.setattr(Classifier, "to", to)
+    with pytest.raises(ValueError, match=r'cannot have dtype=torch.bfloat16 \("copy_kernel" not implemented for it\)'):
+        fourstage.create_model("visformer_digits", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("create", [fourstage.create_model, fourstage.create_backbone])
+def test_another_size_is_saved(create: Any, tmp_path: Path) -> None:
+    for name, size in (("square", 64), ("wide", (64, 96))):
+        network = create("visformer_digits")
+        network.set_input_size(size)
+        fourstage.save_pretrained(network, tmp_path / name)
+        again: Any = fourstage.from_checkpoint(tmp_path / name)
+        assert again.default_cfg == network.default_cfg
+
+
+def test_another_size_is_not_saved_for_a_network_that_is_sized_by_it(tmp_path: Path) -> None:
+    network: Any = fourstage.create_backbone("swin_tiny", ape=True)
+    network.set_input_size(64)
+    with pytest.raises(
+        ValueError, match=r"for images of 64 x 64 pixels has other .* build it with img_size=\(64, 64\)"
+    ):
+        fourstage.save_pretrained(network, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

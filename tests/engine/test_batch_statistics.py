@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fourstage.engine.batch_statistics import enough_values
 from fourstage.engine.optim import build_optimizer, norm_or_bias, param_groups
 from fourstage.engine.step import Halt, train_step
+from fourstage.engine.training import unchanged_buffers
 
 
 def test_a_step_says_what_batch_norms_need() -> None:
@@ -46,3 +47,17 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
 
     with pytest.raises(type(error), match=f"^{error}$"):
         caught(fails)
+
+
+def test_buffers_have_their_values_back_after_an_error() -> None:
+    norm = nn.BatchNorm2d(2)
+
+    def moved() -> None:
+        with unchanged_buffers(norm):
+            norm(torch.randn(2, 2, 3, 3) + 5)
+            raise ValueError("later")
+
+    with pytest.raises(ValueError, match="later"):
+        moved()
+    assert not norm.get_buffer("running_mean").any()
+    assert not norm.get_buffer("num_batches_tracked")

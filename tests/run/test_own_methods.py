@@ -83,10 +83,11 @@ def write(folder: Path, **changed: str) -> Path:
     return folder / "own.py"
 
 
-def dry_run(folder: Path, scenes: Path, task: str, method: str) -> int:
+def dry_run(folder: Path, scenes: Path, task: str, method: str, *more: str) -> int:
     recipe = folder / "own.yaml"
     recipe.write_text(f"base: _digit_scenes_{task}\nimports: own.py\nmethod: {method}\nmethod_args: {{}}\n")
-    return main(["train", str(recipe), "--data", str(scenes), "--out", str(folder / "run"), "--dry-run", *SMALL])
+    words = ["train", str(recipe), "--data", str(scenes), "--out", str(folder / "run"), "--dry-run"]
+    return main([*words, *SMALL, *more])
 
 
 def test_a_dry_run_computes_the_losses_of_a_good_detector(scenes: Path, tmp_path: Path) -> None:
@@ -117,6 +118,15 @@ def test_a_dry_run_names_what_a_detector_does_wrong(
     assert sentence in line
     if "Error:" in sentence:  # where the user's code is, not where torch raised
         assert f"{file}, line " in line
+
+
+def test_a_dry_run_says_what_a_norm_of_an_own_detector_needs(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooled = "nn.functional.adaptive_avg_pool2d(self.maps(batch)[0], 1)"
+    write(tmp_path, losses=f'{{"loss": nn.BatchNorm2d(8)({pooled}).mean() + loss}}')
+    assert dry_run(tmp_path, scenes, "detection", "own", "batch_size=1") == 2
+    assert "in each batch norm; train with two images or more at a time" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_dry_run_names_what_a_decoder_does_wrong(

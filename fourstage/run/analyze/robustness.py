@@ -357,8 +357,8 @@ def _write_for_timm(
 
 
 def _row_for_timm(loaded: LoadedNetwork, one: NetworkRobustness, setting: RobustnessSetting) -> tuple[object, ...]:
-    assert one.plain is not None, "published test sets have no other"
-    assert one.plain.top5 is not None, "nor lack the best five"
+    assert one.plain is not None, "a published test set is measured as it is"
+    assert one.plain.top5 is not None, "the best five classes of its images are kept"
     p, shares = loaded.preparation, (one.plain.top1, one.plain.top5)
     numbers = [round(value, 4) for share in shares for value in (share, 100 - share)]
     millions = round(sum(parameter.numel() for parameter in loaded.network.parameters()) / 1e6, 2)

@@ -312,7 +312,7 @@ def _conditions(table: Table, seeds: Sequence[int], arms: Sequence[ArmResult]) -
 def _common_recipe(runs: Sequence[FinishedRun]) -> str:
     """Return the number of the keys with one value in all runs: equal numbers stand for equal recipes."""
     flat = [flatten(run.recipe.model_dump(mode="json")) for run in runs]
-    names = [name for name in flat[0] if name.split(".")[0] not in NO_SETTING]
+    names = [name for name in flat[0] if name.split(".")[0] not in NO_SETTING - {"weights"}]
     common = {name: flat[0][name] for name in names if all(one.get(name) == flat[0][name] for one in flat)}
     digest = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
     return f"{digest[:12]} ({plural(len(common), 'key')})"

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fourstage.api import fresh_network
+from fourstage.backbones.base import Backbone
 from fourstage.backbones.feature_maps import FeatureMaps
 from fourstage.files import check_no_links, is_unfinished, real_path, write_file, write_text
 from fourstage.plurals import plural
@@ -146,6 +147,7 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
         raise ValueError(
             "the network is on the meta device and has no weights to save; fill it with load_checkpoint first"
         )
+    described = _at_recorded_size(network, described)
     _check_rebuilt(network, described)
     return Saveable(network, described, names)
 
@@ -159,6 +161,28 @@ def _unwrapped(network: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return network
         network = inner
+
+
+def _at_recorded_size(network: nn.Module, described: NetworkDescription) -> NetworkDescription:
+    """Return the description with the size of images that `set_input_size` recorded after the network was built.
+
+    Raises:
+        ValueError: a network that is built for this size has other tensors.
+    """
+    if not isinstance(network, Backbone) or "input_size" not in network.default_cfg:
+        return described
+    size = [*network.default_cfg["input_size"][1:]]
+    resized = replace(described, backbone_args={**described.backbone_args, "img_size": size})
+    with without_memory():
+        built = fresh_network(described)
+        if not isinstance(built, Backbone) or [*built.default_cfg["input_size"][1:]] == size:
+            return described
+        if _shapes(built) != _shapes(fresh_network(resized)):
+            raise ValueError(
+                f"a network for images of {size[0]} x {size[1]} pixels has other tensors than this one; build it with "
+                f"img_size={(*size,)}, fill it with load_checkpoint and save that"
+            )
+    return resized
 
 
 def _check_rebuilt(network: nn.Module, described: NetworkDescription) -> None:

@@ -52,13 +52,14 @@ class TorchvisionForm(nn.Module):
             images: (3, H, W) RGB in [0, 1] each, of any sizes.
             targets: for training: of each image `boxes` (N, 4) x1 y1 x2 y2 in pixels, `labels` (N,) int64, where the
                 detector needs them `masks` (N, H, W), and `iscrowd` (N,) where there are crowds; other keys are left.
+                Boxes without area train nothing.
 
         Returns:
             A scalar by name, or for each image `boxes` (N, 4), `labels` (N,), `scores` (N,), and of detectors with
             masks `masks` (N, 1, H, W) float32, 0 or 1.
 
         Raises:
-            ValueError: targets are missing, or a tensor has another shape.
+            ValueError: there is no image, one is of integers, targets are missing, or a tensor has another shape.
         """
         if not self.training:
             with torch.no_grad():
@@ -70,10 +71,11 @@ class TorchvisionForm(nn.Module):
         return self.detector.losses(self._batch(images, targets))
 
     def _batch(self, images: Sequence[Tensor], targets: Sequence[Target] | None) -> Batch:
+        if not len(images):
+            raise ValueError("got no images; give a list of at least one")
         samples = []
         for i, image_3HW in enumerate(images):
-            if image_3HW.ndim != 3 or image_3HW.shape[0] != 3:
-                raise ValueError(f"image {i} is not (3, H, W); got {tuple(image_3HW.shape)}")
+            _check_image(image_3HW, i)
             size = (int(image_3HW.shape[1]), int(image_3HW.shape[2]))
             objects = None if targets is None else self._objects(targets[i], i, size)
             pixels_3HW = (image_3HW.as_subclass(Tensor).to(self.mean_311) - self.mean_311) / self.std_311
@@ -120,3 +122,13 @@ class TorchvisionForm(nn.Module):
     def _as_dict(self, found: Detections) -> dict[str, Tensor]:
         out = {"boxes": found.boxes_N4, "labels": found.labels_N + self.first_label, "scores": found.scores_N}
         return out if found.masks is None else out | {"masks": found.masks.full_size()[:, None].float()}
+
+
+def _check_image(image_3HW: Any, i: int) -> None:
+    """Raise ValueError for what is no (3, H, W) tensor of numbers in [0, 1]."""
+    if not isinstance(image_3HW, Tensor):
+        raise ValueError(f"image {i} is a {type(image_3HW).__name__}; give a tensor (3, H, W)")
+    if image_3HW.ndim != 3 or image_3HW.shape[0] != 3:
+        raise ValueError(f"image {i} is not (3, H, W); got {tuple(image_3HW.shape)}")
+    if not image_3HW.is_floating_point():
+        raise ValueError(f"image {i} is {image_3HW.dtype}, and its values must be in [0, 1]; give image / 255")

@@ -93,7 +93,9 @@ def _tensor(
     if (shown and last >= held) or shown > max(held, MOST_EXPANDED):
         raise UnreadableError(f"is damaged: a tensor of shape {tuple(size)} reaches past the {held:,} elements stored")
     start = offset if shown else 0
-    return torch.empty(0, dtype=dtype).set_(storage.memory.untyped_storage(), start, tuple(size), tuple(stride))
+    return torch.empty(0, dtype=dtype, device="cpu").set_(
+        storage.memory.untyped_storage(), start, tuple(size), tuple(stride)
+    )
 
 
 def _parameter(tensor: Any, *_: Any) -> Tensor:
@@ -495,4 +497,4 @@ class Machine:
             raise UnreadableError(
                 f"is incomplete ({self.file_size:,} bytes, {-self.unclaimed:,} bytes are missing): download it again"
             )
-        return torch.empty(length, dtype=torch.uint8)
+        return torch.empty(length, dtype=torch.uint8, device="cpu")  # whatever the default device is

@@ -61,6 +61,33 @@ def test_six_seeds_of_three_mixers(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(abs(arm["macs"]) > 1e6 for arm in table["arms"])
 
 
+def test_recipes_are_equal_where_all_runs_start_from_the_same_weights(tmp_path: Path) -> None:
+    """Weights that differ between the runs of one comparison are no part of what its arms have in common."""
+    numbers = []
+    for name, weights in {
+        "none": (),
+        "a": ("a",),
+        "again": ("a",),
+        "b": ("b",),
+        "own": ("c", "d"),
+        "e": ("e", "f"),
+    }.items():
+        runs = []
+        for mixer in ("swin", "pvt"):
+            for seed in (0, 1):
+                start = [f"weights={weights[seed % len(weights)]}.pth"] if weights else []
+                changes = [*PICO, f"model_args.mixer={mixer}", *start]
+                runs.append(str(classified_run(tmp_path / name / f"{mixer}{seed}", 0.3, seed, *changes)))
+        out = tmp_path / name / "out"
+        assert main(["compare", *runs, "--out", str(out), "--seconds", "0", "--analyses", "none"]) == 0
+        conditions = dict(json.loads((out / "table.json").read_text())["conditions"])
+        numbers.append(conditions["recipe, without what the arms vary"])
+    none, a, again, b, own, other = numbers
+    assert a == again
+    assert len({none, a, b, own}) == 4
+    assert own == other
+
+
 def test_another_metric_of_which_less_is_better(tmp_path: Path) -> None:
     runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 1.6}, 6)
     assert main(["compare", *runs, "--out", str(tmp_path / "out"), "--seconds", "0", "--metric", "loss"]) == 0

@@ -96,3 +96,16 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         model.eval()([images()[0][:1]])
     with pytest.raises(ValueError, match="is for detectors of create_detector; got a Classifier"):
         TorchvisionForm(fourstage.create_model("visformer_digits"))
+
+
+def test_images_that_torchvision_refuses_are_refused() -> None:
+    """A byte image would pass as one of very bright pixels."""
+    model = TorchvisionForm(fourstage.create_detector("retinanet", "unified_pico", num_classes=3)).eval()
+    wrong: Any
+    for wrong, sentence in (
+        ([(images()[0] * 255).byte()], r"image 0 is torch.uint8, and its values must be in \[0, 1\]; give image / 255"),
+        ([images()[0].numpy()], r"image 0 is a ndarray; give a tensor \(3, H, W\)"),
+        ([], "got no images"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model(wrong)

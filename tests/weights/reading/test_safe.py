@@ -332,3 +332,14 @@ def test_whole_models_and_bare_tensors_are_named(tmp_path: Path) -> None:
     assert "complete pickled torch.nn.modules.linear.Linear" in refusal(tmp_path / "a.pt")
     torch.save(torch.ones(2), tmp_path / "a.pt")
     assert "holds a Tensor" in refusal(tmp_path / "a.pt")
+
+
+def test_files_are_read_into_the_memory_of_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save(state, tmp_path / "new.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("new.pth", "old.pth", "a.safetensors"):
+        with torch.device("meta"):
+            held = read_checkpoint(tmp_path / name).weights()
+        assert all(torch.equal(held[key], value) for key, value in state.items())
