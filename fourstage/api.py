@@ -14,11 +14,19 @@ from torch import nn
 
 from fourstage.backbones.base import Classifier
 from fourstage.backbones.feature_maps import FeatureMaps
-from fourstage.build import Device, build_network, check_levels, fill, placed, starting_point, try_on_meta
+from fourstage.build import (
+    Device,
+    build_network,
+    built_method,
+    check_levels,
+    fill,
+    placed,
+    starting_point,
+    try_on_meta,
+)
 from fourstage.data.class_names import names_of
-from fourstage.methods import METHODS, NETWORKS, find_method, list_methods, register_detector, register_segmentor
+from fourstage.methods import NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
-from fourstage.user_files import where_raised
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network, description_of, remember
 from fourstage.weights.load import Report
@@ -349,7 +357,8 @@ def _create(
             f"the complete network, as create_{NETWORKS[task]}(...).to({placed_alone[0]}=...)"
         )
     maps_network = create_backbone(backbone, **(backbone_args or {}))
-    network = _built(method, task, builder, maps_network, num_classes, given)
+    network = built_method(method, builder, maps_network, num_classes, given)
+    _check_form(network, method, task)
     if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
         cast(Any, network).method = method
     if checkpoint_path is not None:
@@ -367,40 +376,6 @@ def _classifier_of(model: nn.Module, name: str, arguments: Mapping[str, Any]) ->
     return NetworkDescription("classification", name, classes if isinstance(classes, int) else 0, others)
 
 
-def _built(
-    method: str,
-    task: str,
-    builder: Callable[..., nn.Module],
-    maps_network: nn.Module,
-    num_classes: int,
-    given: Mapping[str, Any],
-) -> nn.Module:
-    """Call the builder of a method. Whatever goes wrong in a user's own builder is one ValueError."""
-    from fourstage.tasks.detection.detector import Detector
-    from fourstage.tasks.segmentation.segmentor import Segmentor
-
-    own = method not in METHODS
-    try:
-        network = builder(maps_network, num_classes, **given)
-    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for values that no check above covers
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        shown = ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "no arguments"
-        where = f", at {where_raised(error)}" if own else ""
-        raise ValueError(f"{method} cannot be built with {shown} ({reason}{where}); correct them") from error
-    except Exception as error:
-        if isinstance(error, ValueError | OSError) or not own:  # these have a sentence of their own
-            raise
-        raise ValueError(
-            f"{method} failed while it was built ({type(error).__name__}: {error}, at "
-            f"{where_raised(error)}); correct it"
-        ) from error
-    wanted = {"detection": Detector, "segmentation": Segmentor}[task]
-    if not isinstance(network, wanted):
-        kind = "None" if network is None else f"a {type(network).__name__}"
-        raise ValueError(f"{method} returned {kind}; a {NETWORKS[task]} is a {wanted.__module__}.{wanted.__name__}")
-    return network
-
-
 def _check_arguments(
     builder: Callable[..., nn.Module], method: str, given: Mapping[str, Any], num_classes: int
 ) -> None:
@@ -409,6 +384,17 @@ def _check_arguments(
 
     check_given(builder, method, given, but=("backbone", "num_classes"))
     check_counts(num_classes=num_classes)
+
+
+def _check_form(network: object, method: str, task: str) -> None:
+    """Raise ValueError where a user's own builder returned something else than the task needs."""
+    from fourstage.tasks.detection.detector import Detector
+    from fourstage.tasks.segmentation.segmentor import Segmentor
+
+    wanted = {"detection": Detector, "segmentation": Segmentor}[task]
+    if not isinstance(network, wanted):
+        kind = "None" if network is None else f"a {type(network).__name__}"
+        raise ValueError(f"{method} returned {kind}; a {NETWORKS[task]} is a {wanted.__module__}.{wanted.__name__}")
 
 
 def _from_checkpoint_of(task: str, path: Path, *, alone: bool) -> nn.Module:

@@ -19,6 +19,8 @@ from torch.nn.modules.module import (
 
 from fourstage import registry
 from fourstage.files import RAISE, limit
+from fourstage.methods import METHODS
+from fourstage.user_files import where_raised
 from fourstage.weights import catalog
 from fourstage.weights.catalog import Weight
 from fourstage.weights.complete_checkpoints import load_dense_state
@@ -119,6 +121,31 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
         if start.weight is not None:
             cfg |= {"tag": start.weight.tag, "license": start.weight.licence, "origin_url": start.weight.origin}
     return model
+
+
+def built_method(
+    method: str, builder: Callable[..., nn.Module], maps_network: nn.Module, num_classes: int, given: Mapping[str, Any]
+) -> nn.Module:
+    """Call the builder of a method, ours or a user's own.
+
+    Raises:
+        ValueError: it fails for these arguments; of a user's own builder, whatever goes wrong.
+    """
+    own = method not in METHODS
+    try:
+        return builder(maps_network, num_classes, **given)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of layers, for values that no check above covers
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        shown = ", ".join(f"{name}={value!r:.40}" for name, value in given.items()) or "no arguments"
+        where = f", at {where_raised(error)}" if own else ""
+        raise ValueError(f"{method} cannot be built with {shown} ({reason}{where}); correct them") from error
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) or not own:  # these have a sentence of their own
+            raise
+        raise ValueError(
+            f"{method} failed while it was built ({type(error).__name__}: {error}, at "
+            f"{where_raised(error)}); correct it"
+        ) from error
 
 
 @contextmanager
