@@ -177,7 +177,7 @@ def placed(
     def place(network: nn.Module) -> nn.Module:
         try:
             return network if where is None and dtype is None else network.to(device=where, dtype=dtype)
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
+        except (AssertionError, RuntimeError) as error:  # a PyTorch without CUDA asserts
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             asked = " and ".join(f"{key}={value}" for key, value in (("device", where), ("dtype", dtype)) if value)
             raise ValueError(f"the network cannot have {asked} ({reason:.200}); choose another") from error

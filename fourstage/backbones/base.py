@@ -174,7 +174,7 @@ class Backbone(nn.Module):
             ValueError: another mode.
         """
         if mode:
-            raise ValueError(f"mode is '', the initialisation of {self.family.name}; got {mode!r}")
+            raise ValueError(f"init_weights has one mode, '', the initialisation of {self.family.name}; got {mode!r}")
         for module in self.modules() if needs_reset else ():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

@@ -10,11 +10,12 @@ from fourstage.streams import print_lines
 
 
 @contextmanager
-def advice(skips: bool) -> Generator[None]:
-    """Add to the error of an image what lets the run go on.
+def advice(skips: bool, *, begun: bool = True) -> Generator[None]:
+    """Add to the error of an image what lets the run begin or go on.
 
     Args:
         skips: whether others take the places of such images already; then many in a row cannot be read.
+        begun: whether the run has completed steps.
 
     Raises:
         ValueError: with that advice, instead of BadImage.
@@ -25,8 +26,9 @@ def advice(skips: bool) -> Generator[None]:
         if skips:
             do = "many images behind it cannot be read either; check the disk or the network folder"
         else:
-            do = "every completed step is saved: replace it, or add skip_bad_images=true"
-        raise ValueError(f"{error}; {do}, and give the same command again to continue the run") from error
+            do = f"{'every completed step is saved: ' if begun else ''}replace it, or add skip_bad_images=true"
+        again = "give the same command again" + (" to continue the run" if begun else "")
+        raise ValueError(f"{error}; {do}, and {again}") from error
 
 
 def report_replaced(

@@ -103,21 +103,13 @@ def train(
         with sentences(less_memory, folder.path), limited_threads(workers), yielding_cores():
             start = _Start(typed, new=new, from_weights=fresh or not folder.has_checkpoint)
             setup, task = _prepare(resolved, folder, ranks, device, start, show=show and ranks.first)
-            if dry_run:
-                folder.check_writable()
-                batches = setup.batches_of(0)
-                trial.try_losses(setup, task, batches)
-                trial.try_single_image(setup, task)
-                trial.try_smallest_image(setup, task, batches[0])
-                print_lines("Dry run: everything is in place, and nothing was written.")
-                return Trained(folder.path, 0, setup.plan.total)
-            if start.from_weights:
-                with advice(resolved.recipe.skip_bad_images):
+            with advice(resolved.recipe.skip_bad_images, begun=not start.from_weights):
+                if dry_run:
+                    return _dry_run(setup, folder, task)
+                if start.from_weights:
                     trial.try_single_image(setup, task)
             if fresh and ranks.first:
-                aside = folder.set_aside()
-                if aside and show:
-                    print_lines(f"The earlier run is now in {aside}.")
+                _set_aside(folder, show=show)
             ranks.wait()
             with advice(resolved.recipe.skip_bad_images):
                 return _fit(setup, folder, task.to(device), show=show and ranks.first)
@@ -137,6 +129,23 @@ def _typed(
     options = [("--data", data), ("--out", out)]
     given = [word for name, value in options if value is not None for word in (name, str(value))]
     return ["fourstage", "train", str(recipe), *given, *(name for name, on in flags.items() if on), *changes]
+
+
+def _dry_run(setup: Setup, folder: RunFolder, task: AnyTask) -> Trained:
+    """Try what the first steps do, and write nothing."""
+    folder.check_writable()
+    batches = setup.batches_of(0)
+    trial.try_losses(setup, task, batches)
+    trial.try_single_image(setup, task)
+    trial.try_smallest_image(setup, task, batches[0])
+    print_lines("Dry run: everything is in place, and nothing was written.")
+    return Trained(folder.path, 0, setup.plan.total)
+
+
+def _set_aside(folder: RunFolder, *, show: bool) -> None:
+    aside = folder.set_aside()
+    if aside and show:
+        print_lines(f"The earlier run is now in {aside}.")
 
 
 def _less_memory(recipe: Recipe, ranks: Ranks) -> str:

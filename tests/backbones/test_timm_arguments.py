@@ -92,7 +92,7 @@ def test_new_values_are_those_of_a_new_network(form: str) -> None:
     pairs = zip((*new.parameters(), *new.buffers()), (*network.parameters(), *network.buffers()), strict=True)
     for expected, value in pairs:
         check_same_kind(expected.detach(), value.detach())
-    with pytest.raises(ValueError, match="mode is ''"):
+    with pytest.raises(ValueError, match="one mode, '', "):
         network.init_weights("jax")
 
 
@@ -125,7 +125,7 @@ def test_another_size_is_recorded_as_if_the_network_were_built_for_it(name: str)
 
 @pytest.mark.parametrize("name", ["visformer_digits", "unified_pico"])
 def test_a_saved_classifier_is_built_by_the_name_of_its_folder(name: str, tmp_path: Path) -> None:
-    network: nn.Module = fourstage.create_model(name, num_classes=4, in_chans=1).eval()
+    network: Any = fourstage.create_model(name, num_classes=4, in_chans=1).eval()
     fourstage.save_pretrained(network, tmp_path / "saved")
     images = torch.randn(2, 1, 32, 32)
     there = f"local-dir:{tmp_path / 'saved'}"
@@ -133,8 +133,7 @@ def test_a_saved_classifier_is_built_by_the_name_of_its_folder(name: str, tmp_pa
     assert not torch.equal(fourstage.create_model(there).eval()(images), network(images))
     assert fourstage.create_model(there, pretrained=True, num_classes=9)(images).shape == (2, 9)
     maps = fourstage.create_model(there, pretrained=True, features_only=True, out_indices=(0,)).eval()(images)
-    forward_maps: Any = getattr(network, "forward_maps")  # noqa: B009
-    assert torch.equal(maps[0], forward_maps(images)[0])
+    assert torch.equal(maps[0], network.forward_maps(images)[0])
     fourstage.save_pretrained(fourstage.create_backbone(name), tmp_path / "maps")
     maps_file = str(tmp_path / "maps")
     with pytest.raises(

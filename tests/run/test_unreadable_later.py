@@ -110,6 +110,21 @@ def test_a_file_that_is_replaced_is_as_if_nothing_had_happened(
     assert losses(tmp_path / "run") == losses(tmp_path / "intact")
 
 
+def test_an_image_of_the_first_step_stops_a_dry_run(
+    photos: Path, tmp_path: Path, ids_of_steps: Ids, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step has been saved yet, and there is no run to continue."""
+    assert main(words(photos, tmp_path / "run", "--dry-run")) == 0
+    broken = photos / "train" / ids_of_steps[0][0]
+    content = spoil(broken)
+    line = "replace it, or add skip_bad_images=true, and give the same command again\n"
+    code = main(words(photos, tmp_path / "run", "--dry-run"))
+    assert capsys.readouterr().err.endswith(f"; {line}")
+    assert code == 2
+    broken.write_bytes(content)
+    assert main(words(photos, tmp_path / "run", "--dry-run")) == 0
+
+
 def test_a_validation_image_is_left_out_of_the_score(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

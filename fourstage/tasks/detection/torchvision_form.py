@@ -79,7 +79,7 @@ class TorchvisionForm(nn.Module):
             size = (int(image_3HW.shape[1]), int(image_3HW.shape[2]))
             objects = None if targets is None else self._objects(targets[i], i, size)
             pixels_3HW = (image_3HW.as_subclass(Tensor).to(self.mean_311) - self.mean_311) / self.std_311
-            samples.append(Sample(str(i), pixels_3HW, size, objects=objects))
+            samples.append(Sample(f"image {i}", pixels_3HW, size, objects=objects))
         return collate(samples)
 
     def _objects(self, target: Target, i: int, size: tuple[int, int]) -> Objects:

@@ -42,7 +42,7 @@ def own_batch() -> Batch:
         Objects(first["boxes"], first["labels"], crowd, masks),
         Objects(second["boxes"], second["labels"], crowd[:0], masks[:0]),
     )
-    return Batch(("0", "1"), padded, SIZES, SIZES, objects=objects)
+    return Batch(("image 0", "image 1"), padded, SIZES, SIZES, objects=objects)
 
 
 @pytest.mark.parametrize("method", ["mask_rcnn", "retinanet", "atss"])
@@ -77,7 +77,8 @@ def test_losses_and_detections_are_those_of_the_detector(method: str, first_labe
 def test_what_does_not_fit_is_one_sentence() -> None:
     model = TorchvisionForm(fourstage.create_detector("retinanet", "unified_pico", num_classes=3)).train()
     first, second = targets()
-    hw = tv_tensors.BoundingBoxes(first["boxes"], format="XYWH", canvas_size=SIZES[0])  # pyright: ignore[reportCallIssue]
+    bounding_boxes: Any = tv_tensors.BoundingBoxes
+    hw = bounding_boxes(first["boxes"], format="XYWH", canvas_size=SIZES[0])
     for wrong, sentence in (
         (None, "training needs a target for each of 2 images; got none"),
         ([first], "training needs a target for each of 2 images; got 1"),
@@ -92,6 +93,10 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             model(images(), wrong)
+    boxes_alone = [{key: value for key, value in one.items() if key != "masks"} for one in targets()]
+    with_masks = TorchvisionForm(fourstage.create_detector("mask_rcnn", "unified_pico", num_classes=3))
+    with pytest.raises(ValueError, match="image 0 has boxes and no masks; build the detector with masks=False"):
+        with_masks(images(), boxes_alone)
     with pytest.raises(ValueError, match=r"image 0 is not \(3, H, W\); got \(1, 64, 96\)"):
         model.eval()([images()[0][:1]])
     with pytest.raises(ValueError, match="is for detectors of create_detector; got a Classifier"):
