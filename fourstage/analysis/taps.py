@@ -74,8 +74,7 @@ def _has_stages(network: nn.Module) -> bool:
     """Return whether `stage_maps` takes a network."""
     if isinstance(backbone := getattr(network, "backbone", None), nn.Module):
         return _has_stages(backbone)
-    known = getattr(network, "levels", None) or hasattr(network, "forward_intermediates")
-    return isinstance(network, Backbone) or bool(known)
+    return bool(getattr(network, "levels", None)) or hasattr(network, "forward_intermediates")
 
 
 def stage_maps(network: nn.Module, image_BCHW: Tensor, count: int | None = None) -> list[Tensor]:

@@ -76,7 +76,7 @@ def test_a_shift_is_the_slice_of_the_original_code_at_any_side(side: int, mode: 
     resized_3HW = standard_view(square_HW3, replace(protocol, side=protocol.resized), 1.0)
     down, right = DIRECTIONS[mode]
     near, middle = side // 2, protocol.resized // 2
-    for pixels in range(0, 65, 16):
+    for pixels in (*range(0, 65, 16), near + middle):  # the last one ends where the image begins
         y, x = middle + down * pixels, middle + right * pixels
         rows = slice(max(y - near, 0), min(y + near, protocol.resized))  # a negative end counts from the other side
         columns = slice(max(x - near, 0), min(x + near, protocol.resized))
@@ -85,6 +85,15 @@ def test_a_shift_is_the_slice_of_the_original_code_at_any_side(side: int, mode: 
         (above, left), (below, behind) = ([n // 2 for n in missing], [(n + 1) // 2 for n in missing])
         expected_3HW = F.pad(crop_3HW, (left, behind, above, below))
         assert torch.equal(shifted_view(square_HW3, pixels, (down, right), protocol), expected_3HW)
+
+
+@pytest.mark.parametrize("direction", [(-1, -1), (-1, 0), (0, 1), (1, 1)])
+def test_our_crop_is_black_beyond_the_image(direction: tuple[int, int]) -> None:
+    protocol = Protocol(RAW, side=32)
+    for pixels in (32, 40, 60):  # the centre of 36 pixels, and half a side, are 34
+        view_3HW = shifted_view(photograph()[:, :300], pixels, direction, protocol)
+        assert view_3HW.shape == (3, 32, 32)
+        assert bool(view_3HW.any()) is (pixels < 34)
 
 
 def test_measures_are_those_of_the_original_code() -> None:

@@ -150,10 +150,13 @@ def test_what_is_no_network_is_one_sentence(tmp_path: Path) -> None:
         stage_maps(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGES)
 
 
-@pytest.mark.parametrize("name", ["visformer_digits", "timm/resnet18", "own"])
+@pytest.mark.parametrize("name", ["visformer_digits", "timm/resnet18", "own", "detector"])
 def test_an_unknown_layer_names_stages_where_there_are_some(name: str) -> None:
     own = name == "own"
-    network = nn.Sequential(nn.Conv2d(3, 4, 3)) if own else load_network(name, form="logits").network
+    if name == "detector":
+        network = create_detector("retinanet", "visformer_digits", 3)
+    else:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3)) if own else load_network(name, form="logits").network
     with pytest.raises(ValueError, match="has no layer 'nothing'") as error:
         find_module(network, "nothing")
     assert ("its stages are stage1" in str(error.value)) is not own

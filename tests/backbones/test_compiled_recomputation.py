@@ -1,6 +1,7 @@
 """Activations are recomputed under torch.compile as well, and batch statistics move once."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +41,17 @@ def test_compiled_recomputation_is_the_plain_block() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
     for (name, ours), theirs in zip(compiled.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_graph_says_what_is_computed_again(*, recompute: bool) -> None:
+    operators = list[str]()
+
+    def record(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    module = Recomputed(recompute=recompute)
+    module.compile(fullgraph=True, backend=record)
+    module(torch.randn(2, 3, 8, 8))
+    assert any("activation_checkpoint" in operator for operator in operators) is recompute

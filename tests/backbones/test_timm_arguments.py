@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fourstage
 from fourstage.backbones.base import Classifier
+from fourstage.build import placed
 from fourstage.recipe import resolve
 
 FAMILIES = (
@@ -30,6 +31,17 @@ def test_a_network_is_built_on_a_device_and_in_a_type(name: str, create: Any) ->
     half = create(name, device="meta", dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in half.state_dict().values()} <= {torch.bfloat16, torch.int64}
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_networks_for_the_meta_device_are_built_there() -> None:
+    """One that is built elsewhere first needs the memory."""
+    with placed("meta", None, filled=False):
+        assert torch.empty(1).is_meta
+    with placed("cpu", torch.bfloat16, filled=True) as place:
+        assert torch.empty(1).device.type == "cpu"
+        assert torch.empty(1).dtype == torch.float32
+        with pytest.raises(ValueError, match=r"the network cannot have device=cpu and dtype=torch\.bfloat16"):
+            place(nn.Linear(1, 1, device="meta"))  # it is moved to the device, and this one has nothing to move
 
 
 def test_values_do_not_depend_on_where_a_network_is_built_and_weights_are_filled_first(tmp_path: Path) -> None:
@@ -96,6 +108,19 @@ def test_new_values_are_those_of_a_new_network(form: str) -> None:
         network.init_weights("jax")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_without_a_reset_layers_keep_what_the_family_leaves(form: str) -> None:
+    network, expected = FORMS[form](), FORMS[form]()
+    for tensor in (*network.parameters(), *expected.parameters()):
+        tensor.data.fill_(7)
+    torch.manual_seed(0)
+    network.init_weights(needs_reset=False)
+    torch.manual_seed(0)
+    expected.apply(expected.family.init)
+    for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def check_same_kind(expected: Tensor, value: Tensor) -> None:
     """Constants are equal, and random numbers have the same spread."""
     if not expected.is_floating_point() or not expected.numel() or expected.min() == expected.max():
@@ -117,8 +142,12 @@ def test_another_size_is_recorded_as_if_the_network_were_built_for_it(name: str)
     assert model(torch.empty(1, 3, 384, 448, device="meta")).shape == (1, 1000)
     model.set_input_size()
     assert model.default_cfg["input_size"] == (3, 384, 448)
-    with pytest.raises(ValueError, match="give img_size alone"):
-        model.set_input_size(224, window_size=12)
+    assert (
+        model.default_cfg["pool_size"] == model.forward_maps(torch.empty(1, 3, 384, 448, device="meta"))[-1].shape[2:]
+    )
+    for other in ({"window_size": 12}, {"patch_size": 8}):
+        with pytest.raises(ValueError, match="give img_size alone"):
+            model.set_input_size(224, **other)
     with pytest.raises(ValueError, match="below the smallest image"):
         model.set_input_size(16)
 

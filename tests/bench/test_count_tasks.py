@@ -182,3 +182,10 @@ def test_published_costs_are_for_one_size_of_image() -> None:
     assert cost_of("mask_rcnn_swin_tiny_coco_1x").size == (1280, 800)
     assert cost_of("upernet_swin_tiny_ade20k_160k").size == (512, 2048)
     assert count_recipe("upernet_swin_tiny_ade20k_160k", (64, 64)).size == (64, 64)
+
+
+def test_what_follows_from_the_data_is_left_to_the_network_and_the_rest_is_kept() -> None:
+    by_data: Any = network_of_recipe("digit_scenes_upernet")
+    assert not by_data.decoder.classify.bias.any()
+    given: Any = network_of_recipe("digit_scenes_dino")
+    assert given.queries == 100

@@ -75,6 +75,8 @@ def test_evaluate_builds_the_network_that_suited_the_data_of_its_training(
     save_state(file, {**values, "which": "model", "model": protocol.build_task(classes, about).state_dict()})
     source = fourstage.load(file, show=False).save_pretrained(tmp_path / "saved") if saved else file
     assert evaluate(source, data=str(scenes), show=False).images == 3
+    network: Any = fourstage.from_checkpoint(source)
+    assert network.queries == about["queries"]
 
 
 def test_what_evaluate_cannot_do_with_a_checkpoint_is_one_sentence(scenes: Path, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_the_small_recipes_take_any_data(name: str, tmp_path: Path) -> None:
     shares_C = torch.tensor([28, 1, 1, 2]) / 32
     torch.testing.assert_close(network.decoder.classify.bias.detach().exp(), shares_C, rtol=0, atol=1e-4)
     assert not protocol.build_task(data.classes).network.get_parameter("decoder.classify.bias").any()  # not known
+    given = protocol_of(resolve(name, ["method_args.prior=null"], {"data": str(root)}).recipe)
+    assert "prior" not in given.dataset_metadata(data)
 
 
 def fresh_again(file: Path) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from run.runs import losses
+from run.runs import losses, run_train
 from torch import _dynamo as dynamo
 from torch import nn
 
@@ -16,6 +16,7 @@ from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.recipe import resolve
 from fourstage.run.compilation import compiled, plain_evaluation
+from fourstage.run.evaluate import Evaluator
 from fourstage.run.task_protocol import protocol_of
 
 SIZE = ["augmentation.scale=[64,64]", "evaluation.scale=[64,64]"]
@@ -28,6 +29,7 @@ def recorded_only(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Graphs are made as for a compiler, and none compiles them."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     dynamo.reset()
+    dynamo.utils.counters.clear()
     yield
     dynamo.reset()
 
@@ -51,6 +53,7 @@ def test_a_compiled_detector_learns_as_the_plain_one(tmp_path: Path, capsys: pyt
         words = ["train", "digit_scenes_dino", "--data", str(data), "--out", str(tmp_path / name), *SHORT]
         more = [f"method_args={DINO}", f"compile={str(name == 'compiled').lower()}"]
         assert main([*words, *more]) == 0, capsys.readouterr().err
+        assert bool(dynamo.utils.counters["stats"]["unique_graphs"]) is (name == "compiled")
     for (_, plain), (_, ours) in zip(losses(tmp_path / "plain"), losses(tmp_path / "compiled"), strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
     capsys.readouterr()
@@ -70,6 +73,26 @@ def test_evaluation_compiles_nothing() -> None:
     assert not dynamo.utils.counters["stats"]["unique_graphs"]
     layer(torch.zeros(1, 2))
     assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_all_evaluation_of_a_compiled_training_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That after each epoch, and that of the report."""
+    probe = torch.compile(lambda x: x + int(torch.compiler.is_compiling()), backend="eager")
+    seen = []
+
+    def recorded(name: str, real: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            seen.append((name, int(probe(torch.zeros(1, dtype=torch.int64)))))
+            return real(*args, **named)
+
+        return call
+
+    monkeypatch.setattr(Evaluator, "metrics", recorded("metrics", Evaluator.metrics))
+    monkeypatch.setattr(run_train, "finish", recorded("finish", run_train.finish))
+    words = ["length=2it", "batch_size=2", "warmup=0it", "workers=0", "evaluate_every=1it", "compile=true"]
+    assert main(["train", "digits_visformer", "--out", str(tmp_path / "run"), *words]) == 0
+    assert set(seen) == {("metrics", 0), ("finish", 0)}
+    assert int(probe(torch.zeros(1, dtype=torch.int64))) == 1
 
 
 def test_a_compiled_segmentor_recomputes_activations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

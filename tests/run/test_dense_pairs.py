@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from run.runs import refused, stop_before
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.data.embedded.digits import CLASSES
+from fourstage.data.sample import BadImage
 from fourstage.recipe import resolve
 from fourstage.run.task_protocol import protocol_of
 
@@ -36,18 +38,22 @@ def retinanet(data: Path, out: Path, *more: str) -> list[str]:
     return ["train", "digit_scenes_retinanet", "--data", str(data), "--out", str(out), *SHORT, *RETINANET, *more]
 
 
-def as_yolo(coco: Path, root: Path) -> Path:
+def as_yolo(coco: Path, root: Path, *, polygons: bool = False) -> Path:
     """Write the scenes in YOLO's layout, which knows the sizes of images by their headers alone."""
+
+    def place(x: float, y: float, w: float, h: float) -> str:
+        corners = (x, y, x + w, y, x + w, y + h, x, y + h)
+        return " ".join(str(one / 64) for one in (corners if polygons else (x + w / 2, y + h / 2, w, h)))
+
     for split in ("train", "val"):
         content = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
         shutil.copytree(coco / split, root / "images" / split)
         (root / "labels" / split).mkdir(parents=True)
         for image in content["images"]:
             lines = [
-                f"{one['category_id'] - 1} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}\n"
+                f"{one['category_id'] - 1} {place(*one['bbox'])}\n"
                 for one in content["annotations"]
                 if one["image_id"] == image["id"]
-                for x, y, w, h in [one["bbox"]]
             ]
             (root / "labels" / split / f"{Path(image['file_name']).stem}.txt").write_text("".join(lines))
     (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {list(CLASSES)}\n")
@@ -95,6 +101,22 @@ def test_copy_paste_takes_objects_of_images_that_train(filter_empty: bool, data:
     transform: Any = protocol_of(recipe).train_transform()
     partners = transform.steps[0].dataset
     assert len(partners) == (2 if filter_empty else 8)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_copy_paste_leaves_an_unreadable_header_to_the_checks(*, skip: bool, scenes: Path, tmp_path: Path) -> None:
+    """They name all faults of the images at once; where other images take the place of bad ones, copy-paste does so."""
+    root = as_yolo(scenes, tmp_path / "yolo", polygons=True)
+    image = root / "images" / "train" / "000001.jpg"
+    image.write_bytes(image.read_bytes()[:60])
+    changes = ["augmentation.copy_paste=true", f"skip_bad_images={str(skip).lower()}", *RETINANET]
+    recipe = resolve("digit_scenes_retinanet", changes, {"data": str(root)}).recipe
+    transform = protocol_of(recipe).train_transform()
+    partners = transform.steps[0].dataset  # pyright: ignore[reportFunctionMemberAccess]
+    assert len(partners) == 8
+    with nullcontext() if skip else pytest.raises(BadImage, match="000001"):
+        for i in range(8):
+            partners.sample(i)
 
 
 def test_single_images_that_a_norm_cannot_take_are_refused_before_anything_is_written(

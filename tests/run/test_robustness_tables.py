@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from fourstage.analysis import robustness
 from fourstage.analysis.robustness import ALEXNET
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
@@ -102,7 +103,21 @@ def test_real_labels_have_a_table_of_their_own(weights: Path, tmp_path: Path) ->
     assert float(row["top5"]) == pytest.approx(100 * float(hits.any(dim=1).float().mean()), abs=1e-4)
 
 
-def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(weights: Path, tmp_path: Path) -> None:
+def test_images_without_a_real_label_are_no_test_set(weights: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "val", 1000)
+    (tmp_path / "real.json").write_text(json.dumps([[]] * 1000))
+    analyse(weights, tmp_path / "val", tmp_path / "out", "--size", "32", "--images", "4")
+    assert len(rows(tmp_path / "out" / "robustness.csv")) == 1
+    assert not (tmp_path / "out" / "timm-real.csv").exists()
+
+
+def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def best_five(_: object, images_BCHW: torch.Tensor, *__: object) -> np.ndarray:
+        return np.tile([2, 7, 0, 8, 5], (len(images_BCHW), 1))
+
+    monkeypatch.setattr(robustness, "best_five", best_five)
     first = tmp_path / "c" / "fog" / "1"
     paths = write_images(first, 4)
     for path in paths:
@@ -114,10 +129,12 @@ def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(weights: Path, tmp_path
     analyse(weights, tmp_path / "c", tmp_path / "out", "--images", "2")
     table = rows(tmp_path / "out" / "robustness.csv")
     assert len(table) == 15 * 5 + 1
+    assert {(row["top1"], row["top5"]) for row in table[:-1]} == {("50", "100")}  # of the first and the third image
     ces = {}
     for name, alexnet in ALEXNET.items():
         own = [row for row in table if row["corruption"] == name]
         ces[name] = 100 * sum(1 - float(row["top1"]) / 100 for row in own) / sum(alexnet)
         assert [float(row["ce"]) for row in own] == pytest.approx([ces[name]] * 5)
     assert table[-1]["corruption"] == "mean of all"
+    assert float(table[-1]["low"]) <= float(table[-1]["top1"]) == 50 <= float(table[-1]["high"])
     assert float(table[-1]["ce"]) == pytest.approx(np.mean(list(ces.values())))

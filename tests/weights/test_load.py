@@ -227,6 +227,15 @@ def test_a_file_with_other_parameters_names_the_argument_that_makes_them(
         load_state(model, state, source="x.pth")
 
 
+def test_of_networks_with_the_same_tensors_the_own_one_is_named() -> None:
+    """The file fits smt_large as well, which comes first."""
+    with torch.device("meta"):
+        state = fourstage.create_model("smt_large_384", init_values=0).state_dict()
+        model = fourstage.create_model("smt_large_384")
+    with pytest.raises(ValueError, match=r"is a smt_large_384 .*: type create_model\('smt_large_384', init_values="):
+        load_state(model, state, source="x.pth")
+
+
 def test_every_key_of_ours_comes_from_exactly_one_rule(swin_state: dict[str, Tensor]) -> None:
     for name, state in (("swin_tiny", swin_state), ("visformer_small", original("visformer/visformer_tiny"))):
         model = fourstage.create_model(name)

@@ -113,10 +113,13 @@ def plan(
 
 def _without(arm: str, resolved: Resolved) -> list[str]:
     """Return a sentence on arguments of the recipe's own network that the arm's network does not take."""
+    own = tuple(f"{key}." for key in resolved.given)  # such as `method_args.`, where the user gave all of them anew
     gone = [
-        key.split(".") for key, (_, value) in resolved.changes.items() if value is None and key not in resolved.given
+        key.split(".")
+        for key, (_, value) in resolved.changes.items()
+        if value is None and not f"{key}.".startswith(own)
     ]
-    lacking = dict.fromkeys(f"{section}.{name}" for section, name, *_ in gone if section in ARGUMENTS.values())
+    lacking = dict.fromkeys(f"{words[0]}.{words[1]}" for words in gone if words[0] in ARGUMENTS.values())
     return [f"{arm} trains without {', '.join(lacking)}: its network has no such arguments"] if lacking else []
 
 

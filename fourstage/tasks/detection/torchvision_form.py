@@ -62,9 +62,7 @@ class TorchvisionForm(nn.Module):
             ValueError: there is no image, one is of integers, targets are missing, or a tensor has another shape.
         """
         if not self.training:
-            with torch.no_grad():
-                found = self.detector.detect(self._batch(images, None))
-            return [self._as_dict(one) for one in found]
+            return [self._as_dict(one) for one in self.detector.detect(self._batch(images, None))]
         if targets is None or len(targets) != len(images):
             count = "none" if targets is None else len(targets)
             raise ValueError(f"training needs a target for each of {len(images)} images; got {count}")

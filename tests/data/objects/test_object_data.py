@@ -599,6 +599,22 @@ def test_a_part_does_not_ask_for_the_headers_of_others(tmp_path: Path, picture: 
         dataset.sizes()
 
 
+def test_an_image_without_a_header_is_kept_only_where_another_takes_its_place(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, sides in (("a", (48, 40)), ("b", (40, 48)), ("c", (16, 16))):
+        Image.new("RGB", sides).save(tmp_path / f"images/{name}.png")
+    (tmp_path / "images/d.png").write_bytes(b"no image")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+    dataset = Yolo(tmp_path, "train")
+    with pytest.raises(BadImage, match=r"d\.png"):
+        trainable(dataset, filter_empty=False)
+    with pytest.raises(BadImage, match=r"d\.png"):
+        portrait_flags(dataset)
+    kept = trainable(dataset, filter_empty=False, skip_bad_images=True)
+    assert [kept.id(i) for i in range(len(kept))] == [dataset.id(i) for i in (0, 1, 3)]
+    assert portrait_flags(dataset, skip_bad_images=True) == bytes([0, 1, 0, 0])
+
+
 def test_what_is_wrong_with_an_object_passes_out_of_a_loader_process() -> None:
     error = copy.copy(BadObjects("a.jpg", "annotation 3: its mask is broken"))
     assert (str(error), error.path, error.reason) == ("annotation 3: its mask is broken", "a.jpg", str(error))

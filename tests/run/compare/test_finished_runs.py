@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from run.compare.fake_comparisons import CLASSES, classified_run, finished_run
 
+from fourstage.analysis.comparison import Speed
 from fourstage.analysis.paired import image_draws
 from fourstage.cli import main
+from fourstage.run.compare import assemble
 from fourstage.run.compare.image_scores import drawn_metrics
 from fourstage.run.compare.runs import grouped, read_finished
 from fourstage.tasks.detection import coco_ap
@@ -86,6 +88,27 @@ def test_recipes_are_equal_where_all_runs_start_from_the_same_weights(tmp_path: 
     assert a == again
     assert len({none, a, b, own}) == 4
     assert own == other
+
+
+def test_conditions_name_averages_and_only_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seconds, decay in (("0", "0.9"), ("1", "null")):
+        folder, changes = tmp_path / seconds, (*PICO, f"ema={decay}")
+        runs = [
+            str(classified_run(folder / f"{mixer}{seed}", 0.3, seed, *changes, f"model_args.mixer={mixer}"))
+            for mixer in ("swin", "pvt")
+            for seed in (0, 1)
+        ]
+        speeds = {mode: Speed(10.0, 9.0, 11.0, batch, None) for mode, batch in (("infer", 8), ("train", 4))}
+        monkeypatch.setattr(assemble, "speeds_of", lambda *_, own=speeds, **__: {"swin": own})
+        monkeypatch.setattr(assemble, "_cost", lambda _: None)
+        words = ["compare", *runs, "--out", str(folder / "out"), "--seconds", seconds, "--analyses", "none"]
+        assert main(words) == 0
+        found.append(dict(json.loads((folder / "out" / "table.json").read_text())["conditions"]))
+    unmeasured, measured = found
+    assert (unmeasured["averaged weights"], measured["averaged weights"]) == ("decay 0.9", "none")
+    assert not {"MACs", "speed and memory"} & unmeasured.keys()
+    assert measured["speed and memory"].endswith("not compiled, NCHW, batch 4 or 8")
 
 
 def test_another_metric_of_which_less_is_better(tmp_path: Path) -> None:

@@ -136,6 +136,15 @@ def test_arguments_that_an_arm_lacks_are_listed(tmp_path: Path, capsys: pytest.C
     assert sum("trains without" in note for note in notes) == 2
 
 
+def test_only_arguments_that_an_arms_network_does_not_take_are_listed(tmp_path: Path) -> None:
+    """Neither those that the user left out of a whole section, nor the published numbers of another network."""
+    for name, vary, changes in (
+        ("digit_scenes_mask_rcnn", "lr=1e-3,2e-3", ["method_args={channels: 32}"]),
+        ("atss_smt_small_coco_3x", "backbone=smt_tiny,swin_tiny", []),
+    ):
+        assert not plan([name], [vary], 1, tmp_path / "out", changes=changes).notes
+
+
 def test_warnings_before_anything_is_trained(tmp_path: Path) -> None:
     planned = plan_comparison([RECIPE], ["mixer=swin,pvt"], 5, tmp_path / "out", reference="pvt")
     assert planned.reference.name == "pvt"

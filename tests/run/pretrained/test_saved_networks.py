@@ -290,6 +290,7 @@ def test_a_description_that_was_changed_is_noticed(change: str, tmp_path: Path) 
         ("network", {"mean": [1, "a", 2]}, "network.mean has"),
         ("network", {"backbone_args": {"img_size": 10**9}}, "cannot be built here"),
         ("network", {"backbone_args": {"checkpoint_path": "/etc/passwd"}}, None),  # never read
+        ("network", {"backbone_args": {"device": "meta", "dtype": "x"}}, None),  # the caller's choice
         ("network", {"num_classes": 4}, "classes has 2 names, and num_classes is 4"),
         ("classes", "[1]", None),
         ("fourstage_format", "99", r"a newer fourstage wrote .* \(format 99, this one knows 2\)"),
@@ -307,8 +308,9 @@ def test_a_foreign_description_is_read_with_care(entry: str, value: Any, message
     if message is None:
         assert isinstance(fourstage.from_checkpoint(tmp_path), nn.Module)
         return
-    with pytest.raises(ValueError, match=message):
-        fourstage.from_checkpoint(tmp_path)
+    for read in (fourstage.from_checkpoint, lambda folder: fourstage.create_model(f"local-dir:{folder}")):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------- facts

@@ -24,6 +24,9 @@ def test_scores_that_are_no_numbers_are_chosen_once_each() -> None:
     places = first_best(scores_BN, 3)[1].sort().values.tolist()
     assert len(set(places[0])) == 3
     assert places[1] == [0, 1, 2]
+    many_BN = torch.arange(50.0)[None].clone()
+    many_BN[:, [7, 20, 31]] = torch.nan
+    assert set(first_best(many_BN, 2)[1][0].tolist()) <= {7, 20, 31}  # torch's own order has them before all numbers
 
 
 def test_proposals_of_a_padded_image_are_the_first_of_equal_ones() -> None:

@@ -1,5 +1,6 @@
 """Detectors under torchvision's conventions have the losses and detections of their own form."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 import fourstage
+from fourstage.backbones import base
 from fourstage.data.sample import Batch, Objects
 from fourstage.tasks.detection.torchvision_form import TorchvisionForm
 
@@ -74,6 +76,20 @@ def test_losses_and_detections_are_those_of_the_detector(method: str, first_labe
             assert "masks" not in one
 
 
+def test_crowds_are_crowds() -> None:
+    torch.manual_seed(0)
+    detector: Any = fourstage.create_detector("retinanet", "unified_pico", num_classes=3).train()
+    objects = own_batch().objects
+    assert objects is not None
+    crowded = replace(own_batch(), objects=(replace(objects[0], crowd_N=torch.tensor([False, True])), objects[1]))
+    expected = detector.losses(crowded)
+    with_crowd = [{**targets()[0], "iscrowd": torch.tensor([0, 1])}, targets()[1]]
+    losses: Any = TorchvisionForm(detector, MEAN, STD).train()(images(), with_crowd)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(value, detector.losses(own_batch())[name])
+
+
 def test_what_does_not_fit_is_one_sentence() -> None:
     model = TorchvisionForm(fourstage.create_detector("retinanet", "unified_pico", num_classes=3)).train()
     first, second = targets()
@@ -106,6 +122,8 @@ def test_what_does_not_fit_is_one_sentence() -> None:
 def test_images_that_torchvision_refuses_are_refused() -> None:
     """A byte image would pass as one of very bright pixels."""
     model = TorchvisionForm(fourstage.create_detector("retinanet", "unified_pico", num_classes=3)).eval()
+    assert torch.equal(model.mean_311.flatten(), torch.tensor(base.MEAN))
+    assert torch.equal(model.std_311.flatten(), torch.tensor(base.STD))
     wrong: Any
     for wrong, sentence in (
         ([(images()[0] * 255).byte()], r"image 0 is torch.uint8, and its values must be in \[0, 1\]; give image / 255"),
