@@ -210,6 +210,7 @@ class Loop:
             metrics = self.evaluate(task.eval(), stop)
             set_training_mode(task)
             if metrics is None:
+                stop.name = stop.name or ELSEWHERE
                 return
             results[which] = ({name: float(value) for name, value in metrics.items()}, time.monotonic() - started)
         for which, (metrics, seconds) in results.items():

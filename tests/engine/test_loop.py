@@ -375,3 +375,14 @@ def test_groups_spare_vectors_and_scale_rates() -> None:
     assert by_name["body.4.weight"] == (0.1, 0.1)
     assert by_name["body.4.bias"] == (0.0, 0.1)
     assert len(by_name) == len(list(task.parameters()))
+
+
+def test_a_stop_of_another_process_in_the_last_evaluation_is_no_end(tmp_path: Path) -> None:
+    """This process received no signal: `evaluate` returns nothing, because another one was asked to stop."""
+    stops: list[StopRequest] = []
+
+    def stopped(task: nn.Module, stop: StopRequest) -> None:
+        stops.append(stop)
+
+    run(tmp_path, 4, change=lambda loop: setattr(loop, "evaluate", stopped))
+    assert [stop.name for stop in stops] == ["another process"]
