@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from fourstage.documents import read_json
 from fourstage.extras import install
 from fourstage.files import write_text
 from fourstage.streams import steady
@@ -174,12 +175,19 @@ ADVICE = {"wandb": "log in with `wandb login`, set WANDB_MODE=offline,", "tracki
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the notes of `Tracker`; nothing if the file is not valid JSON."""
+    """Return the notes of `Tracker` by the name of the tracker; damaged ones are left out."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return {name: note for name, note in content.items() if _is_note(note)} if isinstance(content, dict) else {}
+
+
+def _is_note(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("sent"), dict):
+        return False
+    steps = all(type(step) is int for step in value["sent"].values())
+    return steps and isinstance(value.get("id"), str) and isinstance(value.get("live"), bool)
 
 
 def _warn(text: str) -> None:

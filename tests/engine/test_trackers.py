@@ -209,3 +209,13 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     with pytest.raises(ValueError, match="pip install"):
         RunLog(tmp_path, tracker=name)
     check_tracker("none")
+
+
+@pytest.mark.parametrize(
+    "note", ["5", "{}", '{"id": 3, "sent": {}, "live": true}', '{"id": "a", "sent": [1], "live": 1}']
+)
+def test_damaged_notes_begin_a_new_run_of_the_tracker(note: str, tmp_path: Path, tracker: StandIn) -> None:
+    (tmp_path / "tracker.json").write_text(f'{{"{tracker.__name__}": {note}, "another": {note}}}')
+    with opened(tmp_path, tracker) as log:
+        log.write(train(10))
+    assert tracker.steps() == [10]
