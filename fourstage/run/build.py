@@ -144,7 +144,7 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
         gamma=o.gamma,
         power=o.power,
         spans=o.schedule_spans,
-        every=steps(o.schedule_every, steps_per_epoch),
+        every=max(1, steps(o.schedule_every, steps_per_epoch)),
         lag=steps(o.schedule_lag, steps_per_epoch),
         inclusive=o.warmup_inclusive,
     )

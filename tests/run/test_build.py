@@ -137,3 +137,9 @@ def test_a_run_folder_knows_its_recipe_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"optimisation\.lr 0\.01 there and 0\.02 here"):
         folder.check_same(resolve("digits_visformer", ["lr=0.02"]).recipe)
     folder.release()
+
+
+def test_a_rate_changes_at_most_once_a_step() -> None:
+    schedule = build.schedule(recipe("optimisation.schedule_every=0.1ep", "length=4ep", "warmup=0it"), 2)
+    assert schedule.every == 1
+    assert schedule.lr(0) > schedule.lr(1)
