@@ -91,16 +91,16 @@ def open_splits(protocol: AnyProtocol, *, show: bool) -> Splits:
     return Splits(train, open_split(protocol, "val", show=show, mapped=in_classes_of_training(train)))
 
 
-def readable_splits(opened: Splits, recipe: Recipe, ranks: Ranks, known: Path, *, show: bool) -> Splits:
+def readable_splits(opened: Splits, recipe: Recipe, ranks: Ranks, known: Path | None, *, show: bool) -> Splits:
     """Read both splits and return them without unreadable images, where the recipe says to skip these.
 
     Args:
-        known: the file with the scans of an earlier start, which are not repeated.
+        known: the file with the scans of an earlier start, which are not repeated; None: the run is new.
 
     Raises:
         ValueError: there are unreadable images, and the recipe does not skip them.
     """
-    before = scans_before(known)
+    before = {} if known is None else scans_before(known)
     train, train_scan, train_notes = readable(opened.train, "train", recipe, ranks, before.get("train"), show=show)
     val, val_scan, val_notes = readable(opened.val, "val", recipe, ranks, before.get("val"), show=show)
     notes = tuple(dict.fromkeys(train_notes + val_notes))
@@ -132,7 +132,8 @@ def readable(
     """
     ids = fingerprint(dataset)
     scan = known if known is not None and known["ids"] == ids else None
-    scan = scan or Scan(ids=ids, bad=_bad_images(dataset, split, recipe, ranks, show=show))
+    if scan is None or (scan["bad"] and not recipe.skip_bad_images):  # which may have been repaired meanwhile
+        scan = Scan(ids=ids, bad=_bad_images(dataset, split, recipe, ranks, show=show))
     notes = tuple(note for note in (getattr(dataset, "note", ""),) if note)
     if not scan["bad"]:
         return dataset, scan, notes

@@ -50,7 +50,7 @@ class Trained:
     folder: Path
     step: int
     total: int
-    stopped_by: str | None = None  # "Ctrl-C" or "SIGTERM"; None: the training reached its end
+    stopped_by: str | None = None  # "Ctrl-C", "SIGTERM" or "another process"; None: the training reached its end
     metrics: dict[str, float] | None = None  # of the best checkpoint, once finished
     already_finished: bool = False
     classes: int = 0  # of the data
@@ -228,7 +228,7 @@ def _prepare(
     build.optimizer(task, recipe)
     if recipe.weights is not None and start.from_weights:
         notes.append(protocol.load_initial_weights(task, recipe.weights))
-    splits = readable_splits(opened, recipe, ranks, folder.bad_images, show=show)
+    splits = readable_splits(opened, recipe, ranks, None if start.new else folder.bad_images, show=show)
     splits = replace(splits, train=protocol.training_data(splits.train))
     if recipe.skip_bad_images:  # for those that cannot be read later, or that were not read in advance
         splits = replace(splits, train=with_replacements(splits.train), val=with_replacements(splits.val))

@@ -169,3 +169,29 @@ def test_objects_come_with_the_image_that_takes_the_place(tmp_path: Path) -> Non
     assert found.objects is not None
     assert following.objects is not None
     assert found.objects.boxes_N4.equal(following.objects.boxes_N4)
+
+
+def test_an_image_that_was_repaired_is_read_again_by_a_fresh_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = sorted(photos.glob("train/*/*.png"))[0]
+    content = spoil(broken)
+    assert main(words(photos, tmp_path / "run", "skip_bad_images=true")) == 0
+    assert "skipped: 1 of 40 images in train" in capsys.readouterr().out
+    broken.write_bytes(content)
+    assert main(words(photos, tmp_path / "run", "skip_bad_images=true", "--fresh")) == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_an_image_that_was_repaired_is_read_again_where_none_is_skipped(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message asks for a repair, which therefore has to count."""
+    broken = sorted(photos.glob("val/*/*.png"))[0]
+    content = spoil(broken)
+    with monkeypatch.context() as patch:
+        stop_before(6, patch)
+        main(words(photos, tmp_path / "run", "skip_bad_images=true"))
+    refused(main(words(photos, tmp_path / "run")), capsys, str(broken))
+    broken.write_bytes(content)
+    assert main(words(photos, tmp_path / "run")) == 0
