@@ -211,12 +211,17 @@ def _arm(
 
 
 def _cost(run: FinishedRun) -> Cost | None:
-    """Return the cost of a run's network; None where it cannot be built here, such as without a user's own file."""
+    """Return the cost of a run's network; None where it cannot be built here, such as without a user's own file.
+
+    The checkpoint of a detector says whether its data has masks; without the file, the cost is not known either.
+    """
     protocol = protocol_of(run.recipe)
     classes = tuple(map(str, run.evaluation.get("classes", ())))
-    about = None
+    about, checkpoint = None, run.folder / "checkpoints" / "best.pt"
     if run.recipe.task == "detection":
-        about = read_checkpoint(run.folder / "checkpoints" / "best.pt").content.get("about")
+        if not checkpoint.is_file():
+            return None
+        about = read_checkpoint(checkpoint).content.get("about")
     try:
         with torch.device("meta"):
             network = protocol.build_task(classes, about if isinstance(about, dict) else None).network

@@ -34,7 +34,7 @@ class Compared:
     Attributes:
         comparison: None where a training was stopped, or only planned.
         files: that were written.
-        stopped_by: "Ctrl-C" or "SIGTERM"; None: nothing stopped it.
+        stopped_by: "Ctrl-C", "SIGTERM" or "another process"; None: nothing stopped it.
     """
 
     folder: Path
@@ -237,6 +237,8 @@ def _of_comparison(folder: Path, wishes: Wishes) -> tuple[Table, list[str], Wish
             for arm in content["arms"]
         }
         reference, tuning = str(content["reference"]), {str(k): str(v) for k, v in content["tuning"].items()}
+        if not places:
+            raise LookupError("no arm")
     except (LookupError, TypeError, ValueError, AttributeError):
         raise ValueError(f"{folder}/{FILE} is damaged; run the command of this comparison again") from None
     table = {

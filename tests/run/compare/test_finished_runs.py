@@ -293,3 +293,15 @@ def test_runs_are_compared_without_running_what_their_recipes_import(
     assert not mark.exists()
     assert main([*words, "--imports", str(file)]) == 0
     assert mark.exists()
+
+
+def test_a_detector_without_its_checkpoint_has_no_known_cost(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "a", "digit_scenes_retinanet", {"box_map": 50.0}, "box_map", {}, ("a", "b"))
+    assert assemble._cost(read_finished(folder)) is None
+
+
+def test_a_comparison_without_arms_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"fourstage": 1, "arms": [], "seeds": [0], "reference": "a", "tuning": {}}
+    (tmp_path / "comparison.json").write_text(json.dumps(content))
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "comparison.json is damaged" in capsys.readouterr().err
