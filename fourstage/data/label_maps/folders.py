@@ -112,7 +112,7 @@ class LabelMaps:
         needed, labels, stored = 2 if split == "train" else 1, set[int](), set[int]()
         for path in map(self.map_path, range(len(self))):
             try:
-                stored |= set(np.flatnonzero(np.bincount(read_values(path).reshape(-1), minlength=256)).tolist())
+                stored |= _stored_in(path, self._colours)
             except BadLabelMap:
                 return  # it is reported as an image that cannot be used
             labels = set(self.table_256[sorted(stored)].tolist()) - {IGNORE}
@@ -130,6 +130,8 @@ class LabelMaps:
                 f"{self.class_folder}"
             )
         left = f"is of the class {self.classes[labels[0]]!r:.60} or ignored" if labels else "is ignored"
+        if self._colours:
+            return f"every pixel of the label maps in {folder} {left}, so that nothing can be learnt: correct the maps"
         return (
             f"every pixel of the label maps in {folder} {left} (they hold {_ranges(stored)}), so that nothing can be "
             f"learnt: correct the maps, or write {CLASSES} with the value of each class, as `0: background`, into "
@@ -304,9 +306,14 @@ def values_in(maps: Sequence[Path]) -> list[int]:
 
 def _values(path: Path) -> set[int]:
     try:
-        return set(np.flatnonzero(np.bincount(read_values(path).reshape(-1), minlength=256)).tolist())
+        return _stored_in(path)
     except BadLabelMap:
         return set()
+
+
+def _stored_in(path: Path, colours: Mapping[Colour, int] | None = None) -> set[int]:
+    """Return the values that occur in a label map; arguments and errors as of `read_values`."""
+    return set(np.flatnonzero(np.bincount(read_values(path, colours).reshape(-1), minlength=256)).tolist())
 
 
 def class_count(values: Sequence[int]) -> int:

@@ -104,7 +104,7 @@ def find_ade20k(root: Path, split: Split) -> Pairs:
     images, labels = root / "images" / name, root / "annotations" / name
     values = {0: IGNORE, **{i + 1: i for i in range(ADE_CLASSES)}}
     listed = find_class_list(root / "annotations", root)
-    if listed is not None and listed.names != ADE20K:
+    if listed is not None and (listed.names != ADE20K or listed.values is not None):
         pairs = paired("ADE20K's folders", images, labels, listed.names, listed.values)
         return held_apart(pairs, split, root) if held_out else pairs
     names = _ade_names(root / ADE_NAMES)
@@ -185,8 +185,7 @@ def find_voc(root: Path, split: Split) -> Pairs:
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listed.is_file():
         raise NoSplitError(f"{listed} does not exist; it lists the images of the split, one name a line")
-    lines = text_lines(read_bytes(listed, LIST_BYTES), listed)
-    names = [as_name(word) for line in lines for word in line.split()]
+    names = [as_name(line) for line in text_lines(read_bytes(listed, LIST_BYTES), listed)]
     check_inside(root, (root / "JPEGImages" / name for name in names if leads_away(name)), listed)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     maps = [root / "SegmentationClass" / f"{name}.png" for name in names]

@@ -367,3 +367,48 @@ def test_binary_masks_train_after_what_the_message_says(pair: Pair, tmp_path: Pa
     dataset = LabelMaps(tmp_path, "train")
     dataset.refuse_unlearnable("train")
     assert labels_of(dataset).unique().tolist() == [0, 1]
+
+
+def cvat(root: Path, colours: list[tuple[int, int, int]], mode: str) -> Path:
+    """Two images for each split; the label map of each has one colour, in a palette of its own in mode P."""
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir()
+    (root / "labelmap.txt").write_text("road:255,0,0::\nsea:0,255,0::\n")
+    for i, colour in enumerate(colours * 2):
+        Image.new("RGB", SIDES).save(root / "JPEGImages" / f"{i}.jpg")
+        picture = Image.new(mode, SIDES, 0 if mode == "P" else colour)
+        if mode == "P":
+            picture.putpalette([*colour, *[0] * 765])
+        picture.save(root / "SegmentationClass" / f"{i}.png")
+    for split, names in (("train", "0\n1\n"), ("val", "2\n3\n")):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+    return root
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_maps_of_colours_are_refused_by_what_the_colours_mean(mode: str, tmp_path: Path) -> None:
+    red, green = (255, 0, 0), (0, 255, 0)
+    both = LabelMaps(cvat(tmp_path / "both", [red, green], mode), "train")
+    both.refuse_unlearnable("train")
+    assert [labels_of(both, i).unique().tolist() for i in range(2)] == [[0], [1]]
+    alone = LabelMaps(cvat(tmp_path / "one", [green, green], mode), "train")
+    with pytest.raises(ValueError, match=r"is of the class 'sea' or ignored, so that nothing can be learnt"):
+        alone.refuse_unlearnable("train")
+
+
+def test_names_in_the_lists_of_voc_may_have_spaces(pair: Pair, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        pair(f"JPEGImages/my {split} photo.jpg", f"SegmentationClass/my {split} photo.png", [0, 1])
+        (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"my {split} photo\n")
+    assert LabelMaps(tmp_path, "train").id(0) == "my train photo.jpg"
+
+
+def test_stored_values_of_ade20k_are_those_of_the_class_list(pair: Pair, tmp_path: Path) -> None:
+    for split in ("training", "validation"):
+        stored = pair(f"images/{split}/a.jpg", f"annotations/{split}/a.png", [0, 1, 149])
+    (tmp_path / "classes.txt").write_text("".join(f"{value}: {name}\n" for value, name in enumerate(ADE20K)))
+    assert torch.equal(labels_of(LabelMaps(tmp_path, "val")), torch.from_numpy(stored))
+    (tmp_path / "classes.txt").write_text("\n".join(ADE20K))
+    assert labels_of(LabelMaps(tmp_path, "val")).unique().tolist() == [0, 148, IGNORE]
