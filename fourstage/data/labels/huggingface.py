@@ -159,6 +159,13 @@ class Tables:
         self.features = _features(self.schema)
         self.image = self._column("Image", IMAGES)
         self.label = self._column("ClassLabel", LABELS)
+        for file, path in enumerate(self._named):
+            for column in (self.image, self.label):
+                if (count := self._table(file).schema.names.count(column)) != 1:
+                    raise ValueError(
+                        f"{path} has {count or 'no'} columns {column!r}, and each file of a split needs one; save the "
+                        f"data set again"
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # each process opens the files itself
@@ -214,9 +221,8 @@ class Tables:
             values += self._table(file)[self.label].to_pylist()
         values = [int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**62 else v for v in values]
         for row, value in enumerate(values):
-            if not (value is None or type(value) is int or isinstance(value, str)) or (
-                isinstance(value, str) and len(value) > LONGEST
-            ):
+            number, name = type(value) is int and abs(value) < 2**62, isinstance(value, str) and len(value) <= LONGEST
+            if not (value is None or number or name):
                 raise ValueError(
                     f"{self._named[0]} has the label {reprlib.repr(value)} in row {row:,}; a label is an integer or a "
                     "name; save the data set again"

@@ -5,7 +5,6 @@ all 1000, named by their WordNet ids; ImageNetV2 has folders that are named by t
 ImageNet's validation images new labels, in a file.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from fourstage.data.images import read_image
 from fourstage.data.labels.imagefolder import find_layout
 from fourstage.data.sample import Dataset, Sample
 from fourstage.data.walk import image_files, subfolders
+from fourstage.documents import read_json
 
 CLASSES = 1000
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
@@ -58,13 +58,16 @@ class Variant:
         note: one sentence about how predictions are made, where that is unusual; empty otherwise.
 
     Raises:
-        ValueError: a class folder without images.
+        ValueError: a class folder without images, or one that is no class of ImageNet's.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.classes, self.truths = folder, wnids(), ("label",)
-        label = {name: i for i, name in enumerate(_numbers() if _numbered(subfolders(folder)) else self.classes)}
-        files = {name: list(image_files(folder / name)) for name in sorted(subfolders(folder), key=label.__getitem__)}
+        folders = subfolders(folder)
+        label = {name: i for i, name in enumerate(_numbers() if _numbered(folders) else self.classes)}
+        if odd := [name for name in folders if name not in label]:
+            raise ValueError(f"{folder / odd[0]} is no class of ImageNet's, such as {self.classes[0]}; remove it")
+        files = {name: list(image_files(folder / name)) for name in sorted(folders, key=label.__getitem__)}
         empty = [name for name, paths in files.items() if not paths]
         if empty:
             raise ValueError(f"{folder / empty[0]} is a class folder without images; add some, or delete the folder")
@@ -142,7 +145,7 @@ def read_real(root: Path, dataset: Dataset) -> dict[str, list[int]] | None:
 
 def _lists(file: Path) -> list[list[int]]:
     try:
-        content: Any = json.loads(file.read_bytes())
+        content: Any = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); download it again, or remove it") from None
     valid = isinstance(content, list) and all(

@@ -147,3 +147,20 @@ def test_a_row_without_an_image(pictures: list[Path], tmp_path: Path, monkeypatc
         train.raw(1)
     with pytest.raises(BadImage, match=r"row 2 .* the row holds no image"):
         train.raw(2)
+
+
+def test_files_of_a_split_need_the_same_columns(pictures: list[Path], tmp_path: Path) -> None:
+    good = table(pictures[:3], [0, 1, 0], None)
+    for name, odd in (
+        ("label", good.rename_columns(["image", "tag"])),
+        ("image", good.rename_columns(["img", "label"])),
+    ):
+        write_arrow(tmp_path / name, [good, odd])
+        with pytest.raises(ValueError, match=rf"data-00001-of-00002\.arrow has no columns '{name}'"):
+            open_dataset(tmp_path / name, "train")
+
+
+def test_a_label_beyond_all_integers_is_a_sentence(pictures: list[Path], tmp_path: Path) -> None:
+    write_arrow(tmp_path / "data", [table(pictures[:3], pa.array([0, 1, 2**63], pa.uint64()))])
+    with pytest.raises(ValueError, match="has the label 9223372036854775808 in row 2"):
+        open_dataset(tmp_path / "data", "train")

@@ -120,3 +120,16 @@ def test_ids_have_readable_names_and_other_names_stay() -> None:
     assert readable_names(["cat", "n01440764"]) == ("cat", "n01440764")
     assert readable_names(["n01440764", "n99999999"]) == ("n01440764", "n99999999")
     assert len(set(readable_names(wnids()))) == 1000
+
+
+def test_a_folder_of_other_classes_is_no_variant(tmp_path: Path) -> None:
+    """ImageNet-C is known by the names of its corruptions, before its class folders are looked at."""
+    with pytest.raises(ValueError, match="airplane is no class of ImageNet's"):
+        Variant(folders(tmp_path / "gaussian_noise" / "1", [wnids()[0], "airplane"]))
+
+
+def test_labels_that_are_nested_too_deeply_are_a_sentence(tmp_path: Path) -> None:
+    root = folders(tmp_path / "val", wnids()[:3], "ILSVRC2012_val_00000001.JPEG")
+    (tmp_path / "real.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"real\.json is damaged"):
+        read_real(root, Variant(root))
