@@ -195,16 +195,17 @@ def _opened(path: str | Path | BytesIO, orient: bool) -> "Image":
     return image
 
 
-def turns(image: "Image") -> bool:
-    """Whether the EXIF of an image that is open and not decoded yet turns or mirrors it. Broken EXIF does not."""
+def orientation(image: "Image") -> int:
+    """Return how the EXIF of an image that is open and not decoded yet turns it, 2 to 8; 1: not, also if broken."""
     if image.format == "PNG" and "exif" not in image.info:  # PIL would have to decode it
-        return False
+        return 1
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+            stated = image.getexif().get(ORIENTATION, 1)
         except Exception:  # EXIF may hold anything, and PIL raises any error on it
-            return False
+            return 1
+    return stated if stated in range(2, 9) else 1
 
 
 def _too_many() -> str:

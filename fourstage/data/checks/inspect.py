@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fourstage.data.findings import Finding, SplitSummary
-from fourstage.data.images import decode_image, open_image, read_image, turns
+from fourstage.data.images import decode_image, open_image, orientation, read_image
 from fourstage.data.sample import BadImage, Progress
 from fourstage.data.threads import map_in_threads
 from fourstage.plurals import plural
@@ -52,7 +52,7 @@ def inspect_samples(dataset: StoredImages, indices: Sequence[int], progress: Pro
 def _inspect(path: Path, orient: bool) -> Inspected:
     try:
         with open_image(path) as image:
-            format, turned = image.format or "", orient if turns(image) else None
+            format, turned = image.format or "", orient if orientation(image) > 1 else None
         size = read_image(path, orient=orient).shape[:2]
         return Inspected(path, size, format, blake2b(path.read_bytes(), digest_size=16).digest(), turned=turned)
     except BadImage as error:
@@ -66,7 +66,7 @@ def _inspect_sample(dataset: StoredImages, index: int) -> Inspected:
         if not isinstance(data, bytes):  # pixels, which have no file to be broken
             return Inspected(path, data.shape[:2], "", blake2b(data.tobytes(), digest_size=16).digest())
         with open_image(BytesIO(data), name=str(path)) as image:
-            format, turned = image.format or "", False if turns(image) else None
+            format, turned = image.format or "", False if orientation(image) > 1 else None
         size = decode_image(data, str(path)).shape[:2]
         return Inspected(path, size, format, blake2b(data, digest_size=16).digest(), turned=turned)
     except BadImage as error:

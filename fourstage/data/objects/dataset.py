@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 
-from fourstage.data.images import open_image
+from fourstage.data.images import open_image, orientation
 from fourstage.data.sample import BadImage, Dataset, Objects
 from fourstage.data.subset import Subset
 
-ORIENTATION = 0x0112  # EXIF's tag
-SWAPS_SIDES = (5, 6, 7, 8)  # values of the tag for which width and height change places
+SWAPS_SIDES = (5, 6, 7, 8)  # orientations in which width and height change places
 
 
 class ObjectDataset(Dataset, Protocol):
@@ -71,7 +70,7 @@ def as_bad_objects(image: Path) -> Generator[None]:
 
 
 def has_objects(dataset: Dataset) -> TypeGuard[ObjectDataset]:
-    """Whether a data set is an `ObjectDatasetset`."""
+    """Whether a data set is an `ObjectDataset`."""
     return "objects" in dataset.truths and hasattr(dataset, "counts")
 
 
@@ -114,16 +113,16 @@ def trainable(
         ValueError: nothing is left.
         BadImage: the header of a file cannot be read.
     """
-    kept_I = np.ones(len(dataset), dtype=bool)
-    if filter_empty:
-        kept_I &= dataset.counts() > 0
+    large_I = np.ones(len(dataset), dtype=bool)
     if min_size > 0:
         shorter_I = _sizes(dataset, skip_bad_images).min(axis=1, initial=2**62)
-        kept_I &= (shorter_I >= min_size) | (shorter_I < 0)
+        large_I = (shorter_I >= min_size) | (shorter_I < 0)
+    kept_I = large_I & (dataset.counts() > 0) if filter_empty else large_I
     if len(dataset) and not kept_I.any():
+        do = "add filter_empty=false to train on images without objects" if large_I.any() else "give larger ones"
         raise ValueError(
             f"none of the {len(dataset):,} images is left to train on: all are without objects or below {min_size} "
-            "pixels; add filter_empty=false to train on images without objects"
+            f"pixels; {do}"
         )
     return dataset if kept_I.all() else ObjectSubset(dataset, np.flatnonzero(kept_I))
 
@@ -179,5 +178,4 @@ class HeaderSizes:
 def _read_size(path: Path) -> tuple[int, int]:
     with open_image(path, orient=True) as image:
         width, height = image.size
-        swapped = image.format != "PNG" and image.getexif().get(ORIENTATION) in SWAPS_SIDES
-    return (width, height) if swapped else (height, width)
+        return (width, height) if orientation(image) in SWAPS_SIDES else (height, width)

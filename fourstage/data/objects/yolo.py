@@ -189,7 +189,7 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
         ValueError: the file cannot be read, or is not UTF-8 text.
     """
     try:
-        text = read_bytes(path, TEXT_BYTES).decode("utf-8")
+        text = read_bytes(path, TEXT_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ from fourstage.data.objects.dataset import BadObjects, ObjectDataset, ObjectSubs
 from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.objects.table import ObjectTable, Row
 from fourstage.data.objects.voc import CLASSES, Voc, read_annotation
-from fourstage.data.objects.yolo import Yolo, label_file, parse_line
+from fourstage.data.objects.yolo import Yolo, label_file, lines_of, parse_line
 from fourstage.data.sample import BadImage, NoSplitError
 from fourstage.data.transforms.detection import evaluation_transform, train_transform
 
@@ -662,3 +662,29 @@ def test_poses_that_do_not_fit_are_told(line: str, shape: str, said: str, tmp_pa
 def test_numbers_that_are_no_units_of_the_image_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"units of the image|is not a class and numbers"):
         parse_line(f"0 0.5 {word} 0.5 0.5", 1)
+
+
+def test_the_remedy_fits_the_reason_why_nothing_is_left(tiny: Path) -> None:
+    for filter_empty in (True, False):
+        with pytest.raises(ValueError, match="below 1000 pixels; give larger ones"):
+            trainable(Coco(tiny, "train"), min_size=1000, filter_empty=filter_empty)
+
+
+def test_sizes_are_those_of_a_png_that_exif_turns(picture: Picture, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        path = picture(f"images/{split}/a.png", 40, 60)
+        turned = Image.Exif()
+        turned[0x112] = 6
+        Image.open(path).save(path, exif=turned)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/val\n")
+    dataset = Yolo(tmp_path, "train")
+    assert dataset.sample(0).original_size == (60, 40)
+    assert dataset.sizes().tolist() == [[60, 40]]
+    assert portrait_flags(dataset) == b"\1"
+
+
+def test_a_label_file_of_windows_may_begin_with_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.5 0.5\n")
+    assert lines_of(tmp_path / "a.txt") == [(1, "0 0.5 0.5 0.5 0.5")]
