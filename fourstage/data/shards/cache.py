@@ -50,7 +50,7 @@ class ShardCache:
         gigabytes = os.environ.get("FOURSTAGE_SHARD_CACHE_GB", str(BOUND))
         try:
             self.bound = bound if bound is not None else int(float(gigabytes) * 1e9)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(
                 f"FOURSTAGE_SHARD_CACHE_GB is {gigabytes!r}; it must be a number, such as {BOUND}"
             ) from error

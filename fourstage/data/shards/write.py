@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +22,7 @@ import numpy as np
 
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import EXTENSIONS, open_image
+from fourstage.data.limits import decoded, text_lines
 from fourstage.data.order import hash_order
 from fourstage.data.sample import BadImage, Dataset, NoSplitError, Progress, Split
 from fourstage.data.shards.dataset import STATE
@@ -77,6 +79,7 @@ def write_shards(
         raise ValueError("a shard needs room: --max-size and --count must be 1 or more")
     limits = _Limits(LARGEST if max_size is None and count is None else max_size, count)
     splits = _open(source, progress)
+    _check_names(splits["train" if "train" in splits else "val"].classes)
     folder, progress = Path(folder), progress or (lambda done, total: None)
     state = {
         "source": {split: _fingerprint(dataset) for split, dataset in splits.items()},
@@ -122,6 +125,21 @@ def _open(source: str | Path, progress: Progress | None) -> dict[Split, Dataset]
     return splits
 
 
+def _check_names(classes: Sequence[str]) -> None:
+    """Raise ValueError for a class whose name `classes.txt` cannot hold: it would be read as another one."""
+    times = Counter(classes)
+    for name in classes:
+        try:
+            same = text_lines(decoded(name.encode(), STATE).encode(), STATE) == [name]
+        except ValueError:  # half of a character, or a control character
+            same = False
+        if not same or times[name] > 1:
+            raise ValueError(
+                f"the class {name!r:.80} cannot be a line of classes.txt, which is text with a name of its own for "
+                f"each class and without space around it; rename the class"
+            )
+
+
 def _fingerprint(dataset: Any) -> str:
     """Return a hash of all ids and labels, in their order."""
     digest = sha256("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
@@ -152,7 +170,7 @@ def _check_same(folder: Path, state: dict[str, Any]) -> None:
         before = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError):
         raise ValueError(f"{folder} holds other files: name a new or empty folder for the shards") from None
-    if {key: before.get(key) for key in state} != state:
+    if not isinstance(before, dict) or {key: before.get(key) for key in state} != state:
         raise ValueError(
             f"{folder} holds shards of other data or of another size: name another folder, or delete this one"
         )

@@ -354,3 +354,10 @@ def test_an_index_is_arrays(folder: Path) -> None:
     index = local_index(folder / "train-000000.tar")
     assert {type(value) for value in vars(index).values()} == {np.ndarray}
     assert shard_cache.is_address("s3://b/x") and not shard_cache.is_address("/b/x")  # noqa: PT018
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "much"])
+def test_a_size_of_the_cache_is_a_number(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOURSTAGE_SHARD_CACHE_GB", text)
+    with pytest.raises(ValueError, match=f"FOURSTAGE_SHARD_CACHE_GB is '{text}'; it must be a number"):
+        ShardCache(tmp_path)

@@ -201,3 +201,19 @@ def test_bytes_are_images(source: Path, tmp_path: Path) -> None:
     for label, _, data in content(tmp_path / "s", "train").values():
         assert decode_image(data, "x").shape[0] == 8
         assert label in (0, 1)
+
+
+@pytest.mark.parametrize("name", ["a\nb", " cat", "cat\u2028", os.fsdecode(b"caf\xe9"), "bell\a"])
+def test_a_class_that_is_no_line_is_refused_before_anything_is_written(name: str, source: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (source / split / "a cat").rename(source / split / name)
+    with pytest.raises(ValueError, match=r"cannot be a line of classes\.txt"):
+        write_shards(source, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_state_of_another_program_is_another_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "shards.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds shards of other data"):
+        write_shards(source, tmp_path / "s")
