@@ -65,8 +65,16 @@ def _encodings(root: Path) -> list[Finding]:
     return [
         Finding("note", "text that is not UTF-8", str(path), f"is read as {encoding}", do)
         for path in paths
-        if path.is_file() and (encoding := other_encoding(read_bytes(path, TEXT_BYTES)))
+        if path.is_file() and (encoding := _encoding(path))
     ]
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding of a text that is not UTF-8; empty also for a file that cannot be a list of names."""
+    try:
+        return other_encoding(read_bytes(path, TEXT_BYTES))
+    except (OSError, ValueError):
+        return ""
 
 
 def _others(root: Path, first: Format) -> list[Format]:

@@ -16,6 +16,7 @@ from fourstage.data.embedded.digit_scenes import write_digit_scenes
 from fourstage.data.findings import SplitSummary
 from fourstage.data.formats import FORMATS
 from fourstage.data.labels.imagefolder import ImageFolder
+from fourstage.data.limits import TEXT_BYTES
 
 Picture = Callable[..., Path]
 
@@ -257,3 +258,11 @@ def test_a_folder_with_boxes_and_label_maps_is_checked_as_both(
     assert "label maps, in the same folder" in printed
     assert "objects of each" in printed
     assert "images of each" in printed
+
+
+def test_a_large_file_of_another_program_does_not_end_the_check(picture: Picture, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            picture(f"data/{split}/{name}/0.png")
+    (tmp_path / "data" / "notes.yaml").write_bytes(b"#" * (TEXT_BYTES + 1))
+    assert not [one for one in check(tmp_path / "data").findings if one.severity == "error"]
