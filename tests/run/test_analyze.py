@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 import fourstage
@@ -13,6 +14,7 @@ from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
 from fourstage.data.sample import Sample
+from fourstage.run.analyze.inputs import open_images
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.maps import MapsSetting, maps_of
 
@@ -340,3 +342,10 @@ def test_a_point_is_in_the_image_also_for_a_detector_with_points_of_its_own() ->
     assert maps_of(loaded, sample, MapsSetting(size=64)).query_points is not None
     with pytest.raises(ValueError, match="the point 64,3 is outside of the image of 64 x 64 pixels"):
         maps_of(loaded, sample, MapsSetting(size=64, point=(64, 3)))
+
+
+def test_embedded_data_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "digits" / "a.png")
+    assert (len(open_images("digits")), len(open_images("./digits"))) == (360, 1)

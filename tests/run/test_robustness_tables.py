@@ -17,6 +17,7 @@ from fourstage.analysis import robustness
 from fourstage.analysis.robustness import ALEXNET
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
+from fourstage.run.analyze.robustness import RobustnessSetting
 
 NETWORK = "timm/resnet10t"
 
@@ -138,3 +139,9 @@ def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(
     assert table[-1]["corruption"] == "mean of all"
     assert float(table[-1]["low"]) <= float(table[-1]["top1"]) == 50 <= float(table[-1]["high"])
     assert float(table[-1]["ce"]) == pytest.approx(np.mean(list(ces.values())))
+
+
+@pytest.mark.parametrize("size", [0, -5, 31, 4097])
+def test_a_size_out_of_range_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"--size is the side of the images in pixels, 32 to 4096; got {size}"):
+        RobustnessSetting(size=size)

@@ -19,7 +19,17 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.cam import SCORES, Explained, cam_page
 from fourstage.resources import sentences
 from fourstage.run.analyze.erf import with_map
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read, side_for
+from fourstage.run.analyze.inputs import (
+    Loading,
+    Order,
+    check_side,
+    choose,
+    device_of,
+    load_networks,
+    open_images,
+    read,
+    side_for,
+)
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -55,8 +65,7 @@ class CamSetting:
     def __post_init__(self) -> None:
         if unknown := [method for method in self.methods if method not in cam.NAMES]:
             raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.NAMES)}")
-        if self.size is not None and not 32 <= self.size <= 4096:
-            raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
+        check_side(self.size)
 
 
 @sentences("use a smaller --size")

@@ -20,7 +20,7 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.cka import Pair, cka_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read
+from fourstage.run.analyze.inputs import Loading, Order, check_side, choose, device_of, load_networks, open_images, read
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
 _OWN_STAGES = "CKA compares stages, so give your network `levels` and let it return its maps (docs/backbones.md)"
@@ -55,8 +55,7 @@ class CkaSetting:
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < cka.FEWEST:
             raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA; got {self.batch}")
-        if self.size is not None and not 32 <= self.size <= 4096:
-            raise ValueError(f"--size is the side of the images in pixels, 32 to 4096; got {self.size}")
+        check_side(self.size)
 
 
 @sentences("use a smaller --batch-size or --size")

@@ -17,10 +17,18 @@ from fourstage.progress import Bar
 from fourstage.report.analyses.erf import FORMS, Field, erf_page
 from fourstage.report.number_format import significant
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_networks, open_images, readable
+from fourstage.run.analyze.inputs import (
+    Chosen,
+    Loading,
+    Order,
+    check_side,
+    choose,
+    few_words,
+    load_networks,
+    open_images,
+    readable,
+)
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
-
-SMALLEST, LARGEST = 32, 4096  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,7 @@ class ErfSetting:
     untrained: bool = False
 
     def __post_init__(self) -> None:
-        if not SMALLEST <= self.size <= LARGEST:
-            raise ValueError(f"--size is the side of the images in pixels, {SMALLEST} to {LARGEST}; got {self.size}")
+        check_side(self.size)
         if not 0 < self.power <= 1:
             raise ValueError(f"--power is the exponent of the scale-free form, above 0 and up to 1; got {self.power:g}")
 

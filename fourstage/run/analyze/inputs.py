@@ -19,6 +19,7 @@ from fourstage.data.subset import Subset
 from fourstage.engine.devices import choose_device
 from fourstage.plurals import plural
 from fourstage.progress import Bar
+from fourstage.recipe import EMBEDDED
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.user_files import import_files
@@ -98,6 +99,8 @@ class ImageFiles:
 def open_images(data: str | Path) -> Dataset:
     """Return the images of a data set, of a folder without labels, or one image file."""
     path = Path(data)
+    if str(data) in EMBEDDED:
+        return open_dataset(data, "val")
     if path.is_file() and is_image_name(path.name):
         return ImageFiles([path])
     if path.is_dir() and not any(child.is_dir() for child in path.iterdir()):
@@ -193,6 +196,12 @@ def side_for(loaded: LoadedNetwork, image_HW3: np.ndarray, size: int | None) -> 
         return size or loaded.preparation.image_size[0]
     side = size or min(LARGEST, *image_HW3.shape[:2])
     return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
+
+
+def check_side(size: int | None, of: str = "images", largest: int = 4096) -> None:
+    """Raise ValueError for a side of images that is out of range; None stands for each network's own."""
+    if size is not None and not 32 <= size <= largest:
+        raise ValueError(f"--size is the side of the {of} in pixels, 32 to {largest}; got {size}")
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -17,7 +17,7 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.invariance import MEASURES, Invariance, invariance_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, few_words, load_networks, open_images, read
+from fourstage.run.analyze.inputs import Loading, Order, check_side, choose, few_words, load_networks, open_images, read
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
@@ -48,8 +48,7 @@ class InvarianceSetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size is not None and not 32 <= self.size <= 4096:
-            raise ValueError(f"--size is the side of the views in pixels, 32 to 4096; got {self.size}")
+        check_side(self.size, "views")
         if unknown := [family for family in self.families if family not in FAMILIES]:
             raise ValueError(f"there is no family {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
 

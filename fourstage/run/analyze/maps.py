@@ -17,7 +17,17 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.maps import ImageMaps, QueryPoints, maps_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, choose, device_of, load_networks, open_images, read, side_for
+from fourstage.run.analyze.inputs import (
+    Loading,
+    Order,
+    check_side,
+    choose,
+    device_of,
+    load_networks,
+    open_images,
+    read,
+    side_for,
+)
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.dino import DINO
 from fourstage.tasks.detection.dino_query_points import best_query_points
@@ -45,8 +55,7 @@ class MapsSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
-        if self.size is not None and not 32 <= self.size <= 2048:
-            raise ValueError(f"--size is the side of the images in pixels, 32 to 2048; got {self.size}")
+        check_side(self.size, largest=2048)
 
 
 @sentences("use a smaller --size")

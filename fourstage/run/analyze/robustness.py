@@ -20,7 +20,17 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import NetworkRobustness, robustness_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Chosen, Loading, Order, choose, few_words, load_networks, open_images, read
+from fourstage.run.analyze.inputs import (
+    Chosen,
+    Loading,
+    Order,
+    check_side,
+    choose,
+    few_words,
+    load_networks,
+    open_images,
+    read,
+)
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, as_csv, check_folder, write
 
@@ -39,7 +49,7 @@ class RobustnessSetting:
         corruptions: that are applied here; none: the fifteen of ImageNet-C.
 
     Raises:
-        ValueError: no severity, or one that is not 1 to 5.
+        ValueError: no severity, or one that is not 1 to 5; a size out of range.
     """
 
     images: int | None = None
@@ -50,6 +60,7 @@ class RobustnessSetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_side(self.size)
         if not self.severities or any(severity not in rb.SEVERITIES for severity in self.severities):
             raise ValueError(f"--severity is 1 to 5; got {', '.join(map(str, self.severities)) or 'none'}")
 
