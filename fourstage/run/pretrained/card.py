@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourstage.plurals import plural
 from fourstage.report.number_format import metric as shown_metric
-from fourstage.run.pretrained.facts import Facts
-from fourstage.weights import catalog
+from fourstage.run.pretrained.facts import Facts, row_named
 from fourstage.weights.catalog import NOT_STATED
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _training(one: "Saveable") -> str:
 
 
 def _licence(facts: Facts) -> str:
-    start = catalog.find(*catalog.split(facts.started_from)) if facts.started_from else None
+    start = row_named(facts.started_from)  # a file of a later version may name another one
     lines = []
     if facts.licence is not None:
         lines.append(f"The weights have the licence {_plain(facts.licence)}.")

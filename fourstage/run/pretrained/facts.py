@@ -96,7 +96,7 @@ def of_recipe(recipe: Recipe) -> Facts:
     """Return what a recipe says about the network that it trains."""
     if not is_training(recipe):
         return Facts()
-    start = _row(recipe.weights)
+    start = row_named(recipe.weights)
     return Facts(
         recipe=recipe.name,
         expected=dict(recipe.expect),
@@ -135,7 +135,7 @@ def of_run(folder: Path, recipe: Recipe) -> Facts:
 def of_file(file: Checkpoint) -> Facts:
     """Return what a saved file says. Raises ValueError where that is damaged."""
     if ENTRY not in file.metadata:
-        row = _row(file.metadata.get("published_as"))
+        row = row_named(file.metadata.get("published_as"))
         return Facts() if row is None else of_weight(row)
     values = value_of(file.metadata, ENTRY, file.path)
     try:
@@ -155,8 +155,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {str(key): float(value) for key, value in values.items()}
 
 
-def _row(weights: str | None) -> Weight | None:
-    """Return the row of the catalogue that a recipe starts from; None: another file, or none."""
+def row_named(weights: str | None) -> Weight | None:
+    """Return the row of the catalogue of this name, such as a recipe starts from; None: another file, or none."""
     model, tag = catalog.split(weights or "")
     rows = catalog.published(model) if tag is not None else []
     return next((row for row in rows if row.tag == tag), None)

@@ -20,7 +20,7 @@ import fourstage
 from fourstage.backbones.layers import Level
 from fourstage.engine.state import save_state
 from fourstage.recipe import resolve
-from fourstage.run.pretrained import facts
+from fourstage.run.pretrained import card, facts
 from fourstage.run.pretrained.facts import Facts
 from fourstage.run.task_protocol import protocol_of
 from fourstage.weights import catalog
@@ -347,3 +347,8 @@ def test_facts_come_from_the_run_and_from_the_catalogue(tmp_path: Path) -> None:
     (folder / "evaluation.json").write_text('{"metrics": 3}')
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged; remove it"):
         predictor.save_pretrained(tmp_path / "third")
+
+
+def test_a_start_that_this_version_does_not_know_is_left_out_of_the_card() -> None:
+    text = card._licence(Facts(started_from="smt_tiny.of_a_later_version", licence="mit", origin="here"))
+    assert text == "## Licence\n\nThe weights have the licence mit. They come from here."
