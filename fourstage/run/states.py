@@ -127,11 +127,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_plausible(content: Mapping[str, Any]) -> bool:
-    """Return whether positions are natural numbers, and the sums of each process are tensors by name."""
-    windows = content["windows"].values()
-    sums = all(isinstance(window, dict) and all(isinstance(v, Tensor) for v in window.values()) for window in windows)
+    """Return whether positions are natural numbers, and the sums of each process are tensors by the same names."""
+    windows = content["windows"]
+    sums = all(isinstance(one, dict) and all(isinstance(v, Tensor) for v in one.values()) for one in windows.values())
+    processes = bool(windows) and windows.keys() == {str(rank) for rank in range(len(windows))}
     natural = min(content[key] for key in ("step", "evaluated", "log")) >= 0
-    return sums and natural
+    return sums and processes and len({frozenset(window) for window in windows.values()}) == 1 and natural
 
 
 def _logged_before(content: Mapping[str, Any]) -> int:

@@ -225,3 +225,11 @@ def test_a_state_with_other_groups_of_the_optimiser_is_a_sentence(
         groups[0]["names"] = [*groups[0]["names"][1:], groups[0]["names"][0]]
         torch.save(state, stopped / "checkpoints" / name)
     refused(train(stopped), capsys, "or its optimiser", "another place among the optimiser's groups", "--fresh")
+
+
+@pytest.mark.parametrize("windows", [{}, {"1": {}}, {"0": {}, "2": {}}, {"0": {}, "1": {"loss": torch.zeros(1)}}])
+def test_sums_of_other_processes_than_the_first_are_no_state(windows: dict[str, Any], stopped: Path) -> None:
+    last = stopped / "checkpoints" / "last.pt"
+    torch.save({**load_state(last), "windows": windows}, last)
+    with pytest.raises(ValueError, match="windows is missing or wrong"):
+        read_state(last)
