@@ -25,6 +25,7 @@ from fourstage.export.trace import AXES, Traced, check_axes
 from fourstage.export.write import SUFFIXES, Format, Written, check_format, check_out, write
 from fourstage.exported.description import Description, Input, KeepRatio, MiddleCrop, Views
 from fourstage.exported.runtime import is_exported
+from fourstage.files import real_path
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.resources import sentences
@@ -149,7 +150,7 @@ def export_network(
 
 def default_out(source: str, format: str, *, dense: bool = False) -> str:
     """Return the name of the file for a source."""
-    name = Path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
+    name = real_path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
     return f"{name}{'_dense' if dense else ''}{SUFFIXES.get(format, '')}"
 
 

@@ -199,3 +199,11 @@ def test_noise_has_five_sizes_where_a_side_is_dynamic() -> None:
     assert all(side % 32 == 0 and side >= 160 for _, *pair in sizes for side in pair)
     assert command.noise_sizes((64, 96), command.Options()) == [(1, 64, 96)] * 3
     assert {wide for _, _, wide in command.noise_sizes((64, 96), command.Options(dynamic=("height",)), 1, 64)} == {96}
+
+
+def test_a_file_is_named_by_the_folder_also_where_a_path_ends_in_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "checkpoints")
+    assert [command.default_out(source, "onnx") for source in ("..", ".")] == ["mine.onnx", "checkpoints.onnx"]
