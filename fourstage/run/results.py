@@ -112,6 +112,7 @@ class LabelMapFolder(Results):
 
     @contextmanager
     def opened(self, task: Any, dataset: Dataset, ranks: Ranks) -> Generator[None]:
+        _check_names(dataset)
         self._stored_C = np.array(getattr(dataset, "stored_values", range(len(task.classes))), dtype=np.uint8)
         self._new = Path(self._make_folder(ranks))
         held = _hold(self._new) if ranks.first else None
@@ -156,7 +157,7 @@ class LabelMapFolder(Results):
             return
         from PIL import Image
 
-        path = self._new / Path(id).with_suffix(".png")
+        path = self._new / _map_name(id)
         picture = Image.fromarray(self._stored_C[labels_HW.cpu().numpy()])
         try:
             if not real_path(path).is_relative_to(real_path(self._new)):
@@ -165,6 +166,19 @@ class LabelMapFolder(Results):
             write_file(path, lambda file: picture.save(file, "PNG"))
         except OSError as error:
             self._failed = str(error)
+
+
+def _map_name(id: str) -> Path:
+    return Path(id).with_suffix(".png")
+
+
+def _check_names(dataset: Dataset) -> None:
+    """Raise ValueError where two images would have one label map."""
+    first: dict[Path, str] = {}
+    for index in range(len(dataset)):
+        id = dataset.id(index)
+        if (other := first.setdefault(_map_name(id), id)) != id:
+            raise ValueError(f"{other} and {id} would both be written as {_map_name(id)}; rename one of the two images")
 
 
 def _hold(folder: Path) -> int | None:

@@ -241,7 +241,7 @@ def test_a_failure_leaves_nothing(segmentor: Path, tmp_path: Path, monkeypatch: 
 def test_the_next_evaluation_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     def opened() -> Any:
         task: Any = SimpleNamespace(classes=("a",), on_label_map=None)
-        nothing: Any = SimpleNamespace()
+        nothing: Any = []
         return LabelMapFolder(tmp_path / "maps").opened(task, nothing, Ranks())
 
     def names() -> set[str]:
@@ -281,3 +281,15 @@ def test_a_classifier_names_the_class_of_each_image(ending: str, tmp_path: Path)
         label, score = found.records[row["file"].lstrip("'")]["top"][0]
         assert row["class"] == ("=cat", "dog")[label] if ending == ".json" else ("'=cat", "dog")[label]
         assert float(row["score"]) == pytest.approx(score, abs=1e-6)
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class Images(list[str]):
+        id = list.__getitem__
+
+    task: Any = SimpleNamespace(classes=("sky", "sea"), on_label_map=None)
+    images: Any = Images(["a/1.jpg", "b/1.png", "a/1.png"])
+    opened = LabelMapFolder(tmp_path / "maps").opened(task, images, Ranks())
+    with pytest.raises(ValueError, match=r"a/1\.jpg and a/1\.png would both be written as a/1\.png"), opened:
+        pytest.fail("it is not opened")
+    assert not list(tmp_path.iterdir())
