@@ -29,7 +29,7 @@ def import_files(files: str | Path | Iterable[str | Path]) -> None:
         FileNotFoundError: there is no such file.
         ValueError: a file fails; the message names the file, the line and the error.
     """
-    for file in [files] if isinstance(files, str | Path) else files:
+    for file in as_files(files):
         path = real_path(file)
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(
@@ -37,6 +37,11 @@ def import_files(files: str | Path | Iterable[str | Path]) -> None:
             )
         if (name := module_name(path)) not in sys.modules:
             _run(name, path)
+
+
+def as_files(files: str | Path | Iterable[str | Path]) -> tuple[str | Path, ...]:
+    """Return files as a tuple; one file may be given alone."""
+    return (files,) if isinstance(files, str | Path) else tuple(files)
 
 
 def module_name(path: str | Path) -> str:

@@ -24,7 +24,7 @@ from fourstage.files import read_text, real_path
 from fourstage.recipe.other_network import for_other_network
 from fourstage.recipe.schema import TASKS, Recipe
 from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
-from fourstage.user_files import files_to_run
+from fourstage.user_files import as_files, files_to_run
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
 NO_WEIGHTS = ("", "none", "null")  # values of `weights` for a start from random numbers
@@ -134,7 +134,7 @@ def resolve(
         FileNotFoundError: there is no file `source`, which ends in .yaml.
     """
     of_run = Path(source).parent if is_of_run(Path(source)) else None
-    return _changed(_written(str(source)), source, changes, values or {}, tuple(imports), of_run)
+    return _changed(_written(str(source)), source, changes, values or {}, as_files(imports), of_run)
 
 
 def resolve_run(
@@ -145,7 +145,7 @@ def resolve_run(
 ) -> Resolved:
     """Return the recipe of a run folder; arguments and errors as those of `resolve`."""
     source = folder / RUN_RECIPE
-    return _changed(_written(str(source)), source, changes, values or {}, tuple(imports), folder)
+    return _changed(_written(str(source)), source, changes, values or {}, as_files(imports), folder)
 
 
 def resolve_stored(
@@ -163,7 +163,7 @@ def resolve_stored(
     """
     name = from_mapping(stored, str(source)).recipe.name
     written = _Written(name, {key: value for key, value in stored.items() if key != "name"}, {})
-    return _changed(written, source, changes, values or {}, tuple(imports), Path(source))
+    return _changed(written, source, changes, values or {}, as_files(imports), Path(source))
 
 
 def is_of_run(path: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
 from fourstage.recipe import Recipe
+from fourstage.user_files import where_raised
 from fourstage.weights.reading.safe import Checkpoint
 
 
@@ -42,6 +43,15 @@ def check_same_classes(weights: str | Path, file: Checkpoint, classes: Sequence[
     raise ValueError(
         f"{weights} was trained on other classes than the data has: the checkpoint has {theirs!r} where the data has "
         f"{mine!r}; give the data that it was trained on with --data"
+    )
+
+
+def failed_on_image(network: str, size: tuple[int, int], error: Exception) -> str:
+    """Return the sentence on a network that raises an error for an image of (H, W) pixels."""
+    reason = (str(error).splitlines() or [""])[0]
+    return (
+        f"{network} failed on an image of {size[0]} x {size[1]} pixels ({type(error).__name__}: {reason}, at "
+        f"{where_raised(error)}); correct it, or choose another network"
     )
 
 

@@ -38,7 +38,7 @@ from fourstage.run.splits import data_path, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
 from fourstage.run_folders import names_a_run, no_run
 from fourstage.tasks.parts.intervals import Intervals
-from fourstage.user_files import import_files
+from fourstage.user_files import as_files, import_files
 from fourstage.weights import saved
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -165,7 +165,7 @@ def evaluate(
         from fourstage.run.exported_evaluation import evaluate_exported  # here, because it imports this module
         from fourstage.run.open import Options, check_exported
 
-        check_exported(recipe, Options(weights=weights, which=which, imports=tuple(imports)))
+        check_exported(recipe, Options(weights=weights, which=which, imports=as_files(imports)))
         return evaluate_exported(recipe, data=data, changes=changes, csv=csv, results=results, show=show)
     if names_a_run(str(recipe), list_recipes()):
         raise FileNotFoundError(no_run(Path(recipe)))

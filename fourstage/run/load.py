@@ -49,16 +49,17 @@ def load(source: str | Path, options: Options | None = None, *, batch_size: int 
 def begin(
     source: str | Path, weights: str | Path | None, which: str, device: str, imports: Iterable[str | Path]
 ) -> tuple[str, torch.device]:
-    """Return what `load_task` loads and the device, after all checks that need no network; run the user's files.
+    """Run the user's files, which may register the network; return what `load_task` loads and the device, checked.
 
     Raises:
         ValueError, OSError: as `load`.
     """
     if not str(source):
         raise ValueError("the name of the network is empty; give a run folder, a checkpoint, a model or a recipe")
-    torch_device, name = choose_device(device), published_recipe(str(source))
-    check_source(name, weights, which)
+    torch_device = choose_device(device)
     import_files(imports)
+    name = published_recipe(str(source))
+    check_source(name, weights, which)
     return name, torch_device
 
 

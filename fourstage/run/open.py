@@ -12,6 +12,7 @@ from fourstage.predict.base import ImagePredictor, Tiling
 from fourstage.predict.exported import exported_predictor
 from fourstage.predict.predictor import Predictor, check_batch_size
 from fourstage.resources import sentences
+from fourstage.user_files import as_files
 
 OVERLAP = 0.2  # of neighbouring tiles
 TILES_AT_ONCE = 4  # that pass the network together at least
@@ -71,8 +72,7 @@ def load(
             what came, what was needed and what to type next.
     """
     tiling = tiling_of(tile, overlap, batch_size)
-    files = (imports,) if isinstance(imports, str | Path) else tuple(imports)
-    options = Options(weights, which, threshold, tiling, device, precision, files)
+    options = Options(weights, which, threshold, tiling, device, precision, as_files(imports))
     if is_exported(source):
         return Predictor(opener(source, options)(), batch_size=batch_size, show=show)
     from fourstage.run.load import load as load_network

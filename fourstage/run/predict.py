@@ -25,6 +25,7 @@ from fourstage.predict.results import ClassResult, Result
 from fourstage.progress import Bar
 from fourstage.resources import sentences
 from fourstage.run.open import Options, opener, tiling_of
+from fourstage.user_files import as_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +88,7 @@ def predict(
             is predicted or written.
     """
     options = Options(
-        weights, which, threshold, tiling_of(tile, overlap, batch_size), device, precision, tuple(imports)
+        weights, which, threshold, tiling_of(tile, overlap, batch_size), device, precision, as_files(imports)
     )
     opened = opener(source, options)
     given = [images] if isinstance(images, str | Path) else images

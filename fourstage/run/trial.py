@@ -9,6 +9,7 @@ from fourstage.engine.batch_statistics import enough_values
 from fourstage.engine.training import set_training_mode, unchanged_buffers
 from fourstage.methods import METHODS
 from fourstage.run import build
+from fourstage.run.checks import failed_on_image
 from fourstage.run.setup import Setup
 from fourstage.run.task_protocol import AnyTask
 from fourstage.user_files import where_raised
@@ -45,11 +46,7 @@ def try_smallest_image(setup: Setup, task: AnyTask, batch: Batch) -> None:
         with torch.no_grad(), build.autocast(setup.recipe, setup.device):
             network(image_1CHW)
     except (AssertionError, LookupError, TypeError) as error:  # of a user's own network, or of timm's
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{setup.recipe.network_name} failed on an image of {height} x {width} pixels ({type(error).__name__}: "
-            f"{reason}, at {where_raised(error)}); correct it, or choose another network"
-        ) from error
+        raise ValueError(failed_on_image(setup.recipe.network_name, (height, width), error)) from error
 
 
 def try_single_image(setup: Setup, task: AnyTask) -> None:

@@ -12,6 +12,7 @@ from fourstage.recipe import Classification, Recipe, resolve
 from fourstage.recipe.other_network import ARGUMENTS
 from fourstage.recipe.resolve import Resolved
 from fourstage.run.splits import data_path
+from fourstage.user_files import as_files
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none
 WITH_MIXERS = ("unified_", "official_")  # names of networks that take `mixer=`
@@ -88,7 +89,7 @@ def plan(
     axes = [_axis(text) for text in vary]
     _check(sources, axes, seeds, changes)
     _check_out(Path(out))
-    files = tuple(str(real_path(file)) for file in imports)
+    files = tuple(str(real_path(file)) for file in as_files(imports))
     values = {} if data is None else {"data": data_path(data)}
     arms, notes = list[Arm](), dict[str, None]()
     for source in sources:

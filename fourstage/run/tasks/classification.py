@@ -17,8 +17,9 @@ from fourstage.data.transforms.classification import eval_transform, train_trans
 from fourstage.data.transforms.mixing import Mixing
 from fourstage.recipe import EMBEDDED
 from fourstage.recipe import Classification as ClassificationRecipe
+from fourstage.resources import is_out_of_memory
 from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
-from fourstage.run.checks import check_same_classes
+from fourstage.run.checks import check_same_classes, failed_on_image
 from fourstage.run.described import NO_TRAINING, images_of
 from fourstage.run.report_samples import keep
 from fourstage.run.results import ClassFile
@@ -229,10 +230,15 @@ def _check_logits(network: object, recipe: ClassificationRecipe, classes: int) -
     """Raise ValueError unless one image becomes one row of logits: a user's own network may return anything."""
     if not isinstance(network, torch.nn.Module):
         raise ValueError(f"{recipe.model} returns a {type(network).__name__}; it must return a torch.nn.Module")
-    if next(network.parameters()).is_meta:
+    if any(parameter.is_meta for parameter in network.parameters()):
         return  # there are no values; the network is built and checked again with memory
-    with torch.inference_mode():
-        output = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
+    try:
+        with torch.inference_mode():
+            output = network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
+    except (RuntimeError, AssertionError, LookupError, TypeError) as error:  # of a user's own network, or of timm's
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(failed_on_image(recipe.model, (recipe.image_size, recipe.image_size), error)) from error
     network.train()
     if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
         actual = (
