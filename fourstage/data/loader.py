@@ -311,18 +311,13 @@ def evaluation_batches(
     batch_size: int,
     rank: int = 0,
     ranks: int = 1,
-    divisor: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """Yield this process's share of a data set; every sample is in exactly one process.
-
-    Args:
-        divisor: as in `train_batches`.
-    """
+    """Yield this process's share of a data set; every sample is in exactly one process."""
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
-    yield from _loaded(_Fetch(dataset, transform, None, divisor), iter(order), workers, pin_memory)
+    yield from _loaded(_Fetch(dataset, transform, None), iter(order), workers, pin_memory)
 
 
 def _loaded(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> Generator[Batch]:

@@ -69,7 +69,7 @@ def train_transform(
         hflip: probability of a mirror image.
         crop_prob: probability of the crop of `multi_scale`.
         paste_from: a data set with masks; random objects of a random image of it, which went through the
-            same steps, is pasted into each image (https://arxiv.org/abs/2012.07177).
+            same steps, are pasted into each image (https://arxiv.org/abs/2012.07177).
 
     Returns:
         A transform from (H, W, 3) uint8 to (3, h, w) float32, normalised, with the objects in its pixels. It can be
@@ -102,15 +102,14 @@ def _perhaps(step: Step, otherwise: Step, probability: float) -> Step:
     return Either((otherwise, step)) if probability == 0.5 else Sometimes(step, otherwise, probability)
 
 
-def evaluation_transform(
-    scale: Scale = (1333, 800), *, mean: Sequence[float], std: Sequence[float], with_objects: bool = False
-) -> Step:
-    """Resize to the largest size within `scale` and normalise.
+def evaluation_transform(scale: Scale = (1333, 800), *, mean: Sequence[float], std: Sequence[float]) -> Step:
+    """Resize to the largest size within `scale` and normalise; drop the objects.
+
+    What is scored against is in `Sample.reference`, in pixels of the file.
 
     Args:
         scale: limits on the longer and the shorter side, pixels, in either order.
         mean, std: per channel, in units of 1 (white).
-        with_objects: resize the objects too. What is scored against is in `Sample.reference`, in pixels of the file.
 
     Returns:
         A transform from (H, W, 3) uint8 to (3, h, w) float32. It can be pickled. (h / H, w / W) takes boxes of the
@@ -121,8 +120,7 @@ def evaluation_transform(
     """
     opencv()
     _check("resize", scale)
-    drop: tuple[Step, ...] = () if with_objects else (without_objects,)
-    return Sequential((*drop, Resize((scale,)), Finish(Normalise.of(mean, std))))
+    return Sequential((without_objects, Resize((scale,)), Finish(Normalise.of(mean, std))))
 
 
 def without_objects(sample: Sample) -> Sample:

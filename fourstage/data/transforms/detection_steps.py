@@ -118,11 +118,9 @@ class Finish:
     """The image as a normalised (3, H, W) float32 tensor; the last step."""
 
     normalise: Normalise
-    with_objects: bool = True
 
     def __call__(self, sample: Sample) -> Sample:
-        objects = sample.objects if self.with_objects else None
-        return replace(sample, image=self.normalise(pixels(sample)), objects=objects, label_map_HW=None)
+        return replace(sample, image=self.normalise(pixels(sample)), label_map_HW=None)
 
 
 def resized(sample: Sample, size: Size) -> Sample:

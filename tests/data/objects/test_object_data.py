@@ -539,8 +539,8 @@ def test_batches_of_objects(workers: int, layouts: dict[str, Path]) -> None:
         assert objects.masks_NHW is not None
         assert objects.masks_NHW.shape[1:] == batch.images_BCHW.shape[2:]
     test = evaluation_transform((120, 64), mean=mean, std=std)
-    [first, second] = evaluation_batches(val, test, batch_size=1, divisor=32, workers=workers)
-    assert (first.images_BCHW.shape, second.images_BCHW.shape) == ((1, 3, 64, 96), (1, 3, 128, 64))
+    [first, second] = evaluation_batches(val, test, batch_size=1, workers=workers)
+    assert (first.images_BCHW.shape, second.images_BCHW.shape) == ((1, 3, 64, 77), (1, 3, 120, 60))
     assert (first.sizes, first.original_sizes) == (((64, 77),), ((40, 48),))
     assert first.references == (val.reference(0),)
     assert second.objects is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from fourstage.data.loader import seed_everything
-from fourstage.data.objects.coco import decode_mask
+from fourstage.data.objects.rle import decode_mask
 from fourstage.data.sample import Objects, Sample, collate
 from fourstage.data.transforms import detection_steps
 from fourstage.data.transforms.detection import POLICIES, CopyPaste, evaluation_transform, pasted, train_transform
@@ -360,13 +360,9 @@ def test_copy_paste_needs_masks() -> None:
         CopyPaste(Made(2), Flip(0.5))(made_up(64, 64, 2, 0, masks=False))
 
 
-def test_evaluation_drops_objects_unless_they_are_asked_for() -> None:
+def test_evaluation_drops_objects() -> None:
     sample = made_up(64, 48, 2, 0)
     assert evaluation_transform((128, 96), mean=MEAN, std=STD)(sample).objects is None
-    kept = evaluation_transform((128, 96), mean=MEAN, std=STD, with_objects=True)(sample).objects
-    assert kept is not None
-    assert sample.objects is not None
-    assert torch.equal(kept.boxes_N4, sample.objects.boxes_N4 * 2)
 
 
 @pytest.mark.parametrize(
