@@ -26,12 +26,13 @@ def check_labelme(root: Path, progress: Progress) -> Checked:
     images = [one.image for of_split in read.values() for _, one in of_split]
     results = iter(inspect_images(images, progress, orient=True))
     inspected = {split: [next(results) for _ in of_split] for split, of_split in read.items()}
+    named = class_file(root)
     for split, of_split in read.items():
         sizes = [one.size for one in inspected[split] if one.size is not None]
         counts = SplitSummary(images=len(of_split), sizes=sizes)
         findings += image_findings(inspected[split])
         for (path, labelled), one in zip(of_split, inspected[split], strict=True):
-            findings += _file(path, labelled, one, class_file(root), counts)
+            findings += _file(path, labelled, one, named, counts)
         summary.splits[split] = counts
     findings += leaks(inspected.get("train", []), inspected.get("val", []))
     return Checked(list(dict.fromkeys(findings)), summary)

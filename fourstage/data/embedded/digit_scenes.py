@@ -275,7 +275,7 @@ def _write_pictures(root: Path, split: str, name: str, scene: Scene) -> None:
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """Return one image's objects in COCO's form."""
-    from fourstage.data.objects.coco import encode_mask
+    from fourstage.data.objects.rle import encode_mask
 
     return [
         {

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourstage.data.limits import LABEL_MAP_CLASSES, TEXT_BYTES, check_classes, class_lines, decoded, text_lines
+from fourstage.data.limits import LABEL_MAP_CLASSES, TEXT_BYTES, class_lines, decoded, text_lines
 from fourstage.data.sample import IGNORE
 from fourstage.files import read_bytes
 
@@ -59,7 +59,6 @@ def read_class_list(path: Path) -> ClassList | None:
 
 
 def _checked(path: Path, found: ClassList) -> ClassList:
-    check_classes(len(found.names), path)
     if len(found.names) > LABEL_MAP_CLASSES:
         raise ValueError(
             f"{path} names {len(found.names):,} classes, and a label map of bytes has at most {LABEL_MAP_CLASSES}; "

@@ -17,10 +17,9 @@ import numpy as np
 from fourstage.data.file_names import found_note
 from fourstage.data.images import read_image
 from fourstage.data.limits import CLASSES, PATH_BYTES, as_id, as_name, colliding
-from fourstage.data.objects.coco_places import find_images, find_split, is_coco
+from fourstage.data.objects.coco_places import find_images, find_split
 from fourstage.data.objects.dataset import as_bad_objects
 from fourstage.data.objects.json_scan import entries
-from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.objects.table import (
     FARTHEST,
     ObjectTable,
@@ -34,8 +33,6 @@ from fourstage.data.sample import BadImage, Objects, Sample, Split
 from fourstage.data.splits import held_out_note, joined_notes, split_positions
 from fourstage.documents import in_file
 from fourstage.files import RAISE, limit, read_bytes
-
-__all__ = ["Coco", "area_from", "decode_mask", "encode_mask", "find_split", "is_coco", "read_json"]
 
 BYTES = 2**30  # of a json; that of COCO's training images has 450 MB
 MOST = {"images": 5_000_000, "annotations": 10_000_000}  # entries; COCO has 118,000 and 860,000

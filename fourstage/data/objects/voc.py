@@ -16,7 +16,7 @@ from fourstage.data.images import EXTENSIONS
 from fourstage.data.limits import TEXT_BYTES, check_classes, is_path, read_class_file
 from fourstage.data.objects.annotation_files import AnnotationFiles
 from fourstage.data.objects.table import Row, box_of
-from fourstage.data.objects.voc_places import annotation_files, find_files, has_lists, image_places
+from fourstage.data.objects.voc_places import find_files, has_lists, image_places
 from fourstage.data.sample import NoSplitError, Split
 from fourstage.data.splits import EXPORT_SPLIT_NAMES
 from fourstage.data.voc_label_map import LABEL_MAP, read_label_map
@@ -213,6 +213,6 @@ def _size(one: Element | None) -> tuple[int, int] | None:
 def _all_files(root: Path) -> Iterator[Path]:
     for split in EXPORT_SPLIT_NAMES:
         try:
-            yield from annotation_files(root, split)
+            yield from find_files(root, split)[0]
         except NoSplitError:
             continue

@@ -26,11 +26,6 @@ def has_lists(root: Path) -> bool:
     return any((folder / "ImageSets" / "Main").is_dir() for folder in _voc_folders(root))
 
 
-def annotation_files(root: Path, split: Split) -> list[Path]:
-    """Return the XML files of one split; see `find_files`."""
-    return find_files(root, split)[0]
-
-
 def find_files(root: Path, split: Split) -> tuple[list[Path], str]:
     """Return the XML files of one split, in the order of the lists, and a note for the user.
 

@@ -47,10 +47,6 @@ class Description:
     root: Path  # the data folder, in which all of them are
     keypoints: int = 0  # numbers behind each box that describe its keypoints
 
-    def images(self, split: Split) -> list[Path]:
-        """Return the images of one split; see `find`."""
-        return self.find(split)[0]
-
     def find(self, split: Split) -> tuple[list[Path], str]:
         """Return the images of one split, in the order of their names or of the list, and a note for the user.
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from fourstage.data.objects.coco import Coco, decode_mask, encode_mask
+from fourstage.data.objects.coco import Coco
+from fourstage.data.objects.rle import decode_mask, encode_mask
 from fourstage.data.sample import BadImage, NoSplitError, Split
 
 Picture = Callable[..., Path]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourstage.data.objects.coco import Coco, encode_mask
+from fourstage.data.objects.coco import Coco
+from fourstage.data.objects.rle import encode_mask
 from fourstage.tasks.detection.coco_ap import LIMITS, MMDET_LIMITS, UNKNOWN, measure, score, tables
 
 FOLDER = Path(__file__).parents[2] / "golden" / "pipelines"
