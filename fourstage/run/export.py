@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.resources import sentences
 from fourstage.run.described import images_of
-from fourstage.run.folder import RunFolder
+from fourstage.run.folder import RunFolder, installed
 from fourstage.run.load import begin, load_task
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
@@ -327,13 +326,7 @@ def _licence(source: str, weights: str | Path | None) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            continue
-    return found
+    return {name: known for name in PACKAGES if (known := installed(name))}
 
 
 def noise_sizes(

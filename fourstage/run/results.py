@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fourstage.data.sample import Dataset
 from fourstage.engine.devices import Ranks
+from fourstage.engine.task import Record
 from fourstage.files import MARK, real_path, write_file
 from fourstage.predict.outputs import ClassResults, CocoResults
 
@@ -22,8 +23,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-Record = Mapping[str, Any]
 
 
 class Results(ABC):

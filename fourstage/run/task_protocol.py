@@ -13,7 +13,7 @@ from fourstage.recipe import Recipe
 from fourstage.run.checks import check_same_classes, check_truth
 from fourstage.run.complete_checkpoints import classes_in, recipe_with_weights
 from fourstage.run.published import takes_those_of_timm, weights_file
-from fourstage.run.results import Results
+from fourstage.run.results import Record, Results
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.task import Detection
 from fourstage.tasks.segmentation.task import Segmentation
@@ -22,7 +22,6 @@ from fourstage.weights.complete_checkpoints import fill_completely
 from fourstage.weights.reading.safe import read_checkpoint
 
 AnyTask: TypeAlias = Classification | Detection | Segmentation
-Record = Mapping[str, Any]
 Records = Mapping[str, Record]  # by the sample's id
 Transform = Callable[[Sample], Sample]
 Mix = Callable[[Batch], Batch]

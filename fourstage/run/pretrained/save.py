@@ -223,7 +223,7 @@ def public_recipe(recipe: Recipe, described: NetworkDescription) -> dict[str, An
 def _about(task: AnyTask) -> dict[str, Any]:
     """Return what a task knows of its data, and what this process computes with."""
     ids, palette = getattr(task, "category_ids", None), getattr(task, "palette", None)
-    known: dict[str, Any] = {computation.KEY: computation.current().model_dump(mode="json")}
+    known: dict[str, Any] = {computation.KEY: computation.current().as_plain()}
     known |= {} if ids is None else {"category_ids": list(ids)}
     known |= {} if palette is None else {"palette": [list(colour) for colour in palette]}
     return known
