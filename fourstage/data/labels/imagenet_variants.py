@@ -58,7 +58,7 @@ class Variant:
         note: one sentence about how predictions are made, where that is unusual; empty otherwise.
 
     Raises:
-        ValueError: a class folder without images, or one that is not one of ImageNet's classes.
+        ValueError: a class folder without images, or one that is not a class of ImageNet's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,7 +66,7 @@ class Variant:
         folders = subfolders(folder)
         label = {name: i for i, name in enumerate(_numbers() if _numbered(folders) else self.classes)}
         if odd := [name for name in folders if name not in label]:
-            raise ValueError(f"{folder / odd[0]} is not one of ImageNet's classes, such as {self.classes[0]}; remove it")
+            raise ValueError(f"{folder / odd[0]} is not a class of ImageNet's, as {self.classes[0]} is; remove it")
         files = {name: list(image_files(folder / name)) for name in sorted(folders, key=label.__getitem__)}
         empty = [name for name, paths in files.items() if not paths]
         if empty:

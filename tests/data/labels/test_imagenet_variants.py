@@ -124,7 +124,7 @@ def test_ids_have_readable_names_and_other_names_stay() -> None:
 
 def test_a_folder_of_other_classes_is_no_variant(tmp_path: Path) -> None:
     """ImageNet-C is known by the names of its corruptions, before its class folders are looked at."""
-    with pytest.raises(ValueError, match="airplane is not one of ImageNet's classes"):
+    with pytest.raises(ValueError, match="airplane is not a class of ImageNet's"):
         Variant(folders(tmp_path / "gaussian_noise" / "1", [wnids()[0], "airplane"]))
 
 
