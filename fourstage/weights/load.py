@@ -20,7 +20,7 @@ from fourstage.backbones.wrapped import WrappedBackbone
 from fourstage.weights import foreign_swin, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
 from fourstage.weights.heads import HEAD, fit_head, head_names
-from fourstage.weights.no_values import without_memory
+from fourstage.weights.no_values import check_memory, without_memory
 from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.resize import resize_rule
@@ -115,10 +115,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     wanted = network.state_dict()
     if (plan := make_plan(model, wanted, named.state)).wrong:
         raise ValueError(misfit(model, reading.state, source, plan.wrong))
-    if any(tensor.is_meta for tensor in wanted.values()):
-        raise ValueError(
-            f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
-        )
+    check_memory(wanted.values(), source)
     if not fresh_head:
         _check_end(plan, source)
     names = head_names(network, wanted, named.state)
@@ -172,6 +169,7 @@ def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: s
             f"{source} does not fit timm/{model.name} ({_listed(found.wrong)}); give a checkpoint of this network, "
             "built with the same arguments"
         )
+    check_memory(wanted.values(), source)
     check_complete(found.tensors, wanted, found.fresh)
     model.load_state_dict({**wanted, **found.tensors})
     return Report(
@@ -215,7 +213,8 @@ def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 def head_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
     named = _best_reading(model, state)[1]
-    return None if named is None else len(named.state.get(HEAD[0], ()))
+    head = None if named is None else named.state.get(HEAD[0])
+    return None if named is None else len(head) if head is not None and head.ndim else 0
 
 
 def writer_of(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -260,13 +259,14 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
     plan, head = Plan(), head_names(_network(model), wanted, state)
     from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
     stem, without_end = _first_convolution(model), _is_without_end(model, state)
+    one_count = len({state[key].shape[:1] for key in head if key in state}) == 1  # else no weight fits its bias
     for key, value in state.items():
         if key not in wanted:
             if _other_form(model, key):
                 plan.leave.append(key)
             else:
                 plan.wrong.append(f"{key} is not in it")
-        elif value.shape == wanted[key].shape or (key in head and value.shape[1:] == wanted[key].shape[1:]):
+        elif _has_shape(value, wanted[key], any_rows=key in head and one_count):
             plan.take.append(key)
         elif (rule := resize_rule(_family(model), key)) and rule.fits(value, wanted[key]):
             plan.resize.append(key)
@@ -285,6 +285,10 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
             else:
                 plan.wrong.append(f"{key} is missing from the file")
     return plan
+
+
+def _has_shape(theirs: Tensor, ours: Tensor, *, any_rows: bool) -> bool:
+    return theirs.shape == ours.shape or (any_rows and theirs.shape[1:] == ours.shape[1:])
 
 
 def _first_convolution(model: nn.Module) -> str:
