@@ -77,6 +77,8 @@ class RPNHead(nn.Module):
         super().__init__()
         check_counts(channels=channels, count=count)
         check_counts(convs=convs, least=0)
+        if beta < 0:
+            raise ValueError(f"beta is a difference of at least 0; got {beta}")
         widths = [levels[0].channels, *[channels or levels[0].channels] * convs]
         self.anchors = AnchorGrid([level.stride for level in levels], scales, ratios)
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))
