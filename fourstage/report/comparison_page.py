@@ -14,7 +14,7 @@ from fourstage.report.differences import differing
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.number_format import count, duration, metric, millions
 from fourstage.report.page import Section, document
-from fourstage.report.read import Run, read_run
+from fourstage.report.read import Run, damage, read_run
 
 PREDICTIONS: dict[str, tuple[Section, ...]] = {
     "classification": (classification.predictions,),
@@ -29,11 +29,16 @@ def comparison_page(folders: Sequence[str | Path]) -> str:
     """Return one page for several run folders.
 
     Raises:
-        ValueError: there is no folder, one is not a run folder, or one is named twice.
+        ValueError: there is no folder, one is not a run folder, is damaged or is named twice.
     """
     paths = [Path(folder) for folder in folders]
     if not paths or len({real_path(path) for path in paths}) < len(paths):
         raise ValueError("name the folders of one run or more, each once")
+    with damage(*paths):  # what only the page reads may be damaged too
+        return _page(paths)
+
+
+def _page(paths: Sequence[Path]) -> str:
     runs, titles = [read_run(path) for path in paths], unique_titles(paths)
     title = _title(titles)
     top = tag("p", "fourstage", tag("span", " comparison of runs", class_="quiet"), class_="brand")
