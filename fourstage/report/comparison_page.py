@@ -118,13 +118,16 @@ def _of_task(task: str, runs: Sequence[Run], titles: Sequence[str], tasks: int) 
     looks = [compared_look(place) for place in range(len(runs))]
     names = legend([(look, name(title)) for look, title in zip(looks, titles, strict=True)])
     losses = [
-        Series(t, _logged(r, "epoch"), smooth(_logged(r, "total")), k)
+        Series(t, common.column(r, "epoch"), smooth(common.column(r, "total")), k)
         for r, t, k in zip(runs, titles, looks, strict=True)
     ]
     keys = list(dict.fromkeys(common.main_metric(run) for run in runs))
     if any("loss" in line.metrics for run in runs for line in run.evaluations):
         keys.append("loss")
-    rates = [Series(t, _logged(r, "epoch"), _logged(r, "lr"), k) for r, t, k in zip(runs, titles, looks, strict=True)]
+    rates = [
+        Series(t, common.column(r, "epoch"), common.column(r, "lr"), k)
+        for r, t, k in zip(runs, titles, looks, strict=True)
+    ]
     charts = [
         _figure(f"{task}loss", "Training loss", losses),
         *(_metric_figure(task, key, runs, titles, looks) for key in dict.fromkeys(keys)),
@@ -153,10 +156,6 @@ def _metric_figure(task: str, key: str, runs: Sequence[Run], titles: Sequence[st
     known = metric(key)
     title = known.label.capitalize() if key == "loss" else f"Validation {known.label}"
     return _figure(f"{task}metric{common.slug(key)}", title, series, percent=known.percent)
-
-
-def _logged(run: Run, field: str) -> np.ndarray:
-    return np.array([getattr(line, field) for line in run.train], dtype=float)
 
 
 def _run_section(i: int, run: Run, title: str) -> Markup:
