@@ -150,9 +150,8 @@ def needed(pair: Pair, pairs: int) -> Needed | None:
     effect, sd = abs(pair.difference.mean), pair.difference.sd
     if not effect or math.isnan(sd):
         return None
-    allowed = (
-        effect / (_normal(1 - ALPHA / 2 / pairs) + _normal(POWER))
-    ) ** 2  # largest variance of the mean difference
+    # the largest variance of the mean difference
+    allowed = (effect / (_normal(1 - ALPHA / 2 / pairs) + _normal(POWER))) ** 2
     if pair.image_variance < 0.8 * allowed:
         seeds = _seeds_for(effect, sd, allowed - pair.image_variance, pairs)
         return None if seeds is None else Needed(seeds)

@@ -456,10 +456,7 @@ DESIGNS = {
     "official_swin_tiny": replace(_swin(96, (2, 2, 6, 2)), shell=SWIN),
     "official_pvt_v2_b0": replace(PVT_V2_MICRO, depths=(2, 2, 2, 2), shell=PVT_V2),
 }
-NAMES_IN_CHECKPOINTS = {
-    "unified_halo": "unified_halonet",
-    "unified_dcn_v3": "unified_internimage",
-}  # of the same networks
+NAMES_IN_CHECKPOINTS = {"unified_halo": "unified_halonet", "unified_dcn_v3": "unified_internimage"}
 
 for _name, _design in DESIGNS.items():
     _begin, _, _size = _name.rpartition("_")

@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[Table, ...]] = {
     "visformer_net1": (Table(visformer.NET1_RULES, writer="danczs/Visformer"),),
 }
 OURS = "fourstage"  # who else names parameters
+MOST_LISTED = 3  # keys in a message
 
 END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
 COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
@@ -461,13 +462,14 @@ def _fills(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
     return _plan(model, named[0]) is not None
 
 
-def _patterns(keys: Sequence[str], most: int = 3) -> str:
+def _patterns(keys: Sequence[str]) -> str:
     """Return keys as a short text, those that differ only in numbers as one pattern."""
     patterns = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys))
-    if len(patterns) > most:
+    if len(patterns) > MOST_LISTED:
         patterns = list(dict.fromkeys(key.partition(".")[0] + ".*" for key in keys))
-    return _listed(patterns, most)
+    return _listed(patterns)
 
 
-def _listed(keys: Sequence[str], most: int = 3) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - MOST_LISTED
+    return ", ".join(keys[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
