@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 import fourstage
+from fourstage.tasks.segmentation.protocol import Protocol
 
 STAGE = {"iou": 0.5, "stds": [0.1, 0.1, 0.2, 0.2], "weight": 1.0}
 
@@ -58,3 +60,15 @@ def test_what_goes_wrong_in_a_network_of_ones_own_is_shown_as_it_is(monkeypatch:
     fourstage.register(broken)
     with pytest.raises(RuntimeError, match="mine"):
         fourstage.create_model("broken")
+
+
+@pytest.mark.parametrize("ratio", [math.nan, math.inf, 0.0])
+def test_sizes_of_views(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratios are factors on an image's sides, at least one, above 0"):
+        Protocol(ratios=(1.0, ratio))
+
+
+def test_positions_of_maps() -> None:
+    network: Any = fourstage.create_model("visformer_digits")
+    with pytest.raises(ValueError, match=r"indices must be a sequence of integers, such as \(2\.0,\); got 2\.0"):
+        network.forward_intermediates(torch.zeros(1, 3, 32, 32), indices=2.0)
