@@ -58,6 +58,9 @@ class RPNHead(nn.Module):
         count: largest number of anchors of an image that train.
         training_proposals: how many proposals there are in training.
         proposals: how many proposals there are in predictions.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     def __init__(
