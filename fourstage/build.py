@@ -115,7 +115,14 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
             try_on_meta(lambda: registry.call(builder, start.entry.name, everything), start.file)
         except RuntimeError as error:  # sizes beyond any integer
             raise ValueError(f"{start.file.path} describes a network that cannot be built here ({error})") from error
-    model = registry.call(builder, start.entry.name, everything)
+    try:
+        model = registry.call(builder, start.entry.name, everything)
+    except (RuntimeError, ArithmeticError) as error:  # of layers, for values that no check covers
+        if not getattr(builder, "func", builder).__module__.startswith("fourstage.backbones."):  # a user's own
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        shown = ", ".join(f"{name}={value!r:.40}" for name, value in everything.items())
+        raise ValueError(f"{start.entry.name} cannot be built with {shown} ({reason}); correct them") from error
     if isinstance(cfg := getattr(model, "default_cfg", None), dict):
         cfg["architecture"] = start.entry.name
         if start.weight is not None:

@@ -231,6 +231,7 @@ def test_a_configuration_that_is_a_program(tmp_path: Path, monkeypatch: pytest.M
         ({"model_args": {1: 2}}, r"recipe.model_args is \{1: 2\}"),
         ({"model_args": {"depht": 2}}, "cannot be built here .*no argument depht"),
         ({"task": "detection"}, "recipe.backbone is None"),
+        ({"imports": 3}, "recipe.imports is 3"),
     ],
 )
 def test_a_recipe_that_is_damaged(changed: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -150,9 +150,8 @@ def needed(pair: Pair, pairs: int) -> Needed | None:
     effect, sd = abs(pair.difference.mean), pair.difference.sd
     if not effect or math.isnan(sd):
         return None
-    allowed = (
-        effect / (_normal(1 - ALPHA / 2 / pairs) + _normal(POWER))
-    ) ** 2  # largest variance of the mean difference
+    # the largest variance of the mean difference
+    allowed = (effect / (_normal(1 - ALPHA / 2 / pairs) + _normal(POWER))) ** 2
     if pair.image_variance < 0.8 * allowed:
         seeds = _seeds_for(effect, sd, allowed - pair.image_variance, pairs)
         return None if seeds is None else Needed(seeds)
@@ -182,9 +181,10 @@ def _difference(values: Mapping[str, np.ndarray], a: str, b: str) -> np.ndarray:
 def _pair(difference_S: np.ndarray, drawn_DS: np.ndarray | None, images: int) -> Pair:
     """Return the comparison of one pair, with p-values that are not adjusted yet."""
     difference, better, p = summarise(difference_S), share_better(difference_S), sign_flip_p(difference_S)
-    if drawn_DS is None:
+    if drawn_DS is not None:
+        drawn_DS = drawn_DS[np.isfinite(drawn_DS).all(axis=1)]  # a draw without objects has no AP
+    if drawn_DS is None or not len(drawn_DS):
         return Pair(difference, None, None, 0.0, p, p, None, None, better, 0)
-    drawn_DS = drawn_DS[np.isfinite(drawn_DS).all(axis=1)]  # a draw without objects has no AP
     mean_D = drawn_DS.mean(axis=1)
     low, high = np.percentile(mean_D, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     over_images = Interval(float(low), float(high))

@@ -1,6 +1,6 @@
 """Which maps or stages of a network a caller chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fourstage.backbones.layers import Level
 
@@ -29,7 +29,7 @@ def chosen_levels(out_indices: Sequence[int] | None, count: int, argument: str =
     """
     if out_indices is None:
         return tuple(range(count))
-    if isinstance(out_indices, int):
+    if not isinstance(out_indices, Iterable):
         raise ValueError(f"{argument} must be a sequence of integers, such as ({out_indices},); got {out_indices}")
     if not all(isinstance(i, int) for i in out_indices):
         raise ValueError(f"{argument} must be integers, such as (1, 3); got {out_indices!r}")

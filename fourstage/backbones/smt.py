@@ -9,6 +9,7 @@ between stages round up. So the first map has (H + 1) // 4 cells a side, and eac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 from torch import Tensor, nn
 
@@ -157,10 +158,10 @@ def stages(design: Design, drop_path_rate: float, init_values: float | None) -> 
     """The stages of either form.
 
     Raises:
-        ValueError: layer scales that begin below 0.
+        ValueError: layer scales that begin below 0, or with no number.
     """
     first = design.init_values if init_values is None else init_values
-    if first < 0:
+    if not 0 <= first < inf:
         raise ValueError(f"init_values is what layer scales begin with, or 0 for none; got {first}")
     out = []
     rates = drop_path_rates(drop_path_rate, design.depths)

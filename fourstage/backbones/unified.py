@@ -14,6 +14,7 @@ Maps have ceil(H / stride) cells a side, as the source's 3x3 convolutions of str
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -300,9 +301,9 @@ def stages(
     """The stages of either form. `img_size` sizes position embeddings, and windows in the classifier's small maps.
 
     Raises:
-        ValueError: layer scales that begin below 0.
+        ValueError: layer scales that begin below 0, or with no number.
     """
-    if init_values < 0:
+    if not 0 <= init_values < inf:
         raise ValueError(f"init_values is what layer scales begin with, or 0 for none; got {init_values}")
     mixer = design.mixer if mixer is None else mixer
     out = []
@@ -455,10 +456,7 @@ DESIGNS = {
     "official_swin_tiny": replace(_swin(96, (2, 2, 6, 2)), shell=SWIN),
     "official_pvt_v2_b0": replace(PVT_V2_MICRO, depths=(2, 2, 2, 2), shell=PVT_V2),
 }
-NAMES_IN_CHECKPOINTS = {
-    "unified_halo": "unified_halonet",
-    "unified_dcn_v3": "unified_internimage",
-}  # of the same networks
+NAMES_IN_CHECKPOINTS = {"unified_halo": "unified_halonet", "unified_dcn_v3": "unified_internimage"}
 
 for _name, _design in DESIGNS.items():
     _begin, _, _size = _name.rpartition("_")

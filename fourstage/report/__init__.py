@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def render_comparison(runs: "Sequence[str | Path]") -> str:
+def render_comparison(runs: Sequence[str | Path]) -> str:
     """Return one HTML page for several run folders; see `render_report`."""
     from fourstage.report.comparison_page import comparison_page
 
@@ -23,6 +23,7 @@ def render_report(run: str | Path) -> str:
         ValueError: the folder is not a run folder, or one of its files is damaged.
     """
     from fourstage.report.page import page
-    from fourstage.report.read import read_run
+    from fourstage.report.read import damage, read_run
 
-    return page(read_run(Path(run)))
+    with damage(Path(run)):  # what only the page reads may be damaged too
+        return page(read_run(Path(run)))

@@ -75,8 +75,8 @@ def headline(run: Run) -> Markup:
 
 def curves(run: Run) -> Markup:
     """Return the section of losses, metrics, learning rate and gradient norm over epochs."""
-    key, epoch_n = main_metric(run), _column(run, "epoch")
-    total_n, norm_n = _column(run, "total"), _column(run, "grad_norm")
+    key, epoch_n = main_metric(run), column(run, "epoch")
+    total_n, norm_n = column(run, "total"), column(run, "grad_norm")
     large = [
         figure(
             "Training loss", line_chart("loss", "Training loss", _with_raw("loss", epoch_n, total_n), from_zero=True)
@@ -85,7 +85,7 @@ def curves(run: Run) -> Markup:
     ]
     small = [
         *(_metric_figure(run, other, (330, 210)) for other in _logged_metrics(run) if other == "loss" != key),
-        figure("Learning rate", _small("rate", "Learning rate", [Series("rate", epoch_n, _column(run, "lr"))])),
+        figure("Learning rate", _small("rate", "Learning rate", [Series("rate", epoch_n, column(run, "lr"))])),
         figure("Gradient norm", _small("norm", "Gradient norm", _with_raw("norm", epoch_n, norm_n))),
     ]
     content = tag("div", *large, class_="charts large"), tag("div", *small, class_="charts small")
@@ -221,7 +221,7 @@ def _tiles(run: Run) -> Markup:
         here = run.evaluation.metrics.get(key, math.nan) if run.evaluation else math.nan
         note += f"; this run {signed(here - expect[key])}" if math.isfinite(here) else ""
         tiles.append((metric(key).show(expect[key]), note))
-    speed_n = _column(run, "images_per_second")
+    speed_n = column(run, "images_per_second")
     parameters = run.environment.get("parameters")
     tiles += [
         (duration(run.seconds), "training time"),
@@ -293,7 +293,8 @@ def _logged_metrics(run: Run) -> list[str]:
     return list(shown_metrics(dict.fromkeys(keys, 0.0), run.class_count))
 
 
-def _column(run: Run, field: str) -> np.ndarray:
+def column(run: Run, field: str) -> np.ndarray:
+    """Return a number of every logged step."""
     return np.array([getattr(line, field) for line in run.train], dtype=float)
 
 
@@ -369,7 +370,7 @@ def _plain(value: Any) -> str:
 
 def _waiting(run: Run) -> Markup | None:
     """Return a sentence on the share of time that the device waited for data."""
-    share_n = 100 * _column(run, "data_wait")
+    share_n = 100 * column(run, "data_wait")
     known_n = share_n[np.isfinite(share_n)]
     if not len(known_n):
         return None

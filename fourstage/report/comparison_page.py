@@ -14,7 +14,7 @@ from fourstage.report.differences import differing
 from fourstage.report.markup import Markup, join, name, table, tag
 from fourstage.report.number_format import count, duration, metric, millions
 from fourstage.report.page import Section, document
-from fourstage.report.read import Run, read_run
+from fourstage.report.read import Run, damage, read_run
 
 PREDICTIONS: dict[str, tuple[Section, ...]] = {
     "classification": (classification.predictions,),
@@ -29,11 +29,16 @@ def comparison_page(folders: Sequence[str | Path]) -> str:
     """Return one page for several run folders.
 
     Raises:
-        ValueError: there is no folder, one is not a run folder, or one is named twice.
+        ValueError: there is no folder, one is not a run folder, is damaged or is named twice.
     """
     paths = [Path(folder) for folder in folders]
     if not paths or len({real_path(path) for path in paths}) < len(paths):
         raise ValueError("name the folders of one run or more, each once")
+    with damage(*paths):  # what only the page reads may be damaged too
+        return _page(paths)
+
+
+def _page(paths: Sequence[Path]) -> str:
     runs, titles = [read_run(path) for path in paths], unique_titles(paths)
     title = _title(titles)
     top = tag("p", "fourstage", tag("span", " comparison of runs", class_="quiet"), class_="brand")
@@ -113,13 +118,16 @@ def _of_task(task: str, runs: Sequence[Run], titles: Sequence[str], tasks: int) 
     looks = [compared_look(place) for place in range(len(runs))]
     names = legend([(look, name(title)) for look, title in zip(looks, titles, strict=True)])
     losses = [
-        Series(t, _logged(r, "epoch"), smooth(_logged(r, "total")), k)
+        Series(t, common.column(r, "epoch"), smooth(common.column(r, "total")), k)
         for r, t, k in zip(runs, titles, looks, strict=True)
     ]
     keys = list(dict.fromkeys(common.main_metric(run) for run in runs))
     if any("loss" in line.metrics for run in runs for line in run.evaluations):
         keys.append("loss")
-    rates = [Series(t, _logged(r, "epoch"), _logged(r, "lr"), k) for r, t, k in zip(runs, titles, looks, strict=True)]
+    rates = [
+        Series(t, common.column(r, "epoch"), common.column(r, "lr"), k)
+        for r, t, k in zip(runs, titles, looks, strict=True)
+    ]
     charts = [
         _figure(f"{task}loss", "Training loss", losses),
         *(_metric_figure(task, key, runs, titles, looks) for key in dict.fromkeys(keys)),
@@ -148,10 +156,6 @@ def _metric_figure(task: str, key: str, runs: Sequence[Run], titles: Sequence[st
     known = metric(key)
     title = known.label.capitalize() if key == "loss" else f"Validation {known.label}"
     return _figure(f"{task}metric{common.slug(key)}", title, series, percent=known.percent)
-
-
-def _logged(run: Run, field: str) -> np.ndarray:
-    return np.array([getattr(line, field) for line in run.train], dtype=float)
 
 
 def _run_section(i: int, run: Run, title: str) -> Markup:

@@ -7,16 +7,7 @@ from typing import Any
 from fourstage.report.number_format import NOTHING, short_value
 from fourstage.report.read import Run
 
-FIRST = (
-    "task",
-    "method",
-    "model",
-    "backbone",
-    "mixer",
-    "data",
-    "weights",
-    "seed",
-)  # rows that come first, in this order
+FIRST = ("task", "method", "model", "backbone", "mixer", "data", "weights", "seed")  # rows, in this order
 MACHINE = ("fourstage", "torch", "python", "device", "machine", "threads")  # of environment.json
 SKIPPED = ("name",)  # it repeats what else differs
 MISSING = object()

@@ -65,20 +65,12 @@ def heat_map(
     width = SIDE
     height = max(40, round(SIDE * rows / columns))
     across, down = width / columns, height / rows
-    drawn = [
-        _outline(one, across, down, labelled)
-        for one, labelled in zip(outlines, _free(outlines, across, down), strict=True)
-    ]
-    drawn += [_cross(LEFT + (column + 0.5) * across, TOP + (row + 0.5) * down) for row, column in points]
+    drawn = _marks(outlines, points, across, down)
     picture = tag(
         "image", href=data_url(coloured(reduced(values_HW), low, high)), x=LEFT, y=TOP, width=width,
         height=height, preserveAspectRatio="none", style=None if smooth else "image-rendering: pixelated",
     )  # fmt: skip
-    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height), *drawn]
-    return tag(
-        "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
-        aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
-    )  # fmt: skip
+    return _drawing(key, title, (rows, columns), (width, height), picture, drawn)
 
 
 def chosen_map(
@@ -117,16 +109,7 @@ def chosen_map(
     )  # fmt: skip
     y, x = point
     cross = _cross(LEFT + (x + 0.5) * width / columns, TOP + (y + 0.5) * height / rows)
-    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height), cross]
-    return tag(
-        "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
-        aria_labelledby=f"{key}-title", **place(extent, width, height),
-    )  # fmt: skip
-
-
-def place(extent: tuple[float, float], width: float, height: float) -> dict[str, str]:
-    """Return the attribute by which the page's script finds the image's pixels in a drawing."""
-    return {"data_place": f"{LEFT} {TOP} {width} {height} {extent[1]} {extent[0]}"}
+    return _drawing(key, title, extent, (width, height), picture, [cross])
 
 
 def picture_map(
@@ -142,18 +125,30 @@ def picture_map(
     rows, columns = image_HW3.shape[:2]
     width, height = SIDE, max(40, round(SIDE * rows / columns))
     across, down = width / columns, height / rows
-    free = _free(outlines, across, down)
-    drawn = [_outline(one, across, down, labelled) for one, labelled in zip(outlines, free, strict=True)]
-    drawn += [_cross(LEFT + (column + 0.5) * across, TOP + (row + 0.5) * down) for row, column in points]
+    drawn = _marks(outlines, points, across, down)
     drawn += [_dot(one, across, down, width, height) for one in dots]
     drawing = tag(
         "image", href=data_url(image_HW3), x=LEFT, y=TOP, width=width, height=height, preserveAspectRatio="none",
         style="image-rendering: pixelated" if max(rows, columns) <= 64 else None,
     )  # fmt: skip
-    content = [tag("title", title, id=f"{key}-title"), drawing, *_axes(rows, columns, width, height), *drawn]
+    return _drawing(key, title, (rows, columns), (width, height), drawing, drawn)
+
+
+def _drawing(
+    key: str,
+    title: str,
+    extent: tuple[float, float],
+    size: tuple[int, int],
+    picture: Markup,
+    drawn: Sequence[Markup],
+) -> Markup:
+    """Return a picture of `size` (width, height) with axes of `extent` (height, width), and what is drawn over it."""
+    (rows, columns), (width, height) = extent, size
+    content = [tag("title", title, id=f"{key}-title"), picture, *_axes(rows, columns, width, height), *drawn]
     return tag(
         "svg", *content, class_="chart heat", viewBox=f"0 0 {LEFT + width + 10} {TOP + height + BOTTOM}", role="img",
-        aria_labelledby=f"{key}-title", **place((rows, columns), width, height),
+        aria_labelledby=f"{key}-title",
+        data_place=f"{LEFT} {TOP} {width} {height} {columns} {rows}",  # by which the page's script finds the pixels
     )  # fmt: skip
 
 
@@ -218,6 +213,14 @@ def _axes(rows: float, columns: float, width: float, height: float) -> list[Mark
         out.append(tag("text", significant(value), x=LEFT - 7, y=_n(y + 4), text_anchor="end"))
     out.append(tag("text", "pixels", x=_n(LEFT + width / 2), y=_n(TOP + height + 33), text_anchor="middle"))
     return out
+
+
+def _marks(
+    outlines: Sequence[Outline], points: Sequence[tuple[float, float]], across: float, down: float
+) -> list[Markup]:
+    free = _free(outlines, across, down)
+    drawn = [_outline(one, across, down, labelled) for one, labelled in zip(outlines, free, strict=True)]
+    return drawn + [_cross(LEFT + (column + 0.5) * across, TOP + (row + 0.5) * down) for row, column in points]
 
 
 def _free(outlines: Sequence[Outline], across: float, down: float) -> list[bool]:

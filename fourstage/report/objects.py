@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fourstage.report.label_maps import GAP, colours_of
-from fourstage.report.pictures import PAPER, Font, shorten
+from fourstage.report.pictures import PAPER, Font, font_for, shorten
 
 Rectangle = tuple[float, float, float, float]  # x1 y1 x2 y2, pixels of the picture
 Colour = tuple[int, int, int]
+Label = tuple[Font, str]
 
 OPACITY = 0.45
 MIN_SIDE = 480  # pixels; smaller images are enlarged, so that names are readable
@@ -46,15 +47,16 @@ def draw_objects(
     pixels = pixels.round().clip(0, 255).astype(np.uint8) if masked else np.ascontiguousarray(pixels)
     picture = Image.fromarray(pixels).resize(size, filter_)
     draw, line = ImageDraw.Draw(picture), max(2, round(max(size) / 320))
-    font = ImageFont.load_default(size=max(12, round(max(size) / 36)))
     colour_of = [_bright(colours[label]) for label in objects["labels"]]
     boxes = [_inside(box, scale, size) for box in objects["boxes"]]
-    texts = [shorten(_label_text(objects, i, names), font, size[0] - 6) for i in range(len(boxes))]
-    places = _label_boxes(boxes, texts, font, size)
+    points = max(12, round(max(size) / 36))
+    written = [font_for(_label_text(objects, i, names), points) for i in range(len(boxes))]
+    labels = [(font, shorten(text, font, size[0] - 6)) for font, text in written]
+    places = _label_boxes(boxes, labels, size)
     for i in order:
         draw.rectangle(boxes[i], outline=colour_of[i], width=line)
     for i in order:
-        _write_name(draw, places[i], texts[i], colour_of[i], font)
+        _write_name(draw, places[i], labels[i], colour_of[i])
     return picture
 
 
@@ -98,19 +100,17 @@ def _label_text(objects: Mapping[str, Any], i: int, names: Sequence[str]) -> str
     return f"{names[objects['labels'][i]]}{score}{crowd}"
 
 
-def _label_boxes(
-    boxes: Sequence[Rectangle], texts: Sequence[str], font: Font, size: tuple[int, int]
-) -> list[Rectangle]:
+def _label_boxes(boxes: Sequence[Rectangle], labels: Sequence[Label], size: tuple[int, int]) -> list[Rectangle]:
     """Return the rectangles of the labels. Objects come by score, so that the best ones get the best places."""
     taken: list[Rectangle] = []
-    for box, text in zip(boxes, texts, strict=True):
-        taken.append(_label_box(box, text, font, size, taken))
+    for box, label in zip(boxes, labels, strict=True):
+        taken.append(_label_box(box, label, size, taken))
     return taken
 
 
-def _label_box(box: Rectangle, text: str, font: Font, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
+def _label_box(box: Rectangle, label: Label, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle:
     """Return the rectangle of a label: on its box or at one of its corners, the first that overlaps no other label."""
-    x1, y1, x2, y2 = box
+    (x1, y1, x2, y2), (font, text) = box, label
     left, _, right, bottom = font.getbbox(text)
     wide, high = right - left + 6, bottom + 4
     xs = [max(0, min(x, size[0] - 1 - wide)) for x in (x1, x2 - wide, x2)]
@@ -119,7 +119,8 @@ def _label_box(box: Rectangle, text: str, font: Font, size: tuple[int, int], tak
     return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
 
 
-def _write_name(draw: ImageDraw.ImageDraw, place: Rectangle, text: str, colour: Colour, font: Font) -> None:
+def _write_name(draw: ImageDraw.ImageDraw, place: Rectangle, label: Label, colour: Colour) -> None:
+    font, text = label
     draw.rectangle(place, fill=colour)
     ink = (0, 0, 0) if 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 128 else (255, 255, 255)
     draw.text((place[0] + 3, place[1] + 1), text, fill=ink, font=font)

@@ -4,6 +4,7 @@ H x W pixels, uint8 RGB.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from unicodedata import combining, normalize
 
 import numpy as np
@@ -92,20 +93,27 @@ def write_line(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, size: int, *, width: float, ink: tuple[int, int, int]
 ) -> None:
     """Draw one line of text, shortened to `width` pixels."""
-    font, text = _font_for(text, size)
+    font, text = font_for(text, size)
     draw.text(corner, shorten(text, font, width), fill=ink, font=font)
 
 
-def _font_for(text: str, size: int) -> tuple[Font, str]:
+def font_for(text: str, size: int) -> tuple[Font, str]:
     """Return a font and the text. PIL's font has ASCII alone; without a system font, other letters lose accents."""
-    if not text.isascii():
-        for name in FALLBACKS:
-            try:
-                return ImageFont.truetype(name, size), text
-            except OSError:
-                continue
+    font, complete = _font(size, text.isascii())
+    if not complete:
         text = "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
-    return ImageFont.load_default(size=size), text
+    return font, text
+
+
+@lru_cache(maxsize=32)
+def _font(size: int, ascii_alone: bool) -> tuple[Font, bool]:
+    """Return a font, and whether it has the letters that are asked for."""
+    for name in () if ascii_alone else FALLBACKS:
+        try:
+            return ImageFont.truetype(name, size), True
+        except OSError:
+            continue
+    return ImageFont.load_default(size=size), ascii_alone
 
 
 def _bar(sheet: Image.Image, corner: tuple[int, int], name: str, probability: float, ink: tuple[int, int, int]) -> None:

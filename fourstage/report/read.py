@@ -182,7 +182,7 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(no_run(folder))
-    with _damage(folder):
+    with damage(folder):
         return _read_run(folder)
 
 
@@ -191,15 +191,16 @@ BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, Rec
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(*folders: Path) -> Iterator[None]:
     """Turn what values of a wrong type raise into one sentence. Sentences that name a file already are kept."""
     try:
         yield
     except BROKEN as error:
-        if str(path) in str(error):
+        if any(str(folder) in str(error) for folder in folders):
             raise
+        where = " or ".join(map(str, folders))
         raise ValueError(
-            f"a file in {path} is damaged ({type(error).__name__}: {error!s:.100}); remove it, or restore the folder"
+            f"a file in {where} is damaged ({type(error).__name__}: {error!s:.100}); remove it, or restore the folder"
         ) from error
 
 

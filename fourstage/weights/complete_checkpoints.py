@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fourstage.methods import Method, all_methods, get_method, recognise
 from fourstage.weights.description import NetworkDescription
 from fourstage.weights.load import COUNTER, OURS, Report, load_state, maps_of, unwrap, which_models
+from fourstage.weights.no_values import check_memory
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.reading.safe import Checkpoint
 from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
@@ -46,8 +47,10 @@ def load_dense_state(
             taken alone. Without this, all are errors.
 
     Raises:
-        ValueError: the file holds another network, another method or another number of classes.
+        ValueError: the file holds another network, another method or another number of classes, or the network is on
+            the meta device.
     """
+    check_memory(model.state_dict().values(), source)
     reading = _without_prefixes(state, model.state_dict().keys())
     if (
         not any(key.startswith(BACKBONE) for key in reading.state)

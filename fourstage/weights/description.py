@@ -113,6 +113,10 @@ def _of_run(file: Checkpoint) -> NetworkDescription:
     task, classes = recipe.get("task"), file.classes
     if task not in ("classification", "detection", "segmentation") or not classes:
         raise ValueError(f"{file.path} is damaged (recipe.task is {task!r:.40}); give another checkpoint of the run")
+    if not isinstance(imports := recipe.get("imports") or (), list | tuple):
+        raise ValueError(
+            f"{file.path} is damaged (recipe.imports is {imports!r:.40}); give another checkpoint of the run"
+        )
     of_backbone = "model" if task == "classification" else "backbone"
     arguments = _mapping(file, recipe.get(f"{of_backbone}_args", {}), f"recipe.{of_backbone}_args")
     if task == "classification" and "image_size" in recipe:
@@ -125,7 +129,7 @@ def _of_run(file: Checkpoint) -> NetworkDescription:
         method=None if task == "classification" else _text(file, recipe, "method"),
         method_args={} if task == "classification" else _method_args(file, recipe, about),
         classes=tuple(classes),
-        imports=tuple(map(str, recipe.get("imports") or ())),
+        imports=tuple(map(str, imports)),
     )
 
 

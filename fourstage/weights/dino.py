@@ -74,7 +74,7 @@ BOTH = (  # of detrex and of IDEA-Research
     Rule(rf"{T}decoder\.(class|bbox)_embed\..*", None),  # the same parameters once more
 )
 DETREX = (
-    Rule(rf"neck\.(?:convs)\.(\d+)\.norm\.{WB}", r"neck.convs.\1.norm.\2"),
+    Rule(rf"neck\.convs\.(\d+)\.norm\.{WB}", r"neck.convs.\1.norm.\2"),
     Rule(rf"neck\.extra_convs\.(\d+)\.norm\.{WB}", r"neck.extra.\1.norm.\2"),
     Rule(rf"{T}level_embeds", "level_embed"),
     Rule(T + ENCODER + rf"attentions\.0\.{LINEARS}", _attention("encoder.N.attn")),

@@ -20,7 +20,7 @@ from fourstage.backbones.wrapped import WrappedBackbone
 from fourstage.weights import foreign_swin, scalablevit, smt, swin, unified, visformer
 from fourstage.weights.adapt import adapt_stem, adapted_note, is_adaptable
 from fourstage.weights.heads import HEAD, fit_head, head_names
-from fourstage.weights.no_values import without_memory
+from fourstage.weights.no_values import check_memory, without_memory
 from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.resize import resize_rule
@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[Table, ...]] = {
     "visformer_net1": (Table(visformer.NET1_RULES, writer="danczs/Visformer"),),
 }
 OURS = "fourstage"  # who else names parameters
+MOST_LISTED = 3  # keys in a message
 
 END = (r"final\.", r"pre_logits\.", r"head\.")  # keys of a classifier that follow its last map
 COUNTER = r".*\bnum_batches_tracked"  # unused here: every BatchNorm has a fixed momentum
@@ -115,10 +116,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     wanted = network.state_dict()
     if (plan := make_plan(model, wanted, named.state)).wrong:
         raise ValueError(misfit(model, reading.state, source, plan.wrong))
-    if any(tensor.is_meta for tensor in wanted.values()):
-        raise ValueError(
-            f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
-        )
+    check_memory(wanted.values(), source)
     if not fresh_head:
         _check_end(plan, source)
     names = head_names(network, wanted, named.state)
@@ -172,6 +170,7 @@ def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: s
             f"{source} does not fit timm/{model.name} ({_listed(found.wrong)}); give a checkpoint of this network, "
             "built with the same arguments"
         )
+    check_memory(wanted.values(), source)
     check_complete(found.tensors, wanted, found.fresh)
     model.load_state_dict({**wanted, **found.tensors})
     return Report(
@@ -215,7 +214,8 @@ def unwrap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 def head_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of a file's head; 0 without a head, None where its keys are unknown."""
     named = _best_reading(model, state)[1]
-    return None if named is None else len(named.state.get(HEAD[0], ()))
+    head = None if named is None else named.state.get(HEAD[0])
+    return None if named is None else len(head) if head is not None and head.ndim else 0
 
 
 def writer_of(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -260,13 +260,14 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
     plan, head = Plan(), head_names(_network(model), wanted, state)
     from_classifier = isinstance(model, Dense) and not any(matches(key, model.family.dense_only) for key in state)
     stem, without_end = _first_convolution(model), _is_without_end(model, state)
+    one_count = len({state[key].shape[:1] for key in head if key in state}) == 1  # else no weight fits its bias
     for key, value in state.items():
         if key not in wanted:
             if _other_form(model, key):
                 plan.leave.append(key)
             else:
                 plan.wrong.append(f"{key} is not in it")
-        elif value.shape == wanted[key].shape or (key in head and value.shape[1:] == wanted[key].shape[1:]):
+        elif _has_shape(value, wanted[key], any_rows=key in head and one_count):
             plan.take.append(key)
         elif (rule := resize_rule(_family(model), key)) and rule.fits(value, wanted[key]):
             plan.resize.append(key)
@@ -285,6 +286,10 @@ def make_plan(model: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str
             else:
                 plan.wrong.append(f"{key} is missing from the file")
     return plan
+
+
+def _has_shape(theirs: Tensor, ours: Tensor, *, any_rows: bool) -> bool:
+    return theirs.shape == ours.shape or (any_rows and theirs.shape[1:] == ours.shape[1:])
 
 
 def _first_convolution(model: nn.Module) -> str:
@@ -457,13 +462,14 @@ def _fills(model: nn.Module | None, state: Mapping[str, Tensor]) -> bool:
     return _plan(model, named[0]) is not None
 
 
-def _patterns(keys: Sequence[str], most: int = 3) -> str:
+def _patterns(keys: Sequence[str]) -> str:
     """Return keys as a short text, those that differ only in numbers as one pattern."""
     patterns = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys))
-    if len(patterns) > most:
+    if len(patterns) > MOST_LISTED:
         patterns = list(dict.fromkeys(key.partition(".")[0] + ".*" for key in keys))
-    return _listed(patterns, most)
+    return _listed(patterns)
 
 
-def _listed(keys: Sequence[str], most: int = 3) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - MOST_LISTED
+    return ", ".join(keys[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

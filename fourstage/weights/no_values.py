@@ -1,6 +1,6 @@
 """Networks on the meta device: names and shapes, which take no memory and little time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,14 @@ def without_memory() -> Iterator[None]:
     """Build networks on the meta device while the context is open: names and shapes, no values."""
     with torch.device("meta"), _NoValues():
         yield
+
+
+def check_memory(tensors: Iterable[Tensor], source: str) -> None:
+    """Raise ValueError where a network that a file shall fill is on the meta device, which would take it in silence."""
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError(
+            f"{source} cannot fill a network on the meta device; call network.to_empty(device='cpu') first"
+        )
 
 
 class _NoValues(TorchFunctionMode):

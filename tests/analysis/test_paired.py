@@ -159,3 +159,9 @@ def test_no_difference_needs_no_number_of_seeds() -> None:
 def test_arms_of_different_numbers_of_seeds() -> None:
     with pytest.raises(ValueError, match="a has 3 seeds and b 2; a paired comparison needs the same seeds"):
         compare_pairs({"a": np.ones(3), "b": np.ones(2)}, [("a", "b")])
+
+
+def test_draws_of_which_none_has_a_metric_leave_the_images_unknown() -> None:
+    values = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([1.0, 1.0, 1.0])}
+    [pair] = compare_pairs(values, [("a", "b")], {"a": np.full((5, 3), np.nan), "b": np.zeros((5, 3))}, images=4)
+    assert (pair.over_images, pair.together, pair.images) == (None, None, 0)

@@ -53,9 +53,8 @@ BUILT_IN: dict[str, Callable[[Place], nn.Module]] = {
     "pvt_v2": _reduction,
     "swin": _window,
 }
-POSITIONED = (
-    "pvt",
-)  # mixers that do not know positions: a position embedding goes before the first block of each stage
+# mixers that do not know positions: a position embedding goes before the first block of each stage
+POSITIONED = ("pvt",)
 
 
 def build_mixer(mixer: Mixer, place: Place) -> nn.Module:

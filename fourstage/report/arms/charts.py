@@ -33,8 +33,9 @@ def metric_chart(comparison: Comparison) -> Markup:
     bars, dots = [], []
     for arm in comparison.arms:
         mean = arm.summary
-        words = f"{arm.name}: mean {mean.mean:.2f}, 95 % interval {mean.low:.2f} to {mean.high:.2f}"
         known = np.isfinite(mean.low)
+        interval = f", 95 % interval {mean.low:.2f} to {mean.high:.2f}" if known else ", one seed gives no interval"
+        words = f"{arm.name}: mean {mean.mean:.2f}{interval}"
         bars.append(
             [Bar(mean.low if known else mean.mean, mean.high if known else mean.mean, mean.mean, words, "accent", 9)]
         )

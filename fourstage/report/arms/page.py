@@ -87,11 +87,13 @@ def _differences(comparison: Comparison) -> Markup:
 
 
 def _conditions(comparison: Comparison) -> Markup:
-    rows = [(key, value) for key, value in comparison.conditions]
     files = "The same numbers are in table.md, table.csv, table.json and table.tex; runs.csv has every run."
     caption = "Conditions of all arms"
     return section(
-        "conditions", "Conditions", table(("", "all arms"), rows, caption=caption), tag("p", files, class_="quiet")
+        "conditions",
+        "Conditions",
+        table(("", "all arms"), comparison.conditions, caption=caption),
+        tag("p", files, class_="quiet"),
     )
 
 

@@ -130,7 +130,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def interval(one: Interval | None) -> str:
-    """Return `[+0.12, +1.30]` for a difference or `[93.12, 95.30]`, or a dash where it is unknown."""
+    """Return `[93.12, 95.30]`, or a dash where the interval is unknown."""
     if one is None or math.isnan(one.low):
         return NOTHING
     return f"[{one.low:.2f}, {one.high:.2f}]".replace("-", "\u2212")

@@ -154,13 +154,13 @@ class BoxHead(nn.Module):
         return self.coder.decode(boxes_R4, _of_class(deltas_RK4, labels_R), size)
 
     @torch.no_grad()
-    def spread_scores(self, regions_RCMM: Tensor, std: float = SPREAD) -> None:
-        """Change the class layer such that the logits of each class are around 0 over these regions, `std` wide."""
+    def spread_scores(self, regions_RCMM: Tensor) -> None:
+        """Change the class layer such that the logits of each class are around 0 over these regions, SPREAD wide."""
         logits_RC, _ = self(regions_RCMM)
         if not len(logits_RC):
             return
         mean_C = logits_RC.mean(dim=0)
-        factor = std / (logits_RC - mean_C).square().mean().sqrt().clamp(min=1e-12)
+        factor = SPREAD / (logits_RC - mean_C).square().mean().sqrt().clamp(min=1e-12)
         self.classify.weight *= factor
         self.classify.bias.copy_((self.classify.bias - mean_C) * factor)
 

@@ -16,7 +16,7 @@ from fourstage.tasks.detection.matching import Draws, OverlapMatcher, ThresholdM
 from fourstage.tasks.detection.rois import FINEST_SCALE, to_rois
 from fourstage.tasks.detection.rpn import ProposalLimits
 from fourstage.tasks.detection.two_stage import BoxLossName, Heads, RegionHeads, TwoStage
-from fourstage.tasks.parts.settings import settings_from
+from fourstage.tasks.parts.settings import check_sizes, settings_from
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,19 @@ class CascadeStage:
         iou: overlap with an object from which on a region is a positive.
         stds: standard deviations by which the deltas of its boxes are divided, of x, y, width and height.
         weight: factor on its losses.
+
+    Raises:
+        ValueError: `stds` are not four numbers above 0.
     """
 
     iou: float
     stds: tuple[float, float, float, float]
     weight: float
+
+    def __post_init__(self) -> None:
+        check_sizes(stds=self.stds)
+        if not isinstance(self.stds, Sequence) or len(self.stds) != 4:
+            raise ValueError(f"stds of a stage are four numbers, of x, y, width and height; got {self.stds!r}")
 
 
 STAGES = (

@@ -35,6 +35,11 @@ class Measured:
     scores_TRKAM: np.ndarray  # the score at which a recall is reached
     counts_K: np.ndarray  # objects that are no crowd
 
+    @property
+    def main_limit(self) -> int:
+        """The place of `MAIN_LIMIT` among the limits, else of the last one."""
+        return self.limits.index(MAIN_LIMIT) if MAIN_LIMIT in self.limits else len(self.limits) - 1
+
     def metrics(self) -> dict[str, float]:
         """Return COCO's twelve numbers in per cent, as `box_map`, `box_map50`, ...; `UNKNOWN` without such objects.
 
@@ -42,9 +47,8 @@ class Measured:
         others count up to the last limit, and `recall<M>` up to M. `s`, `m`, `l` are small, medium and large objects.
         """
         last, all_sizes = len(self.limits) - 1, 0
-        main = self.limits.index(MAIN_LIMIT) if MAIN_LIMIT in self.limits else last
         out = {
-            "map": self._ap(slice(None), slice(None), all_sizes, main),
+            "map": self._ap(slice(None), slice(None), all_sizes, self.main_limit),
             "map50": self._ap(0, slice(None), all_sizes, last),
             "map75": self._ap(5, slice(None), all_sizes, last),
         }
@@ -58,11 +62,10 @@ class Measured:
         `mask_map`, ...; None where the ground truth has no such object.
         """
         last = len(self.limits) - 1
-        main = self.limits.index(MAIN_LIMIT) if MAIN_LIMIT in self.limits else last
         rows: list[dict[str, Any]] = []
         for k, name in enumerate(self.classes):
             values = {
-                "map": self._ap(slice(None), k, 0, main),
+                "map": self._ap(slice(None), k, 0, self.main_limit),
                 "map50": self._ap(0, k, 0, last),
                 "map75": self._ap(5, k, 0, last),
                 **{f"map_{s}": self._ap(slice(None), k, a, last) for a, s in enumerate(SIZES, 1)},
@@ -118,9 +121,7 @@ def measure(
     if not limits or list(limits) != sorted(set(limits)) or min(limits) < 1:
         raise ValueError(f"limits on detections must ascend and be above 0, such as [1, 10, 100]; got {list(limits)}")
     ordered = _ordered(records)
-    masks = bool(ordered) and all("masks" in record and "masks" in record["truth"] for record in ordered)
-    iou_types: tuple[IoUType, ...] = ("box", "mask") if masks else ("box",)
-    return {iou_type: _evaluate(ordered, tuple(classes), tuple(limits), iou_type) for iou_type in iou_types}
+    return {form: _evaluate(ordered, tuple(classes), tuple(limits), form) for form in _iou_types(ordered)}
 
 
 def score(records: Mapping[str, Record], classes: Sequence[str], *, limits: Sequence[int] = LIMITS) -> dict[str, float]:
@@ -156,10 +157,8 @@ def intervals(records: Mapping[str, Record], classes: Sequence[str], *, limits: 
     ordered = _ordered(records)
     detections = sum(len(record["labels"]) for record in ordered)
     resamples = affordable_resamples(detections + len(ordered) * len(classes), WORK)
-    masks = bool(ordered) and all("masks" in record and "masks" in record["truth"] for record in ordered)
-    iou_types: tuple[IoUType, ...] = ("box", "mask") if masks else ("box",)
     out: dict[str, tuple[float, float]] = {}
-    for iou_type in iou_types if resamples and ordered else ():
+    for iou_type in _iou_types(ordered) if resamples and ordered else ():
         measure = resampled_map(ordered, tuple(classes), tuple(limits), iou_type)
         out |= bootstrap(len(ordered), measure, resamples=resamples)
     return Intervals(f"bootstrap over images, {resamples} resamples", out)
@@ -183,6 +182,11 @@ def resampled_map(
         return {f"{iou_type}_map": float("nan") if value == UNKNOWN else value}
 
     return measure
+
+
+def _iou_types(records: Sequence[Record]) -> tuple[IoUType, ...]:
+    masks = bool(records) and all("masks" in record and "masks" in record["truth"] for record in records)
+    return ("box", "mask") if masks else ("box",)
 
 
 def _ordered(records: Mapping[str, Record]) -> list[Record]:

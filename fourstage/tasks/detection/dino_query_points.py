@@ -11,6 +11,7 @@ from fourstage.tasks.detection.boxes import corner_form
 from fourstage.tasks.detection.deformable_attention import DeformableAttention
 from fourstage.tasks.detection.detector import to_original
 from fourstage.tasks.detection.dino import DINO
+from fourstage.tasks.detection.padding import padded_size
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def best_query_points(detector: DINO, batch: Batch, queries: int) -> QueryPoints
     query_BQC, references, memory = seen[0]
     places, weights = last.points_of(query_BQC[:, best_Q], references[:, best_Q], memory.sizes)
     size_L2 = places.new_tensor([(width, height) for height, width in memory.sizes])
-    padded_2 = places.new_tensor([side * detector.pad_to for side in _padded(batch, detector.pad_to)]).flip(0)
+    height, width = padded_size((batch.images_BCHW.shape[2], batch.images_BCHW.shape[3]), detector.pad_to)
+    padded_2 = places.new_tensor([width, height])
     pixels_QS2 = ((places + 0.5) / size_L2[:, None] * padded_2)[0].flatten(1, 3)
     height, width = batch.sizes[0]
     boxes_Q4 = corner_form(predicted.boxes_BQ4[0, best_Q]) * predicted.boxes_BQ4.new_tensor([width, height] * 2)
@@ -55,11 +57,6 @@ def best_query_points(detector: DINO, batch: Batch, queries: int) -> QueryPoints
         to_original(pixels_QS2.repeat(1, 1, 2), batch, 0)[..., :2],
         weights[0].flatten(1),
     )
-
-
-def _padded(batch: Batch, multiple: int) -> tuple[int, int]:
-    """Return height and width of the padded image, in multiples."""
-    return -(-batch.images_BCHW.shape[2] // multiple), -(-batch.images_BCHW.shape[3] // multiple)
 
 
 def _keep(seen: list[tuple[Any, ...]]) -> Any:

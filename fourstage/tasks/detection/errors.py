@@ -9,9 +9,8 @@ import torch
 from fourstage.tasks.detection.boxes import box_iou
 from fourstage.tasks.detection.shown import SHOWN_SCORE
 
-SAME_OBJECT = (
-    0.5  # least overlap (IoU) of a detection with its object; with a crowd region, least share of the box inside
-)
+# least overlap (IoU) of a detection with its object; with a crowd region, least share of the box inside
+SAME_OBJECT = 0.5
 
 
 @dataclass(frozen=True)

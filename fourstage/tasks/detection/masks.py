@@ -174,8 +174,9 @@ def _own_windows(low_N: Tensor, high_N: Tensor, side: int) -> tuple[Tensor, Tens
 
 
 def _window(low_N: Tensor, high_N: Tensor, side: int) -> tuple[int, int]:
-    """Return the pixels along one axis that boxes can touch."""
-    return max(0, int(low_N.min().floor()) - 1), min(side, int(high_N.max().ceil()) + 1)
+    """Return the pixels along one axis that boxes can touch; one of NaN, which touches none, may add others."""
+    low, high = low_N.nan_to_num().min(), high_N.nan_to_num().max()
+    return max(0, int(low.floor()) - 1), min(side, int(high.ceil()) + 1)
 
 
 def _stretched(masks: SmallMasks, top_N: Tensor, left_N: Tensor, height: int, width: int) -> Tensor:

@@ -58,6 +58,9 @@ class RPNHead(nn.Module):
         count: largest number of anchors of an image that train.
         training_proposals: how many proposals there are in training.
         proposals: how many proposals there are in predictions.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class RPNHead(nn.Module):
         super().__init__()
         check_counts(channels=channels, count=count)
         check_counts(convs=convs, least=0)
+        if beta < 0:
+            raise ValueError(f"beta is a difference of at least 0; got {beta}")
         widths = [levels[0].channels, *[channels or levels[0].channels] * convs]
         self.anchors = AnchorGrid([level.stride for level in levels], scales, ratios)
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, act=nn.ReLU()) for a, b in pairwise(widths)))

@@ -26,7 +26,7 @@ class MatchedPairs:
     image_M: Tensor  # int64
     query_M: Tensor  # int64
     labels_M: Tensor  # int64, of the objects
-    boxes_M4: Tensor  # of the objects, pixels
+    boxes_M4: Tensor  # of the objects, in the units that cost and losses agree on
 
     def __len__(self) -> int:
         return len(self.image_M)

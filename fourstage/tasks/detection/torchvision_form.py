@@ -27,7 +27,7 @@ class TorchvisionForm(nn.Module):
         first_label: of the classes in targets and results; 1: 0 is the background, as in torchvision's Mask R-CNN.
 
     Raises:
-        ValueError: `detector` is not one.
+        ValueError: `detector` is not one, or `mean` or `std` are not three numbers.
     """
 
     mean_311: Tensor
@@ -41,6 +41,8 @@ class TorchvisionForm(nn.Module):
             raise ValueError(f"torchvision's form is for detectors of create_detector; got a {type(detector).__name__}")
         self.detector, self.first_label = detector, first_label
         for name, values in (("mean_311", mean), ("std_311", std)):
+            if len(values) != 3:
+                raise ValueError(f"mean and std are of three channels; got {list(values)}")
             self.register_buffer(name, torch.tensor(list(values)).view(3, 1, 1), persistent=False)
 
     def forward(
@@ -109,7 +111,10 @@ class TorchvisionForm(nn.Module):
 
     @staticmethod
     def _of_shape(value: Any, shape: tuple[int, ...], name: str) -> Tensor:
-        tensor = torch.as_tensor(value).as_subclass(Tensor)
+        try:
+            tensor = torch.as_tensor(value).as_subclass(Tensor)
+        except (TypeError, ValueError, RuntimeError) as error:  # None, text, rows of different lengths
+            raise ValueError(f"{name} must be a tensor; got a {type(value).__name__} ({error})") from error
         if tensor.ndim != len(shape) or any(w not in (-1, n) for n, w in zip(tensor.shape, shape, strict=True)):
             wanted = " x ".join("N" if side == -1 else str(side) for side in shape)
             raise ValueError(

@@ -1,6 +1,7 @@
 """The views of an image that a segmentor predicts: sizes, mirror images, windows. H x W pixels."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from fourstage.data.transforms.resizing import Size, keep_ratio, times
@@ -36,7 +37,7 @@ class Protocol:
     divisor: int = 1
 
     def __post_init__(self) -> None:
-        if not self.ratios or min(self.ratios) <= 0:
+        if not self.ratios or not all(0 < ratio < inf for ratio in self.ratios):
             raise ValueError(f"ratios are factors on an image's sides, at least one, above 0; got {list(self.ratios)}")
         if self.scale is not None and min(self.scale) < SMALLEST:
             raise ValueError(f"scale limits an image's sides, each at least {SMALLEST} pixels; got {list(self.scale)}")

@@ -4,6 +4,7 @@ B images, C classes, H x W pixels, h x w cells.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ def classifier(channels: int, num_classes: int, prior: Sequence[float] | None = 
         return layer
     if isinstance(prior, str):
         raise ValueError(f"prior is a list of {num_classes} numbers or None, or in a recipe auto; got {prior!r}")
-    if len(prior) != num_classes or min(prior) <= 0:
+    if len(prior) != num_classes or not all(0 < share < inf for share in prior):
         raise ValueError(
             f"prior is the share of pixels of each of {num_classes} classes, above 0; got {list(prior)}; give "
             f"{num_classes} numbers, or type method_args.prior=auto in a recipe, prior=None in Python"

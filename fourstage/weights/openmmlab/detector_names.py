@@ -1,8 +1,7 @@
 """MMDetection 2 and 3, and the forks of the Swin line: necks and heads of detectors, by the same names in all of them.
 
 The tables are complete for RetinaNet, ATSS (with and without DyHead), Mask R-CNN (with and without masks) and Cascade
-Mask R-CNN. What is below
-`backbone.` is renamed by the tables of the backbone's own family.
+Mask R-CNN. What is below `backbone.` is renamed by the tables of the backbone's own family.
 """
 
 import re

@@ -115,13 +115,16 @@ class EvaluationPipeline:
     def normalisation(self) -> tuple[Triple | None, Triple | None]:
         """Return mean and standard deviation of pixels from 0 to 1; None where the configuration does not say."""
         config, model = self.config, self.model
-        step = self.step("Normalize")
-        places = (model.get("data_preprocessor"), config.get("data_preprocessor"), step, config.get("img_norm_cfg"))
+        first = (model.get("data_preprocessor"), config.get("data_preprocessor"))
+        places = (*first, self.step("Normalize"), config.get("img_norm_cfg"))
         found = next((place for place in places if mapping(place).get("mean") is not None), None)
         if found is None:
             return None, None
         section = ConfigSection(found, "normalisation", model.source)
-        section.require("bgr_to_rgb" if "bgr_to_rgb" in found else "to_rgb", [True], default=True)
+        if any(found is place for place in first):  # MMEngine keeps the order of the file that is read, blue first
+            section.require("bgr_to_rgb", [True], default=False)
+        else:
+            section.require("to_rgb", [True], default=True)
         return _triple(section, "mean"), _triple(section, "std")
 
 

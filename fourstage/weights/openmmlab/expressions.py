@@ -318,7 +318,7 @@ class Evaluator:
         return out
 
     def _call(self, node: ast.Call) -> Any:
-        """Return the result of `range`, `list`, `tuple`, `int`, `float`, `str` and `text.join`."""
+        """Return the result of `range`, `list`, `tuple`, `int`, `float` and `text.join`."""
         arguments = [self._value(argument) for argument in node.args]
         match node.func, arguments:
             case ast.Name(id="range"), [*limits] if limits and len(limits) <= 3 and all(type(n) is int for n in limits):

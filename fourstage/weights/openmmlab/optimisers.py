@@ -56,16 +56,24 @@ def optimiser(config: ConfigSection, findings: Findings, network: NetworkDescrip
 
 def _clipping(config: ConfigSection, wrapper: ConfigSection, findings: Findings) -> Values:
     clip = wrapper.section("clip_grad")
-    old = config.section("optimizer_config")
-    clip = clip if clip.values else old.section("grad_clip")
+    clip = clip if clip.values else config.section("optimizer_config").section("grad_clip")
     out: Values = {}
     if clip.get("max_norm") is not None:
         out["grad_clip"] = clip.number("max_norm", 0.0) or None
         findings.expect(clip, "norm_type", 2)
     elif clip.get("clip_value") is not None:
         findings.differs(clip, "clip_value", "no clipping here")
-    count = wrapper.integer("accumulative_counts", old.integer("cumulative_iters", old.integer("update_interval", 1)))
+    count = accumulation(config)
     return out | ({"accumulation": count} if count > 1 else {})
+
+
+def accumulation(config: ConfigSection) -> int:
+    """Return the batches of an update, by the names of MMEngine, of MMCV, and of the hook of Swin's forks."""
+    old = config.section("optimizer_config")
+    of_forks = old.integer("update_interval", 1)
+    return max(
+        1, config.section("optim_wrapper").integer("accumulative_counts", old.integer("cumulative_iters", of_forks))
+    )
 
 
 def _groups(section: ConfigSection, findings: Findings, network: NetworkDescription) -> Values:
@@ -111,11 +119,11 @@ def _custom_key(keys: ConfigSection, key: str, findings: Findings, network: Netw
     decay, rate = rule.number("decay_mult", 1.0), rule.number("lr_mult", 1.0)
     out: Values = {}
     if rate != 1.0:
-        prefix = {"backbone": "network.backbone", "decode_head": "network.decoder", "head": "network.decoder"}.get(key)
-        if prefix is None:
+        prefixes = _prefixes(key, network)
+        if not prefixes:
             findings.differs(rule, "lr_mult", "factor 1 here")
         else:
-            out["lr_multipliers"] = {prefix: rate}
+            out["lr_multipliers"] = dict.fromkeys(prefixes, rate)
     if decay == 1.0:
         return out
     if decay != 0.0 or key not in ("norm", "absolute_pos_embed", "relative_position_bias_table", "backbone"):
@@ -134,6 +142,16 @@ def _custom_key(keys: ConfigSection, key: str, findings: Findings, network: Netw
     tables = TABLES if key == "relative_position_bias_table" else POSITIONS if network.backbone_args.get("ape") else {}
     found = _of_backbone(tables, network.backbone)
     return out | ({"no_decay": [found]} if found else {})
+
+
+def _prefixes(key: str, network: NetworkDescription) -> list[str]:
+    """Return the beginnings of our names of the parameters whose names contain a key; [] where they are not known."""
+    if key == "backbone":
+        return ["network.backbone"]
+    if network.task != "segmentation" or key not in ("decode_head", "head"):
+        return []
+    has_auxiliary = network.method == "upernet" and network.method_args.get("auxiliary_weight") != 0
+    return ["network.decoder", *(["network.auxiliary"] if key == "head" and has_auxiliary else [])]
 
 
 def _of_backbone(by_prefix: Mapping[str, Any], backbone: str) -> Any:

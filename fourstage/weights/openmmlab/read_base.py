@@ -12,12 +12,8 @@ from fourstage.weights.openmmlab.base_files import of_package
 from fourstage.weights.openmmlab.expressions import Evaluator, NotPlainError
 from fourstage.weights.openmmlab.merging import merged, without_marks
 
-LAYERS = {
-    "BatchNorm2d": "BN",
-    "SyncBatchNorm": "SyncBN",
-    "GroupNorm": "GN",
-    "LayerNorm": "LN",
-}  # of torch: its name there
+# layers of torch -> their names there
+LAYERS = {"BatchNorm2d": "BN", "SyncBatchNorm": "SyncBN", "GroupNorm": "GN", "LayerNorm": "LN"}
 
 
 def imported_file(path: Path, statement: ast.ImportFrom, folders: Sequence[Path]) -> Path:

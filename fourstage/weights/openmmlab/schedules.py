@@ -95,7 +95,8 @@ def _steps(section: ConfigSection, findings: Findings, config: ConfigSection, un
     times = passes if unit == "ep" else 1
     if is_count(section.get("step")):
         every = max(1, section.integer("step", 1))
-        last = config.section("runner").integer("max_epochs" if unit == "ep" else "max_iters", 0)
+        name = "epochs" if unit == "ep" else "iters"
+        last = config.section("runner").integer(f"max_{name}", config.integer(f"total_{name}", 0))
         points = tuple(range(every, min(last, every * 1000), every))
     else:
         points = section.integers("step")

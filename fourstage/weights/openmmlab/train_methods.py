@@ -19,9 +19,8 @@ SET_COSTS = [
 ]
 ANY = object()  # a value without effect
 ZEROS = [0.0, 0.0, 0.0, 0.0]
-FIXED: dict[
-    str, dict[str, Any]
-] = {  # method -> pattern of a path -> the only value here, for entries that nothing reads
+# method -> pattern of a path -> the only value here, for entries that nothing reads
+FIXED: dict[str, dict[str, Any]] = {
     "any": {
         "*pipeline.*": {"flip": False, "keys": ANY, "meta_keys": ANY, "with_bbox": ANY, "with_mask": ANY}
         | {"type": ANY, "to_float32": False},
@@ -120,17 +119,9 @@ FAMILIES = {
     "semantic_fpn": "segmentor",
 }
 DERIVED = (  # names of entries that follow from others, or say how and not what is computed
-    *(
-        "in_channels",
-        "roi_feat_size",
-        "requires_grad",
-        "inplace",
-        "debug",
-        "convert_weights",
-        "proposal_feature_channel",
-    ),
+    *("in_channels", "roi_feat_size", "requires_grad", "inplace", "debug", "convert_weights"),
     *("embed_dims", "num_levels", "num_feats", "num_heads", "out_channels", "featmap_strides", "pretrain_img_size"),
-    *("in_index", "mlp_ratios"),
+    *("in_index", "mlp_ratios", "proposal_feature_channel"),
 )
 
 

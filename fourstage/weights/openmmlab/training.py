@@ -12,7 +12,7 @@ from fourstage.weights.openmmlab.config_files import ConfigFile, read_config_fil
 from fourstage.weights.openmmlab.evaluation import EvaluationPipeline
 from fourstage.weights.openmmlab.findings import Findings, rounded
 from fourstage.weights.openmmlab.network import network_of_config
-from fourstage.weights.openmmlab.optimisers import average, optimiser, precision
+from fourstage.weights.openmmlab.optimisers import accumulation, average, optimiser, precision
 from fourstage.weights.openmmlab.schedules import length_of_mmcv, length_of_mmengine, rates_of_mmcv, rates_of_mmengine
 from fourstage.weights.openmmlab.section import ConfigSection, Values, mapping, name_of
 from fourstage.weights.openmmlab.train_data import TrainData, detection_augmentation, segmentation_augmentation
@@ -142,8 +142,7 @@ def _batch(config: ConfigSection, data: TrainData, findings: Findings, gpus: int
             findings.assume(
                 f"{GPUS} GPUs with {plural(count, 'image')} each, a batch of {batch}; for another number, add --gpus N"
             )
-    wrapper, old = config.section("optim_wrapper"), config.section("optimizer_config")
-    batch *= max(1, wrapper.integer("accumulative_counts", old.integer("cumulative_iters", 1)))
+    batch *= accumulation(config)
     rate = rounded(lr * batch / base) if follows and base else lr
     return {"batch_size": batch, "lr": rate} | ({"lr_scaling": "peak"} if follows else {})
 

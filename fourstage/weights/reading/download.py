@@ -133,9 +133,9 @@ def _continue(address: str, incomplete: Path, progress: Progress | None) -> None
         here, total = _span(answer, here)
         version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
         beside = _version_file(incomplete)
-        if here and (not beside.exists() or beside.read_text() != version):
+        if here and (not beside.exists() or beside.read_text("utf-8", "replace") != version):
             raise _ChangedError
-        beside.write_text(version)
+        beside.write_text(version, "utf-8")
         with incomplete.open("ab" if here else "wb") as file:
             while chunk := answer.read1(CHUNK):  # what there is, so that a break loses nothing
                 file.write(chunk)

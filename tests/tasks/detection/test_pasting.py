@@ -125,3 +125,16 @@ def test_a_mask_without_extent_is_no_error() -> None:
     masks = SmallMasks(torch.ones(4, 28, 28), boxes, (30, 30))
     assert 0 < masks.full_size().sum() < 100
     assert masks.run_lengths()[2:] == [encode_mask(np.zeros((30, 30), dtype=bool))["counts"]] * 2
+
+
+@pytest.mark.parametrize(
+    "box", [[float("nan")] * 4, [float("nan"), 2.0, 9.0, 8.0], [float("-inf"), 2.0, float("inf"), 8.0]]
+)
+def test_boxes_of_a_network_that_diverged_have_no_mask_in_any_form(box: list[float]) -> None:
+    probabilities = torch.ones(2, 4, 4)
+    masks = SmallMasks(probabilities, torch.tensor([box, [3.0, 3.0, 12.0, 12.0]]), (20, 30))
+    plain, fast = masks._together(), masks._from_windows()
+    assert torch.equal(plain, fast)
+    assert plain[1].sum() == 81
+    alone = SmallMasks(probabilities[:1], masks.boxes_N4[:1], (20, 30))
+    assert torch.equal(alone._together(), fast[:1])

@@ -132,3 +132,14 @@ def test_images_that_torchvision_refuses_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             model(wrong)
+
+
+@pytest.mark.parametrize("value", [None, ["cat"], [[1, 2], [3]]])
+def test_values_that_are_no_tensor_are_one_sentence(value: Any) -> None:
+    model = TorchvisionForm(fourstage.create_detector("retinanet", "unified_pico", num_classes=3))
+    target = {"boxes": torch.tensor([[2.0, 2.0, 30.0, 40.0]]), "labels": torch.tensor([1])}
+    for key in target:
+        with pytest.raises(ValueError, match=f"^{key} of image 0 must be a tensor; got a {type(value).__name__} "):
+            model([torch.rand(3, 64, 64)], [{**target, key: value}])
+    with pytest.raises(ValueError, match=r"mean and std are of three channels; got \[0\.5\]"):
+        TorchvisionForm(model.detector, mean=(0.5,))

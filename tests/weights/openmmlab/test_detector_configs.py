@@ -275,6 +275,11 @@ def test_what_cannot_be_built_the_same_is_refused(
     ("path", "value", "sentence"),
     [
         ("model.data_preprocessor.bgr_to_rgb", False, "bgr_to_rgb False is not"),
+        (
+            "model.data_preprocessor",
+            {"mean": configs.MEAN, "std": configs.STD},
+            "bgr_to_rgb False is not",
+        ),  # MMEngine's default
         ("model.data_preprocessor.mean", [1], "three numbers"),
         ("model", "a", "names no network type"),
     ],

@@ -89,7 +89,7 @@ def test_heads_that_are_not_here_are_refused(model: dict[str, Any], changes: dic
 def seen(steps: list[dict[str, Any]], **preprocessor: Any) -> Any:
     """How a network of MMSegmentation 1.x sees test images."""
     model = {**configs.semantic_fpn(), "backbone": SWIN}
-    first = {"mean": [1, 2, 3], "std": [4, 5, 6], **preprocessor}
+    first = {"mean": [1, 2, 3], "std": [4, 5, 6], "bgr_to_rgb": True, **preprocessor}
     config = {"model": {**model, "data_preprocessor": first}, "test_dataloader": {"dataset": {"pipeline": steps}}}
     found: Any = recipe_of(network_of_config(config, "m.pth", classes=CLASSES), Path("m.pth"))
     return found.evaluation

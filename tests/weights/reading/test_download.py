@@ -337,3 +337,11 @@ def test_what_is_fetched_is_said_on_stderr(
     assert out == ""
     assert f"fetching {server.address}  (licence: none stated)" in err
     assert re.search(r"weights.pth, MB (\d+)/\1 ", err)
+
+
+def test_a_damaged_note_of_the_version_starts_again(server: Server, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / "weights.pth.part").write_bytes(CONTENT[:100])
+    (cache / "weights.pth.part.version").write_bytes(b"\xff\xfe\x80")
+    assert download.fetch(row(server.address)).read_bytes() == CONTENT
+    assert left(cache) == {"weights.pth"}
