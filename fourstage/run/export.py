@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, list_models
 from fourstage.data.sample import BadImage, Sample
+from fourstage.data.shards.dataset import is_pattern
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.export.graphs.base import Graph
 from fourstage.export.graphs.build import Output, backbone_graph, graph_of
@@ -25,6 +26,7 @@ from fourstage.export.trace import AXES, Traced, check_axes
 from fourstage.export.write import SUFFIXES, Format, Written, check_format, check_out, write
 from fourstage.exported.description import Description, Input, KeepRatio, MiddleCrop, Views
 from fourstage.exported.runtime import is_exported
+from fourstage.files import real_path
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.resources import sentences
@@ -62,7 +64,7 @@ class _Network:
     """A network that is exported.
 
     Attributes:
-        task: with its recipe's protocol; None: a dense backbone.
+        protocol: of its recipe; None: a dense backbone.
         size: (H, W) of its images where nothing else is asked for.
     """
 
@@ -149,7 +151,7 @@ def export_network(
 
 def default_out(source: str, format: str, *, dense: bool = False) -> str:
     """Return the name of the file for a source."""
-    name = Path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
+    name = real_path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
     return f"{name}{'_dense' if dense else ''}{SUFFIXES.get(format, '')}"
 
 
@@ -164,7 +166,7 @@ def _check(source: str | Path, path: Path, options: Options, data: str | None, *
     check_out(path, options.format, force=force)
     if options.size is not None and min(options.size) < 32:
         raise ValueError(f"--size {options.size[0]}x{options.size[1]} is too small; the smallest is 32x32")
-    if data is not None and data not in EMBEDDED and not Path(data).exists():
+    if data is not None and not (data in EMBEDDED or is_pattern(data) or Path(data).exists()):
         raise FileNotFoundError(f"there is no data {data}; check the path, or leave --data out to prove on noise")
 
 
