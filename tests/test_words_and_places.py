@@ -21,6 +21,7 @@ from fourstage.predict.files import find_inputs
 from fourstage.recipe import resolve
 from fourstage.run.compare.grid import plan
 from fourstage.run.export import default_out
+from fourstage.weights.reading import hub
 
 SHARDS = "s3://bucket/{train-{00..07},val-0}.tar"
 LONG = f"model_args={{a: {'b' * 300}}}"
@@ -179,3 +180,39 @@ def test_a_path_as_a_change_is_no_yaml(tmp_path: Path, monkeypatch: pytest.Monke
     for word in ("{train-{0..3},val-0}.tar", "my: data #2", "'quoted'"):
         assert resolve("digits_visformer", [f"data={word}"]).recipe.data == str(tmp_path / word)
     assert resolve("digits_visformer", ["data="]).recipe.data is None
+
+
+def test_a_recipe_that_is_none_is_answered_by_what_is_near(run: Run, tmp_path: Path) -> None:
+    assert "did you mean digits_visformer?" in run("train", "digit_visformer")[2]
+    assert "did you mean" not in run("train", "zzz")[2]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("base: digits_visformer\n")
+    assert "the folder of a run is given with --out" in run("train", "mine")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate hf-hub:user/name",
+        "evaluate digits_visformer --weights hf-hub:user/name",
+        "predict hf-hub:user/name a.png",
+        "predict visformer_digits a.png --weights hf-hub:user/name",
+        "verify hf-hub:user/name",
+        "export hf-hub:user/name",
+        "analyze erf hf-hub:user/name --data digits",
+        "train digits_visformer --dry-run weights=hf-hub:user/name",
+    ],
+)
+def test_every_command_fetches_from_the_hub(
+    words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> list[str]:
+        raise OSError("the hub was asked")
+
+    monkeypatch.setattr(hub, "_listed", asked)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert "the hub was asked" in run(*words.split())[2]
+
+
+def test_a_name_of_the_hub_is_no_name_of_published_weights(run: Run) -> None:
+    assert "hf-hub:USER/NAME" in run("train", "digits_visformer", "--dry-run", "weights=hf-hub:name")[2]

@@ -276,15 +276,15 @@ def _named(name: str) -> dict[str, Any]:
                 f"{name!r} is a folder, and the recipe comes before it: write finetune --data {shlex.quote(name)}, or "
                 "finetune_detection for boxes, finetune_segmentation for label maps"
             )
-        if "/" in name:
+        if "/" in name or folder.is_dir():
             raise ValueError(
                 f"there is no recipe {name!r}: a recipe is a name from `fourstage recipes` or a file of your own that "
                 "ends in .yaml, and the folder of a run is given with --out"
             )
-        close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
+        close = get_close_matches(name, list_recipes(), n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"there is no recipe {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
-            f"file of your own ends in .yaml"
+            f"there is no recipe {name!r}; {hint}`fourstage recipes` lists them, and a file of your own ends in .yaml"
         )
     return recipes[name]
 
@@ -336,7 +336,8 @@ def data_path(data: str | Path) -> str:
 
 def is_name_of_weights(weights: str) -> bool:
     """Return whether `weights` names published weights: `pretrained`, `smt_tiny.in1k` or `in1k`, and no file."""
-    return not any(sign in weights for sign in "/\\~") and not weights.endswith(CHECKPOINT_ENDINGS)
+    is_place = is_hub_name(weights) or any(sign in weights for sign in "/\\~")
+    return not is_place and not weights.endswith(CHECKPOINT_ENDINGS)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
