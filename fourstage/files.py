@@ -20,6 +20,7 @@ from typing import IO
 from fourstage.resources import full_disk_text, is_disk_full
 
 HUB = ("hf-hub:", "hf_hub:")  # begin the names of repositories of Hugging Face's hub
+NAMED = 40  # characters, of up to four bytes each, of a name that its unfinished file shows
 MARK = ".partial"  # in the names of files that are being written, which also start with a dot
 
 
@@ -48,7 +49,8 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 @contextmanager
 def _replacing(path: Path, suffix: str, keep: Path | None = None) -> Generator[Path]:
-    new = path.with_name(f".{path.name}.{os.urandom(6).hex()}{MARK}{suffix}")
+    beginning = path.name[:NAMED]  # the new name must not be longer than a file system allows
+    new = path.with_name(f".{beginning}.{os.urandom(6).hex()}{MARK}{suffix}")
     try:
         yield new
         with new.open("rb+") as file:
