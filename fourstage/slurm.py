@@ -12,7 +12,7 @@ from typing import Literal
 
 from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
-from fourstage.files import check_no_links, is_address, is_hub_name, read_text, write_text
+from fourstage.files import check_no_links, is_address, is_hub_name, read_text, typed, write_text
 from fourstage.recipe import (
     EMBEDDED,
     FREE,
@@ -26,7 +26,7 @@ from fourstage.recipe import (
     read_yaml,
     resolve,
 )
-from fourstage.run_folders import names_a_run, no_run
+from fourstage.run_folders import CHECKPOINTS, names_a_run, no_run
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
 STOPPED = 143  # exit code of a run that SIGTERM stopped and that the same command continues
@@ -225,6 +225,11 @@ def _recipe(job: Job) -> Recipe:
     values = {} if job.data is None else {"data": data_path(job.data)}
     if job.verb == "evaluate" and names_a_run(job.recipe, list_recipes()):
         raise FileNotFoundError(no_run(Path(job.recipe)))
+    if job.verb == "evaluate" and (is_hub_name(job.recipe) or Path(job.recipe).suffix in CHECKPOINTS):
+        raise ValueError(
+            f"a job evaluates a run or a recipe, and {job.recipe} is a checkpoint; name its recipe, with --weights "
+            f"{typed(job.recipe)}"
+        )
     if job.verb == "train" or not Path(job.recipe).is_dir():
         recipe = resolve(job.recipe, job.changes, values, job.imports).recipe
     elif not (Path(job.recipe) / "recipe.yaml").is_file():

@@ -216,3 +216,11 @@ def test_every_command_fetches_from_the_hub(
 
 def test_a_name_of_the_hub_is_no_name_of_published_weights(run: Run) -> None:
     assert "hf-hub:USER/NAME" in run("train", "digits_visformer", "--dry-run", "weights=hf-hub:name")[2]
+
+
+@pytest.mark.parametrize("source", ["runs/a/best.pt", "hf-hub:user/name"])
+def test_a_job_offers_the_option_for_a_checkpoint(source: str, run: Run) -> None:
+    _, _, err = run("slurm", "evaluate", source, *WHERE)
+    assert "--out" not in err
+    offered = shlex.split(err.strip().partition("with ")[2])
+    assert run("slurm", "evaluate", "digits_visformer", *WHERE, *offered)[0] == 0
