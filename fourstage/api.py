@@ -25,12 +25,12 @@ from fourstage.build import (
     try_on_meta,
 )
 from fourstage.data.class_names import names_of
+from fourstage.files import HUB
 from fourstage.methods import NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network, description_of, remember
 from fourstage.weights.load import Report
-from fourstage.weights.reading.hub import PREFIXES
 from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 SAVED_HERE = "local-dir:"  # a folder, as timm writes it
-SAVED = (*PREFIXES, SAVED_HERE)
+SAVED = (*HUB, SAVED_HERE)
 PLACES = ("device", "dtype")  # arguments of a network alone
 STARTING_WEIGHTS = ("pretrained", "checkpoint_path")  # arguments that make a network start from another file
 FORMS = {**NETWORKS, "classification": "classifier", "backbone": "dense backbone"}  # a task -> its network

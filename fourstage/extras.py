@@ -21,13 +21,13 @@ def install(*extras: str) -> str:
     address, editable = _origin()
     if editable:
         folder = Path(unquote(urlsplit(address).path))
-        return f'{_pip()} install -e "{_shown(folder)}{wanted}"'
-    return f'{_pip()} install "{PACKAGE}{wanted} @ {address}"'
+        return f'{_pip_install()} -e "{_shown(folder)}{wanted}"'
+    return f'{_pip_install()} "{PACKAGE}{wanted} @ {address}"'
 
 
 def install_package(name: str) -> str:
     """Return the command line that installs one library into the running interpreter."""
-    return f"{_pip()} install {name}"
+    return f"{_pip_install()} {name}"
 
 
 def _origin() -> tuple[str, bool]:
@@ -44,15 +44,15 @@ def _origin() -> tuple[str, bool]:
     return f"{prefix}{direct['url']}{at}", folder
 
 
-def _pip() -> str:
-    """Return the pip of the running interpreter, as a user would type it."""
+def _pip_install() -> str:
+    """Return the command that installs into the running interpreter, as a user would type it."""
     python = Path(sys.executable)
     pip = python.with_name("pip")
     if pip.is_file():
-        return shlex.quote(str(_shown(pip)))
+        return f"{shlex.quote(str(_shown(pip)))} install"
     if find_spec("pip") is None:  # environments that uv makes have none
-        return f"uv pip --python {shlex.quote(str(python))}"
-    return f"{shlex.quote(str(_shown(python)))} -m pip"
+        return f"uv pip install --python {shlex.quote(str(python))}"
+    return f"{shlex.quote(str(_shown(python)))} -m pip install"
 
 
 def _shown(path: Path) -> Path:

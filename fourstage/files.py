@@ -10,6 +10,7 @@ limits by one environment variable.
 import contextlib
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import IO
 
 from fourstage.resources import full_disk_text, is_disk_full
 
+HUB = ("hf-hub:", "hf_hub:")  # begin the names of repositories of Hugging Face's hub
+NAMED = 40  # characters, of up to four bytes each, of a name that its unfinished file shows
 MARK = ".partial"  # in the names of files that are being written, which also start with a dot
 
 
@@ -46,7 +49,8 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 @contextmanager
 def _replacing(path: Path, suffix: str, keep: Path | None = None) -> Generator[Path]:
-    new = path.with_name(f".{path.name}.{os.urandom(6).hex()}{MARK}{suffix}")
+    beginning = path.name[:NAMED]  # the new name must not be longer than a file system allows
+    new = path.with_name(f".{beginning}.{os.urandom(6).hex()}{MARK}{suffix}")
     try:
         yield new
         with new.open("rb+") as file:
@@ -176,6 +180,16 @@ def kind_of(mode: int) -> str:
     return next((name for fits, name in KINDS if fits(mode)), "file")
 
 
+def is_address(data: str | Path) -> bool:
+    """Return whether data is named by an address that fsspec opens, such as s3://bucket/data, and not by a path."""
+    return "://" in str(data)
+
+
+def is_hub_name(source: str) -> bool:
+    """Return whether a name is that of a repository of Hugging Face's hub."""
+    return source.startswith(HUB)
+
+
 def open_regular(path: str | Path) -> IO[bytes]:
     """Open a regular file to read its bytes. Anything else, such as a named pipe, is refused and never waited for.
 
@@ -302,3 +316,8 @@ def shown_path(path: Path) -> str:
     full = real_path(path)
     here = Path.cwd()
     return os.path.relpath(full, here) if full.is_relative_to(here) and full != here else str(full)
+
+
+def typed(path: str | os.PathLike[str]) -> str:
+    """Return a path as a word of a command that can be typed."""
+    return shlex.quote(str(path))

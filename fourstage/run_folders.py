@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from fourstage.files import is_hub_name
+
 RECIPE = "recipe.yaml"  # the file that makes a folder a run folder
 DEFAULT = Path("runs")  # where runs are that were given no folder
 CHECKPOINTS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # endings of files, which are no run folders
@@ -24,7 +26,7 @@ def names_a_run(word: str, names: Iterable[str]) -> bool:
         names: what else the word may name, such as recipes; a run may have the name of its recipe.
     """
     path = Path(word)
-    if word in names or path.exists() or path.suffix in (".yaml", ".yml", *CHECKPOINTS):
+    if word in names or is_hub_name(word) or path.exists() or path.suffix in (".yaml", ".yml", *CHECKPOINTS):
         return False
     return len(path.parts) > 1 or (DEFAULT / path / RECIPE).is_file()
 

@@ -12,19 +12,21 @@ from typing import Literal
 
 from fourstage.documents import YAML_BYTES
 from fourstage.engine.tracker import check_tracker
-from fourstage.files import check_no_links, read_text, real_path, write_text
+from fourstage.files import check_no_links, is_address, is_hub_name, read_text, typed, write_text
 from fourstage.recipe import (
     EMBEDDED,
     FREE,
     Classification,
     Recipe,
+    data_path,
     difference,
     from_mapping,
+    is_name_of_weights,
     list_recipes,
     read_yaml,
     resolve,
 )
-from fourstage.run_folders import names_a_run, no_run
+from fourstage.run_folders import CHECKPOINTS, names_a_run, no_run
 
 WARNING = 120  # seconds between the signal and the end of a job's time limit, in which a run saves
 STOPPED = 143  # exit code of a run that SIGTERM stopped and that the same command continues
@@ -40,6 +42,7 @@ class Job:
         verb: the command.
         recipe: a recipe by name or FILE.yaml; for evaluate also a run folder.
         options: words of the command after the recipe, such as ("--weights", "a.pth").
+        imports: Python files of the user that the recipe or the run needs.
         gpus: number of GPUs, with one process each.
         gpus_per_node: None: 8, or `gpus` if that is less.
         cpus_per_task: None: the default of the partition, often 1.
@@ -61,6 +64,7 @@ class Job:
     data: str | None = None
     out: str | None = None
     options: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 
     @property
@@ -86,7 +90,8 @@ class Job:
         paths = [
             word for name, value in (("--data", self.data), ("--out", self.out)) if value for word in (name, value)
         ]
-        words = [self.verb, self.recipe, *paths, *self.options, *self.changes]
+        imports = [f"--imports={file}" for file in self.imports]
+        words = [self.verb, self.recipe, *paths, *self.options, *imports, *self.changes]
         return [sys.executable, "-m", "fourstage", *words]
 
 
@@ -217,16 +222,22 @@ def _check_words(job: Job) -> None:
 
 def _recipe(job: Job) -> Recipe:
     """Return the recipe as the job will resolve it."""
-    values = {} if job.data is None else {"data": _absolute(job.data)}
+    values = {} if job.data is None else {"data": data_path(job.data)}
     if job.verb == "evaluate" and names_a_run(job.recipe, list_recipes()):
         raise FileNotFoundError(no_run(Path(job.recipe)))
+    if job.verb == "evaluate" and (is_hub_name(job.recipe) or Path(job.recipe).suffix in CHECKPOINTS):
+        raise ValueError(
+            f"a job evaluates a run or a recipe, and {job.recipe} is a checkpoint; name its recipe, with --weights "
+            f"{typed(job.recipe)}"
+        )
     if job.verb == "train" or not Path(job.recipe).is_dir():
-        recipe = resolve(job.recipe, job.changes, values).recipe
+        recipe = resolve(job.recipe, job.changes, values, job.imports).recipe
     elif not (Path(job.recipe) / "recipe.yaml").is_file():
         raise FileNotFoundError(no_run(Path(job.recipe)))
     else:
-        recipe = resolve(Path(job.recipe) / "recipe.yaml", job.changes, values).recipe
-    if job.verb == "evaluate" and not Path(job.recipe).is_dir() and "--weights" not in job.options:
+        recipe = resolve(Path(job.recipe) / "recipe.yaml", job.changes, values, job.imports).recipe
+    given = Path(job.recipe).is_dir() or "--weights" in job.options or recipe.weights is not None
+    if job.verb == "evaluate" and not given:
         raise ValueError("a recipe alone has no weights to evaluate; add --weights FILE, or name a run folder")
     if recipe.data is None:
         raise ValueError("the recipe names no data; add --data FOLDER, or --data digits to try it out")
@@ -273,18 +284,23 @@ def _check_folder(job: Job, recipe: Recipe) -> None:
 def _notes(job: Job, recipe: Recipe) -> Iterator[str]:
     """Yield notes on what is often a mistake."""
     weights = job.options[job.options.index("--weights") + 1] if "--weights" in job.options else recipe.weights
-    for what, path in (("data", recipe.data), ("weights", weights)):
-        if path is not None and path not in EMBEDDED and not Path(path).exists():
+    paths = dict[str, str]()
+    if recipe.data is not None and recipe.data not in EMBEDDED and not is_address(recipe.data):
+        paths["data"] = recipe.data
+    if weights is not None and not is_name_of_weights(weights) and not is_hub_name(weights):
+        paths["weights"] = weights
+    for what, path in paths.items():
+        if _is_missing(path):
             yield f"note: the {what}, {path}, are not on this machine; the nodes of the job need them at this path"
     if job.cpus_per_task is None and (recipe.workers is None or recipe.workers > 1):
         has = "as many loader workers as its CPUs allow" if recipe.workers is None else f"workers={recipe.workers}"
         yield f"note: each process has {has}, but without --cpus-per-task many partitions give it a single CPU"
 
 
-def _absolute(data: str) -> str:
-    if not data:
-        raise ValueError("--data is empty; give a folder, or digits")
-    return data if data in EMBEDDED else str(real_path(Path(data).expanduser()))
+def _is_missing(path: str) -> bool:
+    """Return whether a path is not on this machine; of shards such as train-{00..07}.tar, their folder."""
+    before, braces, _ = path.partition("{")
+    return not (Path(before).parent if braces else Path(before)).exists()
 
 
 def _quoted(value: str) -> str:
@@ -361,7 +377,7 @@ def array_script(array: Array) -> str:
     job = array.job
     _check_size(job)
     _check_words(job)
-    data = [] if array.data is None else ["--data", _absolute(array.data)]
+    data = [] if array.data is None else ["--data", data_path(array.data)]
     words = ["compare", *array.sources, *array.words, *data, "--out", str(array.out)]
     own = f"{shlex.join(job.command)} "
     cell = f'{shlex.join([sys.executable, "-m", "fourstage", *words])} --cell "$SLURM_ARRAY_TASK_ID" '

@@ -12,7 +12,7 @@ from torch import nn
 
 from fourstage.api import create_model
 from fourstage.extras import install
-from fourstage.registry import find, list_models
+from fourstage.registry import list_models
 
 try:
     import timm
@@ -76,7 +76,7 @@ def _all_maps(name: str) -> tuple[int, ...]:
 
 def _register() -> None:
     for name in list_models():
-        if find(name).classifier is not None and name not in NAMES.values():
+        if name not in NAMES.values():
             name_there = name_in_timm(name)
             register_model(_entry_point(name, name_there))
             NAMES[name_there] = name

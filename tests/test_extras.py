@@ -84,3 +84,10 @@ def test_code_without_an_installation_is_named_by_its_folder(monkeypatch: pytest
 
 def test_the_line_that_installs_one_library() -> None:
     assert re.fullmatch(r".*pip.* install onnxruntime", extras.install_package("onnxruntime"))
+
+
+def test_environments_without_pip_are_those_of_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert extras.install_package("onnxruntime") == f"uv pip install --python {python} onnxruntime"

@@ -152,3 +152,15 @@ def test_real_paths(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert real_path(tmp_path / "loop" / "x").name == "x"  # Path.resolve raises RuntimeError
     assert real_path(str(tmp_path / "b" / ".." / "link" / "c")) == tmp_path.resolve() / "a" / "c"
+
+
+LONG_NAMES = {"one byte": "a" * 251, "three bytes": "あ" * 83, "four bytes": "𝒜" * 62}
+
+
+@pytest.mark.parametrize("name", [f"{one}.png" for one in LONG_NAMES.values()], ids=LONG_NAMES)
+def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, "text")
+    with atomic_path(tmp_path / name) as new:
+        assert is_unfinished(new)
+        new.write_text("new")
+    assert names(tmp_path) == [name]

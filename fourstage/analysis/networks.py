@@ -11,12 +11,12 @@ from torch import nn
 from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, create_model, fresh_network, from_checkpoint
 from fourstage.backbones.base import MEAN, STD, crop_mode_of
 from fourstage.extras import install
+from fourstage.files import is_hub_name
 from fourstage.registry import find
 from fourstage.run_folders import no_run
 from fourstage.weights import saved
 from fourstage.weights.description import describe_network
 from fourstage.weights.load import head_classes
-from fourstage.weights.reading.hub import is_hub_name
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
 Form = Literal["maps", "logits"]

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fourstage.bench import timing
+from fourstage.bench.networks import is_task_network
 from fourstage.bench.options import Options
 from fourstage.bench.results import WORDS
 from fourstage.bench.run import BATCH, environment, load_model, select_models, set_up
 from fourstage.bench.timing import Spread, Step, Watch
-from fourstage.bench.workloads import Setting, memory_errors
+from fourstage.bench.workloads import Setting
+from fourstage.exported.runtime import is_exported
 from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.ops import matmul, products
 from fourstage.progress import Bar
@@ -80,10 +82,12 @@ def floors(models: Sequence[str], options: Options, *, show: bool = True) -> lis
     """Measure the networks one after the other; a network and its products take turns in rounds.
 
     Raises:
-        ValueError: a name is unknown, or the options are not float32 on a CPU without a compiler.
+        ValueError: a name is unknown or no classifier's, or the options are not float32 on a CPU without a compiler.
     """
     import_files(options.imports)
     names, _ = select_models(models, None)
+    if other := next((name for name in names if is_exported(name) or is_task_network(name)), None):
+        raise ValueError(f"--floor is for classifiers and backbones, and {other} is none; leave --floor or {other} out")
     setting = set_up(options)
     if setting.device.type != "cpu" or options.dtype != "float32" or options.compile:
         raise ValueError("--floor is for float32 on a CPU; add --device cpu, leave out --dtype and --compile")
@@ -92,8 +96,7 @@ def floors(models: Sequence[str], options: Options, *, show: bool = True) -> lis
         for name in names:
             for mode in options.modes():
                 bar.update(len(out), f"{name}, {WORDS[mode]}")
-                with memory_errors():
-                    out.append(floor_of(name, mode, setting))
+                out.append(floor_of(name, mode, setting))
     return out
 
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,17 +118,20 @@ def peaks_on_cuda(run: Callable[[str, int], Any], base: int, modes: Sequence[str
 
 
 def main() -> int:
-    """Read a request from the standard input; print one JSON line per mode that fits."""
-    request = json.load(sys.stdin)
+    """Read a request from the standard input; print one JSON line per mode that fits.
+
+    What the user's files print goes to the standard error.
+    """
+    request, lines = json.load(sys.stdin), sys.stdout
     size = request["options"]["img_size"]
     lists = {"img_size": tuple(size) if size else None, "imports": tuple(request["options"]["imports"])}
     options = Options(**{**request["options"], **lists})
     from fourstage.bench.workloads import OutOfMemoryError, memory_errors
 
     try:
-        with memory_errors():
+        with redirect_stdout(sys.stderr), memory_errors():
             for mode, peak in _peaks(request["name"], options, request["modes"], request["batch"]):
-                print(json.dumps({mode: peak}), flush=True)
+                print(json.dumps({mode: peak}), file=lines, flush=True)
     except (OutOfMemoryError, MemoryError):
         return NO_MEMORY
     return 0

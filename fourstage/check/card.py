@@ -159,10 +159,9 @@ def _check_beside(card: Card, candidate: Candidate, setting: Setting, progress: 
     if needs is not None:
         card.lines.extend(Line(name, needs) for name in names)
         return
-    entrants = entrants_of(candidate)
-    card.table.update({entrant.name: Figures(entrant.name) for entrant in _told_apart(entrants)})
+    entrants = _told_apart(entrants_of(candidate))
+    card.table.update({entrant.name: Figures(entrant.name) for entrant in entrants})
     measures = ((COST, figures.cost), (SPEED, figures.speed), (MEMORY, figures.memory), (FIELD, figures.field))
-    entrants = _told_apart(entrants)
     for number, (name, measure) in enumerate(measures):
         progress(0.3 + 0.05 * number, name)
         advice = "the mixer must run in a network too: correct this error"

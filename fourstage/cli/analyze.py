@@ -1,6 +1,7 @@
 """`analyze`: receptive fields, similarity, activation maps, attention, invariance and robustness of networks."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,7 +233,7 @@ def _box(text: str) -> tuple[float, float, float, float]:
         x1, y1, x2, y2 = (float(word) for word in text.split(","))
     except ValueError:
         raise ValueError(f"--box is X1,Y1,X2,Y2 in pixels, such as 10,20,110,90; got {text!r}") from None
-    if not (x1 < x2 and y1 < y2):
+    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
         raise ValueError(f"--box is X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2; got {text!r}")
     return x1, y1, x2, y2
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fourstage.cli.parsing import Verbs, add_verb
+from fourstage.cli.parsing import Verbs, add_verb, alone
 
 
 def add_check(verbs: Verbs, help: str) -> None:
@@ -28,7 +28,8 @@ def _run_check(args: argparse.Namespace) -> int:
     from fourstage.progress import Bar
 
     setting = Setting(seconds=args.seconds)
-    candidate = find_candidate(args.source)
+    with alone(args.json):
+        candidate = find_candidate(args.source)
     with Bar(f"checking {candidate.name}", 100) as bar:
         card = check(candidate, setting, lambda share, what: bar.update(round(100 * share), what))
     if args.json:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourstage.cli.parsing import STOPPED, Verbs, add_imports, add_verb, print_table
+from fourstage.cli.parsing import STOPPED, Verbs, add_imports, add_verb, names_a_file, print_table
 from fourstage.files import real_path
 from fourstage.plurals import plural
 from fourstage.streams import unattended, wrapped
@@ -83,7 +83,7 @@ def _run_compare(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from fourstage.run.compare.compare import are_runs, check_wishes, compare_grid, compare_runs
 
-    changes = [word for word in args.networks if "=" in word and not Path(word).exists()]
+    changes = [word for word in args.networks if "=" in word and not names_a_file(word)]
     sources = [word for word in args.networks if word not in changes]
     wishes = _wishes(args)
     if not sources:
@@ -138,7 +138,8 @@ def _out(args: argparse.Namespace, sources: list[str]) -> Path:
 
     if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
         return Path(sources[0])
-    return Path("runs") / f"compare-{Path(sources[0]).stem}"
+    source = Path(sources[0])
+    return Path("runs") / f"compare-{real_path(source).name if source.is_dir() else source.stem}"
 
 
 def _plan(args: argparse.Namespace, sources: list[str], changes: list[str]) -> "Planned":

@@ -3,6 +3,7 @@
 import argparse
 
 from fourstage.cli.parsing import Parser, Verbs, add_changes, add_imports, add_verb
+from fourstage.files import typed
 from fourstage.plurals import plural
 
 OWN_FORMAT = "a file that registers your own format; may be repeated"
@@ -69,7 +70,7 @@ def _run_shard(args: argparse.Namespace) -> int:
     for split, images in written.images.items():
         shards = written.shards[split]
         print(f"{split}: {plural(images, 'image')} in {plural(shards, 'shard')}")
-    print(f"{args.folder} is complete; train on it with --data {args.folder}")
+    print(f"{args.folder} is complete; train on it with --data {typed(args.folder)}")
     return 0
 
 

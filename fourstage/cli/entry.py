@@ -140,14 +140,14 @@ def _without_torch(error: Exception) -> str:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a command. Words after an option may still be changes or images, which argparse alone does not allow."""
+    """Parse a command. Words after an option may still be changes, images, networks or runs, unlike in argparse."""
     top = parser(arguments)
     verb = _check_options(arguments, top)  # first: argparse reports missing words before unknown ones
     args, rest = top.parse_known_args(arguments)
     words = [word for word in rest if not word.startswith("-")]
     if unknown := [word for word in rest if word.startswith("-")]:
         refuse_options(unknown, verb, arguments)
-    for field in ("changes", "images", "networks"):
+    for field in ("changes", "images", "networks", "runs"):
         if hasattr(args, field):
             getattr(args, field).extend(words)
             check_changes(getattr(args, "changes", ()), verb, arguments)
@@ -182,7 +182,8 @@ def _check_empty_words(args: argparse.Namespace) -> None:
     for field in ("out", "data", "source", "weights", "images", "networks", "runs"):
         value = getattr(args, field, None)
         if value == "" or (isinstance(value, list) and "" in value):
-            option = f"--{field}" if field in ("out", "data", "weights") else f"one of the {field}"
+            positional = f"one of the {field}" if isinstance(value, list) else f"the {field}"
+            option = f"--{field}" if field in ("out", "data", "weights") else positional
             raise ValueError(f"{option} is empty, perhaps because a shell variable is not set; give a path or a name")
 
 

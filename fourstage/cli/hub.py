@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from fourstage.cli.parsing import Verbs, add_changes, add_imports, add_verb, print_table
+from fourstage.cli.parsing import Verbs, add_changes, add_imports, add_verb, alone, print_table
 from fourstage.streams import wrapped
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def _run_verify(args: argparse.Namespace) -> int:
 
     if args.changes and args.data is None:
         raise ValueError(f"{args.changes[0]} changes the recipe of an evaluation; add --data PATH, or leave it out")
-    found = verify(args.source, data=args.data, changes=args.changes, imports=args.imports, show=not args.json)
+    with alone(args.json):
+        found = verify(args.source, data=args.data, changes=args.changes, imports=args.imports, show=not args.json)
     if args.json:
         import json
 

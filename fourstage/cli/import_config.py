@@ -3,6 +3,7 @@
 import argparse
 
 from fourstage.cli.parsing import Verbs, add_verb
+from fourstage.files import typed
 
 
 def add_import_config(verbs: Verbs, help: str) -> None:
@@ -40,5 +41,5 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{title}: {line}")
     if imported.equal:
         print(f"the values are those of the recipe {imported.base}")
-    print(f"wrote {path}; check it with `fourstage train {path} --data PATH --dry-run`")
+    print(f"wrote {path}; check it with `fourstage train {typed(path)} --data PATH --dry-run`")
     return 0

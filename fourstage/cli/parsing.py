@@ -1,10 +1,12 @@
 """The parser with its errors, and helpers for all verbs: changes of a recipe, tables."""
 
 import argparse
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import NoReturn, TypeAlias
 
 PIPE = 200  # columns of output that is no terminal
@@ -80,6 +82,16 @@ def verbs_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentP
 def takes_changes(parser: argparse.ArgumentParser) -> bool:
     """Return whether a verb takes the words of `add_changes`, which are values of a recipe."""
     return bool(parser.get_default("changes_recipe"))
+
+
+def names_a_file(word: str) -> bool:
+    """Return whether there is a file or folder of this name; a change of a recipe may be too long for one."""
+    return os.path.exists(word)  # noqa: PTH110 - Path.exists raises OSError for it up to Python 3.13
+
+
+def alone(json: bool) -> AbstractContextManager[object]:
+    """Return the context in which the user's code prints on the standard error, where JSON is the standard output."""
+    return redirect_stdout(sys.stderr) if json else nullcontext()
 
 
 def terminal_width() -> int:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, print_table, terminal_width
+from fourstage.cli.parsing import STOPPED, Verbs, add_changes, add_imports, add_verb, alone, print_table, terminal_width
 from fourstage.streams import unattended, wrapped
 
 if TYPE_CHECKING:
@@ -175,17 +175,18 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from fourstage.plurals import plural
     from fourstage.run import evaluate
 
-    evaluated = evaluate(
-        args.recipe,
-        weights=args.weights,
-        data=args.data,
-        changes=args.changes,
-        which=args.which,
-        csv=args.csv,
-        results=args.results,
-        imports=args.imports,
-        show=not args.json,
-    )
+    with alone(args.json):
+        evaluated = evaluate(
+            args.recipe,
+            weights=args.weights,
+            data=args.data,
+            changes=args.changes,
+            which=args.which,
+            csv=args.csv,
+            results=args.results,
+            imports=args.imports,
+            show=not args.json,
+        )
     if args.json:
         import json
 
@@ -272,22 +273,23 @@ def _run_predict(args: argparse.Namespace) -> int:
     from fourstage.plurals import plural
     from fourstage.run import predict
 
-    predictions = predict(
-        args.source,
-        args.images,
-        weights=args.weights,
-        which=args.which,
-        out=args.out,
-        ids=args.ids,
-        threshold=args.threshold,
-        batch_size=args.batch,
-        tile=args.tile,
-        overlap=args.overlap,
-        device=args.device,
-        precision=args.precision,
-        imports=args.imports,
-        show=not args.json,
-    )
+    with alone(args.json):
+        predictions = predict(
+            args.source,
+            args.images,
+            weights=args.weights,
+            which=args.which,
+            out=args.out,
+            ids=args.ids,
+            threshold=args.threshold,
+            batch_size=args.batch,
+            tile=args.tile,
+            overlap=args.overlap,
+            device=args.device,
+            precision=args.precision,
+            imports=args.imports,
+            show=not args.json,
+        )
     unreadable = [one for one in predictions if one.error]
     if args.json:
         import json

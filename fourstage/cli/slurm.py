@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from fourstage.cli.parsing import Verbs, add_changes, add_verb
+from fourstage.cli.parsing import Verbs, add_changes, add_imports, add_verb
 from fourstage.plurals import plural
 
 
@@ -46,6 +46,7 @@ def add_slurm(verbs: Verbs, help: str) -> None:
     )
     verb.add_argument("--csv", metavar="FILE", help="evaluate: write the results of each class as a table")
     verb.add_argument("--json", action="store_true", help="evaluate: print the metrics as JSON")
+    add_imports(verb, "a Python file of your own to run, beside those of the recipe; may be repeated")
     add_changes(verb)
 
 
@@ -74,6 +75,7 @@ def _run_slurm(args: argparse.Namespace) -> int:
             data=args.data,
             out=args.out,
             options=own,
+            imports=tuple(args.imports),
             changes=tuple(args.changes),
         )
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from fourstage.cli.parsing import options_of, takes_changes
+from fourstage.cli.parsing import names_a_file, options_of, takes_changes
 
 if TYPE_CHECKING:
     from fourstage.recipe import Recipe
@@ -51,11 +51,11 @@ def check_changes(words: Sequence[str], verb: argparse.ArgumentParser, arguments
     for i, word in enumerate(words):
         if "=" in word:
             continue
-        before = arguments[1:2]
-        if "=" in "".join(before):
-            verb.error(f"{word!r} comes after {before[0]!r}, and the recipe comes first: write {word} {before[0]}")
+        before = "".join(arguments[1:2])
+        if "=" in before and not before.startswith("-"):
+            verb.error(f"{word!r} comes after {before!r}, and the recipe comes first: write {word} {before}")
         write, note = _instead(word, words[i + 1 :], verb, arguments)
-        if not (write or note) and "--data" in options_of(verb) and Path(word).exists():
+        if not (write or note) and "--data" in options_of(verb) and names_a_file(word):
             import shlex  # here: --help would load it too
 
             write = f"--data {shlex.quote(word)}"
@@ -67,7 +67,7 @@ def check_files(words: Sequence[str], verb: argparse.ArgumentParser, arguments: 
     """End with an error on a word NAME=VALUE that is no file: other tools write their options in this way."""
     for word in words:
         assignment = ASSIGNMENT.fullmatch(word)
-        if assignment is None or Path(word).exists():
+        if assignment is None or names_a_file(word):
             continue
         write, note = _instead(f"--{assignment[1]}", [assignment[2]], verb, arguments)
         end = _write([(write, note)]) if write else f"; {note}" if note else ", options are written --NAME VALUE"
@@ -98,11 +98,12 @@ def _schemas(verb: argparse.ArgumentParser, arguments: Sequence[str]) -> "tuple[
         return [], ""
     schemas, names = list(TASKS.values()), list_recipes()
     for word in arguments:
-        file = Path(word) / "recipe.yaml" if Path(word).is_dir() else Path(word)
-        if word in names or (file.suffix in (".yaml", ".yml") and file.is_file()):
-            try:
-                task = type(resolve(word if word in names else file).recipe)
-            except (ValueError, OSError):
-                continue  # the error on the option comes first
-            return sorted(schemas, key=lambda schema: schema is not task), word
+        try:
+            file = Path(word) / "recipe.yaml" if Path(word).is_dir() else Path(word)
+            if word not in names and not (file.suffix in (".yaml", ".yml") and file.is_file()):
+                continue
+            task = type(resolve(word if word in names else file).recipe)
+        except (ValueError, OSError):  # such as a change that is too long for the name of a file
+            continue  # the error on the option comes first
+        return sorted(schemas, key=lambda schema: schema is not task), word
     return schemas, ""

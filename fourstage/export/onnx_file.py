@@ -113,10 +113,10 @@ def _tidy(model: Any) -> None:
         part.doc_string = ""
         del part.metadata_props[:]
     del graph.value_info[:]
-    for name, value in [(one.name, one) for one in (*graph.input, *graph.output)]:
+    for value in (*graph.input, *graph.output):
         for number, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_param"):
-                dim.dim_param = _axis_name(name, number)
+                dim.dim_param = _axis_name(value.name, number)
 
 
 def _axis_name(name: str, number: int) -> str:

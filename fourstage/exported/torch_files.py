@@ -64,7 +64,7 @@ def read_safely(path: Path, archive: zipfile.ZipFile) -> io.BytesIO:
         ValueError: the archive asks for code, or is damaged; the message names what it asked for.
     """
     entries = _entries(path, archive)
-    texts = {name: _json(archive.read(entries[name]), path) for name in (MODEL, WEIGHTS, CONSTANTS)}
+    texts = {name: parse_json(archive.read(entries[name]), path) for name in (MODEL, WEIGHTS, CONSTANTS)}
     _check_payloads(texts[WEIGHTS], "weights", entries, path)
     _check_payloads(texts[CONSTANTS], "constants", entries, path)
     texts[MODEL] = _clean(texts[MODEL], path)
@@ -119,10 +119,6 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     if missing := [name for name in (MODEL, WEIGHTS, CONSTANTS, "archive_version") if name not in entries]:
         raise _damaged(path, f"{missing[0]} is missing")
     return entries
-
-
-def _json(content: bytes, path: Path) -> Any:
-    return parse_json(content, path)
 
 
 def _check_payloads(config: Any, kind: str, entries: dict[str, zipfile.ZipInfo], path: Path) -> None:

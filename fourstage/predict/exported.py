@@ -20,6 +20,7 @@ from fourstage.exported.runtime import Runtime
 from fourstage.predict.base import ImagePredictor, ReadImage, Tiling, check_options, label_map_result
 from fourstage.predict.objects import Found, ObjectPredictor
 from fourstage.predict.results import ClassResult, Result
+from fourstage.predict.tiles import SMALLEST_TILE
 from fourstage.tasks.segmentation.protocol import SMALLEST, Protocol
 
 MOST_CLASSES = 5  # that the result of a classifier has
@@ -161,12 +162,14 @@ class ExportedSegmentor(ExportedPredictor):
         input, path = self.runtime.description.input, self.runtime.path
         if self.runtime.description.kind == "label_map":
             raise ValueError(f"{path} returns labels, and windows average scores; leave tile out, or export logits")
-        for side in (input.height, input.width):
-            if side is not None and side != tiling.side:
-                raise ValueError(
-                    f"{path} reads images of {input.height} x {input.width} pixels alone; leave tile out, give "
-                    f"tile={side}, or export it with --dynamic height,width"
-                )
+        fixed = {side for side in (input.height, input.width) if side is not None}
+        if fixed - {tiling.side}:
+            usable = len(fixed) == 1 and min(fixed) >= SMALLEST_TILE
+            instead = f"give tile={min(fixed)}, " if usable else ""
+            raise ValueError(
+                f"{path} reads images of {input.height or 'any height'} x {input.width or 'any width'} pixels alone; "
+                f"leave tile out, {instead}or export it with --dynamic height,width"
+            )
 
     def predict(self, images: Sequence[ReadImage]) -> list[Result]:
         palette = self.runtime.description.palette

@@ -80,11 +80,16 @@ def _paths(text: str) -> list[Path]:
 
 
 def matching(pattern: str) -> list[Path]:
-    """Return the paths that match a pattern, sorted. Raises FileNotFoundError where there are none."""
-    matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    """Return the paths that match a pattern, sorted; what is inside of a folder that matches comes with the folder.
+
+    Raises:
+        FileNotFoundError: nothing matches.
+    """
+    matches = [Path(match) for match in sorted(glob(pattern, recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute pattern
     if not matches:
         raise FileNotFoundError(f"no file matches {pattern}; check the pattern, and put it in quotes in a shell")
-    return [Path(match) for match in matches]
+    folders = {match for match in matches if match.is_dir()}
+    return [match for match in matches if folders.isdisjoint(match.parents)]
 
 
 def _inside(folder: Path, below: Path, out: Path | None) -> list[Input]:

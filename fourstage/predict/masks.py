@@ -51,11 +51,6 @@ class ObjectMasks:
     pieces: Pieces
     members: tuple[tuple[int, ...], ...]
 
-    @staticmethod
-    def of(masks: Pieces, kept: Sequence[int]) -> "ObjectMasks":
-        """Return the masks of the objects with these numbers, one piece each."""
-        return ObjectMasks(masks.chosen(kept), tuple((i,) for i in range(len(kept))))
-
     def run_lengths(self) -> list[str]:
         """Return the N masks in COCO's compressed run lengths."""
         counts = self.pieces.run_lengths()

@@ -57,7 +57,6 @@ class ObjectPredictor(ImagePredictor):
         ]
 
     def _complete(self, one: ReadImage, found: Found) -> Result:
-        found = found.scoring(self.threshold)
         members = tuple((i,) for i in range(len(found.labels_N)))
         masks = None if found.masks is None else ObjectMasks(found.masks, members)
         return self._result(one, found.labels_N, found.scores_N, found.boxes_N4, masks)

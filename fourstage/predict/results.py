@@ -17,6 +17,7 @@ from fourstage.data.class_names import category_ids
 from fourstage.extras import install
 from fourstage.files import write_file
 from fourstage.plurals import plural
+from fourstage.predict.files import LABELS
 from fourstage.predict.images import InputImage
 from fourstage.predict.masks import ObjectMasks
 from fourstage.tasks.detection.shown import SHOWN_SCORE
@@ -24,7 +25,6 @@ from fourstage.tasks.detection.shown import SHOWN_SCORE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LABELS = "_labels"  # ending of the name of a picture whose pixels are labels
 OPACITY = 0.6  # of label maps over the frames of a video
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_NAMED = 5  # predictions that a line names

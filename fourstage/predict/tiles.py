@@ -48,9 +48,6 @@ class Grid:
         tops, lefts = (_starts(length, side, overlap) for length in size)
         return Grid(size, tops, lefts, side)
 
-    def __len__(self) -> int:
-        return len(self.tops) * len(self.lefts)
-
     @property
     def boxes(self) -> list[Box]:
         """The rectangle of each tile."""

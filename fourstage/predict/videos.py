@@ -60,7 +60,7 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
     """Yield each frame as (H, W, 3) uint8 RGB, as far as the file can be read.
 
     Raises:
-        BadVideo: not even the first frame can be read.
+        BadVideo: the file cannot be opened as a video.
     """
     cv2, capture = opencv(), _open(path)
     try:

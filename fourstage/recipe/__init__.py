@@ -3,6 +3,7 @@
 from fourstage.recipe.resolve import (
     EMBEDDED,
     Resolved,
+    data_path,
     difference,
     flatten,
     from_mapping,
@@ -39,6 +40,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "Segmentation",
+    "data_path",
     "difference",
     "flatten",
     "from_mapping",

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fourstage.documents import YAML_BYTES, in_file, parse_yaml
-from fourstage.files import read_text, real_path
+from fourstage.files import is_address, is_hub_name, read_text, real_path
 from fourstage.recipe.other_network import for_other_network
 from fourstage.recipe.schema import TASKS, Recipe
 from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
@@ -276,15 +276,15 @@ def _named(name: str) -> dict[str, Any]:
                 f"{name!r} is a folder, and the recipe comes before it: write finetune --data {shlex.quote(name)}, or "
                 "finetune_detection for boxes, finetune_segmentation for label maps"
             )
-        if "/" in name:
+        if "/" in name or folder.is_dir():
             raise ValueError(
                 f"there is no recipe {name!r}: a recipe is a name from `fourstage recipes` or a file of your own that "
                 "ends in .yaml, and the folder of a run is given with --out"
             )
-        close = get_close_matches(name, list_recipes(), n=3) or list_recipes()[:3]
+        close = get_close_matches(name, list_recipes(), n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"there is no recipe {name!r}; did you mean {' or '.join(close)}? `fourstage recipes` lists them, and a "
-            f"file of your own ends in .yaml"
+            f"there is no recipe {name!r}; {hint}`fourstage recipes` lists them, and a file of your own ends in .yaml"
         )
     return recipes[name]
 
@@ -311,20 +311,33 @@ def _with_files(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _beside(folder: Path, key: str, value: object) -> object:
-    """Return a path relative to `folder` as an absolute path; names of embedded data and published weights are none."""
-    if not isinstance(value, str) or value in EMBEDDED:
+    """Return a path relative to `folder` as an absolute path; names and addresses are none."""
+    if not isinstance(value, str) or value in EMBEDDED or (key == "data" and is_address(value)):
         return value
     if key == "weights" and value.lower() in NO_WEIGHTS:
         return None
     path = folder / Path(value).expanduser()
-    if key == "weights" and not path.exists() and is_name_of_weights(value):
+    if key == "weights" and not path.exists() and (is_name_of_weights(value) or is_hub_name(value)):
         return value
     return str(real_path(path))
 
 
+def data_path(data: str | Path) -> str:
+    """Return a data set as a recipe stores it: the name of embedded data, an address, or an absolute path.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    text = str(data)
+    if not text:
+        raise ValueError("--data is empty; give a folder, or digits")
+    return text if text in EMBEDDED or is_address(text) else str(real_path(Path(text).expanduser()))
+
+
 def is_name_of_weights(weights: str) -> bool:
     """Return whether `weights` names published weights: `pretrained`, `smt_tiny.in1k` or `in1k`, and no file."""
-    return not any(sign in weights for sign in "/\\~") and not weights.endswith(CHECKPOINT_ENDINGS)
+    is_place = is_hub_name(weights) or any(sign in weights for sign in "/\\~")
+    return not is_place and not weights.endswith(CHECKPOINT_ENDINGS)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -392,6 +405,8 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ValueError(f"{text!r} is not a change; write key=value, such as optimisation.lr=1e-3")
+    if (path := key.strip()) in PATHS:  # as typed: a folder or a pattern may look like YAML
+        return {path: _beside(Path(), path, value) if value else None}
     try:
         parsed = parse_yaml(value, f"the value of {key}", _Loader) if value else None
     except ValueError as error:
@@ -401,10 +416,7 @@ def _parse_change(text: str, schema: type[BaseModel]) -> dict[str, Any]:
     if isinstance(parsed, dict) and any(known.startswith(f"{key}.") for known in known_keys(schema)):
         values = flatten(parsed, f"{key}.")
         return {_full_key(name, as_yaml(value), schema): value for name, value in values.items()}
-    full = _full_key(key.strip(), value, schema)
-    if full in PATHS:
-        parsed = _beside(Path(), full, value)
-    return {full: parsed}
+    return {_full_key(key.strip(), value, schema): parsed}
 
 
 def _full_key(key: str, text: str, schema: type[BaseModel]) -> str:

@@ -9,10 +9,10 @@ from torch import nn
 
 from fourstage.api import CHECKPOINT_ENDINGS
 from fourstage.data.class_names import names_of
+from fourstage.files import is_hub_name
 from fourstage.recipe import Recipe, from_mapping
 from fourstage.weights import saved
 from fourstage.weights.description import NetworkDescription, describe_network
-from fourstage.weights.reading.hub import is_hub_name
 from fourstage.weights.reading.metadata import check_numbers
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 

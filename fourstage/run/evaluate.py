@@ -27,14 +27,14 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.exported.runtime import is_exported
 from fourstage.files import csv_cell, real_path, write_text
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, Resolved, list_recipes, resolve, resolve_run, resolve_stored
+from fourstage.recipe import Recipe, Resolved, data_path, list_recipes, resolve, resolve_run, resolve_stored
 from fourstage.resources import sentences
 from fourstage.run import build, computation
 from fourstage.run.described import check_recipe_of_file, checkpoint_of, stored_values
 from fourstage.run.folder import RunFolder
 from fourstage.run.published import published_weights
 from fourstage.run.results import Results, check_new_file
-from fourstage.run.splits import data_path, readable
+from fourstage.run.splits import readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Record, protocol_of
 from fourstage.run_folders import names_a_run, no_run
 from fourstage.tasks.parts.intervals import Intervals

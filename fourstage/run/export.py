@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fourstage.api import CHECKPOINT_ENDINGS, create_backbone, list_models
 from fourstage.data.sample import BadImage, Sample
+from fourstage.data.shards.dataset import is_pattern
 from fourstage.data.transforms.resizing import Normalise, resize_image
 from fourstage.export.graphs.base import Graph
 from fourstage.export.graphs.build import Output, backbone_graph, graph_of
@@ -62,7 +63,7 @@ class _Network:
     """A network that is exported.
 
     Attributes:
-        task: with its recipe's protocol; None: a dense backbone.
+        protocol: of its recipe; None: a dense backbone.
         size: (H, W) of its images where nothing else is asked for.
     """
 
@@ -164,7 +165,7 @@ def _check(source: str | Path, path: Path, options: Options, data: str | None, *
     check_out(path, options.format, force=force)
     if options.size is not None and min(options.size) < 32:
         raise ValueError(f"--size {options.size[0]}x{options.size[1]} is too small; the smallest is 32x32")
-    if data is not None and data not in EMBEDDED and not Path(data).exists():
+    if data is not None and not (data in EMBEDDED or is_pattern(data) or Path(data).exists()):
         raise FileNotFoundError(f"there is no data {data}; check the path, or leave --data out to prove on noise")
 
 

@@ -25,12 +25,12 @@ from fourstage.files import write_text
 from fourstage.plurals import plural
 from fourstage.predict.exported import ExportedClassifier, ExportedDetector, ExportedSegmentor, exported_predictor
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, from_mapping
+from fourstage.recipe import Recipe, data_path, from_mapping
 from fourstage.recipe import read_yaml as read_values
 from fourstage.run.checks import simplified
 from fourstage.run.described import NO_TRAINING
 from fourstage.run.evaluate import Evaluated, Evaluator, check_csv, checked_results, class_table
-from fourstage.run.splits import data_path, open_split, readable
+from fourstage.run.splits import open_split, readable
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, Transform
 from fourstage.run.tasks.classification import ClassificationProtocol
 from fourstage.run.tasks.detection import DetectionProtocol

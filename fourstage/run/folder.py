@@ -17,7 +17,7 @@ import yaml
 
 from fourstage.documents import YAML_BYTES, read_json
 from fourstage.engine.state import PREVIOUS
-from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, write_text
+from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, typed, write_text
 from fourstage.plurals import plural
 from fourstage.recipe import FREE, Recipe, Resolved, difference, flatten, from_mapping, read_yaml
 from fourstage.run.states import Newest, newest_state, read_best
@@ -108,7 +108,7 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(
                 f"{error}; continue the run, which makes another one, or take the weights of the last step with "
-                f"--weights {self.last}"
+                f"--weights {typed(self.last)}"
             ) from None
         if which == "model" or content.get("which") == which:
             return best, "model"

@@ -11,6 +11,7 @@ import torch
 from fourstage.api import list_models
 from fourstage.build import try_on_meta
 from fourstage.engine.devices import Ranks, choose_device
+from fourstage.files import is_hub_name, typed
 from fourstage.predict.predictor import Predictor
 from fourstage.predict.tasks import image_predictor
 from fourstage.recipe import Recipe, from_mapping, list_recipes, resolve
@@ -76,7 +77,7 @@ def check_source(source: str, weights: str | Path | None, which: str) -> None:
     """Raise ValueError unless `source` exists by name or as a file, and has weights."""
     if Path(source).exists():
         return
-    if hub.is_hub_name(source):
+    if is_hub_name(source):
         if weights is not None:
             raise ValueError(f"{source} has its own weights; leave the other ones out, or name a model or a recipe")
         return
@@ -113,7 +114,7 @@ def load_task(source: str, weights: str | Path | None, which: str) -> tuple[AnyP
         ValueError: there is no such model, recipe or run, it has no weights, or they do not fit.
     """
     path = Path(source)
-    if hub.is_hub_name(source) and not path.exists():
+    if is_hub_name(source) and not path.exists():
         return _load_from_hub(source, which)
     if path.is_dir() and weights is None and saved.is_folder(path):
         return _load_saved_by_any(read_checkpoint(path), hub.architecture_in(path / saved.CONFIG), which)
@@ -198,7 +199,8 @@ def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyT
         name = fitting[0] if fitting else "MODEL"
         hint = "try" if fitting else "name it, from `fourstage models` or `fourstage recipes`:"
         raise ValueError(
-            f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights {file.path}"
+            f"{file.path} does not say which network it is for; {hint} predict {name} IMAGE --weights "
+            f"{typed(file.path)}"
         )
     protocol = protocol_of(recipe_of(described, file.path))
     check_recipe_of_file(protocol.recipe, file)
@@ -209,7 +211,7 @@ def load_file(file: Checkpoint, which: str = "model") -> tuple[AnyProtocol, AnyT
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file.path} describes a network that cannot be built here ({reason:.200}); name a recipe, and "
-            f"add --weights {file.path}"
+            f"add --weights {typed(file.path)}"
         ) from error
     fill_completely(task.network, file, which)
     return protocol, task
@@ -231,7 +233,8 @@ def _load_run(
     content = file.content
     if content.get("fourstage") != 1 or "recipe" not in content:
         raise ValueError(
-            f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights {file.path}"
+            f"{file.path} is not a checkpoint of a run; name its network: predict MODEL IMAGE --weights "
+            f"{typed(file.path)}"
         )
     protocol, task = _build_stored(file, recipe, content["recipe"], content.get("about") or {})
     protocol.load_weights(task, file.path, which)

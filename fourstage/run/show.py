@@ -8,8 +8,7 @@ from fourstage.data.formats import open_dataset
 from fourstage.data.sample import Dataset, Truth
 from fourstage.files import write_file
 from fourstage.progress import Bar
-from fourstage.recipe import resolve
-from fourstage.run.splits import data_path
+from fourstage.recipe import data_path, resolve
 from fourstage.run.task_protocol import AnyProtocol, protocol_of
 from fourstage.user_files import import_files
 

@@ -10,13 +10,12 @@ from fourstage.data.bad_images import find_bad_images, without
 from fourstage.data.formats import find_format
 from fourstage.data.opening import InClasses, in_classes_of_training, open_usable, refuse_empty
 from fourstage.data.sample import Dataset
-from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards
 from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
-from fourstage.files import real_path
+from fourstage.files import typed
 from fourstage.progress import Bar
-from fourstage.recipe import EMBEDDED, Recipe
+from fourstage.recipe import Recipe
 from fourstage.run.task_protocol import AnyProtocol
 
 SCAN_UP_TO = 20_000  # images; up to here all are read once before training starts, larger sets only as they come
@@ -37,18 +36,6 @@ class Splits:
     val: Dataset
     notes: tuple[str, ...] = ()
     scans: dict[str, Scan] = field(default_factory=dict)
-
-
-def data_path(data: str | Path) -> str:
-    """Return a data set as a recipe stores it: the name of embedded data, an address, or an absolute path.
-
-    Raises:
-        ValueError: the text is empty.
-    """
-    text = str(data)
-    if not text:
-        raise ValueError("--data is empty; give a folder, or digits")
-    return text if text in EMBEDDED or is_address(text) else str(real_path(Path(text).expanduser()))
 
 
 def open_split(
@@ -141,7 +128,8 @@ def readable(
     report = f"{len(scan['bad'])} of {len(dataset)} images in {split} cannot be read, the first: {first}"
     if not recipe.skip_bad_images:
         raise ValueError(
-            f"{report}; repair them (`fourstage data check {recipe.data}` lists all), or add skip_bad_images=true"
+            f"{report}; repair them (`fourstage data check {typed(str(recipe.data))}` lists all), or add "
+            f"skip_bad_images=true"
         )
     if len(scan["bad"]) == len(dataset):
         raise ValueError(f"{report}; no image is left, so give other data with --data")

@@ -25,7 +25,7 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, Resolved, resolve
+from fourstage.recipe import Recipe, Resolved, data_path, resolve
 from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
@@ -37,7 +37,7 @@ from fourstage.run.published import settled_weights
 from fourstage.run.replaced_images import advice
 from fourstage.run.resume import continue_from
 from fourstage.run.setup import Setup
-from fourstage.run.splits import Splits, data_path, open_splits, readable_splits
+from fourstage.run.splits import Splits, open_splits, readable_splits
 from fourstage.run.task_protocol import AnyProtocol, AnyTask, protocol_of
 from fourstage.streams import print_lines
 from fourstage.user_files import import_files

@@ -150,3 +150,20 @@ def test_on_a_gpu_what_was_there_before_does_not_count(monkeypatch: pytest.Monke
     assert memory.peaks_on_cuda(run, 100, ["infer", "train"], 8) == {"infer": 8}
     steps.clear()
     assert memory.peaks_on_cuda(run, 100, ["infer", "train"], 4) == {"infer": 4, "train": 4}
+
+
+def test_what_a_users_file_prints_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import asdict
+    from io import StringIO
+
+    def peaks(*_: object) -> object:
+        print(3)
+        yield "infer", 11
+
+    request = {"name": "a", "options": asdict(Options()), "modes": ["infer"], "batch": 4}
+    monkeypatch.setattr("sys.stdin", StringIO(json.dumps(request)))
+    monkeypatch.setattr(memory, "_peaks", peaks)
+    assert memory.main() == 0
+    assert json.loads(capsys.readouterr().out) == {"infer": 11}

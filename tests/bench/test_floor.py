@@ -89,3 +89,15 @@ def test_options_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "visformer_digits", "--floor", *more]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["retinanet:visformer_digits", "digits.onnx"])
+def test_networks_without_a_floor_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", name, "--floor", "--device", "cpu"]) == 2
+    assert f"and {name} is none" in capsys.readouterr().err
+
+
+def test_memory_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["visformer_digits", "--floor", "--device", "cpu", "--batch-size", str(2**20), "--img-size", "224"]
+    assert main(["bench", *words]) == 2
+    assert "the memory of this machine ran out" in capsys.readouterr().err

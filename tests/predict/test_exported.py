@@ -213,6 +213,16 @@ def test_tiles_that_a_file_of_fixed_sides_cannot_have() -> None:
         exported_predictor(runtime, None, Tiling(96))
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (None, 32), (96, None)])
+def test_a_tile_is_offered_only_where_it_fits(height: int | None, width: int | None) -> None:
+    _, runtime = in_torch("segmentation", input={"height": height, "width": width})
+    sides = f"{height or 'any height'} x {width or 'any width'} pixels alone"
+    with pytest.raises(ValueError, match=sides) as refusal:
+        exported_predictor(runtime, None, Tiling(80))
+    assert ("give tile=96" in str(refusal.value)) == (height == 96)
+    assert ("give tile" in str(refusal.value)) == (height == 96)
+
+
 def test_label_maps_are_not_averaged() -> None:
     network, runtime = in_torch("segmentation", kind="label_map", outputs=("label_map",))
     inner = runtime.graph

@@ -34,7 +34,7 @@ def objects(**changes: Any) -> ObjectResult:
         "labels": np.array([2, 0, 1]),
         "scores": np.array([0.9, 0.5, 0.1], np.float32),
         "boxes": boxes.numpy(),
-        "object_masks": ObjectMasks.of(small, [0, 1, 2]),
+        "object_masks": ObjectMasks(small, ((0,), (1,), (2,))),
     }
     return ObjectResult(**{**values, **changes})
 

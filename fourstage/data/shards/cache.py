@@ -16,11 +16,6 @@ CHUNK = 8 << 20  # bytes that are fetched at a time
 FRESH = 30.0  # seconds; a shard that was used within them is not marked as used again
 
 
-def is_address(data: str | Path) -> bool:
-    """Whether `data` is an address for fsspec, not a path."""
-    return "://" in str(data)
-
-
 def filesystem(address: str) -> tuple[Any, str]:
     """Return the file system of an address, and the path in it. Raises ValueError when a library for it is missing."""
     try:

@@ -26,12 +26,12 @@ from fourstage.data.labels.listing import (
 )
 from fourstage.data.limits import TEXT_BYTES, check_classes, class_lines, read_class_file
 from fourstage.data.sample import BadImage, NoSplitError, Progress, Split
-from fourstage.data.shards.cache import ShardCache, filesystem, is_address
+from fourstage.data.shards.cache import ShardCache, filesystem
 from fourstage.data.shards.index import BrokenShardError, ShardIndex, local_index
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.data.walk import subfolders
 from fourstage.documents import read_json
-from fourstage.files import limit, read_at
+from fourstage.files import is_address, limit, read_at
 
 STATE = "shards.json"  # where `fourstage data shard` keeps its state
 MOST = 1_000_000  # shards that one pattern may name

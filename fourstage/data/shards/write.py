@@ -27,7 +27,7 @@ from fourstage.data.order import hash_order
 from fourstage.data.sample import BadImage, Dataset, NoSplitError, Progress, Split
 from fourstage.data.shards.dataset import STATE
 from fourstage.data.shards.index import FOLDER, index_shard, local_index, save_index
-from fourstage.files import atomic_file, remove_unfinished
+from fourstage.files import atomic_file, remove_unfinished, typed
 from fourstage.resources import sentences
 
 LARGEST = 256 << 20  # bytes of a shard by default; some 2,300 images of ImageNet
@@ -175,7 +175,9 @@ def _check_same(folder: Path, state: dict[str, Any]) -> None:
             f"{folder} holds shards of other data or of another size: name another folder, or delete this one"
         )
     if before.get("finished"):
-        raise ValueError(f"{folder} already holds these shards, complete; `fourstage data check {folder}` reads them")
+        raise ValueError(
+            f"{folder} already holds these shards, complete; `fourstage data check {typed(folder)}` reads them"
+        )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

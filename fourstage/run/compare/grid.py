@@ -8,10 +8,9 @@ from pathlib import Path
 
 from fourstage.files import real_path
 from fourstage.plurals import plural
-from fourstage.recipe import Classification, Recipe, resolve
+from fourstage.recipe import Classification, Recipe, data_path, resolve
 from fourstage.recipe.other_network import ARGUMENTS
 from fourstage.recipe.resolve import Resolved
-from fourstage.run.splits import data_path
 from fourstage.user_files import as_files
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none

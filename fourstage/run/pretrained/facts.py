@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fourstage.documents import read_json
+from fourstage.files import is_hub_name
 from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.registry import find
 from fourstage.run.described import is_training
 from fourstage.run.folder import RunFolder
 from fourstage.weights import catalog
 from fourstage.weights.catalog import NOT_STATED, Weight
-from fourstage.weights.reading import hub
 from fourstage.weights.reading.metadata import damaged, value_of
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -69,7 +69,7 @@ def find_facts(source: str, weights: str | Path | None, which: str, recipe: Reci
         run = RunFolder(path)
         best = run.kept(which)[0] == run.best
         return of_run(path, recipe) if best else of_recipe(recipe)
-    if path.exists() or hub.is_hub_name(source):
+    if path.exists() or is_hub_name(source):
         file = read_checkpoint(source)
         return of_file(file) if ENTRY in file.metadata or "published_as" in file.metadata else of_recipe(recipe)
     row = catalog.of_recipe(source)

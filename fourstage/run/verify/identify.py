@@ -8,6 +8,7 @@ from torch import nn
 
 from fourstage.api import build_of_file, create_backbone, create_detector, create_model, create_segmentor
 from fourstage.build import fetched
+from fourstage.files import is_hub_name
 from fourstage.recipe import list_recipes, resolve
 from fourstage.registry import find, list_models
 from fourstage.weights import catalog, saved
@@ -20,7 +21,6 @@ from fourstage.weights.complete_checkpoints import (
 )
 from fourstage.weights.description import NetworkDescription, describe_network, description_of
 from fourstage.weights.load import Report, head_classes, load_state, writer_of
-from fourstage.weights.reading import hub
 from fourstage.weights.reading.download import hash_of
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
 
@@ -93,7 +93,7 @@ def identify(source: str | Path) -> Identified:
 def _located(source: str) -> tuple[str | Path, Weight | None]:
     """Return the file of a source, and the row of the catalogue that it names."""
     path = Path(source)
-    if path.exists() or hub.is_hub_name(source):
+    if path.exists() or is_hub_name(source):
         if (path / "recipe.yaml").is_file():
             return path / "checkpoints" / "best.pt", None
         return source, None

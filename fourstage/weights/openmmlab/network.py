@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
+from fourstage.files import typed
 from fourstage.methods import all_methods
 from fourstage.plurals import plural
 from fourstage.weights.description import Colour, NetworkDescription
@@ -57,7 +58,7 @@ def network_of_config(
         raise ValueError(
             f"{source} names {plural(len(classes), 'class', 'classes')}, and its configuration has "
             f"num_classes={settings.num_classes}; "
-            f"name a recipe with --weights {source}"
+            f"name a recipe with --weights {typed(source)}"
         )
     return NetworkDescription(
         task=settings.task,

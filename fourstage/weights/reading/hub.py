@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PREFIXES = ("hf-hub:", "hf_hub:")
 FORM = "hf-hub:USER/NAME, or hf-hub:USER/NAME@REVISION"
 CHECKPOINTS = ("model.safetensors", "best.pt", "checkpoints/best.pt", "last.pt", "model.pth", "pytorch_model.bin")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -28,11 +27,6 @@ class HubFile:
 
     path: Path
     architecture: str | None
-
-
-def is_hub_name(source: str) -> bool:
-    """Return whether a name is that of a repository of the hub."""
-    return source.startswith(PREFIXES)
 
 
 def fetch(source: str) -> HubFile:

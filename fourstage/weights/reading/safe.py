@@ -19,8 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from fourstage.checksums import ENTRY, is_intact, is_intact_safetensors
-from fourstage.files import RAISE, kind_of, limit, open_regular
-from fourstage.weights.reading.hub import fetch, is_hub_name
+from fourstage.files import RAISE, is_hub_name, kind_of, limit, open_regular
+from fourstage.weights.reading.hub import fetch
 from fourstage.weights.reading.metadata import classes_of
 from fourstage.weights.reading.shards import INDEX_ENDING, find_weights, read_shards
 from fourstage.weights.reading.unpickle import (

@@ -18,12 +18,12 @@ from fourstage.data.formats import find_format, open_dataset
 from fourstage.data.labels.listing import Listed
 from fourstage.data.loader import TrainPlan, evaluation_batches, train_batches
 from fourstage.data.sample import BadImage
-from fourstage.data.shards import cache as shard_cache
 from fourstage.data.shards import index as shard_index
 from fourstage.data.shards.cache import ShardCache
 from fourstage.data.shards.dataset import expand, find_shards, is_shards
 from fourstage.data.shards.index import BrokenShardError, index_shard, local_index
 from fourstage.data.transforms.classification import eval_transform
+from fourstage.files import is_address
 
 Picture = Callable[..., Path]
 Members = list[tuple[str, bytes]]
@@ -353,7 +353,7 @@ def test_an_unfinished_folder_is_not_read(folder: Path) -> None:
 def test_an_index_is_arrays(folder: Path) -> None:
     index = local_index(folder / "train-000000.tar")
     assert {type(value) for value in vars(index).values()} == {np.ndarray}
-    assert shard_cache.is_address("s3://b/x") and not shard_cache.is_address("/b/x")  # noqa: PT018
+    assert is_address("s3://b/x") and not is_address("/b/x")  # noqa: PT018
 
 
 @pytest.mark.parametrize("text", ["inf", "nan", "much"])
