@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.analysis.taps import as_map, find_module, first_tensor, frozen, outputs_of, stage_number
+from fourstage.analysis.taps import (
+    as_float32,
+    as_map,
+    find_module,
+    first_tensor,
+    frozen,
+    outputs_of,
+    stage_number,
+    taken_by,
+)
 from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork
 
 EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
@@ -65,7 +74,7 @@ def activations(
     *,
     run: Callable[[Tensor], Any] | None = None,
 ) -> Activations:
-    """Run a network forward and backward once.
+    """Run a network forward and backward once, in the type of its parameters.
 
     Args:
         target: from the network's output to (B,) scalars, one for each image.
@@ -78,6 +87,7 @@ def activations(
     """
     dense = not taps and isinstance(getattr(network, "backbone", None), nn.Module)
     names = ["backbone"] if dense else [layer_name(network, tap) for tap in taps]
+    image_BCHW = taken_by(network, image_BCHW)
     names = names or [choose_tap(network, image_BCHW, run)]
     image_BCHW = image_BCHW.detach().clone().requires_grad_(True)
     with frozen(network), torch.enable_grad(), outputs_of(network, names) as kept:
@@ -94,8 +104,8 @@ def activations(
         raise ValueError(f"the score does not depend on the layer {unread}; take one before the head")
     taps, values, gradients = zip(*pairs, strict=True)
     height, width = image_BCHW.shape[-2:]
-    maps = [tuple(as_map(x, image_BCHW) for x in tensors) for tensors in (values, gradients)]
-    return Activations(taps, maps[0], maps[1], scores_B.detach(), (height, width))
+    maps = [tuple(as_float32(as_map(x, image_BCHW)) for x in tensors) for tensors in (values, gradients)]
+    return Activations(taps, maps[0], maps[1], as_float32(scores_B.detach()), (height, width))
 
 
 def class_activation_map(from_: Activations, method: str) -> Cam:
@@ -132,6 +142,7 @@ def score_cam(network: nn.Module, image_BCHW: Tensor, from_: Activations, target
     Source: https://arxiv.org/abs/1910.01279, in the form of grad-cam: each channel is enlarged with aligned corners and
     scaled to [0, 1], and the weights are the softmax of the scores over channels.
     """
+    image_BCHW = taken_by(network, image_BCHW)
     with frozen(network), torch.no_grad():
         raw = tuple(_score_cam_map(network, image_BCHW, a_BChw, target, at_once) for a_BChw in from_.values)
     scaled = [enlarge(scale(map_Bhw.relu()), from_.size) for map_Bhw in raw]
@@ -145,8 +156,9 @@ def _score_cam_map(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, targe
     masks_BCHW = (masks_BCHW - low) / (high - low + EPS_MASK)
     rows = []
     for image_CHW, masks_CHW in zip(image_BCHW, masks_BCHW, strict=True):
-        chunks = [target(network(image_CHW * chunk_CHW[:, None])) for chunk_CHW in masks_CHW.split(at_once)]
-        rows.append(torch.cat(chunks).softmax(dim=0))
+        masked = (image_CHW * chunk_CHW[:, None].to(image_CHW) for chunk_CHW in masks_CHW.split(at_once))
+        scores = torch.cat([target(network(chunk_BCHW)) for chunk_BCHW in masked])
+        rows.append(as_float32(scores).softmax(dim=0))
     return (torch.stack(rows)[..., None, None] * a_BChw).sum(dim=1)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.analysis.taps import features, frozen
+from fourstage.analysis.taps import features, frozen, taken_by
 
 Estimator = Literal["unbiased", "biased"]
 Pooling = Literal["flatten", "gap"]
@@ -110,11 +110,10 @@ def compare_with_first(
 
 def grams_of(network: nn.Module, images_BCHW: Tensor, taps: Sequence[str], pooling: Pooling) -> np.ndarray:
     """Return the Gram matrices of a network's feature maps, (maps, n, n) float64."""
-    like = next(iter(network.parameters()), torch.empty(0))
     chunks: list[list[Tensor]] = [[] for _ in taps]
     with frozen(network), torch.inference_mode():
         for chunk_BCHW in images_BCHW.split(AT_ONCE):
-            maps = features(network, chunk_BCHW.to(like.device, like.dtype), taps)
+            maps = features(network, taken_by(network, chunk_BCHW), taps)
             for kept, x_BCHW in zip(chunks, maps, strict=True):
                 kept.append(x_BCHW.double().mean(dim=(2, 3)) if pooling == "gap" else x_BCHW.flatten(1))
         return np.stack([gram(torch.cat(kept)).cpu().numpy() for kept in chunks])

@@ -1,8 +1,8 @@
 """Logits of classifiers, checked. B images, K classes, C channels, H x W pixels."""
 
-import torch
 from torch import Tensor, nn
 
+from fourstage.analysis.taps import as_float32, taken_by
 from fourstage.analysis.unsuitable import UnsuitableNetwork
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
@@ -18,8 +18,7 @@ def logits_of(network: nn.Module, images_BCHW: Tensor, analysis: str) -> Tensor:
         raise UnsuitableNetwork(network, "is a detector", f"{analysis} is for classifiers")
     if isinstance(network, Segmentor):
         raise UnsuitableNetwork(network, "is a segmentor", f"{analysis} is for classifiers")
-    like = next(iter(network.parameters()), torch.empty(0))
-    logits_BK = network(images_BCHW.to(like.device, like.dtype))
+    logits_BK = network(taken_by(network, images_BCHW))
     if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2:
         raise UnsuitableNetwork(network, "gives no logits (B, classes)", f"{analysis} is for classifiers")
-    return logits_BK.float() if logits_BK.dtype in (torch.float16, torch.bfloat16) else logits_BK
+    return as_float32(logits_BK)

@@ -20,7 +20,7 @@ from fourstage.analysis.attention import (
     mean_distances,
     points_of,
 )
-from fourstage.analysis.taps import frozen
+from fourstage.analysis.taps import as_float32, frozen, taken_by
 from fourstage.analysis.unsuitable import UnsuitableNetwork
 from fourstage.backbones.base import Backbone
 from fourstage.backbones.mixers.deformable import DeformableMixer
@@ -153,7 +153,7 @@ def _run(
                 stack.callback(mixer.mix.register_forward_hook(keep_output(gates[name][0])).remove)
                 for window in mixer.windows:
                     stack.callback(window.register_forward_hook(keep_output(gates[name][1])).remove)
-        backbone.forward_maps(image_BCHW[:1])
+        backbone.forward_maps(taken_by(backbone, image_BCHW[:1]))
     return inputs, {name: (gate[0], scales) for name, (gate, scales) in gates.items()}
 
 
@@ -181,7 +181,7 @@ def _of_mixer(
         known["weights_hP"] = points.weights_QhP[own].cpu().numpy()
     elif isinstance(mixer, tuple(ATTENTION)):
         attention = attention_of(mixer, x_BHWC)
-        known["heads_hHW"] = attention.of(*cell).cpu().numpy()
+        known["heads_hHW"] = _array(attention.of(*cell))
         known["grid"] = attention_grid(attention, cell, grid)
     distances_h = mean_distances(mixer, x_BHWC) * stride
     return MixerMaps(name, type(mixer).__name__, stride, (rows, columns), cell, distances_h, **known)
@@ -203,7 +203,7 @@ def attention_grid(attention: Attention, cell: tuple[int, int], points: int) -> 
     every_RShHW = torch.stack([torch.stack(own) for own in weights])
     mean_RS1HW = every_RShHW.mean(dim=2, keepdim=True)
     kept = torch.cat([mean_RS1HW, every_RShHW[:, :, :GRID_HEADS]], dim=2).movedim(2, 0)
-    return AttentionGrid(rows_R, columns_S, kept.cpu().numpy())
+    return AttentionGrid(rows_R, columns_S, _array(kept))
 
 
 def _spread(side: int, points: int, own: int) -> np.ndarray:
@@ -216,4 +216,8 @@ def _spread(side: int, points: int, own: int) -> np.ndarray:
 
 def _mean_size(x_BCHW: Tensor) -> np.ndarray:
     """Return the mean over channels of the absolute values of the first image, as SMT's notebook draws it."""
-    return x_BCHW[0].abs().mean(dim=0).cpu().numpy()
+    return _array(x_BCHW[0].abs().mean(dim=0))
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return as_float32(x).cpu().numpy()

@@ -37,6 +37,17 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def taken_by(network: nn.Module, image_BCHW: Tensor) -> Tensor:
+    """Return images on the device and in the type of a network's parameters; as they are where it has none."""
+    like = next(network.parameters(), image_BCHW)
+    return image_BCHW.to(like.device, like.dtype)
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32, which NumPy and linear algebra need; float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 @contextmanager
 def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
     """Collect what modules return while the context is open, by the modules' names, one entry per call.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fourstage.analysis import cam, cam_scores, cam_targets
 from fourstage.analysis.images import evaluated, prepared
 from fourstage.analysis.networks import LoadedNetwork
+from fourstage.analysis.taps import taken_by
 from fourstage.analysis.unsuitable import naming
 from fourstage.data.sample import Sample
 from fourstage.plurals import plural
@@ -24,7 +25,6 @@ from fourstage.run.analyze.inputs import (
     Order,
     check_side,
     choose,
-    device_of,
     load_networks,
     open_images,
     read,
@@ -115,8 +115,8 @@ def analyze_cam(
 def explain(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> Explained:
     """Return all maps of one image."""
     image_3HW, shown_HW3 = _views(loaded, sample, setting)
-    network, device = loaded.network, device_of(loaded.network)
-    image_BCHW = image_3HW[None].to(device)
+    network = loaded.network
+    image_BCHW = taken_by(network, image_3HW[None])
     run = cam_targets.run_of(network)
     target, words, box = _target(loaded, run, image_BCHW, setting)
     activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fourstage.analysis import cka
 from fourstage.analysis.images import prepared
 from fourstage.analysis.networks import LoadedNetwork, untrained_twin
-from fourstage.analysis.taps import block_taps, stage_maps
+from fourstage.analysis.taps import block_taps, stage_maps, taken_by
 from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.data.sample import Dataset
 from fourstage.plurals import plural
@@ -139,9 +139,9 @@ def _taps(loaded: LoadedNetwork, setting: CkaSetting, side: int) -> tuple[str, .
     if setting.by == "block":
         with naming(loaded.name, lambda _: "leave --by block out, so that stages are compared"):
             return block_taps(loaded.network)
-    device = device_of(loaded.network)
+    image_BCHW = taken_by(loaded.network, torch.zeros(1, 3, side, side))
     with torch.inference_mode(), naming(loaded.name, partial(_without_stages, loaded.network)):
-        count = len(stage_maps(loaded.network, torch.zeros(1, 3, side, side, device=device)))
+        count = len(stage_maps(loaded.network, image_BCHW))
     return tuple(f"stage{i + 1}" for i in range(count))
 
 

@@ -19,7 +19,7 @@ from fourstage.analysis.images import prepared
 from fourstage.analysis.invariance import Family, Protocol, evaluate_invariance
 from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.analysis.similarity import unit_vectors
-from fourstage.analysis.taps import stage_maps
+from fourstage.analysis.taps import stage_maps, taken_by
 from fourstage.analysis.unsuitable import UnsuitableNetwork, naming
 from fourstage.checksums import sum_of_file
 from fourstage.data.sample import BadImage
@@ -28,7 +28,6 @@ from fourstage.files import read_bytes, write_file
 from fourstage.progress import Bar
 from fourstage.recipe import Recipe
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import device_of
 from fourstage.run.compare.costs import image_size
 from fourstage.run.compare.grid import folder_name
 from fourstage.run.compare.runs import FinishedRun, Table
@@ -260,9 +259,8 @@ def _measure(analysis: Analysis, loaded: LoadedNetwork, recipe: Recipe, images: 
         return _field(loaded, images, side)
     if analysis == "invariance":
         return _invariance(loaded, images, side)
-    device = device_of(loaded.network)
     with torch.inference_mode():
-        count = len(stage_maps(loaded.network, torch.zeros(1, 3, side, side, device=device)))
+        count = len(stage_maps(loaded.network, taken_by(loaded.network, torch.zeros(1, 3, side, side))))
     batch_BCHW = torch.stack([prepared(one.pixels_HW3, side, loaded.preparation, "short_side") for one in images])
     stages = [f"stage{i + 1}" for i in range(count)]
     return {"units": unit_vectors(cka.grams_of(loaded.network, batch_BCHW, stages, "flatten"))}
