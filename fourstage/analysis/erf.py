@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.analysis.positions import strided_layers, unit_centre
-from fourstage.analysis.taps import LAST, features, frozen, stage_maps, stage_number
+from fourstage.analysis.taps import LAST, features, frozen, stage_maps, stage_number, taken_by
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 SIZE = 1024  # pixels a side, RepLKNet's
@@ -38,7 +38,7 @@ class Erf:
         cells: (rows, columns) of the feature map.
         unit: (row, column) of the cell whose gradient was taken.
         unit_centre: (row, column) of the pixel on which that cell is centred.
-        skipped: images whose map was NaN, which are not in the mean.
+        skipped: images whose map was not finite, which are not in the mean.
         tap: the feature map.
     """
 
@@ -134,8 +134,8 @@ def receptive_field(
                 raise ValueError(
                     f"got an image of {_by(map_HW.shape)} pixels after one of {_by(first.size)}; resize all alike"
                 )
-            value = float(map_HW.sum())
-            if np.isnan(value):
+            value = float(map_HW.double().sum())
+            if not np.isfinite(value):
                 skipped += 1
                 continue
             total_HW = map_HW.double() if total_HW is None else total_HW + map_HW
@@ -144,7 +144,7 @@ def receptive_field(
                 break
     if total_HW is None or first is None:
         raise ValueError(
-            f"none of {skipped} images gave a finite map; the weights or the images hold NaN"
+            f"none of {skipped} images gave a finite map; the weights or the images hold NaN or infinity"
             if skipped
             else "a receptive field needs at least one image; got none"
         )
@@ -212,12 +212,11 @@ def _contributions(
 
 
 def _one_by_one(images: Iterable[Tensor], network: nn.Module) -> Iterable[Tensor]:
-    like = next(iter(network.parameters()), torch.empty(0))
     for image in images:
         if image.ndim not in (3, 4):
             raise ValueError(f"an image is (3, H, W), or a batch of them; got {tuple(image.shape)}")
         for one_CHW in image[None] if image.ndim == 3 else image:
-            yield one_CHW[None].to(like.device, like.dtype)
+            yield taken_by(network, one_CHW[None])
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -294,7 +293,8 @@ def _gaussian(squared_R: np.ndarray, value_R: np.ndarray, weight_R: np.ndarray) 
     for _ in range(6):
         grid = np.linspace(low, high, 41)
         basis_GR = np.exp(-squared_R / (2 * np.exp(2 * grid[:, None])))
-        heights_G = (basis_GR * value_R * weight_R).sum(1) / (basis_GR**2 * weight_R).sum(1)
+        sizes_G = (basis_GR**2 * weight_R).sum(1)  # 0 for Gaussians that end before the first pixel of the image
+        heights_G = (basis_GR * value_R * weight_R).sum(1) / np.where(sizes_G > 0, sizes_G, 1.0)
         errors_G = (weight_R * (value_R - heights_G[:, None] * basis_GR) ** 2).sum(1)
         i = int(errors_G.argmin())
         best, amplitude = float(np.exp(grid[i])), float(heights_G[i])
@@ -305,8 +305,10 @@ def _gaussian(squared_R: np.ndarray, value_R: np.ndarray, weight_R: np.ndarray) 
 def luo_size(erf: Erf, *, centre: Centre = "image") -> float:
     """Return the size by Luo et al.: the square root of the number of pixels above 1 - 0.9545 of the centre's value.
 
-    A centre between pixels has the mean of the pixels around it. Source: https://arxiv.org/abs/1701.04128.
+    A centre between pixels has the mean of the pixels around it, and one in a network's padding, beyond the image, the
+    value of the nearest pixel. Source: https://arxiv.org/abs/1701.04128.
     """
-    rows, columns = ({int(np.floor(c)), int(np.ceil(c))} for c in erf.centre(centre))
+    inside = (min(max(c, 0.0), side - 1.0) for c, side in zip(erf.centre(centre), erf.size, strict=True))
+    rows, columns = ({int(np.floor(c)), int(np.ceil(c))} for c in inside)
     value = np.mean([erf.map_HW[row, column] for row in rows for column in columns])
     return float(np.sqrt((erf.map_HW > (1 - 0.9545) * value).sum()))

@@ -199,3 +199,34 @@ def test_images_are_prepared_as_both_papers_do(resize: str, key: str, side: int)
     pixels = prepared(data.chelsea(), side, RAW, resize)  # pyright: ignore[reportArgumentType]
     bytes_SS3 = (pixels * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     assert zlib.crc32(bytes_SS3.tobytes()) == expected["crc32_uint8"]
+
+
+def test_a_unit_in_the_padding_is_measured_from_beyond_the_image() -> None:
+    """The middle unit of a padded map is centred beyond a small image: 40 pixels have 2 x 2 cells of 32 pixels."""
+    found = receptive_field(create_backbone("swin_tiny"), [torch.randn(3, 40, 40)])
+    assert found.unit_centre == (47.5, 47.5)
+    assert 0 < luo_size(found, centre="unit") <= 40
+    distance_HW = np.hypot(*np.mgrid[:40, :40] - 47.5)
+    gaussian = field_of(np.exp(-(distance_HW**2) / (2 * 9.0**2)), (47.5, 47.5))
+    assert profile(gaussian, centre="unit").sigma == pytest.approx(9, rel=0.05)
+    assert luo_size(gaussian, centre="unit") == pytest.approx(
+        np.sqrt((distance_HW**2 < 2 * 9**2 * np.log(1 / 0.0455) + 2 * 8.5**2).sum()), abs=0.5
+    )
+
+
+def test_a_map_that_is_not_finite_is_left_out() -> None:
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 1, bias=False)
+            nn.init.ones_(self.conv.weight)
+
+        def forward(self, image_BCHW: Tensor) -> Tensor:
+            return self.conv(image_BCHW).exp()
+
+    images = [torch.zeros(3, 4, 4), torch.full((3, 4, 4), 100.0)]
+    found = receptive_field(Overflowing(), images, tap="conv")
+    assert found.skipped == 0
+    found = receptive_field(nn.Sequential(Overflowing(), nn.Identity()), images, tap="0")
+    assert (found.images, found.skipped) == (1, 1)
+    assert np.isfinite(found.map_HW).all()

@@ -114,7 +114,7 @@ def setting_words(setting: ErfSetting, data: str | Path, count: int) -> str:
 
 
 def _later(dataset: Dataset, chosen: Chosen, setting: ErfSetting) -> Sequence[int]:
-    """Return the images that take the places of those that cannot be read or give NaN: those that follow."""
+    """Return the images that take the places of those that cannot be read or give no finite map: those that follow."""
     return range(chosen.positions[-1] + 1, len(dataset)) if setting.order == "first" else ()
 
 
@@ -190,7 +190,7 @@ def _notes(fields: Sequence[Field], count: int) -> tuple[str, ...]:
     if any(square is None for field in fields for by_share in field.squares.values() for square in by_share.values()):
         notes.append("-: no centred square inside of the image holds this share.")
     if skipped := sum(field.erf.skipped for field in fields):
-        notes.append(f"{plural(skipped, 'image')} gave NaN and {'is' if skipped == 1 else 'are'} left out.")
+        notes.append(f"{plural(skipped, 'image')} gave no finite map and {'is' if skipped == 1 else 'are'} left out.")
     short = [field for field in fields if field.erf.images < count]
     notes += [f"{one.name} has {plural(one.erf.images, 'image')} with a finite map, not {count}." for one in short]
     return tuple(notes)
