@@ -110,14 +110,18 @@ def evaluate_invariance(
     Args:
         network: (B, 3, P, P) to (B, K) logits.
         images: (H, W, 3) uint8 RGB, and the label in the classes of the network, or None.
+        families: one that is given twice is measured once.
         settings: of each family; None: those of the paper.
 
     Raises:
-        ValueError: there is no image, or the network returns no logits.
+        ValueError: there is no image or no family, or the network returns no logits.
     """
+    if not families:
+        raise ValueError(f"invariance needs at least one family; choose from {', '.join(FAMILIES)}")
+    families = tuple(dict.fromkeys(families))
     protocol, settings = protocol or Protocol(), {**SETTINGS, **(settings or {})}
     rows: dict[Family, list[np.ndarray]] = {family: [] for family in families}
-    draw = np.random.RandomState(protocol.seed)
+    draw = np.random.RandomState(protocol.seed % 2**32)
     with frozen(network), torch.inference_mode():
         for number, (image_HW3, label) in enumerate(images):
             standard = _logits(network, [standard_view(image_HW3, protocol)])
@@ -241,7 +245,7 @@ def _directions(protocol: Protocol, draw: np.random.RandomState, number: int) ->
         return (DIRECTIONS[draw.randint(ORIGINAL_DIRECTIONS)],)
     if protocol.directions == "all":
         return DIRECTIONS
-    return (DIRECTIONS[int(np.random.default_rng((protocol.seed, number)).integers(len(DIRECTIONS)))],)
+    return (DIRECTIONS[int(np.random.default_rng((protocol.seed % 2**64, number)).integers(len(DIRECTIONS)))],)
 
 
 def _resized(image_HW3: np.ndarray, short_side: int, protocol: Protocol) -> "Image":

@@ -152,7 +152,7 @@ def corrupted(image_HW3: np.ndarray, name: str, severity: int, seed: int = 0) ->
     if min(image_HW3.shape[:2]) < SMALLEST:
         height, width = image_HW3.shape[:2]
         raise ValueError(f"corruptions need images of {SMALLEST} pixels a side; got {height} x {width}; add --size")
-    corrupt = _package()
+    corrupt, seed = _package(), seed % 2**32  # the generator takes no other
     before = np.random.get_state()  # noqa: NPY002 - the package draws from numpy's global generator
     np.random.seed(seed)  # noqa: NPY002
     keys = {"seed": seed} if name in ("impulse_noise", "glass_blur") else {}

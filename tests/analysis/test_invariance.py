@@ -199,3 +199,21 @@ def test_bootstrap_intervals_cover_the_mean() -> None:
     assert 0.92 <= inside / 600 <= 0.97
     assert (resamples(5, draws=10).sum(axis=1) == 5).all()
     assert np.isnan(bootstrap_means(np.ones((2, 1)))[0]).all()
+
+
+def test_families_twice_count_once_and_none_is_a_sentence() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = [(photograph(), 1)]
+    once, twice = (evaluate_invariance(network, images, ("scale",) * n, Protocol(side=32))["scale"] for n in (1, 2))
+    np.testing.assert_array_equal(twice.loss_SN, once.loss_SN)
+    with pytest.raises(ValueError, match="needs at least one family; choose from translation"):
+        evaluate_invariance(network, images, ())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40])
+def test_any_seed_draws_directions(seed: int) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for original in (False, True):
+        protocol = Protocol(side=32, directions="one", original=original, seed=seed)
+        found = evaluate_invariance(network, [(photograph(), 1)], ("translation",), protocol)
+        assert np.isfinite(found["translation"].loss_SN).all()

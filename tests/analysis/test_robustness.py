@@ -1,5 +1,7 @@
 """Robustness: the mCE's arithmetic, accuracy among some classes, and corruptions where their package is installed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,17 @@ def test_corruptions_repeat_for_a_seed_and_grow_with_severity(name: str) -> None
         assert changes[0] < changes[1]
     with pytest.raises(ValueError, match="need images of 32 pixels a side"):
         rb.corrupted(image[:20], name, 1)
+
+
+@pytest.mark.parametrize("seed", [-1, 5000 * 1_000_003])
+def test_any_seed_corrupts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupt(image: np.ndarray, **given: Any) -> np.ndarray:
+        return image + np.random.randint(0, 9, image.shape) + given["seed"] % 2  # noqa: NPY002
+
+    monkeypatch.setattr(rb, "_package", lambda: corrupt)
+    image = np.zeros((32, 32, 3), np.uint8)
+    one, again = (rb.corrupted(image, "impulse_noise", 1, seed) for _ in range(2))
+    np.testing.assert_array_equal(one, again)
 
 
 def test_an_accuracy_has_wilsons_interval() -> None:
