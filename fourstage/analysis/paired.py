@@ -50,7 +50,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Needed:
-    """What would decide a pair whose true difference is the observed one, with a chance of `POWER`."""
+    """Seeds and images, more than there are, that decide a pair by the observed difference with a chance of `POWER`."""
 
     seeds: int
     images: int | None = None  # None: the present images do
@@ -154,7 +154,7 @@ def needed(pair: Pair, pairs: int) -> Needed | None:
     allowed = (effect / (_normal(1 - ALPHA / 2 / pairs) + _normal(POWER))) ** 2
     if pair.image_variance < 0.8 * allowed:
         seeds = _seeds_for(effect, sd, allowed - pair.image_variance, pairs)
-        return None if seeds is None else Needed(seeds)
+        return None if seeds is None else Needed(max(seeds, pair.difference.count + 1))
     images = math.ceil(pair.images * pair.image_variance / (allowed / 2))
     seeds = _seeds_for(effect, sd, allowed / 2, pairs)
     return None if seeds is None else Needed(max(seeds, pair.difference.count), images)

@@ -165,3 +165,11 @@ def test_draws_of_which_none_has_a_metric_leave_the_images_unknown() -> None:
     values = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([1.0, 1.0, 1.0])}
     [pair] = compare_pairs(values, [("a", "b")], {"a": np.full((5, 3), np.nan), "b": np.zeros((5, 3))}, images=4)
     assert (pair.over_images, pair.together, pair.images) == (None, None, 0)
+
+
+def test_an_undecided_pair_needs_more_than_it_has() -> None:
+    """With one of six differences against the others, no sign test can decide, however large the mean is."""
+    [pair] = compare_pairs({"a": np.array([10, 10, 10, 10, 10, -0.1]), "b": np.zeros(6)}, [("a", "b")])
+    verdict = decide(pair, 1)
+    assert verdict.word == "undecided"
+    assert verdict.needed == Needed(7)
