@@ -41,4 +41,10 @@ def worst_and_others(worst: Sequence[str], every: Iterable[str], most: int) -> l
     """
     last = list(worst[: most // 4])
     rest, left = sorted(set(every) - set(last)), most - len(last)
-    return rest[:: max(1, len(rest) // left)][:left] + last
+    return drawn_evenly(rest, left) + last
+
+
+def drawn_evenly(ids: Sequence[str], most: int) -> list[str]:
+    """Return up to `most` of some ids, from the first on, at even distances."""
+    count = min(most, len(ids))
+    return [ids[i * len(ids) // count] for i in range(count)]

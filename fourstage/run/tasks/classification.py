@@ -21,7 +21,7 @@ from fourstage.resources import is_out_of_memory
 from fourstage.run.checkpoint_classes import among_imagenet, could_be_imagenet, in_classes_of, in_imagenet
 from fourstage.run.checks import check_same_classes, failed_on_image
 from fourstage.run.described import NO_TRAINING, images_of
-from fourstage.run.report_samples import keep
+from fourstage.run.report_samples import drawn_evenly, keep
 from fourstage.run.results import ClassFile
 from fourstage.run.splits import open_split
 from fourstage.run.task_protocol import (
@@ -223,7 +223,7 @@ def samples(records: Records) -> Sequence[str]:
     wrong = [id for id, record in records.items() if record["top"][0][0] != record["truth"]]
     wrong.sort(key=lambda id: (-records[id]["top"][0][1], id))  # the same order for any order of the records
     right = [id for id in sorted(records) if records[id]["top"][0][0] == records[id]["truth"]]
-    return wrong[:SHOWN] + right[:: max(1, len(right) // SHOWN)][:SHOWN]
+    return wrong[:SHOWN] + drawn_evenly(right, SHOWN)
 
 
 def _check_logits(network: object, recipe: ClassificationRecipe, classes: int) -> None:
