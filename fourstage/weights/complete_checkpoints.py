@@ -95,8 +95,9 @@ def fill_completely(network: nn.Module, file: Checkpoint, which: str = "model") 
     report = load_dense_state(network, file.weights(which), method=method, source=file.path.name)
     fresh = [key for key in report.fresh if not key.startswith(AUXILIARY)]  # which predicts nothing
     if fresh:
+        more = f" and {len(fresh) - 1} more" if fresh[1:] else ""
         raise ValueError(
-            f"{file.path} holds a backbone without the heads of a {method} ({fresh[0]} and {len(fresh) - 1} more); "
+            f"{file.path} holds a backbone without the heads of a {method} ({fresh[0]}{more}); "
             f"give the checkpoint of a trained {method}"
         )
     return report

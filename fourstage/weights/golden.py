@@ -110,14 +110,18 @@ def _family(model: str) -> str:
     return model.rpartition("_")[0] if model.startswith("unified_") else prefix
 
 
-def parameters(model: str, arguments: Mapping[str, Any], *, dense: bool) -> tuple[int, int] | None:
-    """Return the parameters of the original's network and its number of classes; None: they are not known."""
+def parameters(model: str, arguments: Mapping[str, Any], *, dense: bool) -> tuple[int, dict[str, Any]] | None:
+    """Return the parameters of the original's network, and the arguments that build it here; None: they are not known.
+
+    Args:
+        arguments: of the network; the original's are among them.
+    """
     for row in _content()["parameters"]:
         others = {key: value for key, value in row["arguments"].items() if key != "num_classes"}
         if (row["model"], row["dense"]) == (model, dense) and all(
             arguments.get(key) == value for key, value in others.items()
         ):
-            return row["params"], row["arguments"].get("num_classes", 1000)
+            return row["params"], row["arguments"]
     return None
 
 

@@ -15,7 +15,9 @@ from fourstage.run.verify.protocol import Measured, measure
 from fourstage.user_files import import_files
 from fourstage.weights import golden
 from fourstage.weights.catalog import NOT_STATED
+from fourstage.weights.no_values import without_memory
 
+CLASSES = 1000  # of the originals' classifiers, unless they are counted with others
 Verdict = Literal["agrees", "disagrees", "not known", ""]  # "": a statement
 
 
@@ -156,15 +158,24 @@ def _parameters(found: Identified) -> Check:
     arguments = described.backbone_args.get("out_indices")
     if original is None or arguments is not None:  # without some norms, nobody has counted it
         return Check("parameters", "not known", f"{count:,}; nobody has counted the original's network", values)
-    theirs, classes = original
+    theirs, own = original
     ours = _count(backbone)
     if not dense and (head := getattr(network, "head", None)) is not None and isinstance(head, nn.Linear):
-        theirs += (head.out_features - classes) * (head.in_features + (head.bias is not None))
+        theirs += (head.out_features - own.get("num_classes", CLASSES)) * (head.in_features + (head.bias is not None))
     values |= {"counted": ours, "original": theirs}
     what = f"{count:,}, the backbone {ours:,}" if found.is_complete else f"{count:,}"
     if ours == theirs:
         return Check("parameters", "agrees", f"{what}, as the original's network has", values)
+    if _counted_alone(described.backbone, own, dense=dense) == original[0]:
+        text = f"{what}; nobody has counted the original's network with the arguments of this one"
+        return Check("parameters", "not known", text, values)
     return Check("parameters", "disagrees", f"{what}, and the original's network has {theirs:,}", values)
+
+
+def _counted_alone(model: str, arguments: Mapping[str, Any], *, dense: bool) -> int:
+    """Return the number of parameters of a network with the arguments of the original's, and no others."""
+    with without_memory():
+        return _count((create_backbone if dense else create_model)(model, **arguments))
 
 
 def _count(network: nn.Module) -> int:

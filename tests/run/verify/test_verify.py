@@ -317,3 +317,22 @@ def test_each_published_dino_is_built_as_its_file_needs_it(weight: Weight) -> No
     window = 12 if "384" in weight.model else 7
     assert shapes["backbone.stages.0.blocks.0.attn.table"] == ((2 * window - 1) ** 2, width // 32)
     assert described.method == "dino"
+
+
+def test_arguments_that_the_original_has_not_are_no_disagreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network for small or grey images, or without a head, has other parameters than the original was counted with."""
+    for name, model, arguments in (
+        ("small", "visformer_tiny", {"img_size": 96}),
+        ("grey", "unified_swin_micro", {"in_chans": 1}),
+        ("headless", "unified_swin_micro", {"num_classes": 0}),
+    ):
+        fourstage.save_pretrained(fourstage.create_model(model, **arguments), tmp_path / name)
+        found = verify(tmp_path / name)
+        assert found.agrees, name
+        verdict, text = checks(tmp_path / name)["parameters"]
+        assert verdict == "not known"
+        assert text.endswith("nobody has counted the original's network with the arguments of this one")
+    monkeypatch.setattr(golden, "parameters", lambda *_, **__: (1, {}))  # where ours lacks a layer of the original's
+    assert checks(tmp_path / "grey")["parameters"][0] == "disagrees"
