@@ -16,6 +16,7 @@ from fourstage.plurals import plural
 from fourstage.recipe import Recipe, difference, flatten
 from fourstage.report.number_format import metric as metric_format
 from fourstage.report.number_format import signed
+from fourstage.run.analyze.inputs import NAMED
 from fourstage.run.compare.column_values import columns_of, pictures_of, remarks_of
 from fourstage.run.compare.columns import ANALYSES, Analysis, analyses_of
 from fourstage.run.compare.costs import Cost, counted, image_size, unequal
@@ -62,6 +63,8 @@ def assemble(
         ValueError: arms share no seed, no images or no metric, or a name in the wishes is no arm.
     """
     seeds, arms = common_seeds(table), list(table)
+    unpaired = _unpaired(table, seeds)
+    table = {arm: {seed: runs[seed] for seed in seeds} for arm, runs in table.items()}
     reference = wishes.reference or arms[0]
     check_tuning(wishes.tuning, arms)
     name = _metric(table, seeds, wishes.metric)
@@ -70,6 +73,7 @@ def assemble(
     images = len(common_images(table))
     draws = drawn_metrics(table, seeds, name)
     pairs = _pairs(values, draws, reference, images, higher_is_better=shown.higher_is_better)
+    images_known = all(one.pair.over_images is not None for one in pairs)
     costs = {arm: _cost(table[arm][seeds[0]]) for arm in arms}
     known = {arm: cost for arm, cost in costs.items() if cost is not None}
     speeds = _speeds(table, seeds[0], folder, wishes.speed_seconds, show=show)
@@ -90,9 +94,9 @@ def assemble(
         arms=results,
         pairs=pairs,
         missing=tuple(missing),
-        warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=draws is not None)),
+        warnings=(*unpaired, *_warnings(table, results, known, reference, images_known=images_known)),
         conditions=tuple(_conditions(table, seeds, results)),
-        remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
+        remarks=tuple(remarks_of(measured, columns, wishes.analyses, [table[arm][seeds[0]].recipe for arm in arms])),
         pictures=pictures_of(measured, wishes.analyses, reference),
     )
 
@@ -240,17 +244,31 @@ def _speeds(table: Table, seed: int, folder: Path, seconds: float, *, show: bool
     return speeds_of(recipes, folder, seconds, show=show)
 
 
+def _unpaired(table: Table, seeds: Sequence[int]) -> list[str]:
+    """Return a sentence for each arm with runs whose seeds other arms lack."""
+    out = []
+    for arm, runs in table.items():
+        if rest := sorted(set(runs) - set(seeds)):
+            which = f"seed {rest[0]} of {arm} is" if len(rest) == 1 else f"seeds {_listed(rest)} of {arm} are"
+            out.append(f"{which} left out, because runs are compared seed by seed, and not every arm has these seeds")
+    return out
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    shown = ", ".join(map(str, seeds[:NAMED]))
+    return f"{shown} and {len(seeds) - NAMED} more" if len(seeds) > NAMED else shown
+
+
 def _warnings(
     table: Table,
-    seeds: Sequence[int],
     arms: Sequence[ArmResult],
     costs: Mapping[str, Cost],
     reference: str,
     *,
     images_known: bool,
 ) -> list[str]:
-    """Return sentences on what weakens the comparison."""
-    out, pairs = list[str](), len(arms) - 1
+    """Return sentences on what weakens the comparison of these runs, which have the same seeds."""
+    out, pairs, seeds = list[str](), len(arms) - 1, list(table[reference])
     out += too_few_seeds(pairs, len(seeds))
     if reference in costs:
         out += unequal(costs, reference)
@@ -270,7 +288,7 @@ def _warnings(
     if not images_known:
         out.append("intervals over images are not known for this metric, so verdicts hold for these images alone")
     runs_of_all = [run for runs in table.values() for run in runs.values()]
-    if any(len({run.environment.get(key) for run in runs_of_all}) > 1 for key in ("torch", "device")):
+    if any(len({str(run.environment.get(key)) for run in runs_of_all}) > 1 for key in ("torch", "device")):
         out.append("the runs were trained with different versions of torch or on different devices")
     return out
 

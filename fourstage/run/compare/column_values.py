@@ -55,18 +55,19 @@ def pictures_of(measured: Measured, wanted: Sequence[Analysis], reference: str) 
 
 
 def remarks_of(
-    measured: Measured, columns: Mapping[str, Sequence[Column]], wanted: Sequence[Analysis], recipe: Recipe
+    measured: Measured, columns: Mapping[str, Sequence[Column]], wanted: Sequence[Analysis], recipes: Sequence[Recipe]
 ) -> list[str]:
     """Return how each analysis was made, and why some are unknown.
 
     Args:
         columns: from `columns_of`.
-        recipe: of the reference.
+        recipes: of the arms, which are of one task.
     """
-    amounts, out = IMAGES[recipe.task], list[str]()
+    amounts, out = IMAGES[recipes[0].task], list[str]()
     for analysis in wanted:
         if any(_found(measured, arm, analysis) for arm in measured):
-            images = f"up to {plural(amounts[analysis], 'validation image')} of {side_of(recipe, analysis)} pixels"
+            sides = " or ".join(map(str, sorted({side_of(recipe, analysis) for recipe in recipes})))
+            images = f"up to {plural(amounts[analysis], 'validation image')} of {sides} pixels"
             out.append(f"{_HOW[analysis]}; {images}")
         reasons = {run.reasons[analysis]: arm for arm, runs in measured.items() for run in runs.values()
                    if analysis in run.reasons}  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fourstage.backbones.unified import DESIGNS
 from fourstage.bench.count import count_module
 from fourstage.bench.count_tasks import count_network
 from fourstage.data.sample import Dataset
@@ -31,6 +32,7 @@ class Cost:
     parameters: int
     macs: int
     size: tuple[int, int]  # (H, W) of that image, in pixels
+    takes_widths: bool = False  # which `matched` searches
 
 
 def costs_of(grid: Grid) -> dict[str, Cost]:
@@ -71,7 +73,8 @@ def counted(network: nn.Module, size: tuple[int, int]) -> Cost:
     """Return what a classifier, detector or segmentor costs for one image of (H, W) pixels."""
     is_task = hasattr(network, "backbone")
     count = count_network(network, size) if is_task else count_module(network, (3, *size))
-    return Cost(count.parameters, count.macs, size)
+    name = getattr(getattr(network, "backbone", network), "default_cfg", {}).get("architecture")
+    return Cost(count.parameters, count.macs, size, takes_widths=name in DESIGNS)
 
 
 def unequal(costs: Mapping[str, Cost], reference: str) -> list[str]:
@@ -86,10 +89,8 @@ def unequal(costs: Mapping[str, Cost], reference: str) -> list[str]:
         ]
         if words:
             what = "parameters" if "parameters" in words[0] else "macs"
-            out.append(
-                f"{name} has {' and '.join(words)} against {reference}; --match-cost {what} searches widths of equal "
-                "cost"
-            )
+            advice = f"; train it with --match-cost {what}, which searches widths of equal cost"
+            out.append(f"{name} has {' and '.join(words)} against {reference}{advice if cost.takes_widths else ''}")
     return out
 
 
@@ -153,8 +154,6 @@ def _section(recipe: Recipe) -> str:
 
 def _widths(recipe: Recipe) -> Sequence[int]:
     """Return the widths of a network that takes others. Raises ValueError for one that does not."""
-    from fourstage.backbones.unified import DESIGNS
-
     name = str(getattr(recipe, "model", None) or getattr(recipe, "backbone", ""))
     if name not in DESIGNS:
         raise ValueError(

@@ -1,6 +1,7 @@
 """A metric of each network for draws of images. AP and mIoU are accumulated again for each draw. D draws, S seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,14 @@ def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> dict[str, 
 
     Returns:
         None for a metric that images alone do not give, or where the draws would take too long.
+
+    Raises:
+        ValueError: predictions of a run are damaged.
     """
     ids = common_images(table)
-    draws = _affordable(table, len(ids))
+    first = next(iter(next(iter(table.values())).values()))
+    with _readable(first):
+        draws = _affordable(table, first, len(ids))
     if len(ids) < 2 or not draws:
         return None
     times_DN = image_draws(len(ids), draws)
@@ -44,7 +50,8 @@ def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> dict[str, 
     for arm, runs in table.items():
         columns = []
         for seed in seeds:
-            column_D = _drawn(runs[seed], ids, metric, times_DN)
+            with _readable(runs[seed]):
+                column_D = _drawn(runs[seed], ids, metric, times_DN)
             if column_D is None:
                 return None
             columns.append(column_D)
@@ -52,8 +59,16 @@ def drawn_metrics(table: Table, seeds: Sequence[int], metric: str) -> dict[str, 
     return out
 
 
-def _affordable(table: Table, images: int) -> int:
-    run = next(iter(next(iter(table.values())).values()))
+@contextmanager
+def _readable(run: FinishedRun) -> Iterator[None]:
+    """Raise ValueError where the predictions of a run have another form than its task gives them."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError):
+        raise run.damaged_records() from None
+
+
+def _affordable(table: Table, run: FinishedRun, images: int) -> int:
     if not isinstance(run.recipe, Detection):
         return DRAWS
     runs = sum(len(runs) for runs in table.values())

@@ -47,7 +47,11 @@ class FinishedRun:
             records = [json.loads(line) for line in lines]
             return {record.pop("id"): record for record in records}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{self.folder}/records.jsonl is damaged; train this run again with --fresh") from None
+            raise self.damaged_records() from None
+
+    def damaged_records(self) -> ValueError:
+        """Return the error on predictions that cannot be read."""
+        return ValueError(f"{self.folder}/records.jsonl is damaged; train this run again with --fresh")
 
     @property
     def seconds(self) -> float | None:
@@ -59,7 +63,7 @@ class FinishedRun:
     @property
     def evaluations(self) -> int:
         """How many times the training was evaluated: more than once means that the best of them was kept."""
-        steps = {line.get("step") for line in self._lines() if line.get("kind") == "evaluation"}
+        steps = {str(line.get("step")) for line in self._lines() if line.get("kind") == "evaluation"}
         return len(steps)
 
     def _logged(self, kind: str) -> dict[str, Any] | None:
@@ -96,7 +100,8 @@ def read_finished(folder: Path) -> FinishedRun:
         raise ValueError(f"{folder} has not ended its training; continue it with `fourstage train`, or leave it out")
     evaluation = read_json(folder / "evaluation.json")
     environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
-    fits = isinstance(evaluation, dict) and isinstance(evaluation.get("metrics"), dict)
+    metrics = evaluation.get("metrics") if isinstance(evaluation, dict) else None
+    fits = isinstance(metrics, dict) and all(type(value) in (int, float) for value in metrics.values())
     if not fits or not isinstance(environment, dict) or not isinstance(evaluation.get("main_metric"), str):
         raise ValueError(f"{folder}/evaluation.json is damaged; train this run again with --fresh")
     return FinishedRun(folder, recipe, evaluation, environment)

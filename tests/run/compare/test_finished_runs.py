@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from run.compare.fake_comparisons import CLASSES, classified_run, finished_run
 
+from fourstage import create_model
 from fourstage.analysis.comparison import Speed
 from fourstage.analysis.paired import image_draws
 from fourstage.cli import main
 from fourstage.run.compare import assemble
+from fourstage.run.compare.column_values import remarks_of
+from fourstage.run.compare.columns import RunAnalyses
+from fourstage.run.compare.costs import Cost, counted, unequal
 from fourstage.run.compare.image_scores import drawn_metrics
 from fourstage.run.compare.runs import grouped, read_finished
 from fourstage.tasks.detection import coco_ap
@@ -305,3 +310,80 @@ def test_a_comparison_without_arms_is_damaged(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "comparison.json").write_text(json.dumps(content))
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "comparison.json is damaged" in capsys.readouterr().err
+
+
+def test_runs_of_seeds_that_another_arm_lacks_are_named_and_count_for_nothing(tmp_path: Path) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.5}, 1)
+    later = classified_run(tmp_path / "later", 0.3, 4, *PICO, "model_args.mixer=swin", images=60)
+    machine = json.loads((later / "environment.json").read_text())
+    (later / "environment.json").write_text(json.dumps({**machine, "torch": "2.11.0"}))
+    with (later / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"kind": "evaluation", "step": 30}) + "\n")
+    words = ["--out", str(tmp_path / "out"), "--seconds", "0", "--analyses", "none"]
+    assert main(["compare", *runs, str(later), *words]) == 0
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert (table["seeds"], table["images"]) == ([0], 120)
+    warnings = table["warnings"]
+    assert warnings[0].startswith("seed 4 of swin is left out, because runs are compared seed by seed")
+    assert not any("versions of torch" in one or "several evaluations" in one for one in warnings)
+
+
+def test_analyses_name_the_sizes_of_all_arms(tmp_path: Path) -> None:
+    runs = [
+        read_finished(classified_run(tmp_path / str(side), 0.3, 0, *PICO, f"image_size={side}")) for side in (64, 96)
+    ]
+    maps = {"units": np.ones((1, 3)) / 3**0.5, "ids": np.array(["a"]), "left_out": np.array([], dtype=str)}
+    measured = {str(i): {0: RunAnalyses({"cka": maps})} for i in range(2)}
+    remarks = remarks_of(measured, {}, ("cka",), [run.recipe for run in runs])
+    assert "up to 256 validation images of 64 or 96 pixels" in remarks[0]
+
+
+def test_draws_of_which_a_pair_has_none_leave_the_images_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.5}, 2)
+    none = {arm: np.full((5, 2), np.nan) for arm in ("swin", "pvt")}
+    monkeypatch.setattr(assemble, "drawn_metrics", lambda *_: none)
+    found = assemble.assemble(grouped(runs), tmp_path, assemble.Wishes(speed_seconds=0, analyses=()), show=False)
+    assert any("intervals over images are not known" in one for one in found.warnings)
+
+
+@pytest.mark.parametrize("value", [None, "abc", [1], True])
+def test_a_metric_that_is_no_number_is_a_damaged_file(value: object, tmp_path: Path) -> None:
+    run = classified_run(tmp_path / "run", 0.3, 0)
+    content = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps({**content, "metrics": {"top1": value}}))
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged; train this run again with --fresh"):
+        read_finished(run)
+
+
+def test_records_without_predictions_and_logs_of_another_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.5}, 1)
+    words = ["compare", *runs, "--out", str(tmp_path / "out"), "--seconds", "0", "--analyses", "none"]
+    (tmp_path / "pvt0" / "environment.json").write_text(json.dumps({"torch": ["2.15.0"], "device": {}}))
+    (tmp_path / "pvt0" / "log.jsonl").write_text(json.dumps({"kind": "evaluation", "step": [1]}))
+    assert main(words) == 0
+    records = tmp_path / "pvt0" / "records.jsonl"
+    lines = records.read_text().splitlines()
+    records.write_text("\n".join([json.dumps({"id": "image0000"}), *lines[1:]]))
+    assert main(words) == 2
+    assert f"{records} is damaged; train this run again with --fresh" in capsys.readouterr().err
+
+
+def test_only_networks_that_take_widths_are_advised_to_match_costs() -> None:
+    costs = {
+        "a": Cost(100, 100, (64, 64)),
+        "b": Cost(150, 100, (64, 64), takes_widths=True),
+        "c": Cost(90, 50, (64, 64)),
+    }
+    b, c = unequal(costs, "a")
+    assert b.startswith("b has +50 % parameters against a; train it with --match-cost parameters, which searches")
+    assert c == "c has \u221210 % parameters and \u221250 % MACs against a"
+    with torch.device("meta"):
+        found = {
+            name: counted(create_model(name, img_size=64), (64, 64)) for name in ("unified_pico", "visformer_tiny")
+        }
+    assert found["unified_pico"].takes_widths
+    assert not found["visformer_tiny"].takes_widths
