@@ -16,7 +16,7 @@ from torch import Tensor
 class ResizeRule:
     """A rule that resizes a parameter: functions of the file's tensor and of ours, of which only the shape is used."""
 
-    fits: Callable[[Tensor, Tensor], bool]  # whether the rule is for these two shapes
+    fits: Callable[[Tensor, Tensor], bool]  # whether the rule is for these two shapes; a tensor without values has none
     change: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -63,15 +63,15 @@ def _interpolated(grid: Tensor, size: tuple[int, ...], mode: str, *, align_corne
 
 def _square_tables(theirs: Tensor, ours: Tensor) -> bool:
     squares = all(x.ndim == 2 and math.isqrt(len(x)) ** 2 == len(x) for x in (theirs, ours))
-    return squares and theirs.shape[1] == ours.shape[1]
+    return squares and theirs.shape[1] == ours.shape[1] and theirs.numel() > 0
 
 
 def _maps(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.ndim == ours.ndim == 4 and theirs.shape[:2] == ours.shape[:2]
+    return theirs.ndim == ours.ndim == 4 and theirs.shape[:2] == ours.shape[:2] and theirs.numel() > 0
 
 
 def _tables_of_rows(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.ndim == ours.ndim == 2 and theirs.shape[1] == ours.shape[1]
+    return theirs.ndim == ours.ndim == 2 and theirs.shape[1] == ours.shape[1] and theirs.numel() > 0
 
 
 SQUARE_TABLE = ResizeRule(_square_tables, lambda theirs, ours: resize_table(theirs, len(ours)))

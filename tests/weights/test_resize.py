@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fourstage import create_model
+from fourstage.weights.load import load_state
 from fourstage.weights.resize import (
     POSITION,
     POSITION_BY_CORNERS,
@@ -79,6 +81,9 @@ def test_the_name_says_which_way(family: str, key: str, expected: ResizeRule | N
         (POSITION, (1, 49, 8), (1, 8, 7, 7), False),
         (ROWS, (25, 32), (31, 32), True),
         (ROWS, (25, 32), (31, 16), False),
+        (SQUARE_TABLE, (0, 3), (169, 3), False),
+        (POSITION, (1, 8, 0, 0), (1, 8, 7, 7), False),
+        (ROWS, (0, 32), (31, 32), False),
     ],
 )
 def test_what_differs_in_more_than_size_is_another_network(
@@ -90,3 +95,10 @@ def test_what_differs_in_more_than_size_is_another_network(
         resized: Tensor = kind.change(file, network)
         assert resized.shape == network.shape
         assert resized.is_contiguous()
+
+
+def test_a_file_with_a_table_without_rows_is_a_misfit() -> None:
+    network = create_model("unified_pico", mixer="swin")
+    state = {key: x[:0] if key.endswith("mixer.table") else x for key, x in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"table is .* in the file"):
+        load_state(network, state, source="damaged.pth")
