@@ -126,7 +126,7 @@ def _without(arm: str, resolved: Resolved) -> list[str]:
 def _axis(text: str) -> tuple[str, list[str]]:
     """Return the key and the values of `KEY=VALUE,VALUE`; commas inside brackets and quotes separate nothing."""
     key, equals, rest = text.partition("=")
-    values = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*'|[^,])+", rest)
+    values = _separated(rest)
     is_list = bool(rest) and not rest.startswith(",") and not rest.endswith(",") and ",," not in rest
     if not equals or not re.fullmatch(r"[\w.]+", key) or not is_list:
         raise ValueError(
@@ -135,6 +135,23 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if twice := next((value for value in values if values.count(value) > 1), None):
         raise ValueError(f"--vary {key} has the value {twice} twice; leave one out")
     return key, values
+
+
+def _separated(text: str) -> list[str]:
+    """Return what commas separate that are in no bracket and no quotes."""
+    out, depth = [""], 0
+    for part in re.findall(r"\"[^\"]*\"|'[^']*'|.", text, re.DOTALL):
+        depth = max(0, depth + (part in "[{") - (part in "]}"))
+        if part == "," and not depth:
+            out.append("")
+        else:
+            out[-1] += part
+    return out
+
+
+def _same_key(a: str, b: str) -> bool:
+    """Return whether two dotted keys can be of one value: a recipe also takes the last words of a key."""
+    return f".{a}".endswith(f".{b}") or f".{b}".endswith(f".{a}")
 
 
 def _sets(key: str, changes: Sequence[str]) -> bool:
@@ -151,7 +168,8 @@ def _check(
         raise ValueError(f"--vary {twice} was given twice; give all its values at once: --vary {twice}=A,B,C")
     if _sets("seed", [*changes, *(f"{key}=" for key in keys)]):
         raise ValueError("every arm is trained with the same seeds, 0, 1, 2 ...; leave seed out and set --seeds")
-    if both := next((key for key in keys if _sets(key.rpartition(".")[2], changes)), None):
+    changed = [change.partition("=")[0] for change in changes]
+    if both := next((key for key in keys if any(_same_key(key, other) for other in changed)), None):
         raise ValueError(f"{both} has values in --vary and one for all arms; leave one of the two out")
     if len(set(sources)) < len(sources):
         raise ValueError("a recipe is named twice; name each once")

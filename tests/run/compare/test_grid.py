@@ -229,3 +229,15 @@ def test_a_metric_of_objects_of_a_size_that_the_data_lacks(tmp_path: Path, capsy
     assert main([*words, "box_map_s"]) == main([*words, "box_map_m"]) == 0
     assert main([*words, "box_map_l"]) == 2
     assert "is large; choose --metric box_map_s or --metric box_map_m\n" in capsys.readouterr().err
+
+
+def test_lists_in_lists_are_one_value_and_keys_of_other_sections_are_no_conflict(tmp_path: Path) -> None:
+    stages = [f"[{{iou: {iou}, stds: [0.1, 0.1, 0.2, 0.2], weight: 1.0}}]" for iou in (0.5, 0.6)]
+    recipe = "cascade_mask_rcnn_swin_tiny_coco_3x_ms"
+    grid = plan([recipe], [f"method_args.stages={','.join(stages)}"], 1, tmp_path / "out")
+    assert [arm.recipe.method_args["stages"][0]["iou"] for arm in grid.arms] == [0.5, 0.6]
+    changes = ["evaluation.scale=[512, 512]"]
+    grid = plan(
+        ["digit_scenes_upernet"], ["augmentation.scale=[64, 64],[96, 96]"], 1, tmp_path / "out", changes=changes
+    )
+    assert [arm.recipe.augmentation.scale for arm in grid.arms] == [(64, 64), (96, 96)]
