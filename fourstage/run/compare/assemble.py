@@ -296,11 +296,10 @@ def _warnings(
 def _conditions(table: Table, seeds: Sequence[int], arms: Sequence[ArmResult]) -> list[tuple[str, str]]:
     """Return what the runs have in common, and how the numbers of the table were made."""
     runs = [runs[seed] for runs in table.values() for seed in seeds]
-    first = runs[0]
-    once = all(run.evaluations <= 1 for run in runs)
-    rule = "the last one" if once else "the best one on the validation images"
-    if first.recipe.ema is not None:
-        rule += "; of the weights and their average, the better"
+
+    def kept(run: FinishedRun) -> str:
+        rule = "the last one" if run.evaluations <= 1 else "the best one on the validation images"
+        return rule if run.recipe.ema is None else f"{rule}; of the weights and their average, the better"
 
     def trained(run: FinishedRun) -> str:
         o = run.recipe.optimisation
@@ -319,7 +318,7 @@ def _conditions(table: Table, seeds: Sequence[int], arms: Sequence[ArmResult]) -
         "image size": {" x ".join(map(str, image_size(run.recipe))) for run in runs},
         "length": {str(run.recipe.optimisation.length) for run in runs},
         "optimiser": {trained(run) for run in runs},
-        "checkpoint": {rule},
+        "checkpoint": {kept(run) for run in runs},
         "averaged weights": {averaged(run) for run in runs},
         "trained on": {where(run, "machine", "device") for run in runs},
         "fourstage and torch": {where(run, "fourstage", "torch") for run in runs},

@@ -387,3 +387,12 @@ def test_only_networks_that_take_widths_are_advised_to_match_costs() -> None:
         }
     assert found["unified_pico"].takes_widths
     assert not found["visformer_tiny"].takes_widths
+
+
+def test_the_checkpoint_of_each_arm_is_named(tmp_path: Path) -> None:
+    runs = [
+        str(classified_run(tmp_path / name, 0.3, 0, *PICO, f"ema={ema}")) for name, ema in (("a", "null"), ("b", "0.9"))
+    ]
+    found = assemble.assemble(grouped(runs), tmp_path, assemble.Wishes(speed_seconds=0, analyses=()), show=False)
+    rule = dict(found.conditions)["checkpoint"]
+    assert rule == "the last one or the last one; of the weights and their average, the better"

@@ -322,7 +322,7 @@ def test_each_published_dino_is_built_as_its_file_needs_it(weight: Weight) -> No
 def test_arguments_that_the_original_has_not_are_no_disagreement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network for small or grey images, or without a head, has other parameters than the original was counted with."""
+    """A network for small or grey images, or without a head, has other parameters than the original."""
     for name, model, arguments in (
         ("small", "visformer_tiny", {"img_size": 96}),
         ("grey", "unified_swin_micro", {"in_chans": 1}),
