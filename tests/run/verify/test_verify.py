@@ -323,12 +323,13 @@ def test_arguments_that_the_original_has_not_are_no_disagreement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network for small or grey images, or without a head, has other parameters than the original."""
-    for name, model, arguments in (
-        ("small", "visformer_tiny", {"img_size": 96}),
-        ("grey", "unified_swin_micro", {"in_chans": 1}),
-        ("headless", "unified_swin_micro", {"num_classes": 0}),
-    ):
-        fourstage.save_pretrained(fourstage.create_model(model, **arguments), tmp_path / name)
+    networks: dict[str, nn.Module] = {
+        "small": fourstage.create_model("visformer_tiny", img_size=96),
+        "grey": fourstage.create_model("unified_swin_micro", in_chans=1),
+        "headless": fourstage.create_model("unified_swin_micro", num_classes=0),
+    }
+    for name, network in networks.items():
+        fourstage.save_pretrained(network, tmp_path / name)
         found = verify(tmp_path / name)
         assert found.agrees, name
         verdict, text = checks(tmp_path / name)["parameters"]
