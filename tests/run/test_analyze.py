@@ -14,9 +14,13 @@ from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
 from fourstage.data.sample import Sample
+from fourstage.run.analyze.cam import CamSetting, analyze_cam
+from fourstage.run.analyze.cka import analyze_cka
+from fourstage.run.analyze.erf import analyze_erf
 from fourstage.run.analyze.inputs import open_images
+from fourstage.run.analyze.invariance import analyze_invariance
 from fourstage.run.analyze.labels import labelled_for
-from fourstage.run.analyze.maps import MapsSetting, maps_of
+from fourstage.run.analyze.maps import MapsSetting, analyze_maps, maps_of
 
 NETWORK = "visformer_digits"
 CALLS = {
@@ -349,3 +353,23 @@ def test_embedded_data_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatc
     (tmp_path / "digits").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "digits" / "a.png")
     assert (len(open_images("digits")), len(open_images("./digits"))) == (360, 1)
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ([], "at least one; got none"),
+        ("unified_pico", "a list of networks, at least one; got a str"),
+        (nn.Sequential(nn.Identity()), "got a Sequential"),
+    ],
+)
+def test_networks_are_a_list(sources: object, words: str, tmp_path: Path) -> None:
+    for analyze in (analyze_cam, analyze_cka, analyze_erf, analyze_invariance, analyze_maps):
+        with pytest.raises(ValueError, match=words):
+            analyze(sources, "digits", tmp_path, show=False)  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_map_needs_a_method() -> None:
+    with pytest.raises(ValueError, match="needs at least one method; choose from gradcam"):
+        CamSetting(methods=())

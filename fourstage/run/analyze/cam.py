@@ -50,7 +50,7 @@ class CamSetting:
         scores: also measure how faithful the maps are, which needs a classifier.
 
     Raises:
-        ValueError: an unknown method, or a size out of range.
+        ValueError: an unknown method or none, or a size out of range.
     """
 
     images: int | None = None
@@ -65,6 +65,8 @@ class CamSetting:
     def __post_init__(self) -> None:
         if unknown := [method for method in self.methods if method not in cam.NAMES]:
             raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.NAMES)}")
+        if not self.methods:
+            raise ValueError(f"a class activation map needs at least one method; choose from {', '.join(cam.NAMES)}")
         check_side(self.size)
 
 
