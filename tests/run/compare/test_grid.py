@@ -7,6 +7,7 @@ import pytest
 
 from fourstage.cli import main
 from fourstage.data.embedded.digit_scenes import write_digit_scenes
+from fourstage.recipe import flatten
 from fourstage.run.compare.compare import plan_comparison
 from fourstage.run.compare.costs import costs_of, matched
 from fourstage.run.compare.grid import PICO, plan
@@ -235,9 +236,9 @@ def test_lists_in_lists_are_one_value_and_keys_of_other_sections_are_no_conflict
     stages = [f"[{{iou: {iou}, stds: [0.1, 0.1, 0.2, 0.2], weight: 1.0}}]" for iou in (0.5, 0.6)]
     recipe = "cascade_mask_rcnn_swin_tiny_coco_3x_ms"
     grid = plan([recipe], [f"method_args.stages={','.join(stages)}"], 1, tmp_path / "out")
-    assert [arm.recipe.method_args["stages"][0]["iou"] for arm in grid.arms] == [0.5, 0.6]
+    assert [flatten(arm.recipe.model_dump())["method_args.stages"][0]["iou"] for arm in grid.arms] == [0.5, 0.6]
     changes = ["evaluation.scale=[512, 512]"]
     grid = plan(
         ["digit_scenes_upernet"], ["augmentation.scale=[64, 64],[96, 96]"], 1, tmp_path / "out", changes=changes
     )
-    assert [arm.recipe.augmentation.scale for arm in grid.arms] == [(64, 64), (96, 96)]
+    assert [flatten(arm.recipe.model_dump())["augmentation.scale"] for arm in grid.arms] == [(64, 64), (96, 96)]
