@@ -7,7 +7,8 @@ easier for one of them. The variance of the mean difference is
 
 where `seeds` is the variance between seeds on the same images. The spread of the S differences measures the first and
 the last term together. Draws of images with replacement, scored again for every network, measure the last two. The
-draws of each seed alone tell these two apart, so that the interaction is counted once. Source of the crossed model:
+draws of each seed alone tell these two apart, so that the interaction is counted once. The variance is never taken to
+be less than what the draws of all networks together show. Source of the crossed model:
 Owen, "The pigeonhole bootstrap", 2007, whose plain form counts the interaction three times.
 """
 
@@ -191,7 +192,7 @@ def _pair(difference_S: np.ndarray, drawn_DS: np.ndarray | None, images: int) ->
     if difference.count < 2:
         return Pair(difference, over_images, None, float(mean_D.var()), p, p, None, None, better, images)
     image_variance = _without_interaction(drawn_DS)
-    together, p_together = _together(difference, image_variance)
+    together, p_together = _together(difference, image_variance, float(mean_D.var()))
     return Pair(difference, over_images, together, image_variance, p, p, p_together, p_together, better, images)
 
 
@@ -205,14 +206,18 @@ def _without_interaction(drawn_DS: np.ndarray) -> float:
     return max(0.0, of_mean - (of_one - of_mean) / (seeds - 1))
 
 
-def _together(difference: Summary, image_variance: float) -> tuple[Interval, float]:
+def _together(difference: Summary, image_variance: float, of_mean: float) -> tuple[Interval, float]:
     """Return the interval for other seeds and images, and the p of no difference.
+
+    Args:
+        of_mean: variance of the mean difference over images for these seeds, which is `images + interaction / S`.
 
     Both are by Student's t with the degrees of freedom of Satterthwaite, "An approximate distribution of estimates of
     variance components", 1946; the variance over images counts as known, as images are many.
     """
     seed_variance = difference.sd**2 / difference.count
-    variance = seed_variance + image_variance
+    # few seeds may lie closer together than their interaction with images alone spreads them
+    variance = max(seed_variance + image_variance, of_mean)
     freedom = (difference.count - 1) * (variance / seed_variance) ** 2 if seed_variance else math.inf
     freedom = min(freedom, 1e6)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)

@@ -173,3 +173,17 @@ def test_an_undecided_pair_needs_more_than_it_has() -> None:
     verdict = decide(pair, 1)
     assert verdict.word == "undecided"
     assert verdict.needed == Needed(7)
+
+
+def test_other_seeds_and_images_are_never_surer_than_other_images_alone() -> None:
+    """Two seeds that happen to agree do not hide that other images change the difference."""
+    draw, studies, together, widths = np.random.default_rng(1), 400, 0, list[float]()
+    for _ in range(studies):
+        right, expected, _ = study(draw, {"a": 0.3, "b": 0.2}, seeds=2, images=120)
+        [pair] = compared(right, "b")
+        assert pair.together is not None
+        assert pair.over_images is not None
+        together += pair.together.low <= expected["a"] - expected["b"] <= pair.together.high
+        widths.append((pair.together.high - pair.together.low) / (pair.over_images.high - pair.over_images.low))
+    assert min(widths) > 0.9  # the ends of one are normal quantiles, those of the other of the draws
+    assert together / studies > 0.93
