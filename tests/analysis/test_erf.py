@@ -215,18 +215,22 @@ def test_a_unit_in_the_padding_is_measured_from_beyond_the_image() -> None:
 
 
 def test_a_map_that_is_not_finite_is_left_out() -> None:
-    class Overflowing(nn.Module):
+    class Squares(nn.Module):
+        """Its gradient is finite for each colour, and infinite for the sum of the three."""
+
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 1, 1, bias=False)
-            nn.init.ones_(self.conv.weight)
+            nn.init.constant_(self.conv.weight, 1e38)
 
         def forward(self, image_BCHW: Tensor) -> Tensor:
-            return self.conv(image_BCHW).exp()
+            return self.conv(image_BCHW**2)
 
-    images = [torch.zeros(3, 4, 4), torch.full((3, 4, 4), 100.0)]
-    found = receptive_field(Overflowing(), images, tap="conv")
-    assert found.skipped == 0
-    found = receptive_field(nn.Sequential(Overflowing(), nn.Identity()), images, tap="0")
+    images = [torch.full((3, 4, 4), value) for value in (0.1, 1.0)]
+    found = receptive_field(Squares(), images, tap="conv")
     assert (found.images, found.skipped) == (1, 1)
     assert np.isfinite(found.map_HW).all()
+    with pytest.raises(
+        ValueError, match="none of 1 images gave a finite map; the weights or the images hold NaN or inf"
+    ):
+        receptive_field(Squares(), images[1:], tap="conv")
