@@ -300,8 +300,12 @@ def open_dataset(
         progress: called with (done, total) while `digit_scenes` are written or shards are indexed, which happens once.
 
     Raises:
-        ValueError: there is no such folder, no known layout fits, or the data is broken; one sentence.
+        ValueError: there is no such folder, split or truth, no known layout fits, or the data is broken; one sentence.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"the split of a data set is one of {', '.join(get_args(Split))}; got {split!r:.80}")
+    if truth is not None and truth not in get_args(Truth):
+        raise ValueError(f"truth is one of {', '.join(get_args(Truth))}; got {truth!r:.80}")
     if str(data) == "digits":
         return Digits(split)
     if str(data) == "digit_scenes":
