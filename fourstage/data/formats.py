@@ -86,7 +86,10 @@ class Format:
     def dataset(self, data: str | Path, split: Split, progress: Progress | None = None) -> Dataset:
         """Open one split; see `open_dataset`."""
         more = {"progress": progress} if "progress" in inspect.signature(self.open).parameters else {}
-        return self.open(self.place(data), split, **more)
+        dataset = self.open(self.place(data), split, **more)
+        if self not in FORMATS:
+            _check_names(dataset, self.name)
+        return dataset
 
     def checker(self) -> Checker:
         """Return the function that checks such data. Raises ValueError where the format has none."""
@@ -101,6 +104,16 @@ class Format:
         """Return the function that writes such data."""
         assert self.write is not None, f"{self.name} has no writer"
         return resolve_name(self.write)
+
+
+def _check_names(dataset: Dataset, name: str) -> None:
+    """Raise ValueError where a user's format gives classes or samples another name than a text."""
+    named = [("class", one) for one in dataset.classes] + [("id", dataset.id(0))] * bool(len(dataset))
+    for what, one in named:
+        if not isinstance(one, str):
+            raise ValueError(
+                f"the format {name!r} has the {what} {one!r:.80}; make it a text, such as {str(one)!r:.80}"
+            )
 
 
 def _listing(name: str, layout: str, fits: Callable[[Path], bool], survey: Survey) -> Format:
