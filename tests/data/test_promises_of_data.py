@@ -1,15 +1,18 @@
 """Values that no data set and no loader can have are refused, not read as others, and results belong to the caller."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fourstage.data.formats import open_dataset
 from fourstage.data.loader import TrainPlan, epoch_order, evaluation_batches
 from fourstage.data.opening import open_usable
+from fourstage.data.shards.write import write_shards
 
 Picture = Callable[..., Path]
 
@@ -63,3 +66,43 @@ def test_numbers_of_an_evaluation_are_checked(wrong: dict[str, int]) -> None:
     numbers: Any = {"batch_size": 2, **wrong}
     with pytest.raises(ValueError, match=next(iter(wrong))):
         list(evaluation_batches(open_dataset("digits", "val"), lambda sample: sample, **numbers))
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_sizes_and_counts_of_objects_belong_to_the_caller(form: str, tmp_path: Path, picture: Picture) -> None:
+    for i in range(2):
+        picture(f"images/train/{i}.png", width=40, height=30)
+    if form == "yolo":
+        (tmp_path / "labels/train").mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / f"labels/train/{i}.txt").write_text("0 .5 .5 .2 .2\n")
+        (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [a]\n")
+    else:
+        images = [{"id": i, "file_name": f"images/train/{i}.png", "width": 40, "height": 30} for i in range(2)]
+        box = {"category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        objects = [{"id": i + 1, "image_id": i, **box} for i in range(2)]
+        content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "a"}]}
+        (tmp_path / "train.json").write_text(json.dumps(content))
+    dataset: Any = open_dataset(tmp_path, "train")
+    before = dataset.reference(0)
+    for _ in range(2):
+        sizes_I2, counts_I = dataset.sizes(), dataset.counts()
+        assert sizes_I2.tolist() == [[30, 40]] * len(dataset)
+        assert counts_I.tolist() == [1] * len(dataset)
+        sizes_I2[:], counts_I[:] = 0, 9
+    assert dataset.reference(0) == before
+    assert dataset.label_counts().tolist() == [len(dataset)]
+
+
+@pytest.mark.parametrize("wrong", [{"count": 2.5}, {"count": "3"}, {"count": True}, {"max_size": 1e6}, {"max_size": 0}])
+def test_limits_of_shards_are_whole_numbers(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be 1 or more, without a fraction"):
+        write_shards("digits", tmp_path / "shards", **wrong)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_limits_of_shards_may_be_of_numpy(tmp_path: Path, picture: Picture) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        picture(f"source/{name}")
+    count: Any = np.int64(1)
+    assert write_shards(tmp_path / "source", tmp_path / "shards", count=count).shards == {"train": 2, "val": 2}
