@@ -30,6 +30,7 @@ from fourstage.data.objects.voc_places import is_voc
 from fourstage.data.objects.yolo import Yolo
 from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
+from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 from fourstage.data.walk import has_images, is_own_folder, subfolders
 from fourstage.plurals import plural
@@ -80,8 +81,13 @@ class Format:
             ) from error
 
     def place(self, data: str | Path) -> Any:
-        """Return what `open` and `check` take: a folder as a path, anything else as it is."""
-        return data if self.takes is not None and self.takes(data) else Path(data)
+        """Return what `open` and `check` take: a folder as a path, anything else as it is.
+
+        It is absolute, so that samples can be read after the working directory has changed.
+        """
+        if self.takes is None or not self.takes(data):
+            return Path(data).absolute()
+        return data if is_address(data) else os.path.abspath(data)  # noqa: PTH100 - of a pattern, and links stay
 
     def dataset(self, data: str | Path, split: Split, progress: Progress | None = None) -> Dataset:
         """Open one split; see `open_dataset`."""

@@ -106,3 +106,28 @@ def test_limits_of_shards_may_be_of_numpy(tmp_path: Path, picture: Picture) -> N
         picture(f"source/{name}")
     count: Any = np.int64(1)
     assert write_shards(tmp_path / "source", tmp_path / "shards", count=count).shards == {"train": 2, "val": 2}
+
+
+@pytest.mark.parametrize("form", ["folder", "json", "shards", "pattern"])
+def test_samples_are_read_after_the_working_directory_has_changed(
+    form: str, tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        picture(f"source/{name}", width=40, height=30)
+    monkeypatch.chdir(tmp_path)
+    data = "source"
+    if form == "json":
+        data = "source/train.json"
+        image = {"id": 1, "file_name": "train/a/1.png", "width": 40, "height": 30}
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "a"}]}
+        Path(data).write_text(json.dumps(content))
+    elif form != "folder":
+        write_shards("source", "shards")
+        data = "shards" if form == "shards" else "shards/{train,val}-{000000..000000}.tar"
+    dataset = open_dataset(data, "train")
+    before = dataset.sample(0)
+    monkeypatch.chdir("/")
+    after = dataset.sample(0)
+    assert after.id == before.id
+    assert np.array_equal(after.image, before.image)
