@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -97,6 +98,7 @@ def create_model(
         raise ValueError(
             "out_indices selects feature maps, which features_only=True returns; add it, or leave out_indices out"
         )
+    arguments, out_indices = own_values(arguments), own_values(out_indices)
     saved = None
     if isinstance(model_name, str) and model_name.startswith(SAVED):
         if checkpoint_path is not None:
@@ -198,6 +200,7 @@ def create_backbone(
             f"create_backbone builds networks by name, and {backbone} is a saved one; type create_backbone(NAME, "
             f"checkpoint_path={file!r}), or from_checkpoint({file!r}) for a saved dense backbone"
         )
+    arguments, out_indices = own_values(arguments), own_values(out_indices)
     with placed(device, dtype, filled=pretrained or checkpoint_path is not None) as place:
         return place(_dense(backbone, pretrained, checkpoint_path, out_indices, arguments))
 
@@ -349,15 +352,16 @@ def _create(
     builder = find_method(method, task).builder
     if backbone is None or num_classes is None:
         raise ValueError(f"a {method} needs a backbone and num_classes, such as 'swin_tiny' and 80")
-    given = {key: value for key, value in arguments.items() if value is not None}
-    _check_arguments(builder, method, given, num_classes)
+    classes: int = own_values(num_classes)
+    given = {key: own_values(value) for key, value in arguments.items() if value is not None}
+    _check_arguments(builder, method, given, classes)
     if placed_alone := [key for key in PLACES if (backbone_args or {}).get(key) is not None]:
         raise ValueError(
             f"backbone_args has {placed_alone[0]}, and the other layers of a {NETWORKS[task]} would be elsewhere; move "
             f"the complete network, as create_{NETWORKS[task]}(...).to({placed_alone[0]}=...)"
         )
     maps_network = create_backbone(backbone, **(backbone_args or {}))
-    network = built_method(method, builder, maps_network, num_classes, given)
+    network = built_method(method, builder, maps_network, classes, given)
     _check_form(network, method, task)
     if getattr(network, "method", None) is None:  # of a user's own: loading asks for the name
         cast(Any, network).method = method
@@ -366,7 +370,19 @@ def _create(
     described = description_of(maps_network)
     if described is None:  # a backbone that the user has built: nobody else could build the network again
         return network
-    return remember(network, replace(described, task=task, method=method, method_args=given, num_classes=num_classes))
+    return remember(network, replace(described, task=task, method=method, method_args=given, num_classes=classes))
+
+
+def own_values(value: Any) -> Any:
+    """Return lists and mappings as copies, and numpy's scalars as Python's.
+
+    A network keeps its arguments to be saved with them, and the caller may change a list afterwards.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {own_values(key): own_values(one) for key, one in value.items()}
+    return type(value)(map(own_values, value)) if type(value) in (list, tuple) else value
 
 
 def _classifier_of(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> NetworkDescription:

@@ -30,6 +30,7 @@ from fourstage.data.objects.voc_places import is_voc
 from fourstage.data.objects.yolo import Yolo
 from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
+from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 from fourstage.data.walk import has_images, is_own_folder, subfolders
 from fourstage.plurals import plural
@@ -80,13 +81,21 @@ class Format:
             ) from error
 
     def place(self, data: str | Path) -> Any:
-        """Return what `open` and `check` take: a folder as a path, anything else as it is."""
-        return data if self.takes is not None and self.takes(data) else Path(data)
+        """Return what `open` and `check` take: a folder as a path, anything else as it is.
+
+        It is absolute, so that samples can be read after the working directory has changed.
+        """
+        if self.takes is None or not self.takes(data):
+            return Path(data).absolute()
+        return data if is_address(data) else os.path.abspath(data)  # noqa: PTH100 - of a pattern, and links stay
 
     def dataset(self, data: str | Path, split: Split, progress: Progress | None = None) -> Dataset:
         """Open one split; see `open_dataset`."""
         more = {"progress": progress} if "progress" in inspect.signature(self.open).parameters else {}
-        return self.open(self.place(data), split, **more)
+        dataset = self.open(self.place(data), split, **more)
+        if self not in FORMATS:
+            _check_names(dataset, self.name)
+        return dataset
 
     def checker(self) -> Checker:
         """Return the function that checks such data. Raises ValueError where the format has none."""
@@ -101,6 +110,16 @@ class Format:
         """Return the function that writes such data."""
         assert self.write is not None, f"{self.name} has no writer"
         return resolve_name(self.write)
+
+
+def _check_names(dataset: Dataset, name: str) -> None:
+    """Raise ValueError where a user's format gives classes or samples another name than a text."""
+    named = [("class", one) for one in dataset.classes] + [("id", dataset.id(0))] * bool(len(dataset))
+    for what, one in named:
+        if not isinstance(one, str):
+            raise ValueError(
+                f"the format {name!r} has the {what} {one!r:.80}; make it a text, such as {str(one)!r:.80}"
+            )
 
 
 def _listing(name: str, layout: str, fits: Callable[[Path], bool], survey: Survey) -> Format:
@@ -300,8 +319,12 @@ def open_dataset(
         progress: called with (done, total) while `digit_scenes` are written or shards are indexed, which happens once.
 
     Raises:
-        ValueError: there is no such folder, no known layout fits, or the data is broken; one sentence.
+        ValueError: there is no such folder, split or truth, no known layout fits, or the data is broken; one sentence.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"the split of a data set is one of {', '.join(get_args(Split))}; got {split!r:.80}")
+    if truth is not None and truth not in get_args(Truth):
+        raise ValueError(f"truth is one of {', '.join(get_args(Truth))}; got {truth!r:.80}")
     if str(data) == "digits":
         return Digits(split)
     if str(data) == "digit_scenes":

@@ -175,6 +175,8 @@ def open_image(path: str | Path | BytesIO, *, orient: bool = False, name: str = 
 
 def _check_size(image: "Image", name: str) -> None:
     width, height = image.size
+    if not width * height:
+        raise BadImage(name, f"its {width} x {height} pixels hold no image")
     if width * height > limit(LARGEST) or max(width, height) > limit(LONGEST):
         raise BadImage(name, f"{width} x {height} pixels are {_too_many()}")
 

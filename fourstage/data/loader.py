@@ -36,7 +36,6 @@ def seed_everything(*key: int) -> None:
     torch.default_generator.manual_seed((a << 31) ^ b)
 
 
-@lru_cache(maxsize=2)
 def epoch_order(
     seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = (), groups: bytes = b"", group_size: int = 2
 ) -> torch.Tensor:
@@ -48,8 +47,16 @@ def epoch_order(
         groups: the group of each sample as a byte; then `group_size` samples in a row are of one group, but for the
             last few.
     """
+    return _epoch_order(seed, epoch, length, shard_sizes, groups, group_size).clone()
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(
+    seed: int, epoch: int, length: int, shard_sizes: tuple[int, ...] = (), groups: bytes = b"", group_size: int = 2
+) -> torch.Tensor:
+    """Return what `epoch_order` returns. Later calls get the same tensor, which nobody may change."""
     if groups:
-        return _grouped(epoch_order(seed, epoch, length, shard_sizes), groups, group_size)
+        return _grouped(_epoch_order(seed, epoch, length, shard_sizes), groups, group_size)
     key = np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(key) >> 1)
     if not shard_sizes:
@@ -96,7 +103,7 @@ class TrainPlan:
             order then go to the same process.
 
     Raises:
-        ValueError: batches do not split evenly, or there are fewer images than one batch has.
+        ValueError: batches do not split evenly, there are fewer images than one batch has, or a number is out of range.
     """
 
     length: int
@@ -111,6 +118,10 @@ class TrainPlan:
     group_size: int = 2
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "ranks", "repeats", "group_size"):
+            _check_number(name, getattr(self, name), 1)
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"rank is from 0 to {self.ranks - 1} among {self.ranks} processes; got {self.rank!r}")
         if self.batch_size % (self.accumulation * self.ranks):
             raise ValueError(
                 f"batch_size {self.batch_size} does not split evenly over {self.ranks} processes with "
@@ -145,10 +156,15 @@ class TrainPlan:
         places = range(start + self.rank, start + size * self.ranks, self.ranks)
         if self.groups:
             places = range(start + self.rank * size, start + (self.rank + 1) * size)
-        order = epoch_order(self.seed, epoch, self.length, self.shard_sizes, self.groups, self.group_size)
+        order = _epoch_order(self.seed, epoch, self.length, self.shard_sizes, self.groups, self.group_size)
         indices = order[[place // self.repeats for place in places]]
         copies = tuple(place % self.repeats for place in places) if self.repeats > 1 else ()
         return Request((self.seed, epoch), tuple(indices.tolist()), (self.seed, step, number, self.rank), copies)
+
+
+def _check_number(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is a whole number from {least} on; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -314,7 +330,12 @@ def evaluation_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
-    """Yield this process's share of a data set; every sample is in exactly one process."""
+    """Yield this process's share of a data set; every sample is in exactly one process.
+
+    Raises:
+        ValueError: a number is out of range, or data cannot be read.
+    """
+    _check_number("batch_size", batch_size, 1)
     mine = range(rank, len(dataset), ranks)
     order = [Request(None, tuple(mine[i : i + batch_size])) for i in range(0, len(mine), batch_size)]
     yield from _loaded(_Fetch(dataset, transform, None), iter(order), workers, pin_memory)
@@ -322,6 +343,7 @@ def evaluation_batches(
 
 def _loaded(fetch: _Fetch, order: Iterator[Request], workers: int, pin_memory: bool) -> Generator[Batch]:
     """Yield the batch of each request; raise the errors of broken data, and `LoaderError` for a lost process."""
+    _check_number("workers", workers, 0)
     workers = min(workers, available_cores())  # more slow each other down
     if not workers:
         for batch in map(fetch, order):

@@ -14,6 +14,14 @@ def first_bad_number(task: nn.Module, batches: Sequence[Any], autocast: torch.au
 
     Gradients are cleared afterwards; the statistics of norms may include the batches once more.
     """
+    try:
+        return _first_bad_number(task, batches, autocast)
+    finally:
+        task.zero_grad(set_to_none=True)
+
+
+def _first_bad_number(task: nn.Module, batches: Sequence[Any], autocast: torch.autocast) -> str:
+    """Return what `first_bad_number` returns; gradients stay."""
     for name, parameter in task.named_parameters():
         if not _finite(parameter):
             return f"the weights {name} are not finite"
@@ -32,7 +40,6 @@ def first_bad_number(task: nn.Module, batches: Sequence[Any], autocast: torch.au
         for hook in hooks:
             hook.remove()
     bad = [name for name, p in task.named_parameters() if p.grad is not None and not _finite(p.grad)]
-    task.zero_grad(set_to_none=True)
     return f"the losses are finite, and the gradient of {bad[-1]} is the first that is not finite" if bad else ""
 
 

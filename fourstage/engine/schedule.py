@@ -44,7 +44,10 @@ class Schedule:
             missing = 1 - step / self.warmup if step < self.warmup else 0.0  # the share of warm-up that is to come
             return self._plain(step, 0) * (1 - (1 - self.warmup_lr / self.peak) * missing)
         if step < self.warmup:
-            return self.warmup_lr + (self.peak - self.warmup_lr) * step / max(1, self.warmup - self.inclusive)
+            rising = self.warmup - self.inclusive
+            if not rising:  # the only step is the last one
+                return self.peak
+            return self.warmup_lr + (self.peak - self.warmup_lr) * step / rising
         return self._plain(step, 0 if self.spans == "behind" else self.warmup)
 
     def _plain(self, step: int, first: int) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import floor
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Literal, Union
 
 import numpy as np
@@ -104,7 +105,7 @@ class ImagePredictor(ABC):
 
 def check_threshold(threshold: object) -> None:
     """Raise ValueError unless it is a score or None."""
-    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
         raise ValueError(f"threshold is a score from 0 to 1; got {threshold!r}")
 
 

@@ -53,13 +53,19 @@ class InputImage:
 
 
 def from_file(path: Path, *, orient: bool) -> InputImage:
-    """Return the image of a file, rotated by its EXIF data if `orient`."""
-    return InputImage(str(path), path.name, partial(read_image, path, orient=orient), readable_again=True)
+    """Return the image of a file, rotated by its EXIF data if `orient`. It is read from any working directory."""
+    read = partial(read_image, path.absolute(), orient=orient)
+    return InputImage(str(path), path.name, read, readable_again=True)
 
 
 def in_memory(pixels_HW3: np.ndarray) -> Callable[[], np.ndarray]:
     """Return a function that returns the pixels. No lambda, so that a result can be pickled for another process."""
     return partial(np.asarray, pixels_HW3)
+
+
+def copied(pixels_HW3: np.ndarray) -> Callable[[], np.ndarray]:
+    """Return a function that copies pixels of the caller, who may fill the same memory with the next image."""
+    return partial(np.array, pixels_HW3, order="C", subok=False)
 
 
 def is_address(text: object) -> bool:
@@ -114,7 +120,7 @@ def from_array(array: np.ndarray, number: int) -> InputImage:
         raise _refused(
             array, needed, f"convert values that go from 0 to {1 if array.dtype.kind == 'f' else 255}: {hint}"
         )
-    return InputImage(_numbered(number), _numbered(number), in_memory(array))
+    return InputImage(_numbered(number), _numbered(number), copied(array))
 
 
 def is_tensor(value: object) -> "TypeGuard[Tensor]":
@@ -132,6 +138,9 @@ def from_tensor(tensor: "Tensor", number: int) -> InputImage:
     import torch
 
     needed = "(3, H, W) RGB, uint8 or floats from 0 to 1"
+    if tensor.is_meta or tensor.layout != torch.strided:
+        hint = "give one with values" if tensor.is_meta else "change it with image.to_dense()"
+        raise _refused(tensor, f"dense, {needed}", hint)
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         last = tensor.ndim == 3 and tensor.shape[2] == 3
         hint = "change the order of its axes with image.permute(2, 0, 1)" if last else "convert it to RGB"
@@ -147,8 +156,7 @@ def from_tensor(tensor: "Tensor", number: int) -> InputImage:
         pixels_3HW = (pixels_3HW.float() * 255).round().to(torch.uint8)
     elif pixels_3HW.dtype != torch.uint8:
         raise _refused(tensor, needed, "convert values that go from 0 to 255: image.to(torch.uint8)")
-    array_HW3 = np.ascontiguousarray(pixels_3HW.permute(1, 2, 0).numpy())
-    return InputImage(_numbered(number), _numbered(number), in_memory(array_HW3))
+    return InputImage(_numbered(number), _numbered(number), copied(pixels_3HW.permute(1, 2, 0).numpy()))
 
 
 def _numbered(number: int) -> str:

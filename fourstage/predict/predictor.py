@@ -3,8 +3,9 @@
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, Union
 
 from fourstage.data.errors import BadImage
 from fourstage.plurals import plural
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Prediction: TypeAlias = Result | list[Result] | Iterator[Result]
+Item = TypeVar("Item")
 
 
 class Keeper(Protocol):
@@ -108,11 +110,13 @@ class Predictor:
         return self._read_stream(find_images(images, orient=self.task.orient).images)
 
     def each(self, images: Iterable[InputImage]) -> Generator[tuple[InputImage, Result | BadImage]]:
-        """Yield every image with its result, or with the error where it cannot be read, in order."""
-        for some in _chunks(images, self.batch_size):
-            read = [_read(image) for image in some]
-            results = iter(self._predict([one for one in read if isinstance(one, ReadImage)]))
-            for image, one in zip(some, read, strict=True):
+        """Yield every image with its result, or with the error where it cannot be read, in order.
+
+        Each image is read before the next one is asked for: an iterator may give all of them in the same memory.
+        """
+        for some in _chunks(((image, _read(image)) for image in images), self.batch_size):
+            results = iter(self._predict([one for _, one in some if isinstance(one, ReadImage)]))
+            for image, one in some:
                 yield image, one if isinstance(one, BadImage) else next(results)
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None, overwrite: bool = False) -> Path:
@@ -174,12 +178,12 @@ class Predictor:
 
 def check_batch_size(batch_size: object) -> None:
     """Raise ValueError unless it is a whole number from 1 on."""
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or int(batch_size) < 1:
         raise ValueError(f"batch_size is a number of images from 1 on; got {batch_size!r}")
 
 
-def _chunks(images: Iterable[InputImage], size: int) -> Iterator[list[InputImage]]:
-    remaining = iter(images)
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    remaining = iter(items)
     while some := list(islice(remaining, size)):
         yield some
 

@@ -89,7 +89,8 @@ class Result(ABC):
                 else those of the training data, else ids from 1.
 
         Raises:
-            ValueError: the network is a classifier, whose results this format cannot hold.
+            ValueError: the network is a classifier, whose results this format cannot hold, or there are fewer or more
+                ids than classes.
         """
         raise ValueError("COCO's results format holds boxes and masks, and a classifier has neither; use to_dict()")
 
@@ -111,10 +112,7 @@ class Result(ABC):
         form = FORMATS.get(path.suffix.lower())
         if form is None:
             raise ValueError(f"a picture cannot be saved as {path.name!r}; end its name in {', '.join(FORMATS)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"{path.parent} cannot be created ({error.strerror}); choose another folder") from None
+        _make_folder(path.parent)
         write_file(path, lambda file: self.picture().convert("RGB").save(file, form))
         return path
 
@@ -214,7 +212,7 @@ class ObjectResult(Result):
     def to_coco(
         self, image_id: int | str = 1, category_ids: Sequence[int | str | None] | None = None
     ) -> list[dict[str, Any]]:
-        ids = _ids(self.class_names, category_ids or self.training_ids)
+        ids = _ids(self.class_names, (self.training_ids or None) if category_ids is None else category_ids)
         objects = self.to_dict()["objects"]
         return [_coco_row(image_id, ids[one["label"]], one) for one in objects if ids[one["label"]] is not None]
 
@@ -300,7 +298,7 @@ class LabelMapResult(Result):
             raise ValueError(
                 f"a label map cannot be saved as {path.name!r}; end its name in .png, which loses no label"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         write_file(path, lambda file: self.pictures()[LABELS].save(file, "PNG"))
         return path
 
@@ -312,6 +310,13 @@ class LabelMapResult(Result):
             class_id=self.labels.astype(int),
             data={"class_name": np.array(self.names, dtype=str)},
         )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be created ({error.strerror}); choose another folder") from None
 
 
 def _coco_row(image_id: int | str, category_id: int | str | None, one: dict[str, Any]) -> dict[str, Any]:
@@ -333,7 +338,9 @@ def _ids(classes: tuple[str, ...], given: Sequence[int | str | None] | None) -> 
             f"got {plural(len(given), 'category id')} for {plural(len(classes), 'class', 'classes')}; give one for "
             "each class"
         )
-    return given or category_ids(classes)
+    if given is None:
+        return category_ids(classes)
+    return given.tolist() if isinstance(given, np.ndarray) else given
 
 
 def _extent(mask_HW: np.ndarray) -> np.ndarray:

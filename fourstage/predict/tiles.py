@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -69,9 +70,9 @@ class Grid:
 
 def check_tiles(side: int, overlap: float) -> None:
     """Raise ValueError for a side or an overlap that no tiles can have."""
-    if not isinstance(side, int) or side < SMALLEST_TILE:
+    if not isinstance(side, Integral) or int(side) < SMALLEST_TILE:
         raise ValueError(f"tile is the side of a tile in pixels, a whole number from {SMALLEST_TILE} on; got {side!r}")
-    if not (isinstance(overlap, int | float) and 0 <= overlap <= MOST_OVERLAP):
+    if not (isinstance(overlap, Real) and 0 <= float(overlap) <= MOST_OVERLAP):
         raise ValueError(f"overlap is the share of a tile that the next one shows too, from 0 to 0.9; got {overlap!r}")
 
 

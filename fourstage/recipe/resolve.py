@@ -391,7 +391,7 @@ def _parse_changes(changes: Iterable[str], schema: type[BaseModel]) -> dict[str,
     """Return the values of `key=value` changes by dotted key. All unknown keys are reported at once."""
     wanted: dict[str, Any] = {}
     unknown: list[tuple[str, str]] = []
-    for change in changes:
+    for change in (changes,) if isinstance(changes, str) else changes:  # one may be given alone
         try:
             wanted |= _parse_change(change, schema)
         except _UnknownKey as error:

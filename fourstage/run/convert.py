@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fourstage.api import create_backbone, create_model
+from fourstage.api import create_backbone, create_model, own_values
 from fourstage.backbones.base import Backbone
 from fourstage.build import try_on_meta
 from fourstage.checksums import ENTRY, UNKNOWN, with_sum
@@ -63,7 +63,7 @@ def convert(
         ValueError: the source does not fit, is for another image size, or a file would be lost.
         OSError: a file cannot be read or written.
     """
-    source, out, given = Path(source), Path(out), dict(arguments or {})
+    source, out, given = Path(source), Path(out), own_values(dict(arguments or {}))
     _check(source, out, force, given)
     file, sha256 = read_checkpoint(source), hash_of(source)
     state = file.weights(which)

@@ -161,6 +161,7 @@ def evaluate(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
+    changes = (changes,) if isinstance(changes, str) else changes
     if is_exported(recipe):
         from fourstage.run.exported_evaluation import evaluate_exported  # here, because it imports this module
         from fourstage.run.open import Options, check_exported

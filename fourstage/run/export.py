@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def export_network(
         ValueError, OSError: there is no such network or export; one sentence.
     """
     axes = (dynamic,) if isinstance(dynamic, str) else tuple(dict.fromkeys(dynamic))
-    options = Options(format, axes, half, output, size)
+    options = Options(format, axes, half, output, None if size is None else _as_size(size))
     path = Path(out or default_out(str(source), format, dense=dense))
     _check(source, path, options, data, force=force)
     network = _loaded(str(source), options, weights, which, imports, dense=dense)
@@ -152,6 +153,17 @@ def default_out(source: str, format: str, *, dense: bool = False) -> str:
     """Return the name of the file for a source."""
     name = real_path(source).name if Path(source).is_dir() else Path(source.replace(":", "_")).stem
     return f"{name}{'_dense' if dense else ''}{SUFFIXES.get(format, '')}"
+
+
+def _as_size(size: Any) -> tuple[int, int]:
+    """Return (H, W) as integers. Raises ValueError for anything else."""
+    if not isinstance(size, tuple | list) or len(size) != 2 or not all(_is_integer(side) for side in size):
+        raise ValueError(f"size is (height, width) in pixels, such as (224, 224); got {size!r:.80}")
+    return int(size[0]), int(size[1])
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check(source: str | Path, path: Path, options: Options, data: str | None, *, force: bool) -> None:

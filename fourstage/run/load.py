@@ -43,7 +43,8 @@ def load(source: str | Path, options: Options | None = None, *, batch_size: int 
     source, device = begin(source, o.weights, o.which, o.device, o.imports)
     protocol, task = load_task(source, o.weights, o.which)
     predicts = image_predictor(task.to(device).eval(), protocol.evaluation_transform(), o.threshold, o.tiling)
-    keeper = Keeper(protocol, task, partial(find_facts, source, o.weights, o.which, protocol.recipe))
+    here = str(Path(source).absolute()) if Path(source).exists() else source  # the working directory may change
+    keeper = Keeper(protocol, task, partial(find_facts, here, o.weights, o.which, protocol.recipe))
     return Predictor(predicts, batch_size=batch_size, precision=o.precision, show=show, keeper=keeper)
 
 

@@ -87,12 +87,16 @@ def predict(
         ValueError, FileNotFoundError: a file does not exist, or no file can be read as an image or video; then nothing
             is predicted or written.
     """
+    if out is not None and not str(out):
+        raise ValueError("--out is empty; give a folder for the results")
     options = Options(
         weights, which, threshold, tiling_of(tile, overlap, batch_size), device, precision, as_files(imports)
     )
     opened = opener(source, options)
     given = [images] if isinstance(images, str | Path) else images
     inputs = find_inputs(given, Path(out) if out is not None else None)
+    if not inputs:
+        raise ValueError("no image was given; give an image, a video or a folder")
     known = None if ids is None else _ids_of(Path(ids))
     image_ids = None if known is None else known.of_images(inputs)
     predicts = opened()

@@ -62,7 +62,7 @@ def show(
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png: the sheet is a PNG file")
-    path = data_path(data)
+    path, changes = data_path(data), (changes,) if isinstance(changes, str) else tuple(changes)
     import_files(imports)
     name = recipe or EMBEDDED.get(path)
     if name:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fourstage.api import own_values
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan
 from fourstage.data.sample import Batch, Dataset
@@ -73,7 +74,7 @@ def train(
         recipe: a name from `list_recipes()`, or a YAML file.
         data: folder of the data set, or "digits"; default: the one that the recipe names.
         out: the run folder; default: runs/<recipe>.
-        changes: `key=value` strings, such as "optimisation.lr=1e-3".
+        changes: `key=value` strings, such as "optimisation.lr=1e-3"; one may be given alone.
         imports: Python files of your own to run, beside those that the recipe names.
         fresh: set an earlier run in `out` aside and start again.
         dry_run: check everything, build everything, load one batch, run its smallest image through the network, and
@@ -83,7 +84,7 @@ def train(
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
-    changes = tuple(changes)
+    changes = (changes,) if isinstance(changes, str) else tuple(changes)
     resolved = resolve(recipe, changes, {} if data is None else {"data": data_path(data)}, imports)
     if out is not None and not str(out):
         raise ValueError("--out is empty; give a folder for the run")
@@ -319,7 +320,7 @@ def _loop(
 def _kept_in_checkpoints(setup: Setup) -> dict[str, Any]:
     """Return what a checkpoint holds beside the state of the training."""
     return {
-        "classes": list(setup.splits.train.classes),
+        "classes": own_values(list(setup.splits.train.classes)),  # a format of the user's may have numpy's texts
         "about": setup.metadata,
         "recipe": setup.recipe.model_dump(mode="json"),
         "conditions": setup.conditions,

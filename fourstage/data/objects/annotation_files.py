@@ -60,7 +60,7 @@ class AnnotationFiles(ABC):
 
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image, those that do not train too."""
-        return self._table.counts_I
+        return self._table.counts_I.copy()
 
     def refuse_unlearnable(self, split: Split) -> None:
         """Raise ValueError where no object trains, or none counts in a score."""

@@ -102,11 +102,11 @@ class Coco:
 
     def sizes(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """(I, 2) int64: height and width of these images (None: of all), as the json says."""
-        return self._sizes_I2 if indices is None else self._sizes_I2[np.asarray(indices, dtype=np.int64)]
+        return self._sizes_I2[slice(None) if indices is None else np.asarray(indices, dtype=np.int64)].copy()
 
     def counts(self) -> np.ndarray:
         """(I,) int64: annotations of each image, those that do not train too."""
-        return self._table.counts_I
+        return self._table.counts_I.copy()
 
     def refuse_unlearnable(self, split: Split) -> None:
         """Raise ValueError where no object trains, or none counts in a score."""

@@ -61,7 +61,7 @@ class Yolo:
 
     def counts(self) -> np.ndarray:
         """(I,) int64: objects of each image."""
-        return self._table.counts_I
+        return self._table.counts_I.copy()
 
     def refuse_unlearnable(self, split: Split) -> None:
         """Raise ValueError where no object trains, or none counts in a score."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,8 @@ def write_shards(
         ValueError: a source without one label an image, an image that is missing, a folder with something else in it,
             limits that make no sense.
     """
-    if (max_size is not None and max_size < 1) or (count is not None and count < 1):
-        raise ValueError("a shard needs room: --max-size and --count must be 1 or more")
-    limits = _Limits(LARGEST if max_size is None and count is None else max_size, count)
+    size, count = _limit(max_size), _limit(count)
+    limits = _Limits(LARGEST if size is None and count is None else size, count)
     splits = _open(source, progress)
     _check_names(splits["train" if "train" in splits else "val"].classes)
     folder, progress = Path(folder), progress or (lambda done, total: None)
@@ -89,6 +89,17 @@ def write_shards(
     with sentences(folder=folder):
         _begin(folder, state, splits["train" if "train" in splits else "val"].classes)
         return _write(folder, state, splits, limits, progress)
+
+
+def _limit(value: int | None) -> int | None:
+    """Return a limit as an integer. Raises ValueError for one that makes no sense."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(
+            f"a shard needs room: --max-size and --count must be 1 or more, without a fraction; got {value!r:.40}"
+        )
+    return int(value)
 
 
 def _write(

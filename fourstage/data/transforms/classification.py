@@ -16,6 +16,7 @@ from fourstage.data.images import as_picture, as_pixels
 from fourstage.data.loader import BatchTransform
 from fourstage.data.sample import Sample
 from fourstage.data.transforms.middle_crop import MiddleCrop
+from fourstage.data.transforms.values import check_colours, check_ranges, check_shares, check_side
 from fourstage.extras import install
 
 Transform = Callable[[Sample], Sample]
@@ -61,11 +62,15 @@ def train_transform(
         A transform from (H, W, 3) uint8 to (3, image_size, image_size) float32, normalised. It can be pickled.
 
     Raises:
-        ValueError: an unknown interpolation, policy or mode; a library is missing.
+        ValueError: an unknown interpolation, policy or mode, an impossible number; a library is missing.
 
     Source: https://github.com/huggingface/pytorch-image-models, timm/data/transforms_factory.py
     """
-    _check(interpolation, mean, std)
+    _check(image_size, interpolation, mean, std)
+    check_shares(hflip=hflip, reprob=reprob)
+    check_ranges(scale=scale, ratio=ratio)
+    if color_jitter < 0 or recount < 1:
+        raise ValueError(f"color_jitter is at least 0 and recount at least 1; got {color_jitter!r} and {recount!r}")
     if remode not in ERASING:
         raise ValueError(f"remode {remode!r} is unknown; it is one of {', '.join(ERASING)}")
     try:
@@ -106,9 +111,10 @@ def eval_transform(
         A transform from (H, W, 3) uint8 to (3, image_size, image_size) float32, normalised. It can be pickled.
 
     Raises:
-        ValueError: an unknown crop mode or interpolation, a crop share outside (0, 1]; a library is missing.
+        ValueError: an unknown crop mode or interpolation, a crop share outside (0, 1], an impossible number; a library
+            is missing.
     """
-    _check(interpolation, mean, std)
+    _check(image_size, interpolation, mean, std)
     if crop_mode not in ("center", "squash"):
         raise ValueError(f"crop_mode {crop_mode!r} is unknown; it is center or squash")
     if not 0 < crop_pct <= 1:
@@ -193,11 +199,11 @@ def _replace_posterize(policies: list[Any]) -> None:
                 operation.aug_fn = posterize
 
 
-def _check(interpolation: str, mean: Sequence[float], std: Sequence[float]) -> None:
+def _check(image_size: int, interpolation: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    check_side("image_size", image_size)
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is unknown; it is one of {', '.join(INTERPOLATIONS)}")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean {mean} and std {std} must be three numbers each, and no std zero or less")
+    check_colours(mean, std)
 
 
 def _timm() -> Any:

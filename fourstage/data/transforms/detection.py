@@ -28,6 +28,7 @@ from fourstage.data.transforms.detection_steps import (
     tight_where_masked,
 )
 from fourstage.data.transforms.resizing import Normalise, opencv
+from fourstage.data.transforms.values import check_shares
 
 Policy = Literal["resize", "multi_scale", "large_scale_jitter"]
 POLICIES: tuple[Policy, ...] = ("resize", "multi_scale", "large_scale_jitter")
@@ -80,6 +81,7 @@ def train_transform(
     """
     opencv()
     _check(policy, scale, short_sides, first_sides, crop, jitter)
+    check_shares(hflip=hflip, crop_prob=crop_prob)
     flip, longest = Flip(hflip), max(scale)
     if policy == "resize":
         steps: tuple[Step, ...] = (Resize((scale,)), flip)
@@ -227,7 +229,7 @@ def _check(
 ) -> None:
     if policy not in POLICIES:
         raise ValueError(f"the policy {policy!r} is unknown; it is one of {', '.join(POLICIES)}")
-    if len(scale) != 2 or min(scale) < 32:
+    if len(scale) != 2 or not all(side >= 32 for side in scale):
         raise ValueError(f"scale is two limits in pixels, at least 32, such as [1333, 800]; got {list(scale)}")
     for name, sides in (("short_sides", short_sides), ("first_sides", first_sides)):
         if not sides or min(sides) < 32:

@@ -146,7 +146,8 @@ def flipped(sample: Sample) -> Sample:
         boxes_N4 = torch.stack([image_HW3.shape[1] - right, top, image_HW3.shape[1] - left, bottom], dim=1)
         masks_NHW = None if objects.masks_NHW is None else objects.masks_NHW.flip(-1)
         objects = replace(objects, boxes_N4=boxes_N4, masks_NHW=masks_NHW)
-    return replace(sample, image=np.ascontiguousarray(image_HW3[:, ::-1]), objects=objects)
+    # Not ascontiguousarray: it takes an image of one column as it is, with a negative stride, which torch refuses.
+    return replace(sample, image=image_HW3[:, ::-1].copy(), objects=objects)
 
 
 def cropped(sample: Sample, corner: tuple[int, int], size: Size, *, tight: bool = False) -> Sample:

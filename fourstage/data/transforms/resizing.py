@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourstage.data.transforms.values import check_colours
 from fourstage.extras import install_package
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class Normalise:
     @staticmethod
     def of(mean: Sequence[float], std: Sequence[float]) -> "Normalise":
         """From values in units of 1 (white). Raises ValueError unless they are three each and no std is 0 or less."""
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} must be three numbers each, and no std zero or less")
+        check_colours(mean, std)
         return Normalise(tuple(255 * value for value in mean), tuple(255 * value for value in std))
 
     def __call__(self, pixels_HW3: np.ndarray) -> "Tensor":

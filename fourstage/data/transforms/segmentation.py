@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fourstage.data.sample import IGNORE, Sample
 from fourstage.data.transforms.resizing import Normalise, Size, keep_ratio, opencv, resize_image, resize_nearest
+from fourstage.data.transforms.values import check_shares
 
 Transform = Callable[[Sample], Sample]
 
@@ -55,6 +56,9 @@ def train_transform(
         raise ValueError(f"crop {crop} is below the smallest image, 32 x 32 pixels; give a larger one")
     if not 0 < ratio[0] <= ratio[1]:
         raise ValueError(f"ratio is [smallest, largest], above 0; got {list(ratio)}")
+    if scale is not None and not all(side >= 1 for side in scale):
+        raise ValueError(f"scale is two limits in pixels, at least 1, such as [2048, 512]; got {list(scale)}")
+    check_shares(hflip=hflip, most_of_one=most_of_one)
     return _Train(crop, Normalise.of(mean, std), scale, ratio, most_of_one, hflip, photometric)
 
 
@@ -91,7 +95,8 @@ class _Train:
         box = random_crop(labels_HW, self.crop, self.most_of_one)
         image_HW3, labels_HW = image_HW3[box], labels_HW[box]
         if np.random.random_sample() < self.hflip:  # noqa: NPY002 - seeded for each sample by the loader
-            image_HW3, labels_HW = image_HW3[:, ::-1], labels_HW[:, ::-1]
+            # copies, also of one column, whose negative stride ascontiguousarray leaves and torch refuses
+            image_HW3, labels_HW = image_HW3[:, ::-1].copy(), labels_HW[:, ::-1].copy()
         if self.photometric:
             image_HW3 = distort(np.ascontiguousarray(image_HW3))
         image_3HW = self.normalise(image_HW3)

@@ -24,11 +24,13 @@ from fourstage.run.analyze.inputs import (
     Loading,
     Order,
     check_side,
+    check_words,
     choose,
     load_networks,
     open_images,
     read,
     side_for,
+    with_networks,
 )
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.detector import Detector
@@ -50,7 +52,7 @@ class CamSetting:
         scores: also measure how faithful the maps are, which needs a classifier.
 
     Raises:
-        ValueError: an unknown method or none, or a size out of range.
+        ValueError: an unknown method or word, no method, or a size out of range.
     """
 
     images: int | None = None
@@ -63,6 +65,7 @@ class CamSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
+        check_words(self)
         if unknown := [method for method in self.methods if method not in cam.NAMES]:
             raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.NAMES)}")
         if not self.methods:
@@ -71,6 +74,7 @@ class CamSetting:
 
 
 @sentences("use a smaller --size")
+@with_networks
 def analyze_cam(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

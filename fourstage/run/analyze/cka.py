@@ -20,7 +20,18 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.cka import Pair, cka_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, check_side, choose, device_of, load_networks, open_images, read
+from fourstage.run.analyze.inputs import (
+    Loading,
+    Order,
+    check_side,
+    check_words,
+    choose,
+    device_of,
+    load_networks,
+    open_images,
+    read,
+    with_networks,
+)
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
 _OWN_STAGES = "CKA compares stages, so give your network `levels` and let it return its maps (docs/backbones.md)"
@@ -53,12 +64,14 @@ class CkaSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
+        check_words(self)
         if self.batch is not None and self.batch < cka.FEWEST:
             raise ValueError(f"--batch-size needs at least {cka.FEWEST} images for CKA; got {self.batch}")
         check_side(self.size)
 
 
 @sentences("use a smaller --batch-size or --size")
+@with_networks
 def analyze_cka(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

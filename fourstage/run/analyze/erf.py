@@ -22,11 +22,13 @@ from fourstage.run.analyze.inputs import (
     Loading,
     Order,
     check_side,
+    check_words,
     choose,
     few_words,
     load_networks,
     open_images,
     readable,
+    with_networks,
 )
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 
@@ -44,7 +46,7 @@ class ErfSetting:
         untrained: also measure each trained network with fresh weights.
 
     Raises:
-        ValueError: a size or a power out of range.
+        ValueError: a size or a power out of range, or an unknown word.
     """
 
     size: int = erf.SIZE
@@ -57,12 +59,14 @@ class ErfSetting:
     untrained: bool = False
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_side(self.size)
         if not 0 < self.power <= 1:
             raise ValueError(f"--power is the exponent of the scale-free form, above 0 and up to 1; got {self.power:g}")
 
 
 @sentences("use a smaller --size")
+@with_networks
 def analyze_erf(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

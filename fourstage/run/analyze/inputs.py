@@ -1,10 +1,12 @@
 """What an analysis reads: networks and images."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
+from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Concatenate, Literal, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.user_files import import_files
 
 Order = Literal["first", "spread"]
+Source: TypeAlias = str | Path | nn.Module  # of a network
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 MULTIPLE = 32  # pixels; a padded image would not be the one that is drawn
 FEW = 30  # images, below which intervals over images mean little
 MANY = 1000  # images, whose reading shows its progress
@@ -43,8 +48,38 @@ class Loading:
     imports: tuple[str, ...] = ()
 
 
+def with_networks(
+    analyse: Callable[Concatenate[Sequence[Source], Arguments], Result],
+) -> Callable[Concatenate[Source | Iterable[Source], Arguments], Result]:
+    """Give an analysis its networks as a list; a single one may come alone.
+
+    Modules of the caller end in the mode and on the device in which they came.
+
+    Raises:
+        ValueError: there is no network.
+    """
+
+    @wraps(analyse)
+    def run(sources: Source | Iterable[Source], *args: Arguments.args, **named: Arguments.kwargs) -> Result:
+        listed = [sources] if isinstance(sources, str | Path | nn.Module) else list(sources)
+        if not listed:
+            raise ValueError("no network was given; name one, such as swin_tiny or runs/mine")
+        given = [one for one in listed if isinstance(one, nn.Module)]
+        modes = [(module, module.training) for one in given for module in one.modules()]
+        devices = [device_of(one) for one in given]
+        try:
+            return analyse(listed, *args, **named)
+        finally:
+            for one, device in zip(given, devices, strict=True):
+                one.to(device)
+            for module, mode in modes:
+                module.training = mode
+
+    return run
+
+
 def load_networks(
-    sources: Sequence[str | Path | nn.Module], form: Form, loading: Loading, *, untrained: bool = False
+    sources: Sequence[Source], form: Form, loading: Loading, *, untrained: bool = False
 ) -> list[LoadedNetwork]:
     """Return the networks on the device, each under a name of its own.
 
@@ -145,7 +180,7 @@ def choose(
     if count is None:
         count = max(1, min(default, len(dataset)))
         few = f"{data} has {plural(len(dataset), 'image')}, all of which are taken; the default is {default}."
-    if count < 1:
+    if not isinstance(count, Integral) or int(count) < 1:
         raise ValueError(f"an analysis needs at least one image; got --images {count}; give a number from 1 on")
     if len(dataset) < fewest:
         raise ValueError(f"{data} has {plural(len(dataset), 'image')} and {fewest} are needed; give more data")
@@ -206,8 +241,15 @@ def side_for(loaded: LoadedNetwork, image_HW3: np.ndarray, size: int | None) -> 
 
 def check_side(size: int | None, of: str = "images", largest: int = 4096) -> None:
     """Raise ValueError for a side of images that is out of range; None stands for each network's own."""
-    if size is not None and not 32 <= size <= largest:
+    if size is not None and not (isinstance(size, Integral) and 32 <= int(size) <= largest):
         raise ValueError(f"--size is the side of the {of} in pixels, 32 to {largest}; got {size}")
+
+
+def check_words(setting: object) -> None:
+    """Raise ValueError for a word of a setting that is none of those that its type lists."""
+    for name, hint in get_type_hints(type(setting)).items():
+        if get_origin(hint) is Literal and (word := getattr(setting, name)) not in get_args(hint):
+            raise ValueError(f"{name} is one of {', '.join(map(str, get_args(hint)))}; got {word!r:.80}")
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -17,7 +17,18 @@ from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.invariance import MEASURES, Invariance, invariance_page
 from fourstage.resources import sentences
-from fourstage.run.analyze.inputs import Loading, Order, check_side, choose, few_words, load_networks, open_images, read
+from fourstage.run.analyze.inputs import (
+    Loading,
+    Order,
+    check_side,
+    check_words,
+    choose,
+    few_words,
+    load_networks,
+    open_images,
+    read,
+    with_networks,
+)
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, check_folder, with_interval, write
 
@@ -48,12 +59,14 @@ class InvarianceSetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_side(self.size, "views")
         if unknown := [family for family in self.families if family not in FAMILIES]:
             raise ValueError(f"there is no family {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
 
 
 @sentences("use fewer --images or a smaller --size")
+@with_networks
 def analyze_invariance(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

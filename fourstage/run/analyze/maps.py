@@ -21,12 +21,14 @@ from fourstage.run.analyze.inputs import (
     Loading,
     Order,
     check_side,
+    check_words,
     choose,
     device_of,
     load_networks,
     open_images,
     read,
     side_for,
+    with_networks,
 )
 from fourstage.run.analyze.outputs import Outcome, check_folder, write
 from fourstage.tasks.detection.dino import DINO
@@ -46,7 +48,7 @@ class MapsSetting:
         size: side of the images, pixels; None: each network's own.
 
     Raises:
-        ValueError: a size out of range.
+        ValueError: a size out of range, or an unknown word.
     """
 
     images: int | None = None
@@ -55,10 +57,12 @@ class MapsSetting:
     order: Order = "spread"
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_side(self.size, largest=2048)
 
 
 @sentences("use a smaller --size")
+@with_networks
 def analyze_maps(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

@@ -35,6 +35,8 @@ class Outcome:
 
 def check_folder(out: str | Path) -> Path:
     """Return the folder for results, before anything heavy starts. Raises ValueError where it cannot be one."""
+    if not str(out):
+        raise ValueError("--out is empty; give a folder for the results")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another --out")

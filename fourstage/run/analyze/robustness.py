@@ -25,11 +25,13 @@ from fourstage.run.analyze.inputs import (
     Loading,
     Order,
     check_side,
+    check_words,
     choose,
     few_words,
     load_networks,
     open_images,
     read,
+    with_networks,
 )
 from fourstage.run.analyze.labels import labelled_for
 from fourstage.run.analyze.outputs import Outcome, as_csv, check_folder, write
@@ -60,12 +62,14 @@ class RobustnessSetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_side(self.size)
         if not self.severities or any(severity not in rb.SEVERITIES for severity in self.severities):
             raise ValueError(f"--severity is 1 to 5; got {', '.join(map(str, self.severities)) or 'none'}")
 
 
 @sentences("use fewer --images or a smaller --size")
+@with_networks
 def analyze_robustness(
     sources: Sequence[str | Path | nn.Module],
     data: str | Path,

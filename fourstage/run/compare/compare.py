@@ -66,9 +66,13 @@ def plan_comparison(
 ) -> Planned:
     """Return the grid of a comparison after all checks that need no training.
 
+    Args:
+        sources, vary, changes: texts; one may be given alone.
+
     Raises:
         ValueError, OSError: one sentence on what came, what was needed and what to type next.
     """
+    sources, vary, changes = ((one,) if isinstance(one, str) else tuple(one) for one in (sources, vary, changes))
     grid = plan(sources, vary, seeds, out, changes=changes, data=data, imports=imports)
     base = named(reference, [arm.name for arm in grid.arms])
     if match is not None:

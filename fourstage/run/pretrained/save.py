@@ -6,7 +6,7 @@ and `README.md` (the model card).
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def save_pretrained(
         network: what `fourstage.load` returns, with its preprocessing and its numbers; or a network of `create_model`,
             `create_backbone`, `create_detector`, `create_segmentor` or `from_checkpoint`.
         folder: is created where it is missing.
-        class_names: in the order of the labels; None: those that the network has.
+        class_names: in the order of the labels: a list, not a set; None: those that the network has.
         licence: of the weights, such as "mit", for the model card.
         overwrite: replace a network that was saved in the folder before.
 
@@ -117,6 +117,9 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
     Raises:
         ValueError: nobody could build the network again from its description.
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"a network is saved, of create_model or fourstage.load; got {network!r:.80}")
+    class_names = _as_list(class_names)
     network = _unwrapped(network)
     if isinstance(network, FeatureMaps):
         raise ValueError("a feature extractor has no classifier to save; build the network without features_only")
@@ -138,7 +141,7 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
     if wrong := [name for name in class_names or () if not isinstance(name, str)]:
         raise ValueError(f"class_names are texts; got {wrong[0]!r}, write it as {str(wrong[0])!r}")
     if class_names is not None and len({*class_names}) < len(class_names):
-        twice = next(name for name in class_names if list(class_names).count(name) > 1)
+        twice = next(name for name in class_names if class_names.count(name) > 1)
         raise ValueError(f"class_names has {twice!r:.80} twice; give each class its own name")
     known = described.classes or ()
     names = tuple(class_names or (known if len(known) == described.num_classes else ()))
@@ -150,6 +153,15 @@ def of_network(network: nn.Module, class_names: Sequence[str] | None) -> Saveabl
     described = _at_recorded_size(network, described)
     _check_rebuilt(network, described)
     return Saveable(network, described, names)
+
+
+def _as_list(class_names: Iterable[str] | None) -> list[str] | None:
+    """Return class names as a list. Raises ValueError for a set, which has no order."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, Set) or not isinstance(class_names, Iterable):
+        raise ValueError(f"class_names is a list of names in the order of the labels; got {class_names!r:.80}")
+    return [str(name) if isinstance(name, str) else name for name in class_names]
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from fourstage.api import create_detector
+from fourstage.api import create_detector, own_values
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Dataset, Sample, collate
@@ -62,7 +62,7 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
         return {name: value for name, value in self.recipe.method_args.items() if value is not None}
 
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
-        ids = [*getattr(dataset, "category_ids", ())]
+        ids = own_values([*getattr(dataset, "category_ids", ())])
         known: dict[str, Any] = {"category_ids": ids} if ids and all(type(id) is int for id in ids) else {}
         if self._method_args().get("queries") == AUTO:
             known |= self._queries_for(dataset)

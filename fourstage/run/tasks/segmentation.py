@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fourstage.api import create_segmentor
+from fourstage.api import create_segmentor, own_values
 from fourstage.data.sample import BadImage, Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
 from fourstage.methods import AUTO
@@ -72,7 +72,7 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
 
     def dataset_metadata(self, dataset: Dataset) -> dict[str, Any]:
         palette = getattr(dataset, "palette", None)
-        known: dict[str, Any] = {} if palette is None else {"palette": [list(colour) for colour in palette]}
+        known: dict[str, Any] = {} if palette is None else {"palette": own_values([list(colour) for colour in palette])}
         if self.recipe.method_args.get("prior") == AUTO:
             known["prior"] = class_shares(dataset)
         return known
