@@ -62,6 +62,8 @@ def assemble(
         ValueError: arms share no seed, no images or no metric, or a name in the wishes is no arm.
     """
     seeds, arms = common_seeds(table), list(table)
+    left_out = _left_out(table, seeds)
+    table = {arm: {seed: runs[seed] for seed in seeds} for arm, runs in table.items()}
     reference = wishes.reference or arms[0]
     check_tuning(wishes.tuning, arms)
     name = _metric(table, seeds, wishes.metric)
@@ -90,7 +92,7 @@ def assemble(
         arms=results,
         pairs=pairs,
         missing=tuple(missing),
-        warnings=tuple(_warnings(table, seeds, results, known, reference, images_known=draws is not None)),
+        warnings=(*_warnings(table, seeds, results, known, reference, images_known=draws is not None), *left_out),
         conditions=tuple(_conditions(table, seeds, results)),
         remarks=tuple(remarks_of(measured, columns, wishes.analyses, table[reference][seeds[0]].recipe)),
         pictures=pictures_of(measured, wishes.analyses, reference),
@@ -238,6 +240,14 @@ def _speeds(table: Table, seed: int, folder: Path, seconds: float, *, show: bool
         arm: (run.recipe, len(run.evaluation.get("classes", ()))) for arm, run in runs.items()
     }
     return speeds_of(recipes, folder, seconds, show=show)
+
+
+def _left_out(table: Table, seeds: Sequence[int]) -> list[str]:
+    """Return a sentence on the runs whose seed is not in every arm; else nothing."""
+    runs = [f"{arm}, seed {seed}" for arm, runs in table.items() for seed in sorted(set(runs) - set(seeds))]
+    if not runs:
+        return []
+    return [f"not in the table, because not every arm has their seeds: {'; '.join(runs)}; train the same seeds"]
 
 
 def _warnings(
