@@ -68,8 +68,9 @@ def train_transform(
     _check(interpolation, mean, std)
     if remode not in ERASING:
         raise ValueError(f"remode {remode!r} is unknown; it is one of {', '.join(ERASING)}")
+    timm_data = _timm()
     try:
-        crop, change, _ = _timm().create_transform(
+        crop, change, _ = timm_data.create_transform(
             image_size, is_training=True, scale=scale, ratio=ratio, hflip=hflip, color_jitter=color_jitter,
             auto_augment=auto_augment, interpolation=interpolation, mean=tuple(mean), std=tuple(std), normalize=False,
             separate=True,
