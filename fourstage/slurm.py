@@ -18,6 +18,7 @@ from fourstage.recipe import (
     FREE,
     Classification,
     Recipe,
+    as_begun,
     data_path,
     difference,
     from_mapping,
@@ -114,7 +115,7 @@ def prepare(job: Job) -> tuple[Job, list[str]]:
     recipe = _recipe(job)
     job = replace(job, name=job.name or recipe.name)
     if job.verb == "train":
-        job = replace(job, out=job.out or str(Path("runs") / recipe.name))
+        job = replace(job, out=str(_run_folder(job, recipe)))
     _check_words(job)
     if job.verb == "train":
         _check_folder(job, recipe)
@@ -230,7 +231,10 @@ def _recipe(job: Job) -> Recipe:
             f"a job evaluates a run or a recipe, and {job.recipe} is a checkpoint; name its recipe, with --weights "
             f"{typed(job.recipe)}"
         )
-    if job.verb == "train" or not Path(job.recipe).is_dir():
+    if job.verb == "train":
+        resolved = resolve(job.recipe, job.changes, values, job.imports)
+        recipe = as_begun(resolved, _run_folder(job, resolved.recipe)).recipe
+    elif not Path(job.recipe).is_dir():
         recipe = resolve(job.recipe, job.changes, values, job.imports).recipe
     elif not (Path(job.recipe) / "recipe.yaml").is_file():
         raise FileNotFoundError(no_run(Path(job.recipe)))
@@ -247,6 +251,10 @@ def _recipe(job: Job) -> Recipe:
     if job.verb == "train":
         _check_training(job, recipe)
     return recipe
+
+
+def _run_folder(job: Job, recipe: Recipe) -> Path:
+    return Path(job.out or Path("runs") / recipe.name)
 
 
 def _check_training(job: Job, recipe: Recipe) -> None:

@@ -121,7 +121,7 @@ def _main(argv: Sequence[str] | None) -> int:
         if debug:
             raise
         print(
-            "\n".join([f"fourstage: {_without_torch(error) or _one_line(error)}", *getattr(error, "__notes__", ())]),
+            "\n".join([f"fourstage: {_without_library(error) or _one_line(error)}", *getattr(error, "__notes__", ())]),
             file=sys.stderr,
         )
         return 2
@@ -130,12 +130,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return STOPPED["Ctrl-C"]
 
 
-def _without_torch(error: Exception) -> str:
-    """Return the sentence for a command that needs torch where it is not installed; empty for other errors."""
-    if not (isinstance(error, ModuleNotFoundError) and error.name == "torch"):
+def _without_library(error: Exception) -> str:
+    """Return the sentence for a command that needs torch or a library of an extra; empty for other errors."""
+    if not isinstance(error, ModuleNotFoundError):
         return ""
-    from fourstage.extras import install
+    from fourstage.extras import install, without_library
 
+    if error.name != "torch":
+        return without_library(error)
     return f"torch is missing, and only predictions from .onnx and .xml files work without it; type: {install()}"
 
 

@@ -30,9 +30,9 @@ from fourstage.data.objects.voc_places import is_voc
 from fourstage.data.objects.yolo import Yolo
 from fourstage.data.objects.yolo_places import is_yolo
 from fourstage.data.sample import Dataset, Progress, Split, Truth
-from fourstage.data.shards.cache import is_address
 from fourstage.data.shards.dataset import is_pattern, is_shards, open_shards
 from fourstage.data.walk import has_images, is_own_folder, subfolders
+from fourstage.files import is_address
 from fourstage.plurals import plural
 from fourstage.user_files import BUILT_IN, Place, check_name, place_of, where_raised
 

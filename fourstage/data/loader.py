@@ -21,6 +21,7 @@ from torch import Tensor
 from fourstage.cores import available_cores
 from fourstage.data.sample import Batch, Dataset, Sample, collate
 from fourstage.data.workers import Answers, Place, in_worker
+from fourstage.extras import MissingLibrary
 from fourstage.user_files import import_again, imported_files
 
 ORDER, SAMPLE, MIX = 1, 2, 3  # what a draw is for, so that no two purposes share a stream
@@ -219,6 +220,8 @@ class _Fetch:
             batch = self._gather(request.sample_key, list(zip(request.indices, copies, strict=True)), place)
         except ValueError as error:
             return error
+        except MissingLibrary as error:
+            return ValueError(str(error))
         if self.mix and request.mix_key is not None:
             seed_everything(MIX, *request.mix_key)
             batch = self.mix(batch)

@@ -1,5 +1,6 @@
 """Recipes: every value that can change a reported number, checked before anything heavy starts."""
 
+from fourstage.recipe.begun import as_begun
 from fourstage.recipe.resolve import (
     EMBEDDED,
     Resolved,
@@ -40,6 +41,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "Segmentation",
+    "as_begun",
     "data_path",
     "difference",
     "flatten",

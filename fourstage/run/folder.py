@@ -15,11 +15,11 @@ from typing import IO, Any
 import torch
 import yaml
 
-from fourstage.documents import YAML_BYTES, read_json
+from fourstage.documents import YAML_BYTES
 from fourstage.engine.state import PREVIOUS
 from fourstage.files import check_no_links, is_unfinished, open_to_lock, read_text, remove_unfinished, typed, write_text
 from fourstage.plurals import plural
-from fourstage.recipe import FREE, Recipe, Resolved, difference, flatten, from_mapping, read_yaml
+from fourstage.recipe import FREE, Recipe, Resolved, difference, from_mapping, read_yaml
 from fourstage.run.states import Newest, newest_state, read_best
 from fourstage.run_folders import no_run
 
@@ -162,32 +162,6 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint of the training, even if it is damaged."""
         return self.last.exists() or self.previous.exists()
-
-    def as_fitted(self, resolved: Resolved) -> Resolved:
-        """Return a recipe with the values that were fitted to the data when the run in the folder began.
-
-        A value counts only where the recipe still has the one that it replaced, and where the user did not set it.
-        """
-        path = self.path / "changes.json"
-        if not self.begun or not path.is_file():
-            return resolved
-        try:
-            content = read_json(path)
-        except ValueError:
-            return resolved  # the comparison with recipe.yaml says what differs
-        fitted = content.get("fitted") if isinstance(content, dict) else None
-        if not isinstance(fitted, dict):
-            return resolved
-        now = flatten(resolved.recipe.model_dump(mode="json"))
-        values = {
-            key: pair[1]
-            for key, pair in fitted.items()
-            if isinstance(pair, list) and len(pair) == 2 and now.get(key) == pair[0] and key not in resolved.given
-        }
-        try:
-            return resolved.fit(values)
-        except ValueError:  # of a file that somebody changed
-            return resolved
 
     def _write_recipe(self, recipe: Recipe) -> None:
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None)

@@ -15,7 +15,7 @@ from fourstage.documents import read_json
 from fourstage.engine.devices import Ranks
 from fourstage.files import typed
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe
+from fourstage.recipe import EMBEDDED, Recipe
 from fourstage.run.task_protocol import AnyProtocol
 
 SCAN_UP_TO = 20_000  # images; up to here all are read once before training starts, larger sets only as they come
@@ -68,6 +68,8 @@ def open_split(
 
 def _check_format(protocol: AnyProtocol) -> None:
     """Raise ValueError where the data is for another task: that matters more than other faults of the data."""
+    if protocol.recipe.data in EMBEDDED:  # it has no folder, and lacks a library
+        return
     if (truth := find_format(protocol.recipe.data, protocol.truth).truth) != protocol.truth:
         protocol.check_data(cast(Dataset, SimpleNamespace(truths=(truth,), classes=())))
 

@@ -26,7 +26,7 @@ from fourstage.engine.waiting import yielding_cores
 from fourstage.files import real_path, write_text
 from fourstage.plurals import plural
 from fourstage.progress import Bar
-from fourstage.recipe import Recipe, Resolved, data_path, resolve
+from fourstage.recipe import Recipe, Resolved, as_begun, data_path, resolve
 from fourstage.recipe.sizing import blockers, refuse, sized
 from fourstage.report.number_format import brief_text, short_value
 from fourstage.resources import sentences
@@ -91,7 +91,7 @@ def train(
     folder = RunFolder(real_path(out) if out is not None else Path("runs") / resolved.recipe.name)
     new = fresh or not folder.begun
     if not new:
-        resolved = folder.as_fitted(resolved)
+        resolved = as_begun(resolved, folder.path)
     folder.check_usable(resolved.recipe, fresh=fresh)
     typed = _typed(recipe, data, out, {"--fresh": fresh, "--dry-run": dry_run}, changes)
     ranks, device = join(resolved.recipe.device)

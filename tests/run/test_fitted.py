@@ -218,3 +218,42 @@ def test_from_scratch_is_said(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "weights none: the network starts from random numbers" in printed
     assert "500 x" not in printed
     assert "length 50 epochs: 40 images, 250 updates" in printed
+
+
+def test_a_comparison_whose_values_were_fitted_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [
+        "length=1it",
+        "batch_size=8",
+        "workers=0",
+        "ema=null",
+        "device=cpu",
+        "--seconds",
+        "0",
+        "--analyses",
+        "none",
+    ]
+    command = ["compare", "digits_visformer", "--vary", "mixer=convnext,pvt", "--seeds", "1", *short]
+    assert main([*command, "--out", str(tmp_path / "before")]) == 0
+    assert RunFolder(tmp_path / "before" / "pvt" / "seed-0").recipe().optimisation.warmup == "0it"
+    (tmp_path / "before").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "pvt" / "seed-0")
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "moved")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2: pvt, seed 0" in printed
+    assert "1 of 2" not in printed  # it has ended
+    refused(main([*command, "warmup=1it", "--out", str(tmp_path / "moved")]), capsys, "optimisation.warmup 0it there")
+
+
+def test_a_job_continues_a_run_whose_values_were_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["length=4it", "batch_size=8", "ema=null", "device=cpu", "workers=0"]
+    with monkeypatch.context() as patch:
+        stop_before(2, patch)
+        assert train("digits_visformer", changes=short, show=False).stopped_by == "SIGTERM"
+    assert RunFolder(tmp_path / "runs" / "digits_visformer").recipe().optimisation.warmup == "0it"
+    job = ["slurm", "train", "digits_visformer", "--partition", "gpu", "--gpus", "1", "--dry-run", *short]
+    assert main(job) == 0
+    refused(main([*job, "warmup=1it"]), capsys, "optimisation.warmup 0it there")

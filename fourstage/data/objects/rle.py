@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fourstage.extras import install_package
+from fourstage.extras import MissingLibrary, install_package
 from fourstage.files import RAISE, limit
 
 OUTLINE = 4_000_000  # pixels along the polygons of one mask; the library takes 60 bytes for each, wherever it is
@@ -150,7 +150,7 @@ def _library() -> Any:
     try:
         from faster_coco_eval.core import mask
     except ImportError as error:
-        raise ValueError(
+        raise MissingLibrary(
             f"masks need faster-coco-eval, which is missing: {install_package('faster-coco-eval')}"
         ) from error
     return mask

@@ -73,8 +73,9 @@ def train_transform(
         raise ValueError(f"color_jitter is at least 0 and recount at least 1; got {color_jitter!r} and {recount!r}")
     if remode not in ERASING:
         raise ValueError(f"remode {remode!r} is unknown; it is one of {', '.join(ERASING)}")
+    timm_data = _timm()
     try:
-        crop, change, _ = _timm().create_transform(
+        crop, change, _ = timm_data.create_transform(
             image_size, is_training=True, scale=scale, ratio=ratio, hflip=hflip, color_jitter=color_jitter,
             auto_augment=auto_augment, interpolation=interpolation, mean=tuple(mean), std=tuple(std), normalize=False,
             separate=True,

@@ -87,11 +87,8 @@ def load_networks(
         untrained: put the same network with fresh weights behind each trained one.
 
     Raises:
-        ValueError: as `load_network`, or there is no list of networks.
+        ValueError: as `load_network`.
     """
-    if isinstance(sources, str | Path | nn.Module) or not sources:
-        given = "none" if not isinstance(sources, str | Path | nn.Module) else f"a {type(sources).__name__}"
-        raise ValueError(f"an analysis needs a list of networks, at least one; got {given}")
     device = choose_device(loading.device)
     import_files(loading.imports)
     found: list[LoadedNetwork] = []

@@ -10,7 +10,7 @@ from fourstage.analysis.comparison import Comparison
 from fourstage.documents import read_json
 from fourstage.engine.devices import is_first_process
 from fourstage.files import write_text
-from fourstage.recipe import FREE, difference, resolve
+from fourstage.recipe import FREE, as_begun, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE, list_recipes
 from fourstage.run.compare.assemble import Wishes, assemble, check_tuning, too_few_seeds
 from fourstage.run.compare.columns import Images, analyse, place_of
@@ -196,7 +196,8 @@ def _check_same(cell: Cell) -> None:
     """Raise ValueError where the folder of a cell holds a run of another recipe."""
     if not (cell.folder / RUN_RECIPE).is_file():
         return
-    wanted = resolve(cell.arm.source, [*cell.arm.changes, f"seed={cell.seed}"], {}, cell.arm.recipe.imports).recipe
+    resolved = resolve(cell.arm.source, [*cell.arm.changes, f"seed={cell.seed}"], {}, cell.arm.recipe.imports)
+    wanted = as_begun(resolved, cell.folder).recipe
     differs = difference(RunFolder(cell.folder).recipe(), wanted, ignore=FREE | {"weights"})
     if differs:
         key, (there, here) = next(iter(differs.items()))

@@ -256,6 +256,20 @@ def test_what_one_seed_and_one_pair_say(tmp_path: Path, capsys: pytest.CaptureFi
     assert "with these 3 seeds and 120 images: 1 pair needs at least 6; " in capsys.readouterr().out
 
 
+def test_runs_whose_seed_not_every_arm_has_are_named_and_count_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = arms_and_seeds(tmp_path, {"swin": 0.3, "pvt": 0.9}, 3)
+    (tmp_path / "pvt2" / "records.jsonl").write_text("")  # no image is common to all three
+    options = ["--seconds", "0", "--analyses", "none", "--out", str(tmp_path / "out")]
+    assert main(["compare", *runs[:1], *runs[3:], *options]) == 0
+    said = capsys.readouterr().out
+    assert "seeds 1, 2 of pvt are left out, because runs are compared seed by seed" in said
+    assert "with this seed and 120 images" in said
+    assert main(["compare", runs[0], runs[3], *options]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_an_average_precision_without_objects_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
         str(
