@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from fourstage.build import (
     built_method,
     check_levels,
     fill,
+    own_values,
     placed,
     starting_point,
     try_on_meta,
@@ -371,18 +371,6 @@ def _create(
     if described is None:  # a backbone that the user has built: nobody else could build the network again
         return network
     return remember(network, replace(described, task=task, method=method, method_args=given, num_classes=classes))
-
-
-def own_values(value: Any) -> Any:
-    """Return lists and mappings as copies, and numpy's scalars as Python's.
-
-    A network keeps its arguments to be saved with them, and the caller may change a list afterwards.
-    """
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is dict:
-        return {own_values(key): own_values(one) for key, one in value.items()}
-    return type(value)(map(own_values, value)) if type(value) in (list, tuple) else value
 
 
 def _classifier_of(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> NetworkDescription:

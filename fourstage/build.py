@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -240,6 +241,18 @@ def no_larger_than(file: Checkpoint) -> Iterator[None]:
         ):
             stack.callback(register(count).remove)
         yield
+
+
+def own_values(value: Any) -> Any:
+    """Return lists and mappings as copies, and numpy's scalars as Python's.
+
+    A network keeps its arguments to be saved with them, and the caller may change a list afterwards.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {own_values(key): own_values(one) for key, one in value.items()}
+    return type(value)(map(own_values, value)) if type(value) in (list, tuple) else value
 
 
 def try_on_meta(build: Callable[[], object], file: Checkpoint) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads; programs that tests start inherit it
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fourstage import methods, registry, user_files
+from fourstage.cli import main
 from fourstage.data import formats
 
 PACKAGE = Path(registry.__file__).parent
@@ -40,6 +41,21 @@ def _rank(item: pytest.Item) -> int:
         if item.path.match(f"tests/{name}"):
             return rank
     return len(SLOW_FILES)
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: from its words to the exit code, the output and the errors."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse leaves this way
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def typed(*words: str | Path) -> tuple[int, str, str]:
-        try:
-            code = main(["convert", *map(str, words)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return typed
+def run(typed: Run) -> Run:
+    return partial(typed, "convert")
 
 
 def same(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:

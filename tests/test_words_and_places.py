@@ -12,7 +12,6 @@ from PIL import Image
 
 from fourstage.api import create_model
 from fourstage.check import card
-from fourstage.cli import main
 from fourstage.cli.analyze import _box
 from fourstage.cli.compare import _out
 from fourstage.cli.entry import parse
@@ -31,17 +30,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(typed: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def typed(*words: str | Path) -> tuple[int, str, str]:
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
     return typed
 
 

@@ -1,12 +1,12 @@
 """The parser with its errors, and helpers for all verbs: changes of a recipe, tables."""
 
 import argparse
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 PIPE = 200  # columns of output that is no terminal
@@ -86,7 +86,10 @@ def takes_changes(parser: argparse.ArgumentParser) -> bool:
 
 def names_a_file(word: str) -> bool:
     """Return whether there is a file or folder of this name; a change of a recipe may be too long for one."""
-    return os.path.exists(word)  # noqa: PTH110 - Path.exists raises OSError for it up to Python 3.13
+    try:
+        return Path(word).exists()
+    except OSError:
+        return False
 
 
 def alone(json: bool) -> AbstractContextManager[object]:

@@ -87,7 +87,7 @@ class Format:
         """
         if self.takes is None or not self.takes(data):
             return Path(data).absolute()
-        return data if is_address(data) else os.path.abspath(data)  # noqa: PTH100 - of a pattern, and links stay
+        return data if is_address(data) else str(Path(data).absolute())
 
     def dataset(self, data: str | Path, split: Split, progress: Progress | None = None) -> Dataset:
         """Open one split; see `open_dataset`."""

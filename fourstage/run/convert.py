@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fourstage.api import create_backbone, create_model, own_values
+from fourstage.api import create_backbone, create_model
 from fourstage.backbones.base import Backbone
-from fourstage.build import try_on_meta
+from fourstage.build import own_values, try_on_meta
 from fourstage.checksums import ENTRY, UNKNOWN, with_sum
 from fourstage.files import write_file
 from fourstage.registry import find

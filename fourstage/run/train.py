@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fourstage.api import own_values
+from fourstage.build import own_values
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.loader import TrainPlan
 from fourstage.data.sample import Batch, Dataset

@@ -94,7 +94,7 @@ def test_corruptions_repeat_for_a_seed_and_grow_with_severity(name: str) -> None
 @pytest.mark.parametrize("seed", [-1, 5000 * 1_000_003])
 def test_any_seed_corrupts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def corrupt(image: np.ndarray, **given: Any) -> np.ndarray:
-        return image + np.random.randint(0, 9, image.shape) + given["seed"] % 2  # noqa: NPY002
+        return image + given["seed"] % 251
 
     monkeypatch.setattr(rb, "_package", lambda: corrupt)
     image = np.zeros((32, 32, 3), np.uint8)

@@ -16,23 +16,9 @@ from fourstage.bench import memory, networks, run
 from fourstage.bench.options import Options, check_output, parse_size
 from fourstage.bench.results import Result, compare, sentence, table
 from fourstage.bench.workloads import Setting, loss_of
-from fourstage.cli import main
 
 QUICK = ["--seconds", "0.02", "--batch-size", "2", "--img-size", "32", "--threads", "1"]
 Typed = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    def type_in(*words: str | Path) -> tuple[int, str, str]:
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return type_in
 
 
 @pytest.fixture(autouse=True)

@@ -78,8 +78,8 @@ def test_images_without_pixels_are_refused(given: Any, message: str) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     numbers: Any = {"batch_size": np.int64(2), "threshold": np.float32(0.5)}
-    network = predictor("detection", **numbers)
-    assert (network.batch_size, network.task.threshold) == (2, 0.5)  # pyright: ignore[reportAttributeAccessIssue]
+    network: Any = predictor("detection", **numbers)
+    assert (network.batch_size, network.task.threshold) == (2, 0.5)
     tiling: Any = Tiling(*[np.int64(64), np.float32(0.25)])
     assert (tiling.side, tiling.overlap) == (64, 0.25)
     for wrong in (True, np.float64(2)):

@@ -36,9 +36,10 @@ class Flat:
         return np.str_(f"{self.split}/{index}")
 
     def sample(self, index: int) -> Sample:
-        size, label = tuple(np.array(IMAGES[index].shape[:2])), np.int64(index % 2)
+        size: Any = tuple(np.array(IMAGES[index].shape[:2]))
+        label: Any = np.int64(index % 2)
         map_HW = torch.from_numpy(IMAGES[index, ..., 0] % 2) if "label_map_HW" in self.truths else None
-        return Sample(self.id(index), IMAGES[index], size, None if map_HW is not None else label, None, map_HW)  # pyright: ignore[reportArgumentType]
+        return Sample(self.id(index), IMAGES[index], size, None if map_HW is not None else label, None, map_HW)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def plan(
 
 def _without(arm: str, resolved: Resolved) -> list[str]:
     """Return a sentence on arguments of the recipe's own network that the arm's network does not take."""
-    own = tuple(f"{key}." for key in resolved.given)  # such as `method_args.`, where the user gave all of them anew
+    own = tuple(f"{key}." for key in resolved.given)  # such as `method_args.`: the user replaced the section
     gone = [
         key.split(".")
         for key, (_, value) in resolved.changes.items()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from fourstage.api import create_detector, own_values
+from fourstage.api import create_detector
+from fourstage.build import own_values
 from fourstage.data.bad_images import with_replacements
 from fourstage.data.objects.dataset import ObjectDataset, portrait_flags, trainable
 from fourstage.data.sample import Dataset, Sample, collate

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fourstage.api import create_segmentor, own_values
+from fourstage.api import create_segmentor
+from fourstage.build import own_values
 from fourstage.data.sample import BadImage, Dataset, Sample, collate
 from fourstage.data.transforms.segmentation import evaluation_transform, train_transform
 from fourstage.methods import AUTO
