@@ -3,6 +3,7 @@ ones, D channels out.
 
 A network's widest maps are those between the two layers. With gradients, the fast paths keep the GELU's input alone
 for the backward pass, where PyTorch keeps its output too: it is computed again there, for rows that a cache holds.
+Where the second layer has few channels, its products are so cheap that this would show: there, the output is kept.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from fourstage.ops.second_gradients import needs_plain_form, of_plain_form, with
 
 CHUNK = 10 * 2**20  # bytes of the hidden channels of some rows, which stay in a cache
 ALONE = 2**25  # bytes of such rows where the first layer is computed elsewhere; fewer gain nothing
+NARROW = 32  # channels out of a layer whose products take little more time than its GELU does
 Names = tuple[str, ...]  # of the products of the three passes
 
 
@@ -73,9 +75,12 @@ def gelu_linear(layer: nn.Module, x_NH: Tensor, scale_D: Tensor | None = None) -
 
 
 def gelu_matrix(reduce: Matrix, x_NH: Tensor) -> Tensor:
-    """The fast path with gradients: where each pass of the layer can be computed alone, GELU is part of them."""
+    """The fast path with gradients: where each pass of the layer can be computed alone, GELU is part of them.
+
+    A narrow layer keeps the output of its GELU.
+    """
     weight_DH, bias_D = reduce
-    names = _passes(x_NH, weight_DH, x_NH.shape[-1], ALONE)
+    names = _passes(x_NH, weight_DH, x_NH.shape[-1], ALONE) if len(weight_DH) > NARROW else None
     if names and not _is_for_bias_alone(weight_DH, bias_D, x_NH):  # which needs no input kept
         return gelu_by_passes(weight_DH, bias_D, names, x_NH)
     return _product(x_NH, weight_DH)(F.gelu(x_NH), weight_DH, bias_D, False)

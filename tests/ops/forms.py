@@ -283,6 +283,10 @@ def depthwise_mlp_layers(run: Callable[..., Tensor] = depthwise_mlp.depthwise_ml
     return Operation(run, nn.Linear(8, 12, bias=bias), conv, nn.Linear(12, 8, bias=bias))
 
 
+def gelu_linear_layer(*, bias: bool = True) -> nn.Module:
+    return Operation(mlp.gelu_linear, nn.Linear(8, 12, bias=bias))
+
+
 def relu_mlp_layers(**second: Any) -> nn.Module:
     return convolved(conv_gelu.convolved_mlp, nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 1, **second))
 
@@ -293,7 +297,8 @@ SAMPLES: dict[str, Inputs] = {
     "one row": sample_inputs(1, 1, 5),
     "empty": sample_inputs(0, 6, 8),
 }
-SOME_ROWS = {"mlp.CHUNK": 1024, "mlp.ALONE": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
+NO_WIDTH = {"mlp.NARROW": 0}
+SOME_ROWS = NO_WIDTH | {"mlp.CHUNK": 1024, "mlp.ALONE": 1024, "mlp.FEW": 16, "matmul.FEW": 16}
 MANY_CELLS = {"conv_gelu.CELLS": 10**9}
 GELU_AS_IT_IS = {"gelu.AXES": 0}
 ANY_THREADS = {"pointwise.THREADS": 1024}
@@ -341,14 +346,15 @@ FORMS: dict[str, Form] = {
         "mlp.by_passes", mlp_layers, LINEAR, "with", "onednn,blas,fused", limits=SOME_ROWS
     ),
     "GELU and linear by passes": Form(
-        "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with", "onednn,blas,fused"
+        "mlp.gelu_by_passes", gelu_linear_layer, LINEAR, "with", "onednn,blas,fused", limits=NO_WIDTH
     ),
     "GELU and linear by PyTorch's own passes": Form(
-        "mlp.gelu_by_passes", lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12)), LINEAR, "with"
+        "mlp.gelu_by_passes", gelu_linear_layer, LINEAR, "with", limits=NO_WIDTH
     ),
+    "GELU kept and a narrow linear layer": Form("mlp._product", gelu_linear_layer, LINEAR, "with", "onednn,blas,fused"),
     "GELU and linear without a bias by passes of some rows": Form(
         "mlp.gelu_by_passes",
-        lambda: Operation(mlp.gelu_linear, nn.Linear(8, 12, bias=False)),
+        lambda: gelu_linear_layer(bias=False),
         LINEAR,
         "with",
         "blas/onednn/blas,blas,fused",
@@ -458,7 +464,7 @@ FORMS: dict[str, Form] = {
         MAPS,
         "without",
     ),
-    "depth-wise mlp by passes": Form("mlp.gelu_by_passes", depthwise_mlp_layers, MAPS, "with"),
+    "depth-wise mlp by passes": Form("mlp.gelu_by_passes", depthwise_mlp_layers, MAPS, "with", limits=NO_WIDTH),
     "1x1 convolution by a linear layer": Form(
         "pointwise.by_linear_layer", pointwise_layer, MAPS, products="onednn,onednn,fused", limits=ANY_THREADS
     ),
