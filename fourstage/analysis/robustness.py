@@ -4,7 +4,7 @@ N images, K classes, H x W pixels. Corruptions have five severities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import numpy as np
@@ -35,6 +35,7 @@ ALEXNET: dict[str, tuple[float, ...]] = {
     "pixelate": (0.52218, 0.5462, 0.73728, 0.87092, 0.91262),
     "jpeg_compression": (0.51002, 0.54718, 0.57294, 0.65458, 0.74778),
 }
+ALEXNET_CLEAN = 0.435  # its error on the images before they were corrupted
 CORRUPTIONS = tuple(ALEXNET)
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # published for validation; not in the mCE
 SMALLEST = 32  # pixels a side that the corruptions need
@@ -81,27 +82,43 @@ class CorruptionErrors:
         ce: of each corruption that has all five severities.
         mce: their mean over the 15 corruptions; None where one is missing.
         missing: corruptions or severities that are not there.
+        relative_ce, relative_mce: the same by how much each error is above that of unchanged images; empty and None
+            where that is unknown.
     """
 
     ce: Mapping[str, float]
     mce: float | None
     missing: tuple[str, ...]
+    relative_ce: Mapping[str, float] = field(default_factory=dict)
+    relative_mce: float | None = None
 
 
-def corruption_errors(errors: Mapping[tuple[str, int], float]) -> CorruptionErrors:
+def corruption_errors(errors: Mapping[tuple[str, int], float], clean: float | None = None) -> CorruptionErrors:
     """Return CE and mCE by the error rates, 0 to 1, of each corruption and severity of ImageNet-C.
 
-    CE is the sum of the network's errors over the severities, divided by AlexNet's. Source:
-    https://arxiv.org/abs/1903.12261.
+    CE is the sum of the network's errors over the severities, divided by AlexNet's. For the relative CE, the error of
+    unchanged images is taken off each of them first. Source: https://arxiv.org/abs/1903.12261.
+
+    Args:
+        clean: the network's error rate on the unchanged images; None: unknown.
     """
-    ce, missing = {}, []
+    ce, relative, missing = {}, {}, []
     for name, alexnet in ALEXNET.items():
         absent = [severity for severity in SEVERITIES if (name, severity) not in errors]
         if absent:
             missing.append(f"{name} {','.join(map(str, absent))}" if len(absent) < len(SEVERITIES) else name)
             continue
-        ce[name] = 100 * sum(errors[name, severity] for severity in SEVERITIES) / sum(alexnet)
-    return CorruptionErrors(ce, None if missing else float(np.mean(list(ce.values()))), tuple(missing))
+        own, count = sum(errors[name, severity] for severity in SEVERITIES), len(SEVERITIES)
+        ce[name] = 100 * own / sum(alexnet)
+        if clean is not None:
+            relative[name] = 100 * (own - count * clean) / (sum(alexnet) - count * ALEXNET_CLEAN)
+    return CorruptionErrors(
+        ce,
+        None if missing else float(np.mean(list(ce.values()))),
+        tuple(missing),
+        relative,
+        None if missing or clean is None else float(np.mean(list(relative.values()))),
+    )
 
 
 def best_classes(

@@ -296,6 +296,9 @@ def _add_robustness(verbs: Verbs) -> None:
         help="1 to 5, of corruptions that are applied here; may be repeated; default: all",
     )  # fmt: skip
     verb.add_argument(
+        "--clean", metavar="FOLDER", help="ImageNet's validation images, for the relative mCE of ImageNet-C"
+    )
+    verb.add_argument(
         "--order", choices=("first", "spread"), default="spread",
         help="the first images of the data, or evenly spread ones; default: spread",
     )  # fmt: skip
@@ -311,6 +314,7 @@ def _run_robustness(args: argparse.Namespace) -> int:
         size=args.size,
         order=args.order,
         seed=args.seed,
+        clean=args.clean,
         **given,
     )
     return _print(analyze_robustness(args.networks, args.data, _out(args), setting, loading=_loading(args)))

@@ -33,6 +33,18 @@ def test_alexnet_has_an_mce_of_one_hundred_and_half_its_errors_give_fifty() -> N
     assert rb.corruption_errors(own).mce == pytest.approx(100)
 
 
+def test_the_relative_mce_is_of_what_corruptions_add_to_the_error() -> None:
+    alexnet = {(name, s): error for name, errors in rb.ALEXNET.items() for s, error in enumerate(errors, 1)}
+    assert rb.corruption_errors(alexnet).relative_mce is None
+    found = rb.corruption_errors(alexnet, clean=0.435)
+    assert found.relative_mce == pytest.approx(100)
+    assert found.mce == pytest.approx(100)
+    halved = {key: 0.2 + (error - 0.435) / 2 for key, error in alexnet.items()}
+    found = rb.corruption_errors(halved, clean=0.2)
+    assert found.relative_mce == pytest.approx(50)
+    assert found.relative_ce == {name: pytest.approx(50) for name in rb.CORRUPTIONS}
+
+
 def test_there_is_no_mce_of_some_corruptions() -> None:
     own = {(name, s): 0.5 for name in rb.CORRUPTIONS[1:] for s in rb.SEVERITIES}
     own.pop(("fog", 3))

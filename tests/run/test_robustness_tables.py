@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import transforms
 
 from fourstage.analysis import robustness
+from fourstage.analysis.paired_answers import mcnemar
 from fourstage.analysis.robustness import ALEXNET
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
@@ -139,6 +140,71 @@ def test_the_table_of_imagenet_c_has_each_ce_and_the_mce(
     assert table[-1]["corruption"] == "mean of all"
     assert float(table[-1]["low"]) <= float(table[-1]["top1"]) == 50 <= float(table[-1]["high"])
     assert float(table[-1]["ce"]) == pytest.approx(np.mean(list(ces.values())))
+    assert {row["relative_ce"] for row in table} == {""}
+
+
+def test_unchanged_images_give_the_relative_mce(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every corruption makes one of two images wrong; the unchanged ones are both right."""
+
+    def best_five(_: object, images_BCHW: torch.Tensor, *__: object) -> np.ndarray:
+        assert images_BCHW.shape[2:] == (224, 224)
+        dark = images_BCHW.mean(dim=(1, 2, 3)) < -1
+        return np.array([[1, 2, 3, 4, 5], [0, 2, 3, 4, 5]])[dark.int()]
+
+    monkeypatch.setattr(robustness, "best_five", best_five)
+    clean = write_images(tmp_path / "val", 2)
+    for i, path in enumerate(clean):
+        Image.new("RGB", (300, 270), (0, 0, 0) if i == 0 else (255, 255, 255)).save(path)
+    for name in ALEXNET:
+        for severity in "12345":
+            shutil.copytree(tmp_path / "val", tmp_path / "c" / name / severity)
+            wrong = tmp_path / "c" / name / severity / clean[0].relative_to(tmp_path / "val")
+            Image.new("RGB", (224, 224), (255, 255, 255)).save(wrong)
+    analyse(weights, tmp_path / "c", tmp_path / "out", "--clean", str(tmp_path / "val"))
+    table = rows(tmp_path / "out" / "robustness.csv")
+    assert (table[0]["corruption"], float(table[0]["top1"])) == ("", 100)
+    expected = [100 * 5 * 0.5 / (sum(errors) - 5 * 0.435) for errors in ALEXNET.values()]
+    assert [float(row["relative_ce"]) for row in table[1:-1:5]] == pytest.approx(expected)
+    assert float(table[-1]["relative_ce"]) == pytest.approx(np.mean(expected))
+    assert f"The relative mCE of {NETWORK}={weights.name} is {np.mean(expected):.1f}." in capsys.readouterr().out
+    assert "relative mCE" in (tmp_path / "out" / "robustness.html").read_text()
+
+
+@pytest.mark.parametrize("clean", ["val", "missing"])
+def test_unchanged_images_of_other_data_are_refused(
+    weights: Path, tmp_path: Path, clean: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "val", 2)
+    data = tmp_path / ("val" if clean == "val" else "c")
+    if clean == "missing":
+        write_images(data / "fog" / "1", 2)
+    words = ["--data", str(data), "--clean", str(tmp_path / clean)]
+    assert main(["analyze", "robustness", f"{NETWORK}={weights}", *words, "--out", str(tmp_path / "out")]) == 2
+    assert "--clean is " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_compared_with_the_first_one_image_by_image(weights: Path, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "imagenet-a", 12)
+    other = tmp_path / "other.pth"
+    state = torch.load(weights)
+    state["fc.weight"] = state["fc.weight"].roll(3, 0)
+    torch.save(state, other)
+    words = [f"{NETWORK}={weights}", f"{NETWORK}={other}", "--data", str(tmp_path / "imagenet-a"), "--size", "32"]
+    assert main(["analyze", "robustness", *words, "--out", str(tmp_path / "out")]) == 0
+    right, right_other = (ranks(file, paths, 12)[:, 0] == torch.arange(12) for file in (weights, other))
+    only, only_other = int((right & ~right_other).sum()), int((right_other & ~right).sum())
+    assert only != only_other
+    first, second = rows(tmp_path / "out" / "robustness.csv")
+    assert first["difference"] == first["p"] == ""
+    assert float(second["difference"]) == pytest.approx(100 * (only_other - only) / 12)
+    assert float(second["p"]) == pytest.approx(mcnemar(only_other, only))
+    assert float(second["difference_low"]) < float(second["difference"]) < float(second["difference_high"])
+    page = (tmp_path / "out" / "robustness.html").read_text()
+    assert "to the first network" in page
+    assert "mCE %" not in page
 
 
 @pytest.mark.parametrize("size", [0, -5, 31, 4097])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fourstage.analysis.paired_answers import PairedAnswers
 from fourstage.analysis.robustness import Accuracy, CorruptionErrors
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section
 from fourstage.report.curves import Curve, curve_chart, legend
@@ -19,6 +20,8 @@ class NetworkRobustness:
         plain: on the test set itself, or on images before they are corrupted; None: not measured.
         by_corruption: by the name of a corruption and its severity.
         errors: against AlexNet's, of ImageNet-C alone.
+        paired: `plain` less that of the first network of the table on these images; None: this is the first.
+        paired_mean: the same of the mean over corruptions: the difference and its interval, per cent.
     """
 
     name: str
@@ -27,6 +30,8 @@ class NetworkRobustness:
     plain: Accuracy | None
     by_corruption: Mapping[tuple[str, int], Accuracy]
     errors: CorruptionErrors | None
+    paired: PairedAnswers | None = None
+    paired_mean: tuple[float, float, float] | None = None
 
 
 def robustness_page(found: Sequence[NetworkRobustness], data: str, remarks: Sequence[str]) -> str:
@@ -49,17 +54,39 @@ def robustness_page(found: Sequence[NetworkRobustness], data: str, remarks: Sequ
 def _table(found: Sequence[NetworkRobustness]) -> Markup:
     rows = []
     for one in found:
+        start = (one.name, one.weights)
         if one.plain is not None:
             low, high = one.plain.interval
             what = "unchanged images" if one.by_corruption else one.test_set
-            cells = (f"{one.plain.top1:.2f}", f"{low:.2f} to {high:.2f}", str(len(one.plain.correct_N)), "")
-            rows.append((one.name, one.weights, what, *cells))
+            cells = (f"{one.plain.top1:.2f}", f"{low:.2f} to {high:.2f}", str(len(one.plain.correct_N)))
+            rows.append((*start, what, *cells, *_paired(one), "", ""))
         if one.by_corruption:
             mean = np.mean([accuracy.top1 for accuracy in one.by_corruption.values()])
-            mce = "" if one.errors is None or one.errors.mce is None else f"{one.errors.mce:.2f}"
-            rows.append((one.name, one.weights, f"{one.test_set}, mean", f"{mean:.2f}", "", "", mce))
-    head = ("network", "weights", "test set", "top-1 %", "95 % interval", "images", "mCE %")
-    return table(head, rows, caption="Top-1 accuracy", class_="numbers")
+            errors = (None, None) if one.errors is None else (one.errors.mce, one.errors.relative_mce)
+            cells = (f"{mean:.2f}", "", "", _difference(one.paired_mean), "")
+            rows.append((*start, f"{one.test_set}, mean", *cells, *("" if e is None else f"{e:.2f}" for e in errors)))
+    kept = [k for k in range(len(_HEAD)) if any(row[k] for row in rows)]
+    shown = [tuple(row[k] for k in kept) for row in rows]
+    return table([_HEAD[k] for k in kept], shown, caption="Top-1 accuracy", class_="numbers")
+
+
+_HEAD = (
+    *("network", "weights", "test set", "top-1 %", "95 % interval", "images"),
+    *("to the first network", "p", "mCE %", "relative mCE %"),
+)
+
+
+def _paired(one: NetworkRobustness) -> tuple[str, str]:
+    if one.paired is None:
+        return "", ""
+    return _difference((one.paired.difference, one.paired.low, one.paired.high)), f"{one.paired.p:.2g}"
+
+
+def _difference(paired: tuple[float, float, float] | None) -> str:
+    if paired is None:
+        return ""
+    value, low, high = paired
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "\N{MINUS SIGN}")
 
 
 def _charts(found: Sequence[NetworkRobustness]) -> Markup:
@@ -100,6 +127,9 @@ def _by_corruption(found: Sequence[NetworkRobustness]) -> Markup:
 
 _REMARKS = (
     "Intervals are Wilson's, over images. They leave out the variation between seeds of a training.",
+    "The difference to the first network and its interval are of the same images, and p is of McNemar's exact test, "
+    "not adjusted for several networks. Another seed may change the order.",
     "mCE is the mean over fifteen corruptions of the network's error divided by AlexNet's, summed over severities "
-    "(https://arxiv.org/abs/1903.12261). It is defined for the published images of ImageNet-C alone.",
+    "(https://arxiv.org/abs/1903.12261). It is defined for the published images of ImageNet-C alone. In "
+    "the relative mCE, the error of unchanged images is taken off each of these errors first.",
 )

@@ -1,6 +1,6 @@
 """`fourstage analyze robustness`: accuracy on ImageNet's other test sets, and on images that are corrupted here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from fourstage.analysis import robustness as rb
 from fourstage.analysis.images import evaluated, normalised
 from fourstage.analysis.networks import LoadedNetwork
-from fourstage.analysis.statistics import bootstrap_means
 from fourstage.analysis.unsuitable import naming
+from fourstage.data.labels.imagefolder import find_layout
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
-from fourstage.files import write_text
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import NetworkRobustness, robustness_page
@@ -34,9 +33,19 @@ from fourstage.run.analyze.inputs import (
     with_networks,
 )
 from fourstage.run.analyze.labels import labelled_for
-from fourstage.run.analyze.outputs import Outcome, as_csv, check_folder, write
+from fourstage.run.analyze.outputs import Outcome, check_folder, write
+from fourstage.run.analyze.robustness_tables import (
+    COLUMNS,
+    arrays_of,
+    head_of,
+    printed,
+    rows_of,
+    with_pairs,
+    write_for_timm,
+)
 
 SIDE_C = 224  # pixels of ImageNet-C's images, of which the centre is taken without a resize
+RESIZED_C = 256  # pixels of the short side from which that centre was cut
 AT_ONCE = 32  # images in memory
 FEW = 100  # images that are corrupted here unless --images says more
 Seen = Callable[[LoadedNetwork, Sample], Tensor]
@@ -49,6 +58,7 @@ class RobustnessSetting:
     Attributes:
         images: of a test set; None: all of a published one, 100 of a set that is corrupted here.
         corruptions: that are applied here; none: the fifteen of ImageNet-C.
+        clean: ImageNet's validation images, for the relative mCE of ImageNet-C; None: it is not measured.
 
     Raises:
         ValueError: no severity, or one that is not 1 to 5; a size out of range.
@@ -60,6 +70,7 @@ class RobustnessSetting:
     size: int | None = None
     order: Order = "spread"
     seed: int = 0
+    clean: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_words(self)
@@ -93,24 +104,26 @@ def analyze_robustness(
     variant = None if published else find_variant(Path(data))
     if not published and variant is None:
         rb.check_corruptions(setting.corruptions)
+    clean = _clean_images(setting.clean, data, published)
     networks = load_networks(sources, "logits", loading or Loading())
     if published:
-        found, notes = _imagenet_c(networks, published, setting, show)
+        found, notes = _imagenet_c(networks, published, clean, setting, show)
     elif variant is not None:
         found, notes = _variant(networks, Variant(variant), Path(data), setting, show)
     else:
         found, notes = _corrupted_here(networks, data, setting, show)
+    found = with_pairs(found)
     files = write(
         folder,
         "robustness",
-        arrays=_arrays(found),
-        columns=_COLUMNS,
-        rows=list(_rows(found)),
+        arrays=arrays_of(found),
+        columns=COLUMNS,
+        rows=list(rows_of(found)),
         page=robustness_page(found, Path(data).name, notes),
     )
     if variant is not None:
-        files = (*files, *_write_for_timm(folder, networks, found, setting))
-    return Outcome(_HEAD, tuple(_printed(found)), notes, files)
+        files = (*files, *write_for_timm(folder, networks, found, setting.size))
+    return Outcome(head_of(found), tuple(printed(found)), notes, files)
 
 
 def folders_of_imagenet_c(root: Path) -> dict[tuple[str, int], Path]:
@@ -128,10 +141,26 @@ def folders_of_imagenet_c(root: Path) -> dict[tuple[str, int], Path]:
     return found
 
 
+def _clean_images(clean: str | Path | None, data: str | Path, published: object) -> Variant | None:
+    """Return the unchanged images; None: none are given."""
+    if clean is None:
+        return None
+    if not published:
+        raise ValueError(f"--clean is for ImageNet-C, and {data} has no folders CORRUPTION/SEVERITY; remove --clean")
+    root = Path(clean)
+    if not root.is_dir():
+        raise ValueError(f"--clean is a folder of ImageNet's validation images by classes; {clean} is none")
+    return Variant(find_layout(root).val or root)
+
+
 def _imagenet_c(
-    networks: Sequence[LoadedNetwork], folders: dict[tuple[str, int], Path], setting: RobustnessSetting, show: bool
+    networks: Sequence[LoadedNetwork],
+    folders: dict[tuple[str, int], Path],
+    clean: Variant | None,
+    setting: RobustnessSetting,
+    show: bool,
 ) -> tuple[list[NetworkRobustness], tuple[str, ...]]:
-    """Measure the published images: the centre of 224 pixels, without a resize."""
+    """Measure the published images: the centre of 224 pixels, without a resize; and what they were made from."""
     _check_imagenet(networks)
     accuracies: list[dict[tuple[str, int], rb.Accuracy]] = [{} for _ in networks]
     notes = ["ImageNet-C's images are taken as published: the centre of 224 pixels, without a resize."]
@@ -144,10 +173,19 @@ def _imagenet_c(
             for known, right in zip(accuracies, correct, strict=True):
                 known[key] = right
             bar.update(i + 1)
+    unchanged: list[rb.Accuracy | None] = [None] * len(networks)
+    if clean is not None:
+        positions = _chosen(clean, setting.images, setting, clean.folder).positions
+        unchanged = [*_correct(networks, clean, positions, _before_corruption, clean.among)]
+        notes.append(f"Unchanged images are those of {clean.folder}, resized to {RESIZED_C} pixels and cropped to 224.")
     found = []
-    for loaded, known in zip(networks, accuracies, strict=True):
-        errors = rb.corruption_errors({key: one.error for key, one in known.items()})
-        found.append(NetworkRobustness(loaded.name, loaded.weights, "ImageNet-C", None, known, errors))
+    for loaded, known, plain in zip(networks, accuracies, unchanged, strict=True):
+        errors = rb.corruption_errors(
+            {key: one.error for key, one in known.items()}, None if plain is None else plain.error
+        )
+        found.append(NetworkRobustness(loaded.name, loaded.weights, "ImageNet-C", plain, known, errors))
+        if errors.relative_mce is not None:
+            notes.append(f"The relative mCE of {loaded.name} is {errors.relative_mce:.1f}.")
         if errors.missing:
             notes.append(f"There is no mCE: these corruptions are missing: {'; '.join(errors.missing)}.")
     if setting.images is not None:
@@ -278,6 +316,13 @@ def _centre(loaded: LoadedNetwork, sample: Sample) -> Tensor:
     return center_crop(image_3HW, [SIDE_C, SIDE_C])
 
 
+def _before_corruption(loaded: LoadedNetwork, sample: Sample) -> Tensor:
+    """The view that ImageNet-C's images were made from."""
+    assert isinstance(sample.image, np.ndarray), "data sets give arrays"
+    made_as = replace(loaded.preparation, crop_pct=SIDE_C / RESIZED_C, crop_mode="center", interpolation="bilinear")
+    return evaluated(sample.image, SIDE_C, made_as)
+
+
 def _correct(
     networks: Sequence[LoadedNetwork], data: Variant, positions: Sequence[int], seen: Seen, among: Sequence[int] | None
 ) -> list[rb.Accuracy]:
@@ -303,91 +348,3 @@ def _best(
             with naming(loaded.name):
                 own.append(rb.best_five(loaded.network, images_BCHW, among))
     return [np.concatenate(own) for own in out]
-
-
-_HEAD = ("network", "test set", "images", "top-1 %", "interval", "mCE")
-
-
-def _printed(found: Sequence[NetworkRobustness]) -> Iterator[tuple[str, ...]]:
-    for one in found:
-        mce = "-" if one.errors is None or one.errors.mce is None else f"{one.errors.mce:.1f}"
-        if one.plain is not None:
-            low, high = one.plain.interval
-            count = str(len(one.plain.correct_N))
-            name = "unchanged" if one.by_corruption else one.test_set
-            yield (one.name, name, count, f"{one.plain.top1:.1f}", f"[{low:.1f}, {high:.1f}]", "-")
-        if one.by_corruption:
-            mean, low, high = mean_accuracy(one)
-            count = str(len(next(iter(one.by_corruption.values())).correct_N))
-            start = "" if one.plain is not None else one.name
-            interval = "-" if np.isnan(low) else f"[{low:.1f}, {high:.1f}]"
-            yield (start, f"{one.test_set}, mean", count, f"{mean:.1f}", interval, mce)
-
-
-def mean_accuracy(one: NetworkRobustness) -> tuple[float, float, float]:
-    """Return the mean over corruptions and severities, and its interval over images where all have the same ones."""
-    rows = [accuracy.correct_N for accuracy in one.by_corruption.values()]
-    mean = 100 * float(np.mean([row.mean() for row in rows]))
-    if len({len(row) for row in rows}) > 1:
-        return mean, float("nan"), float("nan")
-    low_1, high_1 = bootstrap_means(100 * np.mean(rows, axis=0)[None])
-    return mean, float(low_1[0]), float(high_1[0])
-
-
-_COLUMNS = (
-    *("network", "weights", "test_set", "corruption", "severity", "images"),
-    *("top1", "low", "high", "top5", "ce"),
-)
-
-
-def _rows(found: Sequence[NetworkRobustness]) -> Iterator[tuple[object, ...]]:
-    """Yield a row for each severity, with the CE of its corruption, and a row of means with the mCE."""
-    for one in found:
-        if one.plain is not None:
-            count, top5 = len(one.plain.correct_N), one.plain.top5
-            yield (one.name, one.weights, one.test_set, "", 0, count, one.plain.top1, *one.plain.interval, top5, None)
-        for (name, severity), accuracy in one.by_corruption.items():
-            start = (one.name, one.weights, one.test_set, name, severity, len(accuracy.correct_N))
-            ce = one.errors.ce.get(name) if one.errors else None
-            yield (*start, accuracy.top1, *accuracy.interval, accuracy.top5, ce)
-        if one.errors is not None and one.errors.mce is not None:
-            count = len(next(iter(one.by_corruption.values())).correct_N)
-            start = (one.name, one.weights, one.test_set, "mean of all", "", count)
-            yield (*start, *mean_accuracy(one), None, one.errors.mce)
-
-
-TIMM = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
-
-
-def _write_for_timm(
-    folder: Path, networks: Sequence[LoadedNetwork], found: Sequence[NetworkRobustness], setting: RobustnessSetting
-) -> Iterator[Path]:
-    """Write the columns of timm's tables of results, a file for each kind of labels; yield their paths."""
-    by_name = {loaded.name: loaded for loaded in networks}
-    for file, is_real in (("timm.csv", False), ("timm-real.csv", True)):
-        own = [one for one in found if one.test_set.endswith(", ReaL") == is_real]
-        if own:
-            write_text(folder / file, as_csv(TIMM, [_row_for_timm(by_name[one.name], one, setting) for one in own]))
-            yield folder / file
-
-
-def _row_for_timm(loaded: LoadedNetwork, one: NetworkRobustness, setting: RobustnessSetting) -> tuple[object, ...]:
-    assert one.plain is not None, "a published test set is measured as it is"
-    assert one.plain.top5 is not None, "the best five classes of its images are kept"
-    p, shares = loaded.preparation, (one.plain.top1, one.plain.top5)
-    numbers = [round(value, 4) for share in shares for value in (share, 100 - share)]
-    millions = round(sum(parameter.numel() for parameter in loaded.network.parameters()) / 1e6, 2)
-    size = setting.size or p.image_size[0]
-    name = loaded.name.removeprefix("timm/").partition("=")[0]  # of NAME=FILE
-    return (name, size, *numbers, millions, p.crop_pct, p.interpolation)
-
-
-def _arrays(found: Sequence[NetworkRobustness]) -> dict[str, np.ndarray]:
-    out: dict[str, np.ndarray] = {}
-    for one in found:
-        key = f"{one.name} {one.weights}__{one.test_set}"
-        if one.plain is not None:
-            out[f"{key}__correct"] = one.plain.correct_N.astype(bool)
-        for (name, severity), accuracy in one.by_corruption.items():
-            out[f"{key}__{name}__{severity}"] = accuracy.correct_N.astype(bool)
-    return out
