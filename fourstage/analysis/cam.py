@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fourstage.analysis.cam_methods import METHODS, SCORE_CAM, joining
 from fourstage.analysis.taps import (
     as_float32,
     as_map,
@@ -28,13 +29,10 @@ from fourstage.analysis.taps import (
 )
 from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork
 
-EPS_PLUS_PLUS = 1e-6  # of grad-cam; behind global pooling G^2 is of this size, so it is part of the definition
 EPS_SCALE = 1e-7
 EPS_MASK = 1e-8
 ALMOST_ZERO = 1e-5  # of a map against the sum of its terms
 Target = Callable[[Any], Tensor]  # from what the network returns to a scalar
-
-Method = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,19 +106,24 @@ def activations(
     return Activations(taps, maps[0], maps[1], as_float32(scores_B.detach()), (height, width))
 
 
-def class_activation_map(from_: Activations, method: str) -> Cam:
+def class_activation_map(from_: Activations, method: str, *, eigen_smooth: bool = False) -> Cam:
     """Return the maps of a method.
+
+    Args:
+        eigen_smooth: project the weighed channels on their first principal component in place of adding them up.
 
     Raises:
         ValueError: there is no such method.
     """
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
-    raw = tuple(METHODS[method](a, g) for a, g in zip(from_.values, from_.gradients, strict=True))
+    join = joining(method, eigen_smooth)
+    raw = tuple(join(METHODS[method](a, g)) for a, g in zip(from_.values, from_.gradients, strict=True))
     notes, scaled = [], []
     for tap, map_Bhw, a_BChw, g_BChw in zip(from_.taps, raw, from_.values, from_.gradients, strict=True):
-        notes += _notes(method, tap, map_Bhw, a_BChw, g_BChw)
-        evidence_Bhw = torch.zeros_like(map_Bhw) if _vanishes(method, map_Bhw, a_BChw, g_BChw) else map_Bhw.relu()
+        notes += [] if eigen_smooth else _notes(method, tap, map_Bhw, a_BChw, g_BChw)
+        vanishes = not eigen_smooth and _vanishes(method, map_Bhw, a_BChw, g_BChw)
+        evidence_Bhw = torch.zeros_like(map_Bhw) if vanishes else map_Bhw.relu()
         scaled.append(enlarge(scale(evidence_Bhw), from_.size))
     return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, method, tuple(notes))
 
@@ -131,25 +134,36 @@ def _vanishes(method: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> b
     return method == "hirescam" and bool(map_Bhw.abs().max() < ALMOST_ZERO * terms)
 
 
-def score_cam(network: nn.Module, image_BCHW: Tensor, from_: Activations, target: Target, *, at_once: int = 32) -> Cam:
+def score_cam(
+    network: nn.Module,
+    image_BCHW: Tensor,
+    from_: Activations,
+    target: Target,
+    *,
+    at_once: int = 32,
+    eigen_smooth: bool = False,
+) -> Cam:
     """Return maps whose channels are weighed by the score of the image below each channel (Score-CAM).
 
     Args:
         from_: of the same images.
         target: of a class that does not depend on the output, such as `class_target(281)`.
         at_once: images that the network is given.
+        eigen_smooth: as in `class_activation_map`.
 
     Source: https://arxiv.org/abs/1910.01279, in the form of grad-cam: each channel is enlarged with aligned corners and
     scaled to [0, 1], and the weights are the softmax of the scores over channels.
     """
     image_BCHW = taken_by(network, image_BCHW)
     with frozen(network), torch.no_grad():
-        raw = tuple(_score_cam_map(network, image_BCHW, a_BChw, target, at_once) for a_BChw in from_.values)
+        weighted = [_weighed_by_scores(network, image_BCHW, a_BChw, target, at_once) for a_BChw in from_.values]
+        raw = tuple(map(joining(SCORE_CAM, eigen_smooth), weighted))
     scaled = [enlarge(scale(map_Bhw.relu()), from_.size) for map_Bhw in raw]
     return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, SCORE_CAM)
 
 
-def _score_cam_map(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, target: Target, at_once: int) -> Tensor:
+def _weighed_by_scores(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, target: Target, at_once: int) -> Tensor:
+    """Return the channels of a layer, each times its weight: (B, C, h, w)."""
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     masks_BCHW = F.interpolate(a_BChw, size=size, mode="bilinear", align_corners=True)
     low, high = masks_BCHW.amin(dim=(2, 3), keepdim=True), masks_BCHW.amax(dim=(2, 3), keepdim=True)
@@ -159,7 +173,7 @@ def _score_cam_map(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, targe
         masked = (image_CHW * chunk_CHW[:, None].to(image_CHW) for chunk_CHW in masks_CHW.split(at_once))
         scores = torch.cat([target(network(chunk_BCHW)) for chunk_BCHW in masked])
         rows.append(as_float32(scores).softmax(dim=0))
-    return (torch.stack(rows)[..., None, None] * a_BChw).sum(dim=1)
+    return torch.stack(rows)[..., None, None] * a_BChw
 
 
 def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
@@ -177,73 +191,6 @@ def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tenso
                 "map negative"
             ]
     return []
-
-
-def gradcam_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    """Return (B, C): the mean gradient over positions."""
-    return g_BChw.mean(dim=(2, 3))
-
-
-def plus_plus_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    """Return (B, C) of Grad-CAM++, with the plain score in place of its exponential."""
-    squared, cubed = g_BChw**2, g_BChw**3
-    alpha = squared / (2 * squared + a_BChw.sum(dim=(2, 3), keepdim=True) * cubed + EPS_PLUS_PLUS)
-    return (torch.where(g_BChw != 0, alpha, torch.zeros_like(alpha)) * g_BChw.relu()).sum(dim=(2, 3))
-
-
-def xgrad_weights(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    """Return (B, C) of XGrad-CAM."""
-    return (g_BChw * a_BChw).sum(dim=(2, 3)) / (a_BChw.sum(dim=(2, 3)) + EPS_SCALE)
-
-
-def _weighted(weights: Callable[[Tensor, Tensor], Tensor]) -> Method:
-    def weigh(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-        return (weights(a_BChw, g_BChw)[..., None, None] * a_BChw).sum(dim=1)
-
-    return weigh
-
-
-def _layercam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    return (g_BChw.relu() * a_BChw).sum(dim=1)
-
-
-def _hirescam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    return (g_BChw * a_BChw).sum(dim=1)
-
-
-def _eigencam(a_BChw: Tensor, g_BChw: Tensor) -> Tensor:
-    """Return the projection on the first right singular vector of (h w, C), each channel centred over positions.
-
-    The sign of a singular vector is arbitrary. It is chosen such that the largest absolute value is positive.
-    """
-    x_BNC = a_BChw.flatten(2).transpose(1, 2)
-    x_BNC = x_BNC - x_BNC.mean(dim=1, keepdim=True)
-    first_BC = torch.linalg.svd(x_BNC, full_matrices=False).Vh[:, 0]
-    map_BN = (x_BNC @ first_BC[..., None])[..., 0]
-    flipped_B = map_BN.amin(dim=1).abs() > map_BN.amax(dim=1).abs()
-    map_BN = torch.where(flipped_B[:, None], -map_BN, map_BN)
-    return map_BN.unflatten(1, tuple(a_BChw.shape[-2:]))
-
-
-METHODS: dict[str, Method] = {
-    "gradcam": _weighted(gradcam_weights),
-    "gradcam++": _weighted(plus_plus_weights),
-    "layercam": _layercam,
-    "hirescam": _hirescam,
-    "eigencam": _eigencam,
-    "xgradcam": _weighted(xgrad_weights),
-}
-SCORE_CAM = "scorecam"  # needs no gradient, but a forward pass for each channel; see `score_cam`
-FIVE = ("gradcam", "gradcam++", "layercam", "hirescam", "eigencam")
-NAMES = {
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "Layer-CAM",
-    "hirescam": "HiResCAM",
-    "eigencam": "Eigen-CAM",
-    "xgradcam": "XGrad-CAM",
-    SCORE_CAM: "Score-CAM",
-}
 
 
 def scale(map_BHW: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ Box = tuple[float, float, float, float]
 OVERLAP = 0.5  # intersection over union from which a detection is that of a given box
 
 
+class NotDetected(ValueError):
+    """A detector does not find the object that is to be explained."""
+
+
 def class_target(label: int | None = None, *, softmax: bool = False) -> Target:
     """Return the logit of a class, or its probability; None: the best class of each image."""
 
@@ -83,14 +87,14 @@ def chosen_detection(detections: Detections, box: Box | None, label: int | None)
     """Return the position of the detection of a box and a label.
 
     Raises:
-        ValueError: no detection has this label, or overlaps the box by half.
+        NotDetected: no detection has this label, or overlaps the box by half.
     """
     fits_N = torch.ones(len(detections), dtype=torch.bool, device=detections.scores_N.device)
     if label is not None:
         fits_N &= detections.labels_N == label
     if not bool(fits_N.any()):
         what = "anything" if label is None else f"an object of class {label}"
-        raise ValueError(f"the detector does not detect {what} in this image; choose another class or image")
+        raise NotDetected(f"the detector does not detect {what} in this image; choose another class or image")
     if box is None:
         return int(torch.where(fits_N, detections.scores_N.detach(), -1.0).argmax())
     given_14 = torch.tensor([box], dtype=detections.boxes_N4.dtype, device=detections.boxes_N4.device)
@@ -99,7 +103,7 @@ def chosen_detection(detections: Detections, box: Box | None, label: int | None)
     if overlap_N[best] < OVERLAP:
         nearest = ", ".join(f"{value:.0f}" for value in detections.boxes_N4[best].tolist())
         given = ", ".join(f"{value:g}" for value in box)
-        raise ValueError(f"no detection overlaps the box {given} by half; the closest one is {nearest}")
+        raise NotDetected(f"no detection overlaps the box {given} by half; the closest one is {nearest}")
     return best
 
 

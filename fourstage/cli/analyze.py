@@ -205,6 +205,12 @@ def _add_cam(verbs: Verbs) -> None:
     verb.add_argument("--size", type=int, metavar="PX", help="side of the images; default: each network's own")
     verb.add_argument("--scores", action="store_true", help="measure ROAD, insertion and deletion of a classifier")
     verb.add_argument(
+        "--aug-smooth", action="store_true", help="average the maps of six copies of each image, mirrored and scaled"
+    )
+    verb.add_argument(
+        "--eigen-smooth", action="store_true", help="take the first principal component of the weighed channels"
+    )
+    verb.add_argument(
         "--order", choices=("first", "spread"), default="spread",
         help="the first images of the data, or evenly spread ones; default: spread",
     )  # fmt: skip
@@ -222,6 +228,8 @@ def _run_cam(args: argparse.Namespace) -> int:
         box=box,
         size=args.size,
         scores=args.scores,
+        aug_smooth=args.aug_smooth,
+        eigen_smooth=args.eigen_smooth,
         order=args.order,
         **given,
     )

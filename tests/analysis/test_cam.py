@@ -12,21 +12,26 @@ from torch import Tensor, nn
 
 from fourstage import create_detector, create_model, create_segmentor
 from fourstage.analysis.cam import (
-    FIVE,
-    METHODS,
     Activations,
+    Cam,
     activations,
     choose_tap,
     class_activation_map,
     enlarge,
-    gradcam_weights,
-    plus_plus_weights,
     scale,
     score_cam,
-    xgrad_weights,
 )
+from fourstage.analysis.cam_methods import FIVE, METHODS, gradcam_weights, plus_plus_weights, xgrad_weights
 from fourstage.analysis.cam_scores import area, below, blurred, faithfulness, imputed, road
-from fourstage.analysis.cam_targets import box_target, class_target, detect_with_gradient, region_target, run_of
+from fourstage.analysis.cam_smoothing import VIEWS, aug_smoothed
+from fourstage.analysis.cam_targets import (
+    NotDetected,
+    box_target,
+    class_target,
+    detect_with_gradient,
+    region_target,
+    run_of,
+)
 from fourstage.data.sample import Batch
 
 WEIGHTS = {"gradcam": gradcam_weights, "gradcam++": plus_plus_weights, "xgradcam": xgrad_weights}
@@ -89,6 +94,60 @@ def test_score_cam_is_that_of_the_package() -> None:
     found = score_cam(network, images, activations(network, images, target, ["stage4"]), target)
     expected = golden()["convnext_atto__stage4__scorecam_64px__raw"]
     np.testing.assert_allclose(found.raw[0].numpy(), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@cache
+def smoothed() -> dict[str, np.ndarray]:
+    """Maps of class 76 at every ninth pixel, by grad-cam 1.5.7."""
+    return dict(np.load(GOLDEN / "cam_smooth.npz"))
+
+
+@pytest.mark.parametrize("key", sorted(key for key in smoothed() if key.endswith("__aug")))
+def test_maps_of_changed_copies_are_those_of_the_package(key: str) -> None:
+    name, layer, method, _ = key.split("__")
+
+    def cams_of(images: Tensor, _flipped: bool) -> dict[str, Cam]:
+        return {
+            method: class_activation_map(
+                activations(filled_classifier(name), images, class_target(76), [layer]), method
+            )
+        }
+
+    own = aug_smoothed(cams_of, torch.from_numpy(image((2, 3, 224, 224))))[method].map_BHW
+    np.testing.assert_allclose(own[:, 4::9, 4::9].numpy(), smoothed()[key], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("key", sorted(key for key in smoothed() if key.endswith("__eigen")))
+def test_principal_components_are_those_of_the_package_but_for_their_signs(key: str) -> None:
+    name, layer, method, _ = key.split("__")
+    activated = found(name, layer, 76, False)
+    cam = class_activation_map(activated, method, eigen_smooth=True)
+    np.testing.assert_array_equal(cam.map_BHW.numpy(), scale(enlarge(scale(cam.raw[0].relu()), (224, 224))).numpy())
+    both = [scale(enlarge(scale(raw.relu()), (224, 224)))[:, 4::9, 4::9].numpy() for raw in (cam.raw[0], -cam.raw[0])]
+    for i, expected in enumerate(smoothed()[key]):
+        assert min(np.abs(one[i] - expected).max() for one in both) < 5e-6
+    plain = class_activation_map(activated, method).raw[0]
+    for one, sums in zip(cam.raw[0], plain, strict=True):
+        assert np.corrcoef(one.flatten(), sums.flatten())[0, 1] > 0
+
+
+def test_copies_that_lose_the_object_are_left_out_and_noted() -> None:
+    """The map of a copy is its first channel; darker copies lose the object."""
+    images = torch.rand(1, 3, 4, 6) + 1
+
+    def cams_of(images_BCHW: Tensor, flipped: bool) -> dict[str, Cam]:
+        if images_BCHW.mean() < 0.95 * images.mean():
+            raise NotDetected("no object")
+        assert flipped == bool(
+            (images_BCHW[0, 0, 0, 0] / images_BCHW[0, 0, 0, -1] - images[0, 0, 0, 0] / images[0, 0, 0, -1]).abs() > 1e-6
+        )
+        return {"layercam": Cam(images_BCHW[:, 0], (images_BCHW[:, 0],), ("a",), "layercam")}
+
+    own = aug_smoothed(cams_of, images)["layercam"]
+    torch.testing.assert_close(own.map_BHW, 1.05 * images[:, 0])
+    torch.testing.assert_close(own.raw[0], images[:, 0])
+    assert own.notes == ("the object was not found in 2 changed copies of the image",)
+    assert len(VIEWS) == 6
 
 
 def test_a_map_without_positive_evidence_is_zero_and_not_nan() -> None:

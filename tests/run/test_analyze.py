@@ -2,10 +2,13 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -13,8 +16,8 @@ import fourstage
 from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
-from fourstage.data.sample import Sample
-from fourstage.run.analyze.cam import CamSetting, analyze_cam
+from fourstage.data.sample import Batch, Sample
+from fourstage.run.analyze.cam import CamSetting, analyze_cam, explain
 from fourstage.run.analyze.cka import analyze_cka
 from fourstage.run.analyze.erf import analyze_erf
 from fourstage.run.analyze.inputs import open_images
@@ -27,7 +30,17 @@ CALLS = {
     "erf": ["--images", "2", "--size", "32", "--map", "stage2"],
     "invariance": ["--images", "3", "--family", "translation", "--family", "scale"],
     "cka": ["--images", "8", "--batch-size", "4"],
-    "cam": ["--images", "2", "--scores", "--method", "gradcam", "--method", "scorecam"],
+    "cam": [
+        "--images",
+        "2",
+        "--scores",
+        "--method",
+        "gradcam",
+        "--method",
+        "scorecam",
+        "--aug-smooth",
+        "--eigen-smooth",
+    ],
     "maps": ["--size", "64", "--point", "10,50"],
 }
 NETWORKS = {"maps": ["smt_tiny", "unified_dcn_v3_micro"]}
@@ -240,7 +253,7 @@ FEW = {
     "erf": ["--size", "32"],
     "invariance": ["--family", "scale"],
     "cka": [],
-    "cam": ["--method", "gradcam"],
+    "cam": ["--method", "gradcam", "--eigen-smooth"],
     "maps": ["--size", "64"],
 }
 
@@ -360,6 +373,38 @@ def test_at_least_one_network_is_given(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no network was given; name one"):
             analyze([], "digits", tmp_path, show=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["classifier", "segmentor"])
+def test_smoothed_maps_of_a_mirror_image_are_mirrored(task: str) -> None:
+    """The copies of both images are the same ones."""
+    torch.manual_seed(0)
+    network, box = fourstage.create_model("visformer_digits", num_classes=3), None
+    if task == "segmentor":
+        network, box = fourstage.create_segmentor("semantic_fpn", "visformer_digits", 3), (4.0, 8.0, 40.0, 60.0)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    setting = CamSetting(methods=("layercam", "eigencam"), label="1", box=box, size=64, aug_smooth=True)
+    loaded = load_network(network.eval())
+    loaded = replace(loaded, preparation=replace(loaded.preparation, crop_pct=1.0))  # an odd border has no mirror image
+    own = explain(loaded, Sample("a", image, (64, 64)), setting)
+    turned = replace(setting, box=None if box is None else (64 - box[2], box[1], 64 - box[0], box[3]))
+    mirrored = explain(loaded, Sample("a", np.ascontiguousarray(image[:, ::-1]), (64, 64)), turned)
+    plain = explain(loaded, Sample("a", image, (64, 64)), replace(setting, aug_smooth=False))
+    for method, map_HW in own.maps.items():
+        np.testing.assert_allclose(mirrored.maps[method][:, ::-1], map_HW, rtol=0, atol=1e-5)
+        assert np.abs(plain.maps[method] - map_HW).max() > 0.01
+
+
+def test_a_detected_object_has_smoothed_maps() -> None:
+    torch.manual_seed(0)
+    network: Any = fourstage.create_detector("retinanet", "visformer_digits", 3).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    batch = Batch(("a",), torch.randn(1, 3, 64, 64), ((64, 64),), ((64, 64),))
+    network.spread_scores(batch)
+    setting = CamSetting(methods=("layercam",), size=64, aug_smooth=True)
+    explained = explain(load_network(network), Sample("a", image, (64, 64)), setting)
+    assert explained.box is not None
+    assert 0 < explained.maps["layercam"].max() <= 1
 
 
 def test_a_map_needs_a_method() -> None:

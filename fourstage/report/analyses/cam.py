@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fourstage.analysis.cam import NAMES
+from fourstage.analysis.cam_methods import NAMES
 from fourstage.analysis.cam_scores import Faithfulness
 from fourstage.analysis.cam_targets import Box
 from fourstage.report.analyses.layout import analysis_page, figure, notes, panels, section

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourstage.analysis import cam, cam_scores, cam_targets
+from fourstage.analysis import cam, cam_methods, cam_scores, cam_targets
+from fourstage.analysis.cam_smoothing import aug_smoothed
 from fourstage.analysis.images import evaluated, prepared
 from fourstage.analysis.networks import LoadedNetwork
 from fourstage.analysis.taps import taken_by
@@ -45,31 +46,37 @@ class CamSetting:
 
     Attributes:
         images: their number; None: 4, or all where there are fewer.
-        methods: names in `cam.NAMES`.
+        methods: names in `cam_methods.NAMES`.
         taps: layers whose maps are averaged; none: the one that the head reads.
         label: class by name or number; None: the best class of each image, of a segmentor the one with most pixels.
         box: of a detector's object, or a segmentor's region: x1, y1, x2, y2 in pixels of the network's image.
         scores: also measure how faithful the maps are, which needs a classifier.
+        aug_smooth: average the maps of six copies of each image; see `analysis/cam_smoothing.py`.
+        eigen_smooth: see `cam.class_activation_map`.
 
     Raises:
         ValueError: an unknown method or word, no method, or a size out of range.
     """
 
     images: int | None = None
-    methods: tuple[str, ...] = cam.FIVE
+    methods: tuple[str, ...] = cam_methods.FIVE
     taps: tuple[str, ...] = ()
     label: str | None = None
     box: cam_targets.Box | None = None
     size: int | None = None
     scores: bool = False
+    aug_smooth: bool = False
+    eigen_smooth: bool = False
     order: Order = "spread"
 
     def __post_init__(self) -> None:
         check_words(self)
-        if unknown := [method for method in self.methods if method not in cam.NAMES]:
-            raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam.NAMES)}")
+        if unknown := [method for method in self.methods if method not in cam_methods.NAMES]:
+            raise ValueError(f"there is no method {unknown[0]!r}; choose from {', '.join(cam_methods.NAMES)}")
         if not self.methods:
-            raise ValueError(f"a class activation map needs at least one method; choose from {', '.join(cam.NAMES)}")
+            raise ValueError(
+                f"a class activation map needs at least one method; choose from {', '.join(cam_methods.NAMES)}"
+            )
         check_side(self.size)
 
 
@@ -124,29 +131,28 @@ def explain(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> Expla
     network = loaded.network
     image_BCHW = taken_by(network, image_3HW[None])
     run = cam_targets.run_of(network)
-    target, words, box = _target(loaded, run, image_BCHW, setting)
-    activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)
-    maps = {}
-    for method in setting.methods:
-        if method == cam.SCORE_CAM:
-            maps[method] = cam.score_cam(network, image_BCHW, activated, target)
-        else:
-            maps[method] = cam.class_activation_map(activated, method)
+    subject = _subject(loaded, run, image_BCHW, setting)
+
+    def cams_of(image_BCHW: Tensor, flipped: bool) -> dict[str, cam.Cam]:
+        target = subject.mirrored if flipped else subject.target
+        return _cams(network, image_BCHW, target, setting, run)
+
+    maps = aug_smoothed(cams_of, image_BCHW) if setting.aug_smooth else cams_of(image_BCHW, False)
     scores = {}
     if setting.scores:
-        score = _probability(target, run)
+        score = _probability(subject.target, run)
         scores = {m: cam_scores.faithfulness(score, image_BCHW[0], one.map_BHW[0]) for m, one in maps.items()}
     return Explained(
         loaded.name,
         loaded.weights,
         sample.id,
         shown_HW3,
-        words,
-        float(activated.scores_B[0]),
-        activated.taps,
+        subject.words,
+        subject.score,
+        next(iter(maps.values())).taps,
         {method: one.map_BHW[0].cpu().numpy() for method, one in maps.items()},
         scores,
-        box,
+        subject.box,
         tuple(dict.fromkeys(note for one in maps.values() for note in one.notes)),
     )
 
@@ -164,34 +170,66 @@ def _views(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> tuple[
     return views[0], np.ascontiguousarray(shown_HW3)
 
 
-def _target(
-    loaded: LoadedNetwork, run: Callable[[Tensor], Any], image_BCHW: Tensor, setting: CamSetting
-) -> tuple[cam.Target, str, cam_targets.Box | None]:
-    """Return what is explained, in words as well, and the box of the object."""
+@dataclass(frozen=True)
+class _Subject:
+    """What is explained of one image.
+
+    Attributes:
+        target, mirrored: of the image, and of its mirror image.
+        words: the class, and where.
+        box: of an object, or a region that was given, in pixels of the image.
+    """
+
+    target: cam.Target
+    mirrored: cam.Target
+    words: str
+    score: float
+    box: cam_targets.Box | None
+
+
+def _subject(loaded: LoadedNetwork, run: Callable[[Tensor], Any], image_BCHW: Tensor, setting: CamSetting) -> _Subject:
     label = None if setting.label is None else label_of(setting.label, loaded)
     with torch.no_grad():
         output = run(image_BCHW)
     if isinstance(loaded.network, Detector):
         chosen = cam_targets.chosen_detection(output[0], setting.box, label)
         x1, y1, x2, y2 = output[0].boxes_N4[chosen].tolist()
-        own = int(output[0].labels_N[chosen])
-        return cam_targets.box_target((x1, y1, x2, y2), own), _name(loaded, own), (x1, y1, x2, y2)
-    if isinstance(loaded.network, Segmentor):
-        best = int(output.argmax(dim=1).flatten().bincount().argmax()) if label is None else label
-        region_HW = _region(setting.box, image_BCHW)
-        where = "its pixels" if region_HW is None else "the box"
-        return cam_targets.region_target(best, region_HW), f"{_name(loaded, best)} in {where}", setting.box
-    if setting.box is not None:
-        raise ValueError(f"{loaded.name} is a classifier, and --box is for detectors and segmentors; remove --box")
-    target = cam_targets.class_target(label)
-    target(output)  # raises its sentence for another kind of network
-    best = int(output[0].argmax()) if label is None else label
-    return cam_targets.class_target(best), _name(loaded, best), None
+        own, width = int(output[0].labels_N[chosen]), image_BCHW.shape[-1]
+        target = cam_targets.box_target((x1, y1, x2, y2), own)
+        mirrored = cam_targets.box_target((width - x2, y1, width - x1, y2), own)
+        words, box = _name(loaded, own), (x1, y1, x2, y2)
+    elif isinstance(loaded.network, Segmentor):
+        best_BHW = output.argmax(dim=1)
+        best = int(best_BHW.flatten().bincount().argmax()) if label is None else label
+        region_HW = best_BHW[0] == best if setting.box is None else _region(setting.box, image_BCHW)
+        target, mirrored = (cam_targets.region_target(best, one) for one in (region_HW, region_HW.flip(-1)))
+        where = "its pixels" if setting.box is None else "the box"
+        words, box = f"{_name(loaded, best)} in {where}", setting.box
+    else:
+        if setting.box is not None:
+            raise ValueError(f"{loaded.name} is a classifier, and --box is for detectors and segmentors; remove --box")
+        cam_targets.class_target(label)(output)  # raises its sentence for another kind of network
+        best, box = int(output[0].argmax()) if label is None else label, None
+        target = mirrored = cam_targets.class_target(best)
+        words = _name(loaded, best)
+    return _Subject(target, mirrored, words, float(target(output)[0]), box)
 
 
-def _region(box: cam_targets.Box | None, image_BCHW: Tensor) -> Tensor | None:
-    if box is None:
-        return None
+def _cams(
+    network: nn.Module, image_BCHW: Tensor, target: cam.Target, setting: CamSetting, run: Callable[[Tensor], Any]
+) -> dict[str, cam.Cam]:
+    """Return the maps of each method."""
+    activated = cam.activations(network, image_BCHW, target, setting.taps, run=run)
+    smooth, maps = setting.eigen_smooth, {}
+    for method in setting.methods:
+        if method == cam_methods.SCORE_CAM:
+            maps[method] = cam.score_cam(network, image_BCHW, activated, target, eigen_smooth=smooth)
+        else:
+            maps[method] = cam.class_activation_map(activated, method, eigen_smooth=smooth)
+    return maps
+
+
+def _region(box: cam_targets.Box, image_BCHW: Tensor) -> Tensor:
     left, top, right, bottom = (max(0, round(value)) for value in box)
     region_HW = torch.zeros(image_BCHW.shape[-2:], dtype=torch.bool, device=image_BCHW.device)
     region_HW[top:bottom, left:right] = True
@@ -225,8 +263,10 @@ def _check_scores(networks: Sequence[LoadedNetwork], setting: CamSetting) -> Non
             continue
         if setting.scores:
             raise ValueError(f"--scores measures classifiers, and {loaded.name} is none; remove --scores")
-        if cam.SCORE_CAM in setting.methods:
-            raise ValueError(f"--method {cam.SCORE_CAM} is for classifiers, and {loaded.name} is none; remove it")
+        if cam_methods.SCORE_CAM in setting.methods:
+            raise ValueError(
+                f"--method {cam_methods.SCORE_CAM} is for classifiers, and {loaded.name} is none; remove it"
+            )
 
 
 def _probability(target: cam.Target, run: Callable[[Tensor], Any]) -> cam_scores.Score:
@@ -251,7 +291,7 @@ def _printed(found: Sequence[Explained]) -> Iterator[tuple[str, ...]]:
             continue
         for i, (method, scores) in enumerate(one.scores.items()):
             numbers = (f"{value:.3f}" for value in (scores.road, scores.insertion, scores.deletion))
-            yield (*(start if i == 0 else ("",) * 3), cam.NAMES[method], *numbers)
+            yield (*(start if i == 0 else ("",) * 3), cam_methods.NAMES[method], *numbers)
 
 
 def _rows(found: Sequence[Explained]) -> Iterator[tuple[object, ...]]:
@@ -260,7 +300,7 @@ def _rows(found: Sequence[Explained]) -> Iterator[tuple[object, ...]]:
             scores = one.scores.get(method)
             ends = (None if scores is None else getattr(scores, key) for key in SCORES)
             start = (one.name, one.weights, one.image, one.explained, one.score)
-            yield (*start, cam.NAMES[method], "+".join(one.taps), *ends)
+            yield (*start, cam_methods.NAMES[method], "+".join(one.taps), *ends)
 
 
 def _arrays(found: Sequence[Explained]) -> dict[str, np.ndarray]:
