@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fourstage.backbones.chosen_maps import chosen_levels
+from fourstage.backbones.chosen_maps import ChosenMaps, chosen_levels
 from fourstage.backbones.classifier_names import name_in
 from fourstage.backbones.layers import Level
 from fourstage.backbones.wrapped import WrappedBackbone
@@ -20,7 +20,7 @@ FINEST_STRIDE = 4  # of the maps that come out; timm's networks may give finer o
 FLEXIBLE: tuple[Mapping[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
 
 
-class TimmBackbone(WrappedBackbone):
+class TimmBackbone(ChosenMaps, WrappedBackbone):
     """A network of timm as a dense backbone: its maps at stride 4 and coarser, always (B, C, H, W).
 
     A network of a fixed image size is built for any size where it can be. Its images are filled up with zeros at the
@@ -46,7 +46,7 @@ class TimmBackbone(WrappedBackbone):
         info: Any = self.model.feature_info
         rows = [(i, Level(c, s)) for i, (c, s) in enumerate(zip(info.channels(), info.reduction(), strict=True))]
         rows = [row for row in rows if row[1].stride >= FINEST_STRIDE]
-        kept = chosen_levels(out_indices, len(rows))
+        self.out_indices = kept = chosen_levels(out_indices, len(rows))
         self.levels = tuple(rows[i][1] for i in kept)
         self.positions = tuple(rows[i][0] for i in kept)
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"

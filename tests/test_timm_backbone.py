@@ -1,6 +1,7 @@
 """Networks of timm with a fixed image size serve as backbones of any size, or say in a sentence that they cannot."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,12 @@ def test_networks_of_a_fixed_size_take_any(name: str, strides: list[int]) -> Non
     for height, width in ((64, 64), (70, 101)):
         maps = backbone(torch.from_numpy(image((1, 3, height, width))))
         assert [x.shape[2:] for x in maps] == [(-(-height // s), -(-width // s)) for s in strides]
+
+
+def test_maps_are_described_by_the_names_of_transformers() -> None:
+    backbone: Any = fourstage.create_backbone("timm/resnet18", out_indices=(-1, 1)).eval()
+    assert backbone.out_features == ["stage2", "stage4"]
+    assert backbone.channels == [x.shape[1] for x in backbone(torch.zeros(1, 3, 64, 64))]
 
 
 @torch.inference_mode()
