@@ -5,8 +5,9 @@ of calling them, and it may use kernels that tools do not know, so it runs only 
 CPU, eagerly, through modules that are exactly as PyTorch built them. Everywhere else, the plain form runs.
 
 Where the numbers are not all finite, NaN may reach more numbers of the same image than in the plain form, as sums over
-a map have terms of weight 0; it never reaches another image. And a fast path may keep its inputs for the backward pass
-where the plain form keeps a copy, so that PyTorch refuses a backward pass after they were changed in place.
+a map have terms of weight 0; it never reaches another image. And a fast path may keep inputs and biases for the
+backward pass where the plain form keeps a copy or nothing, so that PyTorch refuses a backward pass after these were
+changed in place.
 
 `FOURSTAGE_OPS=plain` in the environment turns every fast path off, so that a doubt about a number can be bisected.
 """
