@@ -299,8 +299,18 @@ def read_at(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be built again: `$XDG_CACHE_HOME/fourstage`, or `~/.cache/fourstage`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourstage"
+    """Return the folder for what can be built again: `$XDG_CACHE_HOME/fourstage`, or `~/.cache/fourstage`.
+
+    Raises:
+        OSError: neither is known, as for a user without a home in a container.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fourstage"
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"no folder for a cache is known ({str(error).rstrip('.')}); set XDG_CACHE_HOME to a folder, "
+            "such as XDG_CACHE_HOME=/tmp"
+        ) from error
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:

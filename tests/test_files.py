@@ -11,6 +11,7 @@ import pytest
 from fourstage.files import (
     atomic_file,
     atomic_path,
+    cache_folder,
     csv_cell,
     is_unfinished,
     read_at,
@@ -164,3 +165,17 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Pa
         assert is_unfinished(new)
         new.write_text("new")
     assert names(tmp_path) == [name]
+
+
+def test_without_a_home_the_cache_is_asked_for_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without a name in a container: Python knows no home then."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(OSError, match=r"no folder .*\(Could not determine home directory\); set XDG_CACHE_HOME"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/fourstage")

@@ -36,9 +36,10 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
     mask = sum(masks[1:], start=masks[0]) if masks else None
     if q.ndim > 4:  # the fused kernels know batch and heads alone
         front = q.shape[1:-2]
-        mask = mask if mask is None else mask.expand(*front, *mask.shape[-2:]).flatten(0, -3)
+        if mask is not None:
+            images = mask.shape[0] if mask.ndim == q.ndim else 1
+            mask = mask.expand(images, *front, *mask.shape[-2:]).flatten(1, -3)
         q, k, v = (x.flatten(1, -3) for x in (q, k, v))
-        mask = mask if mask is None else mask[None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(1, front)
     if mask is not None and mask.ndim == 3:
         mask = mask[None]  # a mask of three axes is not for the kernel of a CPU

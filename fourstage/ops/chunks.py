@@ -10,7 +10,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from fourstage.ops.eager import is_watched, may_run_fast
+from fourstage.ops.eager import LAYERS, is_stock, is_watched, may_run_fast
 
 FEW = 128  # rows: fewer would lose more than they save
 FRESH = 2**25  # bytes from which the C library (glibc) asks the system for memory, and gives it back, at every call
@@ -68,5 +68,7 @@ def _widest(stage: nn.Module) -> int:
 
 
 def _needs_whole_batch(module: nn.Module) -> bool:
-    """Return whether a module has statistics of the batch, is watched, or is somebody else's."""
-    return module.training or is_watched(module) or not type(module).__module__.startswith(KNOWN)
+    """Return whether a module has statistics of the batch, is watched, is patched, or is somebody else's."""
+    if module.training or is_watched(module) or not type(module).__module__.startswith(KNOWN):
+        return True
+    return type(module) in LAYERS and not is_stock(module)

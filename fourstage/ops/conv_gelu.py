@@ -68,4 +68,4 @@ def _may_run_fast(x_BCHW: Tensor, *layers: nn.Module) -> bool:
 
 
 def _is_1x1(module: nn.Module, channels: int) -> TypeGuard[nn.Conv2d]:
-    return is_conv(module, 1) and holds(module, channels, 1, 1)
+    return is_conv(module, 1, channels)

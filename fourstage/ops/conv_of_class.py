@@ -19,7 +19,7 @@ def conv_of_class(conv: nn.Module, x_RDMM: Tensor, labels_R: Tensor) -> Tensor:
     Args:
         conv: a 1x1 convolution from D to C channels.
     """
-    if may_run_fast(x_RDMM, modules=(conv,)) and is_conv(conv, 1):
+    if may_run_fast(x_RDMM, modules=(conv,)) and is_conv(conv, 1, x_RDMM.shape[1]):
         return one_channel(conv, x_RDMM, labels_R)
     return pick_channel(conv, x_RDMM, labels_R)
 

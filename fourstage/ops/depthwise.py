@@ -48,4 +48,4 @@ def kernel_with_itself(conv: nn.Conv2d) -> Tensor:
 def is_3x3(conv: nn.Module, x_BHWC: Tensor) -> TypeGuard[nn.Conv2d]:
     """Return whether this is a depth-wise convolution of 3 x 3 that keeps the size, for the channels of this map."""
     channels = x_BHWC.shape[-1]
-    return is_conv(conv, 3, groups=channels) and conv.in_channels == conv.out_channels == channels
+    return is_conv(conv, 3, channels, groups=channels) and len(conv.weight) == channels

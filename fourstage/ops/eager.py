@@ -4,6 +4,11 @@ A fast path gives the numbers of the plain form up to rounding, on a CPU, sooner
 of calling them, and it may use kernels that tools do not know, so it runs only where nobody can notice: float32 on a
 CPU, eagerly, through modules that are exactly as PyTorch built them. Everywhere else, the plain form runs.
 
+Where the numbers are not all finite, NaN may reach more numbers of the same image than in the plain form, as sums over
+a map have terms of weight 0; it never reaches another image. And a fast path may keep inputs and biases for the
+backward pass where the plain form keeps a copy or nothing, so that PyTorch refuses a backward pass after these were
+changed in place.
+
 `FOURSTAGE_OPS=plain` in the environment turns every fast path off, so that a doubt about a number can be bisected.
 """
 
@@ -20,6 +25,7 @@ from torch.nn.modules import module as nn_module
 SWITCH = "FOURSTAGE_OPS"
 TENSORS = frozenset((Tensor, nn.Parameter))  # a subclass (quantised, sharded, traced) has kernels of its own
 CALL = nn.Module.__call__
+CONVOLUTION = nn.Conv2d._conv_forward  # what `forward` of a convolution calls
 # a fast path replaces these; wrappers, parametrisations, adapters and quantised layers are other types
 LAYERS = {
     layer: layer.forward  # as PyTorch defines it, since a tool may patch the class
@@ -70,7 +76,7 @@ def must_repeat_itself(device: torch.device) -> bool:
 
 
 def uses_onednn(device: torch.device) -> bool:
-    """Return whether oneDNN computes the convolutions on a device."""
+    """Return whether oneDNN computes the convolutions on a device, unless its flag is off."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
@@ -143,11 +149,15 @@ def is_untouched(module: nn.Module) -> bool:
 def is_stock(module: nn.Module) -> bool:
     """Return whether a call of the layer does what PyTorch's own class does, and nothing else."""
     own = type(module)
-    return own in LAYERS and own.forward is LAYERS[own] and nn.Module.__call__ is CALL and not is_watched(module)
+    if own is nn.Conv2d and own._conv_forward is not CONVOLUTION:
+        return False
+    return own in LAYERS and own.forward is LAYERS[own] and not is_watched(module)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Return whether a call of the module does more than its class says: hooks, a patched or a compiled forward."""
+    """Return whether a call of the module does more than its class says: hooks, a patched call or forward, a compiled
+    form.
+    """
     own = module.__dict__
     return bool(
         own.get("_forward_hooks")
@@ -157,6 +167,7 @@ def is_watched(module: nn.Module) -> bool:
         or own.get("_compiled_call_impl") is not None
         or "forward" in own  # accelerate patches single instances
         or "_conv_forward" in own  # so do tools for seamless tiles
+        or nn.Module.__call__ is not CALL
         or nn_module._has_any_global_hook()
     )
 

@@ -19,7 +19,10 @@ from fourstage.ops.products import Products
 
 FORMAT = 3  # of the file and of the measurement; another number leaves older files unread
 LARGEST = 2**14  # bytes; ours has about 500
-IDENTITY = ("vendor_id", "cpu family", "model", "model name", "stepping")  # lines of Linux's /proc/cpuinfo
+IDENTITY = (  # lines of Linux's /proc/cpuinfo: those of x86, and those of ARM
+    *("vendor_id", "cpu family", "model", "model name", "stepping"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),
+)
 
 
 def folder() -> Path:

@@ -25,8 +25,11 @@ def holds(layer: nn.Linear | nn.Conv2d, *sizes: int) -> bool:
     return usual and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
 
 
-def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2d]:
-    """Return whether this is a convolution of `side` x `side` and stride 1 that keeps sizes, padded with zeros."""
+def is_conv(module: nn.Module, side: int, channels: int, groups: int = 1) -> TypeGuard[nn.Conv2d]:
+    """Return whether this is a convolution of `side` x `side` and stride 1 that keeps sizes, padded with zeros.
+
+    Its input has this number of channels, and its tensors are as `holds` asks, whatever sizes the module names.
+    """
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (side, side)
@@ -34,6 +37,7 @@ def is_conv(module: nn.Module, side: int, groups: int = 1) -> TypeGuard[nn.Conv2
         and module.stride == module.dilation == (1, 1)
         and module.groups == groups
         and module.padding_mode == "zeros"
+        and holds(module, channels // groups, side, side)
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.layer_checks import holds, is_conv
+from fourstage.ops.layer_checks import is_conv
 from fourstage.ops.matmul import product_of
 from fourstage.ops.memory_format import without_view
 
@@ -25,9 +25,8 @@ def convolve(layer: nn.Module, x_BCHW: Tensor) -> Tensor:
     if (
         may_run_fast(x_BCHW, modules=(layer,))
         and torch.get_num_threads() <= THREADS
-        and is_conv(layer, 1)
         and x_BCHW.ndim == 4
-        and holds(layer, x_BCHW.shape[1], 1, 1)
+        and is_conv(layer, 1, x_BCHW.shape[1])
         and len(x_BCHW) < IMAGES
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)
     ):

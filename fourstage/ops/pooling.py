@@ -3,6 +3,8 @@
 B images, C channels, H x W cells, S averages a side.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,10 @@ def average_cells(x_BCHW: Tensor, side: int) -> Tensor:
 
 def by_products(x_BCHW: Tensor, side: int) -> Tensor:
     """Return the same averages by two products, which a graph computes for maps of any size."""
-    return _shares(x_BCHW, 2, side) @ x_BCHW @ _shares(x_BCHW, 3, side).mT
+    device = x_BCHW.device.type
+    # pooling keeps the precision, which a product under autocast does not
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        return _shares(x_BCHW, 2, side) @ x_BCHW @ _shares(x_BCHW, 3, side).mT
 
 
 def _shares(x_BCHW: Tensor, axis: int, side: int) -> Tensor:

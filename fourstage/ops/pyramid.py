@@ -31,8 +31,8 @@ def conv_of_sum(lateral: nn.Module, output: nn.Module, x_BCHW: Tensor, coarser_B
     """
     if (
         may_run_fast(x_BCHW, coarser_BDhw, modules=(lateral, output))
-        and is_conv(lateral, 1)
-        and is_conv(output, 3)
+        and is_conv(lateral, 1, x_BCHW.shape[1])
+        and is_conv(output, 3, len(lateral.weight))
         and lateral.bias is not None
         and _doubles(x_BCHW, coarser_BDhw)
         and _is_narrow(lateral)
@@ -78,9 +78,9 @@ def convs_of_sum(
     """
     if (
         may_run_fast(x_BCHW, coarser_BDhw, modules=(lateral, output, conv))
-        and is_conv(lateral, 1)
-        and is_conv(output, 3)
-        and is_conv(conv, 3)
+        and is_conv(lateral, 1, x_BCHW.shape[1])
+        and is_conv(output, 3, len(lateral.weight))
+        and is_conv(conv, 3, len(output.weight))
         and lateral.bias is not None
         and _doubles(x_BCHW, coarser_BDhw)
         and joining_pays(lateral, conv, x_BCHW)

@@ -31,7 +31,7 @@ def conv_of_resized(conv: nn.Module, maps: Sequence[Tensor], align_corners: bool
     Returns:
         (B, O, h_0, w_0) where the convolution keeps sizes.
     """
-    if may_run_fast(*maps, modules=[conv]) and is_conv(conv, TAPS):
+    if may_run_fast(*maps, modules=[conv]) and is_conv(conv, TAPS, sum(x.shape[1] for x in maps)):
         return conv_then_resize(conv, maps, align_corners)
     return resize_then_conv(conv, maps, align_corners)
 

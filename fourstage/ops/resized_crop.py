@@ -34,16 +34,18 @@ class _Taps:
     @lru_cache(maxsize=256)  # the columns of all strips are the same, and their rows are asked for several times
     @torch.inference_mode(False)  # tensors of inference mode could not be used with gradients later
     def of(old: int, new: int, crop: Span, aligned: bool, dtype: torch.dtype = torch.float32) -> "_Taps":
-        """Return the bilinear taps, in the precision of `F.interpolate`."""
-        cells = torch.arange(*crop, dtype=dtype)
+        """Return the bilinear taps of a map of this type, in the precision of `F.interpolate`: float32 at least."""
+        precise = torch.promote_types(dtype, torch.float32)
+        # on the CPU whatever the default device is, since these tensors serve later calls too
+        cells = torch.arange(*crop, dtype=precise, device="cpu")
         if aligned:
-            position = cells * (torch.tensor(old - 1, dtype=dtype) / max(new - 1, 1))
+            position = cells * (cells.new_tensor(old - 1) / max(new - 1, 1))
         else:
-            position = ((cells + 0.5) * (torch.tensor(old, dtype=dtype) / new) - 0.5).clamp(min=0)
+            position = ((cells + 0.5) * (cells.new_tensor(old) / new) - 0.5).clamp(min=0)
         low = position.long().clamp(max=old - 1)
         high = (low + 1).clamp(max=old - 1)
         first, last = int(low[0]), int(high[-1])
-        return _Taps(low - first, high - first, position - low, (first, last + 1))
+        return _Taps(low - first, high - first, (position - low).to(dtype), (first, last + 1))
 
     def along_columns(self, x_CHW: Tensor) -> Tensor:
         """Return the map resized in its height."""
@@ -89,10 +91,18 @@ class _Taps:
 def input_span(old: int, new: int, crop: Span, aligned: bool = False) -> Span:
     """Return the cells, of `old` along an axis, that the cells `crop` of `new` are computed from.
 
+    A map of float64 may read a cell more or less at the ends than one of float32: the span is for both.
+
     Args:
         aligned: whether the resizing aligns corners.
     """
-    return crop if old == new else _Taps.of(old, new, crop, aligned).span
+    if old == new:
+        return crop
+    first, past = _Taps.of(old, new, crop, aligned).span  # of float32
+    ratio, shift = ((old - 1) / max(new - 1, 1), 0.0) if aligned else (old / new, 0.5)
+    ends = ((cell + shift) * ratio - shift for cell in (crop[0], crop[1] - 1))  # of float64, as Python's numbers are
+    low, last_low = (min(int(max(end, 0.0)), old - 1) for end in ends)
+    return min(first, low), max(past, min(last_low + 2, old))
 
 
 def crop_of_resized(

@@ -9,6 +9,7 @@ map has cells.
 torchvision's kernels are loaded when the operation is called: backbones need nothing but torch.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from fourstage.ops import torchvision_kernels
 from fourstage.ops.eager import may_run_fast, must_repeat_itself, runs_eagerly
 from fourstage.ops.roi_align_gradient import by_products, is_quicker
+from fourstage.ops.second_gradients import comes_in_a_batch
 
 WORTH = 1 << 17  # values of all regions, from which on threads pay off
 
@@ -69,8 +71,11 @@ class _OwnGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_RCMM,), (rois_R5,) = grads, ctx.saved_tensors
         size, scale, samples, shape = ctx.given
-        if must_repeat_itself(grad_RCMM.device) or is_quicker(rois_R5, size, scale, samples, shape):
-            return by_products(grad_RCMM, rois_R5, scale, samples, shape), *[None] * 4
+        if must_repeat_itself(grad_RCMM.device) or (
+            not comes_in_a_batch(grad_RCMM) and is_quicker(rois_R5, size, scale, samples, shape)
+        ):
+            with torch.autocast(grad_RCMM.device.type, enabled=False):  # keeps the precision, as the kernel does
+                return by_products(grad_RCMM, rois_R5, scale, samples, shape), *[None] * 4
         return _by_kernel(grad_RCMM, rois_R5, scale, samples, shape), *[None] * 4
 
 
@@ -84,7 +89,8 @@ def _by_kernel(
         sizes = images, some_RCMM.shape[1], height, width
         return _backward(some_RCMM, rois_R5, scale, size, size, *sizes, samples, True)
 
-    threads = _threads(rois_R5, channels, size)
+    # of a batch, only the thread of the transform knows
+    threads = 1 if comes_in_a_batch(grad_RCMM) else _threads(rois_R5, channels, size)
     return torch.cat(_in_threads(of_channels, grad_RCMM.chunk(threads, dim=1), threads), dim=1)
 
 
@@ -118,6 +124,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         started.result()
     torch.set_num_threads(threads)  # threads that start later take the number that was set last
     return pool
+
+
+# threads do not live on in a forked process, which would wait for them forever
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _compute_alone() -> None:

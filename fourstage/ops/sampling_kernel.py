@@ -68,7 +68,9 @@ def forward_kernel(
     n_N = tl.program_id(0).to(rows.dtype) * BLOCK_N + tl.arange(0, BLOCK_N)  # 64 bits where rows need them
     offset_D = tl.arange(0, BLOCK_D)
     real_N, real_D = n_N < rows, offset_D < DIM
-    head_N, query_N, image_N = n_N % HEADS, n_N // HEADS % queries, (n_N // HEADS // queries).to(tl.int64)
+    # 64 bits, since numbers of a head or of a query may be more than 2**31 apart
+    head_N, query_N = (n_N % HEADS).to(tl.int64), (n_N // HEADS % queries).to(tl.int64)
+    image_N = (n_N // HEADS // queries).to(tl.int64)
     map_N = map_ptr + image_N * map_b + head_N * map_h
     cells_N = cell_ptr + image_N * cell_b + query_N * cell_q + head_N * cell_h + level * cell_l
     point_N = (n_N.to(tl.int64) * LEVELS + level) * POINTS
@@ -106,7 +108,9 @@ def backward_kernel(
     n_N = tl.program_id(0).to(rows.dtype) * BLOCK_N + tl.arange(0, BLOCK_N)  # 64 bits where rows need them
     offset_D = tl.arange(0, BLOCK_D)
     real_N, real_D = n_N < rows, offset_D < DIM
-    head_N, query_N, image_N = n_N % HEADS, n_N // HEADS % queries, (n_N // HEADS // queries).to(tl.int64)
+    # 64 bits, since numbers of a head or of a query may be more than 2**31 apart
+    head_N, query_N = (n_N % HEADS).to(tl.int64), (n_N // HEADS % queries).to(tl.int64)
+    image_N = (n_N // HEADS // queries).to(tl.int64)
     map_N = map_ptr + image_N * map_b + head_N * map_h
     to_map_N = to_map_ptr + (image_N * height * width * HEADS + head_N) * DIM
     cells_N = cell_ptr + image_N * cell_b + query_N * cell_q + head_N * cell_h + level * cell_l

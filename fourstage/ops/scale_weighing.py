@@ -33,7 +33,7 @@ def in_runs(weigh: nn.Conv2d, norm: nn.Module, views_BHWG: list[Tensor]) -> Tens
     """The same with several channels of a scale in a group, and a norm with fixed statistics as part of the weights."""
     weight_DM, bias_D = weigh.weight.flatten(1), weigh.bias
     folded = False
-    if bias_D is not None and _is_fixed(norm) and norm.num_features == len(bias_D):
+    if bias_D is not None and _is_fixed(norm, len(bias_D)):
         folded = True
         weight_DM, bias_D = with_norm(weight_DM, bias_D, norm)
     group = views_BHWG[0].shape[-1]
@@ -54,19 +54,15 @@ def with_norm(weight_DM: Tensor, bias_D: Tensor, norm: nn.BatchNorm2d) -> tuple[
 
 def _weighs_each_channel(weigh: nn.Module, views_BHWG: list[Tensor]) -> TypeGuard[nn.Conv2d]:
     group = views_BHWG[0].shape[-1]
-    return is_conv(weigh, 1, groups=group) and weigh.in_channels == group * len(views_BHWG)
+    return is_conv(weigh, 1, group * len(views_BHWG), groups=group)
 
 
-def _is_fixed(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Return whether this is a norm whose statistics, scale and shift are fixed numbers in this pass."""
-    return (
-        isinstance(norm, nn.BatchNorm2d)
-        and not norm.training
-        and norm.weight is not None
-        and norm.bias is not None
-        and norm.running_mean is not None
-        and norm.running_var is not None
-    )
+def _is_fixed(norm: nn.Module, channels: int) -> TypeGuard[nn.BatchNorm2d]:
+    """Return whether a norm's statistics, scale and shift are fixed numbers in this pass, one for each channel."""
+    if not isinstance(norm, nn.BatchNorm2d) or norm.training:
+        return False
+    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return all(tensor is not None and tensor.shape == (channels,) for tensor in tensors)
 
 
 def run_weights(weight_DM: Tensor, group: int, run: int) -> Tensor:

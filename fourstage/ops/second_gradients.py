@@ -22,8 +22,12 @@ def needs_plain_form(grad: Tensor) -> bool:
     """Return whether the running backward pass needs a graph (`create_graph=True`), or got gradients that come in a
     batch or with tangents.
     """
-    tangents = forward_ad._current_level >= 0
-    return torch.is_grad_enabled() or is_transformed() or is_legacy_batchedtensor(grad) or tangents
+    return torch.is_grad_enabled() or comes_in_a_batch(grad) or forward_ad._current_level >= 0
+
+
+def comes_in_a_batch(grad: Tensor) -> bool:
+    """Return whether the running backward pass got a batch of gradients as one: `is_grads_batched=True`, or vmap."""
+    return is_transformed() or is_legacy_batchedtensor(grad)
 
 
 def without_autocast(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -586,6 +587,103 @@ def set_up(conv: nn.Conv2d, **sizes: int) -> nn.Conv2d:
     for name, size in sizes.items():
         setattr(conv, name, size)
     return conv
+
+
+def with_tensors(conv: nn.Conv2d, *weight: int, biases: int = 0) -> nn.Conv2d:
+    """The convolution with other tensors than it was built with."""
+    conv.weight = nn.Parameter(torch.randn(weight))
+    conv.bias = nn.Parameter(torch.randn(biases or weight[0]))
+    return conv
+
+
+def resized_convolution(conv: nn.Module) -> nn.Module:
+    return Operation(lambda conv, *maps: resized_conv.conv_of_resized(conv, maps), conv)
+
+
+def weighing_by(weigh: nn.Module, norm: nn.Module) -> nn.Module:
+    return Operation(lambda weigh, norm, *maps: scale_weighing.weigh_scales(weigh, norm, list(maps)), weigh, norm)
+
+
+def _of_other_tensors() -> Iterator[tuple[str, Misfit]]:
+    """Layers with tensors of other shapes than they name: PyTorch computes with the tensors, or raises an error."""
+    for side, bias in ((1, 0), (5, 0), (3, 1)):
+        name = "a bias of one number" if bias else f"{side}x{side}"
+        conv = partial(with_tensors, biases=bias)
+        yield (
+            f"depth-wise convolution with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: Operation(
+                    depthwise.residual_depthwise, conv(_conv(8, 8, groups=8), 8, 1, side, side)
+                ),
+                MAPS["usual"],
+            ),
+        )
+        yield (
+            f"convolution of resized maps with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: resized_convolution(conv(_conv(10, 6), 6, 10, side, side)),
+                pyramid_inputs(2, RESIZED["usual"], (4, 4, 2)),
+            ),
+        )
+        yield (
+            f"pyramid's output with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: Operation(
+                    pyramid.conv_of_sum, nn.Conv2d(4, 12, 1), conv(_conv(12, 12), 12, 12, side, side)
+                ),
+                pyramid_inputs(2, DOUBLED["usual"], (4, 12)),
+            ),
+        )
+    for side, bias in ((3, 0), (1, 1)):
+        name = "a bias of one number" if bias else f"{side}x{side}"
+        conv = partial(with_tensors, biases=bias)
+        yield (
+            f"pyramid's narrow map with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: Operation(
+                    pyramid.conv_of_sum, conv(nn.Conv2d(4, 12, 1), 12, 4, side, side), _conv(12, 12)
+                ),
+                pyramid_inputs(2, DOUBLED["usual"], (4, 12)),
+            ),
+        )
+        yield (
+            f"convolution of one class with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: Operation(class_channel, conv(nn.Conv2d(8, 5, 1), 5, 8, side, side)),
+                of(3, 8, 4, 4),
+            ),
+        )
+        yield (
+            f"weighing of scales with weights of {name}",
+            Misfit(
+                lambda conv=conv, side=side: weighing_by(
+                    conv(_conv(48, 96, 1, groups=12), 96, 4, side, side), nn.BatchNorm2d(96).eval()
+                ),
+                views(2, 6, 8),
+            ),
+        )
+    yield (
+        "convolution of one class for other channels",
+        Misfit(lambda: Operation(class_channel, nn.Conv2d(6, 5, 1)), of(3, 8, 4, 4)),
+    )
+    yield (
+        "convolution of resized maps for other channels",
+        Misfit(lambda: resized_convolution(_conv(9, 6)), pyramid_inputs(2, RESIZED["usual"], (4, 4, 2))),
+    )
+    yield (
+        "weighing of scales with a norm of one number",
+        Misfit(
+            lambda: weighing_by(_conv(48, 96, 1, groups=12), with_mean(nn.BatchNorm2d(96).eval(), 1)), views(2, 6, 8)
+        ),
+    )
+
+
+def with_mean(norm: nn.BatchNorm2d, numbers: int) -> nn.BatchNorm2d:
+    norm.running_mean = torch.randn(numbers)
+    return norm
+
+
+OF_OTHER_TENSORS = dict(_of_other_tensors())
 
 
 def _misfits() -> Iterator[tuple[str, Misfit]]:

@@ -74,6 +74,22 @@ def test_any_layout_of_the_map_and_of_the_points(layout: str) -> None:
     assert_same([map_BHWhd, at, weights])
 
 
+def test_heads_that_are_far_apart() -> None:
+    """The third begins more than 2**31 numbers after the first. The memory between them is never touched."""
+    heads, dim, apart = 3, 4, 2**30 + 8
+    near = torch.randn(1, 2, 2, heads, dim).half()
+    far = torch.empty(2 * apart + 4 * dim, dtype=torch.float16).as_strided(near.shape, (0, 2 * dim, dim, apart, 1))
+    far.copy_(near)
+    at, weights = torch.rand(1, 3, heads, 1, 2, 2), torch.rand(1, 3, heads, 1, 2)
+    results = []
+    for map_BHWhd in (near, far):
+        leaves = [x.detach().requires_grad_() for x in (map_BHWhd, at, weights)]
+        out = deformable_sample(leaves[:1], leaves[1], leaves[2], form="triton")
+        results.append([out, *gradients(out, leaves[1:])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3)])
 def test_only_the_gradients_that_are_needed(wanted: tuple[int, ...]) -> None:
     """Of two maps, locations and weights."""

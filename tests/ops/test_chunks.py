@@ -47,13 +47,12 @@ def test_images_go_through_a_stage_some_at_a_time(form: str, monkeypatch: pytest
 
 @pytest.mark.parametrize(("batch", "expected"), [(4, [4]), (5, [3, 2]), (8, [4, 4]), (9, [3, 3, 3]), (1, [1])])
 def test_chunks_are_of_equal_size(batch: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x_BCHW = nn.Conv2d(3, 12, 1).eval(), torch.randn(batch, 3, 10, 10)
+    mlp, x_BHWC = Mlp(3, 12).eval(), torch.randn(batch, 10, 10, 3)
     monkeypatch.setattr(chunks, "WIDEST", 4 * 12 * 100 * 4)
-    sizes: list[int] = []
-    forward = nn.Conv2d.forward
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
     with torch.inference_mode():
-        assert_same(chunks.by_images(layer, x_BCHW, 100), forward(layer, x_BCHW))
+        whole = mlp(x_BHWC)
+        sizes = sizes_given_to(mlp, monkeypatch)
+        assert_same(chunks.by_images(mlp, x_BHWC, 100), whole)
     assert sizes == expected
 
 
@@ -78,26 +77,32 @@ class Own(nn.Identity):
     """Of a module that is not ours: it may look at the whole batch."""
 
 
-def watched(model: nn.Module) -> None:
+def watched(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     model.get_submodule("stem.0").register_forward_hook(lambda *_: None)
 
 
-def replaced(model: nn.Module) -> None:
+def replaced(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     model.get_submodule("stem").append(Own())  # type: ignore[operator]
 
 
-def trained(model: nn.Module) -> None:
+def trained(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     model.get_submodule("stem").train()
 
 
-@pytest.mark.parametrize("touch", [watched, replaced, trained])
+def patched(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a tool may do that scales each convolution's input by the largest number of a batch."""
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda conv, x_BCHW: 2 * forward(conv, x_BCHW))
+
+
+@pytest.mark.parametrize("touch", [watched, replaced, trained, patched])
 def test_a_touched_stage_sees_whole_batches(
-    touch: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
+    touch: Callable[[nn.Module, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, image_BCHW = build("smt-classifier"), torch.randn(5, 3, 64, 64)
     monkeypatch.setattr(chunks, "WIDEST", 2 * widest(model.stem) * (64 * 64 // 4) * 4)
     sizes = sizes_given_to(model.stem, monkeypatch)
-    touch(model)
+    touch(model, monkeypatch)
     with torch.inference_mode():
         model(image_BCHW)
     assert sizes == [5]

@@ -11,7 +11,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from fourstage.ops.eager import may_run_fast, runs_eagerly
+from fourstage.ops.eager import may_bypass, may_run_fast, runs_eagerly
 
 
 def test_plain_tensors_and_stock_layers_may() -> None:
@@ -97,11 +97,28 @@ def test_touched_layers_may_not(touch: Callable[[nn.Module], nn.Module]) -> None
     assert not may_run_fast(torch.ones(2), modules=[nn.ReLU(), touch(nn.Linear(2, 2))])
 
 
-@pytest.mark.parametrize(("patched_class", "name"), [(nn.Linear, "forward"), (nn.Module, "__call__")])
-def test_patched_classes_may_not(patched_class: type[nn.Module], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("patched_class", "name", "layer"),
+    [
+        (nn.Linear, "forward", nn.Linear(2, 2)),
+        (nn.Module, "__call__", nn.Linear(2, 2)),
+        (nn.Conv2d, "_conv_forward", nn.Conv2d(2, 2, 1)),
+    ],
+)
+def test_patched_classes_may_not(
+    patched_class: type[nn.Module], name: str, layer: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = getattr(patched_class, name)
-    monkeypatch.setattr(patched_class, name, lambda layer, x: 2 * before(layer, x))
-    assert not may_run_fast(torch.ones(2), modules=[nn.Linear(2, 2)])
+    monkeypatch.setattr(patched_class, name, lambda layer, *given: 2 * before(layer, *given))
+    assert not may_run_fast(torch.ones(2), modules=[layer])
+
+
+def test_a_patched_call_sees_every_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = nn.Sequential(nn.Linear(2, 2))
+    assert may_bypass(container)
+    before = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", lambda module, x: 2 * before(module, x))
+    assert not may_bypass(container)
 
 
 def test_hooks_of_all_modules_count() -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from onednn import need_onednn
-from ops.forms import FORMS, MISFITS, Form, Misfit
+from ops.forms import FORMS, MISFITS, OF_OTHER_TENSORS, Form, Misfit
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import CheckpointError, checkpoint
@@ -131,6 +131,25 @@ def test_other_layers_of_pytorch_are_called(misfit: Misfit, monkeypatch: pytest.
             monkeypatch.setenv("FOURSTAGE_OPS", switch)
             both.append(results(module, tensors, gradients=gradients))
         torch.testing.assert_close(*both, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("misfit", [pytest.param(misfit, id=name) for name, misfit in OF_OTHER_TENSORS.items()])
+def test_tensors_that_are_not_as_built_are_left_to_pytorch(misfit: Misfit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes with them, or its error names their sizes."""
+    torch.manual_seed(0)
+    module, tensors = misfit.build(), list(misfit.inputs())
+    both: list[list[Tensor] | str] = []
+    for switch in ("plain", "fast"):
+        monkeypatch.setenv("FOURSTAGE_OPS", switch)
+        try:
+            both.append(results(module, tensors, gradients=False))
+        except RuntimeError as error:
+            both.append(str(error))
+    plain, fast = both
+    if isinstance(plain, str):
+        assert fast == plain
+    else:
+        torch.testing.assert_close(fast, plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", USUAL)

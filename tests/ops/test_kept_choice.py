@@ -94,6 +94,27 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
     assert choose(OTHER, monkeypatch) == OTHER
 
 
+def test_a_user_without_a_home_builds_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert choose(ONE, monkeypatch) == ONE
+    assert choose(OTHER, monkeypatch) == OTHER
+
+
+def test_processors_of_arm_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives them no name, only numbers of the design; a home folder may serve machines of several kinds."""
+
+    def described(part: str) -> str:
+        text = f"processor\t: 0\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: {part}\n\nprocessor\t: 1\n"
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+        return kept_choice._processor()
+
+    assert described("0xd0c") != described("0xd4f")
+
+
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
 def test_a_process_without_onednn_chooses_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     need_onednn()

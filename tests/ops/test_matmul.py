@@ -113,6 +113,14 @@ def test_attention_with_masks(middle: tuple[int, ...]) -> None:
     assert_same(attention.attend(q, k, v), (q @ k.transpose(-2, -1) * 8**-0.5).softmax(-1) @ v)
 
 
+@pytest.mark.parametrize("front", [(2, 5, 3), (2, 1, 1), (1, 5, 1), (1, 1, 3)])
+@pytest.mark.parametrize("product", attention.PRODUCTS)
+def test_attention_in_windows_with_masks_of_each_image(product: str, front: tuple[int, ...]) -> None:
+    q, k, v, mask = torch.randn(2, 5, 3, 4, 8), *torch.randn(2, 2, 5, 3, 6, 8), torch.randn(*front, 4, 6)
+    expected = (q @ k.transpose(-2, -1) * 0.3 + mask).softmax(-1) @ v
+    assert_same(attention.PRODUCTS[product](q, k, v, [mask], 0.3), expected)
+
+
 def test_few_rows_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     products.use("convolution,convolution,fused")
     monkeypatch.setitem(matmul.PRODUCTS, "convolution", None)

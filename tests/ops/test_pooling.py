@@ -15,6 +15,13 @@ def test_averages_by_products_are_those_of_adaptive_pooling() -> None:
         torch.testing.assert_close(pooling.by_products(x_BCHW, side), wanted, rtol=0, atol=1e-5)
 
 
+def test_autocast_leaves_the_precision() -> None:
+    x_BCHW = torch.randn(2, 3, 9, 7)
+    wanted = nn.functional.adaptive_avg_pool2d(x_BCHW, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(pooling.by_products(x_BCHW, 3), wanted, rtol=0, atol=1e-5)
+
+
 def test_one_graph_averages_maps_of_any_size() -> None:
     class Pool(nn.Module):
         def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:

@@ -274,6 +274,14 @@ def test_a_form_that_wins_by_chance_is_not_taken(monkeypatch: pytest.MonkeyPatch
     assert measure.quickest({"plain": clock.taking(*plain), "other": clock.taking(*other)}) == "plain"
 
 
+def test_a_clock_that_is_too_coarse_leaves_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the clock of a thread is on Windows, which has steps of 16 ms: nearly all times are 0."""
+    clock = Clock(monkeypatch)
+    forms = {"plain": clock.taking(*[0.0] * 7, 0.016), "other": clock.taking(*[0.0] * 5, 0.016, 0.0)}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert measure.quickest(forms) == "plain"
+
+
 @pytest.mark.usefixtures("small")
 def test_on_a_busy_machine_one_thread_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, before = [], torch.get_num_threads()

@@ -1,5 +1,6 @@
 """RoIAlign by several threads is torchvision's, bit for bit; its gradient by products is so up to rounding."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,6 +172,62 @@ roi_align(x_BCHW, torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]]), 7, 1.0, 2).sum().ba
 assert "torchvision" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("quicker", [False, True])
+def test_a_backward_pass_under_autocast_keeps_the_precision(quicker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_align, "is_quicker", lambda *_: quicker)
+    x_BCHW, rois_R5 = torch.randn(1, 4, 12, 12, requires_grad=True), torch.tensor([[0.0, 1, 1, 9, 11]])
+    probe_RCMM = torch.randn(1, 4, 5, 5)
+    (wanted,) = torch.autograd.grad(by_torchvision(x_BCHW, rois_R5, 5, aligned=True), x_BCHW, probe_RCMM)
+    out_RCMM = roi_align.roi_align(x_BCHW, rois_R5, 5, 1.0, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(out_RCMM, x_BCHW, probe_RCMM)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # PyTorch's own
+@pytest.mark.parametrize("quicker", [False, True])
+@pytest.mark.usefixtures("threads")
+def test_gradients_in_a_batch(quicker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_align, "is_quicker", lambda *_: quicker)
+    x_BCHW, rois_R5 = torch.randn(1, 4, 12, 12, requires_grad=True), torch.tensor([[0.0, 1, 1, 9, 11]] * 3)
+    out_RCMM, probes = roi_align.roi_align(x_BCHW, rois_R5, 5, 1.0, 0), torch.randn(2, 3, 4, 5, 5)
+
+    def gradient(probe: Tensor, *, in_batch: bool = False) -> Tensor:
+        return torch.autograd.grad(out_RCMM, x_BCHW, probe, retain_graph=True, is_grads_batched=in_batch)[0]
+
+    wanted = torch.stack([gradient(probe) for probe in probes])
+    torch.testing.assert_close(gradient(probes, in_batch=True), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.func.vmap(gradient)(probes), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    """The process forks from a thread that has computed nothing, since OpenMP's own threads do not live on either."""
+    code = """
+import os, threading, time, torch
+from fourstage.ops import roi_align
+roi_align.WORTH = 0
+torch.set_num_threads(2)
+given = torch.ones(1, 2, 16, 16), torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]] * 2), 7, 1.0, 2
+thread = threading.Thread(target=roi_align.roi_align, args=given)
+thread.start()
+thread.join()
+child = os.fork()
+if not child:
+    roi_align.roi_align(*given)
+    os._exit(0)
+for _ in range(200):
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        os._exit(status)
+    time.sleep(0.1)
+os.kill(child, 9)
+os._exit(1)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,6 +9,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -250,9 +251,10 @@ def local_index(shard: Path, kept: Path | None = None) -> ShardIndex:
     """
     stat = shard.stat()
     key = sha256(str(real_path(shard)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    places = (
-        [kept] if kept else [shard.parent / FOLDER / f"{shard.name}.npz", cache_folder() / "indices" / f"{key}.npz"]
-    )
+    places = [kept] if kept else [shard.parent / FOLDER / f"{shard.name}.npz"]
+    if not kept:
+        with suppress(OSError):  # there is no cache
+            places.append(cache_folder() / "indices" / f"{key}.npz")
     for place in places:
         if (index := load_index(place, stat.st_size, stat.st_mtime_ns)) is not None:
             return index

@@ -357,6 +357,15 @@ def test_an_index_is_arrays(folder: Path) -> None:
     assert not is_address("/b/x")
 
 
+def test_shards_are_read_without_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    assert len(local_index(folder / "train-000000.tar").offsets_N)
+
+
 @pytest.mark.parametrize("text", ["inf", "nan", "much"])
 def test_a_size_of_the_cache_is_a_number(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOURSTAGE_SHARD_CACHE_GB", text)
