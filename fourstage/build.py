@@ -119,7 +119,8 @@ def build_network(start: StartingPoint, builder: Callable[..., nn.Module], argum
     try:
         model = registry.call(builder, start.entry.name, everything)
     except (RuntimeError, ArithmeticError) as error:  # of layers, for values that no check covers
-        if not getattr(builder, "func", builder).__module__.startswith("fourstage.backbones."):  # a user's own
+        ours = getattr(builder, "func", builder).__module__.startswith("fourstage.backbones.")
+        if not (ours and everything):  # a user's own network, or no value that could be wrong
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = ", ".join(f"{name}={value!r:.40}" for name, value in everything.items())

@@ -15,7 +15,6 @@ from fourstage.ops import products
 from fourstage.ops.conv_gelu import in_one_pass
 from fourstage.ops.depthwise import depthwise, is_3x3, kernel_with_itself, residual_depthwise
 from fourstage.ops.eager import may_run_fast
-from fourstage.ops.layer_checks import holds
 from fourstage.ops.matmul import linear
 from fourstage.ops.mlp import gelu_linear
 
@@ -46,7 +45,6 @@ def _may_run_in_one_pass(spatial: nn.Module, hidden_BHWC: Tensor) -> TypeGuard[n
         and may_run_fast(hidden_BHWC, modules=(spatial,))
         and products.has_onednn()
         and is_3x3(spatial, hidden_BHWC)
-        and holds(spatial, 1, 3, 3)
     )
 
 

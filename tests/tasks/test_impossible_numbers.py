@@ -62,6 +62,17 @@ def test_what_goes_wrong_in_a_network_of_ones_own_is_shown_as_it_is(monkeypatch:
         fourstage.create_model("broken")
 
 
+def test_an_error_without_any_argument_blames_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("fourstage.registry.call", broken)
+    with pytest.raises(RuntimeError, match="^no memory$"):
+        fourstage.create_model("unified_pico")
+    with pytest.raises(ValueError, match=r"unified_pico cannot be built with in_chans=3 \(no memory\)"):
+        fourstage.create_model("unified_pico", in_chans=3)
+
+
 @pytest.mark.parametrize("ratio", [math.nan, math.inf, 0.0])
 def test_sizes_of_views(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratios are factors on an image's sides, at least one, above 0"):
