@@ -67,7 +67,7 @@ def test_an_error_without_any_argument_blames_none(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("fourstage.registry.call", broken)
-    with pytest.raises(RuntimeError, match="^no memory$"):
+    with pytest.raises(RuntimeError, match=r"^no memory$"):
         fourstage.create_model("unified_pico")
     with pytest.raises(ValueError, match=r"unified_pico cannot be built with in_chans=3 \(no memory\)"):
         fourstage.create_model("unified_pico", in_chans=3)
