@@ -15,8 +15,8 @@ LIMIT = 240  # seconds of one program, where no test has a limit of its own
 
 
 def command(out: Path, device: torch.device, *more: str) -> list[str]:
-    for name in ("pydantic", "yaml"):
-        pytest.importorskip(name, reason=f"recipes need {name}")
+    for name in ("pydantic", "yaml", "rich"):
+        pytest.importorskip(name, reason=f"complete runs need {name}")
     data = out.parent / "data"
     if not data.exists():
         write_images(data)
