@@ -39,7 +39,7 @@ POLL = 0.2  # seconds between two looks at the running processes
 LONGEST_TEST = 0.6  # share of the tests' time that one test may take
 KEPT = 2**18  # characters of a step's output that the log keeps, from its end
 GROUPS = ("sampling", "networks", "training", "runs", "compiled")  # of tests: files tests/gpu/test_gpu_*.py
-USED = ("pytest", "pytest_timeout", "hypothesis", "pydantic", "yaml", "timm", "PIL", "cv2", "sklearn", "triton")
+USED = ("pytest", "pytest_timeout", "pydantic", "yaml", "rich", "timm", "PIL", "cv2", "scipy", "triton")
 
 TABLES = {"gpu_peak": "peak", "sampling": "sampling", "gpu_tasks": "tasks beside torchvision", "gpu_loader": "loader"}
 

@@ -5,14 +5,12 @@ import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column
-from rich.text import Text
+from typing import TYPE_CHECKING, Self
 
 from fourstage.streams import steady
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 STAGE = "FOURSTAGE_STAGE"  # such as "2/3 14,36,50": the second of three commands, and their shares of the time
 
@@ -63,19 +61,11 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        console = Console(file=steady(sys.stderr))
-        if self._show and console.is_terminal and not console.is_dumb_terminal:
-            columns: list[ProgressColumn] = [
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=None),
-                _Done(),
-                _Left(self),
-            ]
-            if console.width >= (100 if self.stage and self._in_all else 80):
-                columns.append(TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True)))
-            self._progress = Progress(*columns, console=console, expand=True)
-            self._progress.start()
-            self._task = self._progress.add_task(self.what, total=self.total, completed=self.done, note="")
+        if self._show:  # else nothing needs rich, which benchmarks on a GPU do without
+            from fourstage.terminal_bar import started
+
+            for_note = 100 if self.stage and self._in_all else 80
+            self._progress, self._task = started(self.what, self.total, self.done, self.left, for_note=for_note)
         return self
 
     def __exit__(
@@ -137,23 +127,3 @@ def clock(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-class _Done(ProgressColumn):
-    def get_table_column(self) -> Column:
-        return Column(no_wrap=True)
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
-
-
-class _Left(ProgressColumn):
-    def get_table_column(self) -> Column:
-        return Column(no_wrap=True)
-
-    def __init__(self, bar: Bar) -> None:
-        super().__init__()
-        self.bar = bar
-
-    def render(self, task: Task) -> Text:
-        return Text(self.bar.left())

@@ -23,6 +23,7 @@ NO_MEMORY = (  # in messages of torch's allocators and of the libraries below th
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine to execute",  # a convolution for whose work space no kernel of cuDNN found room
     "could not create a memory object",
     "Failed to allocate",
     "failed to map segment from shared object",  # the dynamic linker, with a limit such as `ulimit -v`
@@ -80,7 +81,7 @@ def sentence_of(error: BaseException, advice: str = SMALLER, folder: Path | None
 
 def _memory_ran_out(error: BaseException) -> str:
     text = str(error)
-    gpu = "CUDA" in text or "CUBLAS" in text or "CUDNN" in text or "HIP out of" in text
+    gpu = any(words in text for words in ("CUDA", "CUBLAS", "CUDNN", "HIP out of", "find an engine"))
     asked = re.search(r"(?:ried|able) to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)?", text)
     amount = ""
     if asked is not None:

@@ -270,6 +270,7 @@ def find_batches(loaded: LoadedModel, setting: Setting, print_line: Callable[[st
         print_line(f"{name}: {text}")
 
     def on_cuda(modes: Sequence[str], batch: int) -> Mapping[str, int | None]:
+        loaded.model.zero_grad(set_to_none=True)  # a step that ran out of memory left gradients
         free_memory(setting.device)
         base = allocated(setting.device) - loaded.weight_bytes
 

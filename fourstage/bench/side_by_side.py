@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from fourstage.bench import memory
@@ -210,6 +208,9 @@ def measure(script: str, pair: Pair, args: argparse.Namespace, conditions: Mappi
 
 def show(rows: Iterable[Sequence[str]], *more: str) -> None:
     """Print rows below the titles of `HEAD` and of `more` columns."""
+    from rich.console import Console  # `make gpu` may run where it is missing, and shows nothing
+    from rich.table import Table
+
     table = Table(*HEAD, *more, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*row)

@@ -35,8 +35,14 @@ class Objects:
     masked_N: Tensor | None = None  # bool, whether the object has a mask, else it is empty; None: all have, or none
 
     def to(self, device: torch.device) -> "Objects":
-        masks, masked = (None if x is None else x.to(device) for x in (self.masks_NHW, self.masked_N))
-        return Objects(self.boxes_N4.to(device), self.labels_N.to(device), self.crowd_N.to(device), masks, masked)
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Objects":
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Objects":
+        masks, masked = (None if x is None else change(x) for x in (self.masks_NHW, self.masked_N))
+        return Objects(change(self.boxes_N4), change(self.labels_N), change(self.crowd_N), masks, masked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ class Batch:
             labels_B=pinned(self.labels_B),
             targets_BC=pinned(self.targets_BC),
             label_maps_BHW=pinned(self.label_maps_BHW),
+            objects=None if self.objects is None else tuple(o.pin_memory() for o in self.objects),
         )
 
 

@@ -20,6 +20,7 @@ from fourstage.freed_memory import keep_all_freed_memory
 from fourstage.plurals import plural
 
 T = TypeVar("T")
+SOUND_CUDNN = 92600  # the version from which on its attention is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,18 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
             f"process {local_rank + 1} of this machine has no GPU of its own: it has {plural(gpus, 'GPU')}; start "
             f"{plural(gpus, 'process', 'processes')}"
         )
+    _leave_out_faulty_attention()
     return torch.device("cuda", local_rank)
+
+
+def _leave_out_faulty_attention() -> None:
+    """Leave out cuDNN's attention in half precision, which PyTorch prefers on H100 and H200, where cuDNN is too old.
+
+    Before version 9.26, a mask over 64, 192, 320... keys can turn gradients into NaN (pytorch/pytorch#196678). It also
+    raises from 65,536 windows on, for which torch 2.11 still chooses it (#180718). Other fused kernels then compute.
+    """
+    if (torch.backends.cudnn.version() or 0) < SOUND_CUDNN:
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def wrap(task: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:

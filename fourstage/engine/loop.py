@@ -90,9 +90,10 @@ class Loop:
                 break
             meter.computing(sum(len(batch) for batch in batches) * self.ranks.size)
             self._update(wrapped, [batch.to(self.device) for batch in batches])
-            meter.done()
             if training.step % plan.log_every == 0 or training.step == plan.total:
                 self._log(meter)
+            else:
+                meter.done()
             bar.update(training.step, meter.note())
             if self._due(plan.checkpoint_every) or self._due(plan.evaluate_every):
                 self._save()
@@ -146,6 +147,7 @@ class Loop:
         count = training.step - training.logged
         names = sorted(training.window)
         sums = self.ranks.mean(torch.stack([training.window[name].double() for name in names])).tolist()
+        meter.done()  # after `tolist`, which waits for a GPU to complete all steps
         means = {name: value / count for name, value in zip(names, sums, strict=True)}
         self._check_finite(means)
         training.window, training.logged = {}, training.step

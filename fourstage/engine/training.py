@@ -1,9 +1,9 @@
 """Everything that changes while a network learns."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -117,25 +117,34 @@ def averaged(task: nn.Module, decay: float | None) -> AveragedModel | None:
 
     It starts from the current weights; torch's own would start from those after the first step.
     """
-    if decay is None:
-        return None
+    return None if decay is None else _MovingAverage(task, decay)
 
-    average_floats = get_ema_multi_avg_fn(decay)
+
+class _MovingAverage(AveragedModel):
+    """An average whose update does not wait for the device: torch's own copies a count to a GPU in each step."""
+
+    def __init__(self, task: nn.Module, decay: float) -> None:
+        super().__init__(task, use_buffers=True)
+        self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
-    def move(average: Any, now: Any, count: Any) -> None:
-        if not average[0].is_floating_point():
-            for old, new in zip(average, now, strict=True):
-                old.copy_(new)
-            return
-        for sharded in (False, True):  # FSDP2 shards parameters but not buffers, and no single call takes both
-            pairs = [(old, new) for old, new in zip(average, now, strict=True) if _is_sharded(old) == sharded]
-            if pairs:
-                average_floats([old for old, _ in pairs], [new for _, new in pairs], count)
+    def update_parameters(self, model: nn.Module) -> None:
+        kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}  # no single call takes tensors of two kinds
+        for old, new in zip(_values(self.module), _values(model), strict=True):
+            averages, values = kinds.setdefault((old.device, old.dtype, _is_sharded(old)), ([], []))
+            averages.append(old)
+            values.append(new)
+        for averages, values in kinds.values():
+            if averages[0].is_floating_point():
+                self._average(averages, values, None)
+            else:
+                for old, new in zip(averages, values, strict=True):
+                    old.copy_(new)
 
-    average = AveragedModel(task, multi_avg_fn=move, use_buffers=True)
-    average.n_averaged += 1
-    return average
+
+def _values(task: nn.Module) -> Iterator[Tensor]:
+    """Yield a task's parameters and buffers."""
+    return chain((p.detach() for p in task.parameters()), task.buffers())
 
 
 def _is_sharded(tensor: Tensor) -> bool:

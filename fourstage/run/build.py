@@ -25,7 +25,9 @@ def set_numerics(recipe: Recipe, device: torch.device) -> None:
     if recipe.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
+    # cuDNN tries its kernels once for each size of images: for seconds, and batches of a detector have many sizes
+    few_sizes = recipe.task != "detection"
+    torch.backends.cudnn.benchmark = device.type == "cuda" and few_sizes and not recipe.deterministic
 
 
 def prepare(task: AnyTask, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:

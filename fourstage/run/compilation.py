@@ -1,6 +1,7 @@
 """Which modules of a task torch.compile compiles, and when their compiled form runs."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -26,6 +27,15 @@ def unchanged(task: nn.Module) -> nn.Module:
     return task
 
 
-def plain_evaluation(recipe: Recipe) -> AbstractContextManager[object]:
-    """Return a context in which what is compiled for training runs in its plain form, as in other commands."""
-    return torch.compiler.set_stance("force_eager") if recipe.compile else nullcontext()
+@contextmanager
+def plain_evaluation(recipe: Recipe) -> Generator[None]:
+    """Let what is compiled for training run in its plain form, and by cuDNN's usual kernels, as in other commands.
+
+    Images of a validation have many sizes, and for each one cuDNN would try its kernels, which takes seconds.
+    """
+    tried, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        with torch.compiler.set_stance("force_eager") if recipe.compile else nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = tried

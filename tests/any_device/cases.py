@@ -223,6 +223,53 @@ def test_a_training_step_with_mixing_clipping_and_an_average(device: torch.devic
     assert len(records) == 3
 
 
+READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of operators for which the host waits for a GPU: their results, or copies between the two."""
+    names: list[str] = []
+    compute = pretend_device._compute
+
+    def spy(func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.overloadpacket.__name__
+        here = [isinstance(x, PretendTensor) for x in args if isinstance(x, Tensor)]
+        leaves = name == "_to_copy" and kwargs.get("device") is not None
+        if leaves or (name == "copy_" and len(set(here)) > 1) or (name in READING and any(here)):
+            names.append(name)
+        return compute(func, args, kwargs)
+
+    monkeypatch.setattr(pretend_device, "_compute", spy)
+    return names
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_of_a_classifier_does_not_wait_for_the_device(
+    form: str, waited: list[str], device: torch.device
+) -> None:
+    """While a GPU computes a step, the host prepares the next one."""
+    task = Classification(nn.Sequential(build(form), Pooled()), tuple(map(str, range(1000)))).to(device).train()
+    images = replace(pictures().to(device), labels_B=torch.tensor([1, 2, 3]).to(device), objects=None)
+    optimizer = torch.optim.AdamW(task.parameters(), fused=True)
+    average, halt = averaged(task, 0.9), Halt(device, 0)
+    assert average is not None
+    autocast, scaler = torch.autocast("cpu", enabled=False), torch.amp.GradScaler("cpu", enabled=False)
+    for _ in range(2):
+        waited.clear()
+        train_step(task, [images, images], optimizer, scaler, autocast=autocast, grad_clip=1.0, halt=halt)
+        average.update_parameters(task)
+    assert not waited
+
+
+class Pooled(nn.Module):
+    """Logits from whatever a network returns."""
+
+    def forward(self, out: Tensor | list[Tensor]) -> Tensor:
+        x_BC = out if isinstance(out, Tensor) else out[-1].mean((2, 3))
+        return x_BC if x_BC.shape[1] == 1000 else x_BC.repeat(1, 1000)[:, :1000]
+
+
 def test_the_pretended_device_refuses_what_a_gpu_refuses(device: torch.device) -> None:
     x = torch.ones(2, 3, device=device)
     with pytest.raises(RuntimeError, match=r"two devices: \(2, 3\) on pretend, \(2, 3\) on cpu"):

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import nn
 
 from fourstage.bench import memory
+from fourstage.bench import run as bench_run
+from fourstage.bench.count import Count
 from fourstage.bench.memory import Fit
 from fourstage.bench.options import Options
-from fourstage.bench.workloads import OutOfMemoryError, memory_errors
+from fourstage.bench.workloads import OutOfMemoryError, Setting, memory_errors
 from fourstage.ops import products
 
 ROOM = {"infer": 5, "train": 2}  # images
@@ -150,6 +153,25 @@ def test_on_a_gpu_what_was_there_before_does_not_count(monkeypatch: pytest.Monke
     assert memory.peaks_on_cuda(run, 100, ["infer", "train"], 8) == {"infer": 8}
     steps.clear()
     assert memory.peaks_on_cuda(run, 100, ["infer", "train"], 4) == {"infer": 4, "train": 4}
+
+
+def test_gradients_of_a_step_that_did_not_fit_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would count as memory that was there before."""
+    model = nn.Linear(2, 2)
+    found: list[bool] = []
+
+    def peaks(run: object, base: int, modes: Sequence[str], batch: int) -> dict[str, int | None]:
+        found.append(model.weight.grad is None)
+        model(torch.ones(1, 2)).sum().backward()
+        return {"infer": 1} if batch > 4 else dict.fromkeys(modes, 1)
+
+    monkeypatch.setattr(memory, "peaks_on_cuda", peaks)
+    monkeypatch.setattr(bench_run, "allocated", lambda device: 0)
+    monkeypatch.setattr(bench_run, "free_memory", lambda device: None)
+    loaded = bench_run.LoadedModel("linear", model, (3, 8, 8), Count(0, 0, 0, 0, 0, (8, 8)), 0)
+    setting = Setting(Options(device="cuda", train=True, batch_size=8), torch.device("cuda"))
+    bench_run.find_batches(loaded, setting, lambda text: None)
+    assert found == [True, True]
 
 
 def test_what_a_users_file_prints_is_no_result(

@@ -115,6 +115,37 @@ def test_a_step_that_hangs_costs_no_other_one(script: Any, tmp_path: Path) -> No
     assert "===== passes\ndone\n" in script.log_of(tmp_path)
 
 
+LEAN = ("hypothesis", "rich", "pydantic", "yaml", "sklearn", "skimage", "scipy", "cv2", "pandas", "matplotlib", "onnx")
+
+
+def test_no_group_of_tests_needs_more_than_torch_and_pytest(tmp_path: Path) -> None:
+    """A GPU machine has little else; tests that need more are skipped one by one."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({LEAN}))")
+    words = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-o", "addopts=", "--collect-only"]
+    done = subprocess.run(
+        [*words, "-p", "no:cacheprovider", "-W", "ignore"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests"))),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("sampling", "networks", "training", "runs", "compiled"):
+        assert f"tests/gpu/test_gpu_{name}.py" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu_peak", "gpu_networks", "gpu_tasks", "gpu_loader", "sampling"])
+def test_no_table_needs_more_than_torch_and_torchvision(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({LEAN}))")
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "benchmarks")))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}, fourstage.bench.task_workloads"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_steps_find_packages_that_pythonpath_names(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

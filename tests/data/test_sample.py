@@ -4,7 +4,9 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from fourstage.data.sample import IGNORE, BadImage, Objects, Sample, collate
 
@@ -66,3 +68,16 @@ def test_a_bad_image_passes_through_a_pipe() -> None:
     error = pickle.loads(pickle.dumps(BadImage("cat.jpg", "truncated")))
     assert str(error) == "cat.jpg cannot be read as an image: truncated"
     assert np.array_equal([error.path, error.reason], ["cat.jpg", "truncated"])
+
+
+def test_no_copy_of_a_batch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from memory that is not pinned, or that is to be complete, waits for all steps before it."""
+    batch, pinned, moved = collate([sample("a", 4, 6), sample("b", 5, 3)]), [], []
+    assert batch.objects is not None
+    batch = replace(batch, objects=tuple(replace(o, masked_N=torch.ones(2).bool()) for o in batch.objects))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    monkeypatch.setattr(Tensor, "to", lambda x, device, non_blocking=False: moved.append((x, non_blocking)) or x)
+    batch.pin_memory().to(torch.device("meta"))
+    assert len(pinned) == 3 + 2 * 5  # images, labels, label maps; boxes, labels, crowds and masks of two images
+    assert {id(x) for x, _ in moved} == set(map(id, pinned))
+    assert all(non_blocking for _, non_blocking in moved)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fourstage.backbones.layers import Level
-from fourstage.engine.devices import Ranks, wrap
+from fourstage.engine.devices import Ranks, choose_device, wrap
 from fourstage.tasks.segmentation.segmentor import Segmentor
 
 
@@ -47,3 +47,19 @@ def test_parameters_of_maps_that_nothing_reads_are_not_waited_for() -> None:
         "backbone.maps.0.weight",
         "backbone.maps.0.bias",
     }
+
+
+@pytest.mark.parametrize(("version", "chosen"), [(91900, False), (92600, True), (None, False)])
+def test_an_old_cudnn_computes_no_attention(version: int | None, chosen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        assert choose_device("cpu").type == "cpu"
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        assert choose_device("auto", 1) == torch.device("cuda", 1)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == chosen
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

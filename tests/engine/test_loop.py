@@ -1,6 +1,7 @@
 """The loop, with a task that is none of ours: several losses, iteration lengths, records that are lists."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_losses_are_logged_by_name_and_evaluations_by_step(tmp_path: Path) -> No
     assert trained[0]["total"] == pytest.approx(sum(trained[0]["losses"].values()))
     evaluated = [(line["step"], line["which"]) for line in told if line["kind"] == "evaluation"]
     assert evaluated == [(step, which) for step in (4, 8, 11) for which in ("model", "ema")]
+
+
+class Device(Ranks):
+    """A device that completes its steps when the host reads a number."""
+
+    def mean(self, value: Tensor) -> Tensor:
+        time.sleep(0.1)
+        return value
+
+
+def test_the_time_of_a_training_includes_steps_that_the_device_completes_later(tmp_path: Path) -> None:
+    run(tmp_path, 8, change=lambda loop: setattr(loop, "ranks", Device()))
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    seconds = [line["timing"]["seconds"] for line in told if line["kind"] == "train"]
+    assert len(seconds) == 2
+    assert seconds[0] >= 0.1
+    assert seconds[1] >= 0.2
 
 
 def test_the_best_checkpoint_is_the_best_evaluation(tmp_path: Path) -> None:

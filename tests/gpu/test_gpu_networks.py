@@ -89,6 +89,8 @@ class MovedMaps(FixedMaps):
 
 @pytest.mark.parametrize("name", BUILD)
 def test_a_detector_head(name: str, device: torch.device) -> None:
+    if name == "sparse_rcnn":
+        pytest.importorskip("scipy", reason="queries are matched by scipy")
     manifest, golden = read_golden(name)
     detector = keep_all_anchors(BUILD[name](MovedMaps())).eval()
     load(detector, original_head(manifest), method_of(detector))

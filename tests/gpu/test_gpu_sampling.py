@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gpu.conftest import TINY
-from ops.test_sampling import by_definition, case
+from ops.sampling_cases import by_definition, case
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ops.test_sampling import by_definition, case, gradients
+from ops.sampling_cases import by_definition, case, gradients
 from torch import Tensor
 
 from fourstage.ops import sampling, sampling_kernel

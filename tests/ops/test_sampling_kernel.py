@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.test_sampling import case
+from ops.sampling_cases import case
 from torch.utils.checkpoint import checkpoint
 
 from fourstage.ops import sampling, sampling_choice

@@ -76,6 +76,25 @@ def test_narrow_maps_are_widened_for_bfloat16_on_a_cpu_alone(precision: str) -> 
         assert (True in hooks) == (precision == "bfloat16" and device == "cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "tried"),
+    [
+        ("digits_visformer", (), True),
+        ("digits_visformer", ("deterministic=true",), False),
+        ("digit_scenes_upernet", (), True),
+        ("digit_scenes_mask_rcnn", (), False),
+    ],
+)
+def test_cudnn_tries_its_kernels_where_batches_have_few_sizes(
+    name: str, changes: tuple[str, ...], tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    build.set_numerics(resolve(name, changes).recipe, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark == tried
+
+
 def test_sgd_and_adamw_are_what_they_are_called() -> None:
     for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         chosen = recipe(f"optimizer={name}", "momentum=0.7")

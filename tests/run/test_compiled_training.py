@@ -75,6 +75,14 @@ def test_evaluation_compiles_nothing() -> None:
     assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_evaluation_computes_by_the_kernels_of_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the many sizes of a validation's images, cuDNN tries none; for the training it does so again."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with plain_evaluation(resolve("digit_scenes_upernet", [], {}).recipe):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
 def test_all_evaluation_of_a_compiled_training_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """That after each epoch, and that of the report."""
     probe = torch.compile(lambda x: x + int(torch.compiler.is_compiling()), backend="eager")
