@@ -12,6 +12,7 @@ from fourstage.ops.eager import may_run_fast
 from fourstage.ops.shapes import known_true
 from fourstage.ops.softmax import softmax
 
+MOST = 2**16 - 1  # images, and heads, of one call: CUDA's limit on two axes of a grid
 SMALL = 2**22  # attention weights that fit a cache, so that two products may leave them in memory between them
 
 
@@ -40,9 +41,20 @@ def by_fused_kernel(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor], scale:
             images = mask.shape[0] if mask.ndim == q.ndim else 1
             mask = mask.expand(images, *front, *mask.shape[-2:]).flatten(1, -3)
         q, k, v = (x.flatten(1, -3) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).unflatten(1, front)
+        return _fused(q, k, v, mask, scale).unflatten(1, front)
     if mask is not None and mask.ndim == 3:
         mask = mask[None]  # a mask of three axes is not for the kernel of a CPU
+    return _fused(q, k, v, mask, scale)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Call PyTorch's attention, on another device than a CPU for at most `MOST` images and heads at a time."""
+    for axis in range(q.ndim - 2):
+        if q.device.type != "cpu" and known_true(q.shape[axis] > MOST):
+            qs, ks, vs = (x.split(MOST, axis) for x in (q, k, v))
+            own = mask is not None and mask.ndim == q.ndim and mask.shape[axis] > 1
+            masks = mask.split(MOST, axis) if mask is not None and own else [mask] * len(qs)
+            return torch.cat([_fused(*x, scale) for x in zip(qs, ks, vs, masks, strict=True)], axis)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 

@@ -19,6 +19,7 @@ from fourstage.backbones.layers import resized_position
 from fourstage.data.sample import Batch
 from fourstage.engine.step import Halt, train_step
 from fourstage.engine.training import averaged
+from fourstage.ops import attention
 from fourstage.tasks.classification import Classification
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.task import Detection
@@ -68,6 +69,22 @@ def test_a_network_and_its_gradients(form: str, device: torch.device) -> None:
         torch.stack([x.square().mean() for x in out]).sum().backward()
         assert gradients(model)
         results.append([*out, *gradients(model)])
+    assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("shape", [(7, 2), (2, 3, 4)], ids=["images", "windows"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_kernel_gets_no_more_images_and_heads_than_a_grid_has_places(
+    shape: tuple[int, ...], masked: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MOST", 3)
+    results = []
+    for place in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(*shape, 5, 8).to(place).requires_grad_() for _ in range(3))
+        masks = [torch.randn(*shape[1:], 5, 5).to(place).requires_grad_()] if masked else []
+        out = attention.by_fused_kernel(q, k, v, masks, None)
+        results.append([out, *torch.autograd.grad((out**2).sum(), [q, k, v, *masks])])
     assert_close(results[1], results[0])
 
 

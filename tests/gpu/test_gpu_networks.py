@@ -23,6 +23,7 @@ from tasks.segmentation import heads
 from torch import Tensor, nn
 
 import fourstage
+from fourstage.backbones.mixers.window import WindowAttention
 
 LOOSE = {torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of the norm of a map: about ten units in the last place
 LABELLED = (slice(None), slice(100, 140), slice(50, 90))
@@ -121,3 +122,27 @@ def test_a_segmentor_head(name: str, device: torch.device) -> None:
     names = {"loss_seg": "loss/decode.loss_ce", "loss_aux": "loss/aux.loss_ce"}
     expected = {ours: float(arrays[key][0]) for ours, key in names.items() if key in arrays}
     assert {key: loss.item() for key, loss in losses.items()} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOOSE], ids=str)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_more_windows_than_a_grid_has_places(shifted: bool, dtype: torch.dtype, device: torch.device) -> None:
+    """2^16 windows: a batch of 1,024 images of 224 pixels in the first stage of Swin, or one of 7,168 pixels."""
+    if device.type != "cuda":
+        pytest.skip("CPUs have no grid")
+    torch.manual_seed(0)
+    images, side = (16, 64 * 7) if not shifted else (1, 256 * 7)
+    attention = WindowAttention(8, 1, 7, shifted=shifted, dense=True).to(device)
+    x_BHWC = torch.randn(images, side, side, 8, device=device)
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            out_BHWC = attention(x_BHWC)
+        if learns:
+            out_BHWC.float().square().mean().backward()
+            assert attention.table.grad is not None
+            assert attention.table.grad.isfinite().all()
+        inner = slice(0, 70)  # ten windows, far from the end, whose shift differs
+        few = attention(x_BHWC[:1, :77, :77]).float()[:, inner, inner]
+        unit = LOOSE.get(dtype, 1e-4)
+        error = (out_BHWC[:1, inner, inner].float() - few).norm() / few.norm()
+        assert error < unit
