@@ -181,7 +181,8 @@ class RunFolder:
             more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
             raise ValueError(
                 f"{self.path} holds a run of another recipe ({shown}{more}); choose another --out, or add --fresh to "
-                f"set that run aside and start again"
+                f"set that run aside and start again; to continue it with its own values: fourstage train "
+                f"{typed(self.path / 'recipe.yaml')} --out {typed(self.path)}"
             )
 
     def newest(self) -> Newest:

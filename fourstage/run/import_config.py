@@ -251,7 +251,8 @@ def _count(changes: Mapping[str, Any]) -> int:
 
 def _text(recipe: Recipe, based: _Based, found: ImportedConfig, path: Path) -> str:
     """Return a recipe as YAML, with comments."""
-    values = {"name": recipe.name, **({"base": based.base} if based.base else {}), **based.changes}
+    first = {"base": based.base} if based.base else {"task": recipe.task}  # by which the other keys are read
+    values = {"name": recipe.name, **first, **based.changes}
     begin = [f"Imported from {path.name}. Start it with: fourstage train THIS.yaml --data PATH"]
     end: list[str] = []
     if found.assumed:

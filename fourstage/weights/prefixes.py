@@ -7,8 +7,8 @@ from torch import Tensor
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every key
 # the backbone of detectors and segmentors, the student of MoBY, the network of our classification task, the two
-# networks of self-distillation (DINO) and of mean teachers, the network of a LightningModule
-INNER = ("backbone.", "encoder.", "network.", "teacher.", "student.", "model.", "net.")
+# networks of self-distillation (DINO) and of mean teachers, the network of a LightningModule, that of TorchvisionForm
+INNER = ("backbone.", "encoder.", "network.", "teacher.", "student.", "model.", "net.", "detector.", "segmentor.")
 DEEPEST = 8  # prefixes before one name; a file may repeat them without end
 
 

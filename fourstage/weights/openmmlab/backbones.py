@@ -15,6 +15,15 @@ UNIFIED = {  # class of the STM study -> prefix of our names
     "UnifiedPVT": "unified_pvt_",
     "UnifiedSwinTransformer": "unified_swin_",
 }
+SMT_SETTINGS: Values = {  # what all SMTs have in common; some of it leaves no trace in the shapes of weights
+    "ca_num_heads": [4, 4, 4, -1],
+    "sa_num_heads": [-1, -1, 8, 16],
+    "ca_attentions": [1, 1, 1, 0],
+    "expand_ratio": 2,
+    "num_stages": 4,
+    "qkv_bias": True,
+    "qk_scale": None,
+}
 
 
 def backbone_of(backbone: ConfigSection) -> tuple[str, Values]:
@@ -69,7 +78,11 @@ def _smt(backbone: ConfigSection) -> tuple[str, Values]:
     wanted = {"widths": backbone.integers("embed_dims"), "depths": backbone.integers("depths")}
     wanted |= {"ratios": backbone.integers("mlp_ratios")} if backbone.get("mlp_ratios") else {}
     wanted |= {"kernel": backbone.integer("head_conv", 3)} if backbone.get("head_conv") else {}
+    for key, value in SMT_SETTINGS.items():
+        backbone.require(key, [value], default=value)
     name = _match(backbone, "smt_", wanted)
+    if backbone.flag("use_layerscale", False):
+        return name, {"init_values": backbone.number("layerscale_value", 1e-4)}
     return name, {"init_values": 0} if _design(name).init_values else {}  # the source's detectors have no layer scales
 
 
@@ -101,10 +114,23 @@ def _match(backbone: ConfigSection, prefix: str, wanted: Mapping[str, Any], firs
         known.append(name)
         if all(getattr(design, key) == value for key, value in wanted.items()):
             fitting.append(name)
+    fitting = [name for name in fitting if _same_heads(backbone.get("num_heads"), _design(name))]
     if not fitting:
+        if (heads := backbone.get("num_heads")) is not None:
+            wanted = {**wanted, "heads": heads}
         sizes = ", ".join(f"{key} {value}" for key, value in wanted.items())
         raise backbone.error(f"is a {backbone.type_name} with {sizes}, which none of {', '.join(known)} has")
     return next((name for name in fitting if first and first in name), fitting[0])
+
+
+def _same_heads(given: Any, design: Any) -> bool:
+    """Return whether the heads of a configuration are the design's. Stages without attention have none in ours."""
+    ours = getattr(design, "heads", None)
+    if given is None or ours is None:
+        return True
+    theirs = given if isinstance(given, list | tuple) else [given] * len(ours)
+    pairs = zip(reversed(theirs), reversed(ours), strict=False)  # a configuration may count the stem as a stage
+    return all(heads in (0, theirs_heads) for theirs_heads, heads in pairs)
 
 
 def _design(name: str) -> Any:

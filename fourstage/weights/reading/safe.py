@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fourstage.checksums import ENTRY, is_intact, is_intact_safetensors
@@ -41,6 +42,8 @@ WRAPPERS = {
 }
 TWINS = ("teacher", "student")  # of self-distillation, beside each other
 COUNTERS = {"steps", "n_averaged"}  # mmengine's and torch's AveragedModel keep one beside the weights
+ARRAYS = {np.dtype(f"{kind}{size}") for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8)}.items() for size in sizes}
+ARRAYS |= {np.dtype("u1"), np.dtype("?")}  # numpy arrays of these are read as weights
 ARCHIVES = ((b"\x1f\x8b", 0, "gzip"), (b"ustar", 257, "tar"), (b"7z\xbc\xaf", 0, "7z"), (b"\x89HDF", 0, "HDF5"))
 HEADER_BYTES = 16 * 2**20  # of a .safetensors file: about 200,000 tensors
 DIRECTORY_BYTES = 16 * 2**20  # of a zip archive: about 200,000 entries
@@ -94,13 +97,18 @@ class Checkpoint:
         """
         if which not in WRAPPERS:
             raise ValueError(f"which={which!r} is not known: ask for which='model' or which='ema'")
-        where, state = self._find(which)
-        for key, value in state.items():
+        where, found = self._find(which)
+        state: dict[str, Tensor] = {}
+        for key, given in found.items():
+            value = _as_tensor(given)
             if not isinstance(key, str) or not isinstance(value, Tensor):
                 raise ValueError(
                     f"{self.path}: entry {_short(key)} of {where} is a {type(value).__name__}, but weights are named "
                     "tensors: remove it and save the file again"
                 )
+            # np.ascontiguousarray, which safetensors' numpy form needs, gives numbers a dimension
+            lone = key.endswith("num_batches_tracked") and value.shape == (1,)
+            state[key] = value[0] if lone else value
         copies = set(_averages(state).values())
         bare = {key: value for key, value in state.items() if key not in COUNTERS and key not in copies}
         if bare and all(key.startswith("module.") for key in bare):
@@ -131,9 +139,17 @@ class Checkpoint:
         if twins := {name: self.content[name] for name in TWINS if isinstance(self.content.get(name), Mapping)}:
             joined = {f"{name}.{key}": value for name, state in twins.items() for key, value in state.items()}
             return " and ".join(map(repr, twins)), joined
-        if any(isinstance(value, Tensor) for value in self.content.values()):
+        if any(isinstance(_as_tensor(value), Tensor) for value in self.content.values()):
             return "the file", self.content
         raise ValueError(f"{self.path} holds no weights, only {held}: save {{'model': model.state_dict()}}")
+
+
+def _as_tensor(value: object) -> object:
+    """Return a numpy array of numbers as a tensor; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") not in ARRAYS:
+        return value
+    native = np.require(value, value.dtype.newbyteorder("="), ["C", "W"])  # which keeps arrays without dimensions
+    return torch.from_numpy(native)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

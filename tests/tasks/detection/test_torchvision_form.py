@@ -1,6 +1,7 @@
 """Detectors under torchvision's conventions have the losses and detections of their own form."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,17 @@ def test_losses_and_detections_are_those_of_the_detector(method: str, first_labe
             assert one["masks"].dtype == torch.float32
         else:
             assert "masks" not in one
+
+
+def test_a_state_dict_of_this_form_fills_the_detector(tmp_path: Path) -> None:
+    trained = fourstage.create_detector("retinanet", "unified_pico", num_classes=3)
+    torch.save(TorchvisionForm(trained).state_dict(), tmp_path / "a.pth")
+    again = fourstage.create_detector("retinanet", "unified_pico", 3, checkpoint_path=tmp_path / "a.pth")
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[key]), key
+    backbone = fourstage.create_backbone("unified_pico", checkpoint_path=tmp_path / "a.pth")
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[f"backbone.{key}"]), key
 
 
 def test_crowds_are_crowds() -> None:

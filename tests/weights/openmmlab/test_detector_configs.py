@@ -58,6 +58,12 @@ BACKBONES = [
         "smt_large",
         {"init_values": 0},
     ),
+    (
+        {"type": "SMT", "embed_dims": [96, 192, 384, 768], "depths": [4, 6, 28, 4], "use_layerscale": True}
+        | {"layerscale_value": 1e-5, "sa_num_heads": [-1, -1, 8, 16], "ca_num_heads": (4, 4, 4, -1)},
+        "smt_large",
+        {"init_values": 1e-5},
+    ),
     ({"type": "UnifiedConvNeXt", "dims": [32, 64, 128, 256], "depths": [3, 3, 8, 3]}, "unified_convnext_micro", {}),
     ({"type": "UnifiedDCNv3", "dims": [80, 160, 320, 640], "depths": [4, 4, 21, 4]}, "unified_dcn_v3_small", {}),
     ({"type": "UnifiedHalonet", "dims": [96, 192, 384, 768], "depths": [2, 2, 6, 2]}, "unified_halo_tiny", {}),
@@ -202,6 +208,8 @@ def test_single_stage_detectors_choose_as_their_version_did(
     assert found.method_args["candidates"] == candidates
 
 
+SMT_T = {"type": "SMT", "embed_dims": [64, 128, 256, 512], "depths": [2, 2, 8, 1]}
+VISFORMER_S = {"type": "SwinVisformer", "embed_dim": 256, "depth": [1, 10, 14, 3]}
 REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.mask_rcnn(), "type", "HybridTaskCascade", "network type 'HybridTaskCascade' is not supported.*MaskRCNN"),
     (configs.mask_rcnn(), "type", None, "names no network type; supported types: .*MaskRCNN"),
@@ -215,6 +223,22 @@ REFUSED: list[tuple[dict[str, Any], str, object, str]] = [
     (configs.mask_rcnn(), "backbone.embed_dims", 17, "width 17.*none of swin_base.* has"),
     (configs.mask_rcnn(), "backbone.depths", "many", "depths must be a list of integers.*got 'many'"),
     (configs.mask_rcnn(), "backbone.mlp_ratio", 2, "mlp_ratio 2 is not"),
+    (
+        configs.mask_rcnn(),
+        "backbone",
+        {**SMT_T, "sa_num_heads": [-1, -1, 4, 8]},
+        r"sa_num_heads \[-1, -1, 4, 8\] is not",
+    ),
+    (configs.mask_rcnn(), "backbone", {**SMT_T, "ca_num_heads": [2, 2, 2, -1]}, r"ca_num_heads \[2, 2, 2, -1\] is not"),
+    (configs.mask_rcnn(), "backbone", {**SMT_T, "ca_attentions": [1, 1, 0, 0]}, "ca_attentions .* is not supported"),
+    (configs.mask_rcnn(), "backbone", {**SMT_T, "expand_ratio": 4}, "expand_ratio 4 is not supported; supported: 2"),
+    (configs.mask_rcnn(), "backbone", {**SMT_T, "qk_scale": 0.5}, "qk_scale 0.5 is not supported"),
+    (
+        configs.mask_rcnn(),
+        "backbone",
+        {**VISFORMER_S, "num_heads": [2, 4, 4, 8]},
+        r"heads \[2, 4, 4, 8\], which none of",
+    ),
     (configs.mask_rcnn(), "neck.type", "PAFPN", "type 'PAFPN' is not supported"),
     (configs.mask_rcnn(), "neck.num_outs", 3, "num_outs=3, and 4 maps come in"),
     (configs.mask_rcnn(), "neck.num_outs", 6, r"strides \[4, 8, 16, 32, 64\] is not supported"),

@@ -192,6 +192,16 @@ def test_the_command_writes_a_recipe_that_starts(tmp_path: Path, capsys: pytest.
     assert "base: upernet_swin_tiny_ade20k_160k" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["atss_smt_small_coco_3x", "semantic_fpn_scalable_vit_small_ade20k_80k"])
+def test_a_recipe_that_is_near_to_no_other_one_is_read_as_one_of_its_task(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourstage.run.import_config.named_recipes", list)
+    imported = imported_recipe(write(tmp_path, CONFIGS[name]))
+    assert imported.base is None
+    assert not difference(resolve(write_recipe(imported, tmp_path / "mine.yaml")).recipe, imported.recipe)
+
+
 SMALL = {
     "mask_rcnn_unified_convnext_micro_coco_1x": (1333, 800),
     "retinanet_smt_small_coco_3x": (1333, 800),

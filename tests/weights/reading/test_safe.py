@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from golden.checkpoints.hostile import pickled, refusal, write_zip
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -201,6 +203,34 @@ def test_prefix_of_ddp_is_taken_off_only_where_every_name_has_it(tmp_path: Path)
     both = {"module.a": ONE, "b": TWO}
     assert read_checkpoint(saved(tmp_path, model=both)).weights() == both
     assert read_checkpoint(saved(tmp_path, model={"a": ONE, "steps": TWO})).weights() == {"a": ONE, "steps": TWO}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    [np.asarray, lambda array: np.array(array, order="F"), lambda array: array.astype(array.dtype.newbyteorder(">"))],
+    ids=["plain", "fortran", "swapped"],
+)
+def test_numpy_arrays_are_weights(changed: Callable[[np.ndarray], np.ndarray], wrapped: bool, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)).half()
+    state = {key: changed(value.numpy()) for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth").weights()
+    assert found.keys() == state.keys()
+    for key, value in model.state_dict().items():
+        assert same(found[key], value)
+    torch.save({"a": np.array(["text"])}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="holds no weights"):
+        read_checkpoint(tmp_path / "b.pth").weights()
+
+
+def test_contiguous_arrays_of_safetensors_fill_counters_too(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+    arrays = {key: np.ascontiguousarray(value.numpy()) for key, value in model.state_dict().items()}
+    assert arrays["1.num_batches_tracked"].shape == (1,)
+    save_arrays(arrays, tmp_path / "a.safetensors")
+    found = read_checkpoint(tmp_path / "a.safetensors").weights()
+    assert all(same(found[key], value) for key, value in model.state_dict().items())
 
 
 def test_mmengine_swaps_average_and_raw_weights() -> None:
