@@ -25,7 +25,7 @@ from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.replaced_tensors import how_to_restore
 from fourstage.weights.resize import resize_rule
-from fourstage.weights.rules import Renamed, Table, check_complete
+from fourstage.weights.rules import Renamed, Table, check_complete, check_real
 from fourstage.weights.strangers import recognise_stranger
 from fourstage.weights.wrapped import filling
 
@@ -118,6 +118,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     if (plan := make_plan(model, wanted, named.state)).wrong:
         raise ValueError(misfit(model, reading.state, source, plan.wrong))
     check_memory(wanted.values(), source)
+    check_real(named.state, wanted, source)
     if not fresh_head:
         _check_end(plan, source)
     names = head_names(network, wanted, named.state)
@@ -172,6 +173,7 @@ def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: s
             "built with the same arguments"
         )
     check_memory(wanted.values(), source)
+    check_real(found.tensors, wanted, source)
     check_complete(found.tensors, wanted, found.fresh)
     model.load_state_dict({**wanted, **found.tensors})
     return Report(
