@@ -82,8 +82,8 @@ class Options:
         height, width = self.img_size
         if (pixels := self.batch_size * height * width) > MOST_PIXELS:
             raise ValueError(
-                f"{self.batch_size:,} images of {height} x {width} pixels have {size_text(12 * pixels)} of numbers, more "
-                f"than any memory; give a smaller --batch-size, or a smaller --img-size"
+                f"{self.batch_size:,} images of {height} x {width} pixels have {size_text(12 * pixels)} of numbers, "
+                f"more than any memory; give a smaller --batch-size, or a smaller --img-size"
             )
 
     def modes(self) -> tuple[str, ...]:
