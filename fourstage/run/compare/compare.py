@@ -9,8 +9,8 @@ from typing import Any
 from fourstage.analysis.comparison import Comparison
 from fourstage.documents import read_json
 from fourstage.engine.devices import is_first_process
-from fourstage.files import write_text
-from fourstage.recipe import FREE, as_begun, difference, resolve
+from fourstage.files import is_address, write_text
+from fourstage.recipe import EMBEDDED, FREE, as_begun, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE, list_recipes
 from fourstage.run.compare.assemble import Wishes, assemble, check_tuning, too_few_seeds
 from fourstage.run.compare.columns import Images, analyse, place_of
@@ -73,6 +73,8 @@ def plan_comparison(
     """
     sources, vary, changes = ((one,) if isinstance(one, str) else tuple(one) for one in (sources, vary, changes))
     grid = plan(sources, vary, seeds, out, changes=changes, data=data, imports=imports)
+    for arm in grid.arms:
+        _check_data(arm.recipe.data)  # before recipes of earlier runs are compared, and networks are built
     base = named(reference, [arm.name for arm in grid.arms])
     if match is not None:
         grid = matched(grid, match, base)
@@ -189,6 +191,14 @@ def are_runs(sources: Sequence[str]) -> bool:
     ):
         raise ValueError(f"{other} is neither a run folder nor one of `fourstage compare`; name those of finished runs")
     return True
+
+
+def _check_data(data: str | None) -> None:
+    """Raise ValueError where the data of a recipe is a path that does not exist, and no pattern of shards."""
+    if data is None or data in EMBEDDED or is_address(data) or set(data) & set("*?[{"):
+        return
+    if not Path(data).exists():
+        raise ValueError(f"{data} does not exist: give the data set with --data PATH")
 
 
 def _check_same(cell: Cell) -> None:
