@@ -53,7 +53,7 @@ class ShardCache:
         self._used: dict[str, float] = {}
 
     def fetch(self, address: str) -> Path:
-        """Return the local copy of a shard. Raises ValueError when it cannot be fetched."""
+        """Return the local copy of a shard. Raises ValueError when it cannot be fetched, OSError when it cannot be kept."""
         path = self._place(address)
         if path.is_file():
             self._mark(path)
@@ -75,7 +75,12 @@ class ShardCache:
         return path
 
     def index(self, address: str) -> ShardIndex:
-        """Return the index of a shard: the stored one, the one published next to the shard, or a new one."""
+        """Return the index of a shard: the stored one, the one published next to the shard, or a new one.
+
+        Raises:
+            ValueError: the address cannot be reached.
+            OSError: the cache cannot be written.
+        """
         path = self._place(address)
         kept = path.with_name(f"{path.stem}-v{VERSION}.npz")
         size = self._size(address)
