@@ -53,7 +53,7 @@ class ShardCache:
         self._used: dict[str, float] = {}
 
     def fetch(self, address: str) -> Path:
-        """Return the local copy of a shard. Raises ValueError when it cannot be fetched, OSError when it cannot be kept."""
+        """Return the local copy of a shard. Raises ValueError where it cannot be fetched, OSError: cannot be kept."""
         path = self._place(address)
         if path.is_file():
             self._mark(path)
