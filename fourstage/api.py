@@ -29,6 +29,7 @@ from fourstage.data.class_names import names_of
 from fourstage.files import HUB
 from fourstage.methods import NETWORKS, find_method, list_methods, register_detector, register_segmentor
 from fourstage.registry import list_models, register, register_mixer
+from fourstage.user_files import imports_option
 from fourstage.weights.complete_checkpoints import count_classes, fill_completely, similar_networks
 from fourstage.weights.description import NetworkDescription, describe_network, description_of, remember
 from fourstage.weights.load import Report
@@ -458,8 +459,8 @@ def check_described(described: NetworkDescription, file: Checkpoint) -> None:
     except (RuntimeError, MemoryError, TypeError, ValueError, ArithmeticError) as error:
         # such as sizes that do not fit in memory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        files = ", ".join(described.imports)
-        hint = f"; its recipe imports {files}: if you trust these files, import them first" if files else ""
+        trusted = f"if you trust them, import them first, as {imports_option(described.imports)} does"
+        hint = f"; its recipe imports Python files: {trusted}" if described.imports else ""
         raise ValueError(f"{file.path} describes a network that cannot be built here ({reason:.200}){hint}") from error
 
 

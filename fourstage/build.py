@@ -104,6 +104,20 @@ def starting_point(name: str, pretrained: bool, checkpoint_path: str | Path | No
     return StartingPoint(entry, weight, file, pretrained)
 
 
+def fetch_into_cache(name: str, call: str) -> None:
+    """Fetch the published weights of a classifier by its name before it is built.
+
+    Args:
+        call: the command that the user typed, so that an error says what this command takes instead.
+
+    Raises:
+        ValueError, OSError: as `starting_point` and `fetch`.
+    """
+    weight = starting_point(name, True, None, "create_model").weight
+    assert weight is not None, "pretrained=True raises where there is none"
+    fetched(weight, call)
+
+
 def build_network(start: StartingPoint, builder: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Build one form of a network with what its weights need and what the user gives; None means the default.
 

@@ -298,6 +298,9 @@ def read_at(path: str | Path, offset: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
+OTHER_CACHE = "free space, or name another folder for the cache: put XDG_CACHE_HOME=FOLDER before the command"
+
+
 def cache_folder() -> Path:
     """Return the folder for what can be built again: `$XDG_CACHE_HOME/fourstage`, or `~/.cache/fourstage`.
 
@@ -311,6 +314,20 @@ def cache_folder() -> Path:
             f"no folder for a cache is known ({str(error).rstrip('.')}); set XDG_CACHE_HOME to a folder, "
             "such as XDG_CACHE_HOME=/tmp"
         ) from error
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Make a folder in the cache. Raises OSError, as `cache_error`, where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cache_error(folder, error) from None
+
+
+def cache_error(path: Path, error: OSError) -> OSError:
+    """Return the error on a file or a folder of the cache that cannot be written: it says how to name another."""
+    reason = full_disk_text(path.parent, error) if is_disk_full(error) else error.strerror or error
+    return OSError(f"{path} could not be written ({reason}); {OTHER_CACHE}")
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:

@@ -26,6 +26,8 @@ NO_MEMORY = (  # in messages of torch's allocators and of the libraries below th
     "unable to find an engine to execute",  # a convolution for whose work space no kernel of cuDNN found room
     "could not create a memory object",
     "Failed to allocate",
+    "Storage size calculation overflowed",  # more bytes than a number has
+    "integer multiplication overflow",
     "failed to map segment from shared object",  # the dynamic linker, with a limit such as `ulimit -v`
 )
 NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")

@@ -7,7 +7,7 @@ import importlib.util
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -33,7 +33,9 @@ def import_files(files: str | Path | Iterable[str | Path]) -> None:
         path = real_path(file)
         if not path.is_file() or path.suffix != ".py":
             raise FileNotFoundError(
-                f"there is no Python file {file} to import; the paths of a recipe's imports start at its folder"
+                f"there is no Python file {file} to import; correct the path: of --imports, or under imports: in the "
+                f"recipe, where paths start at the recipe's folder; where the file has moved, add "
+                f"--imports {shlex.quote(f'FOLDER/{path.name}')}"
             )
         if (name := module_name(path)) not in sys.modules:
             _run(name, path)
@@ -87,9 +89,30 @@ def files_to_run(recorded: Iterable[str], given: Iterable[str | Path], where: st
     return [ran[Path(file).name] for file in recorded]
 
 
+def files_of_recipe(written: Sequence[str], given: Iterable[str | Path]) -> list[str]:
+    """Return the files to run for a user's own recipe: those that it names, and those that the user names beside it.
+
+    A file that is missing is left out where the user names one of its name, and replaced by one that has run.
+
+    Args:
+        written: the imports of that recipe.
+    """
+    added = [str(real_path(file)) for file in given]
+    ran = {Path(path).name: path for _, path in imported_files()} | {Path(path).name: path for path in added}
+    found = [file if Path(file).is_file() else ran.get(Path(file).name, file) for file in written]
+    return list(dict.fromkeys((*found, *added)))
+
+
 def imports_option(files: Iterable[str]) -> str:
-    """Return the words of the command line that name these files."""
-    return " ".join(f"--imports {shlex.quote(file)}" for file in files)
+    """Return the words of the command line that name these files, and which of them are not where they were."""
+    files = list(files)
+    gone = [file for file in files if not Path(file).is_file()]
+    shown = [f"FOLDER/{Path(file).name}" if file in gone else file for file in files]
+    words = " ".join(f"--imports {shlex.quote(file)}" for file in shown)
+    if not gone:
+        return words
+    why = f"there is no {gone[0]}" if Path(gone[0]).is_absolute() else f"it is not known where {gone[0]} is"
+    return f"{words} with the folder that {Path(gone[0]).name} is in now: {why}"
 
 
 def import_again(files: Iterable[tuple[str, str]]) -> None:

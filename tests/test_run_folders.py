@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fourstage.cli import main
+from fourstage.run_folders import no_run
 
 COMMANDS = {
     "evaluate": "evaluate {}",
@@ -72,3 +73,27 @@ def test_a_run_may_have_the_name_of_its_recipe_or_network(
             main([*command, word, "--weights", "nope.pth"])
             printed = capsys.readouterr()
             assert "there is no run" not in printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_comparison_where_a_run_is_needed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    folder = Path("runs/compare mine")
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text("{}")
+    assert no_run(folder) == f"{folder} is a comparison without a run so far; type the command that began it again"
+    make_runs(folder, *(f"{arm}/seed-{seed}" for arm in ("swin", "pvt") for seed in range(3)))
+    named = "fourstage compare 'runs/compare mine'` for its table and its page, or name one of its runs: "
+    named += ", ".join(f"{folder}/{run}" for run in ("pvt/seed-0", "pvt/seed-1", "pvt/seed-2", "swin/seed-0"))
+    assert named in no_run(folder)
+    assert no_run(folder).endswith("and 1 more")
+    folder.rename("runs/mine")
+    printed = answer(command, "runs/mine", capsys)
+    assert "runs/mine is a comparison, not a run; type `fourstage compare runs/mine` for its table" in printed
+    assert "or name one of its runs: runs/mine/pvt/seed-0" in printed
+    printed = answer(command, "runs", capsys)
+    assert "runs is not a run folder, and holds comparisons alone: runs/mine is a comparison, not a run" in printed
+    assert "name one of the runs in it: runs/mine/pvt/seed-0" in answer(command, "runs/mine/pvt", capsys)

@@ -18,6 +18,7 @@ from fourstage.weights import saved
 from fourstage.weights.description import describe_network
 from fourstage.weights.load import head_classes
 from fourstage.weights.reading.safe import Checkpoint, read_checkpoint
+from fourstage.weights.rules import check_real
 
 Form = Literal["maps", "logits"]
 Triple = tuple[float, float, float]
@@ -194,6 +195,7 @@ def _classifier_of_timm(name: str, pretrained: bool = False, checkpoint_path: st
         if shapes := [key for key in own if own[key].shape != state[key].shape]:
             file, here = (tuple(one[shapes[0]].shape) for one in (state, own))
             raise ValueError(f"{checkpoint_path} does not fit {name}: {shapes[0]} is {file} there and {here} here")
+        check_real(state, own, str(checkpoint_path))
         model.load_state_dict(state)
     return model
 

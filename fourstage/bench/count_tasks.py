@@ -5,12 +5,14 @@ each mask head. Segmentors get one of 512 x 2048, without their auxiliary heads.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourstage.api import create_detector, create_segmentor
 from fourstage.bench.count import Count, count_module
+from fourstage.data.embedded.digits import CLASSES as DIGITS
 from fourstage.methods import AUTO, BY_DATA, list_methods
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.detection.padding import padded
@@ -19,6 +21,7 @@ from fourstage.user_files import import_files
 
 DETECTION_SIZE, SEGMENTATION_SIZE = (1280, 800), (512, 2048)  # (H, W) in pixels
 COCO, ADE20K = 80, 150  # default numbers of classes
+EMBEDDED_CLASSES = {"digits": len(DIGITS), "digit_scenes": len(DIGITS)}
 
 
 def count_recipe(name: str, img_size: tuple[int, int] | None = None) -> Count:
@@ -49,14 +52,22 @@ def network_of_recipe(name: str) -> nn.Module:
     recipe = resolve(name).recipe
     import_files(recipe.imports)
     if isinstance(recipe, Detection):
-        build, classes = create_detector, recipe.num_classes or COCO
+        build, classes = create_detector, recipe.num_classes or embedded_classes(recipe) or COCO
     elif isinstance(recipe, Segmentation):
         prior = recipe.method_args.get("prior")  # a share for each class
-        build, classes = create_segmentor, recipe.num_classes or (len(prior) if isinstance(prior, list) else ADE20K)
+        by_prior = len(prior) if isinstance(prior, list) else None
+        build, classes = create_segmentor, recipe.num_classes or by_prior or embedded_classes(recipe) or ADE20K
     else:
         raise ValueError(f"{name} trains a classifier; name its model, {recipe.network_name}")
     arguments = {name: value for name, value in recipe.method_args.items() if name not in BY_DATA or value != AUTO}
     return build(recipe.method, recipe.backbone, classes, backbone_args=recipe.backbone_args, **arguments)
+
+
+def embedded_classes(recipe: Any) -> int | None:
+    """Return the number of classes of a recipe's data where the package has this data; None for other data."""
+    if recipe.data not in EMBEDDED_CLASSES:
+        return None
+    return EMBEDDED_CLASSES[recipe.data] + (recipe.task == "segmentation")  # the background of label maps
 
 
 def network_of_method(name: str) -> nn.Module:

@@ -170,6 +170,7 @@ def build(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Mod
 
 def classifier_of_recipe(file: str, img_size: tuple[int, int] | None, *, dense: bool) -> nn.Module:
     """Return the network of a classification recipe, without weights."""
+    from fourstage.bench.count_tasks import embedded_classes
     from fourstage.recipe import Classification, resolve
     from fourstage.user_files import import_files
 
@@ -180,7 +181,7 @@ def classifier_of_recipe(file: str, img_size: tuple[int, int] | None, *, dense: 
     arguments = {**recipe.model_args, **size_argument(recipe.model, size, dense=dense)}
     if dense:
         return create_backbone(recipe.model, **arguments)
-    return create_model(recipe.model, num_classes=recipe.num_classes, **arguments)
+    return create_model(recipe.model, num_classes=recipe.num_classes or embedded_classes(recipe), **arguments)
 
 
 def size_argument(name: str, img_size: tuple[int, int] | None, *, dense: bool) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fourstage.resources import size_text
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Clock = Literal["wall", "cpu"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LARGEST = 2**14  # pixels a side
 SMALLEST = 32  # pixels a side
+MOST_PIXELS = 2**40  # of a batch: 13 TB as numbers of the network
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,20 @@ class Options:
             raise ValueError(
                 f"images of {height} x {width} pixels are too large; the largest are {LARGEST} x {LARGEST}"
             )
+        self._check_batch()
         if self.clock == "cpu" and self.device == "cuda":
             raise ValueError("processor time does not include a GPU's work; add --device cpu, or leave out --cpu-time")
+
+    def _check_batch(self) -> None:
+        """Raise ValueError for a batch that no machine holds, before it is halved many times."""
+        if self.img_size is None or self.batch_size is None:
+            return
+        height, width = self.img_size
+        if (pixels := self.batch_size * height * width) > MOST_PIXELS:
+            raise ValueError(
+                f"{self.batch_size:,} images of {height} x {width} pixels have {size_text(12 * pixels)} of numbers, "
+                f"more than any memory; give a smaller --batch-size, or a smaller --img-size"
+            )
 
     def modes(self) -> tuple[str, ...]:
         """Return the modes that are measured: "infer", and "train" where `train` is set."""

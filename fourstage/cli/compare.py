@@ -134,9 +134,9 @@ def _out(args: argparse.Namespace, sources: list[str]) -> Path:
         if not args.out:
             raise ValueError("--out is empty; give a folder for the comparison")
         return Path(args.out)
-    from fourstage.run.compare.compare import FILE
+    from fourstage.run_folders import COMPARISON
 
-    if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
+    if len(sources) == 1 and (Path(sources[0]) / COMPARISON).is_file():
         return Path(sources[0])
     source = Path(sources[0])
     return Path("runs") / f"compare-{real_path(source).name if source.is_dir() else source.stem}"

@@ -24,7 +24,7 @@ from fourstage.files import is_address, is_hub_name, read_text, real_path
 from fourstage.recipe.other_network import for_other_network
 from fourstage.recipe.schema import TASKS, Recipe
 from fourstage.recipe.suggestions import as_word, as_yaml, known_keys, unknown_keys, unknown_keys_in_file
-from fourstage.user_files import as_files, files_to_run
+from fourstage.user_files import as_files, files_of_recipe, files_to_run
 
 PATHS = ("data", "weights")  # keys that name a file or a folder
 NO_WEIGHTS = ("", "none", "null")  # values of `weights` for a start from random numbers
@@ -200,8 +200,8 @@ def _changed(
     wanted |= values
     if of_run is not None and "imports" not in wanted:
         wanted["imports"] = files_to_run(plain.imports, imports, str(of_run))
-    elif imports:
-        wanted["imports"] = [*wanted.get("imports", plain.imports), *(str(real_path(file)) for file in imports)]
+    elif (found := files_of_recipe(asked := _files(wanted.get("imports", plain.imports)), imports)) != asked:
+        wanted["imports"] = found
     files = _files(wanted.get("imports", plain.imports))
     before = for_other_network(written.inherited, written.values, written.own, files)
     changed = _deep_copy(before)

@@ -1,7 +1,9 @@
 """Build from a recipe what is the same for every task: optimiser, schedule, precision."""
 
+import json
 import os
-from collections.abc import Callable, Collection
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -107,9 +109,19 @@ def unmatched_names(task: nn.Module, recipe: Recipe, given: Collection[str]) -> 
             close = get_close_matches(word, [*names, *{name.rpartition(".")[0] for name in names}], n=1)
             first = f"; the first {what} is {names[0]}" if names else "; leave it out"
             hint = f"; did you mean {close[0]}?" if close else first
-            raise ValueError(f"optimisation.{key} has {word!r}, but no {what} has such a name{hint}")
+            without = _without(key, words, unmatched)
+            raise ValueError(f"optimisation.{key} has {word!r}, but no {what} has such a name{hint}; or add {without}")
         notes += [f"{key}: this network has no {what} {word}" for word in unmatched]
     return notes
+
+
+def _without(key: str, words: Mapping[str, float] | Sequence[str], unmatched: Collection[str]) -> str:
+    """Return what to type for a setting of the optimiser without these words."""
+    if isinstance(words, Mapping):
+        rest: object = {word: value for word, value in words.items() if word not in unmatched}
+    else:
+        rest = [word for word in words if word not in unmatched]
+    return shlex.quote(f"optimisation.{key}={json.dumps(rest)}")
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:

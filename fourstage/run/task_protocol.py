@@ -139,6 +139,10 @@ class TaskProtocol(ABC, Generic[R, T]):
         """Return what the task needs to know about its data beside the classes, as JSON; checkpoints keep it."""
         return {}
 
+    def metadata_lines(self, classes: tuple[str, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return a line for each value of the recipe that was fitted to the data, as `dataset_metadata` found it."""
+        return ()
+
     def data_notes(self, dataset: Dataset) -> tuple[str, ...]:
         """Return one sentence for each way in which this training data changes what the recipe's name promises."""
         return ()

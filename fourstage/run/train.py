@@ -223,6 +223,7 @@ def _prepare(
     protocol.evaluation_transform()
     protocol.mixing(len(opened.train.classes), order.micro_batch)
     metadata = protocol.dataset_metadata(opened.train)
+    notes += protocol.metadata_lines(opened.train.classes, metadata)
     task = protocol.build_task(opened.train.classes, metadata)
     build.prepare(task, recipe, ranks, device)
     notes += build.unmatched_names(task, recipe, resolved.given)

@@ -400,12 +400,17 @@ def no_address(weight: Weight, call: str = "create_model") -> str:
 
 
 def _typed(weight: Weight, call: str) -> str:
-    """Return a call with the file of a row; for the commands `predict`, `train` and `evaluate`, what they take."""
+    """Return a call with the file of a row; for commands, what they take."""
     file = weight.file or f"{weight.model}.pth"
     if call == "train":
         return f"weights={file}, or weights=none to train from scratch"
     if call == "evaluate":
         return f"--weights {file}"
+    if call == "verify":
+        return f"fourstage verify {file}"
+    if call == "analyze":
+        return f"{weight.model}={file} in place of its name"
     if call == "predict":
-        return f"fourstage predict {weight.recipe or weight.name} IMAGE --weights {file}"
+        name = weight.recipe or weight.name  # `export` and `fourstage.load` take the same
+        return f"--weights {file} behind {name}, as in fourstage predict {name} IMAGE --weights {file}"
     return f"{call}({weight.name!r}, checkpoint_path='{file}')"

@@ -17,7 +17,7 @@ from fourstage.weights.load import COUNTER, OURS, Report, load_state, maps_of, u
 from fourstage.weights.no_values import check_memory
 from fourstage.weights.prefixes import Reading, readings
 from fourstage.weights.reading.safe import Checkpoint
-from fourstage.weights.rules import Rule, check_complete, matching_rules, rename
+from fourstage.weights.rules import Rule, check_complete, check_real, matching_rules, rename
 
 BACKBONE = "backbone."
 HEAD = "head."  # of a classifier beside its backbone, as in MMPretrain
@@ -74,6 +74,7 @@ def load_dense_state(
     )
     if other_rows and not fresh_head:
         _refuse_rows(other_rows[0], renamed, own, method, source, same_classes=_has_classes_of(model, method, state))
+    check_real(filled, own, source)
     report = _load_backbone(backbone, inner, source)
     check_complete(filled, own, fresh)
     model.load_state_dict({**model.state_dict(), **filled})
@@ -213,6 +214,7 @@ def _regular(state: Mapping[str, Tensor], method: str, classes: int | None) -> M
 def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:
     own = backbone.state_dict()
     if own.keys() == state.keys() and all(own[key].shape == value.shape for key, value in state.items()):
+        check_real(state, own, source)
         backbone.load_state_dict(dict(state))  # ours, timm's or a user's own, by the names that they have here
         return Report(source, len(own), 0, (), (), ())
     return load_state(backbone, state, source=source)

@@ -23,8 +23,9 @@ from fourstage.weights.heads import HEAD, fit_head, head_names
 from fourstage.weights.no_values import check_memory, without_memory
 from fourstage.weights.openmmlab import swin_names
 from fourstage.weights.prefixes import Reading, readings
+from fourstage.weights.replaced_tensors import how_to_restore
 from fourstage.weights.resize import resize_rule
-from fourstage.weights.rules import Renamed, Table, check_complete
+from fourstage.weights.rules import Renamed, Table, check_complete, check_real
 from fourstage.weights.strangers import recognise_stranger
 from fourstage.weights.wrapped import filling
 
@@ -117,6 +118,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str, fr
     if (plan := make_plan(model, wanted, named.state)).wrong:
         raise ValueError(misfit(model, reading.state, source, plan.wrong))
     check_memory(wanted.values(), source)
+    check_real(named.state, wanted, source)
     if not fresh_head:
         _check_end(plan, source)
     names = head_names(network, wanted, named.state)
@@ -171,6 +173,7 @@ def _load_wrapped(model: WrappedBackbone, state: Mapping[str, Tensor], source: s
             "built with the same arguments"
         )
     check_memory(wanted.values(), source)
+    check_real(found.tensors, wanted, source)
     check_complete(found.tensors, wanted, found.fresh)
     model.load_state_dict({**wanted, **found.tensors})
     return Report(
@@ -334,6 +337,12 @@ def misfit(model: nn.Module, state: Mapping[str, Tensor], source: str, wrong: li
         return f"{source} holds the dense form of {mine}, without a head: load it into create_backbone({mine!r})"
     if stranger := recognise_stranger(state):
         return f"{source} does not fit {mine}: {stranger}"
+    if restore := how_to_restore(state):
+        return (
+            f"{source} does not fit {mine}: {restore} on the network that it is from, and save its state_dict() again"
+        )
+    if restore := how_to_restore(network.state_dict()):
+        return f"{source} does not fit this network: its {restore} before the file is loaded"
     misfits = _listed(wrong or list(state)) if state else "it holds no tensors"
     built = ({}, *_other_arguments(state))
     arguments, fits = next(((a, names) for a in built if (names := which_models(state, mine, a))), ({}, []))

@@ -108,3 +108,13 @@ def check_complete(state: Collection[str], wanted: Collection[str], fresh: Colle
     both = set(state) & set(fresh)
     if missing or unknown or both:
         raise ValueError(f"never filled: {sorted(missing)}; not ours: {sorted(unknown)}; twice: {sorted(both)}")
+
+
+def check_real(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError for complex numbers where the network has real ones: torch drops the imaginary part."""
+    for key, value in state.items():
+        if value.is_complex() and key in wanted and not wanted[key].is_complex():
+            raise ValueError(
+                f"{source} has complex numbers in {key}, where the network has real ones, and their imaginary part "
+                f"would be lost; save the tensor as real numbers"
+            )

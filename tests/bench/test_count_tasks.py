@@ -14,6 +14,7 @@ from fourstage.api import create_detector, create_segmentor
 from fourstage.backbones.mixers.scalable import InteractiveWindowAttention
 from fourstage.bench.count import Count, count_module
 from fourstage.bench.count_tasks import count_network, count_recipe, network_of_recipe, published_size
+from fourstage.bench.networks import classifier_of_recipe
 from fourstage.recipe import list_recipes
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden" / "published_numbers.json").read_text())
@@ -189,3 +190,26 @@ def test_what_follows_from_the_data_is_left_to_the_network_and_the_rest_is_kept(
     assert not by_data.decoder.classify.bias.any()
     given: Any = network_of_recipe("digit_scenes_dino")
     assert given.queries == 100
+
+
+@pytest.mark.parametrize(
+    ("recipe", "classes"),
+    [
+        ("digit_scenes_upernet", 11),  # the digits and the background
+        ("digit_scenes_semantic_fpn", 11),
+        ("digit_scenes_dino", 10),
+        ("upernet_swin_tiny_ade20k_160k", 150),
+        ("mask_rcnn_swin_tiny_coco_1x", 80),
+    ],
+)
+def test_networks_have_the_classes_of_the_recipe_or_of_its_data(recipe: str, classes: int) -> None:
+    with torch.device("meta"):
+        network: Any = network_of_recipe(recipe)
+    assert network.num_classes == classes
+
+
+def test_a_classifier_of_digits_has_ten_classes(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: digits_visformer\nmodel: swin_tiny\nmodel_args: {}\n")
+    with torch.device("meta"):
+        network: Any = classifier_of_recipe(str(tmp_path / "mine.yaml"), (224, 224), dense=False)
+    assert network.num_classes == 10

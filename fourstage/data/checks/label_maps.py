@@ -52,8 +52,9 @@ def check_label_maps(root: Path, progress: Progress) -> Checked:
             continue
         summary.format = pairs.layout
         findings += [*pairs.problems, *_unused(pairs)]
-        classes = pairs.classes or numbered_classes(values_in(pairs.training_maps))
-        if not pairs.classes:
+        values = [] if pairs.classes else values_in(pairs.training_maps) or values_in(pairs.maps)
+        classes = pairs.classes or (numbered_classes(values) if values else ())
+        if values:
             do = "write one name a line into classes.txt, those of all classes, in the order of their numbers"
             findings.append(Finding("note", "classes without names", str(root), f"names none of {len(classes)}", do))
         there = [i for i, path in enumerate(pairs.maps) if path.is_file()]
@@ -138,11 +139,14 @@ def _class_findings(
     table_256: np.ndarray,
     classes: Sequence[str],
 ) -> Iterator[Finding]:
-    """Report classes that do not occur or are rare."""
-    where = str(pairs.folder)
+    """Report classes that do not occur or are rare; nothing where no label map can be read."""
+    where, readable = str(pairs.folder), sum(one.counts_256 is not None for one in maps)
+    if not readable:
+        return
+    among = "any label map" if readable == len(maps) else f"the {readable:,} of {len(maps):,} label maps that are read"
     if lacking := [name for name in classes if not summary.per_class[name]]:
         count = f"{len(lacking):,} of {len(classes):,} classes"
-        what = f"has {count} that do not occur in any label map, such as {lacking[0]!r}"
+        what = f"has {count} that do not occur in {among}, such as {lacking[0]!r}"
         do = "the network cannot learn them" if split == "train" else "they are not scored"
         yield Finding("note", "class that does not occur", where, what, do)
     if split == "val":

@@ -15,7 +15,7 @@ import numpy as np
 from fourstage.data.embedded.digits import CLASSES, scans
 from fourstage.data.sample import IGNORE
 from fourstage.extras import install
-from fourstage.files import cache_folder
+from fourstage.files import OTHER_CACHE, cache_folder
 
 VERSION = 1  # raised when the same seed gives other scenes
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {  # those of scikit-image by their function, of scikit-learn by their file
@@ -186,6 +186,7 @@ def write_digit_scenes(
     size: int = 128,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    otherwise: str = "free space, or name another folder",
 ) -> Path:
     """Write a data set of digit scenes as a folder in COCO layout. After an error there is no folder.
 
@@ -200,6 +201,7 @@ def write_digit_scenes(
         train, val: number of scenes.
         size: height and width of a scene, pixels.
         progress: called with (scenes done, scenes in all).
+        otherwise: what to do where the folder cannot be written, for the message.
 
     Raises:
         ValueError: the folder exists, cannot be written, or a library is missing.
@@ -218,7 +220,8 @@ def write_digit_scenes(
             _write_splits(new, {"train": train, "val": val}, size, seed, progress or (lambda done, total: None))
             new.rename(folder)
     except OSError as error:
-        raise ValueError(f"digit scenes cannot be written to {folder}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise ValueError(f"digit scenes cannot be written to {folder} ({reason}); {otherwise}") from error
     return folder
 
 
@@ -228,7 +231,7 @@ def cached_digit_scenes(progress: Callable[[int, int], None] | None = None) -> P
     folder = cache_folder() / name
     if not folder.is_dir():
         try:
-            write_digit_scenes(folder, **CACHED, progress=progress)
+            write_digit_scenes(folder, **CACHED, progress=progress, otherwise=OTHER_CACHE)
         except ValueError:
             if not folder.is_dir():  # else another process was faster; its scenes are the same
                 raise

@@ -24,7 +24,17 @@ from fourstage.data.sample import BadImage, NoSplitError, Split
 from fourstage.data.splits import SPLIT_NAMES
 from fourstage.documents import parse_json, read_json
 from fourstage.extras import install
-from fourstage.files import RAISE, atomic_file, cache_folder, limit, open_regular, real_path
+from fourstage.files import (
+    RAISE,
+    atomic_file,
+    cache_error,
+    cache_folder,
+    limit,
+    make_cache_folder,
+    open_regular,
+    real_path,
+)
+from fourstage.resources import is_disk_full
 
 DICTIONARY = 2  # the type of a message
 ROWS = 100_000_000  # of a parquet file
@@ -338,7 +348,7 @@ def _as_arrow(path: Path) -> Path:
     key = sha256(f"{real_path(path)} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_folder() / "parquet" / f"{path.stem}-{key}.arrow"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(target.parent)
         try:
             with (
                 pa.parquet.ParquetFile(path) as source,
@@ -351,6 +361,8 @@ def _as_arrow(path: Path) -> Path:
                     if out.tell() > _most(stat.st_size):
                         raise _too_much(path)
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and is_disk_full(error):  # of the cache, not of the file that is read
+                raise cache_error(target, error) from None
             reason = str(error).strip().rstrip(".")
             raise ValueError(f"{path} is not a complete parquet file ({reason:.200}); download it again") from error
     return target

@@ -5,11 +5,12 @@ import os
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fourstage.data.shards.index import FOLDER, VERSION, ShardIndex, index_shard, load_index, save_index
 from fourstage.extras import install
-from fourstage.files import atomic_file, cache_folder
+from fourstage.files import atomic_file, cache_error, cache_folder, make_cache_folder
+from fourstage.resources import is_disk_full
 
 BOUND = 64  # GB of fetched shards that stay on disk, unless FOURSTAGE_SHARD_CACHE_GB says another number
 CHUNK = 8 << 20  # bytes that are fetched at a time
@@ -52,31 +53,43 @@ class ShardCache:
         self._used: dict[str, float] = {}
 
     def fetch(self, address: str) -> Path:
-        """Return the local copy of a shard. Raises ValueError when it cannot be fetched."""
+        """Return the local copy of a shard. Raises ValueError where it cannot be fetched, OSError: cannot be kept."""
         path = self._place(address)
         if path.is_file():
             self._mark(path)
             return path
         from filelock import FileLock
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        make_cache_folder(path.parent)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise cache_error(path, error) from None
+        try:
             if not path.is_file():
                 self._download(address, path)
                 self._make_room(path)
+        finally:
+            lock.release()
         return path
 
     def index(self, address: str) -> ShardIndex:
-        """Return the index of a shard: the stored one, the one published next to the shard, or a new one."""
+        """Return the index of a shard: the stored one, the one published next to the shard, or a new one.
+
+        Raises:
+            ValueError: the address cannot be reached.
+            OSError: the cache cannot be written.
+        """
         path = self._place(address)
         kept = path.with_name(f"{path.stem}-v{VERSION}.npz")
         size = self._size(address)
+        make_cache_folder(self.folder)
         if (index := load_index(kept, size, None)) is not None:
             return index
         parent, _, name = address.rpartition("/")
         published = self._place(f"{parent}/{FOLDER}/{name}.npz")
         try:
-            published.parent.mkdir(parents=True, exist_ok=True)
             self._download(f"{parent}/{FOLDER}/{name}.npz", published)
             index = load_index(published, size, None)
         except ValueError:
@@ -89,7 +102,10 @@ class ShardCache:
                 local.unlink(missing_ok=True)
                 local = self.fetch(address)
             index = index_shard(local, address)
-            save_index(index, local, kept)
+            try:
+                save_index(index, local, kept)
+            except OSError as error:
+                raise cache_error(kept, error) from None
         return index
 
     def _place(self, address: str) -> Path:
@@ -106,15 +122,11 @@ class ShardCache:
             ) from error
 
     def _download(self, address: str, path: Path) -> None:
-        system, remote = filesystem(address)
         try:
-            with system.open(remote, "rb") as source, atomic_file(path) as target:
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-        except Exception as error:  # each storage has errors of its own
-            raise ValueError(
-                f"{address} cannot be fetched ({_reason(error)}); check the address and the access"
-            ) from error
+            with atomic_file(path) as target:
+                _copy(address, target)
+        except OSError as error:
+            raise cache_error(path, error) from None
 
     def _mark(self, path: Path) -> None:
         now = time.monotonic()
@@ -139,6 +151,19 @@ class ShardCache:
             if path != keep:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def _copy(address: str, target: IO[bytes]) -> None:
+    """Copy a file of a storage. Raises ValueError where it cannot be read, OSError where the disk is full."""
+    system, remote = filesystem(address)
+    try:
+        with system.open(remote, "rb") as source:
+            while chunk := source.read(CHUNK):
+                target.write(chunk)
+    except Exception as error:  # each storage has errors of its own
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        raise ValueError(f"{address} cannot be fetched ({_reason(error)}); check the address and the access") from error
 
 
 def _reason(error: Exception) -> str:

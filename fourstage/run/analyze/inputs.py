@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fourstage.analysis.networks import Form, LoadedNetwork, load_network, untrained_twin
+from fourstage.build import fetch_into_cache
 from fourstage.data.bad_images import find_bad_images
 from fourstage.data.formats import open_dataset
 from fourstage.data.images import is_image_name, read_image
@@ -22,9 +23,11 @@ from fourstage.engine.devices import choose_device
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.recipe import EMBEDDED
+from fourstage.registry import find, list_models
 from fourstage.tasks.detection.detector import Detector
 from fourstage.tasks.segmentation.segmentor import Segmentor
 from fourstage.user_files import import_files
+from fourstage.weights.catalog import published, split
 
 Order = Literal["first", "spread"]
 Source: TypeAlias = str | Path | nn.Module  # of a network
@@ -93,6 +96,8 @@ def load_networks(
     import_files(loading.imports)
     found: list[LoadedNetwork] = []
     for source in sources:
+        if loading.pretrained and isinstance(source, str) and _is_published(source):
+            fetch_into_cache(source, "analyze")
         one = load_network(source, form=form, pretrained=loading.pretrained, which=loading.which, seed=loading.seed)
         found.append(one)
         if untrained and one.trained:
@@ -100,6 +105,12 @@ def load_networks(
     for one in found:
         one.network.to(device)
     return _named_apart(found)
+
+
+def _is_published(source: str) -> bool:
+    """Return whether a text names a network here with published weights, and no file or run."""
+    model = split(source)[0]
+    return not Path(source).exists() and model in list_models() and bool(published(find(model).name))
 
 
 def _named_apart(networks: Sequence[LoadedNetwork]) -> list[LoadedNetwork]:

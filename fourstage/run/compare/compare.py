@@ -9,8 +9,8 @@ from typing import Any
 from fourstage.analysis.comparison import Comparison
 from fourstage.documents import read_json
 from fourstage.engine.devices import is_first_process
-from fourstage.files import write_text
-from fourstage.recipe import FREE, as_begun, difference, resolve
+from fourstage.files import is_address, write_text
+from fourstage.recipe import EMBEDDED, FREE, as_begun, difference, resolve
 from fourstage.recipe.resolve import RUN_RECIPE, list_recipes
 from fourstage.run.compare.assemble import Wishes, assemble, check_tuning, too_few_seeds
 from fourstage.run.compare.columns import Images, analyse, place_of
@@ -21,10 +21,9 @@ from fourstage.run.compare.metrics import check_metric
 from fourstage.run.compare.runs import Table, common_seeds, grouped, is_finished, read_finished
 from fourstage.run.folder import RunFolder
 from fourstage.run.train import train
+from fourstage.run_folders import COMPARISON
 from fourstage.streams import print_lines
 from fourstage.user_files import import_files
-
-FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ def plan_comparison(
     """
     sources, vary, changes = ((one,) if isinstance(one, str) else tuple(one) for one in (sources, vary, changes))
     grid = plan(sources, vary, seeds, out, changes=changes, data=data, imports=imports)
+    for arm in grid.arms:
+        _check_data(arm.recipe.data)  # before recipes of earlier runs are compared, and networks are built
     base = named(reference, [arm.name for arm in grid.arms])
     if match is not None:
         grid = matched(grid, match, base)
@@ -135,7 +136,7 @@ def compare_grid(planned: Planned, wishes: Wishes, *, only: int | None = None, s
     """
     grid = planned.grid
     check_wishes(planned, wishes, only)
-    if only is None or not (grid.out / FILE).is_file():
+    if only is None or not (grid.out / COMPARISON).is_file():
         write_plan(planned, wishes)
     chosen = grid.cells if only is None else [grid.cells[only]]
     for number, cell in enumerate(chosen, 1):
@@ -168,10 +169,10 @@ def compare_runs(
         ValueError: a comparison among several sources, or runs that cannot be compared.
     """
     import_files(imports)
-    if len(sources) == 1 and (Path(sources[0]) / FILE).is_file():
+    if len(sources) == 1 and (Path(sources[0]) / COMPARISON).is_file():
         table, missing, wishes = _of_comparison(Path(sources[0]), wishes)
         return _written(table, out, wishes, missing=missing, show=show)
-    if several := next((source for source in sources if (Path(source) / FILE).is_file()), None):
+    if several := next((source for source in sources if (Path(source) / COMPARISON).is_file()), None):
         raise ValueError(f"{several} is a comparison; name it alone, or the run folders in it, such as ARM/seed-0")
     return _written(grouped(sources), out, wishes, show=show)
 
@@ -186,10 +187,18 @@ def are_runs(sources: Sequence[str]) -> bool:
             raise ValueError(f"there is no folder {recipes[0]}; name those of finished runs, as {folders[0]} is one")
         raise ValueError(f"{folders[0]} is a folder and {recipes[0]} a recipe; name either recipes or finished runs")
     if other := next(
-        (one for one in folders if not any((Path(one) / name).is_file() for name in (FILE, RUN_RECIPE))), None
+        (one for one in folders if not any((Path(one) / name).is_file() for name in (COMPARISON, RUN_RECIPE))), None
     ):
         raise ValueError(f"{other} is neither a run folder nor one of `fourstage compare`; name those of finished runs")
     return True
+
+
+def _check_data(data: str | None) -> None:
+    """Raise ValueError where the data of a recipe is a path that does not exist, and no pattern of shards."""
+    if data is None or data in EMBEDDED or is_address(data) or set(data) & set("*?[{"):
+        return
+    if not Path(data).exists():
+        raise ValueError(f"{data} does not exist: give the data set with --data PATH")
 
 
 def _check_same(cell: Cell) -> None:
@@ -221,7 +230,7 @@ def write_plan(planned: Planned, wishes: Wishes) -> None:
         "reference": planned.reference.name,
         "tuning": dict(wishes.tuning),
     }
-    write_text(grid.out / FILE, json.dumps(content, indent=2))
+    write_text(grid.out / COMPARISON, json.dumps(content, indent=2))
 
 
 def _table(planned: Planned) -> Table:
@@ -233,7 +242,7 @@ def _table(planned: Planned) -> Table:
 
 def _of_comparison(folder: Path, wishes: Wishes) -> tuple[Table, list[str], Wishes]:
     """Return the runs of a comparison that have ended, the cells that have not, and the wishes with its reference."""
-    content: Any = read_json(folder / FILE)
+    content: Any = read_json(folder / COMPARISON)
     try:
         places = {
             str(arm["name"]): {
@@ -245,7 +254,7 @@ def _of_comparison(folder: Path, wishes: Wishes) -> tuple[Table, list[str], Wish
         if not places:
             raise LookupError("no arm")
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"{folder}/{FILE} is damaged; run the command of this comparison again") from None
+        raise ValueError(f"{folder}/{COMPARISON} is damaged; run the command of this comparison again") from None
     table = {
         name: {seed: read_finished(place) for seed, place in seeds.items() if is_finished(place)}
         for name, seeds in places.items()

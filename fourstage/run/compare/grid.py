@@ -11,6 +11,7 @@ from fourstage.plurals import plural
 from fourstage.recipe import Classification, Recipe, data_path, resolve
 from fourstage.recipe.other_network import ARGUMENTS
 from fourstage.recipe.resolve import Resolved
+from fourstage.run_folders import COMPARISON
 from fourstage.user_files import as_files
 
 PICO = "unified_pico"  # the network of mixers where a recipe's own network has none
@@ -191,7 +192,7 @@ def _check(
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / "comparison.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / COMPARISON).is_file():
         raise ValueError(f"{out} holds files that do not belong to a comparison; choose another --out")
 
 

@@ -29,6 +29,7 @@ from fourstage.run.task_protocol import AnyProtocol, AnyTask
 from fourstage.weights import saved
 from fourstage.weights.description import NetworkDescription, description_of
 from fourstage.weights.no_values import without_memory
+from fourstage.weights.replaced_tensors import how_to_restore
 
 WEIGHTS, CONFIG, README = "model.safetensors", saved.CONFIG, "README.md"
 FILES = (WEIGHTS, CONFIG, README)
@@ -206,6 +207,8 @@ def _check_rebuilt(network: nn.Module, described: NetworkDescription) -> None:
     except NotImplementedError:  # of a user's own network that looks at its weights
         shapes = _shapes(fresh_network(described))
     own = _shapes(network)
+    if restore := how_to_restore(own.keys() - shapes.keys()):
+        raise ValueError(f"the network was changed after it was built: {restore}, and save it then")
     if differing := sorted(key for key in shapes.keys() | own.keys() if shapes.get(key) != own.get(key)):
         more = f" and {len(differing) - 1} more" if differing[1:] else ""
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 
 from fourstage.api import create_model
 from fourstage.backbones.base import crop_mode_of
+from fourstage.build import fetch_into_cache
 from fourstage.data.formats import find_format
 from fourstage.data.labels import imagenet_variants as imagenet
 from fourstage.data.sample import Dataset, Sample
@@ -67,6 +68,8 @@ class ClassificationProtocol(TaskProtocol[ClassificationRecipe, Classification])
 
     @classmethod
     def from_name(cls, name: str, weights: str | Path | None) -> tuple[Self, Classification]:
+        if weights is None:
+            fetch_into_cache(name, "predict")
         network: Any = create_model(name, weights is None, checkpoint_path=weights)
         classes = read_checkpoint(weights).classes if weights is not None else None
         config = images_of(network, name)

@@ -69,6 +69,10 @@ class DetectionProtocol(TaskProtocol[DetectionRecipe, Detection]):
             known |= self._queries_for(dataset)
         return {"masks": bool(getattr(dataset, "has_masks", False)), **known}
 
+    def metadata_lines(self, classes: tuple[str, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        queries = metadata.get("queries")
+        return () if queries is None else (f"queries {queries}: fitted to the most objects in a training image",)
+
     def _queries_for(self, dataset: Dataset) -> dict[str, int]:
         """Return the number of queries that suits the data, where the method has one for "auto"."""
         address = find_method(self.recipe.method, "detection").auto_queries

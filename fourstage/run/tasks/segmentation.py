@@ -20,7 +20,7 @@ from fourstage.run.checkpoint_classes import open_in_classes_of
 from fourstage.run.report_samples import keep, worst_and_others
 from fourstage.run.results import LabelMapFolder
 from fourstage.run.task_protocol import EvaluationData, Record, Records, TaskProtocol, Transform
-from fourstage.run.tasks.class_shares import class_shares
+from fourstage.run.tasks.class_shares import class_shares, shares_line
 from fourstage.streams import wrapped
 from fourstage.tasks.segmentation.protocol import Protocol as EvaluationProtocol
 from fourstage.tasks.segmentation.task import Segmentation
@@ -77,6 +77,10 @@ class SegmentationProtocol(TaskProtocol[SegmentationRecipe, Segmentation]):
         if self.recipe.method_args.get("prior") == AUTO:
             known["prior"] = class_shares(dataset)
         return known
+
+    def metadata_lines(self, classes: tuple[str, ...], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+        fitted = self.recipe.method_args.get("prior") == AUTO
+        return (shares_line(classes, metadata.get("prior")),) if fitted else ()
 
     def train_transform(self) -> Transform:
         a = self.recipe.augmentation

@@ -104,7 +104,7 @@ def _located(source: str) -> tuple[str | Path, Weight | None]:
             f"smt_tiny.in1k, see docs/checkpoints.md"
         )
     weight = catalog.find(find(model).name, tag)
-    return fetched(weight, "create_model"), weight
+    return fetched(weight, "verify"), weight
 
 
 def _recognised(file: Checkpoint, sha256: str) -> tuple[Weight | None, str]:

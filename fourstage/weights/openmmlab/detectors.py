@@ -10,7 +10,17 @@ from fourstage.weights.openmmlab.section import ConfigSection, MethodSettings, V
 
 ANCHOR_RATIOS = [0.5, 1.0, 2.0]
 STDS = [0.1, 0.1, 0.2, 0.2]
+CODER_STDS = [1.0] * 4  # of MMDetection's coder where it is given none, and of its heads over anchors
 CASCADE_STDS = [STDS, [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+# What MMDetection's heads have where a configuration leaves the anchors out.
+RPN_ANCHORS = {"type": "AnchorGenerator", "scales": [8, 16, 32], "ratios": ANCHOR_RATIOS, "strides": [4, 8, 16, 32, 64]}
+RETINA_ANCHORS = {
+    "type": "AnchorGenerator",
+    "octave_base_scale": 4,
+    "scales_per_octave": 3,
+    "ratios": ANCHOR_RATIOS,
+    "strides": [8, 16, 32, 64, 128],
+}
 PAIRS_SINCE = (2, 19)  # the version of MMDetection from which RetinaNet's candidates are pairs of anchor and class
 
 
@@ -43,10 +53,10 @@ def retinanet(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[
     head, neck = model.section("bbox_head"), model.section("neck")
     head.require("type", ["RetinaHead"])
     neck.require("add_extra_convs", ["on_input", True])
-    arguments = _single_stage(model, head, neck, pipeline, meta, overlap=0.5)
-    anchors = head.section("anchor_generator")
+    anchors = head.section("anchor_generator", RETINA_ANCHORS)
+    arguments = _single_stage(model, head, neck, anchors, pipeline, meta, overlap=0.5)
     anchors.require("center_offset", [0], default=0)
-    _check_coder(head.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
+    _check_coder(head, CODER_STDS, usual=CODER_STDS)
     arguments |= unusual({
         "ratios": (list(anchors.positive_numbers("ratios")), ANCHOR_RATIOS),
         "base_scale": (anchors.integer("octave_base_scale", 4), 4),
@@ -59,14 +69,14 @@ def atss(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[str, 
     head, (neck, *more) = model.section("bbox_head"), model.sections("neck")
     head.require("type", ["ATSSHead"])
     neck.require("add_extra_convs", ["on_output"])
-    arguments = _single_stage(model, head, neck, pipeline, meta, overlap=0.6)
-    anchors, norm = head.section("anchor_generator"), head.section("norm_cfg")
+    anchors, norm = head.section("anchor_generator", RPN_ANCHORS), head.section("norm_cfg")
+    arguments = _single_stage(model, head, neck, anchors, pipeline, meta, overlap=0.6)
     anchors.require("ratios", [[1.0]])
     anchors.require("scales_per_octave", [1])
     norm.require("type", ["GN"], default="GN")
     norm.require("num_groups", [32], default=32)
     head.require("dcn_on_last_conv", [False], default=False)
-    _check_coder(head.section("bbox_coder"), STDS, default=STDS)
+    _check_coder(head, STDS, usual=CODER_STDS)
     blocks = _dyhead_blocks(more, arguments["channels"])
     arguments |= unusual({
         "dyhead": (blocks, 0),
@@ -93,6 +103,7 @@ def _single_stage(
     model: ConfigSection,
     head: ConfigSection,
     neck: ConfigSection,
+    anchors: ConfigSection,
     pipeline: EvaluationPipeline,
     meta: Mapping[str, Any],
     *,
@@ -107,7 +118,7 @@ def _single_stage(
     neck.require("start_level", [1 if _first_stride(model) == 4 else 0], default=0)  # the map at stride 8
     neck.require("relu_before_extra_convs", [False], default=False)
     outs, channels, limits = neck.integer("num_outs", 5), neck.integer("out_channels", 256), pipeline.limits()
-    _check_anchors(head, [8 * 2**i for i in range(outs)])
+    _check_anchors(head, anchors, [8 * 2**i for i in range(outs)])
     version = [int(number) for number in re.findall(r"\d+", str(meta.get("mmdet_version", "")))[:2]]
     return {
         "channels": channels,
@@ -141,19 +152,25 @@ def _first_stride(model: ConfigSection) -> int:
     return 8 if backbone.type_name == "Visformer" else 4 << min(backbone.integers("out_indices", MAPS), default=0)
 
 
-def _check_anchors(head: ConfigSection, strides: list[int]) -> None:
-    anchors = head.section("anchor_generator")
+def _check_anchors(head: ConfigSection, anchors: ConfigSection, strides: list[int]) -> None:
     anchors.require("type", ["AnchorGenerator"])
     anchors.require("strides", [strides])
     for name, usual in (("base_sizes", None), ("centers", None), ("scale_major", True)):
         anchors.require(name, [usual], default=usual)
-    head.section("loss_cls").require("use_sigmoid", [True], default=True)
+    # A head over anchors asks its loss for sigmoid, whatever the loss itself does without this entry.
+    head.section("loss_cls", {"use_sigmoid": True}).require("use_sigmoid", [True], default=False)
 
 
-def _check_coder(coder: ConfigSection, stds: list[float], default: list[float] | None = None) -> None:
+def _check_coder(head: ConfigSection, stds: list[float], usual: list[float]) -> None:
+    """Raise ValueError unless a head's boxes are relative to its regions, with these deviations.
+
+    Args:
+        usual: deviations that MMDetection's head has where the configuration leaves the coder out.
+    """
+    coder = head.section("bbox_coder", {"target_stds": usual})
     coder.require("type", ["DeltaXYWHBBoxCoder"], default="DeltaXYWHBBoxCoder")
     coder.require("target_means", [[0.0] * 4], default=[0.0] * 4)
-    coder.require("target_stds", [stds], default=default)
+    coder.require("target_stds", [stds], default=CODER_STDS)
 
 
 def _check_box_head(box: ConfigSection, stds: list[float]) -> None:
@@ -161,7 +178,7 @@ def _check_box_head(box: ConfigSection, stds: list[float]) -> None:
     for name in ("num_cls_convs", "num_cls_fcs", "num_reg_convs", "num_reg_fcs"):
         box.require(name, [0], default=0)
     box.section("loss_cls").require("use_sigmoid", [False], default=False)
-    _check_coder(box.section("bbox_coder"), stds)
+    _check_coder(box, stds, usual=STDS)
 
 
 def _box_arguments(box: ConfigSection, agnostic_of: Mapping[str, bool]) -> Values:
@@ -228,10 +245,10 @@ def _proposals(rpn: ConfigSection, strides: list[int], channels: int) -> Values:
         channels: of the pyramid's maps.
     """
     rpn.require("type", ["RPNHead"])
-    _check_anchors(rpn, strides)
-    anchors = rpn.section("anchor_generator")
+    anchors = rpn.section("anchor_generator", RPN_ANCHORS)
+    _check_anchors(rpn, anchors, strides)
     anchors.require("center_offset", [0], default=0)
-    _check_coder(rpn.section("bbox_coder"), [1.0] * 4, default=[1.0] * 4)
+    _check_coder(rpn, CODER_STDS, usual=CODER_STDS)
     return unusual({
         "channels": (rpn.integer("feat_channels", 256), channels),
         "convs": (rpn.integer("num_convs", 1), 1),

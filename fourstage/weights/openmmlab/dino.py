@@ -35,7 +35,8 @@ def dino(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[str, 
 def _neck(neck: ConfigSection) -> Values:
     neck.require("type", ["ChannelMapper"])
     neck.require("kernel_size", [1], default=3)
-    neck.require("act_cfg", [None], default=None)
+    if neck.values.get("act_cfg", {"type": "ReLU"}) is not None:  # MMDetection's own where the entry is missing
+        raise neck.error("has an activation behind its convolutions, and here there is none; supported: act_cfg=None")
     norm = neck.section("norm_cfg")
     norm.require("type", ["GN"])
     norm.require("num_groups", [32])

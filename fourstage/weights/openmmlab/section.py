@@ -44,9 +44,9 @@ class ConfigSection:
         found = self.values.get(name, default)
         return default if found is None else found
 
-    def section(self, name: str) -> "ConfigSection":
-        """Return the dictionary of this name; an empty one where there is none."""
-        return ConfigSection(self.values.get(name), f"{self.path}.{name}", self.source)
+    def section(self, name: str, default: Mapping[str, Any] | None = None) -> "ConfigSection":
+        """Return the dictionary of this name; `default` where it is missing or None; an empty one without a default."""
+        return ConfigSection(self.get(name, default), f"{self.path}.{name}", self.source)
 
     def sections(self, name: str) -> list["ConfigSection"]:
         """Return the dictionaries in the list of this name, or the only one."""

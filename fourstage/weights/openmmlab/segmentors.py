@@ -12,7 +12,7 @@ def segmentor(model: ConfigSection, pipeline: EvaluationPipeline, meta: Mapping[
     head = model.section("decode_head")
     head.require("type", ["UPerHead", "FPNHead"])
     head.require("align_corners", [False, True], default=False)
-    head.section("norm_cfg").require("type", ["BN", "SyncBN", "MMSyncBN", "BN2d"], default="BN")
+    head.section("norm_cfg").require("type", ["BN", "SyncBN", "MMSyncBN", "BN2d"])
     head.section("act_cfg").require("type", ["ReLU"], default="ReLU")
     head.require("conv_cfg", [None], default=None)
     classes = head.integer("num_classes", 150)

@@ -5,11 +5,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fourstage.weights.description import NetworkDescription
+from fourstage.weights.openmmlab.detectors import CASCADE_STDS
 from fourstage.weights.openmmlab.findings import Findings
 from fourstage.weights.openmmlab.section import ConfigSection, Values, comparable, mapping, unusual
 
 FOCAL = {"type": "FocalLoss", "gamma": 2.0, "alpha": 0.25, "use_sigmoid": True}
 BOX_LOSSES = {"L1Loss": "l1", "SmoothL1Loss": "smooth_l1", "GIoULoss": "giou"}
+BOX_HEAD_LOSS = {"type": "SmoothL1Loss"}  # of MMDetection's box heads where a configuration leaves the loss out
 CASCADE_WEIGHTS, CASCADE_OVERLAPS = [1, 0.5, 0.25], [0.5, 0.6, 0.7]
 EXTRACTOR = {"type": "SingleRoIExtractor"}
 SET_COSTS = [
@@ -192,14 +194,14 @@ def _two_stage(model: ConfigSection, train: ConfigSection, findings: Findings) -
 def _box_loss(heads: ConfigSection, findings: Findings, cascade: bool) -> Values:
     """Return the loss on boxes, where it is not the one that the kind of heads has here."""
     first, *others = heads.sections("bbox_head")
-    loss = first.section("loss_bbox")
+    loss = first.section("loss_bbox", BOX_HEAD_LOSS)
     name = BOX_LOSSES.get(loss.type_name)
     if name is None:
         if loss.type_name:
             findings.differs(loss, "type", "the loss of our heads here")
         return {}
     for one in (first, *others):
-        findings.expect(one.section("loss_bbox"), "type", loss.get("type"))
+        findings.expect(one.section("loss_bbox", BOX_HEAD_LOSS), "type", loss.get("type"))
         findings.expect(one.section("loss_bbox"), "loss_weight", 10.0 if name == "giou" else 1.0)
         findings.expect(one, "reg_decoded_bbox", name == "giou")
         if name == "smooth_l1":
@@ -222,8 +224,7 @@ def _stages(heads: ConfigSection, trained: list[ConfigSection], findings: Findin
             findings.expect(one, name, overlap)
     if comparable(weights) == comparable(CASCADE_WEIGHTS) and overlaps == CASCADE_OVERLAPS:
         return {}
-    stds = [list(head.section("bbox_coder").positive_numbers("target_stds")) for head in boxes]
-    rows = zip(overlaps, stds, weights, strict=True)
+    rows = zip(overlaps, CASCADE_STDS, weights, strict=True)  # other deviations are refused before
     return {"stages": [{"iou": iou, "stds": std, "weight": weight} for iou, std, weight in rows]}
 
 

@@ -126,3 +126,37 @@ def test_one_folder_for_both_splits_is_told_once(folder: Path) -> None:
     found = kinds(check(folder).findings)
     assert {kind: found[kind] for kind in expected} == expected
     assert found["note: layout"] == 1
+
+
+def in_colours(path: Path) -> None:
+    Image.fromarray(np.asarray(Image.open(path))).convert("RGB").save(path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_nothing_is_said_of_classes_where_no_label_map_can_be_read(folder: Path, named: bool) -> None:
+    """The errors on the maps are enough: notes on classes would be guesses."""
+    if not named:
+        (folder / "classes.txt").unlink()
+    for split in ("train", "val"):
+        for path in (folder / "masks" / split).iterdir():
+            in_colours(path)
+    findings, summary = check(folder)
+    assert {*kinds(findings)} == {"error: label map saved as colours"}
+    assert {*summary.splits["train"].per_class.values()} == ({0} if named else set())
+
+
+def test_classes_without_names_are_those_of_the_maps_that_can_be_read(folder: Path) -> None:
+    (folder / "classes.txt").unlink()
+    for path in (folder / "masks/train").iterdir():
+        in_colours(path)
+    findings, _ = check(folder)
+    assert "error: label out of range" not in kinds(findings)
+
+
+def test_a_class_that_does_not_occur_in_the_maps_that_can_be_read(folder: Path) -> None:
+    for i in range(8):
+        save(folder / f"masks/train/{i}.png", np.zeros((40, 48), np.uint8))
+    in_colours(folder / "masks/train/0.png")
+    findings, _ = check(folder)
+    what = [one.what for one in findings if one.title == "class that does not occur"]
+    assert any("do not occur in the 7 of 8 label maps that are read, such as" in one for one in what)

@@ -70,3 +70,11 @@ def test_a_setting(where: str, value: object, expected: dict[str, object]) -> No
 def test_what_is_not_as_ours_is_refused(where: str, value: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read(changed(MODEL, where, value))
+
+
+def test_a_neck_that_does_not_name_its_activation_is_refused() -> None:
+    """MMDetection's ChannelMapper then has a ReLU."""
+    assert "act_cfg" in MODEL["neck"]
+    neck = {key: value for key, value in MODEL["neck"].items() if key != "act_cfg"}
+    with pytest.raises(ValueError, match="supported: act_cfg=None"):
+        read({**MODEL, "neck": neck})
