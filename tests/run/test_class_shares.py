@@ -109,3 +109,10 @@ def test_a_run_prints_the_shares_that_it_found(tmp_path: Path, capsys: pytest.Ca
     line = "prior road 75 %, tree 25 %, roof 0.1 % and 1 class more: shares of pixels in label maps of the training"
     assert line in " ".join(capsys.readouterr().out.split())
     assert class_shares.shares_line(("a", "b"), None) == "prior equal: no label map can be read"
+
+
+def test_a_run_prints_the_number_of_queries_that_it_fitted() -> None:
+    fitted = protocol_of(resolve("digit_scenes_dino", ["method_args.queries=auto"]).recipe)
+    line = "queries 17: fitted to the most objects in a training image"
+    assert fitted.metadata_lines(("a",), {"masks": False, "queries": 17}) == (line,)
+    assert not fitted.metadata_lines(("a",), {"masks": False})
