@@ -21,7 +21,8 @@ class NetworkRobustness:
         by_corruption: by the name of a corruption and its severity.
         errors: against AlexNet's, of ImageNet-C alone.
         paired: `plain` less that of the first network of the table on these images; None: this is the first.
-        paired_mean: the same of the mean over corruptions: the difference and its interval, per cent.
+        paired_mean: the same of the mean over corruptions: the difference and its interval, per cent; the interval is
+            NaN where corruptions have other images.
     """
 
     name: str
@@ -86,7 +87,8 @@ def _difference(paired: tuple[float, float, float] | None) -> str:
     if paired is None:
         return ""
     value, low, high = paired
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "\N{MINUS SIGN}")
+    interval = "" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+    return f"{value:+.2f}{interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def _charts(found: Sequence[NetworkRobustness]) -> Markup:
