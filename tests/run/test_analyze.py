@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import fourstage
-from fourstage.analysis import cam
+from fourstage.analysis import cam, cam_targets
 from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
@@ -396,16 +396,35 @@ def test_smoothed_maps_of_a_mirror_image_are_mirrored(task: str) -> None:
         assert np.abs(plain.maps[method] - map_HW).max() > 0.01
 
 
-def test_a_detected_object_has_smoothed_maps() -> None:
+def test_a_detected_object_has_smoothed_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object of a mirrored copy is the mirror image of that of the image."""
     torch.manual_seed(0)
     network: Any = fourstage.create_detector("retinanet", "visformer_digits", 3).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     batch = Batch(("a",), torch.randn(1, 3, 64, 64), ((64, 64),), ((64, 64),))
     network.spread_scores(batch)
+    boxes, original = [], cam_targets.box_target
+    monkeypatch.setattr(cam_targets, "box_target", lambda box, label: boxes.append(box) or original(box, label))
     setting = CamSetting(methods=("layercam",), size=64, aug_smooth=True)
     explained = explain(load_network(network), Sample("a", image, (64, 64)), setting)
     assert explained.box is not None
     assert 0 < explained.maps["layercam"].max() <= 1
+    x1, y1, x2, y2 = explained.box
+    assert boxes == [explained.box, (64 - x2, y1, 64 - x1, y2)]
+
+
+def test_each_option_of_smoothing_changes_the_maps_of_each_method(tmp_path: Path) -> None:
+    maps = {}
+    for option in ("", "--aug-smooth", "--eigen-smooth"):
+        words = ["analyze", "cam", "visformer_digits", "--data", "digits", "--images", "1"]
+        words += ["--method", "layercam", "--method", "scorecam", "--out", str(tmp_path / f"out{option}")]
+        assert main([*words, *([option] if option else [])]) == 0
+        with np.load(tmp_path / f"out{option}" / "cam.npz") as kept:
+            for method in ("layercam", "scorecam"):
+                maps[option, method] = next(kept[key] for key in kept.files if key.endswith(f"__{method}"))
+    for (option, method), map_HW in maps.items():
+        if option:
+            assert np.abs(map_HW - maps["", method]).max() > 0.01, (option, method)
 
 
 @pytest.mark.parametrize("chosen", [(), ("backbone map 1", "backbone map 2")])
