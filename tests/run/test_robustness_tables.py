@@ -177,7 +177,10 @@ def test_unchanged_images_give_the_relative_mce(
     assert [float(row["relative_ce"]) for row in table[1:-1:5]] == pytest.approx(expected)
     assert float(table[-1]["relative_ce"]) == pytest.approx(np.mean(expected))
     assert f"The relative mCE of {NETWORK}={weights.name} is {np.mean(expected):.1f}." in capsys.readouterr().out
-    assert "relative mCE" in (tmp_path / "out" / "robustness.html").read_text()
+    page = (tmp_path / "out" / "robustness.html").read_text()
+    assert f"<td>{float(table[-1]['ce']):.2f}</td><td>{np.mean(expected):.2f}</td>" in page
+    assert "to the first network</th>" not in page
+    assert "relative mCE %</th>" in page
 
 
 CLEAN = {
@@ -252,6 +255,31 @@ def test_corruptions_with_other_images_have_a_difference_without_an_interval(
     assert ">+100.00<" in (tmp_path / "out" / "robustness.html").read_text()
 
 
+def test_unchanged_images_are_the_middle_224_of_256_pixels(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A white border of 1/16 of each side is cut off."""
+    seen = []
+
+    def best_five(_: object, images_BCHW: torch.Tensor, *__: object) -> np.ndarray:
+        seen.append(images_BCHW)
+        return np.zeros((len(images_BCHW), 5), int)
+
+    monkeypatch.setattr(robustness, "best_five", best_five)
+    [path] = write_images(tmp_path / "val", 1)
+    shutil.copytree(tmp_path / "val", tmp_path / "c" / "fog" / "1")
+    pixels = np.full((512, 512, 3), 255, np.uint8)
+    pixels[32:-32, 32:-32] = 0
+    Image.fromarray(pixels).save(path, quality=100)
+    analyse(weights, tmp_path / "c", tmp_path / "out", "--clean", str(tmp_path / "val"))
+    unchanged_BCHW = seen[-1]
+    inside, edge = unchanged_BCHW[..., 4:-4, 4:-4], unchanged_BCHW[..., 0, :]
+    black = float(inside.mean(dim=(2, 3))[0, 0])
+    assert unchanged_BCHW.shape == (1, 3, 224, 224)
+    assert float(inside[0, 0].std()) < 0.01
+    assert float(edge[0, 0].mean()) - black < 2  # white is 4.4 above black
+
+
 def test_networks_are_compared_with_the_first_one_image_by_image(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,8 +301,13 @@ def test_networks_are_compared_with_the_first_one_image_by_image(
     printed = capsys.readouterr().out
     assert re.search(r"network +test set +images +top-1 % +interval +to the first +p", printed)
     page = (tmp_path / "out" / "robustness.html").read_text()
-    assert "to the first network" in page
-    assert "mCE %" not in page
+    p, difference = float(second["p"]), float(second["difference"])
+    assert [line.split()[-1] for line in printed.splitlines()[1:4] if line.startswith("timm")] == ["-", f"{p:.2g}"]
+    assert f"  {difference:+.1f} [" in printed
+    assert "to the first network</th>" in page
+    assert f"<td>{p:.2g}</td>" in page
+    assert f"<td>{difference:+.2f} (".replace("-", "\N{MINUS SIGN}") in page
+    assert "mCE %</th>" not in page
 
 
 @pytest.mark.parametrize("size", [0, -5, 31, 4097])
