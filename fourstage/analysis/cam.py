@@ -7,6 +7,7 @@ averaged. The conventions are those of the package grad-cam (https://github.com/
 at zero, scaled to [0, 1), enlarged bilinearly to the image, averaged over layers, and scaled again.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from fourstage.analysis.unsuitable import UnknownStages, UnsuitableNetwork
 
 EPS_SCALE = 1e-7
 EPS_MASK = 1e-8
+BACKBONE_MAP = re.compile(r"backbone map \d+")
 ALMOST_ZERO = 1e-5  # of a map against the sum of its terms
 Target = Callable[[Any], Tensor]  # from what the network returns to a scalar
 
@@ -76,14 +78,17 @@ def activations(
 
     Args:
         target: from the network's output to (B,) scalars, one for each image.
-        taps: layers by name, `stage1`, ..., or `last`; none: of a classifier the layer of `choose_tap`, of a detector
-            or segmentor the map of its backbone through which most of the score's gradient goes.
+        taps: layers by name, `stage1`, ..., or `last`; of a detector or segmentor also `backbone map 1`, ...; none: of
+            a classifier the layer of `choose_tap`, of a detector or segmentor the map of its backbone through which
+            most of the score's gradient goes.
         run: runs the network on the images where a plain call does not; detectors need it.
 
     Raises:
-        ValueError: a layer is not there, returns no map, or has no gradient.
+        ValueError: a layer is not there, returns no map, has no gradient, or has values that are not finite.
     """
-    dense = not taps and isinstance(getattr(network, "backbone", None), nn.Module)
+    dense = all(BACKBONE_MAP.fullmatch(tap) for tap in taps) and isinstance(
+        getattr(network, "backbone", None), nn.Module
+    )
     names = ["backbone"] if dense else [layer_name(network, tap) for tap in taps]
     image_BCHW = taken_by(network, image_BCHW)
     names = names or [choose_tap(network, image_BCHW, run)]
@@ -96,14 +101,42 @@ def activations(
         found = torch.autograd.grad(scores_B.sum(), outputs, allow_unused=True)
     pairs = [(n, x.detach(), g) for n, x, g in zip(names, outputs, found, strict=True) if g is not None]
     if dense and pairs:
-        pairs = [max(pairs, key=lambda pair: float((pair[1] * pair[2]).abs().sum()))]
+        pairs = _of_backbone(pairs, taps)
     elif len(pairs) < len(names):
         unread = next(name for name, gradient in zip(names, found, strict=True) if gradient is None)
         raise ValueError(f"the score does not depend on the layer {unread}; take one before the head")
     taps, values, gradients = zip(*pairs, strict=True)
     height, width = image_BCHW.shape[-2:]
     maps = [tuple(as_float32(as_map(x, image_BCHW)) for x in tensors) for tensors in (values, gradients)]
+    _check_finite(network, taps, *maps)
     return Activations(taps, maps[0], maps[1], as_float32(scores_B.detach()), (height, width))
+
+
+Layer = tuple[str, Tensor, Tensor]  # its name, values and gradients
+
+
+def _of_backbone(maps: Sequence[Layer], taps: Sequence[str]) -> list[Layer]:
+    """Return the maps of these names; without names the one through which most of the score's gradient goes."""
+    if not taps:
+        return [largest_share(maps)]
+    by_name = {one[0]: one for one in maps}
+    if missing := [tap for tap in taps if tap not in by_name]:
+        raise ValueError(f"the score depends on {', '.join(by_name)}, and not on {missing[0]}; name one of these")
+    return [by_name[tap] for tap in taps]
+
+
+def largest_share(maps: Sequence[Layer]) -> Layer:
+    """Return the map through which most of the score's gradient goes."""
+    return max(maps, key=lambda one: float((one[1] * one[2]).abs().sum()))
+
+
+def _check_finite(
+    network: nn.Module, taps: Sequence[str], values: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    for tap, a_BChw, g_BChw in zip(taps, values, gradients, strict=True):
+        if not bool(a_BChw.isfinite().all() & g_BChw.isfinite().all()):
+            what = f"has values or gradients in its layer {tap} that are not finite"
+            raise UnsuitableNetwork(network, what, "check its weights")
 
 
 def class_activation_map(from_: Activations, method: str, *, eigen_smooth: bool = False) -> Cam:
@@ -118,20 +151,23 @@ def class_activation_map(from_: Activations, method: str, *, eigen_smooth: bool 
     if method not in METHODS:
         raise ValueError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
     join = joining(method, eigen_smooth)
-    raw = tuple(join(METHODS[method](a, g)) for a, g in zip(from_.values, from_.gradients, strict=True))
-    notes, scaled = [], []
-    for tap, map_Bhw, a_BChw, g_BChw in zip(from_.taps, raw, from_.values, from_.gradients, strict=True):
-        notes += [] if eigen_smooth else _notes(method, tap, map_Bhw, a_BChw, g_BChw)
-        vanishes = not eigen_smooth and _vanishes(method, map_Bhw, a_BChw, g_BChw)
+    raw, notes, scaled = [], [], []
+    for tap, a_BChw, g_BChw in zip(from_.taps, from_.values, from_.gradients, strict=True):
+        weighed_BChw = METHODS[method](a_BChw, g_BChw)
+        map_Bhw, sum_Bhw = join(weighed_BChw), weighed_BChw.sum(dim=1)
+        vanishes = _vanishes(method, sum_Bhw, a_BChw, g_BChw)  # then a component has no sign either
+        if vanishes or not eigen_smooth:
+            notes += _notes(method, tap, sum_Bhw, a_BChw, g_BChw)
         evidence_Bhw = torch.zeros_like(map_Bhw) if vanishes else map_Bhw.relu()
+        raw.append(map_Bhw)
         scaled.append(enlarge(scale(evidence_Bhw), from_.size))
-    return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), raw, from_.taps, method, tuple(notes))
+    return Cam(scale(torch.stack(scaled).mean(dim=0).relu()), tuple(raw), from_.taps, method, tuple(notes))
 
 
-def _vanishes(method: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> bool:
+def _vanishes(method: str, sum_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> bool:
     """Return whether a map is rounding noise: before a LayerNorm the terms of HiResCAM cancel at each position."""
     terms = (g_BChw * a_BChw).abs().sum(dim=1).max()
-    return method == "hirescam" and bool(map_Bhw.abs().max() < ALMOST_ZERO * terms)
+    return method == "hirescam" and bool(sum_Bhw.abs().max() < ALMOST_ZERO * terms)
 
 
 def score_cam(
@@ -176,15 +212,15 @@ def _weighed_by_scores(network: nn.Module, image_BCHW: Tensor, a_BChw: Tensor, t
     return torch.stack(rows)[..., None, None] * a_BChw
 
 
-def _notes(method: str, tap: str, map_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
-    """Return what a LayerNorm behind the layer did to a map."""
-    if _vanishes(method, map_Bhw, a_BChw, g_BChw):
+def _notes(method: str, tap: str, sum_Bhw: Tensor, a_BChw: Tensor, g_BChw: Tensor) -> list[str]:
+    """Return what a LayerNorm behind the layer did to the sum of the weighed channels."""
+    if _vanishes(method, sum_Bhw, a_BChw, g_BChw):
         return [
             f"HiResCAM of {tap} is zero everywhere: the layer goes straight into a LayerNorm, whose gradient is "
             "orthogonal to its input; tap the norm's output"
         ]
     if method == "gradcam":
-        total, size = map_Bhw.sum(dim=(1, 2)).abs(), map_Bhw.abs().sum(dim=(1, 2))
+        total, size = sum_Bhw.sum(dim=(1, 2)).abs(), sum_Bhw.abs().sum(dim=(1, 2))
         if bool((size > 0).all()) and bool((total < 1e-4 * size).all()):
             return [
                 f"Grad-CAM of {tap} sums to zero over the image: a LayerNorm behind global pooling makes half of any "

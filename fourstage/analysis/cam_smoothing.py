@@ -42,14 +42,14 @@ UNCHANGED = View(flipped=False, factor=1.0)
 def aug_smoothed(cams_of: Callable[[Tensor, bool], Mapping[str, Cam]], image_BCHW: Tensor) -> dict[str, Cam]:
     """Return the mean of each method's maps over six copies of the images: flipped or not, times 0.9, 1 and 1.1.
 
-    This is `aug_smooth` of grad-cam. Copies in which a detector does not find the object are left out, and noted.
+    This is `aug_smooth` of grad-cam. Copies in which the object is not detected are left out, and noted.
 
     Args:
         cams_of: from images, and whether they are flipped, to the maps of each method. It gets the images as they are
             first; of these, `raw` and `taps` are returned.
 
     Raises:
-        ValueError: the object is not found in the images as they are.
+        ValueError: the object is not detected in the images as they are.
     """
     first = cams_of(image_BCHW, False)
     maps = {method: [one.map_BHW] for method, one in first.items()}
@@ -64,7 +64,7 @@ def aug_smoothed(cams_of: Callable[[Tensor, bool], Mapping[str, Cam]], image_BCH
             continue
         for method, one in found.items():
             maps[method].append(view.back(one.map_BHW))
-    note = f"the object was not found in {plural(lost, 'changed copy', 'changed copies')} of the image"
+    note = f"the object is not detected in {plural(lost, 'changed copy', 'changed copies')} of the image"
     return {
         method: replace(
             one, map_BHW=torch.stack(maps[method]).mean(dim=0), notes=(*one.notes, *((note,) if lost else ()))

@@ -131,6 +131,40 @@ def test_principal_components_are_those_of_the_package_but_for_their_signs(key: 
         assert np.corrcoef(one.flatten(), sums.flatten())[0, 1] > 0
 
 
+def test_a_component_whose_sum_vanishes_has_no_sign_and_no_map() -> None:
+    """Behind a LayerNorm over channels, the terms of HiResCAM cancel at each position."""
+    torch.manual_seed(0)
+    a_BChw, g_BChw = torch.rand(1, 8, 5, 5), torch.randn(1, 8, 5, 5)
+    g_BChw -= (g_BChw * a_BChw).sum(dim=1, keepdim=True) / (a_BChw**2).sum(dim=1, keepdim=True) * a_BChw
+    activated = Activations(("a",), (a_BChw,), (g_BChw,), torch.ones(1), (10, 10))
+    cam = class_activation_map(activated, "hirescam", eigen_smooth=True)
+    assert (cam.map_BHW == 0).all()
+    assert "HiResCAM of a is zero everywhere" in cam.notes[0]
+    assert class_activation_map(activated, "gradcam", eigen_smooth=True).notes == ()
+    assert class_activation_map(activated, "layercam", eigen_smooth=True).map_BHW.max() > 0.9
+
+
+def test_score_cam_is_smoothed_by_the_component_of_its_weighed_channels() -> None:
+    network, images = filled_classifier("resnet18"), torch.from_numpy(image((1, 3, 64, 64)))
+    activated = activations(network, images, class_target(76), ["stage2"])
+    plain, smooth = (score_cam(network, images, activated, class_target(76), eigen_smooth=on) for on in (False, True))
+    assert (plain.raw[0] * smooth.raw[0]).sum() > 0
+    assert abs(float(smooth.raw[0].sum())) < 1e-4 * float(smooth.raw[0].abs().sum())  # channels are centred
+    assert (plain.map_BHW - smooth.map_BHW).abs().max() > 0.01
+
+
+def test_eigen_cam_is_its_component_with_and_without_smoothing() -> None:
+    torch.manual_seed(1)
+    a_BChw = torch.rand(4, 8, 5, 5) * torch.tensor([5.0, *[0.1] * 7])[:, None, None]
+    a_BChw[:, 1:] -= a_BChw[:, :1]  # the sum falls where the component grows
+    activated = Activations(("a",), (a_BChw,), (torch.ones_like(a_BChw),), torch.ones(4), (5, 5))
+    plain, smooth = (class_activation_map(activated, "eigencam", eigen_smooth=on).raw[0] for on in (False, True))
+    torch.testing.assert_close(smooth, plain, rtol=0, atol=0)
+    assert (plain.amax(dim=(1, 2)) >= -plain.amin(dim=(1, 2))).all()
+    hires = class_activation_map(activated, "hirescam", eigen_smooth=True).raw[0]
+    assert (hires - plain).abs().amax(dim=(1, 2)).max() > 0.1  # another sign in some image
+
+
 def test_copies_that_lose_the_object_are_left_out_and_noted() -> None:
     """The map of a copy is its first channel; darker copies lose the object."""
     images = torch.rand(1, 3, 4, 6) + 1
@@ -146,7 +180,7 @@ def test_copies_that_lose_the_object_are_left_out_and_noted() -> None:
     own = aug_smoothed(cams_of, images)["layercam"]
     torch.testing.assert_close(own.map_BHW, 1.05 * images[:, 0])
     torch.testing.assert_close(own.raw[0], images[:, 0])
-    assert own.notes == ("the object was not found in 2 changed copies of the image",)
+    assert own.notes == ("the object is not detected in 2 changed copies of the image",)
     assert len(VIEWS) == 6
 
 

@@ -38,6 +38,39 @@ def test_the_interval_of_many_images_is_that_of_the_paired_formula() -> None:
     assert found.high == pytest.approx(found.difference + half, abs=0.002)
 
 
+def newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
+    """Return method 10 of Newcombe 1998, written a second time: Wilson's limits are the roots of his equation."""
+    count, z = both + only_a + only_b + neither, 1.959963984540054
+
+    def limits(right: int) -> np.ndarray:
+        p = right / count
+        return np.sort(np.roots([1 + z**2 / count, -2 * p - z**2 / count, p**2]).real) - p
+
+    (below_a, above_a), (below_b, above_b) = limits(both + only_a), limits(both + only_b)
+    margins = (both + only_a) * (both + only_b) * (neither + only_a) * (neither + only_b)
+    spread = both * neither - only_a * only_b
+    phi = (spread if spread <= 0 else max(spread - count / 2, 0)) / math.sqrt(margins) if margins else 0
+    share = (only_a - only_b) / count
+    low = share - math.sqrt(below_a**2 + 2 * phi * below_a * above_b + above_b**2)
+    return 100 * low, 100 * (share + math.sqrt(below_b**2 + 2 * phi * below_b * above_a + above_a**2))
+
+
+TABLES = {
+    "positively correlated": (60, 12, 5, 23),
+    "so few that the correction cuts the correlation at zero": (6, 3, 2, 2),
+    "negatively correlated": (20, 30, 35, 15),
+    "not symmetric": (36, 12, 2, 0),
+    "one network right on every image": (53, 1, 0, 0),
+    "one image": (0, 0, 1, 0),
+}
+
+
+@pytest.mark.parametrize("counts", TABLES.values(), ids=TABLES)
+def test_the_interval_is_newcombes_method_10(counts: tuple[int, int, int, int]) -> None:
+    found = compare_answers(*answers(*counts))
+    assert (found.low, found.high) == pytest.approx(newcombe(*counts), abs=1e-6)
+
+
 def test_networks_that_agree_on_all_images_have_an_interval_of_some_width() -> None:
     found = compare_answers(*answers(10, 0, 0, 0))
     assert found.difference == 0

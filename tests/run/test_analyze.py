@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import fourstage
+from fourstage.analysis import cam, cam_targets
 from fourstage.analysis.networks import LoadedNetwork, load_network
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
@@ -395,16 +396,97 @@ def test_smoothed_maps_of_a_mirror_image_are_mirrored(task: str) -> None:
         assert np.abs(plain.maps[method] - map_HW).max() > 0.01
 
 
-def test_a_detected_object_has_smoothed_maps() -> None:
+def test_a_detected_object_has_smoothed_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object of a mirrored copy is the mirror image of that of the image."""
     torch.manual_seed(0)
     network: Any = fourstage.create_detector("retinanet", "visformer_digits", 3).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     batch = Batch(("a",), torch.randn(1, 3, 64, 64), ((64, 64),), ((64, 64),))
     network.spread_scores(batch)
+    boxes, original = [], cam_targets.box_target
+    monkeypatch.setattr(cam_targets, "box_target", lambda box, label: boxes.append(box) or original(box, label))
     setting = CamSetting(methods=("layercam",), size=64, aug_smooth=True)
     explained = explain(load_network(network), Sample("a", image, (64, 64)), setting)
     assert explained.box is not None
     assert 0 < explained.maps["layercam"].max() <= 1
+    x1, y1, x2, y2 = explained.box
+    assert boxes == [explained.box, (64 - x2, y1, 64 - x1, y2)]
+
+
+def test_each_option_of_smoothing_changes_the_maps_of_each_method(tmp_path: Path) -> None:
+    maps = {}
+    for option in ("", "--aug-smooth", "--eigen-smooth"):
+        words = ["analyze", "cam", "visformer_digits", "--data", "digits", "--images", "1"]
+        words += ["--method", "layercam", "--method", "scorecam", "--out", str(tmp_path / f"out{option}")]
+        assert main([*words, *([option] if option else [])]) == 0
+        with np.load(tmp_path / f"out{option}" / "cam.npz") as kept:
+            for method in ("layercam", "scorecam"):
+                maps[option, method] = next(kept[key] for key in kept.files if key.endswith(f"__{method}"))
+    for (option, method), map_HW in maps.items():
+        if option:
+            assert np.abs(map_HW - maps["", method]).max() > 0.01, (option, method)
+
+
+@pytest.mark.parametrize("chosen", [(), ("backbone map 1", "backbone map 2")])
+def test_copies_of_an_image_are_explained_at_the_layer_of_the_image(
+    chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of the gradient goes through another map of each copy."""
+    torch.manual_seed(0)
+    network = fourstage.create_segmentor("semantic_fpn", "visformer_digits", 3).eval()
+    calls, original = [], cam.largest_share
+
+    def largest_share(maps: list[Any]) -> Any:
+        calls.append(maps)
+        return maps[len(calls) % len(maps)]
+
+    monkeypatch.setattr(cam, "largest_share", largest_share)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    setting = CamSetting(methods=("layercam",), taps=chosen, size=64, aug_smooth=True)
+    explained = explain(load_network(network), Sample("a", image, (64, 64)), setting)
+    assert explained.taps == (chosen or ("backbone map 2",))
+    assert len(calls) == (0 if chosen else 1)
+    monkeypatch.setattr(cam, "largest_share", original)
+    named = explain(load_network(network), Sample("a", image, (64, 64)), replace(setting, taps=explained.taps))
+    np.testing.assert_array_equal(named.maps["layercam"], explained.maps["layercam"])
+
+
+def test_a_map_that_the_backbone_does_not_have_is_refused() -> None:
+    network = fourstage.create_segmentor("semantic_fpn", "visformer_digits", 3).eval()
+    image = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(
+        ValueError, match="on backbone map 1, backbone map 2, backbone map 3, and not on backbone map 9"
+    ):
+        explain(load_network(network), Sample("a", image, (64, 64)), CamSetting(taps=("backbone map 9",), size=64))
+
+
+@pytest.mark.parametrize("eigen_smooth", [False, True])
+def test_a_network_whose_values_are_not_finite_has_no_map(eigen_smooth: bool, tmp_path: Path) -> None:
+    network = fourstage.create_model("visformer_digits", num_classes=10)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    setting = CamSetting(images=1, eigen_smooth=eigen_smooth)
+    with pytest.raises(
+        ValueError, match=r"has values or gradients in its layer \w+ that are not finite; check its weig"
+    ):
+        analyze_cam(network, "digits", tmp_path / "out", setting)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("aug_smooth", [False, True])
+def test_a_segmentors_class_without_a_pixel_needs_a_box(aug_smooth: bool) -> None:
+    network: Any = fourstage.create_segmentor("semantic_fpn", "visformer_digits", 3).eval()
+    layers = [one for one in network.modules() if isinstance(one, nn.Conv2d) and one.out_channels == 3]
+    assert layers[-1].bias is not None
+    with torch.no_grad():
+        layers[-1].bias[1] = -100
+    sample = Sample("a", np.zeros((64, 64, 3), np.uint8), (64, 64))
+    setting = CamSetting(label="1", size=64, aug_smooth=aug_smooth)
+    with pytest.raises(
+        ValueError, match="no pixel is predicted as class 1; choose another --class, or give a region by --box"
+    ):
+        explain(load_network(network), sample, setting)
+    assert explain(load_network(network), sample, replace(setting, box=(0, 0, 9, 9))).explained == "class 1 in the box"
 
 
 def test_a_map_needs_a_method() -> None:

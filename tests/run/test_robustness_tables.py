@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fourstage.analysis.paired_answers import mcnemar
 from fourstage.analysis.robustness import ALEXNET
 from fourstage.cli import main
 from fourstage.data.labels.imagenet_variants import wnids
-from fourstage.run.analyze.robustness import RobustnessSetting
+from fourstage.run.analyze.robustness import RobustnessSetting, analyze_robustness
 
 NETWORK = "timm/resnet10t"
 
@@ -32,6 +33,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "net.pth"
     torch.save(state, path)
     return path
+
+
+def write_corrupted(root: Path, source: Path) -> None:
+    """Write ImageNet-C's folders, each with the images of `source`."""
+    for name in ALEXNET:
+        for severity in "12345":
+            shutil.copytree(source, root / name / severity)
 
 
 def write_images(root: Path, classes: int) -> list[Path]:
@@ -169,24 +177,112 @@ def test_unchanged_images_give_the_relative_mce(
     assert [float(row["relative_ce"]) for row in table[1:-1:5]] == pytest.approx(expected)
     assert float(table[-1]["relative_ce"]) == pytest.approx(np.mean(expected))
     assert f"The relative mCE of {NETWORK}={weights.name} is {np.mean(expected):.1f}." in capsys.readouterr().out
-    assert "relative mCE" in (tmp_path / "out" / "robustness.html").read_text()
+    page = (tmp_path / "out" / "robustness.html").read_text()
+    assert f"<td>{float(table[-1]['ce']):.2f}</td><td>{np.mean(expected):.2f}</td>" in page
+    assert "to the first network</th>" not in page
+    assert "relative mCE %</th>" in page
 
 
-@pytest.mark.parametrize("clean", ["val", "missing"])
+CLEAN = {
+    "val": "has no folders CORRUPTION/SEVERITY; remove --clean",
+    "missing": "is a folder of ImageNet's validation images by classes; ",
+    "empty": "with the same classes as ",
+    "more": "more has 3 folders and ",
+    "digits": "digits has no folders CORRUPTION/SEVERITY; remove --clean",
+}
+
+
+@pytest.mark.parametrize("clean", CLEAN)
 def test_unchanged_images_of_other_data_are_refused(
-    weights: Path, tmp_path: Path, clean: str, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, clean: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before anything is measured, and whether or not the package for corruptions is installed."""
+    monkeypatch.setattr(robustness, "best_five", lambda *_: pytest.fail("measured"))
     write_images(tmp_path / "val", 2)
-    data = tmp_path / ("val" if clean == "val" else "c")
-    if clean == "missing":
-        write_images(data / "fog" / "1", 2)
-    words = ["--data", str(data), "--clean", str(tmp_path / clean)]
+    write_images(tmp_path / "c" / "fog" / "1", 2)
+    write_images(tmp_path / "more", 3)
+    (tmp_path / "empty").mkdir()
+    data = {"val": str(tmp_path / "val"), "digits": "digits"}.get(clean, str(tmp_path / "c"))
+    words = ["--data", data, "--clean", str(tmp_path / clean)]
     assert main(["analyze", "robustness", f"{NETWORK}={weights}", *words, "--out", str(tmp_path / "out")]) == 2
-    assert "--clean is " in capsys.readouterr().err
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "--clean is " in printed
+    assert CLEAN[clean] in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_networks_are_compared_with_the_first_one_image_by_image(weights: Path, tmp_path: Path) -> None:
+def test_unchanged_images_that_cannot_be_read_are_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder may be that of ImageNet, whose images are in its val/."""
+    monkeypatch.setattr(robustness, "best_five", lambda _, images, *__: np.tile(np.arange(5), (len(images), 1)))
+    paths = write_images(tmp_path / "imagenet" / "val", 3)
+    shutil.copytree(tmp_path / "imagenet" / "val", tmp_path / "c" / "fog" / "1")
+    shutil.copytree(tmp_path / "imagenet" / "val", tmp_path / "imagenet" / "train")
+    paths[1].write_bytes(b"no image")
+    analyse(weights, tmp_path / "c", tmp_path / "out", "--clean", str(tmp_path / "imagenet"))
+    printed = capsys.readouterr().out
+    assert f"1 image cannot be read and is left out: {paths[1].name}" in printed
+    assert f"Unchanged images are those of {tmp_path / 'imagenet' / 'val'}, resized to 256 pixels" in printed
+    assert "Predictions among the 3 classes of the data." in printed
+    assert rows(tmp_path / "out" / "robustness.csv")[0]["images"] == "2"
+
+
+def test_corruptions_with_other_images_have_a_difference_without_an_interval(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second network is right on every image, the first one on none."""
+    classes = [[7] * 5, [0, 1, 2, 3, 4]]
+
+    def best_five(network: Any, images_BCHW: torch.Tensor, *_: object) -> np.ndarray:
+        return np.tile(classes[int(network.fc.weight.abs().max() == 0)], (len(images_BCHW), 1))
+
+    monkeypatch.setattr(robustness, "best_five", best_five)
+    other, state = tmp_path / "other.pth", torch.load(weights)
+    torch.save(state | {"fc.weight": 0 * state["fc.weight"]}, other)
+    [path] = write_images(tmp_path / "source", 1)
+    path.with_name("ILSVRC2012_val_00000009.JPEG").write_bytes(path.read_bytes())
+    write_corrupted(tmp_path / "c", tmp_path / "source")
+    for images in (2, 1):
+        outcome = analyze_robustness(
+            [f"{NETWORK}={file}" for file in (weights, other)], tmp_path / "c", tmp_path / "out"
+        )
+        row = dict(zip(outcome.head, outcome.rows[1], strict=True))
+        assert (row["to the first"], row["p"]) == ("+100.0 [+100.0, +100.0]" if images == 2 else "+100.0", "-")
+        (tmp_path / "c" / "fog" / "3" / path.parent.name / path.name).unlink(missing_ok=True)
+    mean = rows(tmp_path / "out" / "robustness.csv")[-1]
+    assert (mean["difference"], mean["difference_low"], mean["p"]) == ("100", "", "")
+    assert ">+100.00<" in (tmp_path / "out" / "robustness.html").read_text()
+
+
+def test_unchanged_images_are_the_middle_224_of_256_pixels(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A white border of 1/16 of each side is cut off."""
+    seen = []
+
+    def best_five(_: object, images_BCHW: torch.Tensor, *__: object) -> np.ndarray:
+        seen.append(images_BCHW)
+        return np.zeros((len(images_BCHW), 5), int)
+
+    monkeypatch.setattr(robustness, "best_five", best_five)
+    [path] = write_images(tmp_path / "val", 1)
+    shutil.copytree(tmp_path / "val", tmp_path / "c" / "fog" / "1")
+    pixels = np.full((512, 512, 3), 255, np.uint8)
+    pixels[32:-32, 32:-32] = 0
+    Image.fromarray(pixels).save(path, quality=100)
+    analyse(weights, tmp_path / "c", tmp_path / "out", "--clean", str(tmp_path / "val"))
+    unchanged_BCHW = seen[-1]
+    inside, edge = unchanged_BCHW[..., 4:-4, 4:-4], unchanged_BCHW[..., 0, :]
+    black = float(inside.mean(dim=(2, 3))[0, 0])
+    assert unchanged_BCHW.shape == (1, 3, 224, 224)
+    assert float(inside[0, 0].std()) < 0.01
+    assert float(edge[0, 0].mean()) - black < 2  # white is 4.4 above black
+
+
+def test_networks_are_compared_with_the_first_one_image_by_image(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = write_images(tmp_path / "imagenet-a", 12)
     other = tmp_path / "other.pth"
     state = torch.load(weights)
@@ -202,9 +298,16 @@ def test_networks_are_compared_with_the_first_one_image_by_image(weights: Path, 
     assert float(second["difference"]) == pytest.approx(100 * (only_other - only) / 12)
     assert float(second["p"]) == pytest.approx(mcnemar(only_other, only))
     assert float(second["difference_low"]) < float(second["difference"]) < float(second["difference_high"])
+    printed = capsys.readouterr().out
+    assert re.search(r"network +test set +images +top-1 % +interval +to the first +p", printed)
     page = (tmp_path / "out" / "robustness.html").read_text()
-    assert "to the first network" in page
-    assert "mCE %" not in page
+    p, difference = float(second["p"]), float(second["difference"])
+    assert [line.split()[-1] for line in printed.splitlines()[1:4] if line.startswith("timm")] == ["-", f"{p:.2g}"]
+    assert f"  {difference:+.1f} [" in printed
+    assert "to the first network</th>" in page
+    assert f"<td>{p:.2g}</td>" in page
+    assert f"<td>{difference:+.2f} (".replace("-", "\N{MINUS SIGN}") in page
+    assert "mCE %</th>" not in page
 
 
 @pytest.mark.parametrize("size", [0, -5, 31, 4097])

@@ -21,7 +21,8 @@ class NetworkRobustness:
         by_corruption: by the name of a corruption and its severity.
         errors: against AlexNet's, of ImageNet-C alone.
         paired: `plain` less that of the first network of the table on these images; None: this is the first.
-        paired_mean: the same of the mean over corruptions: the difference and its interval, per cent.
+        paired_mean: the same of the mean over corruptions: the difference and its interval, per cent; the interval is
+            NaN where corruptions have other images.
     """
 
     name: str
@@ -64,7 +65,9 @@ def _table(found: Sequence[NetworkRobustness]) -> Markup:
             mean = np.mean([accuracy.top1 for accuracy in one.by_corruption.values()])
             errors = (None, None) if one.errors is None else (one.errors.mce, one.errors.relative_mce)
             cells = (f"{mean:.2f}", "", "", _difference(one.paired_mean), "")
-            rows.append((*start, f"{one.test_set}, mean", *cells, *("" if e is None else f"{e:.2f}" for e in errors)))
+            rows.append(
+                (*start, f"{one.test_set}, mean", *cells, *("" if e is None else _signed(f"{e:.2f}") for e in errors))
+            )
     kept = [k for k in range(len(_HEAD)) if any(row[k] for row in rows)]
     shown = [tuple(row[k] for k in kept) for row in rows]
     return table([_HEAD[k] for k in kept], shown, caption="Top-1 accuracy", class_="numbers")
@@ -86,7 +89,12 @@ def _difference(paired: tuple[float, float, float] | None) -> str:
     if paired is None:
         return ""
     value, low, high = paired
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "\N{MINUS SIGN}")
+    interval = "" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+    return _signed(f"{value:+.2f}{interval}")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _charts(found: Sequence[NetworkRobustness]) -> Markup:

@@ -133,9 +133,15 @@ def explain(loaded: LoadedNetwork, sample: Sample, setting: CamSetting) -> Expla
     run = cam_targets.run_of(network)
     subject = _subject(loaded, run, image_BCHW, setting)
 
+    taps = setting.taps
+
     def cams_of(image_BCHW: Tensor, flipped: bool) -> dict[str, cam.Cam]:
+        nonlocal taps
         target = subject.mirrored if flipped else subject.target
-        return _cams(network, image_BCHW, target, setting, run)
+        found = _cams(network, image_BCHW, target, replace(setting, taps=taps), run)
+        if isinstance(network, Detector | Segmentor):  # whose layer depends on the image: copies have that of the image
+            taps = next(iter(found.values())).taps
+        return found
 
     maps = aug_smoothed(cams_of, image_BCHW) if setting.aug_smooth else cams_of(image_BCHW, False)
     scores = {}
@@ -202,6 +208,10 @@ def _subject(loaded: LoadedNetwork, run: Callable[[Tensor], Any], image_BCHW: Te
         best_BHW = output.argmax(dim=1)
         best = int(best_BHW.flatten().bincount().argmax()) if label is None else label
         region_HW = best_BHW[0] == best if setting.box is None else _region(setting.box, image_BCHW)
+        if not bool(region_HW.any()):
+            raise ValueError(
+                f"no pixel is predicted as {_name(loaded, best)}; choose another --class, or give a region by --box"
+            )
         target, mirrored = (cam_targets.region_target(best, one) for one in (region_HW, region_HW.flip(-1)))
         where = "its pixels" if setting.box is None else "the box"
         words, box = f"{_name(loaded, best)} in {where}", setting.box

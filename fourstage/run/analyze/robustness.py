@@ -15,6 +15,7 @@ from fourstage.analysis.unsuitable import naming
 from fourstage.data.labels.imagefolder import find_layout
 from fourstage.data.labels.imagenet_variants import CLASSES, Variant, find_variant, read_real
 from fourstage.data.sample import Dataset, Sample
+from fourstage.data.walk import subfolders
 from fourstage.plurals import plural
 from fourstage.progress import Bar
 from fourstage.report.analyses.robustness import NetworkRobustness, robustness_page
@@ -102,9 +103,9 @@ def analyze_robustness(
     setting, folder = setting or RobustnessSetting(), check_folder(out)
     published = folders_of_imagenet_c(Path(data))
     variant = None if published else find_variant(Path(data))
+    clean = _clean_images(setting.clean, data, published)
     if not published and variant is None:
         rb.check_corruptions(setting.corruptions)
-    clean = _clean_images(setting.clean, data, published)
     networks = load_networks(sources, "logits", loading or Loading())
     if published:
         found, notes = _imagenet_c(networks, published, clean, setting, show)
@@ -141,8 +142,8 @@ def folders_of_imagenet_c(root: Path) -> dict[tuple[str, int], Path]:
     return found
 
 
-def _clean_images(clean: str | Path | None, data: str | Path, published: object) -> Variant | None:
-    """Return the unchanged images; None: none are given."""
+def _clean_images(clean: str | Path | None, data: str | Path, published: dict[tuple[str, int], Path]) -> Variant | None:
+    """Return the unchanged images, which have the classes of the corrupted ones; None: none are given."""
     if clean is None:
         return None
     if not published:
@@ -150,7 +151,14 @@ def _clean_images(clean: str | Path | None, data: str | Path, published: object)
     root = Path(clean)
     if not root.is_dir():
         raise ValueError(f"--clean is a folder of ImageNet's validation images by classes; {clean} is none")
-    return Variant(find_layout(root).val or root)
+    folder = find_layout(root).val or root
+    own, corrupted = subfolders(folder), next(iter(published.values()))
+    if set(own) != set(others := subfolders(corrupted)):  # predictions among fewer classes are more often right
+        raise ValueError(
+            f"--clean is a folder of ImageNet's validation images with the same classes as {data}; {folder} has "
+            f"{plural(len(own), 'folder')} and {corrupted} {len(others)}, and their names differ"
+        )
+    return Variant(folder)
 
 
 def _imagenet_c(
@@ -168,15 +176,16 @@ def _imagenet_c(
         for i, (key, folder) in enumerate(folders.items()):
             data = Variant(folder)
             chosen = _chosen(data, setting.images, setting, folder)
-            notes += chosen.notes
+            notes += [*chosen.notes, *_among(data)]
             correct = _correct(networks, data, chosen.positions, _centre, data.among)
             for known, right in zip(accuracies, correct, strict=True):
                 known[key] = right
             bar.update(i + 1)
     unchanged: list[rb.Accuracy | None] = [None] * len(networks)
     if clean is not None:
-        positions = _chosen(clean, setting.images, setting, clean.folder).positions
-        unchanged = [*_correct(networks, clean, positions, _before_corruption, clean.among)]
+        chosen = _chosen(clean, setting.images, setting, clean.folder)
+        unchanged = [*_correct(networks, clean, chosen.positions, _before_corruption, clean.among)]
+        notes += chosen.notes
         notes.append(f"Unchanged images are those of {clean.folder}, resized to {RESIZED_C} pixels and cropped to 224.")
     found = []
     for loaded, known, plain in zip(networks, accuracies, unchanged, strict=True):
@@ -205,7 +214,7 @@ def _variant(
     positions = chosen.positions
     real = read_real(root, data)
     found = []
-    notes = [*chosen.notes, *([f"{data.note[0].upper()}{data.note[1:]}."] if data.note else [])]
+    notes = [*chosen.notes, *_among(data)]
     with Bar("measuring robustness", len(networks), show=show) as bar:
         for i, loaded in enumerate(networks):
             best_N5 = _best([loaded], data, positions, _standard(setting), data.among)[0]
@@ -288,6 +297,11 @@ def _crops(
 
 def _chosen(dataset: Dataset, images: int | None, setting: RobustnessSetting, data: str | Path) -> Chosen:
     return choose(dataset, images, setting.order, data, default=len(dataset))
+
+
+def _among(data: Variant) -> tuple[str, ...]:
+    """Return a sentence on predictions among some of ImageNet's classes; nothing for all of them."""
+    return (f"{data.note[0].upper()}{data.note[1:]}.",) if data.note else ()
 
 
 def _check_imagenet(networks: Sequence[LoadedNetwork]) -> None:

@@ -11,34 +11,39 @@ from fourstage.analysis.paired_answers import PairedAnswers, compare_answers
 from fourstage.analysis.statistics import bootstrap_means
 from fourstage.files import write_text
 from fourstage.report.analyses.robustness import NetworkRobustness
-from fourstage.run.analyze.outputs import as_csv
+from fourstage.run.analyze.outputs import as_csv, with_interval
 
-HEAD = ("network", "test set", "images", "top-1 %", "interval", "mCE")
+HEAD = ("network", "test set", "images", "top-1 %", "interval")
+ERRORS = ("mCE",)  # column of ImageNet-C
 PAIRED = ("to the first", "p")  # columns where there are several networks
 
 
 def head_of(found: Sequence[NetworkRobustness]) -> tuple[str, ...]:
     """Return the head of the printed table."""
-    return (*HEAD, *PAIRED) if _is_paired(found) else HEAD
+    return (*HEAD, *(ERRORS if _has_mce(found) else ()), *(PAIRED if _is_paired(found) else ()))
 
 
 def printed(found: Sequence[NetworkRobustness]) -> Iterator[tuple[str, ...]]:
-    paired = _is_paired(found)
+    paired, errors = _is_paired(found), _has_mce(found)
     for one in found:
         mce = "-" if one.errors is None or one.errors.mce is None else f"{one.errors.mce:.1f}"
         if one.plain is not None:
             low, high = one.plain.interval
             count = str(len(one.plain.correct_N))
             name = "unchanged" if one.by_corruption else one.test_set
-            row = (one.name, name, count, f"{one.plain.top1:.1f}", f"[{low:.1f}, {high:.1f}]", "-")
-            yield (*row, *(_words_of(one.paired) if paired else ()))
+            row = (one.name, name, count, f"{one.plain.top1:.1f}", f"[{low:.1f}, {high:.1f}]")
+            yield (*row, *(("-",) if errors else ()), *(_words_of(one.paired) if paired else ()))
         if one.by_corruption:
             mean, low, high = mean_accuracy(one)
             count = str(len(next(iter(one.by_corruption.values())).correct_N))
             start = "" if one.plain is not None else one.name
             interval = "-" if np.isnan(low) else f"[{low:.1f}, {high:.1f}]"
-            row = (start, f"{one.test_set}, mean", count, f"{mean:.1f}", interval, mce)
-            yield (*row, *((_difference(one.paired_mean), "-") if paired else ()))
+            row = (start, f"{one.test_set}, mean", count, f"{mean:.1f}", interval)
+            yield (*row, *((mce,) if errors else ()), *((_difference(one.paired_mean), "-") if paired else ()))
+
+
+def _has_mce(found: Sequence[NetworkRobustness]) -> bool:
+    return any(one.errors is not None and one.errors.mce is not None for one in found)
 
 
 def _is_paired(found: Sequence[NetworkRobustness]) -> bool:
@@ -52,7 +57,7 @@ def _words_of(paired: PairedAnswers | None) -> tuple[str, str]:
 
 
 def _difference(paired: tuple[float, float, float] | None) -> str:
-    return "-" if paired is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*paired)
+    return "-" if paired is None else with_interval(*paired, "+.1f")
 
 
 def with_pairs(found: Sequence[NetworkRobustness]) -> list[NetworkRobustness]:
@@ -74,19 +79,19 @@ def _compared(one: NetworkRobustness, reference: NetworkRobustness) -> NetworkRo
     return replace(one, paired=paired, paired_mean=paired_mean)
 
 
-def _mean_difference(one: NetworkRobustness, reference: NetworkRobustness) -> tuple[float, float, float] | None:
-    """Return the difference of the means over corruptions and its interval over images; None: images differ."""
+def _mean_difference(one: NetworkRobustness, reference: NetworkRobustness) -> tuple[float, float, float]:
+    """Return the difference of the means over corruptions, and its interval over images where all have the same."""
     rows = [accuracy.correct_N - reference.by_corruption[key].correct_N for key, accuracy in one.by_corruption.items()]
-    if len({len(row) for row in rows}) > 1:
-        return None
-    differences_N = 100 * np.mean(rows, axis=0)
-    low_1, high_1 = bootstrap_means(differences_N[None])
-    return None if np.isnan(low_1[0]) else (float(differences_N.mean()), float(low_1[0]), float(high_1[0]))
+    return _mean_of(rows)
 
 
 def mean_accuracy(one: NetworkRobustness) -> tuple[float, float, float]:
     """Return the mean over corruptions and severities, and its interval over images where all have the same ones."""
-    rows = [accuracy.correct_N for accuracy in one.by_corruption.values()]
+    return _mean_of([accuracy.correct_N for accuracy in one.by_corruption.values()])
+
+
+def _mean_of(rows: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Return the mean of means over images, per cent, and its interval; NaN where the rows have other images."""
     mean = 100 * float(np.mean([row.mean() for row in rows]))
     if len({len(row) for row in rows}) > 1:
         return mean, float("nan"), float("nan")
